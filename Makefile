@@ -1,0 +1,60 @@
+# Every target makes its own environment first, so that any of them works as the first command in a fresh clone.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+READY := $(VENV)/.installed-from-pyproject
+
+# The recipes below then read as a user would type them.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: help demo test test-slow test-gpu lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+$(READY): pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --editable '.[dev]'
+	touch $@
+
+demo: $(READY) ## phantoms, pretraining, evaluation and export in a few minutes, into demo/
+	rm -rf demo
+	medmoco phantom --out demo/data --patients 160
+	medmoco pretrain --config configs/demo.yaml
+	medmoco evaluate --config configs/demo.yaml --encoder demo/run --out demo/run/evaluation
+	medmoco export --run demo/run --out demo/export
+	@echo
+	@echo "The demo is done; the images are synthetic and its scores say nothing about patients."
+	@echo "  demo/data              phantoms as DICOM and PNG, and their manifest"
+	@echo "  demo/run               settings, metrics.jsonl, TensorBoard, checkpoints"
+	@echo "  demo/run/evaluation    AUROC with intervals, next to an untrained encoder and raw pixels"
+	@echo "  demo/export            the encoder, how to feed it, and proof that it was read back right"
+
+test: lint ## linters, then all tests that are neither slow nor need a GPU
+	pytest
+
+test-slow: $(READY) ## the slow tests
+	pytest -m "slow and not gpu"
+
+test-gpu: $(READY) ## the tests that need a GPU
+	pytest -m gpu
+
+lint: $(READY) ## style, types and the layers of the package
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports
+
+format: $(READY) ## rewrite the code in the project's style
+	ruff check --fix
+	ruff format
+
+bench: $(READY) ## views and training steps against their floors
+	python -m benchmarks
+
+clean: ## remove demo/, builds and caches; the environment stays
+	rm -rf demo build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

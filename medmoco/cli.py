@@ -1,0 +1,125 @@
+"""The command line: arguments in, one function call, words out.
+
+Torch, pandas and the rest are imported inside the commands that need them, so that `medmoco --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medmoco import config
+from medmoco.errors import MedmocoError, Stopped
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Pretrain image encoders on unlabelled grayscale medical images with momentum contrast, and prove what that is worth.",
+    epilog="images + CSV -> pretrain -> evaluate -> export. Every command takes the same YAML file and key=value overrides.",
+)
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")]
+
+
+@app.command("config")
+def show_config(config_file: Config, overrides: Overrides = None) -> None:
+    """Print every setting with where its value comes from."""
+    print(config.describe(config_file, overrides or ()), end="")
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    patients: Annotated[int, typer.Option(min=10, help="Number of synthetic patients.")] = 160,
+    image_size: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make synthetic chest phantoms with a manifest, to try medmoco without data."""
+    from medmoco.data.phantom import make_phantoms
+
+    make_phantoms(out, patients=patients, image_size=image_size, seed=seed)
+    print(f"phantoms of {patients} synthetic patients, train.csv, val.csv and test.csv are in {out}")
+
+
+@app.command()
+def preview(
+    config_file: Config,
+    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    overrides: Overrides = None,
+    images: Annotated[int, typer.Option(min=1, max=50)] = 6,
+    views: Annotated[int, typer.Option(min=1, max=20)] = 6,
+) -> None:
+    """Write a picture of a few images and their views."""
+    from medmoco.data.preview import preview as write_preview
+
+    write_preview(config.load(config_file, overrides or ()), out, images=images, views=views)
+    print(f"{images} images with {views} views each are in {out}")
+
+
+@app.command()
+def pretrain(
+    config_file: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+) -> None:
+    """Pretrain an encoder on the training split."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.probes import knn_monitor
+    from medmoco.training.pretrain import pretrain as run
+
+    try:
+        run(settings, monitor=knn_monitor, resume=resume, overwrite=overwrite)
+    except Stopped as error:
+        arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite")]
+        raise Stopped(f"{error}\nGo on with: medmoco {' '.join(arguments)} --resume") from None
+    print(f"run folder: {settings.out}")
+
+
+@app.command()
+def evaluate(
+    config_file: Config,
+    encoder: Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')],
+    out: Annotated[Path, typer.Option(help="Folder for scores.json and the table.")],
+    overrides: Overrides = None,
+) -> None:
+    """Score the frozen encoder on the labels, next to its controls."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.evaluate import evaluate as score
+
+    print(score(settings, encoder, out))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+) -> None:
+    """Write the encoder with all that a stranger needs to use it."""
+    from medmoco.exporting.export import export as write
+
+    for file in write(run, out):
+        print(file)
+
+
+def main() -> None:
+    """Run the command line; errors a user can cause end in their message and exit code, without a traceback."""
+    # Third-party deprecations are our business, not the user's; what medmoco has to say goes through the run log.
+    warnings.filterwarnings("ignore")
+    try:
+        app()
+    except MedmocoError as error:
+        print(f"medmoco: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""CSV row to batch of views."""

@@ -1,0 +1,159 @@
+"""Ellipsoids and tubes, and in closed form how far parallel rays run through them: the geometry of the phantoms.
+
+Lengths are in cm. x points to the right of the image, y along the rays, z up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class Solids(NamedTuple):
+    """N convex solids: points p with (p - c)' Q (p - c) <= 1 and n (p - c) <= h for each of two planes.
+
+    A full-rank Q is an ellipsoid, a rank-2 Q an endless cylinder. A plane with n = 0 and h = 1 cuts nothing.
+    """
+
+    centre: Array  # (N, 3)
+    quadric: Array  # (N, 3, 3)
+    normals: Array  # (N, 2, 3)
+    heights: Array  # (N, 2)
+    reach: Array  # (N,) radius around the centre that holds the solid
+    excess: Array  # (N,) attenuation in 1/cm beyond that of what the solid replaces
+
+
+def ellipsoid(
+    centre: Sequence[float],
+    semi_axes: Sequence[float],
+    *,
+    excess: float = 0.0,
+    turn: Array | None = None,
+    planes: Sequence[tuple[Sequence[float], float]] = (),
+) -> Solids:
+    """Return one ellipsoid, turned by a (3, 3) rotation and cut by at most two planes (unit normal, height)."""
+    rotation = np.eye(3) if turn is None else turn
+    normals, heights = np.zeros((1, 2, 3)), np.ones((1, 2))
+    for slot, (normal, height) in enumerate(planes):
+        normals[0, slot], heights[0, slot] = normal, height
+    quadric = rotation @ np.diag(1 / np.square(semi_axes)) @ rotation.T
+    middle = np.array([centre], float)
+    return Solids(middle, quadric[None], normals, heights, np.array([float(max(semi_axes))]), np.array([excess]))
+
+
+def segments(start: Array, end: Array, radius: Array, excess: float) -> Solids:
+    """Return N straight tubes with flat ends.
+
+    Args:
+        start: (N, 3).
+        end: (N, 3).
+        radius: (N,).
+        excess: 1/cm.
+    """
+    axis = end - start
+    length = np.linalg.norm(axis, axis=1)
+    axis = axis / length[:, None]
+    across = np.eye(3) - axis[:, :, None] * axis[:, None, :]
+    return Solids(
+        (start + end) / 2,
+        across / np.square(radius)[:, None, None],
+        np.stack([-axis, axis], axis=1),
+        np.stack([length / 2, length / 2], axis=1),
+        np.hypot(length / 2, radius) * 1.3,  # mitred ends stick out a little
+        np.full(len(axis), excess),
+    )
+
+
+def tube(points: Array, radius: float, excess: float) -> Solids:
+    """Return a curved tube through (K, 3) points as K - 1 pieces that meet in mitred planes, without gap or overlap."""
+    pieces = segments(points[:-1], points[1:], np.full(len(points) - 1, radius), excess)
+    axes = pieces.normals[:, 1]
+    joints = axes[:-1] + axes[1:]
+    joints /= np.linalg.norm(joints, axis=1, keepdims=True)
+    pieces.normals[1:, 0], pieces.normals[:-1, 1] = -joints, joints
+    for slot, ends in enumerate((points[:-1], points[1:])):
+        pieces.heights[:, slot] = np.sum(pieces.normals[:, slot] * (ends - pieces.centre), axis=1)
+    return pieces
+
+
+def join(*parts: Solids) -> Solids:
+    return Solids(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def pick(solids: Solids, which: Any) -> Solids:
+    """Return the solids that a slice, mask or index array selects."""
+    return Solids(*(array[which] for array in solids))
+
+
+def moved(solids: Solids, scale: float, rotation: Array, shift: Array) -> Solids:
+    """Return the solids grown around the origin, turned by a (3, 3) rotation, then shifted by (3,) cm."""
+    return Solids(
+        scale * solids.centre @ rotation.T + shift,
+        rotation @ solids.quadric @ rotation.T / scale**2,
+        solids.normals @ rotation.T,
+        solids.heights * np.where(solids.normals.any(-1), scale, 1),
+        solids.reach * scale,
+        solids.excess,
+    )
+
+
+def holds(solids: Solids, points: Array) -> npt.NDArray[np.bool_]:
+    """Return (P, N): whether each of (P, 3) points lies in each solid."""
+    d = points[:, None, :] - solids.centre
+    round_ = np.einsum("pni,nij,pnj->pn", d, solids.quadric, d) <= 1
+    return round_ & (np.einsum("nsi,pni->pns", solids.normals, d) <= solids.heights).all(-1)
+
+
+def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
+    """Return where rays along y enter and leave each solid.
+
+    Args:
+        solids: N solids.
+        x: Ray positions; x and z broadcast to (N, H, W).
+        z: The same.
+
+    Returns:
+        Two (N, H, W) arrays of y, equal where a ray misses.
+    """
+    tiny = 1e-12  # a ray along a cylinder or within a plane: an endless interval instead of a division by zero
+
+    def column(values: Array) -> Array:
+        return values[:, None, None]
+
+    u, w, q = x - column(solids.centre[:, 0]), z - column(solids.centre[:, 2]), solids.quadric
+    a = column(q[:, 1, 1] + tiny)
+    b = column(q[:, 0, 1]) * u + column(q[:, 1, 2]) * w
+    c = column(q[:, 0, 0]) * u * u + 2 * column(q[:, 0, 2]) * u * w + column(q[:, 2, 2]) * w * w - 1
+    half = np.sqrt(np.maximum(b * b - a * c, 0)) / a
+    middle = -b / a
+    enter, leave = middle - half, middle + half
+    for slot in range(2):
+        normal = solids.normals[:, slot]
+        if not normal.any():
+            continue
+        slope = column(np.where(np.abs(normal[:, 1]) < tiny, tiny, normal[:, 1]))
+        bound = (column(solids.heights[:, slot]) - column(normal[:, 0]) * u - column(normal[:, 2]) * w) / slope
+        leave = np.where(slope > 0, np.minimum(leave, bound), leave)
+        enter = np.where(slope > 0, enter, np.maximum(enter, bound))
+    y = column(solids.centre[:, 1])
+    return enter + y, np.maximum(enter, leave) + y
+
+
+def union_length(enter: Array, leave: Array) -> Array:
+    """Return the length that intervals stacked along axis 0 cover, overlaps counted once."""
+    order = np.argsort(enter, axis=0)
+    enter, leave = np.take_along_axis(enter, order, 0), np.take_along_axis(leave, order, 0)
+    covered = np.maximum.accumulate(leave, axis=0)
+    fresh = np.maximum(leave[1:] - np.maximum(enter[1:], covered[:-1]), 0)
+    length: Array = leave[0] - enter[0] + fresh.sum(axis=0)
+    return length
+
+
+def free_length(enter: Array, leave: Array, obstacles: tuple[Array, Array]) -> Array:
+    """Return the length of (H, W) intervals that the (N, H, W) obstacle intervals leave free."""
+    return leave - enter - union_length(np.clip(obstacles[0], enter, leave), np.clip(obstacles[1], enter, leave))

@@ -1,0 +1,108 @@
+"""Frozen encoders -> features of a split, computed once, with the proof that nothing changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medmoco.config import RunSettings
+from medmoco.data.loading import evaluation_batches, to_float
+from medmoco.data.manifest import Split
+from medmoco.errors import CheckpointError
+from medmoco.training.device import autocast
+
+Features = NDArray[np.float32]
+
+
+def thumbnails(size: int = 32) -> nn.Module:
+    """Return the raw-pixel control: an "encoder" whose features are the view averaged down to size x size pixels.
+
+    (B, 1, S, S) -> (B, size * size). It sees the very view that the encoders see.
+    """
+    return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Flatten())
+
+
+def extract(
+    encoders: Mapping[str, nn.Module],
+    split: Split,
+    settings: RunSettings,
+    device: torch.device,
+    precision: str = "fp32",
+) -> tuple[dict[str, Features], tuple[str, ...]]:
+    """Compute the features of every row; each image is decoded once for all encoders.
+
+    Args:
+        encoders: Modules (B, 1, S, S) -> (B, F), already on the device. Their train or eval modes are restored.
+        split: Rows to encode, N of them.
+        settings: `evaluate.size` (or `views.size`), `evaluate.batch_size` and the normalisation are used.
+        device: Of the encoders.
+        precision: fp32, bf16 or fp16; less than fp32 only where speed matters more, as for a monitor.
+
+    Returns:
+        (N, F) float32 per encoder, in row order, and what the image reader remarked on.
+
+    Raises:
+        CheckpointError: an encoder's features are not finite.
+        DataError: an image cannot be used.
+        RuntimeError: an encoder changed while it was used; a bug.
+    """
+    size = settings.evaluate.size or settings.views.size
+    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    samples: list[Tensor] = []
+    notices: list[str] = []
+    with _frozen(encoders), torch.inference_mode(), autocast(device, precision):
+        for batch in evaluation_batches(split, settings, size):
+            views = to_float(batch.views[0], settings.views, device, channels_last=settings.train.channels_last)
+            for name, encoder in encoders.items():
+                parts[name].append(encoder(views).float().cpu())
+            samples.append(batch.samples)
+            notices += batch.notices
+    if not torch.equal(torch.cat(samples), torch.arange(len(split))):
+        raise RuntimeError("evaluation batches are not the split's rows in order")
+    features = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    for name, values in features.items():
+        _refuse_not_finite(name, values, split)
+    return features, tuple(notices)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return the SHA-256 of every parameter and buffer, batch-norm statistics included, with their names."""
+    digest = hashlib.sha256()
+    for tensors in (module.named_parameters(), module.named_buffers()):
+        for name, tensor in tensors:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _frozen(encoders: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put encoders in eval mode, and prove afterwards that not one of their numbers changed."""
+    modes = [(module, module.training) for encoder in encoders.values() for module in encoder.modules()]
+    before = {name: fingerprint(encoder) for name, encoder in encoders.items()}
+    for encoder in encoders.values():
+        encoder.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+    changed = [name for name, encoder in encoders.items() if fingerprint(encoder) != before[name]]
+    if changed:
+        raise RuntimeError(f"frozen encoder changed while its features were computed: {', '.join(changed)}")
+
+
+def _refuse_not_finite(name: str, features: Features, split: Split) -> None:
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if bad.size:
+        raise CheckpointError(
+            f"encoder '{name}' gives features that are not finite for {bad.size} of {len(split)} rows of "
+            f"{split.csv.name}, first row {split.rows[bad[0]]}\n"
+            "its weights are damaged or its training diverged; take an earlier checkpoint"
+        )

@@ -1,0 +1,181 @@
+"""Linear probe and kNN on frozen features, and the draws of labelled patients they learn from.
+
+Targets are 1, 0 or nan. nan is a missing label or a patient that was not drawn; such rows teach nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import normalize
+
+from medmoco.data.order import SUBSET, hashed
+from medmoco.evaluation.features import Features
+from medmoco.evaluation.metrics import auroc, undefined
+
+Floats = NDArray[np.float64]
+
+KNN_TEMPERATURE = 0.07
+"""Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4."""
+
+_MAX_ITERATIONS = 2000
+_CHUNK_CELLS = 2**24  # similarities held at once, 64 MiB
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted linear probe's answers.
+
+    Attributes:
+        strength: The C chosen.
+        scores: Per split (N,), log-odds: probabilities would round to ties near 0 and 1. Decisions are at 0.
+        notes: What was out of the ordinary.
+    """
+
+    strength: float
+    scores: dict[str, Floats]
+    notes: tuple[str, ...] = ()
+
+
+def draw_patients(patients: NDArray[np.int64], targets: Floats, *, fraction: float, seed: int, draw: int) -> Floats:
+    """Keep the targets of a random share of patients, and make the others nan.
+
+    A patient's place in the order depends only on (seed, draw, patient): a smaller share is always inside a larger
+    one. Where the share holds one class only, the next patients of the order are added until it holds both.
+
+    Args:
+        patients: (N,) codes.
+        targets: (N,), both classes present.
+        fraction: Of the distinct patients, rounded, at least one.
+        seed: Of the run.
+        draw: Number of the draw.
+
+    Returns:
+        (N,) targets.
+    """
+    if fraction == 1:
+        return targets
+    codes, inverse = np.unique(patients, return_inverse=True)
+    order = np.argsort(hashed(seed, SUBSET, draw, codes), kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(codes.size)
+    row_place = place[inverse]
+    first_of_each = [row_place[targets == value].min() for value in (0, 1)]
+    count = max(round(fraction * codes.size), 1, *(int(first) + 1 for first in first_of_each))
+    return np.where(row_place < count, targets, np.nan)
+
+
+def standardise(features: Mapping[str, Features]) -> dict[str, Features]:
+    """Give every feature mean 0 and variance 1 over the images of `train`, labelled or not.
+
+    Args:
+        features: Per split (N, F); `train` must be among them.
+    """
+    scaler = StandardScaler().fit(features["train"])
+    return {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
+
+
+def linear_probe(
+    features: Mapping[str, Features], train: Floats, validation: Floats | None, strengths: Sequence[float]
+) -> Probe:
+    """Fit logistic regression on `train`, its strength chosen by the AUROC on `val`, never on `test`.
+
+    Equal AUROCs choose the strongest regularisation. Where validation cannot tell, the middle strength is taken.
+
+    Args:
+        features: Per split (N, F), standardised.
+        train: Targets of `train`, both classes present.
+        validation: Targets of `val`; None where there is no such split.
+        strengths: Values of C to choose from.
+    """
+    rows = ~np.isnan(train)
+    x, y = features["train"][rows], train[rows]
+    ordered = sorted(strengths)
+    notes = []
+    reason = "no such split" if validation is None else undefined(validation)
+    if reason:
+        notes.append(f"strength not chosen on val: {reason}")
+        ordered = [ordered[len(ordered) // 2]]
+    best_score, best_strength, best_model = -1.0, ordered[0], None
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)  # lbfgs; each fit starts from the stronger's
+    for strength in ordered:
+        model.set_params(C=strength)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # noted below
+            model.fit(x, y)
+        score = 0.0 if reason else auroc(validation, model.decision_function(features["val"]))  # type: ignore[arg-type]
+        if score > best_score:
+            best_score, best_strength = score, strength
+            best_model = (model.coef_.copy(), model.intercept_.copy(), int(model.n_iter_[0]))
+    assert best_model is not None
+    coefficients, intercept, iterations = best_model
+    if iterations >= _MAX_ITERATIONS:
+        notes.append(f"not converged in {_MAX_ITERATIONS} iterations")
+    scores = {
+        split: values.astype(np.float64) @ coefficients[0].astype(np.float64) + float(intercept[0])
+        for split, values in features.items()
+        if split != "train"
+    }
+    return Probe(best_strength, scores, tuple(notes))
+
+
+def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: int) -> Floats:
+    """Return the share of positives among the nearest labelled images, each weighted by exp(cosine / 0.07).
+
+    Source: Wu et al. 2018, section 3.4.
+
+    Args:
+        bank: (N, F) features of the labelled images.
+        targets: (N, L), 1, 0 or nan; a label's missing rows are not its neighbours.
+        queries: (M, F).
+        neighbours: How many; all where the label has fewer.
+
+    Returns:
+        (M, L), 0 to 1; nan for a label without any labelled row.
+    """
+    result = np.full((len(queries), targets.shape[1]), np.nan)
+    keys, asked = (normalize(torch.from_numpy(values), dim=1) for values in (bank, queries))
+    known = ~np.isnan(targets)
+    # Labels that are missing in the same rows share their neighbours.
+    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
+    for number in range(patterns.shape[1]):
+        rows, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
+        if not rows.size:
+            continue
+        chosen, votes = keys[rows], torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, F), (n, l)
+        count = min(neighbours, rows.size)
+        step = max(1, _CHUNK_CELLS // rows.size)
+        for start in range(0, len(asked), step):
+            near, index = (asked[start : start + step] @ chosen.T).topk(count)  # (m, k)
+            weights = (near.double() / KNN_TEMPERATURE).softmax(dim=1)
+            answer = torch.einsum("mk,mkl->ml", weights, votes[index])
+            result[np.ix_(np.arange(start, start + len(near)), labels)] = answer.numpy()
+    return result
+
+
+def knn_auroc(bank: Features, targets: Floats, queries: Features, answers: Floats, neighbours: int) -> list[float]:
+    """Return one AUROC per label of kNN scores: the monitor of a pretraining run.
+
+    Args:
+        bank: (N, F) features of `train`.
+        targets: (N, L) of `train`.
+        queries: (M, F) features of `val`.
+        answers: (M, L) of `val`.
+        neighbours: How many.
+
+    Returns:
+        L numbers; nan where a label has one class in either split.
+    """
+    scores = knn_scores(bank, targets, queries, neighbours)
+    return [
+        float("nan") if undefined(targets[:, label]) else auroc(answers[:, label], scores[:, label])
+        for label in range(targets.shape[1])
+    ]

@@ -1,0 +1,81 @@
+"""Scores -> the table that a person reads: plain text, under 120 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+Record = dict[str, Any]
+
+MACRO = "macro"
+"""The name that the mean over labels has among the labels."""
+
+
+def layout(
+    records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]
+) -> str:
+    """Lay out one block per split and label, one line per method and encoder.
+
+    Args:
+        records: As in scores.json, ordered by split and label.
+        differences: As in differences.json.
+        head: Lines above the blocks.
+        notes: Lines below them.
+    """
+    against = {(d["label"], d["split"], d["method"], d["control"]): d for d in differences}
+    labels = {record["label"] for record in records}
+    lines = [*head, ""]
+    for (_, label), group in groupby(records, lambda record: (record["split"], record["label"])):
+        if label == MACRO and len(labels) == 2:
+            continue  # the mean over one label repeats it
+        rows = list(group)
+        lines += _block_head(rows)
+        for row in rows:
+            difference = against.get((label, row["split"], row["method"], row["encoder"]))
+            lines.append(f"  {row['method']:<8}{row['encoder']:<12}{_cells(row, difference)}".rstrip())
+        lines.append("")
+    return "\n".join([*lines, *_notes(records), *notes]) + "\n"
+
+
+def _block_head(rows: Sequence[Record]) -> list[str]:
+    first = rows[0]
+    if first["label"] == MACRO:
+        remark = f"mean of {first['n_labels_defined']} of {first['n_labels']} labels"
+    else:
+        remark = ", ".join(f"{cell}: {policy}" for cell, policy in first["label_policy"].items())
+    if first["bootstrap_left_out"] and not first["undefined"]:
+        remark += f"; {first['bootstrap_left_out']} of {first['bootstrap']} draws had one class and were left out"
+    counts = f"{first['n']} images, {first['n_positive']} positive, {first['n_patients']} patients"
+    return [
+        f"{first['split']}: {first['label']}  ({counts}; {remark})",
+        f"  {'method':<8}{'encoder':<12}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
+        f"{first['encoder']} minus control, 95 % interval",
+    ]
+
+
+def _cells(row: Record, difference: Record | None) -> str:
+    if row["undefined"]:
+        return f"  {row['undefined']}"
+    mark = "!" if row["flag"] else " "
+    text = f"{row['auroc']:>7.3f}{mark}  {_span(row['auroc_low'], row['auroc_high'], ''):<17}"
+    text += f"{row['average_precision']:<17.3f}"
+    if difference and difference["difference"] is not None:
+        text += f"{difference['difference']:+.3f}  {_span(difference['low'], difference['high'], '+')}"
+    return text
+
+
+def _span(low: float | None, high: float | None, sign: str) -> str:
+    return "no interval" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
+
+
+def _notes(records: Sequence[Record]) -> list[str]:
+    """Explain the table's marks."""
+    lines = ["val also chose the strength of the linear probe: only test is an unbiased score"]
+    for record in records:
+        name = f"{record['split']}, {record['label']}, {record['method']}, {record['encoder']}"
+        if record["flag"]:
+            lines.append(f"! {name}: {record['flag']}; it may have learned nothing")
+        if record["note"]:
+            lines.append(f"{name}: {record['note']}")
+    return lines

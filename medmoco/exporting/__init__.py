@@ -1,0 +1,1 @@
+"""Encoder to files that others load."""

@@ -1,0 +1,53 @@
+"""Where the arithmetic runs and how precise it is."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from medmoco.config import TrainSettings
+from medmoco.errors import SettingsError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(train: TrainSettings) -> torch.device:
+    """Return the device that `train.device` asks for.
+
+    Raises:
+        SettingsError: a GPU is asked for and none is usable.
+    """
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            "train.device is cuda, but torch sees no usable GPU.\n"
+            "Check nvidia-smi and that torch is a CUDA build, or set train.device=cpu."
+        )
+    use_gpu = train.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, str]:
+    """Return fp32, bf16 or fp16, and the reason in words.
+
+    Without AMX, bf16 on a CPU is slower than fp32, and without AVX-512 it all but hangs, so it is never a blind default.
+
+    Raises:
+        SettingsError: fp16 on a CPU, which has no use for it.
+    """
+    if train.precision == "fp16" and device.type == "cpu":
+        raise SettingsError("train.precision fp16 needs a GPU; on a CPU use fp32, or bf16 where it has AMX")
+    if train.precision != "device":
+        return train.precision, "train.precision"
+    if device.type == "cuda":
+        return ("bf16", "the GPU has it") if torch.cuda.is_bf16_supported() else ("fp16", "the GPU has no bf16")
+    if torch.cpu.get_capabilities().get("amx_bf16", False):
+        return "bf16", "the CPU has AMX"
+    return "fp32", "the CPU has no AMX"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the mixed-precision context of `precision`; nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])

@@ -1,0 +1,261 @@
+"""Wires a pretraining run: settings -> split, views, MoCo, loop, run folder."""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medmoco.config import RunSettings, as_tree, flatten, to_yaml
+from medmoco.data.loading import Batch, to_float, training_batches
+from medmoco.data.manifest import Split, check_files, load_manifest
+from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
+from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
+from medmoco.models.backbones import Backbone, create_backbone
+from medmoco.models.batch_norm import split_batch_norm
+from medmoco.models.moco import MoCo, create_moco, info_nce
+from medmoco.training.checkpoint import load_checkpoint, load_run, portable_settings, save_checkpoint
+from medmoco.training.device import choose_device, choose_precision
+from medmoco.training.engine import Hooks, TrainState, fit
+from medmoco.training.optim import create_optimizer
+from medmoco.training.runlog import RunLog, write_json
+
+Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
+"""Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
+
+_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "monai", "numpy", "opencv-python-headless", "pydicom")
+
+# What may change between a stop and --resume: it alters neither the views nor the weights.
+_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.workers", "model.weights", "train.log_every",
+                   "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
+
+
+class Contrast:
+    """The task of the training loop: InfoNCE between two views."""
+
+    def __init__(self, model: MoCo, settings: RunSettings, device: torch.device) -> None:
+        self.model = model
+        self._settings = settings
+        self._device = device
+        self._keys: Tensor | None = None
+
+    def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
+        """Return the loss of a two-view batch, and meters of collapse and short cuts."""
+        settings = self._settings
+        query_views, key_views = (
+            to_float(views, settings.views, self._device, channels_last=settings.train.channels_last)
+            for views in batch.views
+        )
+        order = permutation(settings.seed, SHUFFLE, batch.step, length=len(batch.samples))
+        shuffle = torch.from_numpy(order).to(self._device)
+        q, self._keys, positive, negative = self.model(query_views, key_views, shuffle)
+        outputs = {"loss": info_nce(positive, negative)}
+        return outputs | meters(q, positive, negative, self.model.temperature) if measure else outputs
+
+    def after_step(self) -> None:
+        """Let the keys become negatives."""
+        assert self._keys is not None
+        self.model.enqueue(self._keys)
+
+
+@torch.no_grad()
+def meters(q: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Measure how the embedding fares.
+
+    Args:
+        q: (B, D), unit L2 norm.
+        positive: (B,) logits.
+        negative: (B, K) logits.
+        temperature: That divided them.
+
+    Returns:
+        chance: Loss of a guess, ln(1 + K), nats.
+        accuracy: Share of queries closer to their key than to every negative.
+        positive_similarity: Mean cosine of query and key.
+        embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
+        effective_rank: Dimensions in use, exp of the entropy of the singular values. Source: Roy and Vetterli 2007.
+    """
+    singular = torch.linalg.svdvals(q.float())
+    share = singular / singular.sum()
+    return {
+        "chance": torch.tensor(math.log(1 + negative.shape[1])),
+        "accuracy": (positive > negative.amax(1)).float().mean(),
+        "positive_similarity": positive.mean() * temperature,
+        "embedding_std": q.std(0).mean() * math.sqrt(q.shape[1]),
+        "effective_rank": torch.exp(-(share * torch.log(share + 1e-12)).sum()),
+    }
+
+
+def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, overwrite: bool = False) -> None:
+    """Pretrain an encoder on the training split and leave a run folder.
+
+    Args:
+        settings: Of the run.
+        monitor: Scores the backbone every `train.knn_every` epochs.
+        resume: Go on from the newest checkpoint in the folder.
+        overwrite: Delete a run that is in the folder.
+
+    Raises:
+        SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
+        CheckpointError, DataError, DivergedError, Stopped: see there; status.json then says which.
+    """
+    device = choose_device(settings.train)
+    precision, why = choose_precision(settings.train, device)
+    if settings.train.threads:
+        torch.set_num_threads(settings.train.threads)
+    splits = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+    _check_sizes(len(splits["train"]), settings)
+    check_files(splits["train"])
+    digest = splits["train"].sha256
+
+    saved: dict[str, Any] | None = None
+    if resume:
+        saved = load_checkpoint(settings.out / "checkpoints", _print_warning)
+        _refuse_changes(settings, saved, digest)
+    else:
+        _claim_folder(settings.out, overwrite)
+    state = _create_state(settings, device, precision)
+    if saved:
+        state.restore(saved)
+    order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
+    _describe_run(settings, device, precision, digest)
+
+    with RunLog(settings.out, steps=order.steps, start_step=state.step) as log:
+        for notice in splits["train"].notices:
+            log.say(notice)
+        log.say(
+            f"{'resuming' if resume else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
+            f" on {len(splits['train'])} images, {order.steps} steps of {order.batch_size},"
+            f" from step {state.step}, {device.type}, {precision} ({why})"
+        )
+        try:
+            _train(state, splits, settings, order, device, precision, digest, log, monitor)
+        except MedmocoError as error:
+            _write_status(settings.out, "stopped" if isinstance(error, Stopped) else "failed", state, order, error)
+            raise
+        _write_status(settings.out, "done", state, order)
+        log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+
+
+def _train(
+    state: TrainState,
+    splits: dict[str, Split],
+    settings: RunSettings,
+    order: StepOrder,
+    device: torch.device,
+    precision: str,
+    digest: str,
+    log: RunLog,
+    monitor: Monitor,
+) -> None:
+    model = state.model
+    assert isinstance(model, MoCo)
+
+    def save(now: TrainState) -> None:
+        content = {**now.as_content(), "settings": portable_settings(settings), "manifest_sha256": digest}
+        save_checkpoint(settings.out / "checkpoints", now.step, content)
+        _write_status(settings.out, "running", now, order)
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        due = settings.train.knn_every and (epoch + 1) % settings.train.knn_every == 0
+        if not due or not settings.data.labels:
+            return {}
+        return monitor(model.query_encoder.backbone, splits, settings)  # type: ignore[arg-type]
+
+    batches = training_batches(splits["train"], settings, order, state.step)
+    task = Contrast(model, settings, device)
+    fit(task, batches, state, order, settings.train, precision, log, Hooks(save, after_epoch))
+
+
+def _create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:
+    backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
+    model = create_moco(backbone, settings.method, seed=int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1))
+    split_batch_norm(model, settings.method.batch_norm_splits)
+    layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
+    model = model.to(device=device, memory_format=layout)
+    if settings.train.compile:
+        model.query_encoder.compile()
+        model.key_encoder.compile()
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return TrainState(model, create_optimizer(settings.train, model.query_encoder), scaler)
+
+
+def _check_sizes(images: int, settings: RunSettings) -> None:
+    queue, batch = settings.method.queue_size, settings.train.global_batch_size
+    if batch > images:
+        raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
+    if queue > images:
+        raise SettingsError(
+            f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of the\n"
+            f"query's own image and push the encoder away from it. Set method.queue_size to {images} or less."
+        )
+
+
+def _claim_folder(out: Path, overwrite: bool) -> None:
+    """Make sure that the run folder is empty, or empty it when told to."""
+    if out.exists() and any(out.iterdir()):
+        is_run = (out / "config.yaml").is_file() and (out / "status.json").is_file()
+        if not is_run:
+            raise SettingsError(f"out: {out} is not empty and holds no run; choose another folder")
+        if not overwrite:
+            raise SettingsError(f"out: {out} holds a run; go on with --resume, replace it with --overwrite, or choose another")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_changes(settings: RunSettings, saved: dict[str, Any], digest: str) -> None:
+    """Resuming under other settings would be another run under the same name."""
+    was, now = saved["settings"], portable_settings(settings)
+    changed = [
+        f"{key}: was {was.get(key)}, now {now.get(key)}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not key.startswith(_FREE_TO_CHANGE)
+    ]
+    if changed:
+        more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
+        raise SettingsError("--resume needs the settings the run was started with:\n" + "\n".join(changed[:3] + more))
+    if saved["manifest_sha256"] != digest:
+        raise CheckpointError("the training manifest has changed since the checkpoint; restore it or start a new run")
+
+
+def _describe_run(settings: RunSettings, device: torch.device, precision: str, digest: str) -> None:
+    """Write config.yaml and environment.json."""
+    (settings.out / "config.yaml").write_text(to_yaml(as_tree(settings)), encoding="utf-8")
+    environment = {
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "manifest_sha256": digest,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+    write_json(settings.out / "environment.json", environment)
+
+
+def _write_status(
+    out: Path, word: str, state: TrainState, order: StepOrder, error: MedmocoError | None = None
+) -> None:
+    status = {
+        "state": word,
+        "step": state.step,
+        "steps": order.steps,
+        "exit_code": error.exit_code if error else 0,
+        "message": str(error) if error else "",
+    }
+    write_json(out / "status.json", status)
+
+
+def _print_warning(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(f"warning: {text}", markup=False)
+
+
+__all__ = ["Contrast", "Monitor", "flatten", "load_run", "meters", "pretrain"]

@@ -1,0 +1,119 @@
+"""What a run says: metrics.jsonl, TensorBoard, log.txt, a progress bar on a terminal or one line per interval."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+Record = dict[str, Any]
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write strict JSON through a temporary file, so that a reader never sees half of it."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(file)
+
+
+class RunLog:
+    """The voice of one run; used as a context manager."""
+
+    def __init__(self, folder: Path, *, steps: int, start_step: int) -> None:
+        """Open the logs in `folder`; on resuming, forget records of steps that will be done again."""
+        self.folder = folder
+        self.steps = steps
+        self._metrics = folder / "metrics.jsonl"
+        _keep_before(self._metrics, start_step)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=steps, completed=start_step, text="")
+
+    def __enter__(self) -> RunLog:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        self._tensorboard.close()
+
+    def say(self, text: str) -> None:
+        """Print a message and append it to log.txt."""
+        self._console.print(text, markup=False)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+
+    def warn(self, text: str) -> None:
+        """Say something the user should act on."""
+        self.say(f"warning: {text}")
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar."""
+        self._bar.update(self._task, completed=step)
+
+    def record(self, step: int, values: Record, *, seconds_left: float | None = None) -> None:
+        """Write a record of measurements at a step, and show it.
+
+        Args:
+            step: Optimiser steps done.
+            values: Numbers by name; what is not finite becomes null.
+            seconds_left: Estimated for the rest of the run.
+        """
+        clean = {key: value if _is_finite(value) else None for key, value in values.items()}
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **clean}, allow_nan=False) + "\n")
+        for name, value in clean.items():
+            if isinstance(value, int | float):
+                self._tensorboard.add_scalar(name, value, step)
+        text = _in_words(clean)
+        self._bar.update(self._task, completed=step, text=text)
+        if not self._console.is_terminal:
+            left = f", {timedelta(seconds=round(seconds_left))} left" if seconds_left is not None else ""
+            self.say(f"step {step}/{self.steps}: {text}{left}")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _in_words(values: Record) -> str:
+    """Put the numbers a person watches into one line; the rest is in metrics.jsonl."""
+    parts = []
+    if values.get("loss") is not None:
+        parts.append(f"loss {values['loss']:.3f} (chance {values['chance']:.3f})")
+    if values.get("accuracy") is not None:
+        parts.append(f"accuracy {values['accuracy']:.0%}")
+    if values.get("images_per_second") is not None:
+        parts.append(f"{values['images_per_second']:.0f} images/s, {values['waiting']:.0%} waiting")
+    parts += [f"{key} {value:.3f}" for key, value in values.items() if key.startswith("knn_auroc") and value is not None]
+    return ", ".join(parts)
+
+
+def _keep_before(metrics: Path, step: int) -> None:
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue  # the line a crash cut short
+    temporary = metrics.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, metrics)
+
+
