@@ -1,29 +1,43 @@
 """medmoco: momentum contrast for medical images. The map, in the order in which data flows:
 
-cli                      arguments in, exit codes out
-config                   typed settings from YAML
-errors                   what is refused, why
-data.phantom             synthetic chests for trying out
-data.manifest            CSV rows, labels, patients, splits
-data.images              file to grayscale array
-data.order               counted randomness, order of samples
-data.views               canvas to augmented view
-data.loading             workers, batches, normalisation
-data.preview             pictures of views, on demand
-models.backbones         name to one-channel encoder
-models.batch_norm        batch norm in groups
-models.moco              encoders, queue, InfoNCE
-training.device          device and precision
-training.optim           optimisers and learning rate
-training.checkpoint      atomic, hashed, resumable files
-training.runlog          metrics, TensorBoard, progress
-training.engine          the only training loop
-training.pretrain        wires a pretraining run
-evaluation.features      frozen encoder to features
-evaluation.metrics       AUROC with patient-level intervals
-evaluation.probes        linear probe and kNN
-evaluation.evaluate      wires scoring and its controls
-exporting.export         encoder, contract, card, parity
+cli.py                  arguments in, exit codes out
+config.py               typed settings from YAML
+errors.py               what is refused, and why
+data/                   CSV row to batch of views
+    phantom.py          synthetic chests to try out
+    solids.py           rays through ellipsoids and tubes
+    manifest.py         rows, labels, patients, splits
+    images.py           file to grayscale array
+    dicom.py            DICOM to grayscale array
+    grey_levels.py      windows, polarity, bit depth
+    order.py            counted randomness, sample order
+    views.py            canvas to augmented view
+    loading.py          workers, batches, normalisation
+    preview.py          pictures of views, on demand
+models/                 encoders and momentum contrast
+    backbones.py        name to one-channel encoder
+    batch_norm.py       batch norm in groups
+    moco.py             encoders, queue, InfoNCE
+training/               the loop and its surroundings
+    device.py           device and precision
+    optim.py            optimisers and learning rate
+    checkpoint.py       atomic, hashed, resumable files
+    runlog.py           metrics, TensorBoard, progress
+    engine.py           the only training loop
+    pretrain.py         wires a pretraining run
+evaluation/             frozen features to scores
+    features.py         frozen encoder to features
+    metrics.py          AUROC with patient-level intervals
+    probes.py           linear probe and kNN
+    monitor.py          kNN AUROC while training
+    table.py            scores as aligned text
+    evaluate.py         wires scoring and controls
+exporting/              encoder to files others load
+    export.py           files, contract, card
+    contract.py         how to feed the encoder
+    card.py             model card
+    reload.py           one format, one library
+    parity.py           proof by reading back
 """
 
 from __future__ import annotations

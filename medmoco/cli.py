@@ -71,7 +71,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
-    from medmoco.evaluation.probes import knn_monitor
+    from medmoco.evaluation.monitor import knn_monitor
     from medmoco.training.pretrain import pretrain as run
 
     try:
@@ -93,7 +93,7 @@ def evaluate(
     settings = config.load(config_file, overrides or ())
     from medmoco.evaluation.evaluate import evaluate as score
 
-    print(score(settings, encoder, out))
+    print(score(settings, encoder, out, _say).table)
 
 
 @app.command()
@@ -106,6 +106,10 @@ def export(
 
     for file in write(run, out):
         print(file)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def main() -> None:

@@ -48,3 +48,9 @@ class DivergedError(MedmocoError):
 
 class Stopped(MedmocoError):
     exit_code = 75
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a library's exception says in one line; its type where it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

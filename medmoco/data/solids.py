@@ -24,13 +24,12 @@ class Solids(NamedTuple):
     quadric: Array  # (N, 3, 3)
     normals: Array  # (N, 2, 3)
     heights: Array  # (N, 2)
-    reach: Array  # (N,) radius around the centre that holds the solid
     excess: Array  # (N,) attenuation in 1/cm beyond that of what the solid replaces
 
 
 def ellipsoid(
-    centre: Sequence[float],
-    semi_axes: Sequence[float],
+    centre: Sequence[float] | Array,
+    semi_axes: Sequence[float] | Array,
     *,
     excess: float = 0.0,
     turn: Array | None = None,
@@ -43,7 +42,7 @@ def ellipsoid(
         normals[0, slot], heights[0, slot] = normal, height
     quadric = rotation @ np.diag(1 / np.square(semi_axes)) @ rotation.T
     middle = np.array([centre], float)
-    return Solids(middle, quadric[None], normals, heights, np.array([float(max(semi_axes))]), np.array([excess]))
+    return Solids(middle, quadric[None], normals, heights, np.array([excess]))
 
 
 def segments(start: Array, end: Array, radius: Array, excess: float) -> Solids:
@@ -64,7 +63,6 @@ def segments(start: Array, end: Array, radius: Array, excess: float) -> Solids:
         across / np.square(radius)[:, None, None],
         np.stack([-axis, axis], axis=1),
         np.stack([length / 2, length / 2], axis=1),
-        np.hypot(length / 2, radius) * 1.3,  # mitred ends stick out a little
         np.full(len(axis), excess),
     )
 
@@ -82,6 +80,7 @@ def tube(points: Array, radius: float, excess: float) -> Solids:
 
 
 def join(*parts: Solids) -> Solids:
+    """Return all solids of all parts, in order."""
     return Solids(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -97,7 +96,6 @@ def moved(solids: Solids, scale: float, rotation: Array, shift: Array) -> Solids
         rotation @ solids.quadric @ rotation.T / scale**2,
         solids.normals @ rotation.T,
         solids.heights * np.where(solids.normals.any(-1), scale, 1),
-        solids.reach * scale,
         solids.excess,
     )
 
@@ -105,8 +103,22 @@ def moved(solids: Solids, scale: float, rotation: Array, shift: Array) -> Solids
 def holds(solids: Solids, points: Array) -> npt.NDArray[np.bool_]:
     """Return (P, N): whether each of (P, 3) points lies in each solid."""
     d = points[:, None, :] - solids.centre
-    round_ = np.einsum("pni,nij,pnj->pn", d, solids.quadric, d) <= 1
-    return round_ & (np.einsum("nsi,pni->pns", solids.normals, d) <= solids.heights).all(-1)
+    within = np.einsum("pnj,pnj->pn", np.einsum("pni,nij->pnj", d, solids.quadric), d) <= 1
+    between: npt.NDArray[np.bool_] = (np.einsum("nsi,pni->pns", solids.normals, d) <= solids.heights).all(-1)
+    return np.logical_and(within, between)
+
+
+def extents(solids: Solids) -> Array:
+    """Return (N, 2): half width along x and half height along z of a box around each centre that holds the solid.
+
+    Two opposite planes at height h turn the quadric into a larger ellipsoid: what lies within both has
+    p'Qp + (np / h)^2 <= 2, and a little more where the planes are mitred.
+    """
+    cut = (solids.normals != 0).any(axis=2).all(axis=1)
+    ends = np.einsum("nsi,nsj->nij", solids.normals, solids.normals / np.square(solids.heights)[:, :, None]) / 2
+    spread = np.linalg.inv(solids.quadric + ends * cut[:, None, None])
+    squares: Array = np.where(cut, 2.3, 1.0)[:, None] * np.stack([spread[:, 0, 0], spread[:, 2, 2]], axis=1)
+    return np.sqrt(squares)
 
 
 def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
@@ -127,11 +139,11 @@ def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
 
     u, w, q = x - column(solids.centre[:, 0]), z - column(solids.centre[:, 2]), solids.quadric
     a = column(q[:, 1, 1] + tiny)
-    b = column(q[:, 0, 1]) * u + column(q[:, 1, 2]) * w
-    c = column(q[:, 0, 0]) * u * u + 2 * column(q[:, 0, 2]) * u * w + column(q[:, 2, 2]) * w * w - 1
-    half = np.sqrt(np.maximum(b * b - a * c, 0)) / a
-    middle = -b / a
-    enter, leave = middle - half, middle + half
+    # q(t) = a t^2 + 2 b t + c <= 0 along the ray; terms in u or w alone come first, since they are small arrays
+    b = column(q[:, 0, 1]) / a * u + column(q[:, 1, 2]) / a * w
+    c = (column(q[:, 0, 0]) / a * u * u - 1 / a) + column(q[:, 2, 2]) / a * w * w + (column(2 * q[:, 0, 2]) / a * u) * w
+    half = np.sqrt(np.maximum(b * b - c, 0))
+    enter, leave = -b - half, half - b
     for slot in range(2):
         normal = solids.normals[:, slot]
         if not normal.any():
@@ -145,12 +157,12 @@ def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
 
 
 def union_length(enter: Array, leave: Array) -> Array:
-    """Return the length that intervals stacked along axis 0 cover, overlaps counted once."""
-    order = np.argsort(enter, axis=0)
-    enter, leave = np.take_along_axis(enter, order, 0), np.take_along_axis(leave, order, 0)
-    covered = np.maximum.accumulate(leave, axis=0)
-    fresh = np.maximum(leave[1:] - np.maximum(enter[1:], covered[:-1]), 0)
-    length: Array = leave[0] - enter[0] + fresh.sum(axis=0)
+    """Return the length that intervals stacked along axis 0 cover, overlaps counted once.
+
+    Nothing is covered between the k-th end and the start after it where that start, in sorted order, comes later.
+    """
+    enter, leave = np.sort(enter, axis=0), np.sort(leave, axis=0)
+    length: Array = leave[-1] - enter[0] - np.maximum(enter[1:] - leave[:-1], 0).sum(axis=0)
     return length
 
 

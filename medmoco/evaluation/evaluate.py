@@ -15,7 +15,7 @@ from torch import nn
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest import Split, load_manifest, select_where
-from medmoco.errors import ManifestError, SettingsError
+from medmoco.errors import SettingsError
 from medmoco.evaluation import metrics
 from medmoco.evaluation.features import Features, extract, thumbnails
 from medmoco.evaluation.metrics import Floats
@@ -30,6 +30,9 @@ Record = dict[str, Any]
 SCORED_SPLITS = ("val", "test")
 THRESHOLDS = {"linear": 0.0, "knn": 0.5}
 """At or above it, a score decides for positive: log-odds of the probe, share of positive neighbours of kNN."""
+
+# What a difference repeats of the score it is about.
+_SHARED = ("n", "n_positive", "n_patients", "undefined", "where", "label_fraction", "draws", "bootstrap", "seed")
 
 
 class Key(NamedTuple):
@@ -93,7 +96,7 @@ def evaluate(settings: RunSettings, encoder: str, out: Path, say: Callable[[str]
 
     Raises:
         SettingsError: no label is named or one is named macro, `out` cannot be written, or the run was fed differently.
-        ManifestError: there are no rows to learn from or to score.
+        ManifestError: the manifest cannot be used, or has no rows to learn from or to score.
         CheckpointError: the encoder cannot be loaded, or gives features that are not finite.
         DataError: an image cannot be used.
     """
@@ -123,30 +126,18 @@ def evaluate(settings: RunSettings, encoder: str, out: Path, say: Callable[[str]
 
 
 def _load_splits(settings: RunSettings) -> tuple[dict[str, Split], list[str]]:
-    """Load train, val and test as far as there are any, restricted by `evaluate.where`; notes say what is odd."""
-    splits: dict[str, Split] = {}
-    notes: list[str] = []
-    found = load_manifest(settings.data)
-    for name in ("train", *SCORED_SPLITS):
-        split = found.get(name)
-        if split is not None and settings.evaluate.where:
-            split = select_where(split, settings.evaluate.where)
-        if split is None or not len(split):
-            notes.append(f"{name}: {'not in the manifest' if split is None else 'no rows'}, nothing is scored there")
-            continue
-        splits[name] = split
-        notes += [notice for notice in split.notices if notice not in notes]
-    if "train" not in splits or len(splits) < 2:
-        where = f" where {settings.evaluate.where}" if settings.evaluate.where else ""
-        raise ManifestError(
-            f"{settings.data.manifest}: evaluation learns from train and scores val and test, but there are rows"
-            f"{where} only in: {', '.join(splits) or 'none of them'}\nComplete the manifest or change evaluate.where."
-        )
-    for name in splits.keys() - {"train"}:
-        shared = np.intersect1d(splits["train"].patients, splits[name].patients).size
-        if shared:
-            notes.append(f"{name}: {shared} of its patients are also in train, so its scores are too good")
-    return splits, notes
+    """Load train, and val and test as far as there are any, restricted by `evaluate.where`; notes say what is odd."""
+    manifest = settings.data.manifest
+    is_absent = {name: manifest.is_dir() and not (manifest / f"{name}.csv").is_file() for name in SCORED_SPLITS}
+    # With neither, the manifest's own refusal is the right one.
+    present = [name for name in SCORED_SPLITS if not is_absent[name]] or SCORED_SPLITS
+    splits = load_manifest(settings.data, ("train", *present))
+    if settings.evaluate.where:
+        splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
+    absent = [
+        f"{name}: the manifest has no {name}.csv, nothing is scored there" for name in is_absent if is_absent[name]
+    ]
+    return splits, list(dict.fromkeys(absent + [notice for split in splits.values() for notice in split.notices]))
 
 
 def _load_encoders(
@@ -169,7 +160,7 @@ def _extract_all(
     for module in encoders.values():
         module.to(device)
         if settings.train.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
     features: dict[str, dict[str, Features]] = {name: {} for name in encoders}
     notes: list[str] = []
     for name, split in splits.items():
@@ -183,7 +174,8 @@ def _extract_all(
 
 
 def _targets(split: Split, label: str) -> Floats:
-    return split.labels[:, split.label_names.index(label)].astype(np.float64)
+    targets: Floats = split.labels[:, split.label_names.index(label)].astype(np.float64)
+    return targets
 
 
 def _lesson(train: Split, label: str, settings: RunSettings) -> Lesson:
@@ -207,14 +199,10 @@ def _answer(
 ) -> dict[Key, Answer]:
     """Fit both methods on one encoder's features and let them score every other split; no answer without a lesson."""
     taught = {label: lesson.draws for label, lesson in lessons.items() if lesson.draws}
-    standard = standardise(features)
+    standard, strengths = standardise(features), settings.evaluate.strengths
+    validation = {label: _targets(splits["val"], label) if "val" in splits else None for label in taught}
     probes = {
-        label: [
-            linear_probe(
-                standard, drawn, _targets(splits["val"], label) if "val" in splits else None, settings.evaluate.strengths
-            )
-            for drawn in draws
-        ]
+        label: [linear_probe(standard, drawn, validation[label], strengths) for drawn in draws]
         for label, draws in taught.items()
     }
     answers: dict[Key, Answer] = {}
@@ -349,7 +337,6 @@ def _differences(scored: Mapping[Key, Scored], encoders: Sequence[str]) -> list[
             other = scored[key._replace(encoder=control)]
             interval = metrics.interval(entry.bootstrap - other.bootstrap)
             is_defined = entry.record["auroc"] is not None and other.record["auroc"] is not None
-            shared = ("n", "n_positive", "n_patients", "undefined", "where", "label_fraction", "draws", "bootstrap", "seed")
             differences.append(
                 {
                     **key._asdict(),
@@ -359,7 +346,7 @@ def _differences(scored: Mapping[Key, Scored], encoders: Sequence[str]) -> list[
                     "high": _json(interval.high),
                     "excludes_zero": bool(interval.low > 0 or interval.high < 0),
                     "bootstrap_left_out": interval.left_out,
-                    **{name: entry.record[name] for name in shared},
+                    **{name: entry.record[name] for name in _SHARED},
                 }
             )
     return differences
@@ -369,7 +356,8 @@ def _head(source: Record, width: int, splits: Mapping[str, Split], settings: Run
     chosen = settings.evaluate
     size = chosen.size or settings.views.size
     what = ", ".join(f"{name} {value}" for name, value in source.items())
-    counts = [f"{name} {len(split)} images of {np.unique(split.patients).size} patients" for name, split in splits.items()]
+    patients = {name: np.unique(split.patients).size for name, split in splits.items()}
+    counts = [f"{name} {len(split)} images of {patients[name]} patients" for name, split in splits.items()]
     draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
     return [
         f"{settings.model.backbone} ({what}), {width} frozen features, images {size} x {size}, seed {settings.seed}",
@@ -389,8 +377,8 @@ def _write(out: Path, found: Evaluation, answers: Mapping[Key, Answer], splits: 
         targets = _targets(split, key.label)
         known = ~np.isnan(targets)
         for draw, scores in enumerate(answer.scores):
-            columns = {"row": split.rows[known], "draw": draw, "target": targets[known].astype(int), "score": scores[known]}
-            frames.append(pd.DataFrame({**key._asdict(), **columns}))
+            columns = {"row": split.rows, "draw": draw, "target": targets, "score": scores}
+            frames.append(pd.DataFrame({**key._asdict(), **columns})[known].astype({"target": int}))
     order = ["split", "row", "label", "method", "encoder", "draw", "target", "score"]
     table = pd.concat(frames)[order] if frames else pd.DataFrame(columns=order)
     table.to_csv(out / "predictions.csv", index=False, float_format="%.9g")

@@ -7,14 +7,15 @@ mean over labels or over repeats is the mean of theirs, and both keep the pairin
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Reals = NDArray[np.floating[Any]]
 
 _BLOCK_CELLS = 2**22  # weights held at once, 32 MiB
 
@@ -28,14 +29,13 @@ class Interval(NamedTuple):
     """Draws that had one class only and could not be scored."""
 
 
-def undefined(targets: ArrayLike) -> str | None:
+def undefined(targets: Reals) -> str | None:
     """Return why these targets cannot be scored, or None where they can.
 
     Args:
         targets: (N,), 1, 0 or nan.
     """
-    known = np.asarray(targets, np.float64)
-    known = known[~np.isnan(known)]
+    known = targets[~np.isnan(targets)]
     if not known.size:
         return "undefined (no labelled rows)"
     if not (known == 1).any():
@@ -45,7 +45,7 @@ def undefined(targets: ArrayLike) -> str | None:
     return None
 
 
-def auroc(targets: ArrayLike, scores: ArrayLike) -> float:
+def auroc(targets: Reals, scores: Reals) -> float:
     """Return the chance that a positive scores above a negative, ties counting half; nan with one class.
 
     Source: Mann and Whitney 1947 (doi:10.1214/aoms/1177730491); Hanley and McNeil 1982.
@@ -54,7 +54,6 @@ def auroc(targets: ArrayLike, scores: ArrayLike) -> float:
         targets: (N,), 1, 0 or nan.
         scores: (N,), any unit, higher is more positive.
     """
-    targets, scores = np.asarray(targets, np.float64), np.asarray(scores, np.float64)
     positives, negatives = scores[targets == 1], np.sort(scores[targets == 0])
     if not positives.size or not negatives.size:
         return float("nan")
@@ -63,16 +62,15 @@ def auroc(targets: ArrayLike, scores: ArrayLike) -> float:
     return float((below + below_or_equal).mean() / (2 * negatives.size))
 
 
-def average_precision(targets: ArrayLike, scores: ArrayLike) -> float:
+def average_precision(targets: Reals, scores: Reals) -> float:
     """Return the average precision, not interpolated; nan with one class. Arguments as for `auroc`."""
-    targets, scores = np.asarray(targets, np.float64), np.asarray(scores, np.float64)
     if undefined(targets):
         return float("nan")
     known = ~np.isnan(targets)
     return float(average_precision_score(targets[known], scores[known]))
 
 
-def bootstrap_auroc(targets: ArrayLike, scores: ArrayLike, patients: ArrayLike, *, draws: int, seed: int) -> Floats:
+def bootstrap_auroc(targets: Reals, scores: Reals, patients: Integers, *, draws: int, seed: int) -> Floats:
     """Return the AUROC of each of D draws of patients, with replacement; nan where a draw has one class.
 
     Patients are drawn, not rows: the images of one patient are not independent. A draw weights every row by how often
@@ -89,7 +87,6 @@ def bootstrap_auroc(targets: ArrayLike, scores: ArrayLike, patients: ArrayLike, 
     Returns:
         (D,) float64.
     """
-    targets, scores = np.asarray(targets, np.float64), np.asarray(scores, np.float64)
     names, patients = np.unique(patients, return_inverse=True)
     result = np.full(draws, np.nan)
     if undefined(targets):
@@ -111,7 +108,7 @@ def bootstrap_auroc(targets: ArrayLike, scores: ArrayLike, patients: ArrayLike, 
     return result
 
 
-def _classes(targets: Floats) -> tuple[Integers, Integers]:
+def _classes(targets: Reals) -> tuple[Integers, Integers]:
     return np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
 
 
@@ -138,7 +135,7 @@ def interval(bootstrap: Floats) -> Interval:
     return Interval(float(low), float(high), left_out)
 
 
-def majority_flag(targets: ArrayLike, scores: ArrayLike, threshold: float) -> str | None:
+def majority_flag(targets: Reals, scores: Reals, threshold: float) -> str | None:
     """Return a warning where a score may have learned nothing, else None.
 
     A constant score, or decisions whose accuracy is just the share of the larger class, look like a result and are
@@ -149,7 +146,6 @@ def majority_flag(targets: ArrayLike, scores: ArrayLike, threshold: float) -> st
         scores: (N,).
         threshold: Scores at or above it decide for positive.
     """
-    targets, scores = np.asarray(targets, np.float64), np.asarray(scores, np.float64)
     known = ~np.isnan(targets)
     if not known.any():
         return None

@@ -104,27 +104,26 @@ def linear_probe(
     if reason:
         notes.append(f"strength not chosen on val: {reason}")
         ordered = [ordered[len(ordered) // 2]]
-    best_score, best_strength, best_model = -1.0, ordered[0], None
-    model = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)  # lbfgs; each fit starts from the stronger's
+    fits = []
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)  # lbfgs; each fit starts from the one before
     for strength in ordered:
         model.set_params(C=strength)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # noted below
             model.fit(x, y)
-        score = 0.0 if reason else auroc(validation, model.decision_function(features["val"]))  # type: ignore[arg-type]
-        if score > best_score:
-            best_score, best_strength = score, strength
-            best_model = (model.coef_.copy(), model.intercept_.copy(), int(model.n_iter_[0]))
-    assert best_model is not None
-    coefficients, intercept, iterations = best_model
+        weights = model.coef_[0].astype(np.float64), float(model.intercept_[0])
+        score = 0.0 if reason or validation is None else auroc(validation, _log_odds(features["val"], weights))
+        fits.append((score, strength, weights, int(model.n_iter_[0])))
+    _, strength, weights, iterations = max(fits, key=lambda fit: fit[0])  # the first of equals
     if iterations >= _MAX_ITERATIONS:
         notes.append(f"not converged in {_MAX_ITERATIONS} iterations")
-    scores = {
-        split: values.astype(np.float64) @ coefficients[0].astype(np.float64) + float(intercept[0])
-        for split, values in features.items()
-        if split != "train"
-    }
-    return Probe(best_strength, scores, tuple(notes))
+    scores = {split: _log_odds(values, weights) for split, values in features.items() if split != "train"}
+    return Probe(strength, scores, tuple(notes))
+
+
+def _log_odds(features: Features, weights: tuple[Floats, float]) -> Floats:
+    coefficients, intercept = weights
+    return features @ coefficients + intercept
 
 
 def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: int) -> Floats:

@@ -12,9 +12,7 @@ MACRO = "macro"
 """The name that the mean over labels has among the labels."""
 
 
-def layout(
-    records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]
-) -> str:
+def layout(records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]) -> str:
     """Lay out one block per split and label, one line per method and encoder.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medmoco.config import ModelSettings
 from medmoco.data.order import WEIGHTS, hashed
-from medmoco.errors import CheckpointError, SettingsError
+from medmoco.errors import CheckpointError, SettingsError, first_line
 
 # 2-D networks of MONAI by the name they have there; all take `in_channels` and end in `num_classes` outputs.
 _MONAI = {
@@ -104,7 +104,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"weights file {file.name} does not exist") from None
     except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"weights file {file.name} cannot be read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"weights file {file.name} cannot be read: {first_line(error)}") from None
     except Exception as error:  # torch raises pickle.UnpicklingError for anything that is not a tensor or plain value
         raise CheckpointError(
             f"weights file {file.name} holds objects besides tensors, which could run code: {type(error).__name__}\n"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from medmoco.config import RunSettings, Tree, as_tree, flatten, load
-from medmoco.errors import CheckpointError, SettingsError
+from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.models.backbones import Backbone, create_backbone, load_weights
 
 FORMAT = 1
@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise CheckpointError(
-            f"checkpoint of step {step} cannot be written: {str(error).splitlines()[0]}\n"
+            f"checkpoint of step {step} cannot be written: {first_line(error)}\n"
             "Earlier checkpoints are intact. Free space or permissions there, then go on with --resume."
         ) from None
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
@@ -78,22 +78,27 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
     if not files:
         raise CheckpointError("the run folder holds no checkpoint yet; start it without --resume, with --overwrite")
     for file in files:
-        problem = _damage(file)
-        if problem is None:
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            if content.get("format") != FORMAT:
-                raise CheckpointError(f"{file.name} has format {content.get('format')}; this version reads {FORMAT}")
-            return content
-        warn(f"checkpoint {file.name} is damaged ({problem}); using the one before")
+        try:
+            return _read(file)
+        except CheckpointError as damage:
+            warn(f"checkpoint {file.name} is damaged ({damage}); using the one before")
     raise CheckpointError(f"all {len(files)} checkpoints of the run are damaged; nothing was changed or restarted")
 
 
-def _damage(file: Path) -> str | None:
+def _read(file: Path) -> dict[str, Any]:
     try:
         recorded = _hash_file(file).read_text().split()[0]
-        return None if recorded == _sha256(file) else "its SHA-256 differs"
     except (OSError, IndexError):
-        return "its SHA-256 file is missing"
+        raise CheckpointError("its SHA-256 file is missing") from None
+    if recorded != _sha256(file):
+        raise CheckpointError("its SHA-256 differs")
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever it is, the file is not one that save_checkpoint wrote
+        raise CheckpointError(first_line(error)) from None
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"format {content.get('format')}, this version reads {FORMAT}")
+    return content
 
 
 def _hash_file(file: Path) -> Path:

@@ -6,14 +6,14 @@ import math
 import platform
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medmoco.config import RunSettings, as_tree, flatten, to_yaml
+from medmoco.config import RunSettings, as_tree, to_yaml
 from medmoco.data.loading import Batch, to_float, training_batches
 from medmoco.data.manifest import Split, check_files, load_manifest
 from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
@@ -21,7 +21,7 @@ from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.models.batch_norm import split_batch_norm
 from medmoco.models.moco import MoCo, create_moco, info_nce
-from medmoco.training.checkpoint import load_checkpoint, load_run, portable_settings, save_checkpoint
+from medmoco.training.checkpoint import load_checkpoint, portable_settings, save_checkpoint
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.optim import create_optimizer
@@ -30,7 +30,7 @@ from medmoco.training.runlog import RunLog, write_json
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
 
-_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "monai", "numpy", "opencv-python-headless", "pydicom")
+_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "monai", "numpy", "cv2", "pydicom")
 
 # What may change between a stop and --resume: it alters neither the views nor the weights.
 _FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.workers", "model.weights", "train.log_every",
@@ -201,8 +201,7 @@ def _check_sizes(images: int, settings: RunSettings) -> None:
 def _claim_folder(out: Path, overwrite: bool) -> None:
     """Make sure that the run folder is empty, or empty it when told to."""
     if out.exists() and any(out.iterdir()):
-        is_run = (out / "config.yaml").is_file() and (out / "status.json").is_file()
-        if not is_run:
+        if not (out / "config.yaml").is_file():
             raise SettingsError(f"out: {out} is not empty and holds no run; choose another folder")
         if not overwrite:
             raise SettingsError(f"out: {out} holds a run; go on with --resume, replace it with --overwrite, or choose another")
@@ -234,7 +233,7 @@ def _describe_run(settings: RunSettings, device: torch.device, precision: str, d
         "precision": precision,
         "threads": torch.get_num_threads(),
         "manifest_sha256": digest,
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": {name: import_module(name).__version__ for name in _LIBRARIES},
     }
     write_json(settings.out / "environment.json", environment)
 
@@ -257,5 +256,3 @@ def _print_warning(text: str) -> None:
 
     Console(stderr=True).print(f"warning: {text}", markup=False)
 
-
-__all__ = ["Contrast", "Monitor", "flatten", "load_run", "meters", "pretrain"]

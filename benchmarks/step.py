@@ -1,0 +1,67 @@
+"""The training step against its floor: the bare encoders' forward and backward passes at the same settings."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.turns import report, seconds_per_round
+from medmoco.config import MethodSettings, ModelSettings, TrainSettings, ViewSettings
+from medmoco.data.loading import to_float
+from medmoco.models.backbones import create_backbone
+from medmoco.models.batch_norm import split_batch_norm
+from medmoco.models.moco import MoCo, create_moco, info_nce
+from medmoco.training.device import autocast, choose_device, choose_precision
+from medmoco.training.optim import create_optimizer
+
+ROUNDS, STEPS = 5, 2
+
+
+def run() -> None:
+    """Print one table for each size of views and queue."""
+    for size, batch, queue in ((96, 128, 2048), (96, 128, 65536), (224, 32, 65536)):
+        _compare(size, batch, queue)
+
+
+def _compare(size: int, batch: int, queue: int) -> None:
+    train = TrainSettings(global_batch_size=batch)
+    device = choose_device(train)
+    precision, _ = choose_precision(train, device)
+    views = [torch.randint(0, 256, (batch, 1, size, size), dtype=torch.uint8) for _ in range(2)]
+    shuffle = torch.randperm(batch, device=device)
+
+    def model(splits: int = 1) -> MoCo:
+        backbone = create_backbone(ModelSettings(backbone="resnet18"), seed=0, size=size)
+        made = create_moco(backbone, MethodSettings(queue_size=queue), seed=0)
+        split_batch_norm(made, splits)
+        return made.to(device=device, memory_format=torch.channels_last).train()
+
+    def full_step(made: MoCo, optimizer: torch.optim.Optimizer) -> None:
+        query, key = (to_float(view, ViewSettings(size=size), device, channels_last=True) for view in views)
+        with autocast(device, precision):
+            _, keys, positive, negative = made(query, key, shuffle)
+            loss = info_nce(positive, negative)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        made.enqueue(keys)
+
+    def bare_step(made: MoCo, optimizer: torch.optim.Optimizer) -> None:
+        query, key = (to_float(view, ViewSettings(size=size), device, channels_last=True) for view in views)
+        with autocast(device, precision):
+            with torch.no_grad():
+                made.key_encoder(key)
+            loss = made.query_encoder(query).float().square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    made, grouped = model(), model(8)
+    optimizer, grouped_optimizer = (create_optimizer(train, m.query_encoder) for m in (made, grouped))
+    contestants = {
+        "floor: bare encoders": lambda: [bare_step(made, optimizer) for _ in range(STEPS)],
+        "medmoco": lambda: [full_step(made, optimizer) for _ in range(STEPS)],
+        "medmoco, 8 batch-norm groups": lambda: [full_step(grouped, grouped_optimizer) for _ in range(STEPS)],
+    }
+    times = seconds_per_round(contestants, ROUNDS)
+    title = f"ResNet-18, {size} px, batch {batch}, queue {queue}, {device.type} {precision}"
+    report(title, times, per_round=STEPS * batch, unit="images", reference="floor: bare encoders")

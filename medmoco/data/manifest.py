@@ -1,0 +1,372 @@
+"""The CSV that lists the images: read whole, checked whole, nothing dropped silently.
+
+A row is numbered as a spreadsheet shows it: the header is row 1 and the first record row 2. A record whose quoted cells
+hold line breaks is one row. Messages and notices carry row numbers, never a Path or an id.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medmoco.config import DataSettings, LabelPolicy
+from medmoco.data.where import did_you_mean, matching_rows
+from medmoco.errors import ManifestError
+
+SPLITS = ("train", "val", "test")
+_CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
+_FILLS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
+_PATH_ALARMS = ("..", ":", "\n/", "\n\\", "\n\n", "\n ", "\n\t")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of train, val or test.
+
+    Attributes:
+        name: train, val or test.
+        csv: The file that the rows come from.
+        rows: (N,) int64, the row of each record in that file.
+        files: (N,) object, root and Path joined.
+        frames: (N,) int64, from 1.
+        patients: (N,) int64, one code per patient, the same in all splits that were loaded together.
+        label_names: L names in the order of the settings.
+        labels: (N, L) float32, 0, 1 or NaN, after the policy of each label.
+        raw_labels: (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file.
+        table: N records, every column as text.
+        sha256: Of the file.
+        notices: What a user should know about these rows.
+    """
+
+    name: str
+    csv: Path
+    rows: NDArray[np.int64]
+    files: NDArray[np.object_]
+    frames: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    label_names: tuple[str, ...]
+    labels: NDArray[np.float32]
+    raw_labels: NDArray[np.float32]
+    table: pd.DataFrame
+    sha256: str
+    notices: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, which: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Split:
+        """Return the rows that a mask (N,) or positions (M,) choose, in that order."""
+        return replace(
+            self,
+            rows=self.rows[which],
+            files=self.files[which],
+            frames=self.frames[which],
+            patients=self.patients[which],
+            labels=self.labels[which],
+            raw_labels=self.raw_labels[which],
+            table=self.table[which] if which.dtype == bool else self.table.iloc[which],
+        )
+
+
+@dataclass(frozen=True)
+class _Csv:
+    """One file: its records as text, and the row of each."""
+
+    path: Path
+    table: pd.DataFrame
+    rows: NDArray[np.int64]
+    sha256: str
+
+    def select(self, mask: NDArray[np.bool_]) -> _Csv:
+        return replace(self, table=self.table[mask], rows=self.rows[mask])
+
+    def refuse(self, bad: NDArray[np.bool_], what: str) -> None:
+        """Raise ManifestError for the first bad row, if there is one; `what` ends the sentence and says the remedy."""
+        if bad.any():
+            more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
+            raise ManifestError(f"{self.path}: row {self.rows[bad.argmax()]}{more}: {what}")
+
+
+def load_manifest(data: DataSettings, names: Sequence[str] = SPLITS) -> dict[str, Split]:
+    """Read and check the splits; the files themselves are not touched, see `check_files`.
+
+    Args:
+        data: Where the manifest and the images are, and the labels.
+        names: The splits wanted, of train, val and test.
+
+    Raises:
+        ManifestError: a file, split, column or cell that is missing or cannot be used; names the file and the row.
+    """
+    files = _split_files(data, names)
+    codes, own = _patient_codes([files[name] for name in names])
+    splits = {}
+    for name, patients, own_patient in zip(names, codes, own, strict=True):
+        splits[name] = _make_split(name, files[name], patients, own_patient, data)
+    return _with_overlaps(splits)
+
+
+def check_files(split: Split) -> None:
+    """Look for every file on disk.
+
+    Raises:
+        ManifestError: some are missing; gives the count and the first three rows.
+    """
+    missing = [row for row, file in zip(split.rows, split.files, strict=True) if not os.path.isfile(file)]
+    if missing:
+        first = ", ".join(str(row) for row in missing[:3])
+        raise ManifestError(
+            f"{split.csv}: {len(missing)} of {len(split)} {split.name} files do not exist (rows {first}"
+            f"{', ...' if len(missing) > 3 else ''});\ncheck data.root and the Path column"
+        )
+
+
+def select_where(split: Split, expression: str) -> Split:
+    """Return the rows that meet an expression such as "Pneumonia == 1"; its grammar is in `medmoco.data.where`.
+
+    Raises:
+        SettingsError: the expression cannot be read, or names a column that is not there.
+        ManifestError: no row is left, or a cell cannot be compared.
+    """
+    selected = split.select(matching_rows(split.table, split.rows, expression))
+    if not len(selected):
+        raise ManifestError(f"{split.csv}: none of the {len(split)} {split.name} rows meets the where condition; loosen it")
+    return selected
+
+
+# Reading
+
+
+def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, _Csv]:
+    """Return the records of each split, with their Paths checked."""
+    manifest = data.manifest
+    if manifest.is_dir():
+        found = sorted(path.name for path in manifest.glob("*.csv"))
+        for name in names:
+            if not (manifest / f"{name}.csv").is_file():
+                raise ManifestError(
+                    f"data.manifest: {manifest} has no {name}.csv; it holds: {', '.join(found) or 'no CSV'}"
+                )
+        files = {name: _read_csv(manifest / f"{name}.csv") for name in names}
+        for file in files.values():
+            _check_paths(file, ["Path", "Frame"])
+            if not len(file.rows):
+                raise ManifestError(f"{file.path}: no rows below the header; leave the split out or fill it")
+        return files
+    if not manifest.is_file():
+        raise ManifestError(
+            f"data.manifest: {manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
+            "or one CSV with a Split column"
+        )
+    whole = _read_csv(manifest)
+    _check_paths(whole, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"])
+    return _by_split(whole, names)
+
+
+def _by_split(whole: _Csv, names: Sequence[str]) -> dict[str, _Csv]:
+    _require(whole, "Split", "one CSV needs a Split column with train, val or test, or give a folder of three CSVs")
+    values = whole.table["Split"].str.strip().str.lower()
+    whole.refuse(~values.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
+    files = {name: whole.select((values == name).to_numpy()) for name in names}
+    for name, file in files.items():
+        if not len(file.rows):
+            raise ManifestError(f"{whole.path}: no row has the Split {name}; add some or leave the split out")
+    return files
+
+
+def _read_csv(path: Path) -> _Csv:
+    """Read a file as text cells, refusing any row that a lenient reader would pad, cut or guess at."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be opened: {error.strerror}") from None
+    text = _decode(path, raw)
+    header, separator = _header(path, text)
+    widths = _record_widths(path, text, separator)
+    odd = (widths != len(header)) & (widths != 0)  # 0 is an empty line
+    if odd.any():
+        row = int(odd.argmax())
+        raise ManifestError(
+            f"{path}: row {row + 1} has {widths[row]} cells, but the header has {len(header)};\n"
+            f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
+        )
+    table = pd.read_csv(
+        io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
+    )
+    filled = widths[1:] > 0
+    rows = np.arange(2, len(widths) + 1, dtype=np.int64)
+    return _Csv(path, table[filled], rows[filled], hashlib.sha256(raw).hexdigest())
+
+
+def _decode(path: Path, raw: bytes) -> str:
+    if not raw.strip():
+        raise ManifestError(f"{path}: the file is empty; its first row must name the columns, Path among them")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = 1 + raw.count(b"\n", 0, error.start)
+        raise ManifestError(f"{path}: line {row} is not UTF-8 text; save the file as 'CSV UTF-8'") from None
+    if "\0" in text:
+        line = 1 + text.count("\n", 0, text.index("\0"))
+        raise ManifestError(f"{path}: line {line} holds a NUL byte; the file is damaged or not a CSV, export it again")
+    return text
+
+
+def _header(path: Path, text: str) -> tuple[list[str], str]:
+    """Return the column names and the separator, which is the one that yields a Path column or most columns."""
+    headers = {}
+    start = text[:1_000_000]
+    for separator in (",", ";", "\t"):
+        try:
+            headers[separator] = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True))
+        except csv.Error:
+            continue
+    if not headers:
+        raise ManifestError(f"{path}: row 1 has an unclosed quote; its first row must name the columns")
+    separator, header = max(headers.items(), key=lambda item: ("Path" in item[1], len(item[1])))
+    if not header:
+        raise ManifestError(f"{path}: row 1 is an empty line; it must name the columns, Path among them")
+    named = [name for name in header if name]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise ManifestError(f"{path}: row 1 names the column {twice[0]!r} twice; rename one")
+    return header, separator
+
+
+def _record_widths(path: Path, text: str, separator: str) -> NDArray[np.int32]:
+    """Count the cells of every record: pandas pads short rows with blanks and may cut long ones without a word."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    widths: list[int] = []
+    try:
+        widths.extend(map(len, reader))
+    except csv.Error as error:
+        raise ManifestError(
+            f"{path}: row {len(widths) + 1} cannot be read: {error};\n"
+            'a double quote is left open or not doubled ("") inside a quoted cell'
+        ) from None
+    return np.array(widths, np.int32)
+
+
+# Checking
+
+
+def _require(file: _Csv, column: str, remedy: str) -> None:
+    if column in file.table.columns:
+        return
+    columns = [name for name in file.table.columns if not name.startswith("Unnamed: ")]
+    close = did_you_mean(column, columns)
+    shown = ", ".join(repr(name) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
+    raise ManifestError(f"{file.path}: no column {column!r}{close}; {remedy}\nthe columns are: {shown}")
+
+
+def _check_paths(file: _Csv, key: list[str]) -> None:
+    _require(file, "Path", "it must hold each image's path below data.root")
+    paths = file.table["Path"]
+    joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
+    if any(alarm in joined for alarm in _PATH_ALARMS):
+        reasons = np.array([_path_fault(path) for path in paths], dtype=object)
+        for reason in dict.fromkeys(reasons[reasons != ""]):
+            file.refuse(reasons == reason, reason)
+    columns = file.table[[name for name in key if name in file.table.columns]]
+    repeated = columns.duplicated().to_numpy()
+    if repeated.any():
+        first = (columns == columns[repeated].iloc[0]).all(axis=1).to_numpy().argmax()
+        file.refuse(repeated, f"the same {' and '.join(columns.columns)} as row {file.rows[first]}; remove one")
+
+
+def _path_fault(path: str) -> str:
+    """Say what is wrong with a Path, or nothing."""
+    path = path.strip().replace("\\", "/")
+    if not path:
+        return "Path is blank; fill it or remove the row"
+    if path.startswith("/") or (path[:1].isalpha() and path[1:2] == ":"):
+        return "Path is absolute; write it relative to data.root"
+    if posixpath.normpath(path).split("/")[0] == "..":
+        return "Path leaves data.root by '..'; move data.root up instead"
+    return ""
+
+
+def _cell_values(file: _Csv, column: str, known: dict[str, float], what: str) -> NDArray[np.float64]:
+    """Translate the cells of a column by `known`, once per distinct text; NaN in `known` stays NaN."""
+    codes, texts = pd.factorize(file.table[column])
+    cells = [text.strip() for text in texts]
+    file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what)
+    return np.array([known[cell] for cell in cells], np.float64)[codes]
+
+
+def _frames(file: _Csv) -> NDArray[np.int64]:
+    if "Frame" not in file.table.columns:
+        return np.ones(len(file.rows), np.int64)
+    texts = {text.strip() for text in file.table["Frame"].unique()}
+    known = {text: float(text) for text in texts if text.removesuffix(".0").isdecimal() and float(text) >= 1}
+    return _cell_values(file, "Frame", {"": 1.0, **known}, "Frame must be a whole number from 1").astype(np.int64)
+
+
+def _apply_policy(raw: NDArray[np.float64], policy: LabelPolicy) -> NDArray[np.float64]:
+    values = np.where(raw == -1, _FILLS[policy.uncertain], raw)
+    return np.where(np.isnan(raw), _FILLS[policy.missing], values)
+
+
+def _make_split(name: str, file: _Csv, patients: NDArray[np.int64], own_patient: int, data: DataSettings) -> Split:
+    raw, labels = np.empty((2, len(file.rows), len(data.labels)), np.float32)
+    for position, (label, policy) in enumerate(data.labels.items()):
+        _require(file, label, "data.labels must name columns of the CSV")
+        what = f"the label {label!r} must be 1, 0, -1 (uncertain) or blank (missing)"
+        values = _cell_values(file, label, _CELLS, what)
+        raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
+    root = os.path.join(data.root.replace("{split}", name), "")
+    notices = []
+    if "PatientID" not in file.table.columns:
+        notices.append(f"{name}: no PatientID column; every row is taken as its own patient")
+    elif own_patient:
+        notices.append(f"{name}: {own_patient} rows have a blank PatientID; each is taken as its own patient")
+    return Split(
+        name=name,
+        csv=file.path,
+        rows=file.rows,
+        files=(root + file.table["Path"].astype(object)).to_numpy(dtype=object),
+        frames=_frames(file),
+        patients=patients,
+        label_names=tuple(data.labels),
+        labels=labels,
+        raw_labels=raw,
+        table=file.table,
+        sha256=file.sha256,
+        notices=tuple(notices),
+    )
+
+
+def _patient_codes(files: Sequence[_Csv]) -> tuple[list[NDArray[np.int64]], list[int]]:
+    """Number the patients over all files; also count the rows of each file that name none."""
+    blanks = [pd.Series([""] * len(file.rows), dtype=object) for file in files]
+    ids = pd.concat([file.table.get("PatientID", blank) for file, blank in zip(files, blanks, strict=True)])
+    codes, texts = pd.factorize(ids)
+    unnamed = np.array([not text.strip() for text in texts], dtype=bool)[codes]
+    codes[unnamed] = len(texts) + np.arange(unnamed.sum())
+    codes = pd.factorize(codes)[0]  # dense again
+    ends = np.cumsum([len(file.rows) for file in files])[:-1]
+    return np.split(codes, ends), [int(part.sum()) for part in np.split(unnamed, ends)]
+
+
+def _with_overlaps(splits: dict[str, Split]) -> dict[str, Split]:
+    """Add a notice to both splits of a pair that share patients or images."""
+    for one, other in combinations(splits, 2):
+        notices = []
+        if shared := len(np.intersect1d(splits[one].patients, splits[other].patients)):
+            notices.append(f"{shared} patients are in both {one} and {other}: scores will be too good")
+        images = [pd.MultiIndex.from_arrays([splits[name].files, splits[name].frames]) for name in (one, other)]
+        if shared := int(images[0].isin(images[1]).sum()):
+            notices.append(f"{shared} images are in both {one} and {other}: scores will be too good")
+        for name in (one, other):
+            splits[name] = replace(splits[name], notices=(*splits[name].notices, *notices))
+    return splits

@@ -1,0 +1,86 @@
+"""A picture of a few images and the views that training makes of them, for a person to judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from medmoco.config import RunSettings
+from medmoco.data.images import Canvas
+from medmoco.data.loading import read_canvases
+from medmoco.data.manifest import load_manifest
+from medmoco.data.views import Pixels, draw, render, whole
+from medmoco.errors import SettingsError
+
+_GAP = 4  # pixels between tiles
+_LABEL_WIDTH = 96
+
+Samples = NDArray[np.int64]
+Picture = NDArray[np.uint8]
+
+
+def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6, split: str = "train") -> Path:
+    """Write one PNG: per line an image's row number, the whole image, then its views of epochs 0, 1, ...
+
+    The picture shows patients; it is written only because someone asked for it.
+
+    Args:
+        settings: Of the run.
+        out: PNG file; its folder is made, a file of that name replaced.
+        images: Lines, evenly spread over the split; fewer where it has fewer.
+        views: Per image, in turn what the query and the key encoder would see.
+        split: Name in the manifest.
+
+    Raises:
+        SettingsError: the file cannot be written.
+        DataError: a row or an image cannot be used.
+    """
+    found = load_manifest(settings.data, (split,))[split]
+    samples = np.unique(np.linspace(0, len(found) - 1, images).astype(np.int64))
+    canvases, _ = read_canvases(found, samples, settings)
+    tiles = _tiles(settings, canvases, samples, views)
+    lines = [
+        np.concatenate([_label(f"row {row}", settings.views.size), *map(_framed, line)], axis=1)
+        for row, line in zip(found.rows[samples], tiles, strict=True)
+    ]
+    _write_png(np.concatenate(lines), out)
+    return out
+
+
+def _tiles(settings: RunSettings, canvases: list[Canvas], samples: Samples, views: int) -> list[list[Picture]]:
+    """Return per image the whole of it and its views, each (size, size) uint8."""
+    drawn = [
+        draw(settings.views, canvases, seed=settings.seed, epoch=number // 2, samples=samples, view=number % 2)
+        for number in range(views)
+    ]
+    made = render(settings.views, canvases, drawn)
+    return [
+        [_to_8_bits(whole(canvas, settings.views.size)), *(_to_8_bits(view[i, 0]) for view in made)]
+        for i, canvas in enumerate(canvases)
+    ]
+
+
+def _to_8_bits(pixels: Pixels) -> Picture:
+    return (pixels // 257 if pixels.dtype == np.uint16 else pixels).astype(np.uint8)
+
+
+def _framed(tile: Picture) -> Picture:
+    return np.pad(tile, _GAP // 2)
+
+
+def _label(text: str, size: int) -> Picture:
+    strip = np.zeros((size, _LABEL_WIDTH), np.uint8)
+    cv2.putText(strip, text, (4, size // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
+    return _framed(strip)
+
+
+def _write_png(picture: Picture, out: Path) -> None:
+    _, encoded = cv2.imencode(".png", picture)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None

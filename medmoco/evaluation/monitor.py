@@ -1,0 +1,31 @@
+"""How good the features are becoming, while pretraining still runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medmoco.config import RunSettings
+from medmoco.data.manifest import Split
+from medmoco.evaluation.features import extract
+from medmoco.evaluation.probes import knn_auroc
+from medmoco.models.backbones import Backbone
+from medmoco.training.device import choose_precision
+
+
+def knn_monitor(backbone: Backbone, splits: dict[str, Split], settings: RunSettings) -> dict[str, float]:
+    """Score the backbone by nearest neighbours: bank `train`, questions `val`. Test data is never looked at.
+
+    Returns:
+        "knn_auroc/LABEL" for each label; nan where a label has one class.
+    """
+    device = next(backbone.parameters()).device
+    precision, _ = choose_precision(settings.train, device)
+    features = {
+        name: extract({"encoder": backbone}, splits[name], settings, device, precision)[0]["encoder"]
+        for name in ("train", "val")
+    }
+    targets = {name: splits[name].labels.astype(np.float64) for name in ("train", "val")}
+    values = knn_auroc(
+        features["train"], targets["train"], features["val"], targets["val"], settings.evaluate.neighbours
+    )
+    return {f"knn_auroc/{label}": value for label, value in zip(splits["train"].label_names, values, strict=True)}

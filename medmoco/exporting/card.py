@@ -1,0 +1,289 @@
+"""The model card: what the encoder is for, where it comes from, what it scored, where it ends.
+
+Every value in it is picked by name. Nothing is copied wholesale, so no path, host, user or id can slip in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmoco.config import RunSettings, as_tree, flatten
+from medmoco.data.manifest import Split
+from medmoco.errors import CheckpointError
+
+Record = dict[str, Any]
+
+# Settings that change the encoder; data.* beyond these and out name folders, evaluate.* leaves the encoder as it is.
+_SETTINGS = (
+    "seed", "data.canvas_size", "data.bit_depth", "data.window", "views.", "model.backbone", "method.", "train.epochs",
+    "train.global_batch_size", "train.optimizer", "train.lr", "train.sgd_momentum", "train.weight_decay",
+    "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision",
+)  # fmt: skip
+_ID_COLUMNS = ("Path", "PatientID", "StudyID")
+
+_USE = """\
+## Intended use
+
+- Research on grayscale medical images like the training images: probes on frozen features, fine-tuning, retrieval
+- Whoever builds on it validates the result on data of the place where it will be used
+
+## Out of scope
+
+- Diagnosis, triage or any decision about a patient from this encoder alone: none of its outputs means a finding
+- Other modalities, body parts, age groups, or photographs, unless validated there first
+- Recognising persons, or inferring what the images were not taken for"""
+
+_END = """\
+## Limits
+
+- Features also hold what nobody asked for: projection, device, site, age, sex. A probe can lean on them.
+- The whole image is seen at the input size, whatever its aspect ratio; findings of a few pixels are lost.
+- Fed otherwise than preprocessing.json says, the encoder gives plausible, wrong features.
+- No scores by sex, age, device or site are in this card.
+
+## Privacy
+
+- The files hold weights and settings: no image, no patient or study id, no path, host or user name.
+- Weights can still reveal something of the training images; publish them only as the owner of the data allows.
+
+## Left to the author
+
+- Licence: not stated
+- Contact: not stated
+- Origin, licence and ethics approval of the training data: not stated
+"""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known about a run.
+
+    Attributes:
+        settings: It was made with.
+        step: Of the exported checkpoint.
+        status: status.json, or empty.
+        environment: environment.json, or empty.
+        speed: Records of metrics.jsonl that hold "step" and "images_per_second".
+        scores: Records of evaluation/scores.json, or None where there is none.
+        train: The training split, or None where the manifest cannot be read or has changed since.
+    """
+
+    settings: RunSettings
+    step: int
+    status: Record
+    environment: Record
+    speed: list[Record]
+    scores: list[Record] | None
+    train: Split | None
+
+
+def gather(run: Path, settings: RunSettings, step: int, train: Split | None) -> RunFacts:
+    """Read what the run folder says about the run.
+
+    Raises:
+        CheckpointError: one of its JSON files is damaged.
+    """
+    environment = _read_json(run / "environment.json") or {}
+    is_same = train is not None and environment.get("manifest_sha256") == train.sha256
+    return RunFacts(
+        settings=settings,
+        step=step,
+        status=_read_json(run / "status.json") or {},
+        environment=environment,
+        speed=[record for record in _read_lines(run / "metrics.jsonl") if record["step"] <= step],
+        scores=_read_json(run / "evaluation" / "scores.json"),
+        train=train if is_same else None,
+    )
+
+
+def _read_json(file: Path) -> Any:
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CheckpointError(f"{file.name} of the run is damaged; delete it or write it again, then export") from None
+
+
+def _read_lines(metrics: Path) -> list[Record]:
+    """Return the records that hold a speed; the last line may have been cut short."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    return [json.loads(line) for line in lines if '"images_per_second"' in line and line.endswith("}")]
+
+
+def write_card(facts: RunFacts, contract: Record, parity: Record) -> str:
+    """Return the model card as Markdown.
+
+    Args:
+        facts: Of the run.
+        contract: Content of preprocessing.json.
+        parity: Content of parity.json.
+    """
+    parts = [f"# {facts.settings.model.backbone}, pretrained with medmoco", *_summary(facts, contract), "", _USE, ""]
+    sections = {
+        "Data": _data(facts),
+        "Method": _method(facts.settings),
+        "Compute": _compute(facts),
+        "Scores": _scores(facts.scores),
+        "Files": _files(contract, parity),
+    }
+    for title, lines in sections.items():
+        parts += [f"## {title}", "", *lines, ""]
+    return "\n".join([*parts, _END])
+
+
+def _summary(facts: RunFacts, contract: Record) -> list[str]:
+    size, width = contract["input"]["shape"][-1], contract["output"]["feature_dim"]
+    return [
+        "",
+        "**This is not a medical device.**",
+        "",
+        f"An encoder of one-channel images of {size} x {size} pixels to {width} features, from step {facts.step} of a "
+        f"self-supervised run that saw no labels. The run {_progress(facts.status)}.",
+    ]
+
+
+def _progress(status: Record) -> str:
+    words = {
+        "done": "went to its end",
+        "running": "had not ended when this was exported",
+        "stopped": "was stopped before its end",
+        "failed": "failed before its end",
+    }
+    known, steps = words.get(str(status.get("state")), "left no record of how it ended"), status.get("steps")
+    return f"{known}; {steps} steps were planned" if isinstance(steps, int) else known
+
+
+def _data(facts: RunFacts) -> list[str]:
+    digest = facts.environment.get("manifest_sha256")
+    lines = [f"- SHA-256 of the training manifest: {digest}"] if isinstance(digest, str) else []
+    train = facts.train
+    if train is None:
+        return [*lines, "- Counts: unknown; the manifest could not be read at export, or has changed since the run"]
+    patients = np.unique(train.patients).size
+    lines.append(f"- Training: {len(train)} images of {patients} patients, used without labels")
+    if train.label_names:
+        lines += ["", "| label of the training images | positive | negative | uncertain | missing |", _rule(5)]
+    for name, column in zip(train.label_names, train.raw_labels.T, strict=True):
+        counts = [int((column == value).sum()) for value in (1, 0, -1)]
+        lines.append(_row([name, *counts, int(np.isnan(column).sum())]))
+    return lines
+
+
+def _method(settings: RunSettings) -> list[str]:
+    start = "weights that the user gave" if settings.model.weights else "random weights"
+    return [
+        "- Momentum contrast (He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297); the query encoder "
+        "without its projector is what is exported",
+        f"- Started from {start}",
+        "",
+        "```yaml",
+        *(f"{key}: {value}" for key, value in flatten(as_tree(settings)) if key.startswith(_SETTINGS)),
+        "```",
+    ]
+
+
+def _compute(facts: RunFacts) -> list[str]:
+    known = {key: facts.environment.get(key) for key in ("device", "precision", "threads", "python")}
+    lines = [f"- {key}: {value}" for key, value in known.items() if isinstance(value, str | int)]
+    batch, seconds, before = facts.settings.train.global_batch_size, 0.0, 0
+    for record in facts.speed:
+        seconds += (record["step"] - before) * batch / record["images_per_second"]
+        before = record["step"]
+    if seconds:
+        rate = before * batch / seconds
+        lines.append(f"- {before} training steps took {seconds / 3600:.2f} hours at {rate:.0f} images per second")
+    return lines or ["Not recorded."]
+
+
+def _scores(scores: list[Record] | None) -> list[str]:
+    if scores is None:
+        return ["None: `medmoco evaluate` has not written to the run's folder `evaluation`."]
+    rows = [row for row in scores if row.get("split") == "test"]
+    if not rows:
+        return ["None on a test split."]
+    titles = [
+        "label",
+        "rows",
+        "method",
+        "encoder",
+        "images",
+        "positive",
+        "patients",
+        "AUROC",
+        "95 %",
+        "average precision",
+    ]
+    return [
+        "Frozen features as last evaluated for this run, beside their controls, on the test split alone: validation "
+        "chose the strength of the probe. Intervals are over patients.",
+        "",
+        _row(titles),
+        _rule(len(titles)),
+        *map(_score_row, rows),
+    ]
+
+
+def _score_row(row: Record) -> str:
+    where, fraction = row.get("where"), row.get("label_fraction", 1.0)
+    rows = "all" if not where else "some, chosen by id" if any(name in where for name in _ID_COLUMNS) else where
+    if fraction < 1:
+        rows += f"; labels of {100 * fraction:g} % of training patients"
+    auroc = _number(row.get("auroc")) + (" (no better than the majority)" if row.get("flag") else "")
+    interval = f"{_number(row.get('auroc_low'))} to {_number(row.get('auroc_high'))}"
+    names, counts = ("method", "encoder"), ("n", "n_positive", "n_patients")
+    known = [row.get(key) for key in (*names, *counts)]
+    return _row([row.get("label"), rows, *known, auroc, interval, _number(row.get("average_precision"))])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float | int) else "undefined"
+
+
+def _row(cells: Sequence[Any]) -> str:
+    """Write a table row; a user's own text stays inside its cell."""
+    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + "---|" * columns
+
+
+def _files(contract: Record, parity: Record) -> list[str]:
+    differences = {record["file"]: record["max_relative_difference"] for record in parity["files"]}
+    rows = [
+        _row([name, file["bytes"], file["sha256"], f"{differences[name]:.1e}"])
+        for name, file in contract["files"].items()
+    ]
+    build = contract["model"]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in build["arguments"].items())
+    if build["library"] == "timm":
+        load = [f'net = timm.create_model("{build["name"]}", {arguments})']
+    else:
+        load = [
+            f"net = {build['function']}({arguments})",
+            f'net.set_submodule("{build["replaced_by_identity"]}", torch.nn.Identity())',
+        ]
+    return [
+        _row(["file", "bytes", "SHA-256", "difference to the run"]),
+        _rule(4),
+        *rows,
+        "",
+        "The difference is the largest, as a share of the largest feature; `parity.json` has the details and "
+        "`preprocessing.json` says how to prepare images.",
+        "",
+        "```python",
+        *load,
+        'net.load_state_dict(safetensors.torch.load_file("encoder.safetensors"), strict=True)',
+        "features = net.eval()(images)",
+        "",
+        'session = onnxruntime.InferenceSession("encoder.onnx")',
+        'features = session.run(["features"], {"image": images})[0]',
+        "```",
+    ]

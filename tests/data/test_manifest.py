@@ -1,0 +1,338 @@
+"""The manifest reader: what it accepts, what it refuses, and the row it names."""
+
+import csv
+import io
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmoco.config import DataSettings
+from medmoco.data.manifest import Split, check_files, load_manifest, select_where
+from medmoco.errors import ManifestError, SettingsError
+
+PLAIN = "Path,PatientID,Finding\na.png,00123,1\nb.png,NA,0\nc.png,00123,\nd.png,123,-1\n"
+
+
+def settings(manifest: Path, labels: object = (), root: str = "images") -> DataSettings:
+    tree = {"manifest": manifest, "root": root, "labels": list(labels) if isinstance(labels, tuple) else labels}
+    return DataSettings.model_validate(tree)
+
+
+def train(tmp_path: Path, text: str | bytes, labels: object = ()) -> Split:
+    data = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "train.csv").write_bytes(data)
+    return load_manifest(settings(tmp_path, labels), ["train"])["train"]
+
+
+def refusal(tmp_path: Path, text: str | bytes, labels: object = ()) -> str:
+    with pytest.raises(ManifestError) as caught:
+        train(tmp_path, text, labels)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 5
+    assert "train.csv" in message
+    return message
+
+
+def test_load_manifest__plain(tmp_path: Path) -> None:
+    split = train(tmp_path, PLAIN, ("Finding",))
+    assert split.rows.tolist() == [2, 3, 4, 5]
+    assert split.files.tolist() == ["images/a.png", "images/b.png", "images/c.png", "images/d.png"]
+    assert split.frames.tolist() == [1, 1, 1, 1]
+    assert split.table["PatientID"].tolist() == ["00123", "NA", "00123", "123"]
+    assert split.patients.tolist() == [0, 1, 0, 2]
+    assert split.label_names == ("Finding",)
+    np.testing.assert_array_equal(split.raw_labels[:, 0], [1, 0, np.nan, -1])
+    np.testing.assert_array_equal(split.labels[:, 0], [1, 0, np.nan, np.nan])
+    assert split.labels.dtype == split.raw_labels.dtype == np.float32
+    assert len(split.sha256) == 64
+    assert split.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({"uncertain": "zero", "missing": "ignore"}, [1, 0, np.nan, 0]),
+        ({"uncertain": "one", "missing": "zero"}, [1, 0, 0, 1]),
+        ({"uncertain": "ignore", "missing": "one"}, [1, 0, 1, np.nan]),
+    ],
+)
+def test_load_manifest__policy(tmp_path: Path, policy: dict[str, str], expected: list[float]) -> None:
+    split = train(tmp_path, PLAIN, {"Finding": policy})
+    np.testing.assert_array_equal(split.labels[:, 0], expected)
+    np.testing.assert_array_equal(split.raw_labels[:, 0], [1, 0, np.nan, -1])
+
+
+def test_load_manifest__labels_as_chexpert_writes_them(tmp_path: Path) -> None:
+    split = train(tmp_path, "Path,B,A\na,1.0,-1.0\nb, 0 ,\n", ("A", "B"))
+    assert split.label_names == ("A", "B")
+    np.testing.assert_array_equal(split.raw_labels, [[-1, 1], [np.nan, 0]])
+
+
+@pytest.mark.parametrize("cell", ["2", "yes", "nan", "NA", "0.5", "-", "1,0"])
+def test_load_manifest__label_cell_refused(tmp_path: Path, cell: str) -> None:
+    message = refusal(tmp_path, f'Path,A\na,1\nb,"{cell}"\nc,"{cell}"\n', ("A",))
+    assert "row 3 (and 1 more rows)" in message
+    assert "'A' must be 1, 0, -1" in message
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_load_manifest__dialects(tmp_path: Path, separator: str, bom: bytes, newline: str) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=separator, lineterminator=newline)
+    cells = [["Path", "PatientID", "Note"], ["a.png", "1", 'Größe; 5 cm, "rund"\tx\nzweite Zeile'], ["b.png", "2", ""]]
+    writer.writerows(cells)
+    split = train(tmp_path, bom + buffer.getvalue().encode())
+    assert split.table["Note"].tolist() == [cells[1][2], ""]
+    assert split.table["PatientID"].tolist() == ["1", "2"]
+    assert split.rows.tolist() == [2, 3]
+
+
+def test_load_manifest__header_commas_do_not_decide(tmp_path: Path) -> None:
+    split = train(tmp_path, "Path;Box [x,y,w,h,a,b,c];N\na.png;1;2\n")
+    assert list(split.table.columns) == ["Path", "Box [x,y,w,h,a,b,c]", "N"]
+
+
+def test_load_manifest__rows_after_multi_line_cells_and_empty_lines(tmp_path: Path) -> None:
+    text = 'Path,Note,A\na,"one\ntwo\nthree",1\n\nb,x,0\nc,y,bad\n'
+    assert "row 5:" in refusal(tmp_path, text, ("A",))
+    assert train(tmp_path, text).rows.tolist() == [2, 4, 5]
+
+
+def test_load_manifest__empty_line_at_the_end(tmp_path: Path) -> None:
+    assert len(train(tmp_path, "Path\na\nb\n\n\n")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (b"", ["empty"]),
+        (b"\xef\xbb\xbf\n \n", ["row 1"]),
+        (b"Path,A\n", ["no rows"]),
+        (b"path,A\na,1\n", ["no column 'Path'", "did you mean 'path'", "'A'"]),
+        (b"Image Index;A\na;1\n", ["no column 'Path'", "'Image Index', 'A'"]),
+        (b"Path,A\na,1\nb\n", ["row 3 has 1 cells", "header has 2"]),
+        (b"Path,A\na,1,2\nb,1\n", ["row 2 has 3 cells"]),
+        (b'Path,A\n"a\nb",1\nb,1\nc,1,1\n', ["row 4 has 3 cells"]),
+        (b'Path,A\na,1\n"b,1\nc,1\n', ["row 3", "double quote"]),
+        (b'Path,A\na,1\n"b"x,1\nc,1\n', ["row 3", "double quote"]),
+        (b"Path,A\na,1\nb\xff,1\n", ["line 3", "UTF-8"]),
+        ("Path,A\na,1\n".encode("utf-16"), ["UTF-8"]),
+        (b"Path,A\na,1\nb\0,1\n", ["line 3", "NUL"]),
+        (b"Path,A,A\na,1,1\n", ["'A' twice"]),
+        (b"Path,A\na,1\n ,1\n", ["row 3", "blank"]),
+        (b"Path,A\na,1\n,1\n", ["row 3", "blank"]),
+        (b"Path,A\na,1\n/etc/x,1\n", ["row 3", "absolute"]),
+        (b"Path,A\na,1\nC:\\x,1\n", ["row 3", "absolute"]),
+        (b"Path,A\na,1\n\\\\server\\x,1\n", ["row 3", "absolute"]),
+        (b"Path,A\na,1\n../x,1\n", ["row 3", "leaves data.root"]),
+        (b"Path,A\na,1\nb/../../x,1\n", ["row 3", "leaves data.root"]),
+        (b"Path,A\na,1\nb\\..\\..\\x,1\n", ["row 3", "leaves data.root"]),
+        (b"Path,A\na,1\nb,1\na,0\n", ["row 4", "as row 2"]),
+        (b"Path,Frame\na,1\na,2\na,2\n", ["row 4", "Path and Frame as row 3"]),
+        (b"Path,Frame\na,1\na,0\n", ["row 3", "Frame"]),
+        (b"Path,Frame\na,1\na,1.5\n", ["row 3", "Frame"]),
+        (b"Path,Frame\na,1\na,x\n", ["row 3", "Frame"]),
+    ],
+)
+def test_load_manifest__refused(tmp_path: Path, text: bytes, parts: list[str]) -> None:
+    message = refusal(tmp_path, text)
+    for part in parts:
+        assert part in message
+
+
+def test_load_manifest__harmless_dots_and_colons(tmp_path: Path) -> None:
+    split = train(tmp_path, "Path\na/../b.png\na..b.png\n12:30.png\n...png\n")
+    assert split.files.tolist() == ["images/a/../b.png", "images/a..b.png", "images/12:30.png", "images/...png"]
+
+
+def test_load_manifest__frames(tmp_path: Path) -> None:
+    assert train(tmp_path, "Path,Frame\na,1\na,2.0\na,12\nb,\n").frames.tolist() == [1, 2, 12, 1]
+
+
+def test_load_manifest__label_not_a_column(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "Path, Effusion,B\na,1,1\n", ("Effusion",))
+    assert "did you mean ' Effusion'" in message
+    assert "data.labels" in message
+
+
+def test_load_manifest__messages_hold_no_ids(tmp_path: Path) -> None:
+    text = "Path,PatientID,A\nsecret/4711.png,4711,1\nsecret/4711.png,4711,4711\n"
+    assert "4711" not in refusal(tmp_path, text)
+    assert "4711" not in refusal(tmp_path, text.replace("/4711.png,", "/4711.jpg,", 1), ("A",))
+
+
+def test_load_manifest__without_patients(tmp_path: Path) -> None:
+    split = train(tmp_path, "Path\na\nb\n")
+    assert split.patients.tolist() == [0, 1]
+    assert split.notices == ("train: no PatientID column; every row is taken as its own patient",)
+    split = train(tmp_path, "Path,PatientID\na,7\nb,\nc, \nd,7\n")
+    assert split.patients.tolist() == [0, 1, 2, 0]
+    assert split.notices == ("train: 2 rows have a blank PatientID; each is taken as its own patient",)
+
+
+def write_three(folder: Path, column: str = "PatientID") -> None:
+    for name, ids in {"train": "1 2 2", "val": "3 2", "test": "4"}.items():
+        rows = "".join(f"{name}/{number}.png,{patient}\n" for number, patient in enumerate(ids.split()))
+        (folder / f"{name}.csv").write_text(f"Path,{column}\n{rows}")
+
+
+def test_load_manifest__patients_across_splits(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    splits = load_manifest(settings(tmp_path))
+    assert [splits[name].patients.tolist() for name in ("train", "val", "test")] == [[0, 1, 1], [2, 1], [3]]
+    notice = "1 patients are in both train and val: scores will be too good"
+    assert splits["train"].notices == splits["val"].notices == (notice,)
+    assert splits["test"].notices == ()
+
+
+def test_load_manifest__unnamed_patients_never_shared(tmp_path: Path) -> None:
+    write_three(tmp_path, column="Person")
+    splits = load_manifest(settings(tmp_path))
+    codes = np.concatenate([split.patients for split in splits.values()])
+    assert sorted(codes) == list(range(6))
+    assert all(len(split.notices) == 1 for split in splits.values())
+
+
+def test_load_manifest__root_per_split(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.csv").write_text("Path\na.png\n")
+    splits = load_manifest(settings(tmp_path, root="/nih/{split}/"))
+    assert splits["val"].files.tolist() == ["/nih/val/a.png"]
+    assert not any("images" in notice for notice in splits["val"].notices)
+    splits = load_manifest(settings(tmp_path, root="/nih"))
+    assert "1 images are in both train and test: scores will be too good" in splits["test"].notices
+
+
+def test_load_manifest__one_csv(tmp_path: Path) -> None:
+    file = tmp_path / "all.csv"
+    file.write_text("Path,Split\na,train\nb,VAL\nc,test\nd,Train\n")
+    splits = load_manifest(settings(file))
+    assert {name: split.rows.tolist() for name, split in splits.items()} == {"train": [2, 5], "val": [3], "test": [4]}
+    assert splits["train"].files.tolist() == ["images/a", "images/d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("Path,Split\na,train\nb,valid\n", "row 3: Split must be train, val or test"),
+        ("Path,Split\na,train\nb,\n", "row 3: Split must be"),
+        ("Path,Split\na,train\nb,val\n", "no row has the Split test"),
+        ("Path,Spilt\na,train\nb,val\n", "did you mean 'Spilt'"),
+        ("Path,Split\na,train\na,val\nb,test\n", "row 3: the same Path as row 2"),
+    ],
+)
+def test_load_manifest__one_csv_refused(tmp_path: Path, text: str, part: str) -> None:
+    file = tmp_path / "all.csv"
+    file.write_text(text)
+    with pytest.raises(ManifestError, match=re.escape(part)):
+        load_manifest(settings(file))
+
+
+def test_load_manifest__one_csv_same_path_per_split(tmp_path: Path) -> None:
+    file = tmp_path / "all.csv"
+    file.write_text("Path,Split\na,train\na,val\na,test\n")
+    assert load_manifest(settings(file, root="x/{split}"))["test"].files.tolist() == ["x/test/a"]
+
+
+def test_load_manifest__split_missing(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("Path\na\n")
+    with pytest.raises(ManifestError, match=re.escape("has no val.csv; it holds: train.csv")):
+        load_manifest(settings(tmp_path))
+    with pytest.raises(ManifestError, match="does not exist"):
+        load_manifest(settings(tmp_path / "absent"))
+
+
+def test_select__mask_and_positions(tmp_path: Path) -> None:
+    split = train(tmp_path, PLAIN, ("Finding",))
+    by_mask = split.select(np.array([False, True, False, True]))
+    by_position = split.select(np.array([3, 1]))
+    assert by_mask.rows.tolist() == [3, 5]
+    assert by_position.rows.tolist() == [5, 3]
+    for part in (by_mask, by_position):
+        assert len(part) == len(part.table) == len(part.labels) == len(part.files) == 2
+        assert [Path(file).name for file in part.files] == part.table["Path"].tolist()
+
+
+def test_check_files__missing(tmp_path: Path) -> None:
+    split = train(tmp_path, "Path\n" + "".join(f"{name}.png\n" for name in "abcdef"))
+    here = [*split.files]
+    (tmp_path / "there.png").touch()
+    here[0] = str(tmp_path / "there.png")
+    split.files[:] = here
+    with pytest.raises(ManifestError) as caught:
+        check_files(split)
+    assert "5 of 6 train files do not exist (rows 3, 4, 5, ...)" in str(caught.value)
+    assert ".png" not in str(caught.value)
+    check_files(split.select(np.array([0])))
+
+
+WHERE = """Path,PatientID,Age,View Position,A
+a,00123,17,PA,1.0
+b,123,18,AP,0
+c,x,,LL,-1
+d,y,64.5, PA,
+e,z,7,"L,R",1
+"""
+
+
+@pytest.mark.parametrize(
+    ("expression", "rows"),
+    [
+        ("A == 1", [2, 6]),
+        ("A == 1.0", [2, 6]),
+        ("A == '1'", [6]),
+        ("A != 1", [3, 4]),
+        ('A == ""', [5]),
+        ("A == -1", [4]),
+        ("A in (0, -1)", [3, 4]),
+        ("A not in (0,-1)", [2, 6]),
+        ("Age >= 18", [3, 5]),
+        ("Age<18", [2, 6]),
+        ("Age > 18 and Age <= 64.5", [5]),
+        ("PatientID == 123", [3]),
+        ("PatientID == 00123", [2]),
+        ("'View Position' in (PA, AP) and A == 1", [2]),
+        ("'View Position' == PA", [2, 5]),
+        ("'View Position' == 'L,R'", [6]),
+    ],
+)
+def test_select_where__rows(tmp_path: Path, expression: str, rows: list[int]) -> None:
+    assert select_where(train(tmp_path, WHERE), expression).rows.tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["", "A", "A =", "A = 1", "A == ", "A == 1 or A == 0", "A in 1", "A in (1", "A in ()", "Age < x", "A == 'x", "and"],
+)
+def test_select_where__unreadable(tmp_path: Path, expression: str) -> None:
+    with pytest.raises(SettingsError, match="cannot read") as caught:
+        select_where(train(tmp_path, WHERE), expression)
+    assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_select_where__refused(tmp_path: Path) -> None:
+    split = train(tmp_path, WHERE)
+    with pytest.raises(SettingsError, match="did you mean 'View Position'"):
+        select_where(split, "ViewPosition == PA")
+    with pytest.raises(ManifestError, match="none of the 5 train rows"):
+        select_where(split, "A == 7")
+    with pytest.raises(ManifestError, match="row 4"):
+        select_where(split, "PatientID > 3")
+    with pytest.raises(SettingsError):
+        select_where(split, "__import__('os').system('x')")
+
+
+@pytest.mark.slow
+def test_load_manifest__a_million_rows(tmp_path: Path) -> None:
+    rows = "".join(f"p{number // 3}/s/{number}.jpg,{number // 3:08d},{number % 2}\n" for number in range(1_000_000))
+    (tmp_path / "train.csv").write_text(f"Path,PatientID,A\n{rows}")
+    started = time.perf_counter()
+    split = load_manifest(settings(tmp_path, ("A",)), ["train"])["train"]
+    assert time.perf_counter() - started < 20  # 2 s on one quiet core
+    assert len(split) == 1_000_000
+    assert split.patients[-1] == 333_333

@@ -1,0 +1,368 @@
+"""The evaluation's records, differences and table on made features, and the whole of it on made images."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
+
+from medmoco.config import RunSettings, load
+from medmoco.errors import ManifestError, SettingsError
+from medmoco.evaluation import evaluate as module
+from medmoco.evaluation.evaluate import evaluate
+from medmoco.evaluation.metrics import bootstrap_auroc
+from medmoco.training.checkpoint import load_backbone
+
+REQUIRED = {"label", "split", "method", "n", "n_positive", "n_patients", "average_precision"}
+REQUIRED |= {"auroc", "auroc_low", "auroc_high"}
+FILES = ("scores.json", "differences.json", "predictions.csv", "table.txt")
+
+
+@dataclass(frozen=True)
+class Split:
+    """As much of a split as evaluation needs."""
+
+    name: str
+    rows: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    labels: NDArray[np.float32]
+    label_names: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, mask: NDArray[np.bool_]) -> Split:
+        return replace(self, rows=self.rows[mask], patients=self.patients[mask], labels=self.labels[mask])
+
+
+def settings_of(tmp_path: Path, *overrides: str) -> RunSettings:
+    paths = [f"out={tmp_path / 'run'}", f"data.manifest={tmp_path}", f"data.root={tmp_path}"]
+    return load(
+        None, [*paths, "data.labels=[Easy, Hard]", "evaluate.bootstrap=200", "model.backbone=resnet18", *overrides]
+    )
+
+
+def made_splits() -> dict[str, Split]:
+    """Two or so images per patient; row numbers with gaps, as after a restriction."""
+    splits = {}
+    for number, (name, size) in enumerate({"train": 300, "val": 150, "test": 160}.items()):
+        generator = np.random.default_rng([3, number])
+        labels = (generator.random((size, 2)) < (0.4, 0.3)).astype(np.float32)
+        labels[generator.random(size) < 0.1, 1] = np.nan
+        patients = 1000 * number + generator.integers(size // 2, size=size)
+        splits[name] = Split(name, 2 + 3 * np.arange(size), patients, labels, ("Easy", "Hard"))
+    return splits
+
+
+def made_features(split: Split, encoder: str) -> NDArray[np.float32]:
+    """Features that tell the labels with a strength of the encoder's own."""
+    generator = np.random.default_rng([len(encoder), len(split)])
+    strength = {"run": 1.5, "untrained": 0.7, "pixels": 0.3}[encoder]
+    noise = generator.normal(size=(len(split), 16))
+    noise[:, :2] += strength * np.nan_to_num(split.labels[:, :2]) * (1.0, 0.6)
+    return noise.astype(np.float32)
+
+
+@pytest.fixture
+def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
+    """Stand-ins for manifest, encoders and images; a test changes the splits in place."""
+    found = made_splits()
+    for name in found:
+        (tmp_path / f"{name}.csv").touch()
+
+    def extract(encoders: dict[str, nn.Module], split: Split, *_: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+        return {name: made_features(split, name) for name in encoders}, ()
+
+    monkeypatch.setattr(module, "load_manifest", lambda _, names: {name: found[name] for name in names})
+    monkeypatch.setattr(module, "load_backbone", lambda source, *_: (nn.Identity(), {"kind": source, "step": 7}))
+    monkeypatch.setattr(module, "extract", extract)
+    return found
+
+
+def record_of(records: list[dict[str, Any]], *key: str) -> dict[str, Any]:
+    names = ("label", "split", "method", "encoder", "control")
+    (found,) = [r for r in records if all(r[name] == value for name, value in zip(names, key, strict=False))]
+    return found
+
+
+def test_evaluate__records_hold_what_is_promised_and_files_are_strict(splits: Any, tmp_path: Path) -> None:
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    text = (tmp_path / "scores/scores.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == found.records
+    assert json.loads((tmp_path / "scores/differences.json").read_text()) == found.differences
+    assert (tmp_path / "scores/table.txt").read_text() == found.table
+    assert len(found.records) == 3 * 2 * 2 * 3  # labels and macro, splits, methods, encoders
+    assert len(found.differences) == 3 * 2 * 2 * 2
+    for record in found.records:
+        assert record.keys() >= REQUIRED
+        assert 0 <= record["auroc_low"] <= record["auroc"] <= record["auroc_high"] <= 1
+        assert record["seed"] == 0
+        assert record["draws"] == 1
+        assert record["where"] is None
+    linear = record_of(found.records, "Hard", "test", "linear", "run")
+    assert linear["strength"][0] in settings_of(tmp_path).evaluate.strengths
+    assert linear["label_policy"] == {"uncertain": "ignore", "missing": "ignore"}
+    assert record_of(found.records, "Hard", "test", "knn", "run")["neighbours"] == 20
+
+
+@pytest.mark.parametrize("method", ["linear", "knn"])
+@pytest.mark.parametrize("label", ["Easy", "Hard"])
+def test_evaluate__scores_are_those_of_its_predictions(
+    splits: dict[str, Split], tmp_path: Path, label: str, method: str
+) -> None:
+    """From predictions.csv alone, scikit-learn finds every number of the record."""
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    record = record_of(found.records, label, "test", method, "run")
+    with (tmp_path / "scores/predictions.csv").open() as file:
+        lines = [
+            line
+            for line in csv.DictReader(file)
+            if (line["label"], line["split"], line["method"], line["encoder"]) == (label, "test", method, "run")
+        ]
+    targets, scores = (np.array([float(line[name]) for line in lines]) for name in ("target", "score"))
+    split, column = splits["test"], splits["test"].label_names.index(label)
+    known = ~np.isnan(split.labels[:, column])
+    assert [int(line["row"]) for line in lines] == split.rows[known].tolist()
+    assert targets.tolist() == split.labels[known, column].tolist()
+    assert record["n"] == known.sum() == len(lines)
+    assert record["n_positive"] == targets.sum()
+    assert record["n_patients"] == len(set(split.patients[known].tolist()))
+    assert record["auroc"] == pytest.approx(roc_auc_score(targets, scores), abs=1e-9)
+    assert record["average_precision"] == pytest.approx(average_precision_score(targets, scores), abs=1e-9)
+
+
+def test_evaluate__differences_are_paired(splits: dict[str, Split], tmp_path: Path) -> None:
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    run, control = (record_of(found.records, "Easy", "test", "linear", name) for name in ("run", "pixels"))
+    difference = record_of(found.differences, "Easy", "test", "linear", "run", "pixels")
+    assert difference["difference"] == pytest.approx(run["auroc"] - control["auroc"])
+    assert 0 < difference["low"] < difference["difference"] < difference["high"]
+    assert difference["excludes_zero"]
+
+    scores = {}
+    with (tmp_path / "scores/predictions.csv").open() as file:
+        for line in csv.DictReader(file):
+            if (line["label"], line["split"], line["method"]) == ("Easy", "test", "linear"):
+                scores.setdefault(line["encoder"], []).append(float(line["score"]))
+    test = splits["test"]
+    draws = [
+        bootstrap_auroc(test.labels[:, 0], np.array(scores[name]), test.patients, draws=200, seed=0)
+        for name in ("run", "pixels")
+    ]
+    assert (difference["low"], difference["high"]) == pytest.approx(np.percentile(draws[0] - draws[1], [2.5, 97.5]))
+
+
+def test_evaluate__a_label_of_one_class_is_undefined_and_left_out_of_the_macro(
+    splits: dict[str, Split], tmp_path: Path
+) -> None:
+    splits["test"].labels[:, 1] = np.where(np.isnan(splits["test"].labels[:, 1]), np.nan, 0)
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    hard, easy, macro = (record_of(found.records, name, "test", "linear", "run") for name in ("Hard", "Easy", "macro"))
+    assert hard["undefined"] == "undefined (no positives)"
+    assert [hard[name] for name in ("auroc", "auroc_low", "auroc_high", "average_precision")] == [None] * 4
+    assert hard["n_positive"] == 0 < hard["n"]
+    assert macro["auroc"] == easy["auroc"]
+    assert (macro["auroc_low"], macro["auroc_high"]) == (easy["auroc_low"], easy["auroc_high"])
+    assert (macro["n_labels_defined"], macro["n_labels"]) == (1, 2)
+    assert record_of(found.records, "macro", "val", "linear", "run")["n_labels_defined"] == 2
+    assert record_of(found.differences, "Hard", "test", "linear", "run", "pixels")["difference"] is None
+    assert "undefined (no positives)" in found.table
+    assert "mean of 1 of 2 labels" in found.table
+    assert "nan" not in found.table.lower()
+
+
+def test_evaluate__a_label_that_cannot_be_learnt_is_undefined(splits: dict[str, Split], tmp_path: Path) -> None:
+    splits["train"].labels[:] = 1
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    assert {record["undefined"] for record in found.records if record["label"] != "macro"} == {
+        "undefined (no negatives in train)"
+    }
+    assert record_of(found.records, "macro", "test", "knn", "run")["undefined"] == "undefined (no label is defined)"
+    assert (tmp_path / "scores/predictions.csv").read_text().count("\n") == 1
+
+
+def test_evaluate__macro_is_the_mean_of_labels_in_every_draw(splits: dict[str, Split], tmp_path: Path) -> None:
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    easy, hard, macro = (record_of(found.records, name, "test", "knn", "run") for name in ("Easy", "Hard", "macro"))
+    assert macro["auroc"] == pytest.approx((easy["auroc"] + hard["auroc"]) / 2)
+    assert macro["auroc_high"] - macro["auroc_low"] < hard["auroc_high"] - hard["auroc_low"]
+    assert macro["n"] == 160
+    assert macro["n_positive"] == (np.nan_to_num(splits["test"].labels) == 1).any(axis=1).sum()
+
+
+def test_evaluate__a_share_of_patients_is_averaged_over_draws(splits: dict[str, Split], tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "evaluate.label_fraction=0.1", "evaluate.label_draws=4")
+    found = evaluate(settings, "run-folder", tmp_path / "scores")
+    record = record_of(found.records, "Easy", "test", "linear", "run")
+    patients = len(set(splits["train"].patients.tolist()))
+    assert record["n_train_patients"] == [round(0.1 * patients)] * 4
+    assert len(set(record["auroc_of_draws"])) > 1
+    assert record["auroc"] == pytest.approx(np.mean(record["auroc_of_draws"]))
+    assert record["draws"] == len(record["strength"]) == 4
+    assert record["label_fraction"] == 0.1
+    full = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    assert record_of(full.records, "Easy", "test", "linear", "run")["auroc"] > record["auroc"]
+    taught = [record_of(found.records, "Hard", "test", method, "run") for method in ("linear", "knn")]
+    assert taught[0]["n_train"] == taught[1]["n_train"]
+
+
+def test_evaluate__a_score_that_learned_nothing_is_flagged(
+    splits: dict[str, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def constant(encoders: dict[str, nn.Module], split: Split, *_: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+        return {name: np.ones((len(split), 4), np.float32) for name in encoders}, ()
+
+    monkeypatch.setattr(module, "extract", constant)
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    for method in ("linear", "knn"):
+        record = record_of(found.records, "Easy", "test", method, "run")
+        assert record["auroc"] == 0.5
+        assert record["flag"] == "all scores are equal"
+    assert "0.500!" in found.table
+    assert "! test, Easy, knn, run: all scores are equal" in found.table
+
+
+def test_evaluate__where_restricts_every_split(
+    splits: dict[str, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "select_where", lambda split, words: split.select(split.labels[:, 0] == 1))
+    settings = settings_of(tmp_path, "evaluate.where='Easy == 1'", "data.labels=[Hard]")
+    found = evaluate(settings, "run-folder", tmp_path / "scores")
+    test = splits["test"]
+    expected = int(((test.labels[:, 0] == 1) & ~np.isnan(test.labels[:, 1])).sum())
+    record = record_of(found.records, "Hard", "test", "linear", "run")
+    assert record["n"] == expected
+    assert record["where"] == "Easy == 1"
+    assert "where Easy == 1" in found.table
+    assert "macro" not in found.table  # it would repeat the one label
+
+
+@pytest.mark.parametrize("absent", ["val", "test"])
+def test_evaluate__a_missing_split_is_said_and_the_others_scored(
+    splits: dict[str, Split], tmp_path: Path, absent: str
+) -> None:
+    (tmp_path / f"{absent}.csv").unlink()
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    assert {record["split"] for record in found.records} == {"val", "test"} - {absent}
+    assert f"{absent}: the manifest has no {absent}.csv, nothing is scored there" in found.table
+    chosen = "strength not chosen on val: no such split" in found.table
+    assert chosen == (absent == "val")
+
+
+def test_evaluate__notices_of_the_manifest_are_said_once(splits: dict[str, Split], tmp_path: Path) -> None:
+    notice = "3 patients are in both train and test: scores will be too good"
+    for name in ("train", "test"):
+        splits[name] = replace(splits[name], notices=(notice,))
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    assert found.table.count(notice) == 1
+
+
+@pytest.mark.parametrize(("names", "absent"), [(("train",), "val"), (("val", "test"), "train")])
+def test_evaluate__nothing_to_learn_from_or_to_score_is_refused(
+    tmp_path: Path, names: tuple[str, ...], absent: str
+) -> None:
+    write_images(tmp_path, dict.fromkeys(names, 5))
+    settings = settings_of(tmp_path, "data.labels=[Bright]", f"data.root={tmp_path / 'images'}")
+    with pytest.raises(ManifestError, match=f"no {absent}.csv"):
+        evaluate(settings, "random", tmp_path / "scores")
+
+
+def test_evaluate__random_is_the_untrained_control_itself(splits: dict[str, Split], tmp_path: Path) -> None:
+    found = evaluate(settings_of(tmp_path), "random", tmp_path / "scores")
+    assert {record["encoder"] for record in found.records} == {"untrained", "pixels"}
+    assert {(d["encoder"], d["control"]) for d in found.differences} == {("untrained", "pixels")}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [("data.labels=[]", "names no label"), ("data.labels=[macro]", "rename that column")]
+)
+def test_evaluate__labels_that_cannot_be_scored_are_refused(
+    splits: Any, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        evaluate(settings_of(tmp_path, override), "random", tmp_path / "scores")
+
+
+def test_evaluate__a_file_in_place_of_the_folder_is_refused(splits: Any, tmp_path: Path) -> None:
+    (tmp_path / "scores").write_text("")
+    with pytest.raises(SettingsError, match="cannot be the folder"):
+        evaluate(settings_of(tmp_path), "random", tmp_path / "scores")
+
+
+def test_evaluate__table_fits_and_same_seed_same_bytes(splits: Any, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "evaluate.label_fraction=0.2", "evaluate.label_draws=2")
+    for folder in ("first", "second"):
+        found = evaluate(settings, "run-folder", tmp_path / folder)
+    assert max(len(line) for line in found.table.splitlines()) <= 120
+    for name in FILES:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def write_images(folder: Path, sizes: dict[str, int]) -> None:
+    """Write gray squares; where Bright is 1 their upper half is brighter, and an id that must not leak."""
+    generator = np.random.default_rng(0)
+    for split, size in sizes.items():
+        (folder / "images").mkdir(exist_ok=True)
+        lines = ["Path,PatientID,Bright"]
+        for number in range(size):
+            label = int(generator.random() < 0.5)
+            pixels = generator.integers(60, 140, size=(48, 40))
+            pixels[:24] += 12 * label
+            name = f"secret-{split}-{number}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / name)
+            lines.append(f"{name},confidential-{split}-{number // 2},{label if number % 10 else ''}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Callable[..., RunSettings]:
+    write_images(tmp_path, {"train": 60, "val": 30, "test": 40})
+    keys = [
+        "data.labels=[Bright]", "data.canvas_size=48", "data.workers=0", "views.size=32", "train.device=cpu",
+        f"data.root={tmp_path / 'images'}", "evaluate.batch_size=16",
+    ]  # fmt: skip
+    return lambda *more: settings_of(tmp_path, *keys, *more)
+
+
+def test_evaluate__real_images_and_a_real_encoder(real: Callable[..., RunSettings], tmp_path: Path) -> None:
+    """A weights file that holds the untrained encoder scores exactly as the untrained control does."""
+    settings = real()
+    backbone, _ = load_backbone("random", settings)
+    save_file(backbone.net.state_dict(), tmp_path / "encoder.safetensors")
+    said: list[str] = []
+    found = evaluate(settings, str(tmp_path / "encoder.safetensors"), tmp_path / "scores", said.append)
+    for method in ("linear", "knn"):
+        run, untrained = (record_of(found.records, "Bright", "test", method, name) for name in ("run", "untrained"))
+        assert run["auroc"] == untrained["auroc"]
+        assert (run["n"], run["n_patients"]) == (36, 20)
+        difference = record_of(found.differences, "Bright", "test", method, "run", "untrained")
+        assert (difference["low"], difference["high"], difference["excludes_zero"]) == (0, 0, False)
+    assert record_of(found.records, "Bright", "test", "linear", "pixels")["auroc"] > 0.9
+    assert "features of test: 40 images" in said
+    for name in FILES:
+        text = (tmp_path / "scores" / name).read_text()
+        assert not any(word in text for word in ("secret", "confidential", str(tmp_path), "safetensors"))
+
+
+def test_evaluate__the_weights_given_are_the_ones_scored(real: Callable[..., RunSettings], tmp_path: Path) -> None:
+    """An encoder of zeros gives constant features, and only it is flagged."""
+    settings = real()
+    backbone, _ = load_backbone("random", settings)
+    dead = {name: torch.zeros_like(value) for name, value in backbone.net.state_dict().items()}
+    save_file(dead, tmp_path / "dead.safetensors")
+    found = evaluate(settings, str(tmp_path / "dead.safetensors"), tmp_path / "scores")
+    assert record_of(found.records, "Bright", "test", "linear", "run")["flag"] == "all scores are equal"
+    assert record_of(found.records, "Bright", "test", "linear", "untrained")["flag"] is None

@@ -1,0 +1,213 @@
+"""Probes against plain loops and scikit-learn; draws of patients are nested and hold both classes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from medmoco.evaluation import probes
+from medmoco.evaluation.features import Features
+from medmoco.evaluation.metrics import auroc
+from medmoco.evaluation.probes import draw_patients, knn_auroc, knn_scores, linear_probe, standardise
+
+Floats = NDArray[np.float64]
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def made(rows: int, width: int, *, seed: int = 0, signal: float = 1.0) -> tuple[Features, Floats]:
+    generator = np.random.default_rng([11, seed])
+    targets = (generator.random(rows) < 0.4).astype(float)
+    targets[:2] = 0, 1
+    values = generator.normal(size=(rows, width))
+    values[:, 0] += signal * targets
+    return (3 + 0.2 * values).astype(np.float32), targets
+
+
+def splits(width: int = 10, signal: float = 1.0) -> tuple[dict[str, Features], dict[str, Floats]]:
+    parts = {
+        name: made(rows, width, seed=seed, signal=signal)
+        for seed, (name, rows) in enumerate({"train": 120, "val": 80, "test": 80}.items())
+    }
+    return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
+
+
+def test_standardise__uses_train_alone() -> None:
+    features, _ = splits()
+    features["test"] = features["test"] * 50
+    standard = standardise(features)
+    mean, std = features["train"].mean(0, dtype=float), features["train"].std(0, dtype=float)
+    for name, values in standard.items():
+        assert values.dtype == np.float32
+        assert np.allclose(values, (features[name] - mean) / std, atol=1e-4)
+
+
+def test_standardise__a_constant_feature_does_no_harm() -> None:
+    features, _ = splits()
+    for values in features.values():
+        values[:, 3] = 7
+    assert all(np.isfinite(values).all() and not values[:, 3].any() for values in standardise(features).values())
+
+
+def test_linear_probe__equals_scikit_learn_at_the_strength_best_on_validation() -> None:
+    features, targets = splits(width=60)
+    targets["train"][5:15] = np.nan
+    standard = standardise(features)
+    known = ~np.isnan(targets["train"])
+    by_hand = {}
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=5000, tol=1e-8)
+        model.fit(standard["train"][known].astype(float), targets["train"][known])
+        by_hand[strength] = {name: model.decision_function(standard[name]) for name in ("val", "test")}
+    validation = {s: roc_auc_score(targets["val"], scores["val"]) for s, scores in by_hand.items()}
+    best = max(validation, key=lambda strength: validation[strength])
+    assert len(set(validation.values())) > 1
+
+    probe = linear_probe(standard, targets["train"], targets["val"], STRENGTHS)
+    assert probe.strength == best
+    assert probe.notes == ()
+    assert probe.scores.keys() == {"val", "test"}
+    assert np.allclose(probe.scores["test"], by_hand[best]["test"], atol=0.1)
+
+
+def test_linear_probe__never_looks_at_test() -> None:
+    features, targets = splits(width=60)
+    standard = standardise(features)
+    probe = linear_probe(standard, targets["train"], targets["val"], STRENGTHS)
+    spoilt = linear_probe({**standard, "test": -standard["test"]}, targets["train"], targets["val"], STRENGTHS)
+    assert spoilt.strength == probe.strength
+    assert np.array_equal(spoilt.scores["val"], probe.scores["val"])
+
+
+def test_linear_probe__missing_labels_of_validation_are_left_out() -> None:
+    features, targets = splits(width=60)
+    standard = standardise(features)
+    known = np.arange(80) % 2 == 0
+    half = {**standard, "val": standard["val"][known]}
+    masked = linear_probe(standard, targets["train"], np.where(known, targets["val"], np.nan), STRENGTHS)
+    assert masked.strength == linear_probe(half, targets["train"], targets["val"][known], STRENGTHS).strength
+
+
+def test_linear_probe__equal_validation_takes_the_strongest_regularisation() -> None:
+    features, targets = splits(width=1, signal=0.5)  # one feature: its sign is all that the order depends on
+    probe = linear_probe(standardise(features), targets["train"], targets["val"], (1.0, 0.01, 0.1))
+    assert probe.strength == 0.01
+
+
+@pytest.mark.parametrize(
+    ("validation", "reason"), [(None, "no such split"), (np.zeros(80), "undefined (no positives)")]
+)
+def test_linear_probe__without_a_usable_validation_says_so(validation: Floats | None, reason: str) -> None:
+    features, targets = splits()
+    probe = linear_probe(standardise(features), targets["train"], validation, STRENGTHS)
+    assert probe.strength == 0.01
+    assert probe.notes == (f"strength not chosen on val: {reason}",)
+
+
+def test_linear_probe__says_when_it_did_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_MAX_ITERATIONS", 1)
+    features, targets = splits()
+    probe = linear_probe(standardise(features), targets["train"], targets["val"], STRENGTHS)
+    assert probe.notes == ("not converged in 1 iterations",)
+
+
+def plain_knn(bank: Features, targets: Floats, query: NDArray[np.float32], neighbours: int) -> float:
+    votes = []
+    for key, target in zip(bank.astype(float), targets, strict=True):
+        if not np.isnan(target):
+            votes.append((key @ query / math.sqrt(key @ key) / math.sqrt(query @ query), target))
+    nearest = sorted(votes, reverse=True)[:neighbours]
+    weights = [math.exp(cosine / 0.07) for cosine, _ in nearest]
+    return sum(w * target for w, (_, target) in zip(weights, nearest, strict=True)) / sum(weights)
+
+
+@pytest.mark.parametrize("cells", [1, 120 * 7, 2**24])
+def test_knn_scores__equal_a_plain_loop_with_missing_labels(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
+    features, _ = splits()
+    generator = np.random.default_rng(0)
+    targets = (generator.random((120, 4)) < 0.4).astype(float)
+    targets[generator.random(120) < 0.5, 1] = np.nan
+    targets[generator.random(120) < 0.9, 2] = np.nan  # fewer rows than neighbours
+    targets[:, 3] = np.nan
+    scores = knn_scores(features["train"], targets, features["test"][:15], 20)
+    plain = [[plain_knn(features["train"], targets[:, label], query, 20) for label in range(3)]
+             for query in features["test"][:15].astype(float)]  # fmt: skip
+    assert np.allclose(scores[:, :3], plain, atol=1e-4)
+    assert np.isnan(scores[:, 3]).all()
+
+
+def test_knn_auroc__is_per_label_and_nan_where_undefined() -> None:
+    features, targets = splits()
+    bank = np.stack([targets["train"], np.ones(120), targets["train"], np.full(120, np.nan)], 1)
+    answers = np.stack([targets["val"], targets["val"], np.zeros(80), targets["val"]], 1)
+    found = knn_auroc(features["train"], bank, features["val"], answers, 20)
+    scores = knn_scores(features["train"], bank[:, :1], features["val"], 20)[:, 0]
+    assert found[0] == auroc(targets["val"], scores) > 0.5
+    assert np.isnan(found[1:]).all()
+
+
+def patients_and_targets() -> tuple[NDArray[np.int64], Floats]:
+    generator = np.random.default_rng(5)
+    patients = generator.integers(1000, size=2500) * 2 + 7
+    return patients, (patients % 3 == 0).astype(float)
+
+
+def kept(fraction: float, *, seed: int = 0, draw: int = 0, targets: Floats | None = None) -> set[int]:
+    patients, given = patients_and_targets()
+    drawn = draw_patients(patients, given if targets is None else targets, fraction=fraction, seed=seed, draw=draw)
+    inside = ~np.isnan(drawn)
+    assert np.array_equal(drawn[inside], (given if targets is None else targets)[inside])
+    assert not set(patients[inside]) & set(patients[~inside])  # whole patients
+    return set(patients[inside].tolist())
+
+
+def test_draw_patients__takes_whole_patients_nested_by_share() -> None:
+    total = len(set(patients_and_targets()[0]))
+    draws = [kept(fraction) for fraction in (0.01, 0.05, 0.1, 0.5, 1.0)]
+    assert [len(draw) for draw in draws] == [round(f * total) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
+    assert all(small < large for small, large in itertools.pairwise(draws))
+
+
+def test_draw_patients__seed_and_draw_choose_and_repeat() -> None:
+    assert kept(0.1) == kept(0.1)
+    assert kept(0.1) != kept(0.1, draw=1)
+    assert kept(0.1) != kept(0.1, seed=1)
+    overlap = len(kept(0.5) & kept(0.5, draw=1)) / len(kept(0.5))
+    assert 0.4 < overlap < 0.6  # independent, not nested
+
+
+def test_draw_patients__adds_the_next_until_both_classes_are_there() -> None:
+    patients, _ = patients_and_targets()
+    everyone = set(patients.tolist())
+    positive = sorted(everyone - kept(0.3))[0]  # a patient the order places late
+    targets = (patients == positive).astype(float)
+    drawn = kept(0.01, targets=targets)
+    assert positive in drawn
+    assert len(drawn) > 0.3 * len(everyone)
+    assert kept(0.01) < drawn
+    assert drawn - {positive} == kept((len(drawn) - 1) / len(everyone))
+
+
+def test_draw_patients__missing_labels_do_not_count_as_a_class() -> None:
+    patients, targets = patients_and_targets()
+    targets[targets == 0] = np.nan
+    targets[np.flatnonzero(np.isnan(targets))[0]] = 0
+    drawn = draw_patients(patients, targets, fraction=0.01, seed=0, draw=0)
+    assert {0.0, 1.0} <= set(drawn.tolist())
+
+
+def test_probe__is_fast_at_the_size_of_the_development_set() -> None:
+    generator = np.random.default_rng(0)
+    targets = (generator.random(2801) < 0.5).astype(float)
+    features = generator.normal(size=(2801, 512)).astype(np.float32) + 0.1 * targets[:, None].astype(np.float32)
+    start = time.process_time()
+    linear_probe({"train": features, "val": features[:600]}, targets, targets[:600], STRENGTHS)
+    knn_scores(features, targets[:, None], features[:600], 20)
+    assert time.process_time() - start < 15

@@ -1,0 +1,99 @@
+"""A small run folder as pretraining leaves it, with words planted in it that must not leave it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medmoco import config
+from medmoco.data.manifest import load_manifest
+from medmoco.models.backbones import create_backbone
+from medmoco.models.moco import create_moco
+from medmoco.training.checkpoint import portable_settings, save_checkpoint
+
+PLANTED = ("planted-folder", "planted-patient", "planted-user", "planted-host", "planted-file")
+
+SCORE = {
+    "label": "Opacity", "split": "test", "method": "linear", "encoder": "run", "auroc": 0.875, "auroc_low": 0.801,
+    "auroc_high": 0.923, "n": 40, "n_positive": 11, "n_patients": 23, "average_precision": 0.7, "where": None,
+    "label_fraction": 1.0, "flag": None, "note": "planted-patient",
+}  # fmt: skip
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Return a function that makes a run from `key=value` overrides."""
+
+    def make(*overrides: str) -> Path:
+        data = tmp_path / "planted-folder" / "data"
+        _write_data(data)
+        run = tmp_path / "planted-folder" / "run"
+        given = [
+            f"out={run}", f"data.manifest={data}", f"data.root={data}", "data.labels=[Opacity]", "data.canvas_size=48",
+            "views.size=32", "model.backbone=resnet18", "method.queue_size=16", "train.global_batch_size=4",
+        ]  # fmt: skip
+        settings = config.load(None, [*given, *overrides])
+        model = create_moco(create_backbone(settings.model, seed=0, size=settings.views.size), settings.method, seed=0)
+        _age(model.query_encoder)
+        content = {"model": model.state_dict(), "settings": portable_settings(settings), "note": "planted-patient"}
+        save_checkpoint(run / "checkpoints", 12, content)
+        (run / "config.yaml").write_text(config.to_yaml(config.as_tree(settings)))
+        _write_records(run, load_manifest(settings.data, ("train",))["train"].sha256)
+        return run
+
+    return make
+
+
+def _write_data(folder: Path) -> None:
+    generator = np.random.default_rng(1)
+    folder.mkdir(parents=True)
+    rows = ["Path,PatientID,Opacity,Sex"]
+    for number, label in enumerate(["1", "0", "0", "", "-1", "1"]):
+        small = generator.integers(0, 256, (7, 5), np.uint8)
+        cv2.imwrite(str(folder / f"planted-file-{number}.png"), cv2.resize(small, (90, 131)))
+        rows.append(f"planted-file-{number}.png,planted-patient-{number // 2},{label},M")
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+
+
+def _age(module: nn.Module) -> None:
+    """Give batch norms statistics that differ from fresh ones, so that a loader that drops them is noticed."""
+    generator = torch.Generator().manual_seed(5)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.copy_(0.1 * torch.randn(layer.running_mean.shape, generator=generator))
+            layer.running_var.copy_(0.5 + torch.rand(layer.running_var.shape, generator=generator))
+
+
+def _write_records(run: Path, digest: str) -> None:
+    status = {"state": "stopped", "step": 12, "steps": 50, "exit_code": 75, "message": "planted-host planted-user"}
+    environment = {
+        "python": "3.11.9", "device": "x86_64", "precision": "fp32", "threads": 2, "manifest_sha256": digest,
+        "host": "planted-host", "libraries": {"planted-user": "1"},
+    }  # fmt: skip
+    speed = [{"step": step, "loss": 2.0, "images_per_second": 8.0, "where": "planted-host"} for step in (6, 12, 18)]
+    (run / "status.json").write_text(json.dumps(status))
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, speed)) + '\n{"step": 24, "images_per_second": 1')
+    (run / "log.txt").write_text("planted-user on planted-host")
+    (run / "evaluation").mkdir()
+    by_id = SCORE | {"label": "Nodule", "where": "PatientID == planted-patient-1", "label_fraction": 0.1, "flag": "yes"}
+    undefined = SCORE | {
+        "label": "Empty",
+        "auroc": None,
+        "auroc_low": None,
+        "auroc_high": None,
+        "average_precision": None,
+    }
+    scores = [SCORE, by_id, undefined, SCORE | {"split": "val", "auroc": 0.999}]
+    (run / "evaluation" / "scores.json").write_text(json.dumps(scores))

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from medmoco import config
+from medmoco.errors import CheckpointError, SettingsError
+from medmoco.training import checkpoint
+from medmoco.training.checkpoint import load_backbone, load_checkpoint, portable_settings, save_checkpoint
+
+
+def save(folder: Path, step: int) -> Path:
+    return save_checkpoint(folder, step, {"model": {"w": torch.full((1000,), float(step))}})
+
+
+def test_save_checkpoint__keeps_three_and_loads_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        f"step-{step:09d}.pt{suffix}" for step in (10, 15, 20) for suffix in ("", ".sha256")
+    ]
+    content = load_checkpoint(tmp_path, pytest.fail)
+    assert content["step"] == 20
+    assert content["model"]["w"][0] == 20
+
+
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def lose_hash(file: Path) -> None:
+    file.with_suffix(".pt.sha256").unlink()
+
+
+@pytest.mark.parametrize("harm", [flip_bit, truncate, empty, lose_hash])
+def test_load_checkpoint__damage_falls_back_loudly(tmp_path: Path, harm: Any) -> None:
+    save(tmp_path, 5)
+    harm(save(tmp_path, 10))
+    said: list[str] = []
+    assert load_checkpoint(tmp_path, said.append)["step"] == 5
+    assert len(said) == 1
+    assert "step-000000010.pt is damaged" in said[0]
+
+
+def test_load_checkpoint__nothing_left(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        load_checkpoint(tmp_path, print)
+    flip_bit(save(tmp_path, 5))
+    with pytest.raises(CheckpointError, match="all 1 checkpoints of the run are damaged"):
+        load_checkpoint(tmp_path, lambda _: None)
+
+
+def test_load_checkpoint__runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return print, ("unpickled!",)
+
+    save_checkpoint(tmp_path, 1, {"model": Harmful()})
+    said: list[str] = []
+    with pytest.raises(CheckpointError, match="all 1 checkpoints"):
+        load_checkpoint(tmp_path, said.append)
+    assert "Weights only load failed" in said[0]
+    assert capsys.readouterr().out == ""
+
+
+def test_save_checkpoint__full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(tmp_path, 10)
+    assert load_checkpoint(tmp_path, pytest.fail)["step"] == 5
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def make_settings(tmp_path: Path, *overrides: str) -> config.RunSettings:
+    base = [f"out={tmp_path / 'secret-run'}", "data.manifest=secret/m", "data.root=/secret/{split}"]
+    return config.load(None, [*base, "model.backbone=resnet18", "views.size=32", *overrides])
+
+
+def test_portable_settings__name_no_folder(tmp_path: Path) -> None:
+    found = portable_settings(make_settings(tmp_path, "model.weights=/secret/w.pth"))
+    assert "secret" not in str(found)
+    assert found["train.epochs"] == 200
+
+
+def test_load_backbone__random_depends_on_the_seed(tmp_path: Path) -> None:
+    first, what = load_backbone("random", make_settings(tmp_path))
+    second, _ = load_backbone("random", make_settings(tmp_path, "seed=1"))
+    assert what == {"kind": "random"}
+    assert not torch.equal(first.net.conv1.weight, second.net.conv1.weight)
+
+
+def make_run(settings: config.RunSettings) -> torch.Tensor:
+    backbone, _ = load_backbone("random", settings)
+    state = {f"query_encoder.backbone.net.{key}": value + 1 for key, value in backbone.net.state_dict().items()}
+    save_checkpoint(settings.out / "checkpoints", 7, {"model": state})
+    (settings.out / "config.yaml").write_text(config.to_yaml(config.as_tree(settings)))
+    return backbone.net.conv1.weight + 1
+
+
+def test_load_backbone__from_a_run_folder(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    weight = make_run(settings)
+    backbone, what = load_backbone(str(settings.out), settings)
+    torch.testing.assert_close(backbone.net.conv1.weight, weight)
+    assert what == {"kind": "run", "step": 7}
+
+
+@pytest.mark.parametrize("override", ["model.backbone=resnet34", "views.mean=0.4", "data.window=full"])
+def test_load_backbone__run_fed_otherwise_is_refused(tmp_path: Path, override: str) -> None:
+    make_run(make_settings(tmp_path))
+    with pytest.raises(SettingsError, match=override.split("=")[0]):
+        load_backbone(str(tmp_path / "secret-run"), make_settings(tmp_path, override))
+
+
+def test_load_backbone__folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
+        load_backbone(str(tmp_path), make_settings(tmp_path))
