@@ -20,7 +20,18 @@ from pydicom.encaps import get_frame
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGTransferSyntaxes, RLELossless
+from pydicom.uid import (
+    HTJ2K,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
 from medmoco.data.grey_levels import (
     DAMAGED,
@@ -43,6 +54,14 @@ _NO_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.7": "a label map",
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
     "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+}
+_JPEG_FAMILY = {
+    *JPEGTransferSyntaxes,
+    *JPEGLSTransferSyntaxes,
+    *JPEG2000TransferSyntaxes,
+    HTJ2K,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
 }
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -157,14 +176,14 @@ def _fragments_end(stream: BinaryIO, size: int) -> bool:
 
 def _frame_ends(stream: BinaryIO, start: int, syntax: UID, frame: int, frames: int) -> bool:
     """Say whether a JPEG, JPEG-LS or JPEG 2000 frame runs to its end marker, after which some writers pad."""
-    if syntax not in JPEGTransferSyntaxes:
+    if syntax not in _JPEG_FAMILY:
         return True
     stream.seek(start)
     return b"\xff\xd9" in get_frame(stream, frame - 1, number_of_frames=frames)[-16:]
 
 
 def _undecodable(syntax: UID) -> ImageError:
-    if syntax in (RLELossless, *JPEGTransferSyntaxes) and syntax != "1.2.840.10008.1.2.4.51":
+    if syntax in {RLELossless, *_JPEG_FAMILY} - {JPEGExtended12Bit}:
         return ImageError(f"its {syntax.name} pixels cannot be decoded; {DAMAGED}")
     return ImageError(
         f"its pixels are stored as {syntax.name},\n"

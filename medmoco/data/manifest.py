@@ -334,7 +334,7 @@ def _make_split(name: str, file: _Csv, patients: NDArray[np.int64], own_patient:
         name=name,
         csv=file.path,
         rows=file.rows,
-        files=(root + file.table["Path"].astype(object)).to_numpy(dtype=object),
+        files=np.array([root + path for path in file.table["Path"]], dtype=object),
         frames=_frames(file),
         patients=patients,
         label_names=tuple(data.labels),

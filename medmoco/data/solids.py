@@ -24,6 +24,7 @@ class Solids(NamedTuple):
     quadric: Array  # (N, 3, 3)
     normals: Array  # (N, 2, 3)
     heights: Array  # (N, 2)
+    box: Array  # (N, 3) half sides of a box around the centre that holds the solid
     excess: Array  # (N,) attenuation in 1/cm beyond that of what the solid replaces
 
 
@@ -40,9 +41,10 @@ def ellipsoid(
     normals, heights = np.zeros((1, 2, 3)), np.ones((1, 2))
     for slot, (normal, height) in enumerate(planes):
         normals[0, slot], heights[0, slot] = normal, height
-    quadric = rotation @ np.diag(1 / np.square(semi_axes)) @ rotation.T
-    middle = np.array([centre], float)
-    return Solids(middle, quadric[None], normals, heights, np.array([excess]))
+    squares = np.square(semi_axes)
+    quadric = rotation @ np.diag(1 / squares) @ rotation.T
+    box = np.sqrt(np.square(rotation) @ squares)
+    return Solids(np.array([centre], float), quadric[None], normals, heights, box[None], np.array([excess]))
 
 
 def segments(start: Array, end: Array, radius: Array, excess: float) -> Solids:
@@ -63,6 +65,7 @@ def segments(start: Array, end: Array, radius: Array, excess: float) -> Solids:
         across / np.square(radius)[:, None, None],
         np.stack([-axis, axis], axis=1),
         np.stack([length / 2, length / 2], axis=1),
+        np.abs(axis) * length[:, None] / 2 + np.sqrt(1 - np.square(axis)) * radius[:, None],
         np.full(len(axis), excess),
     )
 
@@ -76,7 +79,7 @@ def tube(points: Array, radius: float, excess: float) -> Solids:
     pieces.normals[1:, 0], pieces.normals[:-1, 1] = -joints, joints
     for slot, ends in enumerate((points[:-1], points[1:])):
         pieces.heights[:, slot] = np.sum(pieces.normals[:, slot] * (ends - pieces.centre), axis=1)
-    return pieces
+    return pieces._replace(box=pieces.box + radius / 2)  # the mitred ends stick out, by less than this up to 50 degrees
 
 
 def join(*parts: Solids) -> Solids:
@@ -96,6 +99,7 @@ def moved(solids: Solids, scale: float, rotation: Array, shift: Array) -> Solids
         rotation @ solids.quadric @ rotation.T / scale**2,
         solids.normals @ rotation.T,
         solids.heights * np.where(solids.normals.any(-1), scale, 1),
+        scale * solids.box @ np.abs(rotation).T,
         solids.excess,
     )
 
@@ -104,21 +108,9 @@ def holds(solids: Solids, points: Array) -> npt.NDArray[np.bool_]:
     """Return (P, N): whether each of (P, 3) points lies in each solid."""
     d = points[:, None, :] - solids.centre
     within = np.einsum("pnj,pnj->pn", np.einsum("pni,nij->pnj", d, solids.quadric), d) <= 1
-    between: npt.NDArray[np.bool_] = (np.einsum("nsi,pni->pns", solids.normals, d) <= solids.heights).all(-1)
-    return np.logical_and(within, between)
-
-
-def extents(solids: Solids) -> Array:
-    """Return (N, 2): half width along x and half height along z of a box around each centre that holds the solid.
-
-    Two opposite planes at height h turn the quadric into a larger ellipsoid: what lies within both has
-    p'Qp + (np / h)^2 <= 2, and a little more where the planes are mitred.
-    """
-    cut = (solids.normals != 0).any(axis=2).all(axis=1)
-    ends = np.einsum("nsi,nsj->nij", solids.normals, solids.normals / np.square(solids.heights)[:, :, None]) / 2
-    spread = np.linalg.inv(solids.quadric + ends * cut[:, None, None])
-    squares: Array = np.where(cut, 2.3, 1.0)[:, None] * np.stack([spread[:, 0, 0], spread[:, 2, 2]], axis=1)
-    return np.sqrt(squares)
+    between = (np.einsum("nsi,pni->pns", solids.normals, d) <= solids.heights).all(-1)
+    inside: npt.NDArray[np.bool_] = np.logical_and(within, between)
+    return inside
 
 
 def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:

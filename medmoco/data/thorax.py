@@ -15,13 +15,11 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from medmoco.data.solids import (
     Array,
     Solids,
     ellipsoid,
-    extents,
     free_length,
     holds,
     intervals,
@@ -46,6 +44,7 @@ LESION_SIZE = (2.0, 3.6)  # radius of the ball that a lesion's ellipsoids scatte
 LESION_FILLING = (0.35, 1.0)  # share of its air that a lesion replaces by fluid
 NETWORK = (0.03, 0.12)  # the same share at a line of the interstitial network
 
+STEP=2
 Lesion = tuple[int, Solids]  # lung (0 at the left of the image) and the ellipsoids in it
 
 
@@ -69,6 +68,10 @@ class Person:
     heart: float  # size of the heart
     density: float  # 1/cm, of the lung at middle inflation
     interstitial: float  # share of the air that the network replaces at a line; 0 without the disease
+    frame: Solids  # bones and airways
+    vessels: Solids  # before those outside the air of an image are pruned
+    septa: tuple[Waves, ...]  # sheets of the interstitial network
+    tissue: Waves  # slow variation of the soft tissue
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,10 @@ def draw_person(seed: int, number: int) -> Person:
         heart=float(np.clip(rng.normal(1, 0.08), 0.8, 1.25)),
         density=LUNG * float(np.clip(rng.normal(1, 0.15), 0.7, 1.5)),
         interstitial=float(rng.uniform(*NETWORK)) if rng.random() < 0.4 else 0.0,
+        frame=join(_bones(rng), _airways(rng)),
+        vessels=_vessels(rng),
+        septa=tuple(_waves(rng, 48, 1.1, 2.2) for _ in range(3)),
+        tissue=_waves(rng, 24, 2.0, 9.0),
     )
 
 
@@ -149,12 +156,8 @@ def _draw_lesion(person: Person, rng: np.random.Generator) -> Lesion:
 
 def build_thorax(person: Person, pose: Pose, lesions: tuple[Lesion, ...] = ()) -> Thorax:
     """Return the anatomy of a patient in the pose of one image."""
-    rng = np.random.default_rng([person.seed, person.number, 3])
-    heart = person.heart * (1.12 if pose.view == "AP" else 1.0)
-    lungs, organs = _lungs(), _organs(heart, pose.breath)
-    details = join(_bones(rng), _airways(rng), _vessels(rng, lungs, organs))
-    septa = tuple(_waves(rng, 48, 1.1, 2.2) for _ in range(3))
-    tissue = _waves(rng, 24, 2.0, 9.0)
+    lungs, organs = _lungs(), _organs(person.heart * (1.12 if pose.view == "AP" else 1.0), pose.breath)
+    details = join(person.frame, _prune(person.vessels, lungs, organs))
     rotation = _rotation(*pose.turn)
     place = partial(moved, scale=person.scale, rotation=rotation, shift=np.array([pose.shift[0], 0.0, pose.shift[1]]))
     flow = partial(_moved_waves, scale=person.scale, rotation=rotation[::2, ::2], shift=np.array(pose.shift))
@@ -165,9 +168,9 @@ def build_thorax(person: Person, pose: Pose, lesions: tuple[Lesion, ...] = ()) -
         place(details),
         tuple((side, place(lesion)) for side, lesion in lesions),
         person.density * (1 + 0.06 * pose.breath),
-        tuple(flow(waves) for waves in septa) if person.interstitial else (),
+        tuple(flow(waves) for waves in person.septa) if person.interstitial else (),
         person.interstitial,
-        flow(tissue),
+        flow(person.tissue),
     )
 
 
@@ -262,8 +265,8 @@ def _airways(rng: np.random.Generator) -> Solids:
     return join(*tubes, ellipsoid((x, 1, z), (1.5 * size, 1.2 * size, 0.8 * size), excess=-SOFT))  # stomach bubble
 
 
-def _vessels(rng: np.random.Generator, lungs: Solids, organs: Solids) -> Solids:
-    """Return two trees that fork from the hila; what would leave the air is pruned."""
+def _vessels(rng: np.random.Generator) -> Solids:
+    """Return two trees that fork from the hila."""
     starts, ends, radii = [], [], []
     for side in (-1, 1):
         points = np.array([side * 2.6, -0.3, 1.0]) + rng.normal(0, (0.3, 0.6, 1.2), (14, 3))
@@ -278,10 +281,15 @@ def _vessels(rng: np.random.Generator, lungs: Solids, organs: Solids) -> Solids:
             radii.append(np.full(len(points), 0.40 * 0.76**level))
             fork = rng.random(len(tips)) < 0.6
             points, course = np.concatenate([tips, tips[fork]]), np.concatenate([course, course[fork]])
-    tree = segments(np.concatenate(starts), np.concatenate(ends), np.concatenate(radii), SOFT - LUNG)
-    caps = np.concatenate([np.concatenate(starts), np.concatenate(ends)])
-    in_air = (holds(lungs, caps).any(1) & ~holds(organs, caps).any(1)).reshape(2, -1).all(0)
-    return pick(tree, in_air)
+    return segments(np.concatenate(starts), np.concatenate(ends), np.concatenate(radii), SOFT - LUNG)
+
+
+def _prune(vessels: Solids, lungs: Solids, organs: Solids) -> Solids:
+    """Return the vessels with both ends in the air."""
+    reach = vessels.normals[:, 1] * vessels.heights[:, 1:]
+    ends = np.concatenate([vessels.centre - reach, vessels.centre + reach])
+    in_air = holds(lungs, ends).any(axis=1) & ~holds(organs, ends).any(axis=1)
+    return pick(vessels, in_air.reshape(2, -1).all(axis=0))
 
 
 def _smooth(points: Array) -> Array:
@@ -292,7 +300,13 @@ def _smooth(points: Array) -> Array:
 
 def _rotation(about_x: float, about_y: float, about_z: float) -> Array:
     """Return the (3, 3) rotation about z, then y, then x; angles in rad."""
-    return Rotation.from_euler("zyx", [about_z, about_y, about_x]).as_matrix()
+    matrix = np.eye(3)
+    for angle, (first, second) in ((about_z, (0, 1)), (about_y, (2, 0)), (about_x, (1, 2))):
+        turn = np.eye(3)
+        turn[[first, second], [first, second]] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
+    return matrix
 
 
 def _waves(rng: np.random.Generator, count: int, shortest: float, longest: float) -> Waves:
@@ -340,7 +354,7 @@ def project_lesion(thorax: Thorax, lesion: Lesion, image_size: int) -> Array:
     side, blobs = lesion
     axis = _ray_axis(image_size)
     total = np.zeros((image_size, image_size))
-    for index, (across, up) in enumerate(extents(blobs)):
+    for index, (across, up) in enumerate(blobs.box[:, ::2]):
         blob = pick(blobs, [index])
         columns, rows = np.abs(axis - blob.centre[0, 0]) <= across, np.abs(axis + blob.centre[0, 2]) <= up
         x, z = axis[None, None, columns], -axis[None, rows, None]
@@ -358,15 +372,15 @@ def _field(waves: Waves, axis: Array) -> Array:
     """Return the (H, W) sum of plane waves, variance 1; a product of two thin matrices, so cheap."""
     along_x = np.exp(1j * (waves.k[:, :1] * axis + waves.phase[:, None]))
     along_z = np.exp(-1j * waves.k[:, 1:] * axis)
-    field: Array = (along_z.T @ along_x).real * np.sqrt(2 / len(waves.k))
-    return field
+    total: Array = np.real(along_z.T @ along_x)
+    return total * float(np.sqrt(2 / len(waves.k)))
 
 
 def _add_details(image: Array, solids: Solids) -> None:
     """Add excess times chord of N small solids to (H, W) attenuation, each on a patch of rays around its centre."""
     size = len(image)
     pixel = FIELD / size
-    halves = (2 * np.ceil(extents(solids) / pixel / 2) + 1).astype(int)  # even steps: few sizes, each one batch
+    halves = (STEP * np.ceil(solids.box[:, ::2] / pixel / STEP) + 1).astype(int)  # even steps: few sizes, each one batch
     for half in np.unique(halves, axis=0):
         batch = pick(solids, (halves == half).all(axis=1))
         columns, rows = (

@@ -72,10 +72,11 @@ def main() -> None:
     file, contract = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     images = np.load(io.BytesIO(sys.stdin.buffer.read()))
     run = LOADERS[file.suffix](file, contract)
+    stream = io.BytesIO()  # NumPy cannot write to a pipe
     # Two sizes of batch: neither may be baked into the file.
-    features = np.concatenate([run(images[:1]), run(images[1:])])
+    np.save(stream, np.concatenate([run(images[:1]), run(images[1:])]))
     with out:
-        np.save(out, features)
+        out.write(stream.getvalue())
 
 
 if __name__ == "__main__":

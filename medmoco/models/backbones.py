@@ -80,6 +80,10 @@ def _create(name: str, size: int) -> Backbone:
     # Transformers with a fixed grid of patches must be told the size of the views.
     fixed_size = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
     net = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, **fixed_size)
+    if isinstance(net, timm.models.ResNet):
+        # As torchvision's, which the published MoCo trains. timm's default silences every residual branch at first,
+        # which also makes the untrained encoder a control too easy to beat.
+        net.init_weights(zero_init_last=False)
     return Backbone(name, net, int(net.num_features))
 
 

@@ -29,14 +29,14 @@ SCORE = {
 MakeRun = Callable[..., Path]
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Return a function that makes a run from `key=value` overrides."""
+@pytest.fixture(scope="session")
+def make_run() -> MakeRun:
+    """Return a function that makes a run inside a folder from `key=value` overrides."""
 
-    def make(*overrides: str) -> Path:
-        data = tmp_path / "planted-folder" / "data"
+    def make(folder: Path, *overrides: str) -> Path:
+        data = folder / "planted-folder" / "data"
         _write_data(data)
-        run = tmp_path / "planted-folder" / "run"
+        run = folder / "planted-folder" / "run"
         given = [
             f"out={run}", f"data.manifest={data}", f"data.root={data}", "data.labels=[Opacity]", "data.canvas_size=48",
             "views.size=32", "model.backbone=resnet18", "method.queue_size=16", "train.global_batch_size=4",
