@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
 from medmoco.data.dicom import read_dicom
@@ -148,11 +148,14 @@ def _read_png_or_jpeg(path: Path, frame: int, window: Window, max_pixels: int) -
     data = np.fromfile(path, np.uint8)
     if data[0] == 0x89 and b"IEND\xaeB`\x82" not in data[-4096:].tobytes():
         raise ImageError(f"the PNG file has no end; {DAMAGED}")
-    # torchvision returns a palette's indices unless it is asked for colours.
-    wanted = ImageReadMode.RGB_ALPHA if mode == "P" else ImageReadMode.UNCHANGED
     try:
-        planes = decode_image(torch.from_numpy(data), wanted, apply_exif_orientation=True).numpy()
-    except RuntimeError:
+        if mode == "P":  # torchvision returns the palette's indices
+            with Image.open(path, formats=["PNG"]) as image:
+                planes = np.asarray(ImageOps.exif_transpose(image).convert("RGBA")).transpose(2, 0, 1)
+        else:
+            encoded = torch.from_numpy(data)
+            planes = decode_image(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True).numpy()
+    except (RuntimeError, OSError, SyntaxError, ValueError):
         raise ImageError(f"the {width} x {height} image cannot be decoded; {DAMAGED}") from None
     return _as_displayed(planes, window)
 

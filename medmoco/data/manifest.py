@@ -141,7 +141,7 @@ def select_where(split: Split, expression: str) -> Split:
     """
     selected = split.select(matching_rows(split.table, split.rows, expression))
     if not len(selected):
-        raise ManifestError(f"{split.csv}: none of the {len(split)} {split.name} rows meets the where condition; loosen it")
+        raise ManifestError(f"{split.csv}: none of the {len(split)} {split.name} rows meets 'where'; loosen it")
     return selected
 
 

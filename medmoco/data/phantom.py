@@ -78,7 +78,8 @@ def make_phantoms(
 
     `out` gets train.csv, val.csv, test.csv, boxes.csv and the folders train, val and test; a Path is relative to the
     folder of its split. Half of the DICOM files are MONOCHROME1, half of the PNG files have 8 bits. The same arguments
-    give the same bytes, whatever the number of workers.
+    give the same bytes on the same machine, whatever the number of workers, and the tables do not depend on
+    `image_size` but for the boxes.
 
     Args:
         out: A new or empty folder.
@@ -148,10 +149,11 @@ def _write_patient(
     for study in range(1, int(rng.integers(1, 3)) + 1):
         lesions = draw_lesions(person, study)
         for image in range(1, int(rng.integers(1, 3)) + 1):
+            kind = kinds[int(rng.integers(len(kinds)))]
             pose = draw_pose(person, study, image)
             thorax = build_thorax(person, pose, lesions)
-            pixels = expose(project_thorax(thorax, image_size), rng)
-            kind = kinds[int(rng.integers(len(kinds)))]
+            noise = np.random.default_rng([seed, number, 5, study, image])
+            pixels = expose(project_thorax(thorax, image_size), noise)
             path = f"{patient}/study{study}_image{image}.{'png' if kind in FORMATS['png'] else 'dcm'}"
             if kind in FORMATS["png"]:
                 write_png(folder / path, pixels, 8 if kind == "png8" else 16)

@@ -76,10 +76,11 @@ def tube(points: Array, radius: float, excess: float) -> Solids:
     axes = pieces.normals[:, 1]
     joints = axes[:-1] + axes[1:]
     joints /= np.linalg.norm(joints, axis=1, keepdims=True)
+    cosine = np.sum(joints * axes[1:], axis=1).min(initial=1.0)
     pieces.normals[1:, 0], pieces.normals[:-1, 1] = -joints, joints
     for slot, ends in enumerate((points[:-1], points[1:])):
         pieces.heights[:, slot] = np.sum(pieces.normals[:, slot] * (ends - pieces.centre), axis=1)
-    return pieces._replace(box=pieces.box + radius / 2)  # the mitred ends stick out, by less than this up to 50 degrees
+    return pieces._replace(box=pieces.box + radius * np.sqrt(1 / cosine**2 - 1))  # the mitred ends stick out
 
 
 def join(*parts: Solids) -> Solids:

@@ -40,11 +40,10 @@ SPONGY = 0.3148 * 0.40 + 0.2048 * 0.80  # our mixture of bone and marrow, 1.2 g/
 
 FIELD = 36.0  # side of the detector
 # The next three were found by measuring how hard the labels are: neither is to be seen at once, nor impossible.
-LESION_SIZE = (2.0, 3.6)  # radius of the ball that a lesion's ellipsoids scatter in
-LESION_FILLING = (0.35, 1.0)  # share of its air that a lesion replaces by fluid
+LESION_SIZE = (2.0, 3.6)  # about the radius of a lesion
+LESION_FILLING = (0.35, 1.0)  # share of its air that a lesion replaces by fluid, where three of its ellipsoids overlap
 NETWORK = (0.03, 0.12)  # the same share at a line of the interstitial network
 
-STEP=2
 Lesion = tuple[int, Solids]  # lung (0 at the left of the image) and the ellipsoids in it
 
 
@@ -331,7 +330,7 @@ def project_thorax(thorax: Thorax, image_size: int) -> Array:
     for sheet in thorax.septa:  # soft tissue where the field crosses zero: a network of lines
         deficit += thorax.interstitial * (SOFT - thorax.air) * np.exp(-np.square(_field(sheet, axis) / 0.25))
     soft = SOFT * (1 + 0.015 * _field(thorax.tissue, axis))
-    strips = [slice(top, top + 32) for top in range(0, image_size, 32)]  # small enough for the processor's cache
+    strips = [slice(top, top + 16) for top in range(0, image_size, 16)]  # small enough for the processor's cache
     total = np.concatenate([_project_organs(thorax, axis, -axis[s], soft[s], deficit[s]) for s in strips])
     _add_details(total, thorax.details)
     for lesion in thorax.lesions:
@@ -341,11 +340,12 @@ def project_thorax(thorax: Thorax, image_size: int) -> Array:
 
 def _project_organs(thorax: Thorax, x: Array, z: Array, soft: Array, deficit: Array) -> Array:
     """Return the (len(z), len(x)) attenuation of the body with its lungs; both coefficients have that shape."""
-    x, z = x[None, None, :], z[None, :, None]
+    x, z = np.broadcast_arrays(x[None, None, :], z[None, :, None])
     total: Array = soft * union_length(*intervals(thorax.body, x, z))
-    organs = intervals(thorax.organs, x, z)
     for enter, leave in zip(*intervals(thorax.lungs, x, z), strict=True):
-        total += deficit * free_length(enter, leave, organs)
+        hit = leave > enter
+        organs = intervals(thorax.organs, x[:, None, hit], z[:, None, hit])
+        total[hit] += deficit[hit] * free_length(enter[hit], leave[hit], organs)[0]
     return total
 
 
@@ -370,17 +370,17 @@ def _ray_axis(image_size: int) -> Array:
 
 def _field(waves: Waves, axis: Array) -> Array:
     """Return the (H, W) sum of plane waves, variance 1; a product of two thin matrices, so cheap."""
-    along_x = np.exp(1j * (waves.k[:, :1] * axis + waves.phase[:, None]))
+    along_x = np.exp(1j * (waves.k[:, :1] * axis + waves.phase[:, None])) * np.sqrt(2 / len(waves.k))
     along_z = np.exp(-1j * waves.k[:, 1:] * axis)
-    total: Array = np.real(along_z.T @ along_x)
-    return total * float(np.sqrt(2 / len(waves.k)))
+    field: Array = np.real(along_z.T @ along_x)
+    return field
 
 
 def _add_details(image: Array, solids: Solids) -> None:
     """Add excess times chord of N small solids to (H, W) attenuation, each on a patch of rays around its centre."""
     size = len(image)
     pixel = FIELD / size
-    halves = (STEP * np.ceil(solids.box[:, ::2] / pixel / STEP) + 1).astype(int)  # even steps: few sizes, each one batch
+    halves = (2 * np.ceil(solids.box[:, ::2] / pixel / 2) + 1).astype(int)  # odd alone: fewer sizes, larger batches
     for half in np.unique(halves, axis=0):
         batch = pick(solids, (halves == half).all(axis=1))
         columns, rows = (

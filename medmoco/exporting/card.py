@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,9 @@ def _compute(facts: RunFacts) -> list[str]:
         before = record["step"]
     if seconds:
         rate = before * batch / seconds
-        lines.append(f"- {before} training steps took {seconds / 3600:.2f} hours at {rate:.0f} images per second")
+        lines.append(
+            f"- {before} training steps took {timedelta(seconds=round(seconds))} at {rate:.0f} images per second"
+        )
     return lines or ["Not recorded."]
 
 
@@ -236,7 +239,8 @@ def _score_row(row: Record) -> str:
     if fraction < 1:
         rows += f"; labels of {100 * fraction:g} % of training patients"
     auroc = _number(row.get("auroc")) + (" (no better than the majority)" if row.get("flag") else "")
-    interval = f"{_number(row.get('auroc_low'))} to {_number(row.get('auroc_high'))}"
+    low, high = row.get("auroc_low"), row.get("auroc_high")
+    interval = "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     names, counts = ("method", "encoder"), ("n", "n_positive", "n_patients")
     known = [row.get(key) for key in (*names, *counts)]
     return _row([row.get("label"), rows, *known, auroc, interval, _number(row.get("average_precision"))])

@@ -41,7 +41,7 @@ _WINDOWS = {
     "explicit": "[centre, width] as a linear window (PS3.3 C.11.2.1.2.1) on DICOM values after modality LUT or rescale "
     "and on the stored values of 16-bit PNG and TIFF. PNG, JPEG and TIFF of 8 bits: full range, as displayed",
 }
-_HALVING = "halve both sides by the mean of 2 x 2 pixels, rounded to the nearest integer, leaving out an odd last line"
+_HALVING = "halve both sides by the mean of 2 x 2 pixels, rounded with halves up, leaving out an odd last line"
 _CANVAS = (
     "keep the aspect ratio: the longer side becomes longer_side, the other round(side * longer_side / longer side of "
     f"the file), at least 1. While the longer side is at least twice longer_side, {_HALVING}; then shrink by the area "

@@ -109,10 +109,10 @@ def fit(
             if measure:
                 _record(interval, outputs, state, order, train, log)
             if state.step % order.steps_per_epoch == 0:
-                measured = hooks.after_epoch(state.step // order.steps_per_epoch - 1)
+                with interval.pause():
+                    measured = hooks.after_epoch(state.step // order.steps_per_epoch - 1)
                 if measured:
                     log.record(state.step, measured)
-                interval.restart()
             if stop_asked() or state.step % train.checkpoint_every == 0 or state.step == order.steps:
                 interval.refuse_divergence(state.step)
                 hooks.save(state)
@@ -181,6 +181,13 @@ class Interval:
         self._steps = 0
         self._waited = 0.0
         self._start = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the time of what is not training."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def wait_for(self, batches: Iterator[Batch]) -> Batch:
         """Take the next batch and count the time that took."""

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import (
@@ -41,7 +41,8 @@ def save_dicom(
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
     meta.MediaStorageSOPInstanceUID = "1.2.3.4"
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset = Dataset()
+    dataset.file_meta = meta
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     dataset.PatientID = "secret-4711"
     height, width = pixels.shape[:2] if tags.get("SamplesPerPixel") == 3 else pixels.shape[-2:]
@@ -200,17 +201,20 @@ def test_read_image__explicit_window_of_a_16_bit_png(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.pixels, window_oracle(RAMP12, 2048, 4096))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "TIFF-lzw"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("PNG", np.uint8), ("PNG", np.uint16), ("JPEG", np.uint8), ("JPEG-progressive", np.uint8),
+        ("TIFF", np.uint8), ("TIFF", np.uint16), ("TIFF-lzw", np.uint8), ("TIFF-lzw", np.uint16),
+    ],
+)  # fmt: skip
 def test_read_image__cut_off_anywhere(
     tmp_path: Path, kind: str, dtype: type[np.unsignedinteger[Any]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if kind == "JPEG" and dtype == np.uint16:
-        pytest.skip("JPEG files have 8 bits")
     noise = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (60, 70), dtype=dtype)
     buffer = io.BytesIO()
-    options = {"compression": "tiff_lzw"} if kind == "TIFF-lzw" else {}
-    Image.fromarray(noise).save(buffer, kind.split("-")[0], **options)
+    options = {"TIFF-lzw": {"compression": "tiff_lzw"}, "JPEG-progressive": {"progressive": True}}
+    Image.fromarray(noise).save(buffer, kind.split("-")[0], **options.get(kind, {}))
     data = buffer.getvalue()
     path = tmp_path / "cut"
     path.write_bytes(data)
@@ -224,12 +228,13 @@ def test_read_image__cut_off_anywhere(
         else:  # a TIFF file may end in bytes that no pixel needs
             assert kind.startswith("TIFF")
             np.testing.assert_array_equal(got, whole)
-    assert capfd.readouterr() == ("", "")
+    assert str(path) not in "".join(capfd.readouterr())  # libtiff itself writes to stderr
 
 
 def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return start + struct.pack(">I", 100) + b"IDAT" + bytes(100)
 
 
 def test_read_image__size_is_checked_before_decoding(tmp_path: Path) -> None:
@@ -315,10 +320,10 @@ def test_dicom__without_window(tmp_path: Path) -> None:
     image = read_image(save_dicom(tmp_path / "a", some))
     np.testing.assert_array_equal(image.pixels, np.rint((some - 640.0) / 639 * 65535))
     assert image.notices == (NO_WINDOW,)
-    some[0, 0] = 0
+    some[0, 1] = 0
     padded = read_image(save_dicom(tmp_path / "b", some, PixelPaddingValue=0))
     np.testing.assert_array_equal(padded.pixels[1:], image.pixels[1:])
-    assert padded.pixels[0, 0] == 0
+    assert padded.pixels[0, 1] == 0
     shallow = read_image(save_dicom(tmp_path / "c", np.arange(100, 200, dtype=np.uint8).reshape(10, 10), stored=8))
     assert (shallow.bits, shallow.notices) == (8, ())
     assert shallow.pixels.ravel().tolist() == list(range(100, 200))
@@ -439,7 +444,7 @@ def test_dicom__size_is_checked_before_decoding(tmp_path: Path) -> None:
 
 
 def test_dicom__inflation_is_bounded(tmp_path: Path) -> None:
-    bomb = np.zeros((1, 40_000_000), np.uint8)
+    bomb = np.zeros((4_000, 10_000), np.uint8)
     path = save_dicom(tmp_path / "a", bomb, 8, DeflatedExplicitVRLittleEndian, Rows=10, Columns=10)
     assert path.stat().st_size < 100_000
     assert "inflates to more than" in refusal(path, max_pixels=100)

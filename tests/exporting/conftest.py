@@ -65,12 +65,16 @@ def _write_data(folder: Path) -> None:
 
 
 def _age(module: nn.Module) -> None:
-    """Give batch norms statistics that differ from fresh ones, so that a loader that drops them is noticed."""
+    """Give batch norms numbers that differ from fresh ones.
+
+    Fresh timm networks end every residual branch in a scale of zero: nothing in the branch would matter.
+    """
     generator = torch.Generator().manual_seed(5)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None
             assert layer.running_var is not None
+            nn.init.normal_(layer.weight, 1, 0.1, generator=generator)
             layer.running_mean.copy_(0.1 * torch.randn(layer.running_mean.shape, generator=generator))
             layer.running_var.copy_(0.5 + torch.rand(layer.running_var.shape, generator=generator))
 
@@ -95,5 +99,5 @@ def _write_records(run: Path, digest: str) -> None:
         "auroc_high": None,
         "average_precision": None,
     }
-    scores = [SCORE, by_id, undefined, SCORE | {"split": "val", "auroc": 0.999}]
+    scores = [SCORE, by_id, undefined, SCORE | {"split": "val", "auroc": 0.987}]
     (run / "evaluation" / "scores.json").write_text(json.dumps(scores))

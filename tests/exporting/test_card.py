@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medmoco.data.manifest import load_manifest
+from medmoco.errors import CheckpointError
+from medmoco.exporting.card import gather, write_card
+from medmoco.training.checkpoint import load_run
+
+CONTRACT = {
+    "input": {"shape": ["batch", 1, 32, 32]},
+    "output": {"feature_dim": 512},
+    "model": {"library": "timm", "name": "resnet18", "arguments": {"in_chans": 1, "num_classes": 0}},
+    "files": {"encoder.onnx": {"bytes": 7, "sha256": "ab" * 32}},
+}
+PARITY = {"files": [{"file": "encoder.onnx", "max_relative_difference": 1.5e-6}]}
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_run) -> Path:
+    folder: Path = make_run(tmp_path)
+    return folder
+
+
+def make_card(run: Path) -> str:
+    settings = load_run(run)
+    return write_card(gather(run, settings, 12, load_manifest(settings.data, ("train",))["train"]), CONTRACT, PARITY)
+
+
+def test_card__has_every_section_in_order(run: Path) -> None:
+    titles = [line for line in make_card(run).splitlines() if line.startswith("#")]
+    assert titles == [
+        "# resnet18, pretrained with medmoco", "## Intended use", "## Out of scope", "## Data", "## Method",
+        "## Compute", "## Scores", "## Files", "## Limits", "## Privacy", "## Left to the author",
+    ]  # fmt: skip
+
+
+def test_card__says_what_it_must(run: Path) -> None:
+    card = make_card(run)
+    for text in (
+        "not a medical device", "32 x 32 pixels to 512 features, from step 12 ", "was stopped before its end; 50 steps",
+        "Licence: not stated", "method.temperature: 0.2", "views.crop_scale: [0.3, 1.0]", "train.lr: 0.03",
+        "Started from random weights", f"| encoder.onnx | 7 | {'ab' * 32} | 1.5e-06 |",
+        'timm.create_model("resnet18", in_chans=1, num_classes=0)',
+    ):  # fmt: skip
+        assert text in card, text
+
+
+def test_card__counts_data_without_names(run: Path) -> None:
+    card = make_card(run)
+    assert "Training: 6 images of 3 patients" in card
+    assert "| Opacity | 2 | 2 | 1 | 1 |" in card
+
+
+def test_card__copies_nothing_it_was_not_told_to(run: Path) -> None:
+    card = make_card(run)
+    assert "planted" not in card
+    assert "| Nodule | some, chosen by id; labels of 10 % of training patients |" in card
+    assert str(run) not in card
+
+
+def test_card__scores_of_the_test_split_with_intervals_and_counts(run: Path) -> None:
+    card = make_card(run)
+    assert "| Opacity | all | linear | run | 40 | 11 | 23 | 0.875 | 0.801 to 0.923 | 0.700 |" in card
+    assert "0.875 (no better than the majority)" in card
+    assert "| Empty | all | linear | run | 40 | 11 | 23 | undefined | none | undefined |" in card
+    assert "0.987" not in card
+
+
+def test_card__time_is_of_the_exported_steps(run: Path) -> None:
+    # 12 steps of 4 images at 8 images per second; the record of step 18 is of later training.
+    assert "- 12 training steps took 0:00:06 at 8 images per second\n" in make_card(run)
+
+
+def test_card__unknown_is_said(run: Path) -> None:
+    for name in ("status.json", "environment.json", "metrics.jsonl", "evaluation/scores.json"):
+        (run / name).unlink()
+    card = make_card(run)
+    assert "left no record of how it ended" in card
+    assert "Counts: unknown" in card
+    assert "## Compute\n\nNot recorded." in card
+    assert "None: `medmoco evaluate` has not written" in card
+
+
+def test_card__changed_manifest_is_not_counted(run: Path) -> None:
+    manifest = run.parent / "data" / "train.csv"
+    manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")
+    assert "Counts: unknown" in make_card(run)
+
+
+def test_card__a_label_cannot_break_its_table(run: Path) -> None:
+    file = run / "evaluation" / "scores.json"
+    scores = json.loads(file.read_text())
+    scores[0]["label"] = "A|B\n# C"
+    file.write_text(json.dumps(scores))
+    assert "| A\\|B # C | all |" in make_card(run)
+
+
+def test_gather__damaged_scores_are_refused(run: Path) -> None:
+    (run / "evaluation" / "scores.json").write_text("[{")
+    with pytest.raises(CheckpointError, match=r"scores\.json of the run is damaged"):
+        make_card(run)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+
+from medmoco import config
+from medmoco.data.images import read_image, to_canvas
+from medmoco.data.loading import to_float
+from medmoco.data.views import whole
+from medmoco.exporting.contract import libraries, model, preprocessing, sha256
+from medmoco.models.backbones import create_backbone
+
+Plane = NDArray[np.float64]
+
+
+def make_settings(*overrides: str) -> config.RunSettings:
+    given = ["out=run", "data.manifest=data", "data.root=data", "model.backbone=resnet18", "views.size=32"]
+    return config.load(None, [*given, *overrides])
+
+
+def make_contract(settings: config.RunSettings, tmp_path: Path) -> dict[str, Any]:
+    file = tmp_path / "encoder.onnx"
+    file.write_bytes(b"weights")
+    backbone = create_backbone(settings.model, seed=0, size=settings.views.size)
+    content: dict[str, Any] = json.loads(json.dumps(preprocessing(settings, backbone, [file])))
+    return content
+
+
+# ---- a stranger's code: it knows the file and the JSON, and nothing of medmoco ----
+
+
+def _halved(image: Plane, wanted: int) -> tuple[Plane, int]:
+    halvings = 0
+    while max(image.shape) >= 2 * wanted:
+        height, width = (side // 2 * 2 for side in image.shape)
+        even = image[:height, :width]
+        image = np.floor((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4 + 0.5)
+        halvings += 1
+    return image, halvings
+
+
+def _area(side: int, target: int) -> Plane:
+    """Return (target, side): the share of each old pixel in each new one."""
+    edges = np.arange(target + 1) * side / target
+    starts, ends = edges[:-1, None], edges[1:, None]
+    overlap = np.minimum(ends, np.arange(side) + 1) - np.maximum(starts, np.arange(side))
+    shares: Plane = np.clip(overlap, 0, None) * target / side
+    return shares
+
+
+def _bilinear(side: int, positions: Plane, border: str) -> Plane:
+    weights = np.zeros((len(positions), side))
+    for i, position in enumerate(positions):
+        low = int(np.floor(position))
+        for index, share in ((low, low + 1 - position), (low + 1, position - low)):
+            inside = min(max(index, 0), side - 1)
+            if border == "reflect" and index != inside:
+                inside = -index if index < 0 else 2 * (side - 1) - index
+            weights[i, inside] += share
+    return weights
+
+
+def _as_a_stranger(pixels: Plane, bits: int, contract: dict[str, Any]) -> Plane:
+    canvas, resize, normalise = contract["canvas"], contract["resize"], contract["normalise"]
+    longer = max(pixels.shape)
+    height, width = (max(1, round(side * canvas["longer_side"] / longer)) for side in pixels.shape)
+    image, _ = _halved(pixels, canvas["longer_side"])
+    if longer > canvas["longer_side"]:
+        rows, columns = _area(image.shape[0], height), _area(image.shape[1], width)
+    else:
+        rows, columns = (
+            _bilinear(side, (np.arange(target) + 0.5) * side / target - 0.5, "nearest")
+            for side, target in zip(image.shape, (height, width), strict=True)
+        )
+    image = np.rint(np.rint(rows @ image @ columns.T) * canvas["white"] / (2**bits - 1))
+    image, halvings = _halved(image, resize["height"])
+    rows, columns = (
+        _bilinear(halved, (np.arange(target) + 0.5) * side / 2**halvings / target - 0.5, "reflect")
+        for halved, side, target in zip(image.shape, (height, width), (resize["height"], resize["width"]), strict=True)
+    )
+    return (np.rint(rows @ image @ columns.T) / canvas["white"] - normalise["mean"]) / normalise["std"]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bit_depth", [8, 16])
+@pytest.mark.parametrize(
+    ("shape", "canvas_size"), [((301, 200), 48), ((131, 90), 100), ((40, 47), 64), ((300, 300), 256), ((64, 64), 64)]
+)
+def test_preprocessing__is_enough_for_a_stranger(
+    tmp_path: Path, shape: tuple[int, int], canvas_size: int, bits: int, bit_depth: int
+) -> None:
+    settings = make_settings(f"data.canvas_size={canvas_size}", f"data.bit_depth={bit_depth}", "views.mean=0.4")
+    small = np.random.default_rng(3).random((6, 5))
+    smooth = cv2.resize(small, shape[::-1], interpolation=cv2.INTER_LINEAR) * (2**bits - 1)
+    stored = smooth.astype(np.uint8 if bits == 8 else np.uint16)
+    file = tmp_path / "image.png"
+    cv2.imwrite(str(file), stored)
+
+    canvas = to_canvas(read_image(file), settings.data.canvas_size, settings.data.bit_depth)
+    view = torch.from_numpy(whole(canvas, settings.views.size))[None, None]
+    ours = to_float(view, settings.views, torch.device("cpu"), channels_last=False)[0, 0].numpy()
+    theirs = _as_a_stranger(stored.astype(np.float64), bits, make_contract(settings, tmp_path))
+
+    level = 1 / 255 / settings.views.std
+    assert ours.shape == theirs.shape == (32, 32)
+    assert np.abs(ours - theirs).max() <= 1.01 * level
+    assert np.abs(ours - theirs).mean() <= 0.25 * level
+    # The test can fail: the usual habits of others are far off.
+    kept_aspect = cv2.resize(stored, (32, 32), interpolation=cv2.INTER_NEAREST)[::-1]
+    assert np.abs(ours - (kept_aspect / (2**bits - 1) - 0.485) / 0.229).mean() > 5 * level
+
+
+def test_preprocessing__names_what_is_fed(tmp_path: Path) -> None:
+    contract = make_contract(make_settings("data.window=[40, 400]", "data.bit_depth=16"), tmp_path)
+    assert contract["input"] == {"name": "image", "shape": ["batch", 1, 32, 32], "dtype": "float32", "layout": "NCHW"}
+    assert contract["output"]["feature_dim"] == 512
+    assert contract["canvas"]["white"] == 65535
+    assert contract["grayscale"]["window"] == [40, 400]
+    assert "[centre, width]" in contract["grayscale"]["window_rule"]
+    assert "MONOCHROME1" in contract["grayscale"]["polarity"]
+    assert contract["files"] == {"encoder.onnx": {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}}
+
+
+@pytest.mark.parametrize("window", ["voi", "full"])
+def test_preprocessing__explains_each_window(tmp_path: Path, window: str) -> None:
+    grayscale = make_contract(make_settings(f"data.window={window}"), tmp_path)["grayscale"]
+    assert grayscale["window"] == window
+    assert ("VOI LUT" in grayscale["window_rule"]) == (window == "voi")
+
+
+def test_model__tells_transformers_their_size() -> None:
+    settings = make_settings("model.backbone=vit_tiny_patch16_224", "views.size=64")
+    backbone = create_backbone(settings.model, seed=0, size=64)
+    build = model(backbone, 64)
+    assert build["arguments"] == {"in_chans": 1, "num_classes": 0, "img_size": 64}
+    net = timm.create_model(build["name"], **build["arguments"])
+    net.load_state_dict(backbone.net.state_dict(), strict=True)
+
+
+def test_libraries__are_named_with_versions() -> None:
+    found = libraries()
+    assert set(found) == {
+        "python", "medmoco", "torch", "timm", "monai", "numpy", "cv2", "safetensors", "onnx", "onnxruntime",
+    }  # fmt: skip
+    assert found["torch"] == torch.__version__
+
+
+def test_sha256__is_of_the_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    assert sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

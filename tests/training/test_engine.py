@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from medmoco.config import TrainSettings
+from medmoco.data.loading import Batch
+from medmoco.data.order import StepOrder
+from medmoco.errors import DivergedError, Stopped
+from medmoco.training.engine import Hooks, TrainState, fit
+from medmoco.training.optim import learning_rate
+from medmoco.training.runlog import RunLog
+from torch import Tensor, nn
+
+ORDER = StepOrder(seed=1, samples=10, batch_size=4, epochs=3)  # 2 steps per epoch, 6 in all
+
+
+class Toy:
+    """Fits a line through dropout noise; can do something at a step."""
+
+    def __init__(self, at: dict[int, Callable[[], float]] | None = None) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
+        self.at = at or {}
+        self.after = 0
+        self.measured: list[int] = []
+
+    def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
+        if measure:
+            self.measured.append(batch.step)
+        factor = self.at[batch.step]() if batch.step in self.at else 1.0
+        features = batch.samples.float()[:, None].expand(-1, 4)
+        loss = (self.model(features) - 1).square().mean() * factor
+        return {"loss": loss, "chance": torch.tensor(9.0)} if measure else {"loss": loss}
+
+    def after_step(self) -> None:
+        self.after += 1
+
+
+def run(
+    task: Toy, folder: Path, train: TrainSettings, *, state: TrainState | None = None, epochs: list[int] | None = None,
+    saved: list[int] | None = None, monitor: Callable[[], None] = lambda: None,
+) -> tuple[TrainState, list[int]]:  # fmt: skip
+    optimizer = torch.optim.SGD(task.model.parameters(), train.lr, momentum=0.9)
+    state = state or TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    saved = [] if saved is None else saved
+
+    def after_epoch(epoch: int) -> dict[str, float]:
+        if epochs is not None:
+            epochs.append(epoch)
+        monitor()
+        return {}
+
+    def batches() -> Iterator[Batch]:
+        for key in ORDER.from_step(state.step):
+            yield Batch([], torch.from_numpy(key.samples), key.step, key.epoch)
+
+    folder.mkdir(exist_ok=True)
+    with RunLog(folder, steps=ORDER.steps, start_step=state.step) as log:
+        hooks = Hooks(lambda now: saved.append(now.step), after_epoch)
+        fit(task, batches(), state, ORDER, train, "fp32", log, hooks)
+    return state, saved
+
+
+def train_settings(**options: float) -> TrainSettings:
+    return TrainSettings(**{"epochs": 3, "lr": 1e-3, "log_every": 4, "checkpoint_every": 4, **options})
+
+
+def test_fit__runs_every_step_and_calls_back(tmp_path: Path) -> None:
+    task, epochs = Toy(), []
+    state, saved = run(task, tmp_path, train_settings(), epochs=epochs)
+    assert (state.step, task.after) == (6, 6)
+    assert saved == [4, 6]
+    assert epochs == [0, 1, 2]
+    assert task.measured == [3, 5]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [4, 6]
+    assert records[0]["lr"] == pytest.approx(learning_rate(train_settings(), 1.5))
+    assert records[0]["epoch"] == 1
+    assert 0 <= records[0]["waiting"] <= 1
+
+
+def test_fit__loss_in_the_record_is_the_mean_of_its_steps(tmp_path: Path) -> None:
+    frozen = train_settings(lr=1e-30, log_every=6)
+    run(Toy(), tmp_path, frozen)
+    torch.manual_seed(0)
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    losses = []
+
+    class Recording(Toy):
+        def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
+            outputs = super().training_step(batch, measure)
+            losses.append(outputs["loss"].item())
+            return outputs
+
+    run(Recording(), tmp_path / "again", frozen)
+    assert record["loss"] == pytest.approx(sum(losses) / 6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_fit__a_signal_saves_and_stops_and_resuming_is_bitwise(tmp_path: Path, number: signal.Signals) -> None:
+    straight, _ = run(Toy(), tmp_path / "a", train_settings())
+
+    def ask() -> float:
+        os.kill(os.getpid(), number)
+        return 1.0
+
+    stopped = Toy({2: ask})
+    train = train_settings()
+    state = TrainState(
+        stopped.model,
+        torch.optim.SGD(stopped.model.parameters(), train.lr, momentum=0.9),
+        torch.amp.GradScaler("cpu", enabled=False),
+    )
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="stopped after step 3 of 6") as caught:
+        run(stopped, tmp_path / "b", train, state=state)
+    assert caught.value.exit_code == 75
+    assert signal.getsignal(number) is before
+    resumed, _ = run(stopped, tmp_path / "b", train, state=state)
+    for ours, expected in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("bad_step", [0, 1, 2, 3])
+def test_fit__not_a_number_is_never_saved(tmp_path: Path, bad_step: int) -> None:
+    task, saved = Toy({bad_step: lambda: float("nan")}), []
+    with pytest.raises(DivergedError, match=r"before step 4.*\n.*train\.lr") as caught:
+        run(task, tmp_path, train_settings(), saved=saved)
+    assert caught.value.exit_code == 5
+    assert saved == []
+
+
+def test_fit__time_of_the_monitor_is_not_training(tmp_path: Path) -> None:
+    run(Toy(), tmp_path, train_settings(log_every=6), monitor=lambda: time.sleep(0.2))
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 6 * 4 / record["images_per_second"] < 0.3
+
+
+def test_fit__clips_the_gradient_norm(tmp_path: Path) -> None:
+    task = Toy()
+    before = [p.detach().clone() for p in task.model.parameters()]
+    run(task, tmp_path, train_settings(clip_norm=1e-9, lr=1.0))
+    for old, new in zip(before, task.model.parameters(), strict=True):
+        assert (new - old).abs().max() < 1e-7
+
+
+def test_train_state__restores_what_it_gave(tmp_path: Path) -> None:
+    first, _ = run(Toy(), tmp_path, train_settings())
+    content = {"step": first.step, **first.as_content()}
+    task = Toy()
+    fresh = TrainState(task.model, torch.optim.SGD(task.model.parameters(), 1.0, momentum=0.9), torch.amp.GradScaler("cpu", enabled=False))
+    fresh.restore(content)
+    assert fresh.step == 6
+    for ours, expected in zip(fresh.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(ours, expected)
+    assert fresh.optimizer.state_dict()["state"].keys() == {0, 1}

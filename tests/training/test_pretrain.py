@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from medmoco import config
+from medmoco.errors import DataError, SettingsError, Stopped
+from medmoco.evaluation.monitor import knn_monitor
+from medmoco.training import pretrain as module
+from medmoco.training.checkpoint import load_checkpoint
+from medmoco.training.pretrain import Contrast, meters, pretrain
+from PIL import Image
+from torch.nn import functional
+
+SECRET = "DOE-JANE-4711"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """24 training and 8 validation images, named and numbered after a patient whose name must not travel."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 24), ("val", 8)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["Path", "PatientID", "Sick"])
+            for number in range(count):
+                path = f"{name}-{SECRET}-{number}.png"
+                small = Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8))
+                small.resize((48, 40), Image.Resampling.BICUBIC).save(folder / path)
+                writer.writerow([path, f"{SECRET}-{name}-{number // 2}", number % 2])
+    return folder
+
+
+def make_settings(manifest: Path, out: str = "run", *overrides: str) -> config.RunSettings:
+    base = [
+        f"out={manifest.parent / out}", f"data.manifest={manifest}", f"data.root={manifest}", "data.labels=[Sick]",
+        "data.canvas_size=40", "data.workers=0", "views.size=32", "model.backbone=resnet10t", "method.queue_size=20",
+        "method.batch_norm_splits=2", "train.epochs=3", "train.global_batch_size=8", "train.log_every=2",
+        "train.knn_every=2", "train.precision=fp32", "train.device=cpu", "train.lr=0.1",
+    ]  # fmt: skip
+    return config.load(None, [*base, *overrides])
+
+
+def run(settings: config.RunSettings, **options: Any) -> None:
+    pretrain(settings, monitor=knn_monitor, **options)
+
+
+def final(settings: config.RunSettings) -> dict[str, Any]:
+    return load_checkpoint(settings.out / "checkpoints", pytest.fail)
+
+
+def records(settings: config.RunSettings) -> list[dict[str, Any]]:
+    timings = ("images_per_second", "waiting")
+    lines = (settings.out / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
+
+
+def assert_same(first: Any, second: Any) -> None:
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list):
+        for a, b in zip(first, second, strict=True):
+            assert_same(a, b)
+    else:
+        assert first == second
+
+
+def test_pretrain__leaves_a_complete_run_folder(manifest: Path) -> None:
+    settings = make_settings(manifest)
+    run(settings)
+    names = {file.name for file in settings.out.iterdir()}
+    assert names == {
+        "config.yaml", "environment.json", "status.json", "metrics.jsonl", "log.txt", "tensorboard", "checkpoints",
+    }  # fmt: skip
+    assert json.loads((settings.out / "status.json").read_text())["state"] == "done"
+    assert config.load(settings.out / "config.yaml") == settings
+    found = records(settings)
+    assert [record["step"] for record in found if "loss" in record] == [2, 4, 6, 8, 9]
+    assert [record["step"] for record in found if "knn_auroc/Sick" in record] == [6]
+    assert found[0]["chance"] == pytest.approx(math.log(21))
+    content = final(settings)
+    assert content["step"] == 9
+    assert int(content["model"]["pointer"]) == 9 * 8 % 20
+
+
+def test_pretrain__moves_every_weight_of_the_query_encoder_and_lets_the_key_encoder_follow(manifest: Path) -> None:
+    settings = make_settings(manifest, "run", "train.epochs=1", "train.checkpoint_every=1")
+    run(settings)
+    first, last = (
+        torch.load(settings.out / "checkpoints" / f"step-{step:09d}.pt", weights_only=True)["model"] for step in (1, 3)
+    )
+    for name in first:
+        if name.startswith("query_encoder"):
+            assert not torch.equal(first[name], last[name]), name
+    distance = {
+        who: torch.cat([(last[n] - first[n]).flatten() for n in first if n.startswith(who) and "weight" in n]).norm()
+        for who in ("query_encoder", "key_encoder")
+    }
+    assert distance["key_encoder"] < 0.1 * distance["query_encoder"]
+
+
+@pytest.mark.parametrize(("stop_at", "workers"), [(0, 0), (1, 1), (2, 0), (4, 2), (7, 0)])
+def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, workers: int
+) -> None:
+    """Stopped inside an epoch, at its end and at its start; resumed with another number of workers."""
+    straight, broken = make_settings(manifest, "straight"), make_settings(manifest, "broken")
+    run(straight)
+
+    class Interrupted(Contrast):
+        def training_step(self, batch: Any, measure: bool) -> Any:
+            if batch.step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, measure)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "Contrast", Interrupted)
+        with pytest.raises(Stopped, match=f"after step {stop_at + 1} of 9"):
+            run(broken)
+    assert json.loads((broken.out / "status.json").read_text())["state"] == "stopped"
+    run(make_settings(manifest, "broken", f"data.workers={workers}"), resume=True)
+    for part in ("model", "optimizer"):
+        assert_same(final(straight)[part], final(broken)[part])
+    weights = [records(settings)[-1]["loss"] for settings in (straight, broken)]
+    assert stop_at + 1 > 8 or weights[0] == weights[1]
+
+
+def test_pretrain__seed_decides_and_workers_do_not(manifest: Path) -> None:
+    runs = {
+        "a": make_settings(manifest, "a", "train.epochs=1"),
+        "b": make_settings(manifest, "b", "train.epochs=1", "data.workers=2"),
+        "c": make_settings(manifest, "c", "train.epochs=1", "seed=1"),
+    }
+    for settings in runs.values():
+        run(settings)
+    assert_same(final(runs["a"])["model"], final(runs["b"])["model"])
+    assert not torch.equal(final(runs["a"])["model"]["queue"], final(runs["c"])["model"]["queue"])
+
+
+def test_pretrain__nothing_it_writes_names_a_patient_or_path(manifest: Path) -> None:
+    settings = make_settings(manifest)
+    run(settings)
+    for file in settings.out.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert SECRET.encode() not in content, file.name
+            # config.yaml is the user's own settings and has to say where the data is.
+            assert file.name == "config.yaml" or str(manifest).encode() not in content, file.name
+
+
+def test_pretrain__bad_image_is_named_by_row_only(manifest: Path) -> None:
+    bad = sorted(manifest.glob("train-*.png"), key=lambda file: int(file.stem.split("-")[-1]))[4]
+    bad.write_bytes(bad.read_bytes()[:60])
+    for workers in (0, 2):
+        settings = make_settings(manifest, f"run{workers}", f"data.workers={workers}")
+        with pytest.raises(DataError) as caught:
+            run(settings)
+        assert str(caught.value).startswith("train.csv row 6: ")
+        assert SECRET not in str(caught.value)
+        assert len(str(caught.value).splitlines()) <= 5
+        assert json.loads((settings.out / "status.json").read_text())["exit_code"] == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("method.queue_size=25", "method.queue_size 25 exceeds the 24 training images"),
+        ("train.global_batch_size=32", "train.global_batch_size 32 exceeds the 24 training images"),
+    ],
+)
+def test_pretrain__impossible_sizes_are_refused_before_anything_is_written(
+    manifest: Path, override: str, expected: str
+) -> None:
+    settings = make_settings(manifest, "run", override)
+    with pytest.raises(SettingsError, match=expected):
+        run(settings)
+    assert not settings.out.exists()
+
+
+def test_pretrain__a_folder_in_use_is_refused(manifest: Path) -> None:
+    settings = make_settings(manifest, "run", "train.epochs=1")
+    run(settings)
+    with pytest.raises(SettingsError, match="--resume.*--overwrite"):
+        run(settings)
+    run(settings, overwrite=True)
+    foreign = make_settings(manifest, "foreign")
+    foreign.out.mkdir()
+    (foreign.out / "thesis.tex").write_text("do not delete")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(SettingsError, match="holds no run"):
+            run(foreign, **options)
+    assert (foreign.out / "thesis.tex").exists()
+
+
+def test_pretrain__resume_with_other_settings_shows_the_difference(manifest: Path) -> None:
+    run(make_settings(manifest, "run", "train.epochs=1"))
+    with pytest.raises(SettingsError, match=r"train\.lr: was 0\.1, now 0\.2"):
+        run(make_settings(manifest, "run", "train.epochs=1", "train.lr=0.2"), resume=True)
+
+
+def test_pretrain__resume_with_another_manifest_is_refused(manifest: Path) -> None:
+    settings = make_settings(manifest, "run", "train.epochs=1")
+    run(settings)
+    with (manifest / "train.csv").open("a") as file:
+        file.write(f"val-{SECRET}-0.png,new,1\n")
+    with pytest.raises(module.CheckpointError, match="manifest has changed"):
+        run(settings, resume=True)
+
+
+def test_pretrain__without_labels_needs_no_validation_split(manifest: Path) -> None:
+    (manifest / "val.csv").unlink()
+    run(make_settings(manifest, "run", "train.epochs=1", "data.labels={}"))
+
+
+def test_meters__equal_plain_loops() -> None:
+    torch.manual_seed(0)
+    q, k = functional.normalize(torch.randn(6, 4), dim=1), functional.normalize(torch.randn(6, 4), dim=1)
+    queue = functional.normalize(torch.randn(9, 4), dim=1)
+    positive, negative = (q * k).sum(1) / 0.2, q @ queue.T / 0.2
+    found = meters(q, positive, negative, 0.2)
+    right = sum(all(positive[i] > other for other in negative[i]) for i in range(6)) / 6
+    assert float(found["accuracy"]) == pytest.approx(right)
+    assert float(found["positive_similarity"]) == pytest.approx(sum(float(q[i] @ k[i]) for i in range(6)) / 6, abs=1e-6)
+    singular = np.linalg.svd(q.numpy(), compute_uv=False)
+    share = singular / singular.sum()
+    assert float(found["effective_rank"]) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+
+
+def test_meters__tell_collapse_from_spread() -> None:
+    torch.manual_seed(0)
+    spread = functional.normalize(torch.randn(512, 16), dim=1)
+    collapsed = functional.normalize(torch.ones(512, 16) + 1e-4 * torch.randn(512, 16), dim=1)
+    zeros = torch.zeros(512), torch.zeros(512, 3)
+    assert float(meters(spread, *zeros, 0.2)["embedding_std"]) == pytest.approx(1, abs=0.05)
+    assert float(meters(collapsed, *zeros, 0.2)["embedding_std"]) < 0.01
+    assert float(meters(spread, *zeros, 0.2)["effective_rank"]) > 15
+    assert float(meters(collapsed, *zeros, 0.2)["effective_rank"]) < 1.2
