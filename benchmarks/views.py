@@ -59,27 +59,17 @@ def run() -> None:
     """Print both tables."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    recipe, gray = published(), torchvision_gray()
     with tempfile.TemporaryDirectory() as name:
         for suffix in ("png", "jpg"):
             files = _write_images(Path(name), suffix)
-            contestants = {
-                "published recipe (PIL, RGB)": lambda: [
-                    recipe(image) for file in files for image in [Image.open(file).convert("RGB")] * 2
-                ],
-                "torchvision v2, grayscale": lambda: [
-                    gray(image) for file in files for image in [io.decode_image(str(file), io.ImageReadMode.GRAY)] * 2
-                ],
-                "medmoco, moco_v2": lambda: ours([to_canvas(read_image(f), CANVAS, 8) for f in files], "moco_v2"),
-                "medmoco, xray": lambda: ours([to_canvas(read_image(f), CANVAS, 8) for f in files], "xray"),
-            }
-            times = seconds_per_round(contestants, ROUNDS)
+            times = seconds_per_round(_from_files(files), ROUNDS)
             title = f"two views from 1024-pixel {suffix.upper()} files, one core"
             report(title, times, per_round=IMAGES, unit="images", reference="published recipe (PIL, RGB)")
 
         canvases = [to_canvas(read_image(file), CANVAS, 8) for file in files]
         pictures = [Image.fromarray(canvas.pixels) for canvas in canvases]
         tensors = [torch.from_numpy(canvas.pixels)[None] for canvas in canvases]
+        recipe, gray = published(), torchvision_gray()
         contestants = {
             "published recipe (PIL, RGB)": lambda: [recipe(i) for p in pictures for i in [p.convert("RGB")] * 2],
             "torchvision v2, grayscale": lambda: [gray(tensor) for tensor in tensors for _ in range(2)],
@@ -89,6 +79,20 @@ def run() -> None:
         times = seconds_per_round(contestants, ROUNDS)
         title = f"two views from {CANVAS}-pixel canvases in memory, one core"
         report(title, times, per_round=IMAGES, unit="images", reference="published recipe (PIL, RGB)")
+
+
+def _from_files(files: list[Path]) -> dict[str, Callable[[], object]]:
+    recipe, gray = published(), torchvision_gray()
+    return {
+        "published recipe (PIL, RGB)": lambda: [
+            recipe(image) for file in files for image in [Image.open(file).convert("RGB")] * 2
+        ],
+        "torchvision v2, grayscale": lambda: [
+            gray(image) for file in files for image in [io.decode_image(str(file), io.ImageReadMode.GRAY)] * 2
+        ],
+        "medmoco, moco_v2": lambda: ours([to_canvas(read_image(f), CANVAS, 8) for f in files], "moco_v2"),
+        "medmoco, xray": lambda: ours([to_canvas(read_image(f), CANVAS, 8) for f in files], "xray"),
+    }
 
 
 def _write_images(folder: Path, suffix: str) -> list[Path]:

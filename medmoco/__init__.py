@@ -1,4 +1,6 @@
-"""medmoco: momentum contrast for medical images. The map, in the order in which data flows:
+"""Momentum contrast for medical images, from CSV to exported encoder.
+
+The map, in the order in which data flows:
 
 cli.py                  arguments in, exit codes out
 config.py               typed settings from YAML

@@ -19,12 +19,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="Pretrain image encoders on unlabelled grayscale medical images with momentum contrast, and prove what that is worth.",
-    epilog="images + CSV -> pretrain -> evaluate -> export. Every command takes the same YAML file and key=value overrides.",
+    help="Pretrain image encoders on unlabelled grayscale medical images with momentum contrast, "
+    "and prove what that is worth.",
+    epilog="images + CSV -> pretrain -> evaluate -> export. Every command takes the same YAML file and key=value "
+    "overrides.",
 )
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")
+]
 
 
 @app.command("config")

@@ -34,8 +34,6 @@ Positive = Annotated[Float, Field(gt=0)]
 Count = Annotated[Int, Field(ge=1)]
 
 
-
-
 class Settings(BaseModel):
     """Base of every node: frozen, unknown keys refused, field docstrings become help texts."""
 
@@ -65,19 +63,20 @@ class DataSettings(Settings):
     """Label columns: a list of names, or a mapping from name to policy."""
 
     canvas_size: Annotated[Int, Field(ge=16, le=4096)] = 256
-    """Longer side in pixels of the stored image that views are cut from. Source: 1.14 x the view, as in ImageNet's 256/224."""
+    """Longer side in pixels of the stored image that views are cut from. Source: 256 for views of 224."""
 
     bit_depth: Literal[8, 16] = 8
     """Bits per canvas pixel. Source: measured, 8-bit arithmetic is ten times faster than float32."""
 
     window: Literal["voi", "full"] | tuple[Float, Positive] = "voi"
-    """Grey levels of images deeper than 8 bits: the file's VOI window, its full range, or [centre, width]. Source: DICOM PS3.3 C.11.2."""
+    """Grey levels of images deeper than 8 bits: the file's VOI window, its full range, or [centre, width].
+    Source: DICOM PS3.3 C.11.2."""
 
     max_pixels: Count = 100_000_000
     """Larger images are refused before decoding. Source: the largest detector plates hold some 30 million pixels."""
 
     workers: Annotated[Int, Field(ge=0)] = 2
-    """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU from 256-px canvases."""
+    """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""
 
     @model_validator(mode="before")
     @classmethod
@@ -103,8 +102,8 @@ RECIPES: dict[str, Tree] = {
         "flip_probability": 0.5,
     },
 }  # fmt: skip
-"""Source: moco_v1 and moco_v2, facebookresearch/moco `main_moco.py`, hue, saturation and grayscale left out because they
-do nothing to one channel; moco_cxr, Sowrirajan et al. 2021 (arXiv:2010.05352), section 3.2."""
+"""Source: moco_v1 and moco_v2, facebookresearch/moco `main_moco.py`, hue, saturation and grayscale left out because
+they do nothing to one channel; moco_cxr, Sowrirajan et al. 2021 (arXiv:2010.05352), section 3.2."""
 
 METHODS: dict[str, Tree] = {
     "moco_v1": {"temperature": 0.07, "projector": "linear"},
@@ -213,7 +212,8 @@ class MethodSettings(Settings):
     """Width of the embedding. Source: He et al. 2020."""
 
     batch_norm_splits: Count = 1
-    """Batch norm over this many groups of the batch, keys shuffled between them. Source: facebookresearch/moco issue 47."""
+    """Batch norm over this many groups of the batch, keys shuffled between them.
+    Source: facebookresearch/moco issue 47."""
 
 
 class TrainSettings(Settings):
@@ -328,13 +328,13 @@ class RunSettings(Settings):
         batch, splits = self.train.global_batch_size, self.method.batch_norm_splits
         if batch % splits or batch // splits < 2:
             raise ValueError(
-                f"method.batch_norm_splits {splits} must divide train.global_batch_size {batch} into groups of 2 or more"
+                f"method.batch_norm_splits {splits} must split train.global_batch_size {batch} into equal groups above 1"
             )
         if self.train.warmup_epochs >= self.train.epochs:
             raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")
         if self.data.canvas_size < self.views.size // 2:
             raise ValueError(
-                f"data.canvas_size {self.data.canvas_size} holds less than half the detail of views.size {self.views.size}"
+                f"data.canvas_size {self.data.canvas_size} is less than half of views.size {self.views.size}; raise it"
             )
         return self
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from medmoco import config
 from medmoco.errors import SettingsError
 
@@ -51,7 +52,7 @@ def test_load__numbers_as_people_write_them(tmp_path: Path) -> None:
         ("views.crop_scale=[0.9, 0.1]", "crop_scale [0.9, 0.1] is not [low, high]"),
         ("views.crop_scale=[0, 1]", "crop_scale must be above 0"),
         ("method.key_momentum=1", "'method.key_momentum'"),
-        ("method.batch_norm_splits=3", "method.batch_norm_splits 3 must divide train.global_batch_size 256"),
+        ("method.batch_norm_splits=3", "method.batch_norm_splits 3 must split train.global_batch_size 256"),
         ("train.warmup_epochs=500", "train.warmup_epochs 500 must be below train.epochs"),
         ("data.labels={A: {uncertain: maybe}}", "'data.labels.A.uncertain'"),
         ("trian.lr=1", "unknown key 'trian'; did you mean 'train'?"),
@@ -108,7 +109,9 @@ def test_load__presets_stand_below_the_users_keys(tmp_path: Path) -> None:
     assert (settings.method.temperature, settings.method.projector) == (0.07, "linear")
 
 
-@pytest.mark.parametrize(("group", "name"), [("views", n) for n in config.RECIPES] + [("method", n) for n in config.METHODS])
+@pytest.mark.parametrize(
+    ("group", "name"), [("views", n) for n in config.RECIPES] + [("method", n) for n in config.METHODS]
+)
 def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
     selector = config.RunSettings.PRESETS[group][0]
     config.load(write(tmp_path, MINIMAL), [f"{group}.{selector}={name}"])

@@ -186,4 +186,3 @@ def to_float(views: Tensor, settings: ViewSettings, device: torch.device, *, cha
     layout = torch.channels_last if channels_last else torch.contiguous_format
     floats = views.to(device, non_blocking=True).to(torch.float32)
     return floats.mul_(1 / (white * settings.std)).sub_(settings.mean / settings.std).contiguous(memory_format=layout)
-

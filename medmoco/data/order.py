@@ -64,10 +64,12 @@ class StepOrder:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches in the split."""
         return self.samples // self.batch_size
 
     @property
     def steps(self) -> int:
+        """Steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
     def from_step(self, start: int) -> Iterator[BatchKey]:

@@ -365,7 +365,7 @@ def project_lesion(thorax: Thorax, lesion: Lesion, image_size: int) -> Array:
 
 
 def _ray_axis(image_size: int) -> Array:
-    return (np.arange(image_size) - (image_size - 1) / 2) * (FIELD / image_size)
+    return (np.arange(image_size, dtype=np.float64) - (image_size - 1) / 2) * (FIELD / image_size)
 
 
 def _field(waves: Waves, axis: Array) -> Array:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from medmoco.config import ViewSettings
 from medmoco.data.images import Canvas
 from medmoco.data.order import VIEW, uniform
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+Pixels = NDArray[Any]  # uint8 or uint16; OpenCV's stubs cannot tell
 Floats = NDArray[np.float64]
 
 # The number of a parameter is part of its random stream: append, never reorder.
@@ -97,9 +98,7 @@ def draw(
     )
 
 
-def render(
-    settings: ViewSettings, canvases: Sequence[Canvas], drawn: Sequence[ViewParameters]
-) -> list[NDArray[np.uint8] | NDArray[np.uint16]]:
+def render(settings: ViewSettings, canvases: Sequence[Canvas], drawn: Sequence[ViewParameters]) -> list[Pixels]:
     """Make V views of each of B canvases.
 
     Args:
@@ -169,7 +168,8 @@ def _draw_rectangle(settings: ViewSettings, u: dict[str, Floats]) -> NDArray[np.
     ratio = np.exp(_between(u["cutout_ratio"], np.log((0.5, 2.0))))
     width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
     x, y = u["cutout_x"] * (1 - width), u["cutout_y"] * (1 - height)
-    return np.rint(np.stack([x, y, x + width, y + height], 1) * settings.size).astype(np.int64)
+    corners: NDArray[np.int64] = np.rint(np.stack([x, y, x + width, y + height], 1) * settings.size).astype(np.int64)
+    return corners
 
 
 def _warp(levels: list[Pixels], drawn: ViewParameters, i: int, size: int) -> Pixels:
@@ -216,11 +216,12 @@ def _tables(drawn: ViewParameters, means: Floats, white: int, only: int | None =
 
 
 @lru_cache(maxsize=1)
-def _noise_tile() -> NDArray[np.uint8]:
+def _noise_tile() -> Pixels:
     """Make fixed Gaussian noise about 128; a window at a random place costs a tenth of drawing per pixel."""
     u = uniform(VIEW, 0, np.arange(_TILE * _TILE)), uniform(VIEW, 1, np.arange(_TILE * _TILE))
     normal = np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])  # Box and Muller 1958
-    return np.clip(np.rint(128 + _TILE_STD * normal), 0, 255).astype(np.uint8).reshape(_TILE, _TILE)
+    tile: Pixels = np.clip(np.rint(128 + _TILE_STD * normal), 0, 255).astype(np.uint8).reshape(_TILE, _TILE)
+    return tile
 
 
 def _add_noise(pixels: Pixels, drawn: ViewParameters, i: int) -> Pixels:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from medmoco.config import RunSettings, as_tree, flatten
+from medmoco.config import RunSettings, as_tree, flatten, to_yaml
 from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError
 
@@ -167,7 +167,7 @@ def _data(facts: RunFacts) -> list[str]:
     train = facts.train
     if train is None:
         return [*lines, "- Counts: unknown; the manifest could not be read at export, or has changed since the run"]
-    patients = np.unique(train.patients).size
+    patients = f"{np.unique(train.patients).size}" if "PatientID" in train.table else "an unknown number of"
     lines.append(f"- Training: {len(train)} images of {patients} patients, used without labels")
     if train.label_names:
         lines += ["", "| label of the training images | positive | negative | uncertain | missing |", _rule(5)]
@@ -178,6 +178,7 @@ def _data(facts: RunFacts) -> list[str]:
 
 
 def _method(settings: RunSettings) -> list[str]:
+    chosen = {key: value for key, value in flatten(as_tree(settings)) if key.startswith(_SETTINGS)}
     start = "weights that the user gave" if settings.model.weights else "random weights"
     return [
         "- Momentum contrast (He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297); the query encoder "
@@ -185,7 +186,7 @@ def _method(settings: RunSettings) -> list[str]:
         f"- Started from {start}",
         "",
         "```yaml",
-        *(f"{key}: {value}" for key, value in flatten(as_tree(settings)) if key.startswith(_SETTINGS)),
+        *to_yaml(chosen).splitlines(),
         "```",
     ]
 
@@ -238,7 +239,7 @@ def _score_row(row: Record) -> str:
     rows = "all" if not where else "some, chosen by id" if any(name in where for name in _ID_COLUMNS) else where
     if fraction < 1:
         rows += f"; labels of {100 * fraction:g} % of training patients"
-    auroc = _number(row.get("auroc")) + (" (no better than the majority)" if row.get("flag") else "")
+    auroc = _number(row.get("auroc")) + (" (decides like the majority)" if row.get("flag") else "")
     low, high = row.get("auroc_low"), row.get("auroc_high")
     interval = "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     names, counts = ("method", "encoder"), ("n", "n_positive", "n_patients")

@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from medmoco import __version__
@@ -76,16 +75,16 @@ def export(run: Path, out: Path, warn: Callable[[str], None] = _print_warning) -
             if out.exists():
                 out.rmdir()
             folder.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise SettingsError(f"{out} cannot be written: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
     return sorted(out.iterdir())
 
 
 def _training_split(settings: RunSettings) -> Split | None:
     """Return the training split; the data need not be where the export is made."""
     try:
-        return load_manifest(settings.data, ("train",)).get("train")
-    except (DataError, SettingsError):
+        return load_manifest(settings.data, ("train",))["train"]
+    except DataError:
         return None
 
 
@@ -93,7 +92,7 @@ def _write_safetensors(net: nn.Module, folder: Path) -> Path:
     file = folder / "encoder.safetensors"
     layout = torch.contiguous_format
     state = {name: value.detach().clone(memory_format=layout) for name, value in net.state_dict().items()}
-    save_file(state, file, metadata={"format": "pt"})
+    file.write_bytes(save(state, metadata={"format": "pt"}))  # save_file would make it unreadable to others
     return file
 
 

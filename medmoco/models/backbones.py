@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -18,7 +19,7 @@ from medmoco.data.order import WEIGHTS, hashed
 from medmoco.errors import CheckpointError, SettingsError, first_line
 
 # 2-D networks of MONAI by the name they have there; all take `in_channels` and end in `num_classes` outputs.
-_MONAI = {
+_MONAI: dict[str, Callable[[], nn.Module]] = {
     "densenet121": lambda: nets.DenseNet121(spatial_dims=2, in_channels=1, out_channels=1),
     "seresnet50": lambda: nets.SEResNet50(spatial_dims=2, in_channels=1, num_classes=1),
 }
@@ -39,7 +40,8 @@ class Backbone(nn.Module):
         self.net = net
         self.feature_dim = feature_dim
 
-    def forward(self, images: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, F)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return pooled features, (B, 1, H, W) -> (B, F)."""
         features: Tensor = self.net(images)
         return features
 
@@ -69,22 +71,22 @@ def _create(name: str, size: int) -> Backbone:
     if family == "monai":
         if rest not in _MONAI:
             raise SettingsError(f"model.backbone '{name}' is unknown; MONAI networks: {', '.join(sorted(_MONAI))}")
-        net = _MONAI[rest]()
-        width = _drop_classifier(net)
-        return Backbone(name, net, width)
+        network: nn.Module = _MONAI[rest]()
+        return Backbone(name, network, _drop_classifier(network))
     if family or not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
         raise SettingsError(f"model.backbone '{name}' is no timm model; {hint}")
     pretrained = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     # Transformers with a fixed grid of patches must be told the size of the views.
-    fixed_size = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
+    fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
     net = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, **fixed_size)
     if isinstance(net, timm.models.ResNet):
         # As torchvision's, which the published MoCo trains. timm's default silences every residual branch at first,
         # which also makes the untrained encoder a control too easy to beat.
         net.init_weights(zero_init_last=False)
-    return Backbone(name, net, int(net.num_features))
+    width: int = net.num_features
+    return Backbone(name, net, width)
 
 
 def _drop_classifier(net: nn.Module) -> int:
@@ -129,7 +131,9 @@ def load_weights(backbone: Backbone, file: Path) -> None:
         CheckpointError: names or shapes differ; counts and examples are named.
     """
     own = backbone.net.state_dict()
-    state = {key: _to_one_channel(value, own[key]) if key in own else value for key, value in read_state_dict(file).items()}
+    state = {
+        key: _to_one_channel(value, own[key]) if key in own else value for key, value in read_state_dict(file).items()
+    }
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(key for key in state.keys() - own.keys() if not _is_classifier(key))
     reshaped = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)

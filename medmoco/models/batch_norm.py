@@ -29,18 +29,18 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
         return
     for layer in module.modules():
         if isinstance(layer, _BatchNorm):
-            layer.__class__ = _split_class(type(layer))
-            layer.splits = splits
+            layer.__class__ = _split_class(type(layer))  # type: ignore[arg-type]
+            layer.splits = splits  # type: ignore[assignment]
             layer.momentum = layer.momentum / splits if layer.momentum is not None else None
 
 
 @cache
-def _split_class(base: type[nn.Module]) -> type[nn.Module]:
+def _split_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
     """Return the subclass of a batch norm that runs the base's forward group by group in training."""
 
     def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
         if not self.training:
-            return base.forward(self, x)  # type: ignore[no-any-return]
+            return base.forward(self, x)
         return torch.cat([base.forward(self, group) for group in x.chunk(self.splits)])
 
     return type(f"Split{base.__name__}", (base,), {"forward": forward})

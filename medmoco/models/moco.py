@@ -31,7 +31,8 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.projector = projector(method.projector, backbone.feature_dim, method.embedding_dim)
 
-    def forward(self, views: Tensor) -> Tensor:  # (B, 1, H, W) -> (B, D)
+    def forward(self, views: Tensor) -> Tensor:
+        """Return embeddings before normalisation, (B, 1, H, W) -> (B, D)."""
         embedding: Tensor = self.projector(self.backbone(views))
         return embedding
 
@@ -84,7 +85,8 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def _update_key_encoder(self) -> None:
         """Move the key encoder's parameters towards the query encoder's. Source: He et al. 2020, eq. 2."""
-        keys, queries = list(self.key_encoder.parameters()), list(self.query_encoder.parameters())
+        keys: list[Tensor] = list(self.key_encoder.parameters())
+        queries: list[Tensor] = list(self.query_encoder.parameters())
         torch._foreach_mul_(keys, self.key_momentum)
         torch._foreach_add_(keys, queries, alpha=1 - self.key_momentum)
 

@@ -169,4 +169,3 @@ def _refuse_other_input(trained: RunSettings, settings: RunSettings) -> None:
     changed = [f"{key}: run {was[key]}, settings {now[key]}" for key in keys if was[key] != now[key]]
     if changed:
         raise SettingsError("the run was trained with other settings than these:\n" + "\n".join(changed[:4]))
-

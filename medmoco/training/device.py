@@ -30,7 +30,7 @@ def choose_device(train: TrainSettings) -> torch.device:
 def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, str]:
     """Return fp32, bf16 or fp16, and the reason in words.
 
-    Without AMX, bf16 on a CPU is slower than fp32, and without AVX-512 it all but hangs, so it is never a blind default.
+    Without AMX, bf16 on a CPU is slower than fp32, and without AVX-512 it all but hangs: never a blind default.
 
     Raises:
         SettingsError: fp16 on a CPU, which has no use for it.

@@ -26,7 +26,9 @@ from medmoco.training.runlog import RunLog
 class Task(Protocol):
     """What is trained."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """Everything that is trained or follows; what a checkpoint holds."""
 
     def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
         """Return "loss", and when `measure` is set what else is worth recording, all scalars."""
@@ -152,7 +154,12 @@ def _step(
 
 
 def _record(
-    interval: Interval, outputs: dict[str, Tensor], state: TrainState, order: StepOrder, train: TrainSettings, log: RunLog
+    interval: Interval,
+    outputs: dict[str, Tensor],
+    state: TrainState,
+    order: StepOrder,
+    train: TrainSettings,
+    log: RunLog,
 ) -> None:
     interval.refuse_divergence(state.step)
     values = {key: value.item() for key, value in outputs.items() if key != "loss"}
@@ -203,6 +210,7 @@ class Interval:
 
     @property
     def seconds_per_step(self) -> float:
+        """Mean over the interval so far."""
         return (time.perf_counter() - self._start) / max(self._steps, 1)
 
     def values(self) -> dict[str, float]:
@@ -219,7 +227,7 @@ class Interval:
         if not math.isfinite(self._losses.item()):
             raise DivergedError(
                 f"the loss became infinite or not a number in the {self._steps} steps before step {step}.\n"
-                "The last checkpoint is from before that. Lower train.lr, set train.clip_norm=1, or train.precision=fp32."
+                "The last checkpoint is older than that. Lower train.lr, set train.clip_norm=1 or train.precision=fp32."
             )
 
 

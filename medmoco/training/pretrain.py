@@ -179,7 +179,7 @@ def _create_state(settings: RunSettings, device: torch.device, precision: str) -
     model = create_moco(backbone, settings.method, seed=int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1))
     split_batch_norm(model, settings.method.batch_norm_splits)
     layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
-    model = model.to(device=device, memory_format=layout)
+    model = model.to(device).to(memory_format=layout)
     if settings.train.compile:
         model.query_encoder.compile()
         model.key_encoder.compile()
@@ -193,8 +193,8 @@ def _check_sizes(images: int, settings: RunSettings) -> None:
         raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
     if queue > images:
         raise SettingsError(
-            f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of the\n"
-            f"query's own image and push the encoder away from it. Set method.queue_size to {images} or less."
+            f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
+            f"the query's own image and push the two apart. Set method.queue_size to {images} or less."
         )
 
 
@@ -204,7 +204,9 @@ def _claim_folder(out: Path, overwrite: bool) -> None:
         if not (out / "config.yaml").is_file():
             raise SettingsError(f"out: {out} is not empty and holds no run; choose another folder")
         if not overwrite:
-            raise SettingsError(f"out: {out} holds a run; go on with --resume, replace it with --overwrite, or choose another")
+            raise SettingsError(
+                f"out: {out} holds a run; go on with --resume, replace it with --overwrite, or choose another folder"
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -238,9 +240,7 @@ def _describe_run(settings: RunSettings, device: torch.device, precision: str, d
     write_json(settings.out / "environment.json", environment)
 
 
-def _write_status(
-    out: Path, word: str, state: TrainState, order: StepOrder, error: MedmocoError | None = None
-) -> None:
+def _write_status(out: Path, word: str, state: TrainState, order: StepOrder, error: MedmocoError | None = None) -> None:
     status = {
         "state": word,
         "step": state.step,
@@ -255,4 +255,3 @@ def _print_warning(text: str) -> None:
     from rich.console import Console
 
     Console(stderr=True).print(f"warning: {text}", markup=False)
-

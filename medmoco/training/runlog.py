@@ -45,7 +45,9 @@ class RunLog:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
         self._tensorboard.close()
 
@@ -97,7 +99,9 @@ def _in_words(values: Record) -> str:
         parts.append(f"accuracy {values['accuracy']:.0%}")
     if values.get("images_per_second") is not None:
         parts.append(f"{values['images_per_second']:.0f} images/s, {values['waiting']:.0%} waiting")
-    parts += [f"{key} {value:.3f}" for key, value in values.items() if key.startswith("knn_auroc") and value is not None]
+    parts += [
+        f"{key} {value:.3f}" for key, value in values.items() if key.startswith("knn_auroc") and value is not None
+    ]
     return ", ".join(parts)
 
 
@@ -115,5 +119,3 @@ def _keep_before(metrics: Path, step: int) -> None:
     temporary = metrics.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     os.replace(temporary, metrics)
-
-

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from medmoco.data.order import ORDER, VIEW, StepOrder, hashed, permutation, uniform
 
 MASK = 2**64 - 1

@@ -3,11 +3,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
+
 from medmoco.config import RECIPES, ViewSettings
 from medmoco.data.images import Canvas
 from medmoco.data.views import ViewParameters, draw, render, whole
-from PIL import Image
-from scipy import ndimage
 
 PLAIN = dict(
     flip_probability=0.0, rotation=0.0, jitter_probability=0.0, blur_probability=0.0, noise_probability=0.0,
@@ -183,7 +184,9 @@ def test_render__cutout_fills_the_drawn_rectangle_with_the_mean() -> None:
 
 def test_draw__probabilities_are_kept() -> None:
     canvas = make_canvas(64, 64)
-    settings = ViewSettings(size=64, flip_probability=0.3, blur_probability=0.2, noise_probability=0.7, jitter_probability=0.6)
+    settings = ViewSettings(
+        size=64, flip_probability=0.3, blur_probability=0.2, noise_probability=0.7, jitter_probability=0.6
+    )
     drawn = draw(settings, [canvas] * 4000, seed=1, epoch=0, samples=np.arange(4000), view=0)
     assert drawn.mirrored.mean() == pytest.approx(0.3, abs=0.03)
     assert (drawn.sigma > 0).mean() == pytest.approx(0.2, abs=0.03)

@@ -42,7 +42,7 @@ def test_card__says_what_it_must(run: Path) -> None:
     card = make_card(run)
     for text in (
         "not a medical device", "32 x 32 pixels to 512 features, from step 12 ", "was stopped before its end; 50 steps",
-        "Licence: not stated", "method.temperature: 0.2", "views.crop_scale: [0.3, 1.0]", "train.lr: 0.03",
+        "Licence: not stated", "method.temperature: 0.2", "views.crop_scale: [0.3, 1.0]", "train.lr: 0.03", "train.clip_norm: null",
         "Started from random weights", f"| encoder.onnx | 7 | {'ab' * 32} | 1.5e-06 |",
         'timm.create_model("resnet18", in_chans=1, num_classes=0)',
     ):  # fmt: skip
@@ -55,6 +55,15 @@ def test_card__counts_data_without_names(run: Path) -> None:
     assert "| Opacity | 2 | 2 | 1 | 1 |" in card
 
 
+def test_card__without_patient_ids_counts_no_patients(run: Path) -> None:
+    manifest = run.parent / "data" / "train.csv"
+    manifest.write_text(manifest.read_text().replace("PatientID", "Code"))
+    settings = load_run(run)
+    train = load_manifest(settings.data, ("train",))["train"]
+    (run / "environment.json").write_text(json.dumps({"manifest_sha256": train.sha256}))
+    assert "Training: 6 images of an unknown number of patients" in make_card(run)
+
+
 def test_card__copies_nothing_it_was_not_told_to(run: Path) -> None:
     card = make_card(run)
     assert "planted" not in card
@@ -65,7 +74,7 @@ def test_card__copies_nothing_it_was_not_told_to(run: Path) -> None:
 def test_card__scores_of_the_test_split_with_intervals_and_counts(run: Path) -> None:
     card = make_card(run)
     assert "| Opacity | all | linear | run | 40 | 11 | 23 | 0.875 | 0.801 to 0.923 | 0.700 |" in card
-    assert "0.875 (no better than the majority)" in card
+    assert "0.875 (decides like the majority)" in card
     assert "| Empty | all | linear | run | 40 | 11 | 23 | undefined | none | undefined |" in card
     assert "0.987" not in card
 

@@ -57,6 +57,11 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "compare", compare_nothing)
 
 
+def test_export__all_files_are_as_readable_as_any(exported: tuple[Path, Path]) -> None:
+    run, out = exported
+    assert {file.stat().st_mode for file in out.iterdir()} == {(run / "log.txt").stat().st_mode}
+
+
 def test_export__weights_have_plain_timm_names(exported: tuple[Path, Path]) -> None:
     run, out = exported
     weights = load_file(out / "encoder.safetensors")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
+
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.backbones import create_backbone, load_weights, read_state_dict
-from safetensors.torch import save_file
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,9 @@ def test_create_backbone__one_channel_in_features_out(name: str, width: int) -> 
     assert all(p.grad is not None for p in backbone.parameters())
 
 
-@pytest.mark.parametrize(("name", "hint"), [("resnet81", "resnet18"), ("monai/vgg", "densenet121"), ("x/resnet18", "timm")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("resnet81", "resnet18"), ("monai/vgg", "densenet121"), ("x/resnet18", "timm")]
+)
 def test_create_backbone__unknown_name_gets_a_hint(name: str, hint: str) -> None:
     with pytest.raises(SettingsError, match=hint):
         create_backbone(ModelSettings(backbone=name), seed=0, size=64)

@@ -5,8 +5,9 @@ import copy
 import pytest
 import timm
 import torch
-from medmoco.models.batch_norm import split_batch_norm
 from torch import nn
+
+from medmoco.models.batch_norm import split_batch_norm
 
 
 def make_norm() -> nn.BatchNorm2d:

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
+
 from medmoco.config import MethodSettings, ModelSettings
 from medmoco.models.backbones import create_backbone
 from medmoco.models.moco import MoCo, create_moco, info_nce, similarities
-from torch import nn
-from torch.nn import functional
 
 
 def unit(*shape: int) -> torch.Tensor:

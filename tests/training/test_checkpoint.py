@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from medmoco import config
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training import checkpoint

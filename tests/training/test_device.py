@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
 from medmoco.training.device import autocast, choose_device, choose_precision

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from medmoco.config import TrainSettings
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder
@@ -16,7 +18,6 @@ from medmoco.errors import DivergedError, Stopped
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
-from torch import Tensor, nn
 
 ORDER = StepOrder(seed=1, samples=10, batch_size=4, epochs=3)  # 2 steps per epoch, 6 in all
 
@@ -155,7 +156,11 @@ def test_train_state__restores_what_it_gave(tmp_path: Path) -> None:
     first, _ = run(Toy(), tmp_path, train_settings())
     content = {"step": first.step, **first.as_content()}
     task = Toy()
-    fresh = TrainState(task.model, torch.optim.SGD(task.model.parameters(), 1.0, momentum=0.9), torch.amp.GradScaler("cpu", enabled=False))
+    fresh = TrainState(
+        task.model,
+        torch.optim.SGD(task.model.parameters(), 1.0, momentum=0.9),
+        torch.amp.GradScaler("cpu", enabled=False),
+    )
     fresh.restore(content)
     assert fresh.step == 6
     for ours, expected in zip(fresh.model.parameters(), first.model.parameters(), strict=True):

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from medmoco.config import TrainSettings
 from medmoco.training.optim import create_optimizer, learning_rate
-from torch import nn
 
 
 def test_learning_rate__cosine_falls_from_lr_to_zero() -> None:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.nn import functional
+
 from medmoco import config
 from medmoco.errors import DataError, SettingsError, Stopped
 from medmoco.evaluation.monitor import knn_monitor
 from medmoco.training import pretrain as module
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.pretrain import Contrast, meters, pretrain
-from PIL import Image
-from torch.nn import functional
 
 SECRET = "DOE-JANE-4711"
 
@@ -194,7 +195,7 @@ def test_pretrain__impossible_sizes_are_refused_before_anything_is_written(
 def test_pretrain__a_folder_in_use_is_refused(manifest: Path) -> None:
     settings = make_settings(manifest, "run", "train.epochs=1")
     run(settings)
-    with pytest.raises(SettingsError, match="--resume.*--overwrite"):
+    with pytest.raises(SettingsError, match=r"--resume.*--overwrite"):
         run(settings)
     run(settings, overwrite=True)
     foreign = make_settings(manifest, "foreign")

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from medmoco.training.runlog import RunLog, write_json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from medmoco.training.runlog import RunLog, write_json
 
 VALUES = {"loss": 1.25, "chance": 7.5, "accuracy": 0.5, "images_per_second": 100.0, "waiting": 0.01}
 
