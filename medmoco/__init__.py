@@ -7,8 +7,10 @@ config.py               typed settings from YAML
 errors.py               what is refused, and why
 data/                   CSV row to batch of views
     phantom.py          synthetic chests to try out
+    thorax.py           an analytic chest
     solids.py           rays through ellipsoids and tubes
     manifest.py         rows, labels, patients, splits
+    where.py            conditions on rows
     images.py           file to grayscale array
     dicom.py            DICOM to grayscale array
     grey_levels.py      windows, polarity, bit depth

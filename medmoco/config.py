@@ -133,8 +133,8 @@ class ViewSettings(Settings):
     rotation: Annotated[Float, Field(ge=0, le=180)] = 10.0
     """Largest rotation in degrees, either way. Source: MoCo-CXR."""
 
-    brightness: Annotated[Float, Field(ge=0, le=1)] = 0.4
-    """Largest relative change of brightness. Source: MoCo v2."""
+    brightness: Annotated[Float, Field(ge=0, le=1)] = 0.3
+    """Largest relative change of brightness. Source: MoCo v2 has 0.4, which turns the mediastinum white too often."""
 
     contrast: Annotated[Float, Field(ge=0, le=1)] = 0.4
     """Largest relative change of contrast about the image's mean. Source: MoCo v2."""
@@ -155,7 +155,8 @@ class ViewSettings(Settings):
     """Chance of added Gaussian noise. Source: quantum noise differs with dose."""
 
     noise: Annotated[Float, Field(ge=0, le=0.5)] = 0.03
-    """Largest standard deviation of the noise as a share of white."""
+    """Largest standard deviation of the noise as a share of white, in a 224-pixel view; it scales with `size`, as
+    smaller pixels collect fewer quanta."""
 
     cutout_probability: Fraction = 0.0
     """Chance that one rectangle is filled with the image's mean."""
@@ -205,8 +206,8 @@ class MethodSettings(Settings):
     temperature: Positive = 0.2
     """Divides the similarities. Source: Chen et al. 2020; v1 has 0.07."""
 
-    projector: Literal["linear", "mlp"] = "mlp"
-    """Layers between features and embedding. Source: Chen et al. 2020; v1 is linear."""
+    projector: Literal["linear", "mlp", "mlp_bn"] = "mlp"
+    """Layers between features and embedding; mlp_bn normalises the hidden one, as v3. Source: Chen et al. 2020."""
 
     embedding_dim: Count = 128
     """Width of the embedding. Source: He et al. 2020."""
@@ -328,7 +329,7 @@ class RunSettings(Settings):
         batch, splits = self.train.global_batch_size, self.method.batch_norm_splits
         if batch % splits or batch // splits < 2:
             raise ValueError(
-                f"method.batch_norm_splits {splits} must split train.global_batch_size {batch} into equal groups above 1"
+                f"method.batch_norm_splits {splits} must split train.global_batch_size {batch} into groups of 2 or more"
             )
         if self.train.warmup_epochs >= self.train.epochs:
             raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")

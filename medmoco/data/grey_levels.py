@@ -58,7 +58,9 @@ def spread(values: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray
 
 def linear(values: NDArray[np.float64], centre: float, width: float) -> NDArray[np.float64]:
     """Turn values into shares of white; a width of 1 is a threshold. Source: DICOM PS3.3 C.11.2.1.2.1."""
-    return np.clip((values - (centre - 0.5)) / max(width - 1, 1e-9) + 0.5, 0, 1)
+    if width <= 1:
+        return (values > centre - 0.5).astype(np.float64)
+    return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
 def linear_exact(values: NDArray[np.float64], centre: float, width: float) -> NDArray[np.float64]:

@@ -126,25 +126,26 @@ def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
         Two (N, H, W) arrays of y, equal where a ray misses.
     """
     tiny = 1e-12  # a ray along a cylinder or within a plane: an endless interval instead of a division by zero
+    beyond = 1e15  # farther than any plane that a ray meets
 
     def column(values: Array) -> Array:
         return values[:, None, None]
 
     u, w, q = x - column(solids.centre[:, 0]), z - column(solids.centre[:, 2]), solids.quadric
-    a = column(q[:, 1, 1] + tiny)
-    # q(t) = a t^2 + 2 b t + c <= 0 along the ray; terms in u or w alone come first, since they are small arrays
-    b = column(q[:, 0, 1]) / a * u + column(q[:, 1, 2]) / a * w
-    c = (column(q[:, 0, 0]) / a * u * u - 1 / a) + column(q[:, 2, 2]) / a * w * w + (column(2 * q[:, 0, 2]) / a * u) * w
-    half = np.sqrt(np.maximum(b * b - c, 0))
-    enter, leave = -b - half, half - b
-    for slot in range(2):
-        normal = solids.normals[:, slot]
+    a = q[:, 1, 1] + tiny
+    # Along the ray the quadric is a (t^2 - 2 middle t + c) <= 0. Terms in u or w alone are small arrays: they come first.
+    middle = column(-q[:, 0, 1] / a) * u - column(q[:, 1, 2] / a) * w
+    c = (column(q[:, 0, 0] / a) * u * u - column(1 / a)) + column(q[:, 2, 2] / a) * w * w
+    c += column(2 * q[:, 0, 2] / a) * u * w
+    half = np.sqrt(np.maximum(middle * middle - c, 0))
+    enter, leave = middle - half, middle + half
+    for normal, height in zip(solids.normals.swapaxes(0, 1), solids.heights.T, strict=True):
         if not normal.any():
             continue
-        slope = column(np.where(np.abs(normal[:, 1]) < tiny, tiny, normal[:, 1]))
-        bound = (column(solids.heights[:, slot]) - column(normal[:, 0]) * u - column(normal[:, 2]) * w) / slope
-        leave = np.where(slope > 0, np.minimum(leave, bound), leave)
-        enter = np.where(slope > 0, enter, np.maximum(enter, bound))
+        slope = np.where(np.abs(normal[:, 1]) < tiny, tiny, normal[:, 1])
+        across, up = column(height / slope) - column(normal[:, 0] / slope) * u, column(normal[:, 2] / slope) * w
+        np.maximum(enter, (across - beyond * column(slope > 0)) - up, out=enter)  # a plane bounds one end only
+        np.minimum(leave, (across + beyond * column(slope < 0)) - up, out=leave)
     y = column(solids.centre[:, 1])
     return enter + y, np.maximum(enter, leave) + y
 

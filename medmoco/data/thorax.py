@@ -40,9 +40,9 @@ SPONGY = 0.3148 * 0.40 + 0.2048 * 0.80  # our mixture of bone and marrow, 1.2 g/
 
 FIELD = 36.0  # side of the detector
 # The next three were found by measuring how hard the labels are: neither is to be seen at once, nor impossible.
-LESION_SIZE = (2.0, 3.6)  # about the radius of a lesion
-LESION_FILLING = (0.35, 1.0)  # share of its air that a lesion replaces by fluid, where three of its ellipsoids overlap
-NETWORK = (0.03, 0.12)  # the same share at a line of the interstitial network
+LESION_SIZE = (2.3, 4.1)  # about the radius of a lesion
+LESION_FILLING = (0.5, 1.0)  # share of its air that a lesion replaces by fluid, where three of its ellipsoids overlap
+NETWORK = (0.04, 0.14)  # the same share at a line of the interstitial network
 
 Lesion = tuple[int, Solids]  # lung (0 at the left of the image) and the ellipsoids in it
 
@@ -107,10 +107,10 @@ def draw_person(seed: int, number: int) -> Person:
         number,
         "F" if female else "M",
         int(rng.integers(20, 90)),
-        scale=(0.94 if female else 1.02) * rng.normal(1, 0.04),
-        girth=float(np.clip(rng.normal(1.04, 0.08), 0.92, 1.3)),
+        scale=(0.95 if female else 1.02) * rng.normal(1, 0.03),
+        girth=float(np.clip(rng.normal(1.04, 0.06), 0.92, 1.3)),
         heart=float(np.clip(rng.normal(1, 0.08), 0.8, 1.25)),
-        density=LUNG * float(np.clip(rng.normal(1, 0.15), 0.7, 1.5)),
+        density=LUNG * float(np.clip(rng.normal(1, 0.10), 0.7, 1.5)),
         interstitial=float(rng.uniform(*NETWORK)) if rng.random() < 0.4 else 0.0,
         frame=join(_bones(rng), _airways(rng)),
         vessels=_vessels(rng),
@@ -124,8 +124,8 @@ def draw_pose(person: Person, study: int, image: int) -> Pose:
     rng = np.random.default_rng([person.seed, person.number, 1, study, image])
     ap = rng.random() < 0.25
     turn = rng.normal(0, (0.04, 0.03, 0.05))
-    shift = rng.normal(0, 0.7, 2)
-    breath = rng.normal(1.3 if ap else 0.0, 0.7)
+    shift = rng.normal(0, 0.5, 2)
+    breath = rng.normal(1.0 if ap else 0.0, 0.5)
     return Pose((turn[0], turn[1], turn[2]), (shift[0], shift[1]), float(breath), "AP" if ap else "PA")
 
 

@@ -31,7 +31,7 @@ _PARAMETERS = (
     "noise", "noise_std", "noise_x", "noise_y", "cutout", "cutout_area", "cutout_ratio", "cutout_x", "cutout_y",
 )  # fmt: skip
 
-BLUR_REFERENCE_SIZE = 224  # views.blur_sigma is in pixels of a view this large
+REFERENCE_SIZE = 224  # views.blur_sigma and views.noise are meant for a view this large
 _TILE, _TILE_STD = 1024, 32.0  # side and standard deviation of the fixed noise that views take windows from
 
 
@@ -79,7 +79,7 @@ def draw(
     jittered = u["jitter"] < settings.jitter_probability
     blurred = u["blur"] < settings.blur_probability
     noisy = u["noise"] < settings.noise_probability
-    sigma = _between(u["sigma"], settings.blur_sigma) * settings.size / BLUR_REFERENCE_SIZE
+    detail = settings.size / REFERENCE_SIZE
     windows = max(_TILE - settings.size, 0) + 1
     return ViewParameters(
         centre_x=width / 2 + u["left"] * (valid_width - width),
@@ -91,8 +91,8 @@ def draw(
         brightness=1 + jittered * _around_zero(u["brightness"], settings.brightness),
         contrast=1 + jittered * _around_zero(u["contrast"], settings.contrast),
         gamma=np.exp(jittered * _around_zero(u["gamma"], settings.gamma)),
-        sigma=np.where(blurred, sigma, 0.0),
-        noise=np.where(noisy, u["noise_std"] * settings.noise, 0.0),
+        sigma=np.where(blurred, _between(u["sigma"], settings.blur_sigma) * detail, 0.0),
+        noise=np.where(noisy, u["noise_std"] * settings.noise * detail, 0.0),
         noise_at=(np.stack([u["noise_x"], u["noise_y"]], 1) * windows).astype(np.int64),
         cutout=_draw_rectangle(settings, u),
     )

@@ -69,7 +69,9 @@ def _span(low: float | None, high: float | None, sign: str) -> str:
 
 def _notes(records: Sequence[Record]) -> list[str]:
     """Explain the table's marks."""
-    lines = ["val also chose the strength of the linear probe: only test is an unbiased score"]
+    lines = []
+    if any(record["split"] == "val" for record in records):
+        lines.append("val also chose the strength of the linear probe: only test is an unbiased score")
     for record in records:
         name = f"{record['split']}, {record['label']}, {record['method']}, {record['encoder']}"
         if record["flag"]:

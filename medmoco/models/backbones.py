@@ -32,10 +32,12 @@ class Backbone(nn.Module):
         name: As in `model.backbone`.
         feature_dim: Width F of the features.
         net: The plain timm or MONAI network; its state dict has their names.
+        fixed_size: The only side of a view in pixels that it takes; None if it takes any.
     """
 
-    def __init__(self, name: str, net: nn.Module, feature_dim: int) -> None:
+    def __init__(self, name: str, net: nn.Module, feature_dim: int, fixed_size: int | None = None) -> None:
         super().__init__()
+        self.fixed_size = fixed_size
         self.name = name
         self.net = net
         self.feature_dim = feature_dim
@@ -80,13 +82,13 @@ def _create(name: str, size: int) -> Backbone:
     pretrained = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     # Transformers with a fixed grid of patches must be told the size of the views.
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
-    net = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, **fixed_size)
+    net: Any = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, **fixed_size)
     if isinstance(net, timm.models.ResNet):
         # As torchvision's, which the published MoCo trains. timm's default silences every residual branch at first,
         # which also makes the untrained encoder a control too easy to beat.
         net.init_weights(zero_init_last=False)
-    width: int = net.num_features
-    return Backbone(name, net, width)
+    width = getattr(net, "head_hidden_size", net.num_features)  # some have layers between pooling and classifier
+    return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"))
 
 
 def _drop_classifier(net: nn.Module) -> int:

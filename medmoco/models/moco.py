@@ -17,10 +17,16 @@ from medmoco.models.backbones import Backbone
 
 
 def projector(kind: str, feature_dim: int, embedding_dim: int) -> nn.Module:
-    """Build the layers between features and embedding: `linear` (v1) or `mlp` (v2), (B, F) -> (B, D)."""
+    """Build the layers between features and embedding, (B, F) -> (B, D).
+
+    `linear` is v1's and `mlp` v2's. `mlp_bn` normalises its hidden layer as v3 does: features behind a ReLU share one
+    large direction, which short trainings otherwise spend their time on.
+    """
     if kind == "linear":
         return nn.Linear(feature_dim, embedding_dim)
-    return nn.Sequential(nn.Linear(feature_dim, feature_dim), nn.ReLU(), nn.Linear(feature_dim, embedding_dim))
+    norm = [nn.BatchNorm1d(feature_dim)] if kind == "mlp_bn" else []
+    hidden = nn.Linear(feature_dim, feature_dim, bias=not norm)
+    return nn.Sequential(hidden, *norm, nn.ReLU(), nn.Linear(feature_dim, embedding_dim))
 
 
 class Encoder(nn.Module):
@@ -32,8 +38,13 @@ class Encoder(nn.Module):
         self.projector = projector(method.projector, backbone.feature_dim, method.embedding_dim)
 
     def forward(self, views: Tensor) -> Tensor:
-        """Return embeddings before normalisation, (B, 1, H, W) -> (B, D)."""
-        embedding: Tensor = self.projector(self.backbone(views))
+        """Return embeddings before normalisation, (B, 1, H, W) -> (B, D).
+
+        From the projector on, arithmetic is never below float32: early cosines differ by less than bf16 can tell.
+        """
+        features = self.backbone(views)
+        with torch.autocast(views.device.type, enabled=False):
+            embedding: Tensor = self.projector(features.to(views.dtype))
         return embedding
 
 
@@ -71,15 +82,16 @@ class MoCo(nn.Module):
             Queries (B, D) and keys (B, D), unit L2 norm; similarities over temperature of each query with its own key,
             (B,), and with the queue, (B, K).
         """
-        q = functional.normalize(self.query_encoder(query_views).to(self.queue.dtype), dim=1)  # (B, D)
+        q = functional.normalize(self.query_encoder(query_views), dim=1)  # (B, D)
         k = self._keys(key_views, shuffle)  # (B, D)
-        positive, negative = similarities(q, k, self.queue, self.temperature)  # (B,), (B, K)
+        with torch.autocast(q.device.type, enabled=False):
+            positive, negative = similarities(q, k, self.queue, self.temperature)  # (B,), (B, K)
         return q, k, positive, negative
 
     @torch.no_grad()
     def _keys(self, key_views: Tensor, shuffle: Tensor) -> Tensor:
         self._update_key_encoder()
-        shuffled = functional.normalize(self.key_encoder(key_views[shuffle]).to(self.queue.dtype), dim=1)  # (B, D)
+        shuffled = functional.normalize(self.key_encoder(key_views[shuffle]), dim=1)  # (B, D)
         return shuffled[torch.argsort(shuffle)]  # back to the order of the queries
 
     @torch.no_grad()
@@ -139,4 +151,4 @@ def info_nce(positive: Tensor, negative: Tensor) -> Tensor:
 
     Source: He et al. 2020, eq. 1.
     """
-    return (torch.logaddexp(positive, negative.to(positive.dtype).logsumexp(1)) - positive).mean()
+    return (torch.logaddexp(positive, negative.logsumexp(1)) - positive).mean()

@@ -144,10 +144,14 @@ def load_backbone(
 
     Raises:
         CheckpointError: unreadable, or of another architecture.
-        SettingsError: the run was fed differently from what the settings say.
+        SettingsError: the run was fed differently from what the settings say, or cannot take evaluate.size.
     """
     untrained = settings.model.model_copy(update={"weights": None})
     backbone = create_backbone(untrained, seed=settings.seed, size=settings.views.size)
+    if backbone.fixed_size and settings.evaluate.size not in (None, backbone.fixed_size):
+        raise SettingsError(
+            f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"
+        )
     if source == "random":
         return backbone, {"kind": "random"}
     path = Path(source)

@@ -11,7 +11,7 @@ import pytest
 
 from medmoco.config import DataSettings
 from medmoco.data.manifest import Split, check_files, load_manifest, select_where
-from medmoco.errors import ManifestError, SettingsError
+from medmoco.errors import ManifestError
 
 PLAIN = "Path,PatientID,Finding\na.png,00123,1\nb.png,NA,0\nc.png,00123,\nd.png,123,-1\n"
 
@@ -271,60 +271,23 @@ def test_check_files__missing(tmp_path: Path) -> None:
     check_files(split.select(np.array([0])))
 
 
-WHERE = """Path,PatientID,Age,View Position,A
-a,00123,17,PA,1.0
-b,123,18,AP,0
-c,x,,LL,-1
-d,y,64.5, PA,
-e,z,7,"L,R",1
-"""
-
-
-@pytest.mark.parametrize(
-    ("expression", "rows"),
-    [
-        ("A == 1", [2, 6]),
-        ("A == 1.0", [2, 6]),
-        ("A == '1'", [6]),
-        ("A != 1", [3, 4]),
-        ('A == ""', [5]),
-        ("A == -1", [4]),
-        ("A in (0, -1)", [3, 4]),
-        ("A not in (0,-1)", [2, 6]),
-        ("Age >= 18", [3, 5]),
-        ("Age<18", [2, 6]),
-        ("Age > 18 and Age <= 64.5", [5]),
-        ("PatientID == 123", [3]),
-        ("PatientID == 00123", [2]),
-        ("'View Position' in (PA, AP) and A == 1", [2]),
-        ("'View Position' == PA", [2, 5]),
-        ("'View Position' == 'L,R'", [6]),
-    ],
-)
-def test_select_where__rows(tmp_path: Path, expression: str, rows: list[int]) -> None:
-    assert select_where(train(tmp_path, WHERE), expression).rows.tolist() == rows
-
-
-@pytest.mark.parametrize(
-    "expression",
-    ["", "A", "A =", "A = 1", "A == ", "A == 1 or A == 0", "A in 1", "A in (1", "A in ()", "Age < x", "A == 'x", "and"],
-)
-def test_select_where__unreadable(tmp_path: Path, expression: str) -> None:
-    with pytest.raises(SettingsError, match="cannot read") as caught:
-        select_where(train(tmp_path, WHERE), expression)
-    assert len(str(caught.value).splitlines()) <= 5
-
-
-def test_select_where__refused(tmp_path: Path) -> None:
-    split = train(tmp_path, WHERE)
-    with pytest.raises(SettingsError, match="did you mean 'View Position'"):
-        select_where(split, "ViewPosition == PA")
-    with pytest.raises(ManifestError, match="none of the 5 train rows"):
+def test_select_where__keeps_the_rows_that_match(tmp_path: Path) -> None:
+    split = train(tmp_path, 'Path,View,A\na,"L,R",1\nb,PA,0\n\nc,"L,R",0\nd,"L,R",1\n', ("A",))
+    selected = select_where(split, "View == 'L,R' and A == 1")
+    assert selected.rows.tolist() == [2, 6]
+    assert selected.labels.tolist() == [[1], [1]]
+    with pytest.raises(ManifestError, match="none of the 4 train rows") as caught:
         select_where(split, "A == 7")
-    with pytest.raises(ManifestError, match="row 4"):
-        select_where(split, "PatientID > 3")
-    with pytest.raises(SettingsError):
-        select_where(split, "__import__('os').system('x')")
+    assert "train.csv" in str(caught.value)
+    with pytest.raises(ManifestError, match="row 5"):
+        select_where(split.select(np.array([2, 3])), "View > 3")
+
+
+def test_select_where__sees_cells_before_the_label_policy(tmp_path: Path) -> None:
+    policy = {"A": {"uncertain": "one", "missing": "zero"}}
+    split = train(tmp_path, "Path,A\na,1\nb,-1\nc,\nd,0\n", policy)
+    assert select_where(split, "A == 1").rows.tolist() == [2]
+    assert select_where(split, "A == 0").rows.tolist() == [5]
 
 
 @pytest.mark.slow

@@ -42,7 +42,8 @@ def test_card__says_what_it_must(run: Path) -> None:
     card = make_card(run)
     for text in (
         "not a medical device", "32 x 32 pixels to 512 features, from step 12 ", "was stopped before its end; 50 steps",
-        "Licence: not stated", "method.temperature: 0.2", "views.crop_scale: [0.3, 1.0]", "train.lr: 0.03", "train.clip_norm: null",
+        "Licence: not stated", "method.temperature: 0.2", "views.crop_scale: [0.3, 1.0]", "train.lr: 0.03",
+        "train.clip_norm: null",
         "Started from random weights", f"| encoder.onnx | 7 | {'ab' * 32} | 1.5e-06 |",
         'timm.create_model("resnet18", in_chans=1, num_classes=0)',
     ):  # fmt: skip

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medmoco import config
+from medmoco.config import ViewSettings
+from medmoco.data.images import read_image, to_canvas
+from medmoco.data.loading import evaluation_batches, to_float, training_batches
+from medmoco.data.manifest import Split, load_manifest
+from medmoco.data.order import StepOrder
+from medmoco.data.views import draw, render, whole
+from medmoco.errors import ImageError
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.RunSettings:
+    rng = np.random.default_rng(0)
+    lines = ["Path"]
+    for number in range(13):
+        Image.fromarray(rng.integers(0, 256, (40, 30 + number), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    overrides = [
+        "out=run", f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.canvas_size=32", "views.size=24",
+        "evaluate.batch_size=5", "train.device=cpu",
+    ]  # fmt: skip
+    return config.load(None, overrides)
+
+
+def with_workers(settings: config.RunSettings, workers: int) -> config.RunSettings:
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"workers": workers})})
+
+
+def train_split(settings: config.RunSettings) -> Split:
+    return load_manifest(settings.data, ["train"])["train"]
+
+
+ORDER = StepOrder(seed=0, samples=13, batch_size=4, epochs=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_training_batches__are_the_drawn_views_in_order_whatever_the_workers(
+    settings: config.RunSettings, workers: int
+) -> None:
+    split = train_split(settings)
+    batches = list(training_batches(split, with_workers(settings, workers), ORDER, 2))
+    assert [batch.step for batch in batches] == [2, 3, 4, 5]
+    for batch, key in zip(batches, ORDER.from_step(2), strict=True):
+        np.testing.assert_array_equal(batch.samples.numpy(), key.samples)
+        canvases = [to_canvas(read_image(split.files[sample]), 32, 8) for sample in key.samples]
+        for view, made in enumerate(batch.views):
+            drawn = draw(settings.views, canvases, seed=0, epoch=key.epoch, samples=key.samples, view=view)
+            np.testing.assert_array_equal(made.numpy(), render(settings.views, canvases, [drawn])[0])
+            assert made.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_batches__are_whole_images_in_row_order(settings: config.RunSettings, workers: int) -> None:
+    split = train_split(settings)
+    batches = list(evaluation_batches(split, with_workers(settings, workers), 24))
+    assert [len(batch.samples) for batch in batches] == [5, 5, 3]
+    assert torch.equal(torch.cat([batch.samples for batch in batches]), torch.arange(13))
+    views = torch.cat([batch.views[0] for batch in batches])
+    for sample in (0, 7, 12):
+        canvas = to_canvas(read_image(split.files[sample]), 32, 8)
+        np.testing.assert_array_equal(views[sample, 0].numpy(), whole(canvas, 24))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches__an_unreadable_image_is_named_by_row(settings: config.RunSettings, workers: int, tmp_path: Path) -> None:
+    (tmp_path / "7.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"^train\.csv row 9: ") as caught:
+        list(evaluation_batches(train_split(settings), with_workers(settings, workers), 24))
+    assert "7.png" not in str(caught.value)
+
+
+def test_batches__notices_carry_the_row(settings: config.RunSettings, tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 20), 7, np.uint8)).save(tmp_path / "3.png")
+    batches = list(evaluation_batches(train_split(settings), settings, 24))
+    notices = [notice for batch in batches for notice in batch.notices]
+    assert len(notices) == 1
+    assert notices[0].startswith("train.csv row 5: ")
+    assert "constant" in notices[0]
+
+
+def test_batches__sixteen_bits_stay_sixteen(settings: config.RunSettings) -> None:
+    deep = settings.model_copy(update={"data": settings.data.model_copy(update={"bit_depth": 16})})
+    batch = next(iter(training_batches(train_split(settings), deep, ORDER, 0)))
+    assert batch.views[0].dtype == torch.uint16
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_to_float__normalises(dtype: torch.dtype, white: int) -> None:
+    views = torch.tensor([[[[0, white // 5], [white // 3, white]]]]).to(dtype)
+    out = to_float(views, ViewSettings(mean=0.4, std=0.2), torch.device("cpu"), channels_last=True)
+    expected = (views.to(torch.float64) / white - 0.4) / 0.2
+    torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
+    assert out.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medmoco import cli, config
+
+COMMANDS = {"config", "phantom", "preview", "pretrain", "evaluate", "export"}
+
+
+def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run medmoco as a user does."""
+    command = [sys.executable, "-m", "medmoco.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_commands__are_what_the_help_lists() -> None:
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == COMMANDS
+    text = call("--help").stdout
+    assert all(f" {name} " in text for name in COMMANDS)
+
+
+def test_config__prints_the_tree() -> None:
+    out = call("config", "--config", "configs/cxr.yaml", "train.lr=0.5").stdout
+    assert "lr: 0.5" in out
+    assert "# command line" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["config", "--config", "absent.yaml"], 2, "settings file absent.yaml does not exist"),
+        (["config", "--config", "configs/cxr.yaml", "trian.lr=1"], 2, "did you mean 'train'?"),
+        (["pretrain", "--config", "configs/cxr.yaml", "data.manifest=absent"], 3, "absent does not exist"),
+        (["export", "--run", "absent", "--out", "x"], 4, "no run folder"),
+        (["evaluat"], 2, "No such command"),
+    ],
+)
+def test_errors__are_short_and_have_their_exit_code(arguments: list[str], code: int, expected: str) -> None:
+    done = call(*arguments, code=code)
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    if code != 2 or arguments[0] == "config":
+        assert len(done.stderr.splitlines()) <= 5
+
+
+def test_whole_journey__phantoms_to_export(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    call("phantom", "--out", data, "--patients", 24, "--image-size", 64)
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"""
+out: {run}
+data: {{manifest: {data}, root: {data}, labels: [Opacity, Interstitial], canvas_size: 40, workers: 1}}
+views: {{size: 32}}
+model: {{backbone: resnet10t}}
+method: {{queue_size: 16}}
+train: {{epochs: 2, global_batch_size: 8, lr: 0.03, knn_every: 1}}
+evaluate: {{bootstrap: 100}}
+""")
+    root = config.load(file).data.root
+    assert (Path(root) / "train.csv").is_file()
+    call("preview", "--config", file, "--out", tmp_path / "views.png", "--images", 2, "--views", 3)
+    call("pretrain", "--config", file)
+    call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation")
+    call("export", "--run", run, "--out", tmp_path / "export")
+    scores = json.loads((run / "evaluation" / "scores.json").read_text())
+    assert {record["encoder"] for record in scores} == {"run", "untrained", "pixels"}
+    assert {"encoder.safetensors", "encoder.onnx", "preprocessing.json", "parity.json", "MODEL_CARD.md"} <= {
+        path.name for path in (tmp_path / "export").iterdir()
+    }
