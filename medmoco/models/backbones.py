@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from monai.networks import nets
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,10 +17,10 @@ from medmoco.config import ModelSettings
 from medmoco.data.order import WEIGHTS, hashed
 from medmoco.errors import CheckpointError, SettingsError, first_line
 
-# 2-D networks of MONAI by the name they have there; all take `in_channels` and end in `num_classes` outputs.
-_MONAI: dict[str, Callable[[], nn.Module]] = {
-    "densenet121": lambda: nets.DenseNet121(spatial_dims=2, in_channels=1, out_channels=1),
-    "seresnet50": lambda: nets.SEResNet50(spatial_dims=2, in_channels=1, num_classes=1),
+# Some 2-D networks of MONAI, by the name and with the arguments they have there.
+_MONAI: dict[str, tuple[str, dict[str, int]]] = {
+    "densenet121": ("DenseNet121", {"spatial_dims": 2, "in_channels": 1, "out_channels": 1}),
+    "seresnet50": ("SEResNet50", {"spatial_dims": 2, "in_channels": 1, "num_classes": 1}),
 }
 
 
@@ -73,7 +72,10 @@ def _create(name: str, size: int) -> Backbone:
     if family == "monai":
         if rest not in _MONAI:
             raise SettingsError(f"model.backbone '{name}' is unknown; MONAI networks: {', '.join(sorted(_MONAI))}")
-        network: nn.Module = _MONAI[rest]()
+        from monai.networks import nets  # here, because importing MONAI takes seconds
+
+        class_name, arguments = _MONAI[rest]
+        network: nn.Module = getattr(nets, class_name)(**arguments)
         return Backbone(name, network, _drop_classifier(network))
     if family or not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)

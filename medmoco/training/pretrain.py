@@ -30,7 +30,7 @@ from medmoco.training.runlog import RunLog, write_json
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
 
-_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "monai", "numpy", "cv2", "pydicom")
+_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
 # What may change between a stop and --resume: it alters neither the views nor the weights.
 _FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.workers", "model.weights", "train.log_every",
