@@ -39,7 +39,9 @@ CORTICAL = 0.3148 * 1.92
 SPONGY = 0.3148 * 0.40 + 0.2048 * 0.80  # our mixture of bone and marrow, 1.2 g/cm3
 
 FIELD = 36.0  # side of the detector
-# The next three were found by measuring how hard the labels are: neither is to be seen at once, nor impossible.
+# The next three make the labels neither trivial nor hopeless. Measured with 270 patients, two seeds, on test: logistic
+# regression on 32 x 32 pixels has AUROC 0.80 to 0.82 for Opacity and 0.65 to 0.74 for Interstitial, whereas on local
+# high-frequency energy it has 0.97 for Interstitial.
 LESION_SIZE = (2.3, 4.1)  # about the radius of a lesion
 LESION_FILLING = (0.5, 1.0)  # share of its air that a lesion replaces by fluid, where three of its ellipsoids overlap
 NETWORK = (0.04, 0.14)  # the same share at a line of the interstitial network
