@@ -489,7 +489,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunSettings:
     try:
         return RunSettings.model_validate(_merge(_presets_for(user), user))
     except ValidationError as error:
-        raise SettingsError(f"{path or 'command line'}:\n{_explain(error)}") from None
+        sources = [str(path)] * bool(path) + ["command line"] * bool(overrides)
+        raise SettingsError(f"{' and '.join(sources)}:\n{_explain(error)}") from None
 
 
 def as_tree(settings: BaseModel) -> Tree:

@@ -69,6 +69,21 @@ def test_render__flip_mirrors_left_and_right() -> None:
     np.testing.assert_array_equal(views[0], canvas.pixels[:, ::-1])
 
 
+@pytest.mark.parametrize("sample", range(4))
+def test_render__crop_without_rotation_is_the_warp_within_half_a_pixel(sample: int) -> None:
+    canvas = make_canvas(60, 80, size=80, seed=sample)
+    settings = ViewSettings(size=48, **{**PLAIN, "flip_probability": 0.5, "crop_scale": [0.2, 0.9]})
+    views, drawn = make_views(settings, [canvas], [sample])
+    x0, x1 = drawn.centre_x[0] - drawn.width[0] / 2, drawn.centre_x[0] + drawn.width[0] / 2
+    y0, y1 = drawn.centre_y[0] - drawn.height[0] / 2, drawn.centre_y[0] + drawn.height[0] / 2
+    box = tuple(float(round(edge)) for edge in (x0, y0, x1, y1))
+    valid = Image.fromarray(canvas.pixels[: canvas.height, : canvas.width])
+    expected = np.asarray(valid.transform((48, 48), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR), float)
+    if drawn.mirrored[0]:
+        expected = expected[:, ::-1]
+    assert np.abs(views[0].astype(float) - expected)[1:-1, 1:-1].max() <= 1
+
+
 def warp_oracle(canvas: Canvas, drawn: ViewParameters, size: int) -> np.ndarray:
     """Crop, resize, mirror and rotate pixel by pixel in float64."""
     image = canvas.pixels[: canvas.height, : canvas.width].astype(float)
