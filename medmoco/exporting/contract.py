@@ -50,9 +50,9 @@ _CANVAS = (
 )
 _RESIZE = (
     "the whole image, without padding, to height x width. While its longer side is at least twice the target, "
-    f"{_HALVING}; then bilinear: the pixel at column i lies at (i + 0.5) * side / 2**halvings / target - 0.5 of the "
-    "halved image, rows alike, reflected at the border, without antialiasing; rounded to the nearest integer. OpenCV "
-    "places samples to 1/32 pixel, so that a level of difference here and there is to be expected"
+    f"{_HALVING}; then bilinear with half-pixel centres, the border repeated, without antialiasing (OpenCV "
+    "INTER_LINEAR); rounded to the nearest integer. OpenCV weighs in fixed point, so that a level of difference here "
+    "and there is to be expected"
 )
 
 

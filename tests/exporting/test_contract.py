@@ -38,14 +38,12 @@ def make_contract(settings: config.RunSettings, tmp_path: Path) -> dict[str, Any
 # ---- a stranger's code: it knows the file and the JSON, and nothing of medmoco ----
 
 
-def _halved(image: Plane, wanted: int) -> tuple[Plane, int]:
-    halvings = 0
+def _halved(image: Plane, wanted: int) -> Plane:
     while max(image.shape) >= 2 * wanted:
         height, width = (side // 2 * 2 for side in image.shape)
         even = image[:height, :width]
         image = np.floor((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4 + 0.5)
-        halvings += 1
-    return image, halvings
+    return image
 
 
 def _area(side: int, target: int) -> Plane:
@@ -57,15 +55,12 @@ def _area(side: int, target: int) -> Plane:
     return shares
 
 
-def _bilinear(side: int, positions: Plane, border: str) -> Plane:
+def _bilinear(side: int, positions: Plane) -> Plane:
     weights = np.zeros((len(positions), side))
     for i, position in enumerate(positions):
         low = int(np.floor(position))
         for index, share in ((low, low + 1 - position), (low + 1, position - low)):
-            inside = min(max(index, 0), side - 1)
-            if border == "reflect" and index != inside:
-                inside = -index if index < 0 else 2 * (side - 1) - index
-            weights[i, inside] += share
+            weights[i, min(max(index, 0), side - 1)] += share
     return weights
 
 
@@ -73,19 +68,19 @@ def _as_a_stranger(pixels: Plane, bits: int, contract: dict[str, Any]) -> Plane:
     canvas, resize, normalise = contract["canvas"], contract["resize"], contract["normalise"]
     longer = max(pixels.shape)
     height, width = (max(1, round(side * canvas["longer_side"] / longer)) for side in pixels.shape)
-    image, _ = _halved(pixels, canvas["longer_side"])
+    image = _halved(pixels, canvas["longer_side"])
     if longer > canvas["longer_side"]:
         rows, columns = _area(image.shape[0], height), _area(image.shape[1], width)
     else:
         rows, columns = (
-            _bilinear(side, (np.arange(target) + 0.5) * side / target - 0.5, "nearest")
+            _bilinear(side, (np.arange(target) + 0.5) * side / target - 0.5)
             for side, target in zip(image.shape, (height, width), strict=True)
         )
     image = np.rint(np.rint(rows @ image @ columns.T) * canvas["white"] / (2**bits - 1))
-    image, halvings = _halved(image, resize["height"])
+    image = _halved(image, resize["height"])
     rows, columns = (
-        _bilinear(halved, (np.arange(target) + 0.5) * side / 2**halvings / target - 0.5, "reflect")
-        for halved, side, target in zip(image.shape, (height, width), (resize["height"], resize["width"]), strict=True)
+        _bilinear(side, (np.arange(target) + 0.5) * side / target - 0.5)
+        for side, target in zip(image.shape, (resize["height"], resize["width"]), strict=True)
     )
     return (np.rint(rows @ image @ columns.T) / canvas["white"] - normalise["mean"]) / normalise["std"]
 
