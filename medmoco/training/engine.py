@@ -99,6 +99,7 @@ def fit(
     """
     device = next(task.model.parameters()).device
     interval = Interval(order.batch_size, device)
+    first_epoch_ends = state.step + order.steps_per_epoch  # later epochs read the same files again
     with stop_requests() as stop_asked:
         while state.step < order.steps:
             batch = interval.wait_for(batches)
@@ -106,8 +107,8 @@ def fit(
             outputs = _step(task, batch, state, order, train, precision, device, measure)
             interval.add(outputs["loss"])
             log.advance(state.step)
-            for notice in batch.notices:
-                log.warn(notice)
+            for notice in batch.notices if state.step <= first_epoch_ends else ():
+                log.remark(notice)
             if measure:
                 _record(interval, outputs, state, order, train, log)
             if state.step % order.steps_per_epoch == 0:

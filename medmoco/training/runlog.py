@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ class RunLog:
         """Open the logs in `folder`; on resuming, forget records of steps that will be done again."""
         self.folder = folder
         self.steps = steps
+        self._remarks: Counter[str] = Counter()
         self._metrics = folder / "metrics.jsonl"
         _keep_before(self._metrics, start_step)
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
@@ -49,6 +51,9 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        for kind, count in self._remarks.items():
+            if count > 1:
+                self.warn(f"{count - 1} more images of the first epoch: {kind}")
         self._tensorboard.close()
 
     def say(self, text: str) -> None:
@@ -60,6 +65,13 @@ class RunLog:
     def warn(self, text: str) -> None:
         """Say something the user should act on."""
         self.say(f"warning: {text}")
+
+    def remark(self, notice: str) -> None:
+        """Pass on "CSV row N: what the image reader noticed": one image of each kind, and at the end how many more."""
+        kind = notice.partition(": ")[2]
+        self._remarks[kind] += 1
+        if self._remarks[kind] == 1:
+            self.warn(notice)
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""

@@ -46,7 +46,7 @@ class Toy:
 
 def run(
     task: Toy, folder: Path, train: TrainSettings, *, state: TrainState | None = None, epochs: list[int] | None = None,
-    saved: list[int] | None = None, monitor: Callable[[], None] = lambda: None,
+    saved: list[int] | None = None, notice: str = "", monitor: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, list[int]]:  # fmt: skip
     optimizer = torch.optim.SGD(task.model.parameters(), train.lr, momentum=0.9)
     state = state or TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
@@ -60,7 +60,7 @@ def run(
 
     def batches() -> Iterator[Batch]:
         for key in ORDER.from_step(state.step):
-            yield Batch([], torch.from_numpy(key.samples), key.step, key.epoch)
+            yield Batch([], torch.from_numpy(key.samples), key.step, key.epoch, (notice,) if notice else ())
 
     folder.mkdir(exist_ok=True)
     with RunLog(folder, steps=ORDER.steps, start_step=state.step) as log:
@@ -142,6 +142,12 @@ def test_fit__time_of_the_monitor_is_not_training(tmp_path: Path) -> None:
     run(Toy(), tmp_path, train_settings(log_every=6), monitor=lambda: time.sleep(0.2))
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert 6 * 4 / record["images_per_second"] < 0.3
+
+
+def test_fit__remarks_on_images_in_the_first_epoch_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Toy(), tmp_path, train_settings(), notice="train.csv row 7: constant image")
+    assert "warning: train.csv row 7: constant image" in capsys.readouterr().err
+    assert "1 more images of the first epoch: constant image" in (tmp_path / "log.txt").read_text()
 
 
 def test_fit__clips_the_gradient_norm(tmp_path: Path) -> None:

@@ -43,6 +43,18 @@ def test_warn__says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "warning: [bold] is not markup" in capsys.readouterr().err
 
 
+def test_remark__is_said_once_for_each_kind_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, steps=1, start_step=0) as log:
+        for row in (4, 9, 11):
+            log.remark(f"train.csv row {row}: constant image")
+        log.remark("train.csv row 5: colour reduced to luma")
+    said = capsys.readouterr().err
+    assert "train.csv row 4: constant image" in said
+    assert "row 9" not in said
+    assert "2 more images of the first epoch: constant image" in said
+    assert said.count("colour") == 1
+
+
 def test_write_json__is_strict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
