@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from benchmarks.turns import report, seconds_per_round
@@ -33,7 +35,18 @@ def _compare(size: int, batch: int, queue: int) -> None:
         backbone = create_backbone(ModelSettings(backbone="resnet18"), seed=0, size=size)
         made = create_moco(backbone, MethodSettings(queue_size=queue), seed=0)
         split_batch_norm(made, splits)
-        return made.to(device=device, memory_format=torch.channels_last).train()
+        made.to(device).to(memory_format=torch.channels_last)
+        return made.train()
+
+    def repeat(step: Callable[[MoCo, torch.optim.Optimizer], None], splits: int = 1) -> Callable[[], None]:
+        made = model(splits)
+        optimizer = create_optimizer(train, made.query_encoder)
+
+        def work() -> None:
+            for _ in range(STEPS):
+                step(made, optimizer)
+
+        return work
 
     def full_step(made: MoCo, optimizer: torch.optim.Optimizer) -> None:
         query, key = (to_float(view, ViewSettings(size=size), device, channels_last=True) for view in views)
@@ -55,12 +68,10 @@ def _compare(size: int, batch: int, queue: int) -> None:
         loss.backward()
         optimizer.step()
 
-    made, grouped = model(), model(8)
-    optimizer, grouped_optimizer = (create_optimizer(train, m.query_encoder) for m in (made, grouped))
     contestants = {
-        "floor: bare encoders": lambda: [bare_step(made, optimizer) for _ in range(STEPS)],
-        "medmoco": lambda: [full_step(made, optimizer) for _ in range(STEPS)],
-        "medmoco, 8 batch-norm groups": lambda: [full_step(grouped, grouped_optimizer) for _ in range(STEPS)],
+        "floor: bare encoders": repeat(bare_step),
+        "medmoco": repeat(full_step),
+        "medmoco, 8 batch-norm groups": repeat(full_step, splits=8),
     }
     times = seconds_per_round(contestants, ROUNDS)
     title = f"ResNet-18, {size} px, batch {batch}, queue {queue}, {device.type} {precision}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
-def seconds_per_round(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def seconds_per_round(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Time every contestant once per round, in the same order, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):

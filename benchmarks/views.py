@@ -23,7 +23,7 @@ IMAGES, ROUNDS, CANVAS = 16, 5, 256
 
 def published() -> Callable[[Image.Image], torch.Tensor]:
     """The MoCo v2 recipe of facebookresearch/moco: PIL, RGB, image by image. Source: Chen et al. 2020."""
-    return transforms.Compose([
+    recipe: Callable[[Image.Image], torch.Tensor] = transforms.Compose([
         transforms.RandomResizedCrop(224, scale=(0.2, 1.0)),
         transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
         transforms.RandomGrayscale(p=0.2),
@@ -32,11 +32,12 @@ def published() -> Callable[[Image.Image], torch.Tensor]:
         transforms.ToTensor(),
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ])  # fmt: skip
+    return recipe
 
 
 def torchvision_gray() -> Callable[[torch.Tensor], torch.Tensor]:
     """The same recipe without what does nothing to one channel, by torchvision's v2 transforms on uint8 tensors."""
-    return v2.Compose([
+    recipe: Callable[[torch.Tensor], torch.Tensor] = v2.Compose([
         v2.RandomResizedCrop(224, scale=(0.2, 1.0), antialias=True),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4)], p=0.8),
         v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
@@ -44,6 +45,7 @@ def torchvision_gray() -> Callable[[torch.Tensor], torch.Tensor]:
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize([0.5], [0.25]),
     ])  # fmt: skip
+    return recipe
 
 
 def ours(canvases: list[Canvas], recipe: str) -> list[torch.Tensor]:
@@ -103,5 +105,5 @@ def _write_images(folder: Path, suffix: str) -> list[Path]:
         smooth = cv2.resize(rng.random((32, 32)), (1024, 1024), interpolation=cv2.INTER_CUBIC)
         pixels = np.clip(40 + 160 * smooth + rng.normal(0, 3, (1024, 1024)), 0, 255).astype(np.uint8)
         files.append(folder / f"{number}.{suffix}")
-        Image.fromarray(pixels).save(files[-1], **({"quality": 95} if suffix == "jpg" else {}))
+        Image.fromarray(pixels).save(files[-1], quality=95)  # PNG ignores the quality
     return files
