@@ -250,3 +250,27 @@ def test_meters__tell_collapse_from_spread() -> None:
     assert float(meters(collapsed, *zeros, 0.2)["embedding_std"]) < 0.01
     assert float(meters(spread, *zeros, 0.2)["effective_rank"]) > 15
     assert float(meters(collapsed, *zeros, 0.2)["effective_rank"]) < 1.2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_pretrain__on_a_gpu_learns_and_resumes(manifest: Path, precision: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    options = (
+        "train.device=cuda",
+        f"train.precision={precision}",
+        "train.lr=0.05",
+        "train.epochs=12",
+        "data.workers=2",
+    )
+    settings = make_settings(manifest, precision, *options)
+    run(settings)
+    losses = [record["loss"] for record in records(settings) if "loss" in record]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < max(losses)
+    content = final(settings)
+    assert content["step"] == 36
+    assert (content["scaler"] != {}) == (precision == "fp16")
+    run(settings, resume=True)  # nothing is left to do, and the state fits
+    assert_same(final(settings)["model"], content["model"])
