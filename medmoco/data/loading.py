@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,10 @@ def _unchanged(item: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(1)  # one process per core already
+    # A terminal's Ctrl-C and a cluster's SIGTERM reach the whole process group. The training process decides when to
+    # stop and still needs its workers until it has saved; they end when it closes the loader or dies.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _raising(items: Iterable[Batch | MedmocoError]) -> Iterator[Batch]:

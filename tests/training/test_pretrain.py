@@ -252,19 +252,25 @@ def test_meters__tell_collapse_from_spread() -> None:
     assert float(meters(collapsed, *zeros, 0.2)["effective_rank"]) < 1.2
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler meets its own
+def test_pretrain__compiled_learns_the_same_and_saves_plain_names(manifest: Path) -> None:
+    eager = make_settings(manifest, "eager", "train.epochs=1", "train.lr=0.001")
+    compiled = make_settings(manifest, "compiled", "train.epochs=1", "train.lr=0.001", "train.compile=true")
+    for settings in (eager, compiled):
+        run(settings)
+    one, other = (final(settings)["model"] for settings in (eager, compiled))
+    assert one.keys() == other.keys()
+    torch.testing.assert_close(other["queue"], one["queue"], rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_pretrain__on_a_gpu_learns_and_resumes(manifest: Path, precision: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    options = (
-        "train.device=cuda",
-        f"train.precision={precision}",
-        "train.lr=0.05",
-        "train.epochs=12",
-        "data.workers=2",
-    )
-    settings = make_settings(manifest, precision, *options)
+    options = ("train.device=cuda", f"train.precision={precision}", "train.lr=0.05", "train.epochs=12")
+    settings = make_settings(manifest, precision, "data.workers=2", *options)
     run(settings)
     losses = [record["loss"] for record in records(settings) if "loss" in record]
     assert all(math.isfinite(loss) for loss in losses)
