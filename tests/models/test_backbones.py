@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.models.backbones import GridFeatures, create_backbone, load_weights, read_state_dict
+from medmoco.models.backbones import create_backbone, load_weights, read_state_dict
 
 
 @pytest.mark.parametrize(
