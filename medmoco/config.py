@@ -284,10 +284,6 @@ class EvaluateSettings(Settings):
     batch_size: Count = 64
     """Images per forward pass."""
 
-    grid: Annotated[Int, Field(ge=1, le=16)] = 1
-    """Cells per side in which the last feature map is averaged: 1 is the usual average over the image, 3 keeps a
-    coarse sense of place, for the controls too. Source: Zhang et al. 2017 (arXiv:1603.08511) probe unpooled maps."""
-
     where: str | None = None
     """Restrict rows, such as "Pneumonia == 1" or "ViewPosition in (PA, AP) and Age >= 18"."""
 

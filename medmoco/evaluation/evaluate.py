@@ -21,7 +21,6 @@ from medmoco.evaluation.features import Features, extract, thumbnails
 from medmoco.evaluation.metrics import Floats
 from medmoco.evaluation.probes import draw_patients, knn_scores, linear_probe, standardise
 from medmoco.evaluation.table import MACRO, layout
-from medmoco.models.backbones import Backbone, GridFeatures
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device
 from medmoco.training.runlog import write_json
@@ -146,16 +145,11 @@ def _load_encoders(
 ) -> tuple[dict[str, nn.Module], Record]:
     """Return the encoder, then its controls, and what the encoder is."""
     untrained, source = load_backbone("random", settings)
-    controls: dict[str, nn.Module] = {"untrained": _features_of(untrained, settings), "pixels": thumbnails()}
+    controls: dict[str, nn.Module] = {"untrained": untrained, "pixels": thumbnails()}
     if encoder == "random":
         return controls, source
     backbone, source = load_backbone(encoder, settings, say)
-    return {"run": _features_of(backbone, settings), **controls}, source
-
-
-def _features_of(backbone: Backbone, settings: RunSettings) -> nn.Module:
-    grid = settings.evaluate.grid
-    return backbone if grid == 1 else GridFeatures(backbone, grid)
+    return {"run": backbone, **controls}, source
 
 
 def _extract_all(
@@ -313,8 +307,6 @@ def _record(key: Key, settings: RunSettings, auroc: float | np.floating[Any], bo
         "auroc": _json(auroc),
         "auroc_low": _json(interval.low),
         "auroc_high": _json(interval.high),
-        "size": chosen.size or settings.views.size,
-        "grid": chosen.grid,
         "bootstrap": chosen.bootstrap,
         "bootstrap_left_out": interval.left_out,
         "where": chosen.where,

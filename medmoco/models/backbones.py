@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from medmoco.config import ModelSettings
 from medmoco.data.order import WEIGHTS, hashed
@@ -46,28 +45,6 @@ class Backbone(nn.Module):
         """Return pooled features, (B, 1, H, W) -> (B, F)."""
         features: Tensor = self.net(images)
         return features
-
-
-class GridFeatures(nn.Module):
-    """A backbone's last feature map averaged over grid x grid cells: features that still know where things are."""
-
-    def __init__(self, backbone: Backbone, grid: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.grid = grid
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features, (B, 1, H, W) -> (B, F * grid * grid).
-
-        Raises:
-            SettingsError: the network has no (B, F, h, w) feature map.
-        """
-        maps = getattr(self.backbone.net, "forward_features", lambda _: None)(images)
-        if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[1] != self.backbone.feature_dim:
-            raise SettingsError(
-                f"evaluate.grid {self.grid}: {self.backbone.name} has no map of features to average in cells; use 1"
-            )
-        return functional.adaptive_avg_pool2d(maps, self.grid).flatten(1)
 
 
 def create_backbone(model: ModelSettings, *, seed: int, size: int) -> Backbone:

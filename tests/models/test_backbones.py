@@ -41,25 +41,6 @@ def test_create_backbone__unknown_name_gets_a_hint(name: str, hint: str) -> None
         create_backbone(ModelSettings(backbone=name), seed=0, size=64)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "convnext_tiny"])
-def test_grid_features__cells_average_to_the_map_and_one_cell_to_the_pooled_features(name: str) -> None:
-    backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=96).eval()
-    images = torch.randn(2, 1, 96, 96)
-    cells = GridFeatures(backbone, 3)(images).reshape(2, backbone.feature_dim, 9)
-    whole = GridFeatures(backbone, 1)(images)
-    torch.testing.assert_close(cells.mean(2), whole, rtol=1e-4, atol=1e-5)
-    assert cells.std(2).max() > 0
-    if name == "resnet18":
-        torch.testing.assert_close(whole, backbone(images))
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "monai/densenet121"])
-def test_grid_features__networks_without_a_map_are_refused(name: str) -> None:
-    backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=64).eval()
-    with pytest.raises(SettingsError, match="no map of features"):
-        GridFeatures(backbone, 3)(torch.randn(1, 1, 64, 64))
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_load_weights__sums_three_channels_to_one(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(1)
