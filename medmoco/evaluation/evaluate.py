@@ -307,6 +307,7 @@ def _record(key: Key, settings: RunSettings, auroc: float | np.floating[Any], bo
         "auroc": _json(auroc),
         "auroc_low": _json(interval.low),
         "auroc_high": _json(interval.high),
+        "size": chosen.size or settings.views.size,
         "bootstrap": chosen.bootstrap,
         "bootstrap_left_out": interval.left_out,
         "where": chosen.where,

@@ -51,9 +51,9 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        for kind, count in self._remarks.items():
+        for remark, count in self._remarks.items():
             if count > 1:
-                self.warn(f"{count - 1} more images of the first epoch: {kind}")
+                self.warn(f"{count - 1} more images of the first epoch: {remark}")
         self._tensorboard.close()
 
     def say(self, text: str) -> None:
