@@ -85,12 +85,20 @@ def _create(name: str, size: int) -> Backbone:
     # Transformers with a fixed grid of patches must be told the size of the views.
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
     net: Any = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, **fixed_size)
-    if isinstance(net, timm.models.ResNet):
-        # As torchvision's, which the published MoCo trains. timm's default silences every residual branch at first,
-        # which also makes the untrained encoder a control too easy to beat.
-        net.init_weights(zero_init_last=False)
+    _wake_branches(net)
     width = getattr(net, "head_hidden_size", net.num_features)  # some have layers between pooling and classifier
     return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"))
+
+
+def _wake_branches(net: nn.Module) -> None:
+    """Start every batch norm at scale 1, as in torchvision's ResNets, which the published MoCo trains.
+
+    timm starts the last one of each residual branch at 0. That silences the branches at first, which also makes the
+    untrained encoder a control too easy to beat.
+    """
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d) and not layer.weight.any():
+            nn.init.ones_(layer.weight)
 
 
 def _drop_classifier(net: nn.Module) -> int:

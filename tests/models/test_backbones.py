@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, SettingsError
@@ -39,6 +40,15 @@ def test_create_backbone__one_channel_in_features_out(name: str, width: int) -> 
 def test_create_backbone__unknown_name_gets_a_hint(name: str, hint: str) -> None:
     with pytest.raises(SettingsError, match=hint):
         create_backbone(ModelSettings(backbone=name), seed=0, size=64)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet10t"])
+def test_create_backbone__no_residual_branch_starts_silent(name: str) -> None:
+    def silent(module: nn.Module) -> int:
+        return sum(not m.weight.any() for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+
+    assert silent(create_backbone(ModelSettings(backbone=name), seed=0, size=64)) == 0
+    assert silent(timm.create_model(name)) > 0  # what timm does
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
