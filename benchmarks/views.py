@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torchvision import io, transforms
 from torchvision.transforms import v2
 
@@ -27,12 +28,16 @@ def published() -> Callable[[Image.Image], torch.Tensor]:
         transforms.RandomResizedCrop(224, scale=(0.2, 1.0)),
         transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
         transforms.RandomGrayscale(p=0.2),
-        transforms.RandomApply([transforms.GaussianBlur(23, (0.1, 2.0))], p=0.5),
+        transforms.RandomApply([transforms.Lambda(_blur_by_pillow)], p=0.5),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ])  # fmt: skip
     return recipe
+
+
+def _blur_by_pillow(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
 def torchvision_gray() -> Callable[[torch.Tensor], torch.Tensor]:
