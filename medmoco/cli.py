@@ -5,6 +5,7 @@ Torch, pandas and the rest are imported inside the commands that need them, so t
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -82,7 +83,7 @@ def pretrain(
         run(settings, monitor=knn_monitor, resume=resume, overwrite=overwrite)
     except Stopped as error:
         arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite")]
-        raise Stopped(f"{error}\nGo on with: medmoco {' '.join(arguments)} --resume") from None
+        raise Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume") from None
     print(f"run folder: {settings.out}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,18 +24,14 @@ from medmoco.exporting.card import gather, write_card
 from medmoco.exporting.contract import INPUT, OUTPUT, preprocessing
 from medmoco.exporting.parity import TOLERANCE, compare, synthetic_views
 from medmoco.training.checkpoint import load_backbone, load_run
-from medmoco.training.runlog import write_json
+from medmoco.training.runlog import print_warning, write_json
 
 ONNX_OPSET = 20
 ONNX_LIMIT = 2**31 - 2**20  # bytes of weights that fit into one protobuf file
 _REAL_IMAGES = 4
 
 
-def _print_warning(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
-
-
-def export(run: Path, out: Path, warn: Callable[[str], None] = _print_warning) -> list[Path]:
+def export(run: Path, out: Path, warn: Callable[[str], None] = print_warning) -> list[Path]:
     """Write a run's encoder with all that a stranger needs to use it.
 
     The files appear together, once each has been loaded back in a new process and has given the run's features.

@@ -25,7 +25,7 @@ from medmoco.training.checkpoint import load_checkpoint, portable_settings, save
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.optim import create_optimizer
-from medmoco.training.runlog import RunLog, write_json
+from medmoco.training.runlog import RunLog, print_warning, write_json
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
@@ -117,7 +117,7 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
 
     saved: dict[str, Any] | None = None
     if resume:
-        saved = load_checkpoint(settings.out / "checkpoints", _print_warning)
+        saved = load_checkpoint(settings.out / "checkpoints", print_warning)
         _refuse_changes(settings, saved, digest)
     else:
         _claim_folder(settings.out, overwrite)
@@ -249,9 +249,3 @@ def _write_status(out: Path, word: str, state: TrainState, order: StepOrder, err
         "message": str(error) if error else "",
     }
     write_json(out / "status.json", status)
-
-
-def _print_warning(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(f"warning: {text}", markup=False)

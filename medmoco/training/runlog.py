@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +24,11 @@ def write_json(file: Path, content: Any) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(file)
+
+
+def print_warning(text: str) -> None:
+    """Warn where no run log is open."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 class RunLog:
