@@ -14,6 +14,7 @@ data/                   CSV row to batch of views
     images.py           file to grayscale array
     dicom.py            DICOM to grayscale array
     grey_levels.py      windows, polarity, bit depth
+    guarded.py          crashes, hangs cost one item
     order.py            counted randomness, sample order
     views.py            canvas to augmented view
     loading.py          workers, batches, normalisation

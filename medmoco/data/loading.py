@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medmoco.config import RunSettings, ViewSettings
 from medmoco.data import views as view_maker
+from medmoco.data.guarded import settle_worker
 from medmoco.data.images import Canvas, read_image, to_canvas
 from medmoco.data.manifest import Split
 from medmoco.data.order import BatchKey, StepOrder
@@ -161,11 +160,8 @@ def _unchanged(item: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    cv2.setNumThreads(1)  # one process per core already
-    # A terminal's Ctrl-C and a cluster's SIGTERM reach the whole process group. The training process decides when to
-    # stop and still needs its workers until it has saved; they end when it closes the loader or dies.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    # The training process decides when to stop and still needs its workers until it has saved.
+    settle_worker()
 
 
 def _raising(items: Iterable[Batch | MedmocoError]) -> Iterator[Batch]:
