@@ -80,7 +80,7 @@ class Prepared:
     boxes: pd.DataFrame | None = None
     scanned: bool = False
     notes: Sequence[str] = ()
-    root: str = "DIR   # the folder that was given as --source"
+    root: str = "DIR   # where Paths start: the folder given as --source"
 
 
 def join(left: pd.DataFrame, right: pd.DataFrame, key: str) -> pd.DataFrame:

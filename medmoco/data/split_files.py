@@ -13,6 +13,8 @@ from medmoco.data.tables import write_table
 from medmoco.data.where import did_you_mean
 from medmoco.errors import ManifestError, SettingsError
 
+_MARK = "\x1f"  # no id begins so; pandas takes texts that begin with NUL for equal
+
 SHARES = {"val": 0.1, "test": 0.2}
 """Of the patients, unless told otherwise."""
 
@@ -86,10 +88,10 @@ def patient_ids(table: pd.DataFrame, column: str = "PatientID") -> tuple[pd.Seri
     blank = named.str.strip() == ""
     if not blank.any():
         return named, 0
-    own = table["Path"] if "Path" in table else table.agg("\0".join, axis=1)
+    own = table["Path"] if "Path" in table else table.agg(_MARK.join, axis=1)
     if "StudyID" in table:
-        own = own.where(table["StudyID"].str.strip() == "", "\0" + table["StudyID"])
-    return named.mask(blank, "\0" + own), int(blank.sum())
+        own = own.where(table["StudyID"].str.strip() == "", _MARK + table["StudyID"])
+    return named.mask(blank, _MARK + own), int(blank.sum())
 
 
 def assign(
