@@ -14,11 +14,12 @@ ABOUT = About(
     licence="Stanford University Dataset Research Use Agreement, non-commercial",
     images=223_414 + 234,
 )
+_COLUMNS = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
 
 
 def prepare(source: Source) -> Prepared:
     """Read train.csv and valid.csv."""
-    parts = {name: source.table(f"{name}.csv") for name in ("train", "valid")}
+    parts = {name: source.table(f"{name}.csv", columns=_COLUMNS) for name in ("train", "valid")}
     rows = pd.concat([part.assign(OfficialSplit=name) for name, part in parts.items()])
     paths = rows["Path"].str.replace(r"^CheXpert[^/]*/", "", regex=True)
     ids = paths.str.extract(r"(patient\d+)/(study\d+)/").fillna("")

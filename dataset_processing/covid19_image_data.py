@@ -7,7 +7,7 @@ import re
 import pandas as pd
 
 from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source
+from medmoco.data.source import Source, check_columns
 
 ABOUT = About(
     name="COVID-19 image data collection",
@@ -15,13 +15,14 @@ ABOUT = About(
     licence="a licence per image, in the column License",
     source="checkout of the repository, or a folder with its metadata.csv",
 )
+_COLUMNS = ["patientid", "sex", "age", "finding", "view", "filename", "license"]
 _UNKNOWN = {"", "todo", "unknown"}
 
 
 def prepare(source: Source) -> Prepared:
     """Read metadata.csv of any of its versions."""
-    rows = source.table("metadata.csv")
-    rows.columns = rows.columns.str.strip().str.lower()
+    rows = source.table("metadata.csv").rename(columns=str.lower)
+    check_columns(rows, _COLUMNS, source.find("metadata.csv"))
     findings = rows["finding"].map(lambda text: [part.strip() for part in re.split(r",\s*", text)])
     known = ~findings.map(lambda paths: {path.lower() for path in paths} <= _UNKNOWN)
     nodes = {path.rsplit("/", depth)[0] for path in findings[known].explode() for depth in range(path.count("/") + 1)}

@@ -15,6 +15,7 @@ _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
+_RESERVED = {"Path", "Frame", "Split", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Laterality", "Class"}
 MOST_LABELS = 100
 """More classes than this are one text column alone: a column for each of ImageNet's would be gigabytes of zeros."""
 
@@ -33,7 +34,7 @@ def prepare(source: Source) -> Prepared:
         notes.append(f"{len(names):,} classes are too many for a label column each; `Class` names them.")
         names = []
     labels = {name: classes.eq(name) for name in names}
-    if clash := {"Path", "Class"} & set(labels):
+    if clash := _RESERVED & set(labels):
         labels = {f"Class {name}" if name in clash else name: cells for name, cells in labels.items()}
     official = pd.Series([_SPLITS[path[0].lower()] if has_splits else "" for path in parts], dtype=str)
     others = len(source.files) - len(source.images)

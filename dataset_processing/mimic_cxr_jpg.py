@@ -14,14 +14,19 @@ ABOUT = About(
     licence="PhysioNet Credentialed Health Data License",
     images=377_110,
 )
+_TABLES = {
+    "split": ["dicom_id", "study_id", "subject_id", "split"],
+    "metadata": ["dicom_id", "ViewPosition"],
+    "chexpert": ["study_id", *LABELS],
+}
 
 
 def prepare(source: Source) -> Prepared:
     """Read the split, metadata and CheXpert label tables of version 2.0.0 or 2.1.0."""
-    rows = source.table("mimic-cxr-2.0.0-split.csv")
-    views = source.table("mimic-cxr-2.0.0-metadata.csv")[["dicom_id", "ViewPosition"]]
-    found = source.table("mimic-cxr-2.0.0-chexpert.csv").drop(columns="subject_id")
-    rows = join(join(rows, views, "dicom_id"), found, "study_id")
+    images, views, found = (
+        source.table(f"mimic-cxr-2.0.0-{name}.csv", columns=columns)[columns] for name, columns in _TABLES.items()
+    )
+    rows = join(join(images, views, "dicom_id"), found, "study_id")
     subject, study = rows["subject_id"], rows["study_id"]
     table = pd.DataFrame(
         {

@@ -9,8 +9,8 @@ import io
 
 import pandas as pd
 
-from medmoco.data.preparation import BOXES, About, Prepared, run
-from medmoco.data.source import Source
+from medmoco.data.preparation import About, Prepared, run
+from medmoco.data.source import Source, numbers
 from medmoco.data.tables import read_bytes
 from medmoco.errors import ManifestError
 
@@ -24,12 +24,15 @@ FINDINGS = [
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
     "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
 ]  # fmt: skip
+_COLUMNS = [
+    "Image Index", "Finding Labels", "Follow-up #", "Patient Age", "Patient Gender", "View Position",
+]  # fmt: skip
 LABELS = [*FINDINGS, "No Finding"]
 
 
 def prepare(source: Source) -> Prepared:
     """Read Data_Entry_2017(_v2020).csv, test_list.txt and, where it is there, BBox_List_2017.csv."""
-    entries = source.table("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+    entries = source.table("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", columns=_COLUMNS)
     test = source.lines("test_list.txt")
     names = entries["Image Index"]
     found = entries["Finding Labels"].str.get_dummies("|")
@@ -69,24 +72,15 @@ def prepare(source: Source) -> Prepared:
 
 
 def boxes(source: Source) -> pd.DataFrame | None:
-    """Read the boxes; the header's last column name holds commas, so the columns are taken by position."""
+    """Read the boxes; the name of the last column holds commas, so columns are taken by position."""
     file = source.find_if_there("BBox_List_2017.csv")
     if not file:
         return None
-    given = pd.read_csv(
-        io.BytesIO(read_bytes(file)), header=None, skiprows=1, usecols=range(6), names=["name", "label", *"xywh"]
-    )
-    result = pd.DataFrame(
-        {
-            "Path": "images/" + given["name"],
-            "Label": given["label"].replace("Infiltrate", "Infiltration"),
-            "x_min": given["x"],
-            "y_min": given["y"],
-            "x_max": given["x"] + given["w"],
-            "y_max": given["y"] + given["h"],
-        }
-    )
-    return result[BOXES].round(3)
+    content, names = io.BytesIO(read_bytes(file)), ["name", "label", *"xywh"]
+    given = pd.read_csv(content, header=None, skiprows=1, usecols=range(6), names=names, dtype=str).fillna("")
+    x, y, width, height = (numbers(given[name]) for name in "xywh")
+    named = {"Path": "images/" + given["name"], "Label": given["label"].replace("Infiltrate", "Infiltration")}
+    return pd.DataFrame({**named, "x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height}).round(3)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,15 @@ ABOUT = About(
     images=160_868,
 )
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+_COLUMNS = [
+    "ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM", "Projection",
+    "MethodLabel", "Labels",
+]  # fmt: skip
 
 
 def prepare(source: Source) -> Prepared:
     """Read the one table; some of its cells hold several lines."""
-    rows = source.table(TABLE)
+    rows = source.table(TABLE, columns=_COLUMNS)
     lists = rows["Labels"].map({text: _parse(text) for text in rows["Labels"].unique()})
     known = lists.map(len) > 0
     names = lists.explode().str.strip()  # many names come with a space in front too: ' pneumonia' is 'pneumonia'

@@ -7,7 +7,7 @@ import json
 import pandas as pd
 
 from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, join, run
-from medmoco.data.source import Source
+from medmoco.data.source import Source, numbers
 from medmoco.data.tables import read_bytes
 from medmoco.errors import ManifestError
 
@@ -24,25 +24,25 @@ _HEADERS = {"PatientID": "patientId", "ViewPosition": "ViewPosition", "PatientSe
 
 def prepare(source: Source) -> Prepared:
     """Read stage_2_train_labels.csv and what else is there: classes, headers, the mapping to NIH's file names."""
-    given = source.table("stage_2_train_labels.csv")
+    given = source.table("stage_2_train_labels.csv", columns=["patientId", "x", "y", "width", "height", "Target"])
     paths = "stage_2_train_images/" + given["patientId"] + ".dcm"
     positive = given["Target"].eq("1").groupby(given["patientId"], sort=False).any()
     rows = pd.DataFrame({"patientId": positive.index, "Pneumonia": positive.to_numpy()})
     rows["Path"] = "stage_2_train_images/" + rows["patientId"] + ".dcm"
     labels, notes = ["Pneumonia"], ["`Pneumonia` is the source's `Target`: an opacity that suggests pneumonia."]
-    classes = source.table_if_there("stage_2_detailed_class_info.csv")
+    classes = source.table_if_there("stage_2_detailed_class_info.csv", columns=["patientId", "class"])
     if classes is not None:
         rows = join(rows, classes.drop_duplicates("patientId").rename(columns={"class": "Class"}), "patientId")
         rows["Normal"] = rows["Class"].eq("Normal")
         labels.append("Normal")
         notes.append("`Class` has the source's three classes; `Normal` is 0 for lungs with any other abnormality too.")
-    headers = source.table_if_there("kaggle_stage_2_train_images_dicom_headers.csv")
+    headers = source.table_if_there("kaggle_stage_2_train_images_dicom_headers.csv", columns=list(_HEADERS))
     if headers is not None:
         rows = join(rows, headers[list(_HEADERS)].rename(columns=_HEADERS), "patientId")
     else:
         rows = add_header_columns(rows, source)
     rows["PatientID"], note = _patients(rows["patientId"], source)
-    x, y, width, height = (pd.to_numeric(given[name]) for name in ("x", "y", "width", "height"))
+    x, y, width, height = (numbers(given[name]) for name in ("x", "y", "width", "height"))
     corners = {"x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height}
     boxes = pd.DataFrame({"Path": paths, "Label": "Pneumonia", **corners})[given["Target"] == "1"]
     return Prepared(

@@ -22,8 +22,7 @@ SIDE = 1024
 
 def prepare(source: Source) -> Prepared:
     """Read train-rle.csv, whose second column is named with a space in front."""
-    given = source.table("train-rle.csv", "stage_2_train.csv")
-    given.columns = given.columns.str.strip()
+    given = source.table("train-rle.csv", "stage_2_train.csv", columns=["ImageId", "EncodedPixels"])
     codes = given["EncodedPixels"].str.strip()
     positive = (codes != "-1").groupby(given["ImageId"], sort=False).any()
     table = pd.DataFrame(
@@ -38,7 +37,7 @@ def prepare(source: Source) -> Prepared:
     return Prepared(
         table=add_header_columns(table, source),
         labels=["Pneumothorax"],
-        boxes=corners.assign(Path=paths, Label="Pneumothorax")[BOXES],
+        boxes=corners.assign(Path=paths[masks.index], Label="Pneumothorax")[BOXES],
         notes=[
             f"The table has {len(given):,} rows, one per mask; an image with several masks is one row here.",
             "`boxes.csv` has the smallest box around each mask.",

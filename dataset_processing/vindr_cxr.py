@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, run
-from medmoco.data.source import Source
+from medmoco.data.source import Source, numbers
 
 ABOUT = About(
     name="VinDr-CXR",
@@ -17,19 +17,21 @@ ABOUT = About(
     licence="PhysioNet Credentialed Health Data License, non-commercial",
     dicom=True,
 )
+_SPELLINGS = {"Other disease": "Other diseases"}  # the two tables differ
+_DRAWN = ["image_id", "class_name", *BOXES[2:]]
 
 
 def prepare(source: Source) -> Prepared:
     """Read PhysioNet's image_labels_*.csv and annotations_*.csv, or else Kaggle's train.csv."""
-    marks = source.table_if_there("image_labels_train.csv")
+    marks = source.table_if_there("image_labels_train.csv", columns=["image_id", "rad_id"])
     if marks is None:
-        drawn = {"train": source.table("train.csv")}
+        drawn = {"train": source.table("train.csv", columns=[*_DRAWN, "rad_id"])}
         marks = pd.crosstab([drawn["train"]["image_id"], drawn["train"]["rad_id"]], drawn["train"]["class_name"])
         parts = {"train": _consensus(marks.clip(upper=1).reset_index())}
     else:
-        drawn = {name: source.table(f"annotations_{name}.csv") for name in ("train", "test")}
-        read = source.table("image_labels_test.csv").rename(columns={"Other disease": "Other diseases"})
-        parts = {"train": _consensus(marks.rename(columns={"Other disease": "Other diseases"})), "test": read}
+        drawn = {name: source.table(f"annotations_{name}.csv", columns=_DRAWN) for name in ("train", "test")}
+        read = source.table("image_labels_test.csv", columns=["image_id"]).rename(columns=_SPELLINGS)
+        parts = {"train": _consensus(marks.rename(columns=_SPELLINGS)), "test": read}
     rows = pd.concat([part.assign(OfficialSplit=name) for name, part in parts.items()], ignore_index=True).fillna("")
     counts = [name for name in rows.columns if name.endswith(" readers")]
     labels = [name.removesuffix(" readers") for name in counts]
@@ -52,7 +54,7 @@ def prepare(source: Source) -> Prepared:
 def _consensus(marks: pd.DataFrame) -> pd.DataFrame:
     """Return one row per image of one row per image and reader, whose findings are 0 and 1."""
     findings = [name for name in marks.columns if name not in ("image_id", "rad_id")]
-    by_image = marks[findings].apply(pd.to_numeric).groupby(marks["image_id"])
+    by_image = marks[findings].apply(numbers).groupby(marks["image_id"])
     votes: pd.DataFrame = by_image.sum().astype(int)
     majority: pd.DataFrame = votes.mul(2).gt(by_image.size(), axis=0).astype(int)
     return votes.add_suffix(" readers").join(majority).astype(str).reset_index()
@@ -60,7 +62,7 @@ def _consensus(marks: pd.DataFrame) -> pd.DataFrame:
 
 def _boxes(drawn: pd.DataFrame, split: str) -> pd.DataFrame:
     drawn = drawn[drawn["x_min"] != ""]
-    corners = drawn[BOXES[2:]].apply(pd.to_numeric)
+    corners = drawn[BOXES[2:]].apply(numbers)
     named = {"Path": split + "/" + drawn["image_id"] + ".dicom", "Label": drawn["class_name"]}
     return pd.DataFrame({**named, **corners, "Reader": drawn.get("rad_id", "consensus")})
 

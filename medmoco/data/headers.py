@@ -128,7 +128,8 @@ def _text(header: Dataset, tag: str) -> str:
         return ""
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = value[0] if value else ""
-    return " ".join(str(value).replace("\0", " ").split())
+    text = str(value).encode(errors="replace").decode()  # other characters than UTF-8 has cannot be written
+    return " ".join(text.replace("\0", " ").split())
 
 
 def _age_by_dates(header: Dataset) -> str:

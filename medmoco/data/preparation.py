@@ -137,7 +137,7 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
     Raises:
         ManifestError: a label cell cannot be used, a patient would be in two splits, or no listed image is there.
     """
-    table, notes = _tidy(prepared)
+    table, notes = _tidy(prepared) if len(prepared.table) else (prepared.table, [])
     faults = _faults(table, prepared.faults)
     kept = table[faults == ""]
     if kept.empty:
@@ -207,7 +207,10 @@ def _faults(table: pd.DataFrame, given: pd.Series[str] | None) -> pd.Series[str]
 def _official(prepared: Prepared, table: pd.DataFrame) -> pd.Series[str]:
     if prepared.official is None:
         return pd.Series("", table.index)
-    return prepared.official.reset_index(drop=True).astype(str)
+    official = prepared.official.reset_index(drop=True)
+    if odd := int((~official.isin([*SPLITS, ""])).sum()):
+        raise ManifestError(f"{odd} rows have an official split of an unknown name; download the table again")
+    return official
 
 
 def _open_shares(shares: Mapping[str, float], official: pd.Series[str]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import pandas as pd
 from medmoco.data.headers import read_headers
 from medmoco.data.manifest import read_table
 from medmoco.data.tables import PACKED, read_bytes
+from medmoco.data.where import did_you_mean
 from medmoco.errors import ManifestError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
@@ -38,7 +39,10 @@ class Source:
         found: list[str] = []
         if not self.folder.is_dir():
             raise ManifestError(f"{self.folder}: not a folder; give the one that holds the data set")
-        _scan(self.folder, "", frozenset(), found)
+        try:
+            _scan(self.folder, "", frozenset(), found)
+        except OSError as error:
+            raise ManifestError(f"{self.folder}: a folder in it cannot be read: {error.strerror}") from None
         return sorted(found)
 
     @cached_property
@@ -70,14 +74,20 @@ class Source:
                 return self.folder / found[0][1]
         return None
 
-    def table(self, *names: str) -> pd.DataFrame:
-        """Read the table of one of these names as text; see `find`."""
-        return read_table(self.find(*names))[0]
+    def table(self, *names: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """Read the table of one of these names as text, its column names without spaces around them; see `find`.
 
-    def table_if_there(self, *names: str) -> pd.DataFrame | None:
+        Raises:
+            ManifestError: one of `columns` is not in it.
+        """
+        file = self.find(*names)
+        table = read_table(file)[0].rename(columns=str.strip)
+        check_columns(table, columns, file)
+        return table
+
+    def table_if_there(self, *names: str, columns: Sequence[str] = ()) -> pd.DataFrame | None:
         """Read the table of one of these names, or return None where there is no such file."""
-        file = self.find_if_there(*names)
-        return read_table(file)[0] if file else None
+        return self.table(*names, columns=columns) if self.find_if_there(*names) else None
 
     def lines(self, *names: str) -> list[str]:
         """Read the lines of a list; see `find`."""
@@ -101,9 +111,31 @@ class Source:
         for depth in sorted({*depths.unique(), 1}, reverse=True):
             ends = pd.Series(self.images, [_end(file, depth) for file in self.images], dtype=str)
             ends = ends[~ends.index.duplicated(keep=False)]
-            missing = (found == "") & (depths >= depth)
-            found[missing] = ends.reindex([_end(path, depth) for path in paths[missing]]).fillna("").to_numpy()
+            wanted = paths.map(lambda path, depth=depth: _end(path, depth))
+            missing = (found == "") & (depths >= depth) & ~wanted.duplicated(keep=False)
+            found[missing] = ends.reindex(wanted[missing]).fillna("").to_numpy()
         return found
+
+
+def check_columns(table: pd.DataFrame, columns: Sequence[str], file: Path) -> None:
+    """Raise ManifestError if a table lacks a column."""
+    for column in columns:
+        if column not in table:
+            close = did_you_mean(column, list(table.columns))
+            raise ManifestError(f"{file}: no column {column!r}{close}; it is not the table that was published")
+
+
+def numbers(column: pd.Series[str]) -> pd.Series[float]:
+    """Return a column's numbers, nan where it is blank.
+
+    Raises:
+        ManifestError: a cell is neither.
+    """
+    texts = column.astype(str).str.strip()
+    values = pd.to_numeric(texts, errors="coerce").astype(float)
+    if odd := int((values.isna() & (texts != "")).sum()):
+        raise ManifestError(f"a table's column {column.name!r} has {odd} cells that are no numbers; download it again")
+    return values
 
 
 def _end(path: str, depth: int) -> str:

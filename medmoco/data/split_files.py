@@ -156,9 +156,8 @@ def _fraction_files(
 ) -> dict[str, pd.DataFrame]:
     if odd := [percent for percent in fractions if not 0 < percent < 100]:
         raise SettingsError(f"--fractions: {odd[0]:g} is not a percentage between 0 and 100 (train.csv is 100)")
-    people = patients[train.index]
-    ids = pd.Index(people.unique()).sort_values()
-    places = nested_places(text_keys(ids), seed=seed)[ids.get_indexer(pd.Index(people))]
+    codes, ids = pd.factorize(patients[train.index])
+    places = nested_places(text_keys(ids), seed=seed)[codes]
     return {
         f"train_{percent:02g}": train[places < fraction_size(percent / 100, len(ids))] for percent in sorted(fractions)
     }

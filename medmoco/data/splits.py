@@ -48,8 +48,7 @@ def draw_splits(
     Returns:
         (N,) names of splits, with the index of `patients`.
     """
-    ids = np.unique(patients.to_numpy(object))  # sorted by text, so that row order does not matter
-    codes = pd.Index(ids).get_indexer(pd.Index(patients))
+    codes, ids = pd.factorize(patients)
     names = [*shares, "train"]
     wanted = np.array([*shares.values(), 1 - sum(shares.values())])
     splits = _deal(_strata(codes, labels), _places(text_keys(ids), seed, SPLIT), wanted, seed)

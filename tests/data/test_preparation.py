@@ -78,6 +78,12 @@ def test_write__a_patient_in_two_official_splits_is_refused(tmp_path: Path) -> N
         go(tmp_path, official=official)
 
 
+def test_write__an_official_split_of_another_name_is_refused(tmp_path: Path) -> None:
+    official = pd.Series(["test", "vla", np.nan] + [""] * 197)
+    with pytest.raises(ManifestError, match="2 rows have an official split of an unknown name"):
+        go(tmp_path, official=official)
+
+
 def test_write__missing_images_are_left_out_and_change_no_split(tmp_path: Path) -> None:
     whole = go(tmp_path)
     for number in range(0, 200, 3):

@@ -1,12 +1,13 @@
 """The folder of a public data set: one scan, tables by name, images wherever they lie."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from medmoco.data.source import Source
+from medmoco.data.source import Source, check_columns, numbers
 from medmoco.errors import ManifestError
 
 
@@ -86,6 +87,37 @@ def test_locate__names_that_repeat_need_their_folders(tmp_path: Path) -> None:
     source = make(tmp_path, *(f"CheXpert-v1.0/{name}" for name in names))
     assert locate(source, *names) == [f"CheXpert-v1.0/{name}" for name in names]
     assert locate(source, "train/patient9/study1/view1_frontal.jpg", "view1_frontal.jpg") == ["", ""]
+
+
+def test_locate__one_file_is_not_many_images(tmp_path: Path) -> None:
+    source = make(tmp_path, "somewhere/view1_frontal.jpg")
+    assert locate(source, "p1/view1_frontal.jpg", "p2/view1_frontal.jpg") == ["", ""]
+    assert locate(source, "p1/view1_frontal.jpg") == ["somewhere/view1_frontal.jpg"]
+
+
+def test_table__strips_names_and_wants_its_columns(tmp_path: Path) -> None:
+    source = make(tmp_path)
+    (tmp_path / "t.csv").write_text("ImageId, EncodedPixels\na,-1\n")
+    assert list(source.table("t.csv", columns=["ImageId", "EncodedPixels"])) == ["ImageId", "EncodedPixels"]
+    with pytest.raises(ManifestError, match=r"t\.csv: no column 'ImageID'; did you mean 'ImageId'"):
+        source.table_if_there("t.csv", columns=["ImageID"])
+    with pytest.raises(ManifestError, match="no column 'B'"):
+        check_columns(pd.DataFrame({"A": ["1"]}), ["A", "B"], tmp_path)
+
+
+def test_numbers__or_an_error(tmp_path: Path) -> None:
+    assert numbers(pd.Series(["1", " 2.5", ""])).fillna(-9).tolist() == [1, 2.5, -9]
+    with pytest.raises(ManifestError, match="column 'x' has 2 cells that are no numbers"):
+        numbers(pd.Series(["1", "one", "2,5", ""], name="x"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files__a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    source = make(tmp_path, "a/1.png")
+    (tmp_path / "a").chmod(0)
+    with pytest.raises(ManifestError, match="cannot be read: Permission denied"):
+        _ = source.files
+    (tmp_path / "a").chmod(0o700)
 
 
 def test_headers__of_files_below_the_folder(tmp_path: Path) -> None:

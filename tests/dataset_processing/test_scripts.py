@@ -329,6 +329,13 @@ def test_siim__mask_boxes_equal_a_plain_loop() -> None:
     assert siim_pneumothorax.mask_box(siim_code(whole_column)) == (5, 0, 7, 1024)
 
 
+def test_siim__no_mask_at_all(tmp_path: Path) -> None:
+    text = "ImageId, EncodedPixels\n" + "".join(f"1.2.{number}, -1\n" for number in range(30))
+    files = go(siim_pneumothorax, put(tmp_path / "source", {"train-rle.csv": text}), "--workers", "1")
+    assert set(files["all"]["Pneumothorax"]) == {"0"}
+    assert "boxes" not in files
+
+
 @pytest.mark.parametrize("code", ["1 2 3", "x y", "1048570 7", "5 0", "-3 2"])
 def test_siim__codes_refused(tmp_path: Path, code: str, capsys: pytest.CaptureFixture[str]) -> None:
     source = put(tmp_path / "source", {"train-rle.csv": f"ImageId, EncodedPixels\na,-1\nb,{code}\n"})
@@ -345,19 +352,22 @@ def test_vindr__majority_of_three_readers(tmp_path: Path) -> None:
         "one,ILD,5,R8,3,3,4,4",
         "one,Cardiomegaly,3,R9,1,2,3,4",
         "one,No finding,14,R10,,,,",
+        "half,ILD,5,R8,1,1,2,2",
+        "half,No finding,14,R10,,,,",
     ]
     text = "\n".join(rows) + "\n"
     files = go(vindr_cxr, put(tmp_path / "source", {"train.csv": text}), "--workers", "1")
     table = files["all"]
-    assert len(table) == 32
+    assert len(table) == 33
     names = ["Cardiomegaly", "ILD", "No finding"]
     assert labels(table, "train/two.dicom", names) == ["1", "0", "0"]
     assert labels(table, "train/two.dicom", [f"{name} readers" for name in names]) == ["2", "1", "0"]
     assert labels(table, "train/one.dicom", names) == ["0", "0", "0"]
     assert labels(table, "train/one.dicom", [f"{name} readers" for name in names]) == ["1", "1", "1"]
+    assert labels(table, "train/half.dicom", names) == ["0", "0", "0"]
     assert labels(table, "train/n00.dicom", names) == ["0", "0", "1"]
     assert "PatientID" not in table
-    assert len(files["boxes"]) == 6
+    assert len(files["boxes"]) == 7
     assert files["boxes"].iloc[0].tolist() == ["train/two.dicom", "Cardiomegaly", "1", "2", "3.5", "4", "R8"]
 
 
@@ -630,6 +640,28 @@ def test_dicom_tree__headers_frames_and_what_is_no_image(tmp_path: Path) -> None
 
 
 # ---- all of them ----
+
+TABLES = [
+    (nih_chest_xray14, "Data_Entry_2017.csv"), (chexpert, "train.csv"), (mimic_cxr_jpg, "mimic-cxr-2.0.0-split.csv"),
+    (rsna_pneumonia, "stage_2_train_labels.csv"), (padchest, padchest.TABLE), (vindr_cxr, "train.csv"),
+    (vindr_cxr, "image_labels_train.csv"), (siim_pneumothorax, "train-rle.csv"), (covid19_image_data, "metadata.csv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "name"), TABLES, ids=lambda value: getattr(value, "__name__", value))
+def test_scripts__another_table_under_the_name(
+    tmp_path: Path, script: ModuleType, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(script, put(tmp_path / "source", {name: "A,B\n1,2\n"}), capsys)
+    assert f"{name}: no column " in message
+
+
+@pytest.mark.parametrize("script", [kermany_pneumonia, shenzhen_montgomery_tb, image_folder, dicom_tree])
+def test_scripts__a_folder_without_anything(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "source").mkdir()
+    assert "no usable row" in refusal(script, tmp_path / "source", capsys)
 
 
 def test_scripts__run_as_programs(tmp_path: Path) -> None:
