@@ -111,13 +111,14 @@ def test_numbers__or_an_error(tmp_path: Path) -> None:
         numbers(pd.Series(["1", "one", "2,5", ""], name="x"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files__a_folder_that_cannot_be_read(tmp_path: Path) -> None:
-    source = make(tmp_path, "a/1.png")
-    (tmp_path / "a").chmod(0)
-    with pytest.raises(ManifestError, match="cannot be read: Permission denied"):
-        _ = source.files
-    (tmp_path / "a").chmod(0o700)
+def test_files__a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ManifestError, match="a folder in it cannot be read: Permission denied") as caught:
+        _ = Source(tmp_path, tmp_path).files
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_headers__of_files_below_the_folder(tmp_path: Path) -> None:
