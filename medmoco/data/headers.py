@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -89,22 +90,27 @@ def years(age: str) -> str:
 
 def _read_header(root: Path, path: str) -> dict[str, str]:
     try:
-        header, syntax = _open_header(root / path)
+        # Neither pydicom's warnings nor the texts of its errors are shown: both quote values that may name a patient.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _record(*_open_header(root / path))
     except InvalidDicomError:
         return {"Fault": "not a DICOM file by its content"}
     except OSError as error:
         return {"Fault": f"the file cannot be opened: {error.strerror}"}
-    except Exception as error:  # pydicom's texts quote header values, which may identify a patient
-        return {"Fault": f"the DICOM header cannot be read ({type(error).__name__}); {DAMAGED}"}
-    try:
-        record = {column: _text(header, tag) for column, tag in _PLAIN.items()}
-        record["Laterality"] = _text(header, "ImageLaterality") or _text(header, "Laterality")
-        record["Age"] = years(_text(header, "PatientAge")) or _age_by_dates(header)
-        record["Frames"] = str(max(1, int(header.get("NumberOfFrames") or 1)))
-        record["Syntax"] = syntax.name
-        return {**record, "Fault": _fault(header)}
     except Exception as error:
         return {"Fault": f"the DICOM header cannot be read ({type(error).__name__}); {DAMAGED}"}
+
+
+def _record(header: Dataset, syntax: UID) -> dict[str, str]:
+    return {
+        **{column: _text(header, tag) for column, tag in _PLAIN.items()},
+        "Laterality": _text(header, "ImageLaterality") or _text(header, "Laterality"),
+        "Age": years(_text(header, "PatientAge")) or _age_by_dates(header),
+        "Frames": str(max(1, int(header.get("NumberOfFrames") or 1))),
+        "Syntax": syntax.name,
+        "Fault": _fault(header),
+    }
 
 
 def _open_header(file: Path) -> tuple[Dataset, UID]:

@@ -93,6 +93,20 @@ def test_read_headers__damaged_bytes_cost_one_row_and_say_no_id(tmp_path: Path) 
     assert set(faults.str.count("\n")) == {0}
 
 
+def test_read_headers__odd_values_are_taken_as_they_are_and_not_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = save_dicom(tmp_path / "a.dcm", RAMP12, PatientSex="F", PatientAge="058Y")
+    odd = file.read_bytes().replace(b"058Y", b"4711").replace(b"secret-4711", b"secret\\4711")
+    (tmp_path / "b.dcm").write_bytes(odd)
+    for workers in (1, 2):
+        found = read_headers(tmp_path, ["b.dcm", "a.dcm"], workers)
+        assert found["Fault"].tolist() == ["", ""]
+        assert found["Age"].tolist() == ["", "58"]
+        assert found["PatientID"].tolist() == ["secret", "secret-4711"]
+    assert "4711" not in "".join(capfd.readouterr())
+
+
 def test_read_headers__deflated_files_are_inflated_no_further_than_a_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
