@@ -28,7 +28,8 @@ DEPENDENCIES = [Requirement(line) for line in PYPROJECT["project"]["dependencies
 DEV_DEPENDENCIES = [Requirement(line) for line in PYPROJECT["project"]["optional-dependencies"]["dev"]]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MODULES = sorted((ROOT / "medmoco").rglob("*.py"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = ("README.md", "CONTRIBUTING.md", "manifests/README.md", "dataset_processing/README.md")
+DOCUMENTS = [*(ROOT / page for page in PAGES), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Longer than the design likes, and why that is right. An entry that is no longer needed fails the test.
 LONG_MODULES = {
