@@ -264,7 +264,7 @@ def test_files__name_no_place_on_a_machine() -> None:
     files = [
         path
         for path in [*ROOT.iterdir(), *inside]
-        if path.is_file() and path.suffix in kinds and "_cache/" not in _name(path)
+        if path.is_file() and path.name != ".git" and path.suffix in kinds and "_cache/" not in _name(path)
     ]
     # A home or work folder at the start of a path, and wherever this checkout happens to lie.
     place = re.compile(rf"(?<![\w.}}])/(?:home|root|Users|work)/\w|{re.escape(f'{ROOT}/')}")
