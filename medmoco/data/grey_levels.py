@@ -13,6 +13,7 @@ from medmoco.errors import ImageError
 Pixels = NDArray[Any]
 Window = Literal["voi", "full"] | tuple[float, float]
 
+CONSTANT = "constant: all pixels have the same value"
 LUMA = "stored in colour; reduced to luma (ITU-R BT.601)"
 DAMAGED = "it is damaged or cut off; fetch it again from where it came from"
 

@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pydicom
 import torch
 from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
 from medmoco.data.dicom import read_dicom
 from medmoco.data.grey_levels import (
+    CONSTANT,
     DAMAGED,
     LUMA,
     GrayImage,
@@ -36,7 +39,7 @@ from medmoco.data.grey_levels import (
 )
 from medmoco.errors import ImageError
 
-__all__ = ["Canvas", "GrayImage", "Window", "read_image", "to_canvas"]
+__all__ = ["Canvas", "FileFormat", "GrayImage", "Window", "file_format", "read_image", "to_canvas"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,20 @@ class Canvas:
     pixels: Pixels
     height: int
     width: int
+
+
+class FileFormat(NamedTuple):
+    """How a file stores its pixels.
+
+    Attributes:
+        kind: PNG, JPEG, TIFF or DICOM.
+        bits: Stored per pixel and channel.
+        photometric: What the pixel values mean, in DICOM's words. Source: DICOM PS3.3 C.7.6.3.1.2.
+    """
+
+    kind: str
+    bits: int
+    photometric: str
 
 
 def read_image(file: str | Path, *, frame: int = 1, window: Window = "voi", max_pixels: int = 100_000_000) -> GrayImage:
@@ -80,7 +97,7 @@ def read_image(file: str | Path, *, frame: int = 1, window: Window = "voi", max_
     with _quiet():
         image = reader(path, frame, window, max_pixels)
     if image.pixels.min() == image.pixels.max():
-        return GrayImage(image.pixels, image.bits, (*image.notices, "constant: all pixels have the same value"))
+        return GrayImage(image.pixels, image.bits, (*image.notices, CONSTANT))
     return image
 
 
@@ -107,6 +124,28 @@ def to_canvas(image: GrayImage, size: int, bit_depth: int) -> Canvas:
     return Canvas(canvas, height, width)
 
 
+def file_format(file: str | Path) -> FileFormat:
+    """Look up what the header says of a file that `read_image` can read."""
+    path = Path(file)
+    with path.open("rb") as stream:
+        start = stream.read(132)
+    with _quiet():
+        if _reader_for(start) is read_dicom:
+            header = pydicom.dcmread(
+                path, stop_before_pixels=True, specific_tags=["BitsStored", "PhotometricInterpretation"]
+            )
+            return FileFormat("DICOM", int(header.BitsStored), str(header.PhotometricInterpretation))
+        if start.startswith(b"\x89PNG"):
+            return FileFormat("PNG", start[24], _PNG_COLORS[start[25]])
+        with Image.open(path, formats=["JPEG", "TIFF"]) as image:
+            if image.format == "JPEG":
+                return FileFormat("JPEG", 8, "MONOCHROME2" if image.mode == "L" else "RGB")
+            tags = image.tag_v2  # type: ignore[attr-defined]
+            return FileFormat(
+                "TIFF", max(tags.get(_BITS_PER_SAMPLE, (1,))), _TIFF_COLORS.get(tags[_PHOTOMETRIC], "RGB")
+            )
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' warnings off the console: they quote header values, which may identify a patient."""
@@ -122,6 +161,8 @@ def _quiet() -> Iterator[None]:
 
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_TIFF_COLORS = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR"}
+_PNG_COLORS = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}
 _Reader = Callable[[Path, int, Window, int], GrayImage]
 
 

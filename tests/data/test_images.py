@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from medmoco.data.images import GrayImage, read_image, to_canvas
+from medmoco.data.images import FileFormat, GrayImage, file_format, read_image, to_canvas
 from medmoco.errors import ImageError
-from tests.data.dicom_files import RAMP12, refusal, window_oracle
+from tests.data.dicom_files import RAMP12, refusal, save_dicom, window_oracle
 
 # PNG, JPEG, TIFF
 
@@ -237,3 +237,32 @@ def test_to_canvas__detail_does_not_alias() -> None:
     stripes = np.tile(np.array([0, 255], np.uint8), (700, 350))
     canvas = to_canvas(gray(stripes), 100, 8)
     assert np.abs(canvas.pixels.astype(int) - 128).max() <= 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "expected"),
+    [
+        ("png", "L", ("PNG", 8, "MONOCHROME2")),
+        ("png", "I;16", ("PNG", 16, "MONOCHROME2")),
+        ("png", "RGB", ("PNG", 8, "RGB")),
+        ("png", "P", ("PNG", 8, "PALETTE COLOR")),
+        ("png", "1", ("PNG", 1, "MONOCHROME2")),
+        ("jpg", "L", ("JPEG", 8, "MONOCHROME2")),
+        ("jpg", "RGB", ("JPEG", 8, "RGB")),
+        ("tif", "L", ("TIFF", 8, "MONOCHROME2")),
+        ("tif", "I;16", ("TIFF", 16, "MONOCHROME2")),
+        ("tif", "RGB", ("TIFF", 8, "RGB")),
+    ],
+)
+def test_file_format__of_plain_images(tmp_path: Path, kind: str, mode: str, expected: FileFormat) -> None:
+    values = np.arange(64, dtype=np.uint16 if mode == "I;16" else np.uint8).reshape(8, 8)
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values).convert(mode)
+    image.save(tmp_path / f"image.{kind}")
+    assert file_format(tmp_path / f"image.{kind}") == expected
+
+
+def test_file_format__of_white_is_zero_and_of_dicom(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "inverse.tif", tiffinfo={262: 0})
+    assert file_format(tmp_path / "inverse.tif") == ("TIFF", 8, "MONOCHROME1")
+    save_dicom(tmp_path / "film.tif", RAMP12, PhotometricInterpretation="MONOCHROME1", PatientName="A^B")
+    assert file_format(tmp_path / "film.tif") == ("DICOM", 12, "MONOCHROME1")
