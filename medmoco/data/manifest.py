@@ -13,7 +13,6 @@ import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +114,16 @@ def load_manifest(data: DataSettings, names: Sequence[str] = SPLITS) -> dict[str
     splits = {}
     for name, patients, own_patient in zip(names, codes, own, strict=True):
         splits[name] = _make_split(name, files[name], patients, own_patient, data)
-    return _with_overlaps(splits)
+    return splits
+
+
+def present_splits(data: DataSettings) -> tuple[str, ...]:
+    """Return which of train, val and test the manifest has; all where it has none, for `load_manifest` to refuse."""
+    if data.manifest.is_file() and "Split" in (table := _read_csv(data.manifest).table):
+        named = set(table["Split"].str.strip().str.lower())
+    else:
+        named = {file.name.removesuffix(".gz").removesuffix(".csv") for file in data.manifest.glob("*.csv*")}
+    return tuple(name for name in SPLITS if name in named) or SPLITS
 
 
 def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -378,17 +386,3 @@ def _patient_codes(files: Sequence[_Csv]) -> tuple[list[NDArray[np.int64]], list
     codes = pd.factorize(codes)[0]  # dense again
     ends = np.cumsum([len(file.rows) for file in files])[:-1]
     return np.split(codes, ends), [int(part.sum()) for part in np.split(unnamed, ends)]
-
-
-def _with_overlaps(splits: dict[str, Split]) -> dict[str, Split]:
-    """Add a notice to both splits of a pair that share patients or images."""
-    for one, other in combinations(splits, 2):
-        notices = []
-        if shared := len(np.intersect1d(splits[one].patients, splits[other].patients)):
-            notices.append(f"{shared} patients are in both {one} and {other}: scores will be too good")
-        images = [pd.MultiIndex.from_arrays([splits[name].files, splits[name].frames]) for name in (one, other)]
-        if shared := int(images[0].isin(images[1]).sum()):
-            notices.append(f"{shared} images are in both {one} and {other}: scores will be too good")
-        for name in (one, other):
-            splits[name] = replace(splits[name], notices=(*splits[name].notices, *notices))
-    return splits

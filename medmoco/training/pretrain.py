@@ -17,6 +17,7 @@ from medmoco.config import RunSettings, as_tree, to_yaml
 from medmoco.data.loading import Batch, to_float, training_batches
 from medmoco.data.manifest import Split, check_files, load_manifest
 from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
+from medmoco.data.overlap import overlap_notices
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.models.batch_norm import split_batch_norm
@@ -128,7 +129,7 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
     _describe_run(settings, device, precision, digest)
 
     with RunLog(settings.out, steps=order.steps, start_step=state.step) as log:
-        for notice in splits["train"].notices:
+        for notice in [*splits["train"].notices, *overlap_notices(splits)]:
             log.say(notice)
         log.say(
             f"{'resuming' if resume else 'pretraining'} {settings.model.backbone} by {settings.method.name}"

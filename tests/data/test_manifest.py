@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medmoco.config import DataSettings
-from medmoco.data.manifest import Split, check_files, load_manifest, read_table, select_where
+from medmoco.data.manifest import Split, check_files, load_manifest, present_splits, read_table, select_where
 from medmoco.errors import ManifestError
 
 PLAIN = "Path,PatientID,Finding\na.png,00123,1\nb.png,NA,0\nc.png,00123,\nd.png,123,-1\n"
@@ -186,9 +186,6 @@ def test_load_manifest__patients_across_splits(tmp_path: Path) -> None:
     write_three(tmp_path)
     splits = load_manifest(settings(tmp_path))
     assert [splits[name].patients.tolist() for name in ("train", "val", "test")] == [[0, 1, 1], [2, 1], [3]]
-    notice = "1 patients are in both train and val: scores will be too good"
-    assert splits["train"].notices == splits["val"].notices == (notice,)
-    assert splits["test"].notices == ()
 
 
 def test_load_manifest__unnamed_patients_never_shared(tmp_path: Path) -> None:
@@ -204,9 +201,16 @@ def test_load_manifest__root_per_split(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_text("Path\na.png\n")
     splits = load_manifest(settings(tmp_path, root="/nih/{split}/"))
     assert splits["val"].files.tolist() == ["/nih/val/a.png"]
-    assert not any("images" in notice for notice in splits["val"].notices)
-    splits = load_manifest(settings(tmp_path, root="/nih"))
-    assert "1 images are in both train and test: scores will be too good" in splits["test"].notices
+
+
+def test_present_splits__of_a_folder_and_of_one_csv(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("Path\na\n")
+    (tmp_path / "test.csv.gz").write_bytes(gzip.compress(b"Path\nb\n"))
+    (tmp_path / "val.csv.old").write_text("Path\nb\n")
+    (tmp_path / "other.csv").write_text("Path,Split\na,val\nb,Train\n")
+    assert present_splits(settings(tmp_path)) == ("train", "test")
+    assert present_splits(settings(tmp_path / "other.csv")) == ("train", "val")
+    assert present_splits(settings(tmp_path / "absent")) == ("train", "val", "test")  # for load_manifest to refuse
 
 
 def test_load_manifest__one_csv(tmp_path: Path) -> None:
