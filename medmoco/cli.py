@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from medmoco import config
-from medmoco.errors import MedmocoError, SettingsError, Stopped
+from medmoco.errors import DataError, MedmocoError, SettingsError, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,6 +93,32 @@ def preview(
 
     write_preview(config.load(config_file, overrides or ()), out, images=images, views=views)
     print(f"{images} images with {views} views each are in {out}")
+
+
+@app.command()
+def check(
+    config_file: Config,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report and the list of bad rows [OUT-check].")
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="YAML file or manifest of other pretraining data, to seek in val and test. Repeatable."),
+    ] = None,
+) -> None:
+    """Read every row and file, and say what is wrong with them."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.data.audit import audit
+    from medmoco.evaluation.shortcuts import find_shortcuts
+
+    folder = out or settings.out.with_name(f"{settings.out.name}-check")
+    report = audit(settings, folder, against or (), find_shortcuts)
+    print(report.text, end="")
+    if report.faults:
+        kinds = ", ".join(dict.fromkeys(fault.kind for fault in report.faults))
+        raise DataError(f"faults were found ({kinds}); the rows with their reasons are in {folder / 'rows.csv'}")
+    print(f"no faults; the report and the list of rows are in {folder}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medmoco import cli
 
-COMMANDS = {"config", "phantom", "split", "preview", "pretrain", "evaluate", "export"}
+COMMANDS = {"config", "phantom", "split", "check", "preview", "pretrain", "evaluate", "export"}
 
 
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -80,6 +80,9 @@ method: {{queue_size: 16}}
 train: {{epochs: 2, global_batch_size: 8, lr: 0.03, knn_every: 1}}
 evaluate: {{bootstrap: 100}}
 """)
+    said = call("check", "--config", file).stdout
+    assert "looked for and not found: file missing" in said
+    assert f"no faults; the report and the list of rows are in {tmp_path / 'run-check'}" in said
     call("preview", "--config", file, "--out", tmp_path / "views.png", "--images", 2, "--views", 3)
     call("pretrain", "--config", file)
     call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation")
@@ -89,6 +92,26 @@ evaluate: {{bootstrap: 100}}
     assert {"encoder.safetensors", "encoder.onnx", "preprocessing.json", "parity.json", "MODEL_CARD.md"} <= {
         path.name for path in (tmp_path / "export").iterdir()
     }
+
+
+def test_check__ends_with_exit_code_3_after_the_whole_report(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    for name in ("secret1", "secret2"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "train.csv").write_text("Path,PatientID\nsecret1.png,hidden\n")
+    (tmp_path / "test.csv").write_text("Path,PatientID\nsecret2.png,hidden\nsecret3.png,other\n")
+    overrides = [f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels={}"]
+    done = call("check", "--config", "configs/demo.yaml", *overrides, "--out", tmp_path / "report", code=3)
+    assert "3 rows: train 1 of 1 patients, test 2 of 2 patients" in done.stdout
+    for kind in ("file missing", "patient in two splits", "pixels in two splits"):
+        assert f"fault             1  {kind}" in done.stdout
+        assert kind in done.stderr
+    assert done.stderr.startswith("medmoco: faults were found (file missing, ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stdout + done.stderr
+    assert "hidden" not in done.stdout + done.stderr
+    assert (tmp_path / "report/report.txt").read_text() == done.stdout
+    assert (tmp_path / "report/rows.csv").read_text().count("\n") > 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
