@@ -17,10 +17,17 @@ data/                   CSV row to batch of views
     headers.py          DICOM headers to table columns
     source.py           a public data set's folder
     preparation.py      public data sets to manifests
+    overlap.py          what two splits share
     images.py           file to grayscale array
     dicom.py            DICOM to grayscale array
     grey_levels.py      windows, polarity, bit depth
     guarded.py          crashes, hangs cost one item
+    fingerprints.py     equal and nearly equal images
+    examine.py          facts about every file
+    findings.py         what is wrong with rows
+    screen.py           findings on one screen
+    audit.py            wires check
+    progress.py         how far a pass has come
     order.py            counted randomness, sample order
     views.py            canvas to augmented view
     loading.py          workers, batches, normalisation
@@ -38,6 +45,8 @@ training/               the loop and its surroundings
     pretrain.py         wires a pretraining run
 evaluation/             frozen features to scores
     features.py         frozen encoder to features
+    leakage.py          test rows already learned from
+    shortcuts.py        labels told without the image
     metrics.py          AUROC with patient-level intervals
     probes.py           linear probe and kNN
     monitor.py          kNN AUROC while training

@@ -299,6 +299,9 @@ class EvaluateSettings(Settings):
     neighbours: Count = 20
     """Neighbours of the kNN score."""
 
+    allow_leakage: bool = False
+    """Score a test split that shares patients or images with what was learned from; every score then says so."""
+
     bootstrap: Annotated[Int, Field(ge=100)] = 1000
     """Draws of patients behind every 95 % interval. Source: 1,000 or more is the convention."""
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medmoco.config import RunSettings, ViewSettings
 from medmoco.data import views as view_maker
+from medmoco.data.fingerprints import canvas_digest
 from medmoco.data.guarded import settle_worker
 from medmoco.data.images import Canvas, read_image, to_canvas
 from medmoco.data.manifest import Split
@@ -31,6 +32,7 @@ class Batch:
         step: Of training; -1 in evaluation.
         epoch: Of training; -1 in evaluation.
         notices: What the reader remarked on, each with its row.
+        digests: In evaluation B of them, see `fingerprints.canvas_digest`.
     """
 
     views: list[Tensor]
@@ -38,6 +40,7 @@ class Batch:
     step: int = -1
     epoch: int = -1
     notices: tuple[str, ...] = ()
+    digests: tuple[bytes, ...] = ()
 
     def pin_memory(self) -> Batch:
         """Page-lock the views, so that the copy to a GPU overlaps with its work; called by DataLoader."""
@@ -87,7 +90,8 @@ class WholeDataset(Dataset[Batch | MedmocoError]):
         except MedmocoError as error:
             return error
         views = np.stack([view_maker.whole(canvas, self.size) for canvas in canvases])[:, None]
-        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices)
+        digests = tuple(canvas_digest(canvas) for canvas in canvases)
+        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests)
 
 
 def read_canvases(

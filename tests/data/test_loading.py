@@ -9,6 +9,7 @@ from PIL import Image
 
 from medmoco import config
 from medmoco.config import ViewSettings
+from medmoco.data.fingerprints import canvas_digest
 from medmoco.data.images import read_image, to_canvas
 from medmoco.data.loading import evaluation_batches, to_float, training_batches
 from medmoco.data.manifest import Split, load_manifest
@@ -69,6 +70,7 @@ def test_evaluation_batches__are_whole_images_in_row_order(settings: config.RunS
     for sample in (0, 7, 12):
         canvas = to_canvas(read_image(split.files[sample]), 32, 8)
         np.testing.assert_array_equal(views[sample, 0].numpy(), whole(canvas, 24))
+        assert batches[sample // 5].digests[sample % 5] == canvas_digest(canvas)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
