@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from medmoco import config
-from medmoco.errors import MedmocoError, Stopped
+from medmoco.errors import DataError, MedmocoError, SettingsError, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +68,39 @@ def preview(
 
 
 @app.command()
+def pack(
+    config_file: Config,
+    out: Annotated[str | None, typer.Option(help="Folder of the pack; without it, data.pack.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers do it.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Decode every image once, into files that training maps; go on with or check a pack that is there."""
+    settings = config.load(config_file, overrides or ())
+    folder = out or settings.data.pack
+    if folder is None or "://" in folder:
+        raise SettingsError("give --out, or set data.pack to the folder that the pack shall be in")
+    failed = _make_pack(settings, Path(folder), dask)
+    if failed:
+        raise DataError(
+            f"{failed} images could not be packed; failed.csv in the pack lists their rows and why.\n"
+            "The pack is complete without them. Mend the files and run the command again, take the rows out of the\n"
+            "manifest, or train with data.pack_failures=leave_out."
+        )
+    print(f"use it with data.pack={folder}")
+
+
+def _make_pack(settings: config.RunSettings, folder: Path, dask: str | None = None) -> int:
+    from medmoco.data.pack_writing import make_pack
+
+    if dask is None:
+        return make_pack(settings.data, folder, _say)
+    from medmoco.data.pack_dask import on_cluster
+
+    with on_cluster(dask) as write:
+        return make_pack(settings.data, folder, _say, write)
+
+
+@app.command()
 def pretrain(
     config_file: Config,
     overrides: Overrides = None,
@@ -76,6 +109,10 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
+    place = settings.data.pack
+    if place and "://" not in place and not Path(place, "pack.json").is_file():
+        _say(f"data.pack: {place} is not there yet or unfinished; making it first")
+        _make_pack(settings, Path(place))
     from medmoco.evaluation.monitor import knn_monitor
     from medmoco.training.pretrain import pretrain as run
 

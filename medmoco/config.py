@@ -75,6 +75,23 @@ class DataSettings(Settings):
     max_pixels: Count = 100_000_000
     """Larger images are refused before decoding. Source: the largest detector plates hold some 30 million pixels."""
 
+    decode_seconds: Positive = 60.0
+    """`check` and `pack` give up a file after this time. Source: measured, JPEG 2000 takes 0.2 s per million pixels."""
+
+    decode_megabytes: Annotated[Int, Field(ge=64)] = 4096
+    """`check` and `pack` give up a file that takes more memory. Source: measured, an image of `max_pixels` takes 2,000
+    to 3,000."""
+
+    pack: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or URL (s3://, gs://, ...) of what `medmoco pack` made: canvases are read from it, not from the files.
+    `medmoco pretrain` makes a folder that is not there yet."""
+
+    pack_cache: Path | None = None
+    """Folder on a disk of this machine that a pack at a URL is copied to, once."""
+
+    pack_failures: Literal["refuse", "leave_out"] = "refuse"
+    """What to do about rows whose image could not be packed."""
+
     workers: Annotated[Int, Field(ge=0)] = 2
     """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""
 

@@ -117,6 +117,16 @@ def load_manifest(data: DataSettings, names: Sequence[str] = SPLITS) -> dict[str
     return _with_overlaps(splits)
 
 
+def present_splits(data: DataSettings) -> tuple[str, ...]:
+    """Return which of train, val and test the manifest has; all where it has none, for `load_manifest` to refuse."""
+    manifest = data.manifest
+    if manifest.is_file() and "Split" in (table := _read_csv(manifest).table):
+        named = set(table["Split"].str.strip().str.lower())
+    else:
+        named = {file.name.partition(".csv")[0] for file in manifest.glob("*.csv*")}
+    return tuple(name for name in SPLITS if name in named) or SPLITS
+
+
 def check_files(split: Split) -> None:
     """Look for every file on disk.
 

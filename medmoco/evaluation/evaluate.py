@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from medmoco.config import RunSettings
+from medmoco.data.loading import check_images
 from medmoco.data.manifest import Split, load_manifest, select_where
 from medmoco.errors import SettingsError
 from medmoco.evaluation import metrics
@@ -131,7 +132,8 @@ def _load_splits(settings: RunSettings) -> tuple[dict[str, Split], list[str]]:
     is_absent = {name: manifest.is_dir() and not (manifest / f"{name}.csv").is_file() for name in SCORED_SPLITS}
     # With neither, the manifest's own refusal is the right one.
     present = [name for name in SCORED_SPLITS if not is_absent[name]] or SCORED_SPLITS
-    splits = load_manifest(settings.data, ("train", *present))
+    loaded = load_manifest(settings.data, ("train", *present))
+    splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
     if settings.evaluate.where:
         splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
     absent = [

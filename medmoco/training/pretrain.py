@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from medmoco.config import RunSettings, as_tree, to_yaml
-from medmoco.data.loading import Batch, to_float, training_batches
-from medmoco.data.manifest import Split, check_files, load_manifest
+from medmoco.data.loading import Batch, check_images, to_float, training_batches
+from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
 from medmoco.models.backbones import Backbone, create_backbone
@@ -33,8 +33,8 @@ Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
 # What may change between a stop and --resume: it alters neither the views nor the weights.
-_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.workers", "model.weights", "train.log_every",
-                   "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
+_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.pack", "data.workers", "model.weights",
+                   "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
 
 
 class Contrast:
@@ -110,9 +110,9 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
     precision, why = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    splits = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+    loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+    splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
     _check_sizes(len(splits["train"]), settings)
-    check_files(splits["train"])
     digest = splits["train"].sha256
 
     saved: dict[str, Any] | None = None
