@@ -42,7 +42,7 @@ def on_cluster(address: str) -> Iterator[Writer]:
     except ImportError:
         raise SettingsError("--dask needs an extra; install it with: pip install 'medmoco[dask]'") from None
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=10)
     except (OSError, ValueError) as error:
         raise SettingsError(f"--dask {address}: no scheduler answers there ({first_line(error)})") from None
     with client:

@@ -236,14 +236,19 @@ def _claimed(out: Path) -> Iterator[None]:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Not flock, which data workers would inherit; they may outlive this process by an image.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise SettingsError(f"another process is making the pack in {out}; let it finish") from None
         except OSError:
             pass  # a file system without locks
-        for leftover in [*out.glob("*.tmp"), *(out / RECORDS).glob("*.tmp")]:
-            leftover.unlink()
+        _drop_half_written(out)
         yield
+
+
+def _drop_half_written(out: Path) -> None:
+    for file in [*out.glob("*.tmp"), *(out / RECORDS).glob("*.tmp")]:
+        file.unlink(missing_ok=True)
 
 
 def _holds_pack(out: Path) -> bool:
@@ -275,12 +280,14 @@ def _reopen(plan: Plan, out: Path, say: Say) -> bool:
         shutil.rmtree(out / RECORDS)
         say(f"the pack is complete: its {len(plan.index)} canvases and their files are as they were")
         return False
+    for leftover in (out / RECORDS).glob("*.json"):  # of an attempt to mend it that did not get far
+        leftover.unlink()
+    _check_plan(plan, out)
     notices, failures = (_read_list(pack.folder / name) for name in (NOTICES, FAILED))
     for number, sha256 in hashes.items():
         if shard_name(number) not in damaged:
             images = [_found(row, notices, failures) for row in pack.index[plan.part(number)]]
             write_record(out, number, Record(sha256, images))
-    _check_plan(plan, out)
     (out / INFO).unlink()
     return True
 
@@ -342,6 +349,7 @@ def _finish(plan: Plan, out: Path, say: Say) -> int:
     hashes[INDEX] = write_atomically(out / INDEX, lambda stream: np.save(stream, index))
     hashes[FAILED] = _write_list(out / FAILED, "reason", failed)
     hashes[NOTICES] = _write_list(out / NOTICES, "notice", noticed)
+    _drop_half_written(out)  # by a worker of a cluster that was killed
     info = {
         "format": FORMAT,
         "medmoco": __version__,
