@@ -7,6 +7,7 @@ Members of a Dask cluster trust one another: what they exchange is pickled. Use 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -60,14 +61,16 @@ def _write(
     first = next(queue, None)
     if first is None:
         return
-    _check_workers(client, folder, next(filter(os.path.isfile, first.files), ""))
+    image = next(filter(os.path.isfile, first.files), "")
+    _check_workers(client, folder, image)
     todo = chain([first], queue)
     under_way: dict[Any, Shard] = {}  # by future
     try:
         while not stop_asked():
             free = _IN_HAND * sum(client.nthreads().values()) - len(under_way)
             for shard in islice(todo, max(0, free)):
-                under_way[client.submit(_make_shard, str(folder), shard, data, pure=False)] = shard
+                future = client.submit(_make_shard, str(folder), shard, data, image, __version__, pure=False)
+                under_way[future] = shard
             if not under_way and free > 0:
                 return
             with suppress(TimeoutError):
@@ -93,28 +96,34 @@ def _take_result(future: Any, shard: Shard) -> None:
 
 
 def _check_workers(client: Client, folder: Path, image: str) -> None:
-    """Refuse workers that would fail at every shard or write something else."""
+    """Refuse before the start what would stop the first shard; workers that join later check themselves."""
     try:
-        answers = client.run(_look, str(folder), image)
+        answers = client.run(_what_is_missing, str(folder), image, __version__)
     except Exception as error:  # whatever the workers' interpreters have to say
         raise SettingsError(f"--dask: the workers cannot run medmoco {__version__}: {first_line(error)}") from None
     if not answers:
         raise SettingsError("--dask: the scheduler has no workers; start some")
-    for worker, (version, writes, reads) in answers.items():
-        if version != __version__:
-            raise SettingsError(f"--dask: worker {worker} has medmoco {version}, not {__version__}; install the same")
-        if not (writes and reads):
-            what = "read the images below data.root" if writes else f"write to {folder}"
-            raise SettingsError(f"--dask: worker {worker} cannot {what};\nboth must lie where all workers see them")
+    for missing in filter(None, answers.values()):
+        raise SettingsError(missing)
 
 
 # On the workers
 
 
-def _look(folder: str, image: str) -> tuple[str, bool, bool]:
-    return __version__, os.access(folder, os.W_OK), not image or os.access(image, os.R_OK)
+def _what_is_missing(folder: str, image: str, version: str) -> str:
+    """Say what keeps this worker from doing its part, or nothing."""
+    where = f"--dask: the worker on {socket.gethostname()}"
+    if version != __version__:
+        return f"{where} has medmoco {__version__}, not {version}; install the same"
+    if not os.access(folder, os.W_OK):
+        return f"{where} cannot write to {folder};\nthe pack must lie where all workers see it"
+    if image and not os.access(image, os.R_OK):
+        return f"{where} cannot read below data.root;\nthe images must lie where all workers see them"
+    return ""
 
 
-def _make_shard(folder: str, shard: Shard, data: DataSettings) -> None:
+def _make_shard(folder: str, shard: Shard, data: DataSettings, image: str, version: str) -> None:
+    if missing := _what_is_missing(folder, image, version):
+        raise SettingsError(missing)
     for _ in write_shards(Path(folder), [shard], data, lambda: False, workers=1):
         pass
