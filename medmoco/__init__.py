@@ -17,6 +17,13 @@ data/                   CSV row to batch of views
     guarded.py          crashes, hangs cost one item
     order.py            counted randomness, sample order
     views.py            canvas to augmented view
+    pack.py             decode-once canvases, found by Path
+    pack_shards.py      images to one shard
+    pack_writing.py     manifest to pack, resumable
+    pack_dask.py        shards on a Dask cluster
+    pack_cache.py       pack at a URL, copied
+    progress.py         bar, or lines at times
+    stopping.py         Ctrl-C and SIGTERM as flag
     loading.py          workers, batches, normalisation
     preview.py          pictures of views, on demand
 models/                 encoders and momentum contrast

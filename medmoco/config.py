@@ -79,8 +79,7 @@ class DataSettings(Settings):
     """`check` and `pack` give up a file after this time. Source: measured, JPEG 2000 takes 0.2 s per million pixels."""
 
     decode_megabytes: Annotated[Int, Field(ge=64)] = 4096
-    """`check` and `pack` give up a file that takes more memory. Source: measured, an image of `max_pixels` takes 2,000
-    to 3,000."""
+    """`check` and `pack` give up a file that takes more memory. Source: measured, `max_pixels` take up to 3,000."""
 
     pack: Annotated[str, Field(min_length=1)] | None = None
     """Folder or URL (s3://, gs://, ...) of what `medmoco pack` made: canvases are read from it, not from the files.

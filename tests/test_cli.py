@@ -14,7 +14,7 @@ from PIL import Image
 
 from medmoco import cli
 
-COMMANDS = {"config", "phantom", "preview", "pretrain", "evaluate", "export"}
+COMMANDS = {"config", "phantom", "preview", "pack", "pretrain", "evaluate", "export"}
 
 
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -44,6 +44,8 @@ def test_config__prints_the_tree() -> None:
         (["config", "--config", "configs/cxr.yaml", "trian.lr=1"], 2, "did you mean 'train'?"),
         (["pretrain", "--config", "configs/cxr.yaml", "data.manifest=absent"], 3, "absent does not exist"),
         (["export", "--run", "absent", "--out", "x"], 4, "no run folder"),
+        (["pack", "--config", "configs/cxr.yaml"], 2, "give --out, or set data.pack"),
+        (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
         (["evaluat"], 2, "No such command"),
     ],
 )
@@ -69,8 +71,10 @@ train: {{epochs: 2, global_batch_size: 8, lr: 0.03, knn_every: 1}}
 evaluate: {{bootstrap: 100}}
 """)
     call("preview", "--config", file, "--out", tmp_path / "views.png", "--images", 2, "--views", 3)
-    call("pretrain", "--config", file)
-    call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation")
+    made = call("pretrain", "--config", file, f"data.pack={tmp_path / 'pack'}")
+    assert f"data.pack: {tmp_path / 'pack'} is not there yet or unfinished; making it first" in made.stderr
+    assert "use it with data.pack=" in call("pack", "--config", file, "--out", tmp_path / "pack").stdout
+    call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation", f"data.pack={tmp_path / 'pack'}")
     call("export", "--run", run, "--out", tmp_path / "export")
     scores = json.loads((run / "evaluation" / "scores.json").read_text())
     assert {record["encoder"] for record in scores} == {"run", "untrained", "pixels"}
@@ -127,3 +131,18 @@ def test_evaluate__real_films_give_the_known_score_of_raw_pixels(shared: Path, t
     assert pixels["auroc"] == pytest.approx(0.835, abs=0.01)
     assert pixels["auroc_low"] < pixels["auroc"] < pixels["auroc_high"]
     assert found["untrained", "test"]["auroc"] > 0.7
+
+
+def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(tmp_path: Path) -> None:
+    data, folder = tmp_path / "data", tmp_path / "pack"
+    call("phantom", "--out", data, "--patients", 10, "--image-size", 64)
+    next((data / "train").rglob("*.png")).write_bytes(b"")
+    settings = ["--config", "configs/demo.yaml", f"out={tmp_path / 'run'}", f"data.manifest={data}"]
+    settings += [f"data.root={data}/{{split}}", "data.labels={}"]
+    done = call("pack", "--out", folder, *settings, code=3)
+    assert "1 images could not be packed; failed.csv in the pack lists their rows and why" in done.stderr
+    assert (folder / "pack.json").is_file()
+    assert len(done.stderr.split("medmoco: ")[1].splitlines()) <= 5
+    refused = call("pretrain", *settings, f"data.pack={folder}", code=3)
+    assert "rows could not be packed (rows " in refused.stderr
+    assert len(refused.stderr.splitlines()) <= 5
