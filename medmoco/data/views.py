@@ -124,8 +124,9 @@ def render(settings: ViewSettings, canvases: Sequence[Canvas], drawn: Sequence[V
             tone.apply(pixels, i)
             if parameters.noise[i] > 0:
                 _add_noise(pixels, parameters, i)
-            x0, y0, x1, y1 = parameters.cutout[i]
-            pixels[y0:y1, x0:x1] = means[i]
+            if settings.cutout_probability:
+                x0, y0, x1, y1 = parameters.cutout[i]
+                pixels[y0:y1, x0:x1] = means[i]
     return views
 
 
