@@ -37,6 +37,7 @@ training/               the loop and its surroundings
     runlog.py           metrics, TensorBoard, progress
     engine.py           the only training loop
     pretrain.py         wires a pretraining run
+    bench.py            what holds training up
 evaluation/             frozen features to scores
     features.py         frozen encoder to features
     metrics.py          AUROC with patient-level intervals

@@ -101,6 +101,19 @@ def _make_pack(settings: config.RunSettings, folder: Path, dask: str | None = No
 
 
 @app.command()
+def bench(
+    config_file: Config,
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each of four measurements.")] = 20.0,
+) -> None:
+    """Measure on this machine what holds pretraining up, and say what would help."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.training.bench import bench as measure
+
+    print(measure(settings, seconds, _say))
+
+
+@app.command()
 def pretrain(
     config_file: Config,
     overrides: Overrides = None,

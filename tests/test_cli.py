@@ -14,7 +14,7 @@ from PIL import Image
 
 from medmoco import cli
 
-COMMANDS = {"config", "phantom", "preview", "pack", "pretrain", "evaluate", "export"}
+COMMANDS = {"config", "phantom", "preview", "pack", "bench", "pretrain", "evaluate", "export"}
 
 
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:

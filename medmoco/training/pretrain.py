@@ -112,7 +112,7 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
         torch.set_num_threads(settings.train.threads)
     loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
     splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-    _check_sizes(len(splits["train"]), settings)
+    check_sizes(len(splits["train"]), settings)
     digest = splits["train"].sha256
 
     saved: dict[str, Any] | None = None
@@ -121,7 +121,7 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
         _refuse_changes(settings, saved, digest)
     else:
         _claim_folder(settings.out, overwrite)
-    state = _create_state(settings, device, precision)
+    state = create_state(settings, device, precision)
     if saved:
         state.restore(saved)
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
@@ -174,7 +174,8 @@ def _train(
     fit(task, batches, state, order, settings.train, precision, log, Hooks(save, after_epoch))
 
 
-def _create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:
+def create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:
+    """Return the model at its start, on the device, with its optimiser."""
     backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
     model = create_moco(backbone, settings.method, seed=int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1))
     split_batch_norm(model, settings.method.batch_norm_splits)
@@ -187,7 +188,12 @@ def _create_state(settings: RunSettings, device: torch.device, precision: str) -
     return TrainState(model, create_optimizer(settings.train, model.query_encoder), scaler)
 
 
-def _check_sizes(images: int, settings: RunSettings) -> None:
+def check_sizes(images: int, settings: RunSettings) -> None:
+    """Refuse a batch or a queue larger than the training split.
+
+    Raises:
+        SettingsError: it is.
+    """
     queue, batch = settings.method.queue_size, settings.train.global_batch_size
     if batch > images:
         raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
