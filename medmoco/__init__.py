@@ -9,8 +9,14 @@ data/                   CSV row to batch of views
     phantom.py          synthetic chests to try out
     thorax.py           an analytic chest
     solids.py           rays through ellipsoids and tubes
+    tables.py           bounded, reproducible table files
     manifest.py         rows, labels, patients, splits
     where.py            conditions on rows
+    splits.py           patients to splits and fractions
+    split_files.py      split tables and their counts
+    headers.py          DICOM headers to table columns
+    source.py           a public data set's folder
+    preparation.py      public data sets to manifests
     images.py           file to grayscale array
     dicom.py            DICOM to grayscale array
     grey_levels.py      windows, polarity, bit depth

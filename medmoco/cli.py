@@ -53,6 +53,34 @@ def phantom(
 
 
 @app.command()
+def split(
+    csv_file: Annotated[Path, typer.Option("--csv", help="Any table with a header; .csv.gz is read too.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder for train.csv, val.csv, test.csv and README.md.")],
+    labels: Annotated[str, typer.Option(metavar="A,B", help="Columns of 1, 0, -1 and blank to balance.")] = "",
+    group: Annotated[str | None, typer.Option(help="Column that names the patient; PatientID if not given.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Official split column: its val and test rows stay.")] = None,
+    val: Annotated[float | None, typer.Option(help="Share of the patients that are split; 0.1 if not given.")] = None,
+    test: Annotated[float | None, typer.Option(help="The same for test; 0.2 if not given.")] = None,
+    fractions: Annotated[
+        str, typer.Option(metavar="1,5,10,50", help="Percentages of the training patients for train_01.csv and so on.")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Split a table by patient, balanced by label, whatever the order of its rows."""
+    from medmoco.data.split_files import split_csv
+
+    try:
+        percentages = [float(text) for text in fractions.split(",") if text.strip()]
+    except ValueError:
+        raise SettingsError(f"--fractions: {fractions!r} is not a list of numbers such as 1,5,10,50") from None
+    names = [name.strip() for name in labels.split(",") if name.strip()]
+    shares = {"val": val, "test": test}
+    print(split_csv(
+        csv_file, out, labels=names, group=group, keep=keep, shares=shares, fractions=percentages, seed=seed
+    ))  # fmt: skip
+
+
+@app.command()
 def preview(
     config_file: Config,
     out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],

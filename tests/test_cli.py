@@ -14,7 +14,7 @@ from PIL import Image
 
 from medmoco import cli
 
-COMMANDS = {"config", "phantom", "preview", "pack", "bench", "pretrain", "evaluate", "export"}
+COMMANDS = {"config", "phantom", "split", "preview", "pack", "bench", "pretrain", "evaluate", "export"}
 
 
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -46,6 +46,8 @@ def test_config__prints_the_tree() -> None:
         (["export", "--run", "absent", "--out", "x"], 4, "no run folder"),
         (["pack", "--config", "configs/cxr.yaml"], 2, "give --out, or set data.pack"),
         (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
+        (["split", "--csv", "absent.csv", "--out", "x"], 3, "absent.csv: cannot be opened"),
+        (["split", "--csv", "a.csv", "--out", "x", "--fractions", "1;5"], 2, "'1;5' is not a list of numbers"),
         (["evaluat"], 2, "No such command"),
     ],
 )
@@ -55,6 +57,16 @@ def test_errors__are_short_and_have_their_exit_code(arguments: list[str], code: 
     assert "Traceback" not in done.stderr
     if code != 2 or arguments[0] == "config":
         assert len(done.stderr.splitlines()) <= 5
+
+
+def test_split__writes_the_files_and_says_their_sizes(tmp_path: Path) -> None:
+    rows = "".join(f"{number}.png,{number // 2},{number % 2},{number % 3 - 1}\n" for number in range(200))
+    (tmp_path / "all.csv").write_text(f"Path,Person,A,B\n{rows}")
+    options = ["--labels", "A, B", "--group", "Person", "--val", 0.2, "--fractions", "10, 50"]
+    out = call("split", "--csv", tmp_path / "all.csv", "--out", tmp_path / "out", *options, "--seed", 3).stdout
+    assert "val 40 rows of 20 patients, test 40 rows of 20 patients, train_10 12 rows of 6 patients" in out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"train.csv", "val.csv", "test.csv", "train_10.csv", "train_50.csv", "README.md"}
 
 
 def test_whole_journey__phantoms_to_export(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ DEV_DEPENDENCIES = [Requirement(line) for line in EXTRAS["dev"]]
 OPTIONAL_DEPENDENCIES = [Requirement(line) for name in EXTRAS.keys() - {"dev"} for line in EXTRAS[name]]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MODULES = sorted((ROOT / "medmoco").rglob("*.py"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = ("README.md", "CONTRIBUTING.md", "manifests/README.md", "dataset_processing/README.md")
+DOCUMENTS = [*(ROOT / page for page in PAGES), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Longer than the design likes, and why that is right. An entry that is no longer needed fails the test.
 LONG_MODULES = {
@@ -265,7 +266,7 @@ def test_files__name_no_place_on_a_machine() -> None:
     files = [
         path
         for path in [*ROOT.iterdir(), *inside]
-        if path.is_file() and path.suffix in kinds and "_cache/" not in _name(path)
+        if path.is_file() and path.name != ".git" and path.suffix in kinds and "_cache/" not in _name(path)
     ]
     # A home or work folder at the start of a path, and wherever this checkout happens to lie.
     place = re.compile(rf"(?<![\w.}}])/(?:home|root|Users|work)/\w|{re.escape(f'{ROOT}/')}")

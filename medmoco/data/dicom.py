@@ -49,7 +49,7 @@ from medmoco.data.grey_levels import (
 )
 from medmoco.errors import ImageError
 
-_NO_IMAGE_CLASSES = {
+NO_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "a label map",
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
@@ -123,7 +123,7 @@ def _check_inflated_size(stream: BinaryIO, offset: int, limit: int) -> None:
 
 def _check_header(header: Dataset, max_pixels: int) -> int:
     """Refuse what is not a readable image; return the number of frames."""
-    if kind := _NO_IMAGE_CLASSES.get(str(header.get("SOPClassUID"))):
+    if kind := NO_IMAGE_CLASSES.get(str(header.get("SOPClassUID"))):
         raise ImageError(f"it is {kind}, not an image; take the row out of the CSV")
     if "Rows" not in header or "Columns" not in header:
         raise ImageError("the DICOM file holds no image (a report, or cut off); take the row out or fetch it again")

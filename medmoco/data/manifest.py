@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, LabelPolicy
+from medmoco.data.tables import read_bytes
 from medmoco.data.where import did_you_mean, matching_rows
 from medmoco.errors import ManifestError
 
@@ -127,6 +128,22 @@ def present_splits(data: DataSettings) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if name in named) or SPLITS
 
 
+def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read any CSV as text, and its label columns as numbers too; the index of both is the row in the file.
+
+    Returns:
+        The N records with every column as text, and (N, L) labels: 1, 0, -1 (uncertain) or nan (missing).
+
+    Raises:
+        ManifestError: the file, a row or a label cell cannot be used; names the file and the row.
+    """
+    file = _read_csv(path)
+    for label in labels:
+        _require(file, label, "labels must name columns of the CSV")
+    values = {label: _label_values(file, label) for label in labels}
+    return file.table.set_axis(file.rows), pd.DataFrame(values, index=file.rows, dtype=float)
+
+
 def check_files(split: Split) -> None:
     """Look for every file on disk.
 
@@ -162,13 +179,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, _Csv]:
     """Return the records of each split, with their Paths checked."""
     manifest = data.manifest
     if manifest.is_dir():
-        found = sorted(path.name for path in manifest.glob("*.csv"))
-        for name in names:
-            if not (manifest / f"{name}.csv").is_file():
-                raise ManifestError(
-                    f"data.manifest: {manifest} has no {name}.csv; it holds: {', '.join(found) or 'no CSV'}"
-                )
-        files = {name: _read_csv(manifest / f"{name}.csv") for name in names}
+        files = {name: _read_csv(_split_file(manifest, name)) for name in names}
         for file in files.values():
             _check_paths(file, ["Path", "Frame"])
             if not len(file.rows):
@@ -184,6 +195,17 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, _Csv]:
     return _by_split(whole, names)
 
 
+def _split_file(manifest: Path, name: str) -> Path:
+    """Return NAME.csv or NAME.csv.gz, whichever is there."""
+    here = [file for file in (manifest / f"{name}.csv", manifest / f"{name}.csv.gz") if file.is_file()]
+    if len(here) == 1:
+        return here[0]
+    if here:
+        raise ManifestError(f"data.manifest: {manifest} has both {name}.csv and {name}.csv.gz; remove one")
+    found = sorted(path.name for path in manifest.glob("*.csv*"))
+    raise ManifestError(f"data.manifest: {manifest} has no {name}.csv; it holds: {', '.join(found) or 'no CSV'}")
+
+
 def _by_split(whole: _Csv, names: Sequence[str]) -> dict[str, _Csv]:
     _require(whole, "Split", "one CSV needs a Split column with train, val or test, or give a folder of three CSVs")
     values = whole.table["Split"].str.strip().str.lower()
@@ -197,10 +219,7 @@ def _by_split(whole: _Csv, names: Sequence[str]) -> dict[str, _Csv]:
 
 def _read_csv(path: Path) -> _Csv:
     """Read a file as text cells, refusing any row that a lenient reader would pad, cut or guess at."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be opened: {error.strerror}") from None
+    raw = read_bytes(path)
     text = _decode(path, raw)
     header, separator = _header(path, text)
     widths = _record_widths(path, text, separator)
@@ -314,6 +333,10 @@ def _cell_values(file: _Csv, column: str, known: dict[str, float], what: str) ->
     return np.array([known[cell] for cell in cells], np.float64)[codes]
 
 
+def _label_values(file: _Csv, label: str) -> NDArray[np.float64]:
+    return _cell_values(file, label, _CELLS, f"the label {label!r} must be 1, 0, -1 (uncertain) or blank (missing)")
+
+
 def _frames(file: _Csv) -> NDArray[np.int64]:
     if "Frame" not in file.table.columns:
         return np.ones(len(file.rows), np.int64)
@@ -331,8 +354,7 @@ def _make_split(name: str, file: _Csv, patients: NDArray[np.int64], own_patient:
     raw, labels = np.empty((2, len(file.rows), len(data.labels)), np.float32)
     for position, (label, policy) in enumerate(data.labels.items()):
         _require(file, label, "data.labels must name columns of the CSV")
-        what = f"the label {label!r} must be 1, 0, -1 (uncertain) or blank (missing)"
-        values = _cell_values(file, label, _CELLS, what)
+        values = _label_values(file, label)
         raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
     root = os.path.join(data.root.replace("{split}", name), "")
     notices = []

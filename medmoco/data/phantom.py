@@ -45,7 +45,7 @@ BOX_FLOOR = 0.02  # a box holds what an opacity adds beyond this attenuation
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the patients
 FORMATS = {"dicom": ("MONOCHROME1", "MONOCHROME2"), "png": ("png16", "png8")}
 COLUMNS = ["Path", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Opacity", "Interstitial"]
-BOX_COLUMNS = ["Split", "Path", "x", "y", "width", "height", "Label"]
+BOX_COLUMNS = ["Split", "Path", "Label", "x_min", "y_min", "x_max", "y_max"]
 
 Image = npt.NDArray[np.uint16]
 Row = list[str | int]
@@ -161,18 +161,18 @@ def _write_patient(
                 write_dicom(folder / path, pixels, kind, person, pose, study, image)
             labels = [int(bool(lesions)), int(person.interstitial > 0)]
             rows.append([path, patient, f"{patient}-{study}", pose.view, person.sex, person.age, *labels])
-            boxes += [[path, *box, "Opacity"] for box in lesion_boxes(thorax, image_size)]
+            boxes += [[path, "Opacity", *box] for box in lesion_boxes(thorax, image_size)]
     return rows, boxes
 
 
 def lesion_boxes(thorax: Thorax, image_size: int) -> list[tuple[int, int, int, int]]:
-    """Return x, y, width, height in pixels of what each opacity adds; x and y count from 0 at the top left."""
+    """Return x_min, y_min, x_max, y_max in pixels of what each opacity adds, counted from 0 at the top left corner."""
     boxes = []
     for lesion in thorax.lesions:
         added = project_lesion(thorax, lesion, image_size) > BOX_FLOOR
         if added.any():
             x, y, width, height = cv2.boundingRect(added.astype(np.uint8))
-            boxes.append((int(x), int(y), int(width), int(height)))
+            boxes.append((int(x), int(y), int(x + width), int(y + height)))
     return boxes
 
 

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import normalize
 
-from medmoco.data.order import SUBSET, hashed
+from medmoco.data.splits import fraction_size, nested_places
 from medmoco.evaluation.features import Features
 from medmoco.evaluation.metrics import auroc, undefined
 
@@ -64,12 +64,9 @@ def draw_patients(patients: NDArray[np.int64], targets: Floats, *, fraction: flo
     if fraction == 1:
         return targets
     codes, inverse = np.unique(patients, return_inverse=True)
-    order = np.argsort(hashed(seed, SUBSET, draw, codes), kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(codes.size)
-    row_place = place[inverse]
+    row_place = nested_places(codes, seed=seed, draw=draw)[inverse]
     first_of_each = [row_place[targets == value].min() for value in (0, 1)]
-    count = max(round(fraction * codes.size), 1, *(int(first) + 1 for first in first_of_each))
+    count = max(fraction_size(fraction, codes.size), *(int(first) + 1 for first in first_of_each))
     return np.where(row_place < count, targets, np.nan)
 
 

@@ -1,6 +1,7 @@
 """The manifest reader: what it accepts, what it refuses, and the row it names."""
 
 import csv
+import gzip
 import io
 import re
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from medmoco.config import DataSettings
-from medmoco.data.manifest import Split, check_files, load_manifest, select_where
+from medmoco.data.manifest import Split, check_files, load_manifest, read_table, select_where
 from medmoco.errors import ManifestError
 
 PLAIN = "Path,PatientID,Finding\na.png,00123,1\nb.png,NA,0\nc.png,00123,\nd.png,123,-1\n"
@@ -245,6 +246,37 @@ def test_load_manifest__split_missing(tmp_path: Path) -> None:
         load_manifest(settings(tmp_path))
     with pytest.raises(ManifestError, match="does not exist"):
         load_manifest(settings(tmp_path / "absent"))
+
+
+def test_load_manifest__compressed(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    plain = load_manifest(settings(tmp_path))
+    for file in list(tmp_path.iterdir()):
+        file.with_suffix(".csv.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    packed = load_manifest(settings(tmp_path))
+    assert [packed[name].files.tolist() for name in packed] == [plain[name].files.tolist() for name in plain]
+    (tmp_path / "val.csv").write_text("Path\na\n")
+    with pytest.raises(ManifestError, match=re.escape("has both val.csv and val.csv.gz; remove one")):
+        load_manifest(settings(tmp_path))
+    (tmp_path / "val.csv").unlink()
+    (tmp_path / "val.csv.gz").write_bytes(gzip.compress(b"Path\na\n")[:-5])
+    with pytest.raises(ManifestError, match=r"val\.csv\.gz: it cannot be inflated"):
+        load_manifest(settings(tmp_path))
+    whole = tmp_path / "all.csv.gz"
+    whole.write_bytes(gzip.compress(b"Path,Split\na,train\nb,val\nc,test\n"))
+    assert len(load_manifest(settings(whole))["test"]) == 1
+
+
+def test_read_table__text_and_labels_by_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("Name;A\nx;1.0\n\ny;-1\nz;\n")
+    table, labels = read_table(tmp_path / "t.csv", ["A"])
+    assert table.index.tolist() == labels.index.tolist() == [2, 4, 5]
+    assert table["A"].tolist() == ["1.0", "-1", ""]
+    np.testing.assert_array_equal(labels["A"], [1, -1, np.nan])
+    assert read_table(tmp_path / "t.csv")[1].shape == (3, 0)
+    with pytest.raises(ManifestError, match="no column 'B'"):
+        read_table(tmp_path / "t.csv", ["B"])
 
 
 def test_select__mask_and_positions(tmp_path: Path) -> None:

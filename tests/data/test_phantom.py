@@ -68,9 +68,10 @@ def test_make_phantoms__boxes_lie_in_images_with_opacities(phantoms):
     assert set(zip(boxes["Split"], boxes["Path"], strict=True)) <= set(
         zip(positive["Split"], positive["Path"], strict=True)
     )
-    assert (boxes[["x", "y"]] >= 0).all(axis=None)
-    assert (boxes["x"] + boxes["width"] <= 48).all()
-    assert (boxes["y"] + boxes["height"] <= 48).all()
+    assert (boxes[["x_min", "y_min"]] >= 0).all(axis=None)
+    assert (boxes["x_min"] < boxes["x_max"]).all()
+    assert (boxes["y_min"] < boxes["y_max"]).all()
+    assert (boxes[["x_max", "y_max"]] <= 48).all(axis=None)
 
 
 def test_make_phantoms__reads_back_as_a_manifest(phantoms):

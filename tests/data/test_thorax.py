@@ -98,13 +98,13 @@ def test_lesions__boxes_hold_what_they_add(thorax):
     boxes = lesion_boxes(thorax, SIZE)
     assert len(boxes) == 2
     total = np.zeros((SIZE, SIZE))
-    for lesion, (x, y, width, height) in zip(thorax.lesions, boxes, strict=True):
+    for lesion, (left, top, right, bottom) in zip(thorax.lesions, boxes, strict=True):
         added = project_lesion(thorax, lesion, SIZE)
         total += added
         within = np.zeros_like(added, bool)
-        within[y : y + height, x : x + width] = True
+        within[top:bottom, left:right] = True
         assert added[~within].max() <= 0.02 < added.max()
-        for edge in (added[y], added[y + height - 1], added[:, x], added[:, x + width - 1]):
+        for edge in (added[top], added[bottom - 1], added[:, left], added[:, right - 1]):
             assert edge.max() > 0.02  # and the box is no larger than needed
     healthy = project_thorax(replace(thorax, lesions=()), SIZE)
     assert np.allclose(project_thorax(thorax, SIZE) - healthy, total)

@@ -1,0 +1,87 @@
+"""NIH ChestX-ray14: official test list kept, validation drawn by patient from the rest.
+
+Membership is decided by the test list alone: `train_val_list.txt` circulates without its line 00001203_011.png.
+"""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+
+from medmoco.data.preparation import About, Prepared, run
+from medmoco.data.source import Source, numbers
+from medmoco.data.tables import read_bytes
+from medmoco.errors import ManifestError
+
+ABOUT = About(
+    name="NIH ChestX-ray14",
+    url="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+    licence="free to use with attribution to the NIH Clinical Center",
+    images=112_120,
+)
+FINDINGS = [
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
+    "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
+]  # fmt: skip
+_COLUMNS = [
+    "Image Index", "Finding Labels", "Follow-up #", "Patient Age", "Patient Gender", "View Position",
+]  # fmt: skip
+LABELS = [*FINDINGS, "No Finding"]
+
+
+def prepare(source: Source) -> Prepared:
+    """Read Data_Entry_2017(_v2020).csv, test_list.txt and, where it is there, BBox_List_2017.csv."""
+    entries = source.table("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", columns=_COLUMNS)
+    test = source.lines("test_list.txt")
+    names = entries["Image Index"]
+    found = entries["Finding Labels"].str.get_dummies("|")
+    if unknown := sorted(set(found.columns) - set(LABELS)):
+        raise ManifestError(f"Data_Entry_2017: the finding {unknown[0]!r} is none of the 15 that were published")
+    if not names.isin(test).any():
+        raise ManifestError("test_list.txt: none of its files is in Data_Entry_2017; get both from the same place")
+    patients = names.str[:8]
+    table = pd.DataFrame(
+        {
+            "Path": "images/" + names,
+            "PatientID": patients,
+            "StudyID": patients + "-" + entries["Follow-up #"].str.zfill(3),
+            "ViewPosition": entries["View Position"],
+            "Sex": entries["Patient Gender"],
+            "Age": entries["Patient Age"],
+            **found.reindex(columns=LABELS, fill_value=0),
+        }
+    )
+    return Prepared(
+        table=table,
+        labels=LABELS,
+        official=names.isin(test).map({True: "test", False: ""}),
+        shares={"val": 0.1},
+        boxes=boxes(source),
+        notes=[
+            "The official test list is kept; val is 10 % of the patients of the rest.",
+            "Labels were mined from reports by the makers: an unnamed finding is 0, and none is uncertain.",
+            "`PatientID` is the first eight characters of the file name, and `StudyID` adds the source's follow-up "
+            "number, which is not always the number in the file name.",
+            "`Path` is what unpacking the official archives gives: all files in one folder `images`. For the twelve "
+            "folders of Kaggle's copy (`images_001/images` and so on), move the files into one `images` folder, or run "
+            "`python dataset_processing/nih_chest_xray14.py` on the folder above them, which finds them where they "
+            "are; the same seed gives the same splits.",
+        ],
+    )
+
+
+def boxes(source: Source) -> pd.DataFrame | None:
+    """Read the boxes; the name of the last column holds commas, so columns are taken by position."""
+    file = source.find_if_there("BBox_List_2017.csv")
+    if not file:
+        return None
+    content, names = io.BytesIO(read_bytes(file)), ["name", "label", *"xywh"]
+    given = pd.read_csv(content, header=None, skiprows=1, usecols=range(6), names=names, dtype=str).fillna("")
+    x, y, width, height = (numbers(given[name]) for name in "xywh")
+    named = {"Path": "images/" + given["name"], "Label": given["label"].replace("Infiltrate", "Infiltration")}
+    return pd.DataFrame({**named, "x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height}).round(3)
+
+
+if __name__ == "__main__":
+    run(ABOUT, prepare)

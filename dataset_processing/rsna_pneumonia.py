@@ -1,0 +1,69 @@
+"""RSNA pneumonia detection challenge 2018: one label, three classes, boxes."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, join, run
+from medmoco.data.source import Source, numbers
+from medmoco.data.tables import read_bytes
+from medmoco.errors import ManifestError
+
+ABOUT = About(
+    name="RSNA Pneumonia Detection Challenge (2018)",
+    url="https://www.kaggle.com/competitions/rsna-pneumonia-detection-challenge/data",
+    licence="free for research and other purposes with attribution, see the RSNA's terms",
+    images=26_684,
+    dicom=True,
+)
+MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
+_HEADERS = {"PatientID": "patientId", "ViewPosition": "ViewPosition", "PatientSex": "Sex", "PatientAge": "Age"}
+
+
+def prepare(source: Source) -> Prepared:
+    """Read stage_2_train_labels.csv and what else is there: classes, headers, the mapping to NIH's file names."""
+    given = source.table("stage_2_train_labels.csv", columns=["patientId", "x", "y", "width", "height", "Target"])
+    paths = "stage_2_train_images/" + given["patientId"] + ".dcm"
+    positive = given["Target"].eq("1").groupby(given["patientId"], sort=False).any()
+    rows = pd.DataFrame({"patientId": positive.index, "Pneumonia": positive.to_numpy()})
+    rows["Path"] = "stage_2_train_images/" + rows["patientId"] + ".dcm"
+    labels, notes = ["Pneumonia"], ["`Pneumonia` is the source's `Target`: an opacity that suggests pneumonia."]
+    classes = source.table_if_there("stage_2_detailed_class_info.csv", columns=["patientId", "class"])
+    if classes is not None:
+        rows = join(rows, classes.drop_duplicates("patientId").rename(columns={"class": "Class"}), "patientId")
+        rows["Normal"] = rows["Class"].eq("Normal")
+        labels.append("Normal")
+        notes.append("`Class` has the source's three classes; `Normal` is 0 for lungs with any other abnormality too.")
+    headers = source.table_if_there("kaggle_stage_2_train_images_dicom_headers.csv", columns=list(_HEADERS))
+    if headers is not None:
+        rows = join(rows, headers[list(_HEADERS)].rename(columns=_HEADERS), "patientId")
+    else:
+        rows = add_header_columns(rows, source)
+    rows["PatientID"], note = _patients(rows["patientId"], source)
+    x, y, width, height = (numbers(given[name]) for name in ("x", "y", "width", "height"))
+    corners = {"x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height}
+    boxes = pd.DataFrame({"Path": paths, "Label": "Pneumonia", **corners})[given["Target"] == "1"]
+    return Prepared(
+        table=rows.drop(columns="patientId"), labels=labels, boxes=boxes[BOXES], notes=[*notes, note]
+    )  # fmt: skip
+
+
+def _patients(images: pd.Series[str], source: Source) -> tuple[pd.Series[str], str]:
+    """Return NIH's patients where the organisers' mapping is there; their `patientId` names the image."""
+    file = source.find_if_there(MAPPING)
+    if not file:
+        return images, (
+            "The images come from NIH ChestX-ray14, but the source's `patientId` names an image: without "
+            f"`{MAPPING}` (from the RSNA's page) beside the tables, one person may be in two splits."
+        )
+    try:
+        known = {entry["subset_img_id"]: entry["img_id"][:8] for entry in json.loads(read_bytes(file))}
+    except (ValueError, TypeError, KeyError):
+        raise ManifestError(f"{file}: not the list of subset_img_id and img_id that the RSNA published") from None
+    return images.map(known).fillna(images), "`PatientID` is NIH's, by the organisers' mapping."
+
+
+if __name__ == "__main__":
+    run(ABOUT, prepare)

@@ -1,0 +1,195 @@
+"""`medmoco split`: files, counts, and what is refused."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medmoco.config import DataSettings
+from medmoco.data.manifest import load_manifest
+from medmoco.data.split_files import assign, counts_page, patient_ids, split_csv, write_folder
+from medmoco.errors import ManifestError, MedmocoError, SettingsError
+
+
+def make_table(rows: int = 600, patients: int = 200) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    owner = generator.integers(patients, size=rows)
+    return pd.DataFrame(
+        {
+            "Path": [f"{number}.png" for number in range(rows)],
+            "PatientID": [f"{number:05d}" for number in owner],
+            "A": np.where(generator.random(rows) < 0.1, "1", "0"),
+            "B": generator.choice(["1.0", "0", "-1", ""], size=rows),
+            "Official": np.where(owner < 30, "test", np.where(owner < 150, "Train", "")),
+        }
+    )
+
+
+Files = dict[str, pd.DataFrame]
+
+
+def run(tmp_path: Path, table: pd.DataFrame | None = None, name: str = "out", **options: Any) -> Files:
+    file = tmp_path / "all.csv"
+    (make_table() if table is None else table).to_csv(file, index=False)
+    split_csv(file, tmp_path / name, **options)
+    return {file.stem: pd.read_csv(file, dtype=str, keep_default_na=False) for file in (tmp_path / name).glob("*.csv")}
+
+
+def people(table: pd.DataFrame) -> set[str]:
+    return set(table["PatientID"])
+
+
+def test_split_csv__every_row_once_and_no_patient_twice(tmp_path: Path) -> None:
+    files = run(tmp_path, labels=["A", "B"], seed=4)
+    assert sorted(files) == ["test", "train", "val"]
+    together = pd.concat(files.values())
+    both = [table.sort_values("Path", ignore_index=True) for table in (together, make_table())]
+    pd.testing.assert_frame_equal(*both)
+    assert len(people(files["val"])) == pytest.approx(19, abs=1)
+    assert sum(len(people(table)) for table in files.values()) == len(people(together))
+    settings = DataSettings.model_validate({"manifest": tmp_path / "out", "root": "x", "labels": ["A", "B"]})
+    assert not any(split.notices for split in load_manifest(settings).values())
+
+
+def test_split_csv__does_not_depend_on_row_order(tmp_path: Path) -> None:
+    first = run(tmp_path, labels=["A", "B"], fractions=[5, 50])
+    again = run(tmp_path, make_table().sample(frac=1, random_state=1), "again", labels=["A", "B"], fractions=[5, 50])
+    assert sorted(first) == sorted(again) == ["test", "train", "train_05", "train_50", "val"]
+    for name, table in first.items():
+        assert set(table["Path"]) == set(again[name]["Path"])
+
+
+def test_split_csv__fractions_are_nested_patients_of_train(tmp_path: Path) -> None:
+    files = run(tmp_path, fractions=[50, 1, 10, 2.5])
+    order = ["train_01", "train_2.5", "train_10", "train_50", "train"]
+    sizes = [len(people(files[name])) for name in order]
+    total = sizes[-1]
+    assert sizes == [max(1, round(share * total)) for share in (0.01, 0.025, 0.1, 0.5, 1)]
+    for small, large in itertools.pairwise(order):
+        assert people(files[small]) < people(files[large])
+        whole_patients = files[large][files[large]["PatientID"].isin(people(files[small]))]
+        assert set(files[small]["Path"]) == set(whole_patients["Path"])
+
+
+def test_split_csv__keeps_official_rows(tmp_path: Path) -> None:
+    files = run(tmp_path, keep="Official", labels=["A"], shares={"val": 0.25})
+    official = make_table()
+    assert set(files["test"]["Path"]) == set(official["Path"][official["Official"] == "test"])
+    rest = official[official["Official"] != "test"]
+    assert len(people(files["val"])) == pytest.approx(0.25 * rest["PatientID"].nunique(), abs=1)
+
+
+def test_split_csv__page_counts_what_the_files_hold(tmp_path: Path) -> None:
+    files = run(tmp_path, labels=["A", "B"], fractions=[10])
+    page = (tmp_path / "out" / "README.md").read_text()
+    for name, column in (("rows", "Path"), ("patients", "PatientID")):
+        counts = [files[file][column].nunique() for file in ("train", "val", "test", "train_10")]
+        assert f"| {name} | {' | '.join(map(str, counts))} |" in page
+    cells = []
+    for file in ("train", "val", "test", "train_10"):
+        values = files[file]["B"].replace("1.0", "1").value_counts()
+        cells.append(" / ".join(str(values.get(cell, 0)) for cell in ("1", "0", "-1", "")))
+    assert f"| B | {' | '.join(cells)} |" in page
+    assert not re.search(r"\d{5}|\.png", page)
+
+
+def test_split_csv__rows_without_patient_stay_with_their_study_or_file(tmp_path: Path) -> None:
+    table = make_table(300)
+    table["PatientID"] = ""
+    table["StudyID"] = [f"s{number // 3}" if number < 150 else "" for number in range(300)]
+    table["Path"] = [f"{number // 2}.dcm" for number in range(300)]
+    table["Frame"] = [str(number % 2 + 1) for number in range(300)]
+    files = run(tmp_path, table)
+    where = pd.concat([part.assign(Where=name) for name, part in files.items()])
+    named = where[where["StudyID"] != ""]
+    assert named.groupby("StudyID")["Where"].nunique().max() == 1
+    assert where[where["StudyID"] == ""].groupby("Path")["Where"].nunique().max() == 1
+    assert "300 rows name no patient" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_split_csv__tables_without_path_or_patient(tmp_path: Path) -> None:
+    table = make_table()[["A", "B"]].assign(Name=[f"row {number // 2}" for number in range(600)])
+    assert sum(map(len, run(tmp_path, table).values())) == 600
+    grouped = run(tmp_path, table, "named", group="Name")
+    assert not set(grouped["train"]["Name"]) & set(grouped["test"]["Name"])
+
+
+def test_split_csv__labels_with_one_class_are_named(tmp_path: Path) -> None:
+    table = make_table()
+    table["Rare"] = ["1", *"0" * 599]
+    run(tmp_path, table, labels=["A", "Rare"])
+    lines = [line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "Only one class" in line]
+    assert len(lines) == 2
+    assert all(line.endswith("stand: Rare.") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "part"),
+    [
+        ({"labels": ["a"]}, ManifestError, "no column 'a'; did you mean 'A'"),
+        ({"labels": ["Official"]}, ManifestError, "'Official' must be 1, 0, -1"),
+        ({"group": "Patient"}, SettingsError, "no column 'Patient'; did you mean 'PatientID'"),
+        ({"keep": "Offical"}, SettingsError, "did you mean 'Official'"),
+        ({"keep": "A"}, ManifestError, "row 2: 'A' must be train, val, test or blank"),
+        ({"keep": "Official", "shares": {"test": 0.1}}, SettingsError, "leave --test out"),
+        ({"shares": {"val": 0.5, "test": 0.5}}, SettingsError, "sum must be below 1"),
+        ({"shares": {"val": -0.1}}, SettingsError, "neither can be negative"),
+        ({"fractions": [0]}, SettingsError, "--fractions: 0 is not a percentage"),
+        ({"fractions": [100]}, SettingsError, "train.csv is 100"),
+    ],
+)
+def test_split_csv__refused(tmp_path: Path, options: dict[str, Any], error: type[MedmocoError], part: str) -> None:
+    with pytest.raises(error, match=re.escape(part)) as caught:
+        run(tmp_path, **options)
+    assert len(str(caught.value).splitlines()) <= 5
+    assert not (tmp_path / "out").exists()
+
+
+def test_split_csv__shared_patients_of_a_kept_split_are_refused(tmp_path: Path) -> None:
+    table = make_table()
+    table.loc[table["PatientID"] == table["PatientID"][0], "Official"] = ""
+    table.loc[0, "Official"] = "test"
+    with pytest.raises(ManifestError, match="1 patients of the official split's rows have rows elsewhere"):
+        run(tmp_path, table, keep="Official")
+
+
+def test_split_csv__folder_in_use(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(SettingsError, match="not an empty folder"):
+        run(tmp_path)
+
+
+def test_split_csv__empty(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no rows below the header"):
+        run(tmp_path, make_table().iloc[:0])
+
+
+def test_patient_ids__blank_ids_never_meet_named_ones() -> None:
+    table = pd.DataFrame({"PatientID": ["a.png", "", " "], "Path": ["x.png", "a.png", "b.png"]})
+    ids, unnamed = patient_ids(table)
+    assert unnamed == 2
+    assert ids.nunique() == 3
+
+
+def test_assign__official_rows_are_not_drawn() -> None:
+    patients = pd.Series([f"p{number}" for number in range(100)])
+    official = pd.Series(["val"] * 10 + [""] * 90)
+    splits = assign(patients, pd.DataFrame(index=patients.index), official, {"test": 0.5}, seed=0)
+    assert (splits[:10] == "val").all()
+    assert splits[10:].value_counts().to_dict() == {"train": 45, "test": 45}
+
+
+def test_counts_page__without_labels_is_two_lines() -> None:
+    table = pd.DataFrame({"Path": ["a", "b"]})
+    page = counts_page({"train": table}, pd.Series(["1", "1"]), pd.DataFrame(index=table.index))
+    assert page.splitlines()[2:] == ["| rows | 2 |", "| patients | 1 |"]
+
+
+def test_write_folder__says_why_it_cannot(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="cannot write to"):
+        write_folder(tmp_path / "file" / "out", {}, "page")
