@@ -12,11 +12,14 @@ data/                   CSV row to batch of views
     tables.py           bounded, reproducible table files
     manifest.py         rows, labels, patients, splits
     where.py            conditions on rows
+    places.py           files there, inside the root
     splits.py           patients to splits and fractions
     split_files.py      split tables and their counts
     headers.py          DICOM headers to table columns
     source.py           a public data set's folder
     preparation.py      public data sets to manifests
+    limits.py           what is refused before decoding
+    structure.py        what streams claim before decoding
     images.py           file to grayscale array
     dicom.py            DICOM to grayscale array
     grey_levels.py      windows, polarity, bit depth

@@ -75,6 +75,21 @@ class DataSettings(Settings):
     max_pixels: Count = 100_000_000
     """Larger images are refused before decoding. Source: the largest detector plates hold some 30 million pixels."""
 
+    max_bytes: Count = 2_000_000_000
+    """Larger files are refused unopened. Source: tomosynthesis and ultrasound loops reach 1 to 2 GB."""
+
+    max_frames: Count = 10_000
+    """Files of more frames are refused before decoding. Source: enhanced CT and MR series hold some thousands."""
+
+    decode_seconds: Positive = 60.0
+    """`check` and `pack` give up a file after this time. Source: measured, JPEG 2000 takes 0.2 s per million pixels."""
+
+    decode_megabytes: Annotated[Int, Field(ge=64)] = 4096
+    """`check` and `pack` give up a file above it. Source: measured, an image of `max_pixels` takes up to 1,600."""
+
+    allow_symlinks: bool = False
+    """Symbolic links may lead out of `root`; those within it, and a root that is itself a link, always work."""
+
     workers: Annotated[Int, Field(ge=0)] = 2
     """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from medmoco.config import RunSettings, ViewSettings
 from medmoco.data import views as view_maker
 from medmoco.data.guarded import settle_worker
-from medmoco.data.images import Canvas, read_image, to_canvas
+from medmoco.data.images import Canvas, read_canvas
 from medmoco.data.manifest import Split
 from medmoco.data.order import BatchKey, StepOrder
 from medmoco.errors import ImageError, MedmocoError
@@ -101,21 +101,15 @@ def read_canvases(
     Raises:
         ImageError: a file cannot be used; names the manifest and the row, not the file.
     """
-    data = settings.data
     canvases, notices = [], []
     for sample in samples:
         where = f"{split.csv.name} row {split.rows[sample]}"
         try:
-            image = read_image(
-                split.files[sample],
-                frame=int(split.frames[sample]),
-                window=data.window,
-                max_pixels=data.max_pixels,
-            )
+            canvas, remarks = read_canvas(split.files[sample], int(split.frames[sample]), settings.data)
         except ImageError as error:
             raise ImageError(f"{where}: {error}") from None
-        canvases.append(to_canvas(image, data.canvas_size, data.bit_depth))
-        notices += [f"{where}: {notice}" for notice in image.notices]
+        canvases.append(canvas)
+        notices += [f"{where}: {remark}" for remark in remarks]
     return canvases, tuple(notices)
 
 

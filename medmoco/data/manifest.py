@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.dtypes import StringDType
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, LabelPolicy
@@ -40,13 +41,14 @@ class Split:
         name: train, val or test.
         csv: The file that the rows come from.
         rows: (N,) int64, the row of each record in that file.
-        files: (N,) object, root and Path joined.
+        files: (N,) StringDType, root and Path joined. Not Python strings: touching one writes its reference count, so
+            that workers, which share this memory at first, would copy it bit by bit.
         frames: (N,) int64, from 1.
         patients: (N,) int64, one code per patient, the same in all splits that were loaded together.
         label_names: L names in the order of the settings.
         labels: (N, L) float32, 0, 1 or NaN, after the policy of each label.
         raw_labels: (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file.
-        table: N records, every column as text.
+        table: N records, every column as text; labels, which repeat a few texts, as pandas categories of it.
         sha256: Of the file.
         notices: What a user should know about these rows.
     """
@@ -54,7 +56,7 @@ class Split:
     name: str
     csv: Path
     rows: NDArray[np.int64]
-    files: NDArray[np.object_]
+    files: NDArray[Any]
     frames: NDArray[np.int64]
     patients: NDArray[np.int64]
     label_names: tuple[str, ...]
@@ -101,7 +103,7 @@ class _Csv:
 
 
 def load_manifest(data: DataSettings, names: Sequence[str] = SPLITS) -> dict[str, Split]:
-    """Read and check the splits; the files themselves are not touched, see `check_files`.
+    """Read and check the splits; the files themselves are not touched, see `medmoco.data.places`.
 
     Args:
         data: Where the manifest and the images are, and the labels.
@@ -134,21 +136,6 @@ def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd
     return file.table.set_axis(file.rows), pd.DataFrame(values, index=file.rows, dtype=float)
 
 
-def check_files(split: Split) -> None:
-    """Look for every file on disk.
-
-    Raises:
-        ManifestError: some are missing; gives the count and the first three rows.
-    """
-    missing = [row for row, file in zip(split.rows, split.files, strict=True) if not os.path.isfile(file)]
-    if missing:
-        first = ", ".join(str(row) for row in missing[:3])
-        raise ManifestError(
-            f"{split.csv}: {len(missing)} of {len(split)} {split.name} files do not exist (rows {first}"
-            f"{', ...' if len(missing) > 3 else ''});\ncheck data.root and the Path column"
-        )
-
-
 def select_where(split: Split, expression: str) -> Split:
     """Return the rows that meet an expression such as "Pneumonia == 1"; its grammar is in `medmoco.data.where`.
 
@@ -169,7 +156,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, _Csv]:
     """Return the records of each split, with their Paths checked."""
     manifest = data.manifest
     if manifest.is_dir():
-        files = {name: _read_csv(_split_file(manifest, name)) for name in names}
+        files = {name: _read_csv(_split_file(manifest, name), data.labels) for name in names}
         for file in files.values():
             _check_paths(file, ["Path", "Frame"])
             if not len(file.rows):
@@ -180,7 +167,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, _Csv]:
             f"data.manifest: {manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
             "or one CSV with a Split column"
         )
-    whole = _read_csv(manifest)
+    whole = _read_csv(manifest, data.labels)
     _check_paths(whole, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"])
     return _by_split(whole, names)
 
@@ -207,12 +194,17 @@ def _by_split(whole: _Csv, names: Sequence[str]) -> dict[str, _Csv]:
     return files
 
 
-def _read_csv(path: Path) -> _Csv:
-    """Read a file as text cells, refusing any row that a lenient reader would pad, cut or guess at."""
+def _read_csv(path: Path, repetitive: Iterable[str] = ()) -> _Csv:
+    """Read a file as text cells, refusing any row that a lenient reader would pad, cut or guess at.
+
+    Args:
+        path: The file.
+        repetitive: Columns of few distinct texts, to be held in a byte a cell instead of eight.
+    """
     raw = read_bytes(path)
-    text = _decode(path, raw)
-    header, separator = _header(path, text)
-    widths = _record_widths(path, text, separator)
+    _check_text(path, raw)
+    header, separator = _header(path, raw[:1_000_000].decode("utf-8-sig", errors="ignore"))
+    widths = _record_widths(path, raw, separator)
     odd = (widths != len(header)) & (widths != 0)  # 0 is an empty line
     if odd.any():
         row = int(odd.argmax())
@@ -221,31 +213,32 @@ def _read_csv(path: Path) -> _Csv:
             f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
         )
     table = pd.read_csv(
-        io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
-    )
+        io.BytesIO(raw), encoding="utf-8-sig", sep=separator, dtype=str, keep_default_na=False,
+        skip_blank_lines=False, index_col=False,
+    )  # fmt: skip
+    for name in table.columns.intersection(list(repetitive)):
+        table[name] = table[name].astype("category")  # not by read_csv, which makes numbers of such texts
     filled = widths[1:] > 0
     rows = np.arange(2, len(widths) + 1, dtype=np.int64)
     return _Csv(path, table[filled], rows[filled], hashlib.sha256(raw).hexdigest())
 
 
-def _decode(path: Path, raw: bytes) -> str:
+def _check_text(path: Path, raw: bytes) -> None:
     if not raw.strip():
         raise ManifestError(f"{path}: the file is empty; its first row must name the columns, Path among them")
     try:
-        text = raw.decode("utf-8-sig")
+        raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         row = 1 + raw.count(b"\n", 0, error.start)
         raise ManifestError(f"{path}: line {row} is not UTF-8 text; save the file as 'CSV UTF-8'") from None
-    if "\0" in text:
-        line = 1 + text.count("\n", 0, text.index("\0"))
+    if b"\0" in raw:
+        line = 1 + raw.count(b"\n", 0, raw.index(b"\0"))
         raise ManifestError(f"{path}: line {line} holds a NUL byte; the file is damaged or not a CSV, export it again")
-    return text
 
 
-def _header(path: Path, text: str) -> tuple[list[str], str]:
+def _header(path: Path, start: str) -> tuple[list[str], str]:
     """Return the column names and the separator, which is the one that yields a Path column or most columns."""
     headers = {}
-    start = text[:1_000_000]
     for separator in (",", ";", "\t"):
         try:
             headers[separator] = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True))
@@ -262,9 +255,11 @@ def _header(path: Path, text: str) -> tuple[list[str], str]:
     return header, separator
 
 
-def _record_widths(path: Path, text: str, separator: str) -> NDArray[np.int32]:
+def _record_widths(path: Path, raw: bytes, separator: str) -> NDArray[np.int32]:
     """Count the cells of every record: pandas pads short rows with blanks and may cut long ones without a word."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    # Decoded piece by piece, here and by pandas: the whole text takes up to four bytes a letter.
+    lines = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline="")
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     widths: list[int] = []
     try:
         widths.extend(map(len, reader))
@@ -290,7 +285,7 @@ def _require(file: _Csv, column: str, remedy: str) -> None:
 
 def _check_paths(file: _Csv, key: list[str]) -> None:
     _require(file, "Path", "it must hold each image's path below data.root")
-    paths = file.table["Path"]
+    paths = file.table["Path"].tolist()
     joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
     if any(alarm in joined for alarm in _PATH_ALARMS):
         reasons = np.array([_path_fault(path) for path in paths], dtype=object)
@@ -318,7 +313,7 @@ def _path_fault(path: str) -> str:
 def _cell_values(file: _Csv, column: str, known: dict[str, float], what: str) -> NDArray[np.float64]:
     """Translate the cells of a column by `known`, once per distinct text; NaN in `known` stays NaN."""
     codes, texts = pd.factorize(file.table[column])
-    cells = [text.strip() for text in texts]
+    cells = [text.strip() for text in texts.tolist()]
     file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what)
     return np.array([known[cell] for cell in cells], np.float64)[codes]
 
@@ -356,7 +351,7 @@ def _make_split(name: str, file: _Csv, patients: NDArray[np.int64], own_patient:
         name=name,
         csv=file.path,
         rows=file.rows,
-        files=np.array([root + path for path in file.table["Path"]], dtype=object),
+        files=np.strings.add(root, file.table["Path"].to_numpy(object).astype(StringDType())),
         frames=_frames(file),
         patients=patients,
         label_names=tuple(data.labels),
@@ -373,7 +368,7 @@ def _patient_codes(files: Sequence[_Csv]) -> tuple[list[NDArray[np.int64]], list
     blanks = [pd.Series([""] * len(file.rows), dtype=object) for file in files]
     ids = pd.concat([file.table.get("PatientID", blank) for file, blank in zip(files, blanks, strict=True)])
     codes, texts = pd.factorize(ids)
-    unnamed = np.array([not text.strip() for text in texts], dtype=bool)[codes]
+    unnamed = np.array([not text.strip() for text in texts.tolist()], dtype=bool)[codes]
     codes[unnamed] = len(texts) + np.arange(unnamed.sum())
     codes = pd.factorize(codes)[0]  # dense again
     ends = np.cumsum([len(file.rows) for file in files])[:-1]
@@ -386,7 +381,9 @@ def _with_overlaps(splits: dict[str, Split]) -> dict[str, Split]:
         notices = []
         if shared := len(np.intersect1d(splits[one].patients, splits[other].patients)):
             notices.append(f"{shared} patients are in both {one} and {other}: scores will be too good")
-        images = [pd.MultiIndex.from_arrays([splits[name].files, splits[name].frames]) for name in (one, other)]
+        images = [
+            pd.MultiIndex.from_arrays([splits[name].files.astype(object), splits[name].frames]) for name in (one, other)
+        ]
         if shared := int(images[0].isin(images[1]).sum()):
             notices.append(f"{shared} images are in both {one} and {other}: scores will be too good")
         for name in (one, other):

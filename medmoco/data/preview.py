@@ -12,6 +12,7 @@ from medmoco.config import RunSettings
 from medmoco.data.images import Canvas
 from medmoco.data.loading import read_canvases
 from medmoco.data.manifest import load_manifest
+from medmoco.data.places import check_files
 from medmoco.data.views import Pixels, draw, render, whole
 from medmoco.errors import SettingsError
 
@@ -40,6 +41,7 @@ def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6
     """
     found = load_manifest(settings.data, (split,))[split]
     samples = np.unique(np.linspace(0, len(found) - 1, images).astype(np.int64))
+    check_files(found.select(samples), settings.data)
     canvases, _ = read_canvases(found, samples, settings)
     tiles = _tiles(settings, canvases, samples, views)
     lines = [

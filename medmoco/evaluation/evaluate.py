@@ -15,6 +15,7 @@ from torch import nn
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest import Split, load_manifest, select_where
+from medmoco.data.places import check_files
 from medmoco.errors import SettingsError
 from medmoco.evaluation import metrics
 from medmoco.evaluation.features import Features, extract, thumbnails
@@ -134,6 +135,8 @@ def _load_splits(settings: RunSettings) -> tuple[dict[str, Split], list[str]]:
     splits = load_manifest(settings.data, ("train", *present))
     if settings.evaluate.where:
         splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
+    for split in splits.values():
+        check_files(split, settings.data)
     absent = [
         f"{name}: the manifest has no {name}.csv, nothing is scored there" for name in is_absent if is_absent[name]
     ]

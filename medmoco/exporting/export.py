@@ -18,6 +18,7 @@ from medmoco import __version__
 from medmoco.config import RunSettings
 from medmoco.data.loading import read_canvases, to_float
 from medmoco.data.manifest import Split, load_manifest
+from medmoco.data.places import check_files
 from medmoco.data.views import whole
 from medmoco.errors import CheckpointError, DataError, SettingsError
 from medmoco.exporting.card import gather, write_card
@@ -158,6 +159,7 @@ def _real_views(settings: RunSettings, train: Split | None) -> list[NDArray[Any]
         return []
     samples = np.unique(np.linspace(0, len(train) - 1, _REAL_IMAGES).astype(np.int64))
     try:
+        check_files(train.select(samples), settings.data)
         canvases, _ = read_canvases(train, samples, settings)
     except DataError:
         return []

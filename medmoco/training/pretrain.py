@@ -15,8 +15,9 @@ from torch import Tensor
 
 from medmoco.config import RunSettings, as_tree, to_yaml
 from medmoco.data.loading import Batch, to_float, training_batches
-from medmoco.data.manifest import Split, check_files, load_manifest
+from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
+from medmoco.data.places import check_files
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.models.batch_norm import split_batch_norm
@@ -112,7 +113,8 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
         torch.set_num_threads(settings.train.threads)
     splits = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
     _check_sizes(len(splits["train"]), settings)
-    check_files(splits["train"])
+    for split in splits.values():
+        check_files(split, settings.data)
     digest = splits["train"].sha256
 
     saved: dict[str, Any] | None = None

@@ -87,6 +87,7 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
         return {name: made_features(split, name) for name in encoders}, ()
 
     monkeypatch.setattr(module, "load_manifest", lambda _, names: {name: found[name] for name in names})
+    monkeypatch.setattr(module, "check_files", lambda split, data: None)
     monkeypatch.setattr(module, "load_backbone", lambda source, *_: (nn.Identity(), {"kind": source, "step": 7}))
     monkeypatch.setattr(module, "extract", extract)
     return found
