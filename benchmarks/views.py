@@ -15,11 +15,12 @@ from torchvision import io, transforms
 from torchvision.transforms import v2
 
 from benchmarks.turns import report, seconds_per_round
-from medmoco.config import RECIPES, ViewSettings
-from medmoco.data.images import Canvas, read_image, to_canvas
+from medmoco.config import RECIPES, DataSettings, ViewSettings
+from medmoco.data.images import Canvas, read_canvas
 from medmoco.data.views import draw, render
 
 IMAGES, ROUNDS, CANVAS = 16, 5, 256
+DATA = DataSettings(manifest=Path(), root="", canvas_size=CANVAS)
 
 
 def published() -> Callable[[Image.Image], torch.Tensor]:
@@ -73,7 +74,7 @@ def run() -> None:
             title = f"two views from 1024-pixel {suffix.upper()} files, one core"
             report(title, times, per_round=IMAGES, unit="images", reference="published recipe (PIL, RGB)")
 
-        canvases = [to_canvas(read_image(file), CANVAS, 8) for file in files] * 4  # a usual batch of 64
+        canvases = [read_canvas(file, 1, DATA)[0] for file in files] * 4  # a usual batch of 64
         pictures = [Image.fromarray(canvas.pixels) for canvas in canvases]
         tensors = [torch.from_numpy(canvas.pixels)[None] for canvas in canvases]
         recipe, gray = published(), torchvision_gray()
@@ -97,8 +98,8 @@ def _from_files(files: list[Path]) -> dict[str, Callable[[], object]]:
         "torchvision v2, grayscale": lambda: [
             gray(image) for file in files for image in [io.decode_image(str(file), io.ImageReadMode.GRAY)] * 2
         ],
-        "medmoco, moco_v2": lambda: ours([to_canvas(read_image(f), CANVAS, 8) for f in files], "moco_v2"),
-        "medmoco, xray": lambda: ours([to_canvas(read_image(f), CANVAS, 8) for f in files], "xray"),
+        "medmoco, moco_v2": lambda: ours([read_canvas(f, 1, DATA)[0] for f in files], "moco_v2"),
+        "medmoco, xray": lambda: ours([read_canvas(f, 1, DATA)[0] for f in files], "xray"),
     }
 
 

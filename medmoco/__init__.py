@@ -10,19 +10,36 @@ data/                   CSV row to batch of views
     thorax.py           an analytic chest
     solids.py           rays through ellipsoids and tubes
     tables.py           bounded, reproducible table files
+    csv_file.py         CSV to rows of text
     manifest.py         rows, labels, patients, splits
     where.py            conditions on rows
+    places.py           files there, inside the root
     splits.py           patients to splits and fractions
     split_files.py      split tables and their counts
     headers.py          DICOM headers to table columns
     source.py           a public data set's folder
     preparation.py      public data sets to manifests
+    limits.py           what is refused before decoding
+    structure.py        what streams claim before decoding
+    overlap.py          what two splits share
     images.py           file to grayscale array
     dicom.py            DICOM to grayscale array
     grey_levels.py      windows, polarity, bit depth
     guarded.py          crashes, hangs cost one item
+    fingerprints.py     equal and nearly equal images
+    examine.py          facts about every file
+    findings.py         what is wrong with rows
+    screen.py           findings on one screen
+    audit.py            wires check
+    progress.py         how far a pass has come
     order.py            counted randomness, sample order
     views.py            canvas to augmented view
+    pack.py             decode-once canvases, found by Path
+    pack_shards.py      images to one shard
+    pack_writing.py     manifest to pack, resumable
+    pack_dask.py        shards on a Dask cluster
+    pack_cache.py       pack at a URL, copied
+    stopping.py         Ctrl-C and SIGTERM as flag
     loading.py          workers, batches, normalisation
     preview.py          pictures of views, on demand
 models/                 encoders and momentum contrast
@@ -36,8 +53,11 @@ training/               the loop and its surroundings
     runlog.py           metrics, TensorBoard, progress
     engine.py           the only training loop
     pretrain.py         wires a pretraining run
+    bench.py            what holds training up
 evaluation/             frozen features to scores
     features.py         frozen encoder to features
+    leakage.py          test rows already learned from
+    shortcuts.py        labels told without the image
     metrics.py          AUROC with patient-level intervals
     probes.py           linear probe and kNN
     monitor.py          kNN AUROC while training

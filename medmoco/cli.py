@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from medmoco import config
-from medmoco.errors import MedmocoError, SettingsError, Stopped
+from medmoco.errors import DataError, MedmocoError, SettingsError, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,6 +96,78 @@ def preview(
 
 
 @app.command()
+def check(
+    config_file: Config,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report and the list of bad rows [OUT-check].")
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="YAML file or manifest of other pretraining data, to seek in val and test. Repeatable."),
+    ] = None,
+) -> None:
+    """Read every row and file, and say what is wrong with them."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.data.audit import audit
+    from medmoco.evaluation.shortcuts import find_shortcuts
+
+    folder = out or settings.out.with_name(f"{settings.out.name}-check")
+    report = audit(settings, folder, against or (), find_shortcuts)
+    print(report.text, end="")
+    if report.faults:
+        kinds = ", ".join(dict.fromkeys(fault.kind for fault in report.faults))
+        raise DataError(f"faults were found ({kinds}); the rows with their reasons are in {folder / 'rows.csv'}")
+    print(f"no faults; the report and the list of rows are in {folder}")
+
+
+@app.command()
+def pack(
+    config_file: Config,
+    out: Annotated[str | None, typer.Option(help="Folder of the pack; without it, data.pack.")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers do it.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Decode every image once, into files that training maps; go on with or check a pack that is there."""
+    settings = config.load(config_file, overrides or ())
+    folder = out or settings.data.pack
+    if folder is None or "://" in folder:
+        raise SettingsError("give --out, or set data.pack to the folder that the pack shall be in")
+    failed = _make_pack(settings, Path(folder), dask)
+    if failed:
+        raise DataError(
+            f"{failed} images could not be packed; failed.csv in the pack lists their rows and why.\n"
+            "The pack is complete without them. Mend the files and run the command again, take the rows out of the\n"
+            "manifest, or train with data.pack_failures=leave_out."
+        )
+    print(f"use it with data.pack={folder}")
+
+
+def _make_pack(settings: config.RunSettings, folder: Path, dask: str | None = None) -> int:
+    from medmoco.data.pack_writing import make_pack
+
+    if dask is None:
+        return make_pack(settings.data, folder, _say)
+    from medmoco.data.pack_dask import on_cluster
+
+    with on_cluster(dask) as write:
+        return make_pack(settings.data, folder, _say, write)
+
+
+@app.command()
+def bench(
+    config_file: Config,
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each of four measurements.")] = 20.0,
+) -> None:
+    """Measure on this machine what holds pretraining up, and say what would help."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.training.bench import bench as measure
+
+    print(measure(settings, seconds, _say))
+
+
+@app.command()
 def pretrain(
     config_file: Config,
     overrides: Overrides = None,
@@ -104,6 +176,10 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
+    place = settings.data.pack
+    if place and "://" not in place and not Path(place, "pack.json").is_file():
+        _say(f"data.pack: {place} is not there yet or unfinished; making it first")
+        _make_pack(settings, Path(place))
     from medmoco.evaluation.monitor import knn_monitor
     from medmoco.training.pretrain import pretrain as run
 

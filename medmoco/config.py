@@ -75,6 +75,30 @@ class DataSettings(Settings):
     max_pixels: Count = 100_000_000
     """Larger images are refused before decoding. Source: the largest detector plates hold some 30 million pixels."""
 
+    max_bytes: Count = 2_000_000_000
+    """Larger files are refused unopened. Source: tomosynthesis and ultrasound loops reach 1 to 2 GB."""
+
+    max_frames: Count = 10_000
+    """Files of more frames are refused before decoding. Source: enhanced CT and MR series hold some thousands."""
+
+    decode_seconds: Positive = 60.0
+    """`check` and `pack` give up a file after this time. Source: measured, JPEG 2000 takes 0.2 s per million pixels."""
+
+    decode_megabytes: Annotated[Int, Field(ge=64)] = 4096
+    """`check` and `pack` give up a file above it. Source: measured, an image of `max_pixels` takes up to 1,600."""
+
+    allow_symlinks: bool = False
+    """Symbolic links may lead out of `root`; those within it, and a root that is itself a link, always work."""
+    pack: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or URL (s3://, gs://, ...) of what `medmoco pack` made: canvases are read from it, not from the files.
+    `medmoco pretrain` makes a folder that is not there yet."""
+
+    pack_cache: Path | None = None
+    """Folder on a disk of this machine that a pack at a URL is copied to, once."""
+
+    pack_failures: Literal["refuse", "leave_out"] = "refuse"
+    """What to do about rows whose image could not be packed."""
+
     workers: Annotated[Int, Field(ge=0)] = 2
     """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""
 
@@ -298,6 +322,9 @@ class EvaluateSettings(Settings):
 
     neighbours: Count = 20
     """Neighbours of the kNN score."""
+
+    allow_leakage: bool = False
+    """Score a test split that shares patients or images with what was learned from; every score then says so."""
 
     bootstrap: Annotated[Int, Field(ge=100)] = 1000
     """Draws of patients behind every 95 % interval. Source: 1,000 or more is the convention."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medmoco import cli
 
-COMMANDS = {"config", "phantom", "split", "preview", "pretrain", "evaluate", "export"}
+COMMANDS = {"config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "evaluate", "export"}
 
 
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -46,6 +46,8 @@ def test_config__prints_the_tree() -> None:
         (["export", "--run", "absent", "--out", "x"], 4, "no run folder"),
         (["split", "--csv", "absent.csv", "--out", "x"], 3, "absent.csv: cannot be opened"),
         (["split", "--csv", "a.csv", "--out", "x", "--fractions", "1;5"], 2, "'1;5' is not a list of numbers"),
+        (["pack", "--config", "configs/cxr.yaml"], 2, "give --out, or set data.pack"),
+        (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
         (["evaluat"], 2, "No such command"),
     ],
 )
@@ -80,15 +82,40 @@ method: {{queue_size: 16}}
 train: {{epochs: 2, global_batch_size: 8, lr: 0.03, knn_every: 1}}
 evaluate: {{bootstrap: 100}}
 """)
+    said = call("check", "--config", file).stdout
+    assert "looked for and not found: file missing" in said
+    assert f"no faults; the report and the list of rows are in {tmp_path / 'run-check'}" in said
     call("preview", "--config", file, "--out", tmp_path / "views.png", "--images", 2, "--views", 3)
-    call("pretrain", "--config", file)
-    call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation")
+    made = call("pretrain", "--config", file, f"data.pack={tmp_path / 'pack'}")
+    assert f"data.pack: {tmp_path / 'pack'} is not there yet or unfinished; making it first" in made.stderr
+    assert "use it with data.pack=" in call("pack", "--config", file, "--out", tmp_path / "pack").stdout
+    call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation", f"data.pack={tmp_path / 'pack'}")
     call("export", "--run", run, "--out", tmp_path / "export")
     scores = json.loads((run / "evaluation" / "scores.json").read_text())
     assert {record["encoder"] for record in scores} == {"run", "untrained", "pixels"}
     assert {"encoder.safetensors", "encoder.onnx", "preprocessing.json", "parity.json", "MODEL_CARD.md"} <= {
         path.name for path in (tmp_path / "export").iterdir()
     }
+
+
+def test_check__ends_with_exit_code_3_after_the_whole_report(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    for name in ("secret1", "secret2"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "train.csv").write_text("Path,PatientID\nsecret1.png,hidden\n")
+    (tmp_path / "test.csv").write_text("Path,PatientID\nsecret2.png,hidden\nsecret3.png,other\n")
+    overrides = [f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels={}"]
+    done = call("check", "--config", "configs/demo.yaml", *overrides, "--out", tmp_path / "report", code=3)
+    assert "3 rows: train 1 of 1 patients, test 2 of 2 patients" in done.stdout
+    for kind in ("file missing", "patient in two splits", "pixels in two splits"):
+        assert f"fault             1  {kind}" in done.stdout
+        assert kind in done.stderr
+    assert done.stderr.startswith("medmoco: faults were found (file missing, ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stdout + done.stderr
+    assert "hidden" not in done.stdout + done.stderr
+    assert (tmp_path / "report/report.txt").read_text() == done.stdout
+    assert (tmp_path / "report/rows.csv").read_text().count("\n") > 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -139,3 +166,18 @@ def test_evaluate__real_films_give_the_known_score_of_raw_pixels(shared: Path, t
     assert pixels["auroc"] == pytest.approx(0.835, abs=0.01)
     assert pixels["auroc_low"] < pixels["auroc"] < pixels["auroc_high"]
     assert found["untrained", "test"]["auroc"] > 0.7
+
+
+def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(tmp_path: Path) -> None:
+    data, folder = tmp_path / "data", tmp_path / "pack"
+    call("phantom", "--out", data, "--patients", 10, "--image-size", 64)
+    next((data / "train").rglob("*.png")).write_bytes(b"")
+    settings = ["--config", "configs/demo.yaml", f"out={tmp_path / 'run'}", f"data.manifest={data}"]
+    settings += [f"data.root={data}/{{split}}", "data.labels={}"]
+    done = call("pack", "--out", folder, *settings, code=3)
+    assert "1 images could not be packed; failed.csv in the pack lists their rows and why" in done.stderr
+    assert (folder / "pack.json").is_file()
+    assert len(done.stderr.split("medmoco: ")[1].splitlines()) <= 5
+    refused = call("pretrain", *settings, f"data.pack={folder}", code=3)
+    assert "rows could not be packed (rows " in refused.stderr
+    assert len(refused.stderr.splitlines()) <= 5

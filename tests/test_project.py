@@ -25,7 +25,9 @@ from medmoco import config
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DEPENDENCIES = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
-DEV_DEPENDENCIES = [Requirement(line) for line in PYPROJECT["project"]["optional-dependencies"]["dev"]]
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+DEV_DEPENDENCIES = [Requirement(line) for line in EXTRAS["dev"]]
+OPTIONAL_DEPENDENCIES = [Requirement(line) for name in EXTRAS.keys() - {"dev"} for line in EXTRAS[name]]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MODULES = sorted((ROOT / "medmoco").rglob("*.py"))
 PAGES = ("README.md", "CONTRIBUTING.md", "manifests/README.md", "dataset_processing/README.md")
@@ -76,13 +78,19 @@ def _lines_of_code(path: Path) -> Iterator[str]:
         yield from (line.strip().removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines())
 
 
+def _shell_words(line: str) -> shlex.shlex:
+    words = shlex.shlex(line, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    return words
+
+
 def _medmoco_commands(path: Path) -> Iterator[list[str]]:
     """Yield the words after `medmoco` of each such command in a document's code blocks."""
     for line in _lines_of_code(path):
         if not re.search(r"\bmedmoco\s", line):
             continue
         words: list[str] = []
-        for word in [*shlex.shlex(line, posix=True, punctuation_chars=True), ";"]:
+        for word in [*_shell_words(line), ";"]:
             if set(word) <= set("();<>|&"):
                 if words[:1] == ["medmoco"]:
                     yield words[1:]
@@ -212,7 +220,7 @@ def test_help__imports_nothing_heavy() -> None:
 
 
 def test_dependencies__are_ranges() -> None:
-    for requirement in [*DEPENDENCIES, *DEV_DEPENDENCIES]:
+    for requirement in [*DEPENDENCIES, *OPTIONAL_DEPENDENCIES, *DEV_DEPENDENCIES]:
         operators = {clause.operator for clause in requirement.specifier}
         assert requirement.url is None, requirement
         assert ">=" in operators, requirement
@@ -220,7 +228,7 @@ def test_dependencies__are_ranges() -> None:
 
 
 def test_dependencies__every_import_is_declared() -> None:
-    declared = {canonicalize_name(requirement.name) for requirement in DEPENDENCIES}
+    declared = {canonicalize_name(requirement.name) for requirement in [*DEPENDENCIES, *OPTIONAL_DEPENDENCIES]}
     distributions = packages_distributions()
     undeclared = {
         f"{_name(path)}: {name}"
@@ -234,7 +242,7 @@ def test_dependencies__every_import_is_declared() -> None:
 def test_dependencies__page_explains_each() -> None:
     page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
     rows = set(re.findall(r"^\| `([\w-]+)`", page, flags=re.MULTILINE))
-    assert rows == {requirement.name for requirement in [*DEPENDENCIES, *DEV_DEPENDENCIES]}
+    assert rows == {requirement.name for requirement in [*DEPENDENCIES, *OPTIONAL_DEPENDENCIES, *DEV_DEPENDENCIES]}
 
 
 def test_environment__adds_only_python_to_pyproject() -> None:

@@ -6,8 +6,10 @@ Source: DICOM PS3.3 C.11 (modality, VOI, polarity) and PS3.5 A.4 (encapsulated f
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,9 +17,9 @@ import cv2
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
@@ -27,9 +29,11 @@ from pydicom.uid import (
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
     RLELossless,
 )
 
@@ -40,13 +44,13 @@ from medmoco.data.grey_levels import (
     GrayImage,
     Pixels,
     Window,
-    check_frame,
-    check_size,
     linear,
     quantise,
     rescale,
     spread,
 )
+from medmoco.data.limits import Limits, check_frame, check_size
+from medmoco.data.structure import check_codestream
 from medmoco.errors import ImageError
 
 NO_IMAGE_CLASSES = {
@@ -55,26 +59,27 @@ NO_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
     "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
 }
-_JPEG_FAMILY = {
-    *JPEGTransferSyntaxes,
-    *JPEGLSTransferSyntaxes,
-    *JPEG2000TransferSyntaxes,
-    HTJ2K,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
+# One for each, so that an image does not depend on which others are installed. GDCM, which would come first wherever it
+# can, is slower, and ends the process on some damaged streams; for lossless JPEG there is no other.
+_DECODERS = {
+    **dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "pillow"),
+    **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "gdcm"),
+    **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
+    **dict.fromkeys((*JPEG2000TransferSyntaxes, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, RLELossless), "pylibjpeg"),
 }
+_JPEG_FAMILY = _DECODERS.keys() - {RLELossless}
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
-def read_dicom(path: Path, frame: int, window: Window, max_pixels: int) -> GrayImage:
+def read_dicom(path: Path, frame: int, window: Window, limits: Limits) -> GrayImage:
     """Decode one frame; the arguments are those of `medmoco.data.images.read_image`.
 
     Raises:
         ImageError: damaged, cut off, too large, not an image, or stored in a syntax without a free decoder.
     """
     try:
-        with path.open("rb") as stream:
-            header, pixels = _decode_dicom(path, stream, frame, max_pixels)
+        with _Stream(FileIO(path)) as stream:
+            header, pixels = _decode_dicom(stream, frame, limits)
         if pixels.ndim == 3:
             return _color_image(pixels, int(header.BitsStored))
         return _grey_image(header, pixels, frame, window)
@@ -85,23 +90,41 @@ def read_dicom(path: Path, frame: int, window: Window, max_pixels: int) -> GrayI
         raise ImageError(f"the DICOM file cannot be decoded ({type(error).__name__}); {DAMAGED}") from None
 
 
-def _decode_dicom(path: Path, stream: BinaryIO, frame: int, max_pixels: int) -> tuple[Dataset, Pixels]:
+class _Stream(BufferedReader):
+    """Reads what is there: for a length of gigabytes in a damaged file, Python would reserve them first."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size and size > 2**16:
+            size = max(0, min(size, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def _decode_dicom(stream: BinaryIO, frame: int, limits: Limits) -> tuple[Dataset, Pixels]:
     """Return the header and the wanted frame: (H, W) stored values, or (H, W, 3) RGB."""
-    meta = read_file_meta_info(path)
+    stream.seek(132)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = UID(meta.get("TransferSyntaxUID") or "")
     if not syntax:
         raise ImageError(f"the DICOM file does not name its transfer syntax; {DAMAGED}")
     deflated = syntax == DeflatedExplicitVRLittleEndian
     if deflated:
-        _check_inflated_size(stream, 144 + int(meta.FileMetaInformationGroupLength), 2 * max_pixels + 2**24)
-    header = pydicom.dcmread(stream, stop_before_pixels=not deflated)
-    frames = _check_header(header, max_pixels)
-    check_frame(frame, frames)
+        header = _inflate(stream, 2 * limits.max_pixels + 2**24)
+        header.file_meta = FileMetaDataset(meta)
+    else:
+        stream.seek(0)
+        header = pydicom.dcmread(stream, stop_before_pixels=True)
+    frames = _check_header(header, limits)
+    check_frame(frame, frames, limits)
     if not deflated:
         _check_complete(stream, header, syntax, frame, frames)
     try:
-        pixels = pixel_array(header if deflated else stream, index=frame - 1)
+        source = header if deflated else stream
+        pixels = pixel_array(source, index=frame - 1, decoding_plugin=_DECODERS.get(syntax, ""))
     except (RuntimeError, NotImplementedError):
+        raise _undecodable(syntax) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the RLE decoder's Rust, and no Exception
+            raise
         raise _undecodable(syntax) from None
     if header.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, header)
@@ -109,25 +132,24 @@ def _decode_dicom(path: Path, stream: BinaryIO, frame: int, max_pixels: int) -> 
     return header, pixels
 
 
-def _check_inflated_size(stream: BinaryIO, offset: int, limit: int) -> None:
-    """Refuse a deflated dataset that is cut off, or a small file that inflates without bound."""
-    stream.seek(offset)
+def _inflate(stream: BinaryIO, limit: int) -> Dataset:
+    """Read a deflated dataset, unless it is cut off, or small and inflates without bound, as pydicom would let it."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflater.decompress(stream.read(), limit)
-    stream.seek(0)
+    plain = inflater.decompress(stream.read(limit), limit)
     if inflater.unconsumed_tail:
         raise ImageError(f"it inflates to more than {limit} bytes; raise data.max_pixels if it is meant to")
     if not inflater.eof:
         raise ImageError(f"the deflated DICOM file has no end; {DAMAGED}")
+    return read_dataset(BytesIO(plain), is_implicit_VR=False, is_little_endian=True)
 
 
-def _check_header(header: Dataset, max_pixels: int) -> int:
+def _check_header(header: Dataset, limits: Limits) -> int:
     """Refuse what is not a readable image; return the number of frames."""
     if kind := NO_IMAGE_CLASSES.get(str(header.get("SOPClassUID"))):
         raise ImageError(f"it is {kind}, not an image; take the row out of the CSV")
     if "Rows" not in header or "Columns" not in header:
         raise ImageError("the DICOM file holds no image (a report, or cut off); take the row out or fetch it again")
-    check_size(int(header.Columns), int(header.Rows), max_pixels)
+    check_size(int(header.Columns), int(header.Rows), limits)
     if header.get("PhotometricInterpretation") not in _PHOTOMETRIC:
         raise ImageError("its photometric interpretation is not supported; convert it to MONOCHROME2")
     if not 1 <= int(header.BitsStored) <= min(16, int(header.BitsAllocated)):
@@ -152,7 +174,7 @@ def _check_complete(stream: BinaryIO, header: Dataset, syntax: UID, frame: int, 
     if struct.unpack_from("<HH" if little else ">HH", element) != (0x7FE0, 0x0010):
         raise ImageError("its pixels are floating-point numbers, which is not supported; convert it to 16 bits")
     if syntax.is_encapsulated:
-        whole = _fragments_end(stream, size) and _frame_ends(stream, start + len(element), syntax, frame, frames)
+        whole = _fragments_end(stream, size)
     else:
         samples = int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel) * frames
         if header.PhotometricInterpretation == "YBR_FULL_422":
@@ -160,6 +182,13 @@ def _check_complete(stream: BinaryIO, header: Dataset, syntax: UID, frame: int, 
         whole = size - start - len(element) >= math.ceil(samples * int(header.BitsAllocated) / 8)
     if not whole:
         raise ImageError(f"the DICOM file ends inside its pixel data; {DAMAGED}")
+    if syntax in _JPEG_FAMILY:
+        stream.seek(start + len(element))
+        offsets = header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")
+        data = get_frame(
+            stream, frame - 1, number_of_frames=frames, extended_offsets=offsets if offsets[0] is not None else None
+        )
+        check_codestream(data, int(header.Columns), int(header.Rows), int(header.SamplesPerPixel))
     stream.seek(start)
 
 
@@ -174,20 +203,12 @@ def _fragments_end(stream: BinaryIO, size: int) -> bool:
     return False
 
 
-def _frame_ends(stream: BinaryIO, start: int, syntax: UID, frame: int, frames: int) -> bool:
-    """Say whether a JPEG, JPEG-LS or JPEG 2000 frame runs to its end marker, after which some writers pad."""
-    if syntax not in _JPEG_FAMILY:
-        return True
-    stream.seek(start)
-    return b"\xff\xd9" in get_frame(stream, frame - 1, number_of_frames=frames)[-16:]
-
-
 def _undecodable(syntax: UID) -> ImageError:
-    if syntax in {RLELossless, *_JPEG_FAMILY} - {JPEGExtended12Bit}:
+    if syntax != JPEGExtended12Bit and (syntax in _DECODERS or not syntax.is_encapsulated):
         return ImageError(f"its {syntax.name} pixels cannot be decoded; {DAMAGED}")
     return ImageError(
         f"its pixels are stored as {syntax.name},\n"
-        "which no freely licensed decoder reads at this depth; store it uncompressed first, such as with dcmdjpeg"
+        "which no freely licensed decoder reads at this depth; uncompress the file first (DCMTK: dcmdjpeg IN OUT)"
     )
 
 

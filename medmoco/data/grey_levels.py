@@ -8,11 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.errors import ImageError
-
 Pixels = NDArray[Any]
 Window = Literal["voi", "full"] | tuple[float, float]
 
+CONSTANT = "constant: all pixels have the same value"
 LUMA = "stored in colour; reduced to luma (ITU-R BT.601)"
 DAMAGED = "it is damaged or cut off; fetch it again from where it came from"
 
@@ -25,11 +24,13 @@ class GrayImage:
         pixels: (H, W) uint8 or uint16, brighter is denser as displayed.
         bits: White is 2**bits - 1.
         notices: What a user should know about how the pixels came about.
+        full_size: Height and width in the file, where the pixels were decoded at a reduced size.
     """
 
     pixels: Pixels
     bits: int
     notices: tuple[str, ...]
+    full_size: tuple[int, int] | None = None
 
 
 def dtype_of(bits: int) -> type[np.uint8] | type[np.uint16]:
@@ -74,20 +75,3 @@ def sigmoid(values: NDArray[np.float64], centre: float, width: float) -> NDArray
 
 
 WINDOWS = {"LINEAR": linear, "LINEAR_EXACT": linear_exact, "SIGMOID": sigmoid}
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse an image by the size in its header."""
-    if width < 1 or height < 1:
-        raise ImageError(f"the header says {width} x {height} pixels; {DAMAGED}")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{width} x {height} pixels are more than data.max_pixels = {max_pixels};\n"
-            "raise it if the image is meant to be that large"
-        )
-
-
-def check_frame(frame: int, frames: int) -> None:
-    """Refuse a frame that the file does not have."""
-    if not 1 <= frame <= frames:
-        raise ImageError(f"frame {frame} is asked for, but the file has {frames}; check the Frame column")

@@ -226,7 +226,10 @@ def _limits(seconds: float, megabytes: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # private, writable memory
-        resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + megabytes * 2**20, hard))
+        wanted = pages * resource.getpagesize() + megabytes * 2**20
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield

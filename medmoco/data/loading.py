@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medmoco.config import RunSettings, ViewSettings
+from medmoco.config import DataSettings, RunSettings, ViewSettings
 from medmoco.data import views as view_maker
+from medmoco.data.fingerprints import canvas_digest
 from medmoco.data.guarded import settle_worker
-from medmoco.data.images import Canvas, read_image, to_canvas
+from medmoco.data.images import Canvas, read_canvas
 from medmoco.data.manifest import Split
 from medmoco.data.order import BatchKey, StepOrder
-from medmoco.errors import ImageError, MedmocoError
+from medmoco.data.pack import PackedRows, open_pack, packed_rows, usable_rows
+from medmoco.data.pack_cache import local_folder
+from medmoco.data.places import check_files
+from medmoco.errors import DataError, ImageError, MedmocoError
+
+Samples = NDArray[np.int64]  # (B,) positions in a split
+CanvasReader = Callable[[Samples], tuple[list[Canvas], tuple[str, ...]]]
 
 
 @dataclass
@@ -31,6 +40,7 @@ class Batch:
         step: Of training; -1 in evaluation.
         epoch: Of training; -1 in evaluation.
         notices: What the reader remarked on, each with its row.
+        digests: In evaluation B of them, see `fingerprints.canvas_digest`.
     """
 
     views: list[Tensor]
@@ -38,6 +48,7 @@ class Batch:
     step: int = -1
     epoch: int = -1
     notices: tuple[str, ...] = ()
+    digests: tuple[bytes, ...] = ()
 
     def pin_memory(self) -> Batch:
         """Page-lock the views, so that the copy to a GPU overlaps with its work; called by DataLoader."""
@@ -52,13 +63,13 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
     """
 
     def __init__(self, split: Split, settings: RunSettings) -> None:
-        self.split = split
+        self.read = canvas_reader(split, settings.data)
         self.settings = settings
 
     def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
         settings = self.settings
         try:
-            canvases, notices = read_canvases(self.split, key.samples, settings)
+            canvases, notices = self.read(key.samples)
         except MedmocoError as error:
             return error
         drawn = [
@@ -77,46 +88,87 @@ class WholeDataset(Dataset[Batch | MedmocoError]):
     """Maps positions in a split to whole-image views."""
 
     def __init__(self, split: Split, settings: RunSettings, size: int) -> None:
-        self.split = split
-        self.settings = settings
+        self.read = canvas_reader(split, settings.data)
         self.size = size
 
     def __getitem__(self, samples: NDArray[np.int64]) -> Batch | MedmocoError:
         try:
-            canvases, notices = read_canvases(self.split, samples, self.settings)
+            canvases, notices = self.read(samples)
         except MedmocoError as error:
             return error
         views = np.stack([view_maker.whole(canvas, self.size) for canvas in canvases])[:, None]
-        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices)
+        digests = tuple(canvas_digest(canvas) for canvas in canvases)
+        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests)
 
 
-def read_canvases(
-    split: Split, samples: NDArray[np.int64], settings: RunSettings
-) -> tuple[list[Canvas], tuple[str, ...]]:
-    """Decode samples to canvases.
+def check_images(split: Split, data: DataSettings) -> Split:
+    """Make sure that every row has an image: a file, or a canvas in the pack.
 
     Returns:
-        The canvases, and the reader's notices with their rows.
+        The split, without the rows that the pack has failed where data.pack_failures says so; a notice counts them.
+
+    Raises:
+        ManifestError: files do not exist.
+        SettingsError: the pack is not there or was made with other settings.
+        DataError: the pack lacks rows, or is damaged.
+    """
+    if not data.pack:
+        check_files(split, data)
+        return split
+    usable = usable_rows(open_pack(local_folder(data), data), split, data)
+    if usable.all():
+        return split
+    left_out = f"{split.name}: {(~usable).sum()} of {len(split)} rows are left out, their images could not be packed"
+    kept = split.select(usable)
+    digest = hashlib.sha256(f"{split.sha256} {kept.rows.tolist()}".encode()).hexdigest()
+    return replace(kept, sha256=digest, notices=(*split.notices, left_out))
+
+
+def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
+    """Return what turns samples, (B,) positions in the split, into canvases and the reader's notices with their rows.
+
+    Raises:
+        SettingsError, DataError: the pack cannot be used.
+    """
+    if not data.pack:
+        return partial(_read_files, split, data)
+    return partial(_read_packed, split, packed_rows(open_pack(local_folder(data), data), split, data))
+
+
+def read_canvases(split: Split, samples: Samples, settings: RunSettings) -> tuple[list[Canvas], tuple[str, ...]]:
+    """Read a few samples; see `canvas_reader`.
 
     Raises:
         ImageError: a file cannot be used; names the manifest and the row, not the file.
+        SettingsError, DataError: the pack cannot be used.
     """
-    data = settings.data
+    return canvas_reader(split, settings.data)(samples)
+
+
+def _read_files(split: Split, data: DataSettings, samples: Samples) -> tuple[list[Canvas], tuple[str, ...]]:
     canvases, notices = [], []
     for sample in samples:
-        where = f"{split.csv.name} row {split.rows[sample]}"
         try:
-            image = read_image(
-                split.files[sample],
-                frame=int(split.frames[sample]),
-                window=data.window,
-                max_pixels=data.max_pixels,
-            )
+            canvas, remarks = read_canvas(split.files[sample], int(split.frames[sample]), data)
         except ImageError as error:
-            raise ImageError(f"{where}: {error}") from None
-        canvases.append(to_canvas(image, data.canvas_size, data.bit_depth))
-        notices += [f"{where}: {notice}" for notice in image.notices]
+            raise ImageError(f"{_where(split, sample)}: {error}") from None
+        canvases.append(canvas)
+        notices += [f"{_where(split, sample)}: {notice}" for notice in remarks]
     return canvases, tuple(notices)
+
+
+def _read_packed(split: Split, rows: PackedRows, samples: Samples) -> tuple[list[Canvas], tuple[str, ...]]:
+    canvases = []
+    for sample in samples:
+        try:
+            canvases.append(rows.read(sample))
+        except DataError as error:
+            raise DataError(f"{_where(split, sample)}: {error}") from None
+    return canvases, ()
+
+
+def _where(split: Split, sample: int) -> str:
+    return f"{split.csv.name} row {split.rows[sample]}"
 
 
 def training_batches(split: Split, settings: RunSettings, order: StepOrder, start_step: int) -> Iterator[Batch]:

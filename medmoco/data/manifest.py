@@ -6,24 +6,21 @@ hold line breaks is one row. Messages and notices carry row numbers, never a Pat
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.dtypes import StringDType
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, LabelPolicy
-from medmoco.data.tables import read_bytes
-from medmoco.data.where import did_you_mean, matching_rows
+from medmoco.data.csv_file import CsvFile, read_csv
+from medmoco.data.where import matching_rows
 from medmoco.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
@@ -40,13 +37,14 @@ class Split:
         name: train, val or test.
         csv: The file that the rows come from.
         rows: (N,) int64, the row of each record in that file.
-        files: (N,) object, root and Path joined.
+        files: (N,) StringDType, root and Path joined. Not Python strings: touching one writes its reference count, so
+            that workers, which share this memory at first, would copy it bit by bit.
         frames: (N,) int64, from 1.
         patients: (N,) int64, one code per patient, the same in all splits that were loaded together.
         label_names: L names in the order of the settings.
         labels: (N, L) float32, 0, 1 or NaN, after the policy of each label.
         raw_labels: (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file.
-        table: N records, every column as text.
+        table: N records, every column as text; labels, which repeat a few texts, as pandas categories of it.
         sha256: Of the file.
         notices: What a user should know about these rows.
     """
@@ -54,7 +52,7 @@ class Split:
     name: str
     csv: Path
     rows: NDArray[np.int64]
-    files: NDArray[np.object_]
+    files: NDArray[Any]
     frames: NDArray[np.int64]
     patients: NDArray[np.int64]
     label_names: tuple[str, ...]
@@ -81,27 +79,8 @@ class Split:
         )
 
 
-@dataclass(frozen=True)
-class _Csv:
-    """One file: its records as text, and the row of each."""
-
-    path: Path
-    table: pd.DataFrame
-    rows: NDArray[np.int64]
-    sha256: str
-
-    def select(self, mask: NDArray[np.bool_]) -> _Csv:
-        return replace(self, table=self.table[mask], rows=self.rows[mask])
-
-    def refuse(self, bad: NDArray[np.bool_], what: str) -> None:
-        """Raise ManifestError for the first bad row, if there is one; `what` ends the sentence and says the remedy."""
-        if bad.any():
-            more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
-            raise ManifestError(f"{self.path}: row {self.rows[bad.argmax()]}{more}: {what}")
-
-
 def load_manifest(data: DataSettings, names: Sequence[str] = SPLITS) -> dict[str, Split]:
-    """Read and check the splits; the files themselves are not touched, see `check_files`.
+    """Read and check the splits; the files themselves are not touched, see `medmoco.data.places`.
 
     Args:
         data: Where the manifest and the images are, and the labels.
@@ -115,7 +94,16 @@ def load_manifest(data: DataSettings, names: Sequence[str] = SPLITS) -> dict[str
     splits = {}
     for name, patients, own_patient in zip(names, codes, own, strict=True):
         splits[name] = _make_split(name, files[name], patients, own_patient, data)
-    return _with_overlaps(splits)
+    return splits
+
+
+def present_splits(data: DataSettings) -> tuple[str, ...]:
+    """Return which of train, val and test the manifest has; all where it has none, for `load_manifest` to refuse."""
+    if data.manifest.is_file() and "Split" in (table := read_csv(data.manifest).table):
+        named = set(table["Split"].str.strip().str.lower())
+    else:
+        named = {file.name.removesuffix(".gz").removesuffix(".csv") for file in data.manifest.glob("*.csv*")}
+    return tuple(name for name in SPLITS if name in named) or SPLITS
 
 
 def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -127,26 +115,11 @@ def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd
     Raises:
         ManifestError: the file, a row or a label cell cannot be used; names the file and the row.
     """
-    file = _read_csv(path)
+    file = read_csv(path)
     for label in labels:
-        _require(file, label, "labels must name columns of the CSV")
+        file.require(label, "labels must name columns of the CSV")
     values = {label: _label_values(file, label) for label in labels}
     return file.table.set_axis(file.rows), pd.DataFrame(values, index=file.rows, dtype=float)
-
-
-def check_files(split: Split) -> None:
-    """Look for every file on disk.
-
-    Raises:
-        ManifestError: some are missing; gives the count and the first three rows.
-    """
-    missing = [row for row, file in zip(split.rows, split.files, strict=True) if not os.path.isfile(file)]
-    if missing:
-        first = ", ".join(str(row) for row in missing[:3])
-        raise ManifestError(
-            f"{split.csv}: {len(missing)} of {len(split)} {split.name} files do not exist (rows {first}"
-            f"{', ...' if len(missing) > 3 else ''});\ncheck data.root and the Path column"
-        )
 
 
 def select_where(split: Split, expression: str) -> Split:
@@ -165,11 +138,11 @@ def select_where(split: Split, expression: str) -> Split:
 # Reading
 
 
-def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, _Csv]:
+def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]:
     """Return the records of each split, with their Paths checked."""
     manifest = data.manifest
     if manifest.is_dir():
-        files = {name: _read_csv(_split_file(manifest, name)) for name in names}
+        files = {name: read_csv(_split_file(manifest, name), data.labels) for name in names}
         for file in files.values():
             _check_paths(file, ["Path", "Frame"])
             if not len(file.rows):
@@ -180,7 +153,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, _Csv]:
             f"data.manifest: {manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
             "or one CSV with a Split column"
         )
-    whole = _read_csv(manifest)
+    whole = read_csv(manifest, data.labels)
     _check_paths(whole, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"])
     return _by_split(whole, names)
 
@@ -196,8 +169,8 @@ def _split_file(manifest: Path, name: str) -> Path:
     raise ManifestError(f"data.manifest: {manifest} has no {name}.csv; it holds: {', '.join(found) or 'no CSV'}")
 
 
-def _by_split(whole: _Csv, names: Sequence[str]) -> dict[str, _Csv]:
-    _require(whole, "Split", "one CSV needs a Split column with train, val or test, or give a folder of three CSVs")
+def _by_split(whole: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
+    whole.require("Split", "one CSV needs a Split column with train, val or test, or give a folder of three CSVs")
     values = whole.table["Split"].str.strip().str.lower()
     whole.refuse(~values.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
     files = {name: whole.select((values == name).to_numpy()) for name in names}
@@ -207,90 +180,12 @@ def _by_split(whole: _Csv, names: Sequence[str]) -> dict[str, _Csv]:
     return files
 
 
-def _read_csv(path: Path) -> _Csv:
-    """Read a file as text cells, refusing any row that a lenient reader would pad, cut or guess at."""
-    raw = read_bytes(path)
-    text = _decode(path, raw)
-    header, separator = _header(path, text)
-    widths = _record_widths(path, text, separator)
-    odd = (widths != len(header)) & (widths != 0)  # 0 is an empty line
-    if odd.any():
-        row = int(odd.argmax())
-        raise ManifestError(
-            f"{path}: row {row + 1} has {widths[row]} cells, but the header has {len(header)};\n"
-            f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
-        )
-    table = pd.read_csv(
-        io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False
-    )
-    filled = widths[1:] > 0
-    rows = np.arange(2, len(widths) + 1, dtype=np.int64)
-    return _Csv(path, table[filled], rows[filled], hashlib.sha256(raw).hexdigest())
-
-
-def _decode(path: Path, raw: bytes) -> str:
-    if not raw.strip():
-        raise ManifestError(f"{path}: the file is empty; its first row must name the columns, Path among them")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = 1 + raw.count(b"\n", 0, error.start)
-        raise ManifestError(f"{path}: line {row} is not UTF-8 text; save the file as 'CSV UTF-8'") from None
-    if "\0" in text:
-        line = 1 + text.count("\n", 0, text.index("\0"))
-        raise ManifestError(f"{path}: line {line} holds a NUL byte; the file is damaged or not a CSV, export it again")
-    return text
-
-
-def _header(path: Path, text: str) -> tuple[list[str], str]:
-    """Return the column names and the separator, which is the one that yields a Path column or most columns."""
-    headers = {}
-    start = text[:1_000_000]
-    for separator in (",", ";", "\t"):
-        try:
-            headers[separator] = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True))
-        except csv.Error:
-            continue
-    if not headers:
-        raise ManifestError(f"{path}: row 1 has an unclosed quote; its first row must name the columns")
-    separator, header = max(headers.items(), key=lambda item: ("Path" in item[1], len(item[1])))
-    if not header:
-        raise ManifestError(f"{path}: row 1 is an empty line; it must name the columns, Path among them")
-    named = [name for name in header if name]
-    if twice := sorted({name for name in named if named.count(name) > 1}):
-        raise ManifestError(f"{path}: row 1 names the column {twice[0]!r} twice; rename one")
-    return header, separator
-
-
-def _record_widths(path: Path, text: str, separator: str) -> NDArray[np.int32]:
-    """Count the cells of every record: pandas pads short rows with blanks and may cut long ones without a word."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    widths: list[int] = []
-    try:
-        widths.extend(map(len, reader))
-    except csv.Error as error:
-        raise ManifestError(
-            f"{path}: row {len(widths) + 1} cannot be read: {error};\n"
-            'a double quote is left open or not doubled ("") inside a quoted cell'
-        ) from None
-    return np.array(widths, np.int32)
-
-
 # Checking
 
 
-def _require(file: _Csv, column: str, remedy: str) -> None:
-    if column in file.table.columns:
-        return
-    columns = [name for name in file.table.columns if not name.startswith("Unnamed: ")]
-    close = did_you_mean(column, columns)
-    shown = ", ".join(repr(name) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
-    raise ManifestError(f"{file.path}: no column {column!r}{close}; {remedy}\nthe columns are: {shown}")
-
-
-def _check_paths(file: _Csv, key: list[str]) -> None:
-    _require(file, "Path", "it must hold each image's path below data.root")
-    paths = file.table["Path"]
+def _check_paths(file: CsvFile, key: list[str]) -> None:
+    file.require("Path", "it must hold each image's path below data.root")
+    paths = file.table["Path"].tolist()
     joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
     if any(alarm in joined for alarm in _PATH_ALARMS):
         reasons = np.array([_path_fault(path) for path in paths], dtype=object)
@@ -315,19 +210,19 @@ def _path_fault(path: str) -> str:
     return ""
 
 
-def _cell_values(file: _Csv, column: str, known: dict[str, float], what: str) -> NDArray[np.float64]:
+def _cell_values(file: CsvFile, column: str, known: dict[str, float], what: str) -> NDArray[np.float64]:
     """Translate the cells of a column by `known`, once per distinct text; NaN in `known` stays NaN."""
     codes, texts = pd.factorize(file.table[column])
-    cells = [text.strip() for text in texts]
+    cells = [text.strip() for text in texts.tolist()]
     file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what)
     return np.array([known[cell] for cell in cells], np.float64)[codes]
 
 
-def _label_values(file: _Csv, label: str) -> NDArray[np.float64]:
+def _label_values(file: CsvFile, label: str) -> NDArray[np.float64]:
     return _cell_values(file, label, _CELLS, f"the label {label!r} must be 1, 0, -1 (uncertain) or blank (missing)")
 
 
-def _frames(file: _Csv) -> NDArray[np.int64]:
+def _frames(file: CsvFile) -> NDArray[np.int64]:
     if "Frame" not in file.table.columns:
         return np.ones(len(file.rows), np.int64)
     texts = {text.strip() for text in file.table["Frame"].unique()}
@@ -340,10 +235,10 @@ def _apply_policy(raw: NDArray[np.float64], policy: LabelPolicy) -> NDArray[np.f
     return np.where(np.isnan(raw), _FILLS[policy.missing], values)
 
 
-def _make_split(name: str, file: _Csv, patients: NDArray[np.int64], own_patient: int, data: DataSettings) -> Split:
+def _make_split(name: str, file: CsvFile, patients: NDArray[np.int64], own_patient: int, data: DataSettings) -> Split:
     raw, labels = np.empty((2, len(file.rows), len(data.labels)), np.float32)
     for position, (label, policy) in enumerate(data.labels.items()):
-        _require(file, label, "data.labels must name columns of the CSV")
+        file.require(label, "data.labels must name columns of the CSV")
         values = _label_values(file, label)
         raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
     root = os.path.join(data.root.replace("{split}", name), "")
@@ -356,7 +251,7 @@ def _make_split(name: str, file: _Csv, patients: NDArray[np.int64], own_patient:
         name=name,
         csv=file.path,
         rows=file.rows,
-        files=np.array([root + path for path in file.table["Path"]], dtype=object),
+        files=np.strings.add(root, file.table["Path"].to_numpy(object).astype(StringDType())),
         frames=_frames(file),
         patients=patients,
         label_names=tuple(data.labels),
@@ -368,27 +263,13 @@ def _make_split(name: str, file: _Csv, patients: NDArray[np.int64], own_patient:
     )
 
 
-def _patient_codes(files: Sequence[_Csv]) -> tuple[list[NDArray[np.int64]], list[int]]:
+def _patient_codes(files: Sequence[CsvFile]) -> tuple[list[NDArray[np.int64]], list[int]]:
     """Number the patients over all files; also count the rows of each file that name none."""
     blanks = [pd.Series([""] * len(file.rows), dtype=object) for file in files]
     ids = pd.concat([file.table.get("PatientID", blank) for file, blank in zip(files, blanks, strict=True)])
     codes, texts = pd.factorize(ids)
-    unnamed = np.array([not text.strip() for text in texts], dtype=bool)[codes]
+    unnamed = np.array([not text.strip() for text in texts.tolist()], dtype=bool)[codes]
     codes[unnamed] = len(texts) + np.arange(unnamed.sum())
     codes = pd.factorize(codes)[0]  # dense again
     ends = np.cumsum([len(file.rows) for file in files])[:-1]
     return np.split(codes, ends), [int(part.sum()) for part in np.split(unnamed, ends)]
-
-
-def _with_overlaps(splits: dict[str, Split]) -> dict[str, Split]:
-    """Add a notice to both splits of a pair that share patients or images."""
-    for one, other in combinations(splits, 2):
-        notices = []
-        if shared := len(np.intersect1d(splits[one].patients, splits[other].patients)):
-            notices.append(f"{shared} patients are in both {one} and {other}: scores will be too good")
-        images = [pd.MultiIndex.from_arrays([splits[name].files, splits[name].frames]) for name in (one, other)]
-        if shared := int(images[0].isin(images[1]).sum()):
-            notices.append(f"{shared} images are in both {one} and {other}: scores will be too good")
-        for name in (one, other):
-            splits[name] = replace(splits[name], notices=(*splits[name].notices, *notices))
-    return splits

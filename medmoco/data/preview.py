@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
 from medmoco.data.images import Canvas
-from medmoco.data.loading import read_canvases
+from medmoco.data.loading import check_images, read_canvases
 from medmoco.data.manifest import load_manifest
 from medmoco.data.views import Pixels, draw, render, whole
 from medmoco.errors import SettingsError
@@ -40,6 +40,7 @@ def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6
     """
     found = load_manifest(settings.data, (split,))[split]
     samples = np.unique(np.linspace(0, len(found) - 1, images).astype(np.int64))
+    check_images(found.select(samples), settings.data)
     canvases, _ = read_canvases(found, samples, settings)
     tiles = _tiles(settings, canvases, samples, views)
     lines = [

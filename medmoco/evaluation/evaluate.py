@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from medmoco.config import RunSettings
-from medmoco.data.manifest import Split, load_manifest, select_where
+from medmoco.data.loading import check_images
+from medmoco.data.manifest import Split, load_manifest, present_splits, select_where
 from medmoco.errors import SettingsError
 from medmoco.evaluation import metrics
-from medmoco.evaluation.features import Features, extract, thumbnails
+from medmoco.evaluation.features import Extracted, Features, extract, thumbnails
+from medmoco.evaluation.leakage import compare_pixels, find_leaks, find_pretraining, refuse_leaks
 from medmoco.evaluation.metrics import Floats
 from medmoco.evaluation.probes import draw_patients, knn_scores, linear_probe, standardise
-from medmoco.evaluation.table import MACRO, layout
+from medmoco.evaluation.table import MACRO, heading, layout
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device
 from medmoco.training.runlog import write_json
@@ -32,7 +34,9 @@ THRESHOLDS = {"linear": 0.0, "knn": 0.5}
 """At or above it, a score decides for positive: log-odds of the probe, share of positive neighbours of kNN."""
 
 # What a difference repeats of the score it is about.
-_SHARED = ("n", "n_positive", "n_patients", "undefined", "where", "label_fraction", "draws", "bootstrap", "seed")
+_SHARED = (
+    "n", "n_positive", "n_patients", "undefined", "where", "label_fraction", "draws", "bootstrap", "seed", "leakage",
+)  # fmt: skip
 
 
 class Key(NamedTuple):
@@ -96,7 +100,8 @@ def evaluate(settings: RunSettings, encoder: str, out: Path, say: Callable[[str]
 
     Raises:
         SettingsError: no label is named or one is named macro, `out` cannot be written, or the run was fed differently.
-        ManifestError: the manifest cannot be used, or has no rows to learn from or to score.
+        ManifestError: the manifest cannot be used, has no rows to learn from or to score, or a test split that shares
+            patients or images with what was learned from, unless `evaluate.allow_leakage`.
         CheckpointError: the encoder cannot be loaded, or gives features that are not finite.
         DataError: an image cannot be used.
     """
@@ -109,35 +114,45 @@ def evaluate(settings: RunSettings, encoder: str, out: Path, say: Callable[[str]
     except OSError as error:
         raise SettingsError(f"{out} cannot be the folder of the results: {error.strerror}") from None
     splits, notes = _load_splits(settings)
+    pretraining = find_pretraining(encoder)
+    refuse_leaks(find_leaks(splits, pretraining), settings)  # by patient and file already, before the work
     encoders, source = _load_encoders(settings, encoder, say)
-    features, remarks = _extract_all(encoders, splits, settings, say)
+    extracted = _extract_all(encoders, splits, settings, say)
+    leaks, unknown = compare_pixels(pretraining, splits, extracted, settings, say)
+    refuse_leaks(leaks, settings)
+    features = {name: {split: found.features[name] for split, found in extracted.items()} for name in encoders}
     lessons = {label: _lesson(splits["train"], label, settings) for label in settings.data.labels}
     answers: dict[Key, Answer] = {}
     for name in encoders:
         say(f"probes on {name}")
         answers |= _answer(name, features[name], splits, lessons, settings)
     scored = _score_all(list(encoders), answers, lessons, splits, settings)
+    for key, entry in scored.items():
+        entry.record["leakage"] = leaks[key.split]
     records = [entry.record for entry in scored.values()]
     differences = _differences(scored, list(encoders))
     width = next(iter(features.values()))["train"].shape[1]
-    table = layout(records, differences, _head(source, width, splits, settings), notes + remarks)
+    notes += [*pretraining.notes, *unknown, *_remarks(extracted)]
+    table = layout(records, differences, heading(source, width, splits, settings), notes)
     _write(out, Evaluation(records, differences, table), answers, splits)
     return Evaluation(records, differences, table)
 
 
 def _load_splits(settings: RunSettings) -> tuple[dict[str, Split], list[str]]:
     """Load train, and val and test as far as there are any, restricted by `evaluate.where`; notes say what is odd."""
-    manifest = settings.data.manifest
-    is_absent = {name: manifest.is_dir() and not (manifest / f"{name}.csv").is_file() for name in SCORED_SPLITS}
+    there = present_splits(settings.data)
     # With neither, the manifest's own refusal is the right one.
-    present = [name for name in SCORED_SPLITS if not is_absent[name]] or SCORED_SPLITS
+    present = [name for name in SCORED_SPLITS if name in there] or SCORED_SPLITS
     splits = load_manifest(settings.data, ("train", *present))
     if settings.evaluate.where:
         splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
+    splits = {name: check_images(split, settings.data) for name, split in splits.items()}
     absent = [
-        f"{name}: the manifest has no {name}.csv, nothing is scored there" for name in is_absent if is_absent[name]
+        f"{name}: the manifest has no {name} rows, nothing is scored there"
+        for name in SCORED_SPLITS
+        if name not in present
     ]
-    return splits, list(dict.fromkeys(absent + [notice for split in splits.values() for notice in split.notices]))
+    return splits, absent + [notice for split in splits.values() for notice in split.notices]
 
 
 def _load_encoders(
@@ -154,23 +169,27 @@ def _load_encoders(
 
 def _extract_all(
     encoders: Mapping[str, nn.Module], splits: Mapping[str, Split], settings: RunSettings, say: Callable[[str], None]
-) -> tuple[dict[str, dict[str, Features]], list[str]]:
-    """Return features by encoder and split, and notes on what the image reader remarked on."""
+) -> dict[str, Extracted]:
+    """Return the features of every split; each image is decoded once for all encoders."""
     device = choose_device(settings.train)
     for module in encoders.values():
         module.to(device)
         if settings.train.channels_last:
             module.to(memory_format=torch.channels_last)
-    features: dict[str, dict[str, Features]] = {name: {} for name in encoders}
-    notes: list[str] = []
+    extracted = {}
     for name, split in splits.items():
         say(f"features of {name}: {len(split)} images")
-        extracted, remarks = extract(encoders, split, settings, device)
-        for encoder, values in extracted.items():
-            features[encoder][name] = values
-        if remarks:
-            notes.append(f"{name}: {len(remarks)} remarks of the image reader, the first: {remarks[0]}")
-    return features, notes
+        extracted[name] = extract(encoders, split, settings, device)
+    return extracted
+
+
+def _remarks(extracted: Mapping[str, Extracted]) -> list[str]:
+    """Say what the image reader remarked on, split by split."""
+    return [
+        f"{name}: {len(found.notices)} remarks of the image reader, the first: {found.notices[0]}"
+        for name, found in extracted.items()
+        if found.notices
+    ]
 
 
 def _targets(split: Split, label: str) -> Floats:
@@ -351,21 +370,6 @@ def _differences(scored: Mapping[Key, Scored], encoders: Sequence[str]) -> list[
                 }
             )
     return differences
-
-
-def _head(source: Record, width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
-    chosen = settings.evaluate
-    size = chosen.size or settings.views.size
-    what = ", ".join(f"{name} {value}" for name, value in source.items())
-    patients = {name: np.unique(split.patients).size for name, split in splits.items()}
-    counts = [f"{name} {len(split)} images of {patients[name]} patients" for name, split in splits.items()]
-    draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
-    return [
-        f"{settings.model.backbone} ({what}), {width} frozen features, images {size} x {size}, seed {settings.seed}",
-        "; ".join(counts) + (f"; where {chosen.where}" if chosen.where else ""),
-        f"labels of {100 * chosen.label_fraction:g} % of the training patients{draws}; strength chosen on val; "
-        f"95 % intervals: {chosen.bootstrap} draws of patients",
-    ]
 
 
 def _write(out: Path, found: Evaluation, answers: Mapping[Key, Answer], splits: Mapping[str, Split]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,21 @@ from medmoco.errors import CheckpointError
 from medmoco.training.device import autocast
 
 Features = NDArray[np.float32]
+Digests = tuple[bytes, ...]
+
+
+class Extracted(NamedTuple):
+    """What became of N images.
+
+    Attributes:
+        features: (N, F) float32 by encoder, in row order.
+        notices: What the image reader remarked on.
+        digests: N, in row order; see `fingerprints.canvas_digest`.
+    """
+
+    features: dict[str, Features]
+    notices: tuple[str, ...]
+    digests: Digests
 
 
 def thumbnails(size: int = 32) -> nn.Module:
@@ -34,7 +50,7 @@ def extract(
     settings: RunSettings,
     device: torch.device,
     precision: str = "fp32",
-) -> tuple[dict[str, Features], tuple[str, ...]]:
+) -> Extracted:
     """Compute the features of every row; each image is decoded once for all encoders.
 
     Args:
@@ -45,7 +61,7 @@ def extract(
         precision: fp32, bf16 or fp16; less than fp32 only where speed matters more, as for a monitor.
 
     Returns:
-        (N, F) float32 per encoder, in row order, and what the image reader remarked on.
+        The features, and what came along.
 
     Raises:
         CheckpointError: an encoder's features are not finite.
@@ -56,6 +72,7 @@ def extract(
     parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
     samples: list[Tensor] = []
     notices: list[str] = []
+    digests: list[bytes] = []
     with _frozen(encoders), torch.inference_mode(), autocast(device, precision):
         for batch in evaluation_batches(split, settings, size):
             views = to_float(batch.views[0], settings.views, device, channels_last=settings.train.channels_last)
@@ -63,12 +80,13 @@ def extract(
                 parts[name].append(encoder(views).float().cpu())
             samples.append(batch.samples)
             notices += batch.notices
+            digests += batch.digests
     if not torch.equal(torch.cat(samples), torch.arange(len(split))):
         raise RuntimeError("evaluation batches are not the split's rows in order")
     features = {name: torch.cat(part).numpy() for name, part in parts.items()}
     for name, values in features.items():
         _refuse_not_finite(name, values, split)
-    return features, tuple(notices)
+    return Extracted(features, tuple(notices), tuple(digests))
 
 
 def fingerprint(module: nn.Module) -> str:

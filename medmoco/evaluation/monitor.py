@@ -21,7 +21,7 @@ def knn_monitor(backbone: Backbone, splits: dict[str, Split], settings: RunSetti
     device = next(backbone.parameters()).device
     precision, _ = choose_precision(settings.train, device)
     features = {
-        name: extract({"encoder": backbone}, splits[name], settings, device, precision)[0]["encoder"]
+        name: extract({"encoder": backbone}, splits[name], settings, device, precision).features["encoder"]
         for name in ("train", "val")
     }
     targets = {name: splits[name].labels.astype(np.float64) for name in ("train", "val")}

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
+
+import numpy as np
+
+from medmoco.config import RunSettings
+from medmoco.data.manifest import Split
+from medmoco.evaluation.leakage import leak_lines
 
 Record = dict[str, Any]
 
 MACRO = "macro"
 """The name that the mean over labels has among the labels."""
+
+
+def heading(source: Record, width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
+    """Return the lines above the blocks: the encoder, the images, the protocol.
+
+    Args:
+        source: What the encoder is.
+        width: Features per image.
+        splits: What was read.
+        settings: Of the evaluation.
+    """
+    chosen = settings.evaluate
+    size = chosen.size or settings.views.size
+    what = ", ".join(f"{name} {value}" for name, value in source.items())
+    patients = {name: np.unique(split.patients).size for name, split in splits.items()}
+    counts = [f"{name} {len(split)} images of {patients[name]} patients" for name, split in splits.items()]
+    draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
+    return [
+        f"{settings.model.backbone} ({what}), {width} frozen features, images {size} x {size}, seed {settings.seed}",
+        "; ".join(counts) + (f"; where {chosen.where}" if chosen.where else ""),
+        f"labels of {100 * chosen.label_fraction:g} % of the training patients{draws}; strength chosen on val; "
+        f"95 % intervals: {chosen.bootstrap} draws of patients",
+    ]
 
 
 def layout(records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]) -> str:
@@ -47,6 +76,7 @@ def _block_head(rows: Sequence[Record]) -> list[str]:
     counts = f"{first['n']} images, {first['n_positive']} positive, {first['n_patients']} patients"
     return [
         f"{first['split']}: {first['label']}  ({counts}; {remark})",
+        *(f"  ! {line}" for line in leak_lines({first["split"]: first["leakage"]})),
         f"  {'method':<8}{'encoder':<12}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
         f"{first['encoder']} minus control, 95 % interval",
     ]

@@ -17,6 +17,7 @@ import numpy as np
 from medmoco.config import RunSettings, as_tree, flatten, to_yaml
 from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError
+from medmoco.evaluation.leakage import leak_lines
 
 Record = dict[str, Any]
 
@@ -227,6 +228,7 @@ def _scores(scores: list[Record] | None) -> list[str]:
     return [
         "Frozen features as last evaluated for this run, beside their controls, on the test split alone: validation "
         "chose the strength of the probe. Intervals are over patients.",
+        *(f"\n**{line}.**" for line in leak_lines({"test": rows[0].get("leakage", {})})),
         "",
         _row(titles),
         _rule(len(titles)),

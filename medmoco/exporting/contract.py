@@ -46,7 +46,8 @@ _CANVAS = (
     "keep the aspect ratio: the longer side becomes longer_side, the other round(side * longer_side / longer side of "
     f"the file), at least 1. While the longer side is at least twice longer_side, {_HALVING}; then shrink by the area "
     "filter (OpenCV INTER_AREA), or enlarge bilinearly with half-pixel centres where the image is smaller. Scale so "
-    "that the file's white becomes white, rounded to the nearest integer"
+    "that the file's white becomes white, rounded to the nearest integer. In training, up to three of JPEG's first "
+    "halvings are left to libjpeg's scaled decoding; on films that differs by 0.5 levels of 255 in the mean, at most"
 )
 _RESIZE = (
     "the whole image, without padding, to height x width. While its longer side is at least twice the target, "

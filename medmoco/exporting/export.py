@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medmoco import __version__
 from medmoco.config import RunSettings
-from medmoco.data.loading import read_canvases, to_float
+from medmoco.data.loading import check_images, read_canvases, to_float
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.views import whole
 from medmoco.errors import CheckpointError, DataError, SettingsError
@@ -158,6 +158,7 @@ def _real_views(settings: RunSettings, train: Split | None) -> list[NDArray[Any]
         return []
     samples = np.unique(np.linspace(0, len(train) - 1, _REAL_IMAGES).astype(np.int64))
     try:
+        check_images(train.select(samples), settings.data)
         canvases, _ = read_canvases(train, samples, settings)
     except DataError:
         return []

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from medmoco.config import TrainSettings
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder, hashed
+from medmoco.data.stopping import stop_requests
 from medmoco.errors import DivergedError, Stopped
 from medmoco.training.device import autocast
 from medmoco.training.optim import learning_rate
@@ -230,23 +229,3 @@ class Interval:
                 f"the loss became infinite or not a number in the {self._steps} steps before step {step}.\n"
                 "The last checkpoint is older than that. Lower train.lr, set train.clip_norm=1 or train.precision=fp32."
             )
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a flag; saving happens in the loop, never in the handler."""
-    asked = False
-
-    def ask(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from medmoco.config import RunSettings, as_tree, to_yaml
-from medmoco.data.loading import Batch, to_float, training_batches
-from medmoco.data.manifest import Split, check_files, load_manifest
+from medmoco.data.loading import Batch, check_images, to_float, training_batches
+from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
+from medmoco.data.overlap import overlap_notices
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.models.batch_norm import split_batch_norm
@@ -33,8 +34,8 @@ Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
 # What may change between a stop and --resume: it alters neither the views nor the weights.
-_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.workers", "model.weights", "train.log_every",
-                   "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
+_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.pack", "data.workers", "model.weights",
+                   "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
 
 
 class Contrast:
@@ -110,9 +111,9 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
     precision, why = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    splits = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
-    _check_sizes(len(splits["train"]), settings)
-    check_files(splits["train"])
+    loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+    splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
+    check_sizes(len(splits["train"]), settings)
     digest = splits["train"].sha256
 
     saved: dict[str, Any] | None = None
@@ -121,14 +122,14 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
         _refuse_changes(settings, saved, digest)
     else:
         _claim_folder(settings.out, overwrite)
-    state = _create_state(settings, device, precision)
+    state = create_state(settings, device, precision)
     if saved:
         state.restore(saved)
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
     _describe_run(settings, device, precision, digest)
 
     with RunLog(settings.out, steps=order.steps, start_step=state.step) as log:
-        for notice in splits["train"].notices:
+        for notice in [*splits["train"].notices, *overlap_notices(splits)]:
             log.say(notice)
         log.say(
             f"{'resuming' if resume else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
@@ -174,7 +175,8 @@ def _train(
     fit(task, batches, state, order, settings.train, precision, log, Hooks(save, after_epoch))
 
 
-def _create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:
+def create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:
+    """Return the model at its start, on the device, with its optimiser."""
     backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
     model = create_moco(backbone, settings.method, seed=int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1))
     split_batch_norm(model, settings.method.batch_norm_splits)
@@ -187,7 +189,12 @@ def _create_state(settings: RunSettings, device: torch.device, precision: str) -
     return TrainState(model, create_optimizer(settings.train, model.query_encoder), scaler)
 
 
-def _check_sizes(images: int, settings: RunSettings) -> None:
+def check_sizes(images: int, settings: RunSettings) -> None:
+    """Refuse a batch or a queue larger than the training split.
+
+    Raises:
+        SettingsError: it is.
+    """
     queue, batch = settings.method.queue_size, settings.train.global_batch_size
     if batch > images:
         raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")

@@ -20,7 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medmoco.data.images import read_image
+from medmoco.data.images import Limits, read_image
 from tests.data.dicom_files import RAMP12, refusal, save_dicom, table, window_oracle
 
 NO_WINDOW = "no VOI window in the file: spread from its smallest to its largest value"
@@ -195,16 +195,21 @@ def test_dicom__not_an_image(tmp_path: Path) -> None:
 def test_dicom__size_is_checked_before_decoding(tmp_path: Path) -> None:
     path = save_dicom(tmp_path / "a", RAMP12, Rows=60_000, Columns=60_000)
     assert "60000 x 60000 pixels are more than" in refusal(path)
-    assert "ends inside its pixel data" in refusal(path, max_pixels=10**10)
-    path = save_dicom(tmp_path / "b", RAMP12, NumberOfFrames=1_000_000)
+    assert "ends inside its pixel data" in refusal(path, limits=Limits(max_pixels=10**10))
+    path = save_dicom(tmp_path / "b", RAMP12, NumberOfFrames=10_000)
     assert "ends inside its pixel data" in refusal(path)
+    assert "10000 frames are more than data.max_frames = 9999" in refusal(path, limits=Limits(max_frames=9999))
 
 
 def test_dicom__inflation_is_bounded(tmp_path: Path) -> None:
     bomb = np.zeros((4_000, 10_000), np.uint8)
     path = save_dicom(tmp_path / "a", bomb, 8, DeflatedExplicitVRLittleEndian, Rows=10, Columns=10)
     assert path.stat().st_size < 100_000
-    assert "inflates to more than" in refusal(path, max_pixels=100)
+    assert "inflates to more than" in refusal(path, limits=Limits(max_pixels=100))
+    data = bytearray(path.read_bytes())
+    data[140] += 8  # the length of the meta information, from which one might start to inflate
+    path.write_bytes(data)
+    assert "inflates to more than" in refusal(path, limits=Limits(max_pixels=100))
 
 
 def compressed(path: Path, syntax: str) -> bytes:

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from medmoco.data.grey_levels import (
     WINDOWS,
-    check_frame,
-    check_size,
     dtype_of,
     linear,
     linear_exact,
@@ -19,7 +17,6 @@ from medmoco.data.grey_levels import (
     sigmoid,
     spread,
 )
-from medmoco.errors import ImageError
 from tests.data.dicom_files import window_oracle
 
 
@@ -123,23 +120,3 @@ def test_rescale__to_the_same_depth_and_back_changes_nothing(bits: int) -> None:
     levels: NDArray[Any] = np.arange(256, dtype=dtype_of(bits)).reshape(16, 16)
     np.testing.assert_array_equal(rescale(levels, bits, bits), levels)
     np.testing.assert_array_equal(rescale(rescale(levels, 8, 16), 16, 8), levels)
-
-
-# Refusals
-
-
-def test_check_size__limits() -> None:
-    check_size(10, 11, 110)
-    with pytest.raises(ImageError, match=r"10 x 11 pixels are more than data\.max_pixels = 109"):
-        check_size(10, 11, 109)
-    for width, height in ((0, 5), (5, 0), (-1, -1)):
-        with pytest.raises(ImageError, match=f"header says {width} x {height} pixels"):
-            check_size(width, height, 109)
-
-
-def test_check_frame__limits() -> None:
-    check_frame(1, 1)
-    check_frame(3, 3)
-    for frame in (0, -1, 4):
-        with pytest.raises(ImageError, match=f"frame {frame} is asked for, but the file has 3"):
-            check_frame(frame, 3)

@@ -97,11 +97,11 @@ def test_map_guarded__a_hang_costs_one_item_also_in_native_code(bad: set[int]) -
 def test_map_guarded__the_clock_runs_for_one_item_and_not_while_idle() -> None:
     def slow_items() -> Iterable[float]:
         yield 0.0
-        time.sleep(0.4)
+        time.sleep(1.2)
         yield 0.0
 
-    assert not any(isinstance(value, Failure) for value in _map(time.sleep, slow_items(), seconds=0.3).values())
-    assert not any(isinstance(value, Failure) for value in _map(time.sleep, [0.15] * 6, seconds=0.3).values())
+    assert not any(isinstance(value, Failure) for value in _map(time.sleep, slow_items(), seconds=1.0).values())
+    assert not any(isinstance(value, Failure) for value in _map(time.sleep, [0.4] * 6, seconds=1.0).values())
 
 
 def test_map_guarded__memory_is_counted_per_item() -> None:

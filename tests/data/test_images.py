@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
-from medmoco.data.images import GrayImage, read_image, to_canvas
+from medmoco.config import DataSettings
+from medmoco.data.images import FileFormat, GrayImage, Limits, file_format, read_canvas, read_image, to_canvas
 from medmoco.errors import ImageError
-from tests.data.dicom_files import RAMP12, refusal, window_oracle
+from tests.data.dicom_files import RAMP12, refusal, save_dicom, window_oracle
 
 # PNG, JPEG, TIFF
 
@@ -156,10 +158,13 @@ def test_read_image__cut_off_anywhere(
     assert str(path) not in "".join(capfd.readouterr())  # libtiff itself writes to stderr
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+
 def png_header(width: int, height: int) -> bytes:
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return start + struct.pack(">I", 100) + b"IDAT" + bytes(100)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 100) + b"IDAT" + bytes(100)
 
 
 def test_read_image__size_is_checked_before_decoding(tmp_path: Path) -> None:
@@ -169,8 +174,8 @@ def test_read_image__size_is_checked_before_decoding(tmp_path: Path) -> None:
     assert "pixels" in refusal(tmp_path / "a.png")
     for kind in ("PNG", "JPEG", "TIFF"):
         Image.new("L", (11, 10)).save(tmp_path / "a", kind)
-        assert "11 x 10" in refusal(tmp_path / "a", max_pixels=109)
-        read_image(tmp_path / "a", max_pixels=110)
+        assert "11 x 10" in refusal(tmp_path / "a", limits=Limits(max_pixels=109))
+        read_image(tmp_path / "a", limits=Limits(max_pixels=110))
 
 
 def test_read_image__no_image(tmp_path: Path) -> None:
@@ -191,7 +196,129 @@ def test_read_image__constant(tmp_path: Path) -> None:
     assert image.notices == ("constant: all pixels have the same value",)
 
 
+# JPEG at reduced size
+
+
+def film(height: int, width: int, channels: int = 1, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth structure with quantum noise, thin bright and dark lines (tubes, fractures) and a marker's edges."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.resize(rng.random((32, 32, channels)), (width, height), interpolation=cv2.INTER_CUBIC)
+    pixels = 40 + 160 * smooth.reshape(height, width, channels) + rng.normal(0, 3, (height, width, channels))
+    pixels[height // 3 : height // 3 + 3], pixels[:, width // 4 : width // 4 + 2] = 250, 5
+    pixels[height // 2 : height * 6 // 10, width // 2 : width * 6 // 10] = 255
+    made: NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
+    return made if channels > 1 else made[..., 0]
+
+
+def reduction_error(path: Path, size: int) -> tuple[float, float]:
+    """Return the mean and the 99.9th percentile of the difference that decoding at reduced size makes to a canvas."""
+    full, reduced = (to_canvas(read_image(path, at_least=at_least), size, 8) for at_least in (None, size))
+    assert (full.height, full.width) == (reduced.height, reduced.width)
+    difference = np.abs(full.pixels.astype(int) - reduced.pixels)[: full.height, : full.width]
+    return float(difference.mean()), float(np.percentile(difference, 99.9))
+
+
+def is_reduced(path: Path, size: int) -> bool:
+    return read_image(path, at_least=size).full_size is not None
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (1023, 1537), (1955, 1841), (3000, 2503), (520, 513)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 75, "progressive": True}])
+def test_read_image__reduced_jpeg_is_close(
+    tmp_path: Path, shape: tuple[int, int], channels: int, options: dict[str, Any]
+) -> None:
+    Image.fromarray(film(*shape, channels)).save(tmp_path / "a.jpg", **options)
+    assert is_reduced(tmp_path / "a.jpg", 256)
+    mean, high = reduction_error(tmp_path / "a.jpg", 256)
+    assert mean <= 0.5
+    assert high <= 3
+
+
+def test_read_image__reduced_real_jpeg_is_close(shared: Path) -> None:
+    files = sorted((shared / "data/cxr_dev_native").rglob("*.jp*g"))[::40]
+    checked = 0
+    for path, size in product(files, (32, 64, 128, 160)):
+        if is_reduced(path, size):
+            mean, high = reduction_error(path, size)
+            assert mean <= 0.5
+            assert high <= 3
+            checked += 1
+    assert checked > 80
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [(63, 8), (64, 8), (65, 4), (128, 4), (129, 2), (256, 2), (257, 1), (600, 1)]
+)
+def test_read_image__reduced_jpeg_is_at_least_the_canvas(tmp_path: Path, size: int, scale: int) -> None:
+    Image.fromarray(film(300, 512)).save(tmp_path / "a.jpg")
+    image = read_image(tmp_path / "a.jpg", at_least=size)
+    assert image.pixels.shape == (300 // scale, 512 // scale)
+    assert image.full_size == (None if scale == 1 else (300, 512))
+
+
+@pytest.mark.parametrize("shape", [(1, 1000), (1000, 1), (3, 1000), (9, 15), (17, 1001)])
+def test_read_image__reduced_jpeg_of_odd_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    Image.fromarray(film(*shape)).save(tmp_path / "a.jpg")
+    canvases = [to_canvas(read_image(tmp_path / "a.jpg", at_least=at_least), 8, 8) for at_least in (None, 8)]
+    assert (canvases[0].height, canvases[0].width) == (canvases[1].height, canvases[1].width)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_read_image__orientation_of_jpeg_at_any_size(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    for shape, reduced in (((200, 404), True), ((201, 404), orientation == 1), ((200, 403), orientation == 1)):
+        Image.fromarray(film(*shape)).save(tmp_path / "a.jpg", exif=exif)
+        with Image.open(tmp_path / "a.jpg") as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        np.testing.assert_array_equal(read_image(tmp_path / "a.jpg").pixels, expected)
+        assert is_reduced(tmp_path / "a.jpg", 101) == reduced  # a quarter
+        mean, high = reduction_error(tmp_path / "a.jpg", 101)
+        assert mean <= 0.5
+        assert high <= 3
+
+
+def test_read_image__orientation_that_is_none(tmp_path: Path) -> None:
+    for value in (0, 9, 6000):
+        exif = Image.Exif()
+        exif[274] = value
+        Image.fromarray(film(30, 50)).save(tmp_path / "a.jpg", exif=exif)
+        assert read_image(tmp_path / "a.jpg").pixels.shape == (30, 50)
+    Image.fromarray(film(30, 50)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_image(tmp_path / "a.jpg").pixels.shape == (30, 50)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_rgb": True}, {"subsampling": 2}])
+def test_read_image__reduced_jpeg_colours(tmp_path: Path, options: dict[str, Any]) -> None:
+    Image.fromarray(film(200, 300, 3)).save(tmp_path / "a.jpg", quality=95, **options)
+    for at_least in (None, 64):
+        notices = read_image(tmp_path / "a.jpg", at_least=at_least).notices
+        assert notices == ("stored in colour; reduced to luma (ITU-R BT.601)",)
+    assert reduction_error(tmp_path / "a.jpg", 64)[0] <= 0.5
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_read_image__reduced_jpeg_cut_off_anywhere(tmp_path: Path, progressive: bool) -> None:
+    Image.fromarray(film(200, 300)).save(tmp_path / "a.jpg", progressive=progressive)
+    data = (tmp_path / "a.jpg").read_bytes()
+    for cut in [*range(1, 40), *range(40, len(data), len(data) // 40)]:
+        (tmp_path / "a.jpg").write_bytes(data[:-cut])
+        refusal(tmp_path / "a.jpg", at_least=64)
+
+
 # Canvas
+
+
+def test_read_canvas__is_what_training_reads(tmp_path: Path) -> None:
+    Image.fromarray(film(500, 300)).save(tmp_path / "a.jpg")
+    tree = {"manifest": "m", "root": "r", "canvas_size": 64, "bit_depth": 16, "max_pixels": 150_000}
+    canvas, notices = read_canvas(tmp_path / "a.jpg", 1, DataSettings.model_validate(tree))
+    expected = to_canvas(read_image(tmp_path / "a.jpg", at_least=64), 64, 16)
+    np.testing.assert_array_equal(canvas.pixels, expected.pixels)
+    assert (canvas.height, canvas.width, notices) == (64, 38, ())
+    with pytest.raises(ImageError, match=r"300 x 500 pixels are more than data\.max_pixels"):
+        read_canvas(tmp_path / "a.jpg", 1, DataSettings.model_validate(tree | {"max_pixels": 149_999}))
 
 
 def gray(pixels: NDArray[Any]) -> GrayImage:
@@ -237,3 +364,32 @@ def test_to_canvas__detail_does_not_alias() -> None:
     stripes = np.tile(np.array([0, 255], np.uint8), (700, 350))
     canvas = to_canvas(gray(stripes), 100, 8)
     assert np.abs(canvas.pixels.astype(int) - 128).max() <= 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "expected"),
+    [
+        ("png", "L", ("PNG", 8, "MONOCHROME2")),
+        ("png", "I;16", ("PNG", 16, "MONOCHROME2")),
+        ("png", "RGB", ("PNG", 8, "RGB")),
+        ("png", "P", ("PNG", 8, "PALETTE COLOR")),
+        ("png", "1", ("PNG", 1, "MONOCHROME2")),
+        ("jpg", "L", ("JPEG", 8, "MONOCHROME2")),
+        ("jpg", "RGB", ("JPEG", 8, "RGB")),
+        ("tif", "L", ("TIFF", 8, "MONOCHROME2")),
+        ("tif", "I;16", ("TIFF", 16, "MONOCHROME2")),
+        ("tif", "RGB", ("TIFF", 8, "RGB")),
+    ],
+)
+def test_file_format__of_plain_images(tmp_path: Path, kind: str, mode: str, expected: FileFormat) -> None:
+    values = np.arange(64, dtype=np.uint16 if mode == "I;16" else np.uint8).reshape(8, 8)
+    image = Image.fromarray(values) if mode == "I;16" else Image.fromarray(values).convert(mode)
+    image.save(tmp_path / f"image.{kind}")
+    assert file_format(tmp_path / f"image.{kind}") == expected
+
+
+def test_file_format__of_white_is_zero_and_of_dicom(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "inverse.tif", tiffinfo={262: 0})
+    assert file_format(tmp_path / "inverse.tif") == ("TIFF", 8, "MONOCHROME1")
+    save_dicom(tmp_path / "film.tif", RAMP12, PhotometricInterpretation="MONOCHROME1", PatientName="A^B")
+    assert file_format(tmp_path / "film.tif") == ("DICOM", 12, "MONOCHROME1")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,21 @@ from PIL import Image
 
 from medmoco import config
 from medmoco.config import ViewSettings
+from medmoco.data.fingerprints import canvas_digest
 from medmoco.data.images import read_image, to_canvas
-from medmoco.data.loading import evaluation_batches, to_float, training_batches
+from medmoco.data.loading import (
+    canvas_reader,
+    check_images,
+    evaluation_batches,
+    read_canvases,
+    to_float,
+    training_batches,
+)
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder
+from medmoco.data.pack_writing import make_pack
 from medmoco.data.views import draw, render, whole
-from medmoco.errors import ImageError
+from medmoco.errors import DataError, ImageError, ManifestError
 
 
 @pytest.fixture
@@ -69,6 +79,7 @@ def test_evaluation_batches__are_whole_images_in_row_order(settings: config.RunS
     for sample in (0, 7, 12):
         canvas = to_canvas(read_image(split.files[sample]), 32, 8)
         np.testing.assert_array_equal(views[sample, 0].numpy(), whole(canvas, 24))
+        assert batches[sample // 5].digests[sample % 5] == canvas_digest(canvas)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -103,3 +114,76 @@ def test_to_float__normalises(dtype: torch.dtype, white: int) -> None:
     expected = (views.to(torch.float64) / white - 0.4) / 0.2
     torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches__from_a_pack_are_those_from_files(settings: config.RunSettings, tmp_path: Path) -> None:
+    make_pack(settings.data, tmp_path / "pack", lambda _: None)
+    packed = settings.model_copy(update={"data": settings.data.model_copy(update={"pack": str(tmp_path / "pack")})})
+    split = train_split(settings)
+    for file in tmp_path.glob("*.png"):
+        file.unlink()  # nothing but the pack is read
+    images = {"with files": settings, "with a pack": packed}
+    with pytest.raises(ManifestError):
+        check_images(split, images["with files"].data)
+    assert check_images(split, images["with a pack"].data) is split
+    for workers in (0, 2):
+        batches = list(training_batches(split, with_workers(packed, workers), ORDER, 0))
+        assert len(batches) == 6
+        whole = list(evaluation_batches(split, with_workers(packed, workers), 24))
+        assert sum(len(batch.samples) for batch in whole) == 13
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_batches__pack_and_files_agree_to_the_bit(
+    settings: config.RunSettings, tmp_path: Path, workers: int, bit_depth: int
+) -> None:
+    plain = settings.model_copy(update={"data": settings.data.model_copy(update={"bit_depth": bit_depth})})
+    make_pack(plain.data, tmp_path / "pack", lambda _: None)
+    packed = plain.model_copy(update={"data": plain.data.model_copy(update={"pack": str(tmp_path / "pack")})})
+    split = train_split(plain)
+    pairs = zip(
+        training_batches(split, with_workers(plain, workers), ORDER, 1),
+        training_batches(split, with_workers(packed, workers), ORDER, 1),
+        strict=True,
+    )
+    for files, pack in pairs:
+        assert all(torch.equal(one, other) for one, other in zip(files.views, pack.views, strict=True))
+
+
+def test_check_images__leaves_out_what_could_not_be_packed_and_says_so(
+    settings: config.RunSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "7.png").write_bytes(b"")
+    make_pack(settings.data, tmp_path / "pack", lambda _: None)
+    update = {"pack": str(tmp_path / "pack"), "pack_failures": "leave_out"}
+    data = settings.data.model_copy(update=update)
+    split = train_split(settings)
+    kept = check_images(split, data)
+    assert kept.rows.tolist() == [row for row in split.rows if row != 9]
+    assert kept.sha256 != split.sha256
+    assert kept.notices[-1] == "train: 1 of 13 rows are left out, their images could not be packed"
+    with pytest.raises(DataError, match=r"^train\.csv row 9: its image is not in the pack"):
+        read_canvases(split, np.array([6, 7]), settings.model_copy(update={"data": data}))
+
+
+def test_batches__memory_of_a_worker_stays_flat_over_a_pack(settings: config.RunSettings, tmp_path: Path) -> None:
+    """Reading all of a pack maps none of it: what a process holds grows by a fraction of what it has read."""
+    size, images = 512, 200  # 52 MB
+    data = settings.data.model_copy(update={"canvas_size": size})
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size), dtype=np.uint8)).save(tmp_path / "a.png")
+    for number in range(images):
+        (tmp_path / f"{number}.png").unlink(missing_ok=True)
+        (tmp_path / f"{number}.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "train.csv").write_text("\n".join(["Path", *(f"{number}.png" for number in range(images))]))
+    make_pack(data, tmp_path / "pack", lambda _: None)
+    read = canvas_reader(train_split(settings), data.model_copy(update={"pack": str(tmp_path / "pack")}))
+    read(np.arange(20))
+    before = resident()
+    for first in range(0, images, 20):
+        read(np.arange(first, first + 20))
+    assert resident() - before < 10e6
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

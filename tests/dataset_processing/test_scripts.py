@@ -32,7 +32,8 @@ from dataset_processing import (
     vindr_cxr,
 )
 from medmoco.config import DataSettings
-from medmoco.data.manifest import check_files, load_manifest
+from medmoco.data.manifest import load_manifest
+from medmoco.data.places import check_files
 from medmoco.data.preparation import run
 from tests.data.dicom_files import RAMP12, save_dicom
 
@@ -552,9 +553,8 @@ def test_medmnist__png_files_and_labels(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "some.npz", **arrays)
     out = tmp_path / "out"
     run(medmnist.ABOUT, medmnist.prepare, ["--source", str(tmp_path / "some.npz"), "--out", str(out)])
-    loaded = load_manifest(
-        DataSettings.model_validate({"manifest": out, "root": str(out), "labels": ["label_0", "label_2"]})
-    )
+    data = DataSettings.model_validate({"manifest": out, "root": str(out), "labels": ["label_0", "label_2"]})
+    loaded = load_manifest(data)
     assert {name: split.labels.tolist() for name, split in loaded.items()}["train"] == [
         [1, 0],
         [0, 0],
@@ -563,7 +563,7 @@ def test_medmnist__png_files_and_labels(tmp_path: Path) -> None:
         [0, 0],
     ]
     for name, split in loaded.items():
-        check_files(split)
+        check_files(split, data)
         for file, image in zip(split.files, arrays[f"{name}_images"], strict=True):
             with Image.open(file) as opened:
                 np.testing.assert_array_equal(np.asarray(opened), image)

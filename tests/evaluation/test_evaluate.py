@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from medmoco.config import RunSettings, load
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation import evaluate as module
 from medmoco.evaluation.evaluate import evaluate
+from medmoco.evaluation.features import Extracted
 from medmoco.evaluation.metrics import bootstrap_auroc
 from medmoco.training.checkpoint import load_backbone
 
@@ -40,6 +42,18 @@ class Split:
     labels: NDArray[np.float32]
     label_names: tuple[str, ...]
     notices: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> NDArray[np.object_]:
+        return np.array([f"{self.name}/{row}.png" for row in self.rows], dtype=object)
+
+    @property
+    def frames(self) -> NDArray[np.int64]:
+        return np.ones(len(self), np.int64)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame({"PatientID": self.patients.astype(str)})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,6 +90,10 @@ def made_features(split: Split, encoder: str) -> NDArray[np.float32]:
     return noise.astype(np.float32)
 
 
+def digests_of(split: Split) -> tuple[bytes, ...]:
+    return tuple(file.encode() for file in split.files)
+
+
 @pytest.fixture
 def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
     """Stand-ins for manifest, encoders and images; a test changes the splits in place."""
@@ -83,10 +101,11 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
     for name in found:
         (tmp_path / f"{name}.csv").touch()
 
-    def extract(encoders: dict[str, nn.Module], split: Split, *_: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-        return {name: made_features(split, name) for name in encoders}, ()
+    def extract(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
+        return Extracted({name: made_features(split, name) for name in encoders}, (), digests_of(split))
 
     monkeypatch.setattr(module, "load_manifest", lambda _, names: {name: found[name] for name in names})
+    monkeypatch.setattr(module, "check_images", lambda split, _: split)
     monkeypatch.setattr(module, "load_backbone", lambda source, *_: (nn.Identity(), {"kind": source, "step": 7}))
     monkeypatch.setattr(module, "extract", extract)
     return found
@@ -222,8 +241,8 @@ def test_evaluate__a_share_of_patients_is_averaged_over_draws(splits: dict[str, 
 def test_evaluate__a_score_that_learned_nothing_is_flagged(
     splits: dict[str, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def constant(encoders: dict[str, nn.Module], split: Split, *_: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-        return {name: np.ones((len(split), 4), np.float32) for name in encoders}, ()
+    def constant(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
+        return Extracted(dict.fromkeys(encoders, np.ones((len(split), 4), np.float32)), (), digests_of(split))
 
     monkeypatch.setattr(module, "extract", constant)
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
@@ -257,17 +276,49 @@ def test_evaluate__a_missing_split_is_said_and_the_others_scored(
     (tmp_path / f"{absent}.csv").unlink()
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
     assert {record["split"] for record in found.records} == {"val", "test"} - {absent}
-    assert f"{absent}: the manifest has no {absent}.csv, nothing is scored there" in found.table
+    assert f"{absent}: the manifest has no {absent} rows, nothing is scored there" in found.table
     chosen = "strength not chosen on val: no such split" in found.table
     assert chosen == (absent == "val")
 
 
-def test_evaluate__notices_of_the_manifest_are_said_once(splits: dict[str, Split], tmp_path: Path) -> None:
-    notice = "3 patients are in both train and test: scores will be too good"
-    for name in ("train", "test"):
-        splits[name] = replace(splits[name], notices=(notice,))
+def test_evaluate__notices_of_the_manifest_are_said(splits: dict[str, Split], tmp_path: Path) -> None:
+    splits["test"] = replace(splits["test"], notices=("test: no PatientID column",))
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-    assert found.table.count(notice) == 1
+    assert found.table.count("test: no PatientID column") == 1
+
+
+def test_evaluate__a_test_split_that_was_learned_from_is_refused_or_every_score_says_so(
+    splits: dict[str, Split], tmp_path: Path
+) -> None:
+    shared = np.unique(splits["train"].patients)[:3]
+    splits["test"].patients[:5] = shared[[0, 0, 1, 1, 2]]
+    with pytest.raises(ManifestError) as caught:
+        evaluate(settings_of(tmp_path), "random", tmp_path / "refused")
+    message = str(caught.value)
+    assert message.startswith("test shares 3 patients and 0 images with train: its scores are too good\n")
+    assert "evaluate.allow_leakage=true" in message
+    assert len(message.splitlines()) <= 5
+    assert not any((tmp_path / "refused").iterdir())
+    found = evaluate(settings_of(tmp_path, "evaluate.allow_leakage=true"), "random", tmp_path / "scores")
+    counts = {"pretraining": {"patients": 0, "images": 0}, "train": {"patients": 3, "images": 0}}
+    for record in [*found.records, *found.differences]:
+        is_test = record["split"] == "test"
+        assert record["leakage"] == (counts if is_test else counts | {"train": {"patients": 0, "images": 0}})
+    assert found.table.count("  ! test shares 3 patients and 0 images with train") == 3  # labels and macro
+    assert "val shares" not in found.table
+
+
+def test_evaluate__val_may_be_learned_from_but_says_so(splits: dict[str, Split], tmp_path: Path) -> None:
+    splits["val"].patients[:2] = splits["train"].patients[0]
+    found = evaluate(settings_of(tmp_path), "random", tmp_path / "scores")
+    assert record_of(found.records, "Easy", "val", "knn", "pixels")["leakage"]["train"] == {"patients": 1, "images": 0}
+    assert "! val shares 1 patients and 0 images with train" in found.table
+
+
+def test_evaluate__what_a_weights_file_learned_from_is_unknown(splits: dict[str, Split], tmp_path: Path) -> None:
+    found = evaluate(settings_of(tmp_path), "encoder.safetensors", tmp_path / "scores")
+    assert record_of(found.records, "Easy", "test", "knn", "run")["leakage"]["pretraining"] is None
+    assert "a weights file does not say what it was pretrained on" in found.table
 
 
 @pytest.mark.parametrize(("names", "absent"), [(("train",), "val"), (("val", "test"), "train")])

@@ -45,7 +45,9 @@ def split(pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> Any:
     def batches(split: Any, settings: RunSettings, size: int) -> Iterator[Batch]:
         assert size == SIZE
         for samples in torch.arange(len(split)).split(settings.evaluate.batch_size):
-            yield Batch([pixels[samples]], samples, notices=("train.csv row 2: colour",) if samples[0] == 0 else ())
+            notices = ("train.csv row 2: colour",) if samples[0] == 0 else ()
+            digests = tuple(str(int(sample)).encode() for sample in samples)
+            yield Batch([pixels[samples]], samples, notices=notices, digests=digests)
 
     monkeypatch.setattr(features, "evaluation_batches", batches)
     return Split(csv=Path("train.csv"), rows=np.arange(2, 2 + ROWS))
@@ -68,12 +70,13 @@ def encoder() -> nn.Module:
 
 def test_extract__gives_eval_mode_features_in_row_order(split: Any, settings: RunSettings, pixels: Tensor) -> None:
     net = encoder().train()
-    found, notices = extract({"run": net}, split, settings, CPU)
+    found, notices, digests = extract({"run": net}, split, settings, CPU)
     with torch.no_grad():
         plain = torch.cat([encoder().eval()((image / 255 - 0.25)[None] / 0.5) for image in pixels])
     assert found["run"].dtype == np.float32
     assert np.allclose(found["run"], plain.numpy(), atol=1e-5)
     assert notices == ("train.csv row 2: colour",)
+    assert digests == tuple(str(row).encode() for row in range(ROWS))
 
 
 def test_extract__leaves_weights_statistics_and_modes_as_they_were(split: Any, settings: RunSettings) -> None:
@@ -121,15 +124,15 @@ def test_extract__a_lost_row_is_caught(split: Any, settings: RunSettings, monkey
 
 
 def test_extract__bf16_is_close_and_still_float32(split: Any, settings: RunSettings) -> None:
-    exact, _ = extract({"run": encoder()}, split, settings, CPU)
-    rough, _ = extract({"run": encoder()}, split, settings, CPU, precision="bf16")
+    exact, *_ = extract({"run": encoder()}, split, settings, CPU)
+    rough, *_ = extract({"run": encoder()}, split, settings, CPU, precision="bf16")
     assert rough["run"].dtype == np.float32
     assert not np.array_equal(rough["run"], exact["run"])
     assert np.allclose(rough["run"], exact["run"], atol=0.02)
 
 
 def test_thumbnails__are_block_means_of_the_encoders_view(split: Any, settings: RunSettings, pixels: Tensor) -> None:
-    found, _ = extract({"pixels": thumbnails(32)}, split, settings, CPU)
+    found, *_ = extract({"pixels": thumbnails(32)}, split, settings, CPU)
     blocks = pixels.double().reshape(ROWS, 32, SIZE // 32, 32, SIZE // 32).mean((2, 4)).reshape(ROWS, -1)
     assert np.allclose(found["pixels"], (blocks / 255 - 0.25) / 0.5, atol=1e-5)
 

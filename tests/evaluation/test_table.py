@@ -15,7 +15,8 @@ def record(label: str = "Effusion", split: str = "test", method: str = "linear",
     counts = {"n": 160, "n_positive": 31, "n_patients": 80, "bootstrap": 200, "bootstrap_left_out": 0}
     named = {"label": label, "split": split, "method": method, "encoder": "run"}
     policy = {"label_policy": {"uncertain": "ignore", "missing": "zero"}, "n_labels": 3, "n_labels_defined": 2}
-    return {**named, **scores, **counts, **policy, "undefined": None, "flag": None, "note": None, **other}
+    nothing = {"undefined": None, "flag": None, "note": None, "leakage": {"pretraining": None, "train": None}}
+    return {**named, **scores, **counts, **policy, **nothing, **other}
 
 
 def undefined(reason: str, **other: Any) -> dict[str, Any]:
@@ -46,6 +47,17 @@ def test_layout__every_character() -> None:
         "\n"
         "last\n"
     )
+
+
+def test_layout__leaks_stand_above_the_scores_they_spoil() -> None:
+    leak = {"pretraining": {"patients": 12, "images": 3}, "train": {"patients": None, "images": 1}}
+    lines = layout([record(leakage=leak), record("Mass")], [], [], []).splitlines()
+    assert lines[2:4] == [
+        "  ! test shares 12 patients and 3 images with the data the encoder was pretrained on: its scores are too good",
+        "  ! test shares 1 images with train: its scores are too good",
+    ]
+    assert sum("shares" in line for line in lines) == 2
+    assert max(map(len, lines)) <= 120
 
 
 def test_layout__columns_stand_below_their_heads() -> None:

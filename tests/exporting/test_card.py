@@ -80,6 +80,18 @@ def test_card__scores_of_the_test_split_with_intervals_and_counts(run: Path) -> 
     assert "0.987" not in card
 
 
+def test_card__a_leak_is_said_above_the_scores(run: Path) -> None:
+    assert "shares" not in make_card(run)
+    file = run / "evaluation" / "scores.json"
+    leak = {"pretraining": {"patients": 3, "images": 4}, "train": None}
+    file.write_text(json.dumps([record | {"leakage": leak} for record in json.loads(file.read_text())]))
+    card = make_card(run)
+    said = (
+        "**test shares 3 patients and 4 images with the data the encoder was pretrained on: its scores are too good.**"
+    )
+    assert card.index(said) < card.index("| Opacity | all |")
+
+
 def test_card__time_is_of_the_exported_steps(run: Path) -> None:
     # 12 steps of 4 images at 8 images per second; the record of step 18 is of later training.
     assert "- 12 training steps took 0:00:06 at 8 images per second\n" in make_card(run)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn import functional
 
 from medmoco import config
+from medmoco.data.pack_writing import make_pack
 from medmoco.errors import DataError, SettingsError, Stopped
 from medmoco.evaluation.monitor import knn_monitor
 from medmoco.training import pretrain as module
@@ -150,6 +151,43 @@ def test_pretrain__seed_decides_and_workers_do_not(manifest: Path) -> None:
         run(settings)
     assert_same(final(runs["a"])["model"], final(runs["b"])["model"])
     assert not torch.equal(final(runs["a"])["model"]["queue"], final(runs["c"])["model"]["queue"])
+
+
+def test_pretrain__from_a_pack_gives_the_same_weights_to_the_bit(manifest: Path) -> None:
+    files = make_settings(manifest, "files")
+    run(files)
+    make_pack(files.data, manifest.parent / "pack", lambda _: None)
+    packed = make_settings(manifest, "packed", f"data.pack={manifest.parent / 'pack'}", "data.workers=2")
+    for image in manifest.glob("*.png"):
+        image.unlink()
+    run(packed)
+    for part in ("model", "optimizer"):
+        assert_same(final(files)[part], final(packed)[part])
+    assert records(files) == records(packed)
+    for file in (packed.out / "checkpoints").glob("*.pt"):
+        assert b"pack" not in file.read_bytes().replace(b"pack_failures", b"")
+
+
+def test_pretrain__goes_on_from_a_pack_after_a_start_from_files(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = make_settings(manifest, "straight")
+    run(straight)
+
+    class Interrupted(Contrast):
+        def training_step(self, batch: Any, measure: bool) -> Any:
+            if batch.step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, measure)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "Contrast", Interrupted)
+        with pytest.raises(Stopped):
+            run(make_settings(manifest, "broken"))
+    broken = make_settings(manifest, "broken", f"data.pack={manifest.parent / 'pack'}")
+    make_pack(broken.data, manifest.parent / "pack", lambda _: None)
+    run(broken, resume=True)
+    assert_same(final(straight)["model"], final(broken)["model"])
 
 
 def test_pretrain__nothing_it_writes_names_a_patient_or_path(manifest: Path) -> None:

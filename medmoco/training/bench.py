@@ -1,0 +1,345 @@
+"""Where the time goes on this machine, with these settings: each part alone, then the real loop, then words."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from medmoco.config import RunSettings
+from medmoco.data import views as view_maker
+from medmoco.data.loading import Batch, canvas_reader, check_images, training_batches
+from medmoco.data.manifest import Split, load_manifest
+from medmoco.data.order import StepOrder, permutation
+from medmoco.models.moco import MoCo
+from medmoco.training.device import choose_device, choose_precision
+from medmoco.training.engine import Hooks, fit
+from medmoco.training.pretrain import Contrast, check_sizes, create_state
+from medmoco.training.runlog import RunLog
+
+ROUNDS = 5
+_CHUNK = 16  # images read between two looks at the clock
+_ENDLESS = 10**6  # epochs and steps that no bench lives to see
+_NOISY = 0.3  # spread from which on the machine is called busy
+_MARGIN = 0.15  # differences below it are called none, on the quietest machine
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images per second: median, lowest and highest of some rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def spread(self) -> float:
+        """Return how far rounds lie apart, as a share of the median."""
+        return (self.high - self.low) / self.median
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was measured, and on what.
+
+    Attributes:
+        read: Reading and decoding, in one process.
+        views: Making two views of a canvas, in one process.
+        step: The training step on made-up images.
+        together: Training as it is.
+        waiting: Share of the time that training waited for data.
+        workers: data.workers.
+        cores: That this process may use.
+        packed: Whether canvases come from a pack.
+        device: cpu or cuda.
+        precision: In use.
+        best_precision: That this device is best at.
+    """
+
+    read: Rate
+    views: Rate
+    step: Rate
+    together: Rate
+    waiting: float
+    workers: int
+    cores: int
+    packed: bool
+    device: str
+    precision: str
+    best_precision: str
+
+    @property
+    def per_worker(self) -> float:
+        """Return images per second of one process that reads and makes views."""
+        return 1 / (1 / self.read.median + 1 / self.views.median)
+
+    @property
+    def supply(self) -> float:
+        """Return images per second of all workers, if each has a core."""
+        return max(self.workers, 1) * self.per_worker
+
+
+def bench(settings: RunSettings, seconds: float, say: Callable[[str], None]) -> str:
+    """Measure, and say in plain words what holds training up and what would help.
+
+    Args:
+        settings: Of the run that is to be fast.
+        seconds: For each of the four measurements, besides their starting.
+        say: Told what is being measured.
+
+    Raises:
+        SettingsError, DataError: as pretraining would.
+    """
+    split = check_images(load_manifest(settings.data, ("train",))["train"], settings.data)
+    check_sizes(len(split), settings)
+    if settings.train.threads:
+        torch.set_num_threads(settings.train.threads)
+    device = choose_device(settings.train)
+    precision, _ = choose_precision(settings.train, device)
+    best, _ = choose_precision(settings.train.model_copy(update={"precision": "device"}), device)
+    say("1 of 4: reading and decoding, in one process")
+    with _one_thread():
+        read = _rate(_reading(split, settings), seconds)
+        say("2 of 4: views, in one process")
+        views = _rate(_view_making(split, settings), seconds)
+    say("3 of 4: the training step, on made-up images")
+    step, _ = _train(repeat(_made_up(settings)), split, settings, precision, seconds, skip=2)
+    say("4 of 4: training as it is")
+    batches = training_batches(split, settings, _order(split, settings), 0)
+    prefetched = 4 * settings.data.workers + 2  # batches that were made before the clock started
+    together, waiting = _train(batches, split, settings, precision, seconds, skip=prefetched)
+    facts = Facts(
+        read, views, step, together, waiting, settings.data.workers, len(os.sched_getaffinity(0)),
+        bool(settings.data.pack), device.type, precision, best,
+    )  # fmt: skip
+    return "\n".join([*_table(facts), "", *advise(facts)])
+
+
+def advise(facts: Facts) -> list[str]:
+    """Say what the numbers mean: what is the bottleneck, what would remove it, and how sure that is."""
+    spread = max(rate.spread for rate in (facts.read, facts.views, facts.step, facts.together))
+    margin = max(_MARGIN, spread / 2)
+    ratio = facts.supply / facts.step.median
+    lines = [
+        f"Training runs at {facts.together.median:.0f} images/s. The training step alone would do "
+        f"{facts.step.median:.0f}, the loading of data {facts.supply:.0f}."
+    ]
+    if ratio < 1 - margin:
+        lines += ["The bottleneck is the loading of data.", *_about_loading(facts)]
+    elif ratio > 1 + margin:
+        lines += ["The bottleneck is the training step; loading keeps up with it.", *_about_step(facts)]
+    else:
+        lines += ["Loading and the training step are about equally fast; to gain much, both would have to be faster."]
+    slower = min(facts.supply, facts.step.median)
+    if facts.together.median < (1 - margin) * slower:
+        cores = _count(facts.cores, "core")
+        lost = f"Together they reach {facts.together.median / slower:.0%} of the slower one"
+        if facts.device == "cpu":
+            lines.append(f"{lost}: the step and the workers share {cores}.")
+        else:
+            lines.append(f"{lost}: copies to the GPU, or fewer free cores than workers ({cores}).")
+    if spread > _NOISY:
+        lines.append(
+            f"Rounds differed by up to {spread:.0%}: something else is busy on this machine, so take the numbers with "
+            "care and repeat when it is quiet."
+        )
+    return lines
+
+
+def _about_loading(facts: Facts) -> list[str]:
+    lines = []
+    needed = math.ceil(1.2 * facts.step.median / facts.per_worker)  # a fifth to spare
+    free = max(1, facts.cores - 1)
+    if facts.workers < min(needed, free):
+        enough = "would keep up" if needed <= free else f"would help; {needed} would be needed to keep up"
+        lines.append(f"data.workers={min(needed, free)} {enough}.")
+    elif needed > free:
+        lines.append(f"To keep up, {needed} workers would be needed; this machine has {_count(facts.cores, 'core')}.")
+    reading = facts.per_worker / facts.read.median
+    if reading > 0.5 and not facts.packed:
+        lines.append(
+            f"Reading and decoding take {reading:.0%} of a worker's time, and a pack (medmoco pack, data.pack) nearly "
+            f"all of that away: {_count(facts.workers or 1, 'worker')} would then make up to "
+            f"{(facts.workers or 1) * facts.views.median:.0f} images/s."
+        )
+    elif reading > 0.5:
+        lines.append(
+            f"Reading from the pack takes {reading:.0%} of a worker's time: put it on a fast disk of this machine, or "
+            "lower data.canvas_size."
+        )
+    else:
+        lines.append(f"Views take {1 - reading:.0%} of a worker's time: lower views.size, or set views.rotation=0.")
+    return lines
+
+
+def _about_step(facts: Facts) -> list[str]:
+    lines = []
+    if facts.precision != facts.best_precision:
+        lines.append(f"train.precision={facts.best_precision} is the fastest that this device does well.")
+    if facts.device == "cpu":
+        lines.append("A GPU, a smaller model.backbone or a lower views.size would make it faster.")
+    else:
+        lines.append("A smaller model.backbone, a lower views.size or a larger batch would make it faster.")
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _table(facts: Facts) -> list[str]:
+    rows = {
+        "reading and decoding, one process": facts.read,
+        "two views, one process": facts.views,
+        "training step": facts.step,
+        f"training with {_count(facts.workers, 'worker')}": facts.together,
+    }
+    lines = [f"{'':36} images/s   rounds"]
+    lines += [f"{name:36} {rate.median:8.0f}   {rate.low:.0f} to {rate.high:.0f}" for name, rate in rows.items()]
+    return [*lines, f"{'time spent waiting for data':36} {facts.waiting:8.0%}", f"{facts.device}, {facts.precision}"]
+
+
+# Measuring
+
+
+def _rate(work: Callable[[], int], seconds: float) -> Rate:
+    """Time what returns how many images it did, after one time that does not count."""
+    work()
+    rates = []
+    for _ in range(ROUNDS):
+        start, images = time.perf_counter(), 0
+        while images == 0 or time.perf_counter() - start < seconds / ROUNDS:
+            images += work()
+        rates.append(images / (time.perf_counter() - start))
+    return _summary(rates)
+
+
+def _summary(rates: list[float]) -> Rate:
+    return Rate(statistics.median(rates), min(rates), max(rates))
+
+
+def _reading(split: Split, settings: RunSettings) -> Callable[[], int]:
+    """Read images in a random order, each once before any comes again."""
+    read = canvas_reader(split, settings.data)
+    chunks = _chunks(split)
+
+    def work() -> int:
+        return len(read(next(chunks))[0])
+
+    return work
+
+
+def _chunks(split: Split) -> Iterator[view_maker.Pixels]:
+    for epoch in range(_ENDLESS):
+        order = permutation(epoch, length=len(split))
+        yield from np.split(order, range(_CHUNK, len(order), _CHUNK))
+
+
+def _view_making(split: Split, settings: RunSettings) -> Callable[[], int]:
+    samples = next(_chunks(split))
+    canvases, _ = canvas_reader(split, settings.data)(samples)
+    epochs = iter(range(_ENDLESS * 1000))
+
+    def work() -> int:
+        epoch = next(epochs)
+        drawn = [
+            view_maker.draw(settings.views, canvases, seed=0, epoch=epoch, samples=samples, view=view)
+            for view in range(2)
+        ]
+        return len(view_maker.render(settings.views, canvases, drawn)[0])
+
+    return work
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work as a data worker does."""
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads[0])
+        torch.set_num_threads(threads[1])
+
+
+class _TimeIsUp(Exception):
+    pass
+
+
+def _train(
+    batches: Iterable[Batch], split: Split, settings: RunSettings, precision: str, seconds: float, *, skip: int
+) -> tuple[Rate, float]:
+    """Run the training loop on batches for a while; return its rate and the share of time that it waited for them."""
+    device = choose_device(settings.train)
+    state = create_state(settings, device, precision)
+    stopwatch = _Stopwatch(device, seconds, skip)
+    train = settings.train.model_copy(update={"log_every": _ENDLESS, "checkpoint_every": _ENDLESS})
+    model = state.model
+    assert isinstance(model, MoCo)
+    task, hooks = Contrast(model, settings, device), Hooks(lambda _: None, lambda _: {})
+    timed = stopwatch.passing(batches)
+    with (
+        suppress(_TimeIsUp),
+        tempfile.TemporaryDirectory() as folder,
+        RunLog(Path(folder), steps=_ENDLESS, start_step=0) as log,
+    ):
+        fit(task, timed, state, _order(split, settings), train, precision, log, hooks)
+    return _summary(stopwatch.rates), stopwatch.waited / stopwatch.total
+
+
+class _Stopwatch:
+    """Times what takes batches from an iterator."""
+
+    def __init__(self, device: torch.device, seconds: float, skip: int) -> None:
+        self.rates: list[float] = []
+        self.waited = self.total = 0.0
+        self._device, self._seconds, self._skip = device, seconds / ROUNDS, skip
+
+    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on until the rounds are over."""
+        source = iter(batches)
+        for _ in range(self._skip):
+            yield next(source)
+        for _ in range(ROUNDS):
+            start, images, elapsed = self._now(), 0, 0.0
+            while elapsed < self._seconds:
+                asked = time.perf_counter()
+                batch = next(source)
+                self.waited += time.perf_counter() - asked
+                yield batch
+                images += len(batch.samples)
+                elapsed = time.perf_counter() - start
+            elapsed = self._now() - start
+            self.total += elapsed
+            self.rates.append(images / elapsed)
+        raise _TimeIsUp
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _order(split: Split, settings: RunSettings) -> StepOrder:
+    return StepOrder(settings.seed, len(split), settings.train.global_batch_size, _ENDLESS)
+
+
+def _made_up(settings: RunSettings) -> Batch:
+    """Return a batch of noise: the step's time does not depend on what is in the images."""
+    size, batch = settings.views.size, settings.train.global_batch_size
+    dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16
+    views = [torch.randint(0, 256, (batch, 1, size, size)).to(dtype) for _ in range(2)]
+    return Batch(views, torch.arange(batch), step=0, epoch=0)
