@@ -128,7 +128,7 @@ def pack(
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers do it.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Decode every image once, into files that training maps; go on with or check a pack that is there."""
+    """Decode every image once, for training to read; go on with a pack that is there, or check it."""
     settings = config.load(config_file, overrides or ())
     folder = out or settings.data.pack
     if folder is None or "://" in folder:

@@ -211,12 +211,14 @@ def _geometry(drawn: ViewParameters, canvases: Sequence[Canvas], size: int) -> _
 
     Bilinear sampling reads every source pixel up to a shrinkage of two. Beyond that, exact halvings come first.
     """
-    levels = np.maximum(np.log2(np.maximum(drawn.width, drawn.height) / size), 0).astype(np.int64)
+    sides = np.array([(canvas.width, canvas.height) for canvas in canvases])
+    levels = np.maximum(np.log2(np.maximum(drawn.width, drawn.height) / size), 0)
+    levels = np.minimum(levels, np.log2(sides.min(1))).astype(np.int64)  # a strip one pixel wide has no half
     shrink = 0.5**levels
     centres = np.stack([drawn.centre_x, drawn.centre_y], 1) * shrink[:, None]
     lengths = np.stack([drawn.width, drawn.height], 1) * shrink[:, None]
 
-    limits = np.array([(canvas.width, canvas.height) for canvas in canvases]) >> levels[:, None]
+    limits = sides >> levels[:, None]
     starts = np.minimum(np.rint(centres - lengths / 2).astype(np.int64), limits - 1)
     stops = np.clip(np.rint(centres + lengths / 2).astype(np.int64), starts + 1, limits)
 

@@ -173,6 +173,24 @@ def test_render__blur_has_the_drawn_sigma() -> None:
     assert spread == pytest.approx(drawn.sigma[0], rel=0.1)
 
 
+@pytest.mark.parametrize("sigma", [0.2, 0.4, 0.7, 1.0, 1.6, 2.0])
+def test_render__blur_is_within_a_grey_level_of_the_exact_one(sigma: float) -> None:
+    canvas = make_canvas(224, 224)
+    rough = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
+    settings = ViewSettings(size=224, **{**PLAIN, "blur_probability": 1.0, "blur_sigma": [sigma, sigma]})
+    for pixels, bound in ((canvas.pixels, 0.75), (rough, 1.2)):
+        views, _ = make_views(settings, [Canvas(pixels, 224, 224)], [0])
+        exact = ndimage.gaussian_filter(pixels.astype(float), sigma, mode="mirror", truncate=6)
+        assert np.abs(views[0] - exact).max() < bound
+
+
+def test_render__a_strip_can_be_shrunk_too() -> None:
+    for height, width in ((2, 512), (512, 1), (3, 512)):
+        canvas = make_canvas(height, width, size=512)
+        views, _ = make_views(recipe("xray", 32), [canvas], [0])
+        assert views.shape == (1, 32, 32)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_render__noise_has_the_drawn_spread_and_no_offset(dtype: type) -> None:
     white = np.iinfo(dtype).max
