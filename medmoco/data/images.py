@@ -224,7 +224,10 @@ def _read_png(path: Path, frame: int, window: Window, limits: Limits) -> GrayIma
     if b"IEND\xaeB`\x82" not in data[-4096:].tobytes():
         raise ImageError(f"the PNG file has no end; {DAMAGED}")
     # Not torchvision, which crashes on damaged rows, nor Pillow, which cuts 16-bit colours to 8.
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        raise _undecodable(header) from None
     if pixels is None:
         raise _undecodable(header)
     if pixels.ndim == 2:

@@ -18,7 +18,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ from medmoco.data.pack import (
     Pack,
     keys_of,
     load_pack,
+    read_info,
     recipe_of,
     refuse_other_recipe,
     sha256_of,
     shard_name,
-)  # fmt: skip
+)
 from medmoco.data.pack_shards import (
     RECORDS,
     Found,
@@ -78,7 +79,7 @@ class Plan:
 
     Attributes:
         data: The settings.
-        index: (N,) records of ROW, still without what only decoding tells.
+        index: (N,) records of ROW, of which only what the manifest tells is filled in.
         files: (N,) paths.
         per_shard: Canvases of a full shard.
         manifest: SHA-256 and number of rows of each split.
@@ -136,17 +137,20 @@ def make_pack(data: DataSettings, out: Path, say: Say, write: Writer | None = No
     write = write or _on_this_machine
     plan = _make_plan(data)
     with _claimed(out):
-        if (out / INFO).is_file() and not _reopen(plan, out, say):
-            return 0
+        if (out / INFO).is_file():
+            plan = replace(plan, per_shard=read_info(out)["canvases_per_shard"])
+            failed = _reopen(plan, out, say)
+            if failed is not None:
+                return failed
         _check_plan(plan, out)
-        records = [read_record(out, number) for number in range(plan.shards)]
-        todo = [number for number, record in enumerate(records) if record is None or record.failed]
-        images = sum(len(record.failed) if (record := records[n]) else plan.length(n) for n in todo)
-        _check_space(plan, out, records)
+        todo = _todo(plan, out)
+        images = sum(todo.values())
+        _check_space(plan, out, sum(plan.length(n) for n in todo if todo[n] == plan.length(n)))
         if todo:
-            there = f"; {plan.shards - len(todo)} of {plan.shards} shards are there already" if any(records) else ""
+            ready = plan.shards - len(todo)
+            there = f"; {ready} of {plan.shards} shards are there already" if ready else ""
             say(f"packing {images} images to canvases of {data.canvas_size} pixels{there}")
-        shards = (plan.shard(number, records[number]) for number in todo)
+        shards = (plan.shard(number, read_record(out, number)) for number in todo)
         with stop_requests() as stop_asked:
             done = sum(1 for _ in track(write(out, shards, data, stop_asked), images, "packing"))
         if done < images:
@@ -182,7 +186,6 @@ def _make_plan(data: DataSettings) -> Plan:
     per_shard = max(1, SHARD_BYTES // (data.canvas_size**2 * data.bit_depth // 8))
     index["key"], index["row"], index["frame"] = keys[first], rows[first], frames[first]
     index["split"] = np.array(names, "S5")[first]
-    index["shard"], index["position"] = np.divmod(np.arange(len(first)), per_shard)
     manifest = {name: {"sha256": split.sha256, "rows": len(split)} for name, split in splits.items()}
     return Plan(data, index, files[first], per_shard, manifest)
 
@@ -200,6 +203,7 @@ def _check_plan(plan: Plan, out: Path) -> None:
     asked = {
         "recipe": recipe_of(plan.data),
         "images": len(plan.index),
+        "canvases_per_shard": plan.per_shard,
         "keys_sha256": hashlib.sha256(plan.index["key"].tobytes()).hexdigest(),
     }
     file = out / RECORDS / _PLAN
@@ -215,8 +219,17 @@ def _check_plan(plan: Plan, out: Path) -> None:
         )
 
 
-def _check_space(plan: Plan, out: Path, records: list[Record | None]) -> None:
-    missing = sum(plan.length(number) for number, record in enumerate(records) if record is None)
+def _todo(plan: Plan, out: Path) -> dict[int, int]:
+    """Return how many images are to be decoded for each shard that is not done or has failed rows."""
+    todo = {}
+    for number in range(plan.shards):
+        record = read_record(out, number)
+        if count := len(record.failed) if record else plan.length(number):
+            todo[number] = count
+    return todo
+
+
+def _check_space(plan: Plan, out: Path, missing: int) -> None:
     needed = missing * plan.canvas_bytes + 3 * plan.index.nbytes + SHARD_BYTES
     free = shutil.disk_usage(out).free
     if needed > free:
@@ -260,8 +273,12 @@ def _holds_pack(out: Path) -> bool:
 # A pack that is complete
 
 
-def _reopen(plan: Plan, out: Path, say: Say) -> bool:
-    """Check a complete pack; where something can be mended, turn it back into an unfinished one and return True."""
+def _reopen(plan: Plan, out: Path, say: Say) -> int | None:
+    """Check a complete pack, and where something can be mended turn it back into an unfinished one.
+
+    Returns:
+        The number of the manifest's images that could not be packed; None where there is something to mend.
+    """
     pack = load_pack(out, plan.data, _OTHER)
     if not np.array_equal(pack.index["key"], plan.index["key"]):
         lacking = len(np.setdiff1d(plan.index["key"], pack.index["key"]))
@@ -271,8 +288,9 @@ def _reopen(plan: Plan, out: Path, say: Say) -> bool:
                 f"the pack in {out} lacks {lacking} of the manifest's {len(plan.index)} images;\n"
                 "give --out another folder to make a new pack"
             )
-        say(f"the pack is complete: it holds the manifest's {len(plan.index)} images and others")
-        return False
+        say(f"the pack is complete: it holds all {len(plan.index)} images of this manifest")
+        failed = pack.index["key"][pack.index["height"] == 0]
+        return int(np.isin(failed, plan.index["key"]).sum())
     _refuse_changed_sources(plan, pack, say)
     hashes = {number: pack.info["files"][shard_name(number)]["sha256"] for number in range(plan.shards)}
     damaged = [shard_name(number) for number, sha256 in hashes.items() if _hash(out / shard_name(number)) != sha256]
@@ -281,7 +299,7 @@ def _reopen(plan: Plan, out: Path, say: Say) -> bool:
     if not damaged and not pack.info["failed"]:
         shutil.rmtree(out / RECORDS)
         say(f"the pack is complete: its {len(plan.index)} canvases and their files are as they were")
-        return False
+        return 0
     for leftover in (out / RECORDS).glob("*.json"):  # of an attempt to mend it that did not get far
         leftover.unlink()
     _check_plan(plan, out)
@@ -291,7 +309,7 @@ def _reopen(plan: Plan, out: Path, say: Say) -> bool:
             images = [_found(row, notices, failures) for row in pack.index[plan.part(number)]]
             write_record(out, number, Record(sha256, images))
     (out / INFO).unlink()
-    return True
+    return None
 
 
 def _found(row: Any, notices: Lists, failures: Lists) -> Found:
@@ -334,6 +352,7 @@ def _hash(file: str | Path) -> str:
 def _finish(plan: Plan, out: Path, say: Say) -> int:
     """Write the index, the lists and pack.json; return the number of failures."""
     index = plan.index.copy()
+    index["shard"], index["position"] = np.divmod(np.arange(len(index)), plan.per_shard)
     hashes = {}
     noticed: list[tuple[str, int, str]] = []
     failed: list[tuple[str, int, str]] = []

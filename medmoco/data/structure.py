@@ -15,14 +15,14 @@ from medmoco.data.grey_levels import DAMAGED
 from medmoco.data.limits import Limits, check_frame
 from medmoco.errors import ImageError
 
-_END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
-_MOST_SCANS = 1000  # a progressive JPEG has some ten
-_START_OF_CODESTREAM = b"\xff\x4f\xff\x51"
-# Frame headers of JPEG (all but the markers between them that mean something else) and of JPEG-LS.
-_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-
 _MOST_TAGS = 4096  # some 80 are defined
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+
+_START_OF_CODESTREAM, _END_OF_IMAGE, _START_OF_SCAN = b"\xff\x4f\xff\x51", b"\xff\xd9", b"\xff\xda"
+_START_OF_IMAGE = 0xD8
+_MOST_SCANS = 1000  # a progressive JPEG has some ten
+# Frame headers of JPEG (all but the markers between them that mean something else) and of JPEG-LS.
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 # JPEG and JPEG 2000
 
@@ -30,12 +30,25 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 def check_scans(data: bytes) -> None:
     """Refuse a JPEG stream without an end, or with so many scans that decoding takes hours.
 
-    Inside coded data neither marker can occur, as a zero follows each 0xFF there.
+    Inside coded data neither marker can occur, as a zero follows each 0xFF there; a thumbnail before them has both.
     """
-    if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
+    first_scan = max((position for _, position in _segments(data)), default=0)
+    if _END_OF_IMAGE not in data[first_scan:]:
         raise ImageError(f"the JPEG file has no end; {DAMAGED}")
-    if (scans := data.count(_START_OF_SCAN)) > _MOST_SCANS:
+    if (scans := data.count(_START_OF_SCAN, first_scan)) > _MOST_SCANS:
         raise ImageError(f"the JPEG file has {scans} scans, which would take hours to decode; save it anew")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield marker and position of every segment of a JPEG stream, to its first scan or to a gap between segments."""
+    position = 0
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        yield marker, position
+        if marker == _START_OF_SCAN[1]:
+            return
+        length = {_START_OF_IMAGE: 2, 0xFF: 1}.get(marker)  # fill bytes may precede a marker
+        position += length or 2 + int.from_bytes(data[position + 2 : position + 4], "big")
 
 
 def check_codestream(data: bytes, width: int, height: int, samples: int) -> None:
@@ -61,22 +74,19 @@ def _stream_size(data: bytes) -> tuple[int, ...]:
     The segments before a JPEG stream's pixels must follow one another without a gap, on which GDCM ends the process.
     """
     size: tuple[int, ...] = ()
+    marker = None
     try:
-        if (start := data.find(_START_OF_CODESTREAM)) >= 0:
+        if data[:2] != b"\xff\xd8":
+            start = data.index(_START_OF_CODESTREAM)  # later than 0 inside a JP2 file
             right, lower, left, upper = struct.unpack_from(">4L", data, start + 8)
             return right - left, lower - upper, struct.unpack_from(">H", data, start + 40)[0]
-        position = 2
-        while data[position : position + 2] != _START_OF_SCAN:
-            prefix, marker, length = struct.unpack_from(">BBH", data, position)
-            if prefix != 0xFF:
-                return ()
+        for marker, position in _segments(data):
             if marker in _FRAME_HEADERS:
                 height, width, samples = struct.unpack_from(">HHB", data, position + 5)
                 size = (width, height, samples)
-            position += 1 if marker == 0xFF else 2 + length  # fill bytes may precede a marker
-    except struct.error:
+    except (struct.error, ValueError):
         return ()
-    return size
+    return size if marker == _START_OF_SCAN[1] else ()
 
 
 # TIFF

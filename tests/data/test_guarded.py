@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -95,13 +96,30 @@ def test_map_guarded__a_hang_costs_one_item_also_in_native_code(bad: set[int]) -
 
 
 def test_map_guarded__the_clock_runs_for_one_item_and_not_while_idle() -> None:
+    def work(seconds: float) -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
     def slow_items() -> Iterable[float]:
         yield 0.0
         time.sleep(1.2)
         yield 0.0
 
-    assert not any(isinstance(value, Failure) for value in _map(time.sleep, slow_items(), seconds=1.0).values())
-    assert not any(isinstance(value, Failure) for value in _map(time.sleep, [0.4] * 6, seconds=1.0).values())
+    assert len(set(_map(work, slow_items(), workers=1, seconds=1.0).values())) == 1  # the same process
+    assert not any(isinstance(value, Failure) for value in _map(work, [0.4] * 6, seconds=1.0).values())
+
+
+def test_map_guarded__worker_that_dies_between_items_costs_none() -> None:
+    def work(item: int) -> int:
+        threading.Timer(0.2, os._exit, (1,)).start()
+        return item
+
+    def slow_items() -> Iterable[int]:
+        yield 0
+        time.sleep(1)  # the first worker is dead by now, and its result still in the pipe
+        yield 1
+
+    assert _map(work, slow_items(), workers=1) == {0: 0, 1: 1}
 
 
 def test_map_guarded__memory_is_counted_per_item() -> None:
@@ -182,26 +200,33 @@ def test_map_guarded__one_thread_and_deaf_to_signals() -> None:
     assert _map(state, [0]) == {0: (1, 1)}
 
 
-def test_map_guarded__workers_end_when_the_parent_is_killed(tmp_path: Path) -> None:
+def test_map_guarded__workers_end_when_the_parent_is_killed() -> None:
+    """The idle one at once, though the other started later and so may hold its pipe; the busy one by its clock."""
     script = """
-import os, sys, time
+import os, time
 from medmoco.data.guarded import map_guarded
 def work(seconds):
-    os.write(1, b"%d\\n" % os.getpid())
+    os.write(1, b"%d %d\\n" % (seconds, os.getpid()))
     time.sleep(seconds)
-for _ in map_guarded(work, [0, 0, 0, 0.5, 600], workers=3, seconds=1.5, megabytes=500):
+for _ in map_guarded(work, [0, 600], workers=2, seconds=8, megabytes=500):
     pass
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    workers = {int(process.stdout.readline()) for _ in range(5)}
+    workers = dict(map(int, process.stdout.readline().split()) for _ in range(2))
     process.kill()
     process.wait()
     process.stdout.close()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(_lives(worker) for worker in workers):
+    _wait_for_end(workers[0])
+    assert _lives(workers[600])
+    _wait_for_end(workers[600])
+
+
+def _wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while _lives(pid):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert not [worker for worker in workers if _lives(worker)]
 
 
 def _lives(pid: int) -> bool:

@@ -186,6 +186,17 @@ def test_make_pack__again_checks_shards_and_files(images: Path, tmp_path: Path) 
     assert content(tmp_path / "pack") == before
 
 
+def test_make_pack__a_pack_with_shards_of_another_size_is_checked_and_mended_as_it_is(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(images, tmp_path / "pack")
+    before = content(tmp_path / "pack")
+    (tmp_path / "pack/shard-00001.npy").unlink()
+    monkeypatch.setattr(pack_writing, "SHARD_BYTES", 5 * SIDE**2)
+    pack(images, tmp_path / "pack")
+    assert content(tmp_path / "pack") == before
+
+
 def test_make_pack__mending_that_was_killed_goes_on(images: Path, tmp_path: Path) -> None:
     pack(images, tmp_path / "pack")
     before = content(tmp_path / "pack")
@@ -219,7 +230,12 @@ def test_make_pack__another_manifest_is_refused_unless_all_its_images_are_there(
     pack(images, tmp_path / "pack")
     before = content(tmp_path / "pack")
     write_csv(images, "train", ["train-5.png", "train-2.png"])
-    assert pack(images, tmp_path / "pack")[1] == ["the pack is complete: it holds the manifest's 5 images and others"]
+    assert pack(images, tmp_path / "pack")[1] == ["the pack is complete: it holds all 5 images of this manifest"]
+    (images / "train-2.png").write_bytes(b"")
+    pack(images, tmp_path / "holes")
+    assert pack(images, tmp_path / "holes")[0] == 1
+    write_csv(images, "train", ["train-2.png"])
+    assert pack(images, tmp_path / "holes")[0] == 1
     shutil.copy(images / "train-5.png", images / "new.png")
     write_csv(images, "train", ["train-5.png", "new.png"])
     with pytest.raises(SettingsError, match="lacks 1 of the manifest's 5 images"):

@@ -39,6 +39,8 @@ FAULTS: dict[str, FileFault | None] = {
     "link-to-namesake": FileFault.OUTSIDE,
     "folder-link-outside": FileFault.NO_FILE,
     "link-to-pipe": FileFault.NO_FILE,
+    "link-to-root/plain.png": None,
+    "link-to-root/../elsewhere/secret.png": FileFault.OUTSIDE,
 }
 
 
@@ -61,6 +63,7 @@ def world(tmp_path: Path) -> Path:
         "link-inside": "folder/plain.png", "folder-link-inside": "folder", "chain-inside": "link-inside",
         "link-outside": "../elsewhere/secret.png", "folder-link-outside": str(elsewhere),
         "chain-outside": "link-outside", "link-to-namesake": "../root-2/x.png", "link-to-pipe": "pipe",
+        "link-to-root": ".",
     }  # fmt: skip
     for name, target in links.items():
         (root / name).symlink_to(target)

@@ -25,11 +25,11 @@ def saved(kind: str, **options: object) -> bytes:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_check_scans__end(progressive: bool) -> None:
     data = saved("JPEG", progressive=progressive)
-    for whole in (data, data + bytes(9), data + b"\xff\xd8 more"):
-        check_scans(whole)
     thumbnail = data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(data)) + data + data[2:]
-    check_scans(thumbnail)
-    for cut in (data[:-1], data[:-2], data[:-5], thumbnail[:-2], data + data[:-2]):
+    filled = data[:2] + b"\xff" + data[2:]
+    for whole in (data, data + bytes(9), data + b"\xff\xda more", data + data[:-2], thumbnail, filled):
+        check_scans(whole)
+    for cut in (data[:-1], data[:-2], data[:-5], thumbnail[:-2], data[:3], data[:20]):
         with pytest.raises(ImageError, match="no end"):
             check_scans(cut)
 
