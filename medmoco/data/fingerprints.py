@@ -26,8 +26,8 @@ CELLS = 32
 NEAR = 0.99
 """Rank correlation of two patterns from which on they are near duplicates. Source: docs/check.md."""
 
-_FREQUENCIES = 64  # bits of the hash
-_BANDS = 4
+_BANDS, _BAND_BITS = 3, 21
+_BITS = _BANDS * _BAND_BITS  # of the hash
 _FLIPPED = 8  # bits of the hash in which a candidate may differ
 _EXHAUSTIVE = 4096  # images up to which every pair is compared: the medians of a few images make a poor hash
 _CHUNK = 2**14  # pairs compared at once, 128 MiB of patterns
@@ -63,7 +63,7 @@ def near_duplicates(patterns: Patterns, which: NDArray[np.int64], exhaustive: in
     """Yield the pairs whose patterns correlate by `NEAR` or more, some at a time, each pair once.
 
     Up to `exhaustive` images are all compared with each other. More are compared where their hashes differ in at most 8
-    of 64 bits; pairs within 7 bits are surely found: of four bands of 16 bits, one differs in at most one bit.
+    of 63 bits, and one of three bands of 21 bits in at most one. So pairs within 5 bits are surely found.
 
     Args:
         patterns: Of all images, (N, 1024).
@@ -105,9 +105,9 @@ def _standard(patterns: Patterns) -> NDArray[np.float32]:
 
 
 def _hashes(patterns: Patterns, which: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return (M,) 64-bit hashes: the lowest 64 frequencies of a pattern, above the median of all patterns or not."""
+    """Return (M,) 63-bit hashes: the lowest 63 frequencies of a pattern, above the median of all patterns or not."""
     waves = np.cos(np.pi * np.outer(np.arange(CELLS), 2 * np.arange(CELLS) + 1) / (2 * CELLS))
-    lowest = sorted(np.ndindex(CELLS, CELLS), key=lambda at: (sum(at), at))[1 : 1 + _FREQUENCIES]  # without the mean
+    lowest = sorted(np.ndindex(CELLS, CELLS), key=lambda at: (sum(at), at))[1 : 1 + _BITS]  # without the mean
     basis = np.stack([np.outer(waves[down], waves[across]).ravel() for down, across in lowest], axis=1)
     strengths = np.concatenate(
         [
@@ -116,39 +116,45 @@ def _hashes(patterns: Patterns, which: NDArray[np.int64]) -> NDArray[np.uint64]:
         ]
     )
     bits = strengths > np.median(strengths, axis=0)
-    dealt = bits.reshape(-1, _FREQUENCIES // _BANDS, _BANDS).transpose(0, 2, 1)  # low and high frequencies to each band
-    return np.packbits(dealt.reshape(-1, _FREQUENCIES), axis=1).view(np.uint64).ravel()
+    dealt = bits.reshape(-1, _BAND_BITS, _BANDS).transpose(0, 2, 1)  # low and high frequencies to each band
+    hashes: NDArray[np.uint64] = dealt.reshape(-1, _BITS) @ (np.uint64(1) << np.arange(_BITS, dtype=np.uint64))
+    return hashes
+
+
+def _band(hashes: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
+    """Return the bits of one band."""
+    bits = (hashes >> np.uint64(_BAND_BITS * number)) & np.uint64(2**_BAND_BITS - 1)
+    return bits.astype(np.int64)
 
 
 def _candidates(hashes: NDArray[np.uint64]) -> Iterator[Pairs]:
     """Yield pairs that differ in at most one bit of some band, and in few of all; each pair from its first band."""
-    bands = hashes.view(np.uint16).reshape(-1, _BANDS)
     for band in range(_BANDS):
-        keys = bands[:, band]
-        for flipped in (0, *(1 << bit for bit in range(16))):
-            for pairs in _equal_keys(keys, np.uint16(flipped)):
-                differing = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
-                earlier = np.bitwise_count(differing.view(np.uint16).reshape(-1, _BANDS)[:, :band]) <= 1
-                few = (np.bitwise_count(differing) <= _FLIPPED) & ~earlier.any(axis=1)
-                if few.any():
-                    yield np.sort(pairs[few], axis=1)
+        for pairs in _neighbours(_band(hashes, band)):
+            differing = hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]
+            few = np.bitwise_count(differing) <= _FLIPPED
+            for earlier in range(band):
+                few &= np.bitwise_count(_band(differing, earlier)) > 1
+            if few.any():
+                yield np.sort(pairs[few], axis=1)
 
 
-def _equal_keys(keys: NDArray[np.uint16], flipped: np.uint16) -> Iterator[Pairs]:
-    """Yield the pairs (i, j), once each, for which key i is key j with one bit flipped, or the same where it is 0."""
+def _neighbours(keys: NDArray[np.int64]) -> Iterator[Pairs]:
+    """Yield the pairs, once each, whose keys are the same or differ in one bit."""
     order = np.argsort(keys, kind="stable")
-    counts = np.bincount(keys, minlength=2**16)
+    counts = np.bincount(keys, minlength=2**_BAND_BITS)
     ends = np.cumsum(counts)
-    # Each image meets the bucket of its counterpart: the lower key asks, or with equal keys the earlier in the bucket.
-    asking = order[keys[order] & flipped == 0]
-    until = ends[keys[asking] ^ flipped]
-    since = until - counts[keys[asking] ^ flipped] if flipped else np.arange(1, len(order) + 1)
-    found = until - since
-    for start, stop in _slices(found):
-        lengths = found[start:stop]
-        offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        met = order[np.repeat(since[start:stop], lengths) + offsets]
-        yield np.stack([np.repeat(asking[start:stop], lengths), met], axis=1)
+    for flipped in (0, *(1 << bit for bit in range(_BAND_BITS))):
+        # Each image meets those with its key, one bit flipped: the lower key asks, or of the same keys the earlier.
+        asking = order[keys[order] & flipped == 0]
+        wanted = keys[asking] ^ flipped
+        since = ends[wanted] - counts[wanted] if flipped else np.arange(1, len(order) + 1)
+        found = ends[wanted] - since
+        for start, stop in _slices(found):
+            lengths = found[start:stop]
+            offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            met = order[np.repeat(since[start:stop], lengths) + offsets]
+            yield np.stack([np.repeat(asking[start:stop], lengths), met], axis=1)
 
 
 def _slices(lengths: NDArray[np.int64], most: int = 2**22) -> Iterator[tuple[int, int]]:

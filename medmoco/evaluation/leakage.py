@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from medmoco.config import RunSettings
+from medmoco.data.loading import check_images
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.overlap import also_in, image_keys, patient_ids
-from medmoco.errors import DataError, ManifestError
+from medmoco.errors import DataError, ManifestError, SettingsError
 from medmoco.evaluation.features import Digests, Extracted, extract
 from medmoco.training.checkpoint import load_run
 
@@ -77,6 +78,8 @@ def find_pretraining(encoder: str) -> Pretraining:
         split = load_manifest(settings.data.model_copy(update={"labels": {}}), ("train",))["train"]
     except ManifestError:
         return Pretraining(notes=(f"the manifest of the run cannot be read any more: {unchecked}",))
+    with contextlib.suppress(DataError, SettingsError):  # of a pack that is gone: then all rows count
+        split = check_images(split, settings.data) if settings.data.pack else split
     notes = []
     if _recorded_manifest(run) != split.sha256:
         notes.append("the manifest of the run has changed since: val and test were compared with what it lists now")
@@ -201,12 +204,17 @@ def _digests_of_unread(
     if (kept := _read_cache(pretraining.run / _CACHE, name)) is not None:
         return kept, []
     say(f"pixels of {len(rest)} more pretraining images, to compare with val and test")
-    try:
-        found = extract({}, rest, settings.model_copy(update={"data": data}), torch.device("cpu")).digests
-    except DataError as error:
-        return [], [f"val and test were not compared with all pretraining images by pixels: {error}"]
-    _write_cache(pretraining.run / _CACHE, name, found)
-    return found, []
+    reason = ""
+    for pack in dict.fromkeys((data.pack, None)):  # the run's pack may be gone, or hold other canvases than these
+        source = settings.model_copy(update={"data": data.model_copy(update={"pack": pack})})
+        try:
+            found = extract({}, rest, source, torch.device("cpu")).digests
+        except (DataError, SettingsError) as error:
+            reason = str(error)
+            continue
+        _write_cache(pretraining.run / _CACHE, name, found)
+        return found, []
+    return [], [f"val and test were not compared with all pretraining images by pixels: {reason}"]
 
 
 def _read_cache(file: Path, name: str) -> Digests | None:

@@ -106,15 +106,15 @@ def test_near_duplicates__images_without_contrast_are_like_none() -> None:
 
 def test_candidates__are_those_of_a_plain_loop_each_once() -> None:
     generator = np.random.default_rng(0)
-    hashes = generator.integers(0, 2**64, 60, np.uint64)
-    flipped = hashes[:, None] ^ (np.uint64(1) << generator.integers(0, 64, (60, 9)).astype(np.uint64))
+    hashes = generator.integers(0, 2**63, 60, np.uint64)
+    flipped = hashes[:, None] ^ (np.uint64(1) << generator.integers(0, 63, (60, 9)).astype(np.uint64))
     hashes = np.concatenate([hashes, np.bitwise_xor.reduce(np.stack([hashes, *flipped.T[:3]]), axis=0), *flipped.T[:2]])
     hashes = np.concatenate([hashes, hashes[:5], hashes[:1], hashes[:1]])
     expected = set()
     for one in range(len(hashes)):
         for other in range(one + 1, len(hashes)):
             differing = int(hashes[one] ^ hashes[other])
-            bands = [(differing >> 16 * band & 0xFFFF).bit_count() for band in range(4)]
+            bands = [(differing >> 21 * band & 0x1FFFFF).bit_count() for band in range(3)]
             if min(bands) <= 1 and sum(bands) <= 8:
                 expected.add((one, other))
     found = [tuple(pair) for pairs in fingerprints._candidates(hashes) for pair in pairs.tolist()]

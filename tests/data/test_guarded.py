@@ -208,7 +208,7 @@ from medmoco.data.guarded import map_guarded
 def work(seconds):
     os.write(1, b"%d %d\\n" % (seconds, os.getpid()))
     time.sleep(seconds)
-for _ in map_guarded(work, [0, 600], workers=2, seconds=8, megabytes=500):
+for _ in map_guarded(work, [0, 600], workers=2, seconds=4, megabytes=500):
     pass
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

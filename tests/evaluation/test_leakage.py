@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 
 from medmoco.config import RunSettings, as_tree, load, to_yaml
+from medmoco.data.loading import check_images
 from medmoco.data.manifest import load_manifest
+from medmoco.data.pack_writing import make_pack
 from medmoco.errors import CheckpointError, ManifestError
 from medmoco.evaluation import leakage
 from medmoco.evaluation.evaluate import evaluate
@@ -52,7 +55,7 @@ def make_run(settings: RunSettings) -> Path:
     content = {"model": model.state_dict(), "settings": portable_settings(settings)}
     save_checkpoint(settings.out / "checkpoints", 3, content)
     (settings.out / "config.yaml").write_text(to_yaml(as_tree(settings)))
-    digest = load_manifest(settings.data, ("train",))["train"].sha256
+    digest = check_images(load_manifest(settings.data, ("train",))["train"], settings.data).sha256
     (settings.out / "environment.json").write_text(json.dumps({"manifest_sha256": digest}))
     return settings.out
 
@@ -136,6 +139,27 @@ def test_leaks__pretraining_pixels_are_read_once_for_each_kind_of_canvas(tmp_pat
     assert changed[1] == first[1]
     (other / "pretraining_pixels.npz").write_bytes(b"PK\3\4 half a file")
     assert leaks_of(settings, str(other))[1] == first[1]
+
+
+@pytest.mark.parametrize("canvas_size", [48, 40])
+def test_leaks__of_a_run_from_a_pack(tmp_path: Path, canvas_size: int) -> None:
+    """Its canvases where they are of the size, else the files; without the row that could not be packed."""
+    write(tmp_path / "other", "train", range(100, 108), "abcdefgh")
+    (tmp_path / "other/images/secret-train-6.png").write_bytes(b"")
+    plain = settings_of(tmp_path / "other")
+    make_pack(plain.data, tmp_path / "pack", lambda _: None)
+    data = plain.data.model_copy(update={"pack": str(tmp_path / "pack"), "pack_failures": "leave_out"})
+    run = make_run(plain.model_copy(update={"data": data}))
+    settings = own(tmp_path, [20, 103, 21], "xyg", f"data.canvas_size={canvas_size}")
+    _, after, notes, _ = leaks_of(settings, str(run))
+    assert after["test"]["pretraining"] == {"patients": 0, "images": 1}
+    assert notes == []
+    shutil.rmtree(tmp_path / "pack")
+    (run / "pretraining_pixels.npz").unlink()
+    _, after, notes, _ = leaks_of(settings, str(run))
+    assert after["test"]["pretraining"] == {"patients": 1, "images": 0}
+    assert "has changed since" in notes[0]
+    assert "not compared with all pretraining images by pixels: train.csv row 8" in notes[1]
 
 
 def test_leaks__the_run_keeps_neither_ids_nor_their_order(tmp_path: Path, other: Path) -> None:
