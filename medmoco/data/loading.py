@@ -24,7 +24,7 @@ from medmoco.data.order import BatchKey, StepOrder
 from medmoco.data.pack import PackedRows, open_pack, packed_rows, usable_rows
 from medmoco.data.pack_cache import local_folder
 from medmoco.data.places import check_files
-from medmoco.errors import DataError, ImageError, MedmocoError
+from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
 
 Samples = NDArray[np.int64]  # (B,) positions in a split
 CanvasReader = Callable[[Samples], tuple[list[Canvas], tuple[str, ...]]]
@@ -122,6 +122,16 @@ def check_images(split: Split, data: DataSettings) -> Split:
     kept = split.select(usable)
     digest = hashlib.sha256(f"{split.sha256} {kept.rows.tolist()}".encode()).hexdigest()
     return replace(kept, sha256=digest, notices=(*split.notices, left_out))
+
+
+def trained_rows(split: Split, data: DataSettings) -> Split:
+    """Return the rows of train that a run with these settings learns from; all where its pack is gone."""
+    if not data.pack:
+        return split
+    try:
+        return check_images(split, data)
+    except (DataError, SettingsError):
+        return split
 
 
 def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:

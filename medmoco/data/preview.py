@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
 from medmoco.data.images import Canvas
-from medmoco.data.loading import check_images, read_canvases
+from medmoco.data.loading import check_images, read_canvases, trained_rows
 from medmoco.data.manifest import load_manifest
 from medmoco.data.views import Pixels, draw, render, whole
 from medmoco.errors import SettingsError
@@ -38,14 +38,15 @@ def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6
         SettingsError: the file cannot be written.
         DataError: a row or an image cannot be used.
     """
-    found = load_manifest(settings.data, (split,))[split]
+    found = trained_rows(load_manifest(settings.data, (split,))[split], settings.data)
     samples = np.unique(np.linspace(0, len(found) - 1, images).astype(np.int64))
-    check_images(found.select(samples), settings.data)
-    canvases, _ = read_canvases(found, samples, settings)
+    few = found.select(samples)
+    check_images(few, settings.data)
+    canvases, _ = read_canvases(few, np.arange(len(few)), settings)
     tiles = _tiles(settings, canvases, samples, views)
     lines = [
         np.concatenate([_label(f"row {row}", settings.views.size), *map(_framed, line)], axis=1)
-        for row, line in zip(found.rows[samples], tiles, strict=True)
+        for row, line in zip(few.rows, tiles, strict=True)
     ]
     _write_png(np.concatenate(lines), out)
     return out

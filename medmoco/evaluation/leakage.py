@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from medmoco.config import RunSettings
-from medmoco.data.loading import check_images
+from medmoco.data.loading import trained_rows
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.overlap import also_in, image_keys, patient_ids
 from medmoco.errors import DataError, ManifestError, SettingsError
@@ -78,8 +78,7 @@ def find_pretraining(encoder: str) -> Pretraining:
         split = load_manifest(settings.data.model_copy(update={"labels": {}}), ("train",))["train"]
     except ManifestError:
         return Pretraining(notes=(f"the manifest of the run cannot be read any more: {unchecked}",))
-    with contextlib.suppress(DataError, SettingsError):  # of a pack that is gone: then all rows count
-        split = check_images(split, settings.data) if settings.data.pack else split
+    split = trained_rows(split, settings.data)
     notes = []
     if _recorded_manifest(run) != split.sha256:
         notes.append("the manifest of the run has changed since: val and test were compared with what it lists now")

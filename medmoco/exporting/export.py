@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medmoco import __version__
 from medmoco.config import RunSettings
-from medmoco.data.loading import check_images, read_canvases, to_float
+from medmoco.data.loading import check_images, read_canvases, to_float, trained_rows
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.views import whole
 from medmoco.errors import CheckpointError, DataError, SettingsError
@@ -78,7 +78,7 @@ def export(run: Path, out: Path, warn: Callable[[str], None] = print_warning) ->
 def _training_split(settings: RunSettings) -> Split | None:
     """Return the training split; the data need not be where the export is made."""
     try:
-        return load_manifest(settings.data, ("train",))["train"]
+        return trained_rows(load_manifest(settings.data, ("train",))["train"], settings.data)
     except DataError:
         return None
 
@@ -156,10 +156,10 @@ def _real_views(settings: RunSettings, train: Split | None) -> list[NDArray[Any]
     """Return a few training images as (N, 1, S, S), or nothing where they cannot be read."""
     if train is None:
         return []
-    samples = np.unique(np.linspace(0, len(train) - 1, _REAL_IMAGES).astype(np.int64))
+    few = train.select(np.unique(np.linspace(0, len(train) - 1, _REAL_IMAGES).astype(np.int64)))
     try:
-        check_images(train.select(samples), settings.data)
-        canvases, _ = read_canvases(train, samples, settings)
-    except DataError:
+        check_images(few, settings.data)
+        canvases, _ = read_canvases(few, np.arange(len(few)), settings)
+    except (DataError, SettingsError):  # the latter of a pack that is gone
         return []
     return [np.stack([whole(canvas, settings.views.size) for canvas in canvases])[:, None]]

@@ -34,7 +34,8 @@ Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
 # What may change between a stop and --resume: it alters neither the views nor the weights.
-_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.pack", "data.workers", "model.weights",
+_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames",
+                   "data.decode_", "data.allow_symlinks", "data.workers", "model.weights",
                    "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
 
 

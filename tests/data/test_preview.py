@@ -10,6 +10,7 @@ from medmoco import config
 from medmoco.data.images import read_image, to_canvas
 from medmoco.data.loading import read_canvases
 from medmoco.data.manifest import load_manifest
+from medmoco.data.pack_writing import make_pack
 from medmoco.data.preview import preview
 from medmoco.data.views import draw, render, whole
 from medmoco.errors import SettingsError
@@ -71,6 +72,14 @@ def test_preview__labels_are_rows_of_the_spreadsheet(tmp_path: Path, data: Path)
 def test_preview__fewer_images_than_asked_for(tmp_path: Path, data: Path) -> None:
     picture = cv2.imread(str(preview(make_settings(data), tmp_path / "a.png", images=50, views=2)), 0)
     assert picture.shape == (5 * TILE, LEFT + 3 * TILE)
+
+
+def test_preview__rows_that_a_pack_leaves_out_are_not_shown(tmp_path: Path, data: Path) -> None:
+    (data / "secret-0.png").write_bytes(b"no image")
+    settings = make_settings(data, f"data.pack={tmp_path / 'pack'}", "data.pack_failures=leave_out")
+    assert make_pack(settings.data, tmp_path / "pack", lambda _: None) == 1
+    picture = cv2.imread(str(preview(settings, tmp_path / "a.png", images=50, views=2)), 0)
+    assert picture.shape == (4 * TILE, LEFT + 3 * TILE)
 
 
 def test_preview__file_names_nothing(tmp_path: Path, data: Path) -> None:

@@ -16,11 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from medmoco.data.loading import check_images
+from medmoco.data.manifest import load_manifest
+from medmoco.data.pack_writing import make_pack
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.exporting import export as export_module
 from medmoco.exporting.export import export
 from medmoco.exporting.parity import compare
-from medmoco.training.checkpoint import load_checkpoint
+from medmoco.training.checkpoint import load_checkpoint, load_run
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["MODEL_CARD.md", "encoder.onnx", "encoder.safetensors", "parity.json", "preprocessing.json"]
@@ -94,6 +97,28 @@ def test_export__parity_is_on_record(exported: tuple[Path, Path]) -> None:
     for record in parity["files"]:
         assert 0 <= record["max_relative_difference"] <= parity["tolerance"] == 1e-4
         assert record["max_absolute_difference"] >= 0
+
+
+def test_export__a_run_whose_pack_is_gone_is_exported_without_its_images(tmp_path: Path, make_run, light: None) -> None:
+    run = make_run(tmp_path, f"data.pack={tmp_path / 'gone'}")
+    export(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["images"] == {"synthetic": 4, "training": 0}
+    assert "Training: 6 images of 3 patients" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+
+
+def test_export__rows_that_the_pack_left_out_are_neither_counted_nor_missed(
+    tmp_path: Path, make_run, light: None
+) -> None:
+    run = make_run(tmp_path, f"data.pack={tmp_path / 'pack'}", "data.pack_failures=leave_out")
+    settings = load_run(run)
+    (Path(settings.data.root) / "planted-file-0.png").write_bytes(b"no image")
+    assert make_pack(settings.data, tmp_path / "pack", lambda _: None) == 1
+    trained = check_images(load_manifest(settings.data, ("train",))["train"], settings.data)
+    environment = json.loads((run / "environment.json").read_text()) | {"manifest_sha256": trained.sha256}
+    (run / "environment.json").write_text(json.dumps(environment))
+    export(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "parity.json").read_text())["images"] == {"synthetic": 4, "training": 4}
+    assert "Training: 5 images of 3 patients" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 
 def test_export__no_byte_names_a_person_or_a_place(exported: tuple[Path, Path]) -> None:

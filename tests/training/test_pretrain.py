@@ -184,7 +184,8 @@ def test_pretrain__goes_on_from_a_pack_after_a_start_from_files(
         patched.setattr(module, "Contrast", Interrupted)
         with pytest.raises(Stopped):
             run(make_settings(manifest, "broken"))
-    broken = make_settings(manifest, "broken", f"data.pack={manifest.parent / 'pack'}")
+    elsewhere = [f"data.pack={manifest.parent / 'pack'}", "data.max_bytes=99999", "data.decode_seconds=9"]
+    broken = make_settings(manifest, "broken", *elsewhere, "data.allow_symlinks=true")
     make_pack(broken.data, manifest.parent / "pack", lambda _: None)
     run(broken, resume=True)
     assert_same(final(straight)["model"], final(broken)["model"])
