@@ -9,8 +9,8 @@ import io
 
 import pandas as pd
 
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source, numbers
+from medmoco.data.preparation import About, Prepared, corners, run
+from medmoco.data.source import Source
 from medmoco.data.tables import read_bytes
 from medmoco.errors import ManifestError
 
@@ -78,9 +78,8 @@ def boxes(source: Source) -> pd.DataFrame | None:
         return None
     content, names = io.BytesIO(read_bytes(file)), ["name", "label", *"xywh"]
     given = pd.read_csv(content, header=None, skiprows=1, usecols=range(6), names=names, dtype=str).fillna("")
-    x, y, width, height = (numbers(given[name]) for name in "xywh")
     named = {"Path": "images/" + given["name"], "Label": given["label"].replace("Infiltrate", "Infiltration")}
-    return pd.DataFrame({**named, "x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height}).round(3)
+    return pd.DataFrame({**named, **corners(given, "xywh")}).round(3)
 
 
 if __name__ == "__main__":

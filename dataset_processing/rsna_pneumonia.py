@@ -6,8 +6,8 @@ import json
 
 import pandas as pd
 
-from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, join, run
-from medmoco.data.source import Source, numbers
+from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, corners, join, run
+from medmoco.data.source import Source
 from medmoco.data.tables import read_bytes
 from medmoco.errors import ManifestError
 
@@ -42,9 +42,8 @@ def prepare(source: Source) -> Prepared:
     else:
         rows = add_header_columns(rows, source)
     rows["PatientID"], note = _patients(rows["patientId"], source)
-    x, y, width, height = (numbers(given[name]) for name in ("x", "y", "width", "height"))
-    corners = {"x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height}
-    boxes = pd.DataFrame({"Path": paths, "Label": "Pneumonia", **corners})[given["Target"] == "1"]
+    places = corners(given, ("x", "y", "width", "height"))
+    boxes = pd.DataFrame({"Path": paths, "Label": "Pneumonia", **places})[given["Target"] == "1"]
     return Prepared(
         table=rows.drop(columns="patientId"), labels=labels, boxes=boxes[BOXES], notes=[*notes, note]
     )  # fmt: skip

@@ -9,6 +9,7 @@ data/                   CSV row to batch of views
     phantom.py          synthetic chests to try out
     thorax.py           an analytic chest
     solids.py           rays through ellipsoids and tubes
+    files.py            hashes, names that last
     tables.py           bounded, reproducible table files
     csv_file.py         CSV to rows of text
     manifest.py         rows, labels, patients, splits

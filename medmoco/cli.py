@@ -130,8 +130,10 @@ def pack(
 ) -> None:
     """Decode every image once, for training to read; go on with a pack that is there, or check it."""
     settings = config.load(config_file, overrides or ())
+    from medmoco.data.pack_cache import is_url
+
     folder = out or settings.data.pack
-    if folder is None or "://" in folder:
+    if folder is None or is_url(folder):
         raise SettingsError("give --out, or set data.pack to the folder that the pack shall be in")
     failed = _make_pack(settings, Path(folder), dask)
     if failed:
@@ -176,13 +178,15 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
-    place = settings.data.pack
-    if place and "://" not in place and not Path(place, "pack.json").is_file():
-        _say(f"data.pack: {place} is not there yet or unfinished; making it first")
-        _make_pack(settings, Path(place))
+    from medmoco.data.pack import INFO
+    from medmoco.data.pack_cache import is_url
     from medmoco.evaluation.monitor import knn_monitor
     from medmoco.training.pretrain import pretrain as run
 
+    place = settings.data.pack
+    if place and not is_url(place) and not Path(place, INFO).is_file():
+        _say(f"data.pack: {place} is not there yet or unfinished; making it first")
+        _make_pack(settings, Path(place))
     try:
         run(settings, monitor=knn_monitor, resume=resume, overwrite=overwrite)
     except Stopped as error:

@@ -89,6 +89,7 @@ class DataSettings(Settings):
 
     allow_symlinks: bool = False
     """Symbolic links may lead out of `root`; those within it, and a root that is itself a link, always work."""
+
     pack: Annotated[str, Field(min_length=1)] | None = None
     """Folder or URL (s3://, gs://, ...) of what `medmoco pack` made: canvases are read from it, not from the files.
     `medmoco pretrain` makes a folder that is not there yet."""

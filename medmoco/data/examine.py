@@ -138,7 +138,7 @@ def _fault_kind(file: str, reason: str) -> str:
 
 
 def _is_cut_off_jpeg(file: str) -> bool:
-    """Look for the end marker, after which some writers pad; the reader itself only sees that decoding fails."""
+    """Look for the end marker, after which some writers pad; of a file cut in its header the reader says less."""
     try:
         with open(file, "rb") as stream:
             is_jpeg = stream.read(3) == b"\xff\xd8\xff"

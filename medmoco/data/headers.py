@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pydicom
@@ -20,11 +19,10 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
-from rich.console import Console
-from rich.progress import track
 
 from medmoco.data.dicom import NO_IMAGE_CLASSES
 from medmoco.data.grey_levels import DAMAGED
+from medmoco.data.progress import track
 
 _PLAIN = {
     "PatientID": "PatientID",
@@ -66,13 +64,11 @@ def read_headers(root: Path, paths: Sequence[str], workers: int) -> pd.DataFrame
         N rows in the order of `paths`, every cell text: `COLUMNS`, and Fault, which says why a file is no image.
     """
     read: Callable[[str], dict[str, str]] = partial(_read_header, root)
-    console = Console(stderr=True)
-    options: dict[str, Any] = {"total": len(paths), "console": console, "disable": not console.is_terminal}
     if workers <= 1:
-        records = list(track(map(read, paths), "headers", **options))
+        records = list(track(map(read, paths), len(paths), "headers"))
     else:
         with ProcessPoolExecutor(workers) as pool:
-            records = list(track(pool.map(read, paths, chunksize=64), "headers", **options))
+            records = list(track(pool.map(read, paths, chunksize=64), len(paths), "headers"))
     return pd.DataFrame(records, columns=[*COLUMNS, "Fault"], dtype=str).fillna("")
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, as_tree
+from medmoco.data.files import sha256_of
 from medmoco.data.grey_levels import dtype_of
 from medmoco.data.images import Canvas
 from medmoco.data.manifest import Split
@@ -171,12 +172,6 @@ def parse_info(raw: bytes) -> dict[str, Any]:
     if any(Path(name).name != name for name in names):
         raise DataError(f"{INFO} of the pack names files outside its folder; do not use it")
     return info
-
-
-def sha256_of(file: str | Path) -> str:
-    """Hash a file."""
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def usable_rows(pack: Pack, split: Split, data: DataSettings) -> NDArray[np.bool_]:

@@ -17,7 +17,8 @@ from typing import Any
 import fsspec
 
 from medmoco.config import DataSettings
-from medmoco.data.pack import INFO, parse_info, sha256_of
+from medmoco.data.files import sha256_of
+from medmoco.data.pack import INFO, parse_info
 from medmoco.data.progress import track
 from medmoco.errors import DataError, SettingsError, first_line
 

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings
+from medmoco.data.files import sha256_of, sync_folder
 from medmoco.data.grey_levels import dtype_of
 from medmoco.data.guarded import Failure, map_guarded
 from medmoco.data.images import read_canvas
-from medmoco.data.pack import sha256_of, shard_name
+from medmoco.data.pack import shard_name
 from medmoco.errors import DataError
 
 RECORDS = "unfinished"  # the folder of records, which goes away when the pack is complete
@@ -177,11 +178,7 @@ def write_atomically(file: Path, write: Callable[[BinaryIO], object]) -> str:
             os.fsync(stream.fileno())
         digest = sha256_of(temporary)
         temporary.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(file.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DataError(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from medmoco import __version__
 from medmoco.config import DataSettings
+from medmoco.data.files import sha256_of
 from medmoco.data.guarded import map_guarded
 from medmoco.data.manifest import Split, load_manifest, present_splits
 from medmoco.data.pack import (
@@ -42,7 +43,6 @@ from medmoco.data.pack import (
     read_info,
     recipe_of,
     refuse_other_recipe,
-    sha256_of,
     shard_name,
 )
 from medmoco.data.pack_shards import (

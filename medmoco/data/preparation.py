@@ -16,7 +16,7 @@ import pandas as pd
 
 from medmoco.data.headers import years
 from medmoco.data.manifest import SPLITS
-from medmoco.data.source import Source
+from medmoco.data.source import Source, numbers
 from medmoco.data.split_files import SHARES, assign, check_new_folder, counts_page, patient_ids, summary, write_folder
 from medmoco.errors import ManifestError, MedmocoError, SettingsError
 
@@ -81,6 +81,16 @@ class Prepared:
     scanned: bool = False
     notes: Sequence[str] = ()
     root: str = "DIR   # where Paths start: the folder given as --source"
+
+
+def corners(table: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Series[float]]:
+    """Return the last four columns of `BOXES`, from those that give left, top, width and height in pixels.
+
+    Raises:
+        ManifestError: a cell is no number.
+    """
+    left, top, width, height = (numbers(table[name]) for name in names)
+    return dict(zip(BOXES[2:], (left, top, left + width, top + height), strict=True))
 
 
 def join(left: pd.DataFrame, right: pd.DataFrame, key: str) -> pd.DataFrame:

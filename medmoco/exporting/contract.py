@@ -6,7 +6,6 @@ and must arrive at the pixels of that code.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import platform
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import nn
 
 import medmoco
 from medmoco.config import RunSettings
+from medmoco.data.files import sha256_of
 from medmoco.models.backbones import Backbone
 
 INPUT, OUTPUT = "image", "features"
@@ -99,7 +99,7 @@ def preprocessing(settings: RunSettings, backbone: Backbone, files: list[Path]) 
         },
         "model": model(backbone, size),
         "libraries": libraries(),
-        "files": {file.name: {"sha256": sha256(file), "bytes": file.stat().st_size} for file in files},
+        "files": {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in files},
     }
 
 
@@ -126,9 +126,3 @@ def libraries() -> dict[str, str]:
     """Return the versions that wrote the files."""
     modules = (medmoco, torch, timm, monai, np, cv2, safetensors, onnx, onnxruntime)
     return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
-
-
-def sha256(file: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,7 +6,6 @@ leaves the one before. A flipped bit passes torch.load unnoticed; the SHA-256 be
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from medmoco.config import RunSettings, Tree, as_tree, flatten, load
+from medmoco.data.files import sha256_of, sync_folder
 from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.models.backbones import Backbone, create_backbone, load_weights
 
@@ -49,9 +49,9 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
             torch.save({"format": FORMAT, "step": step, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-        _hash_file(target).write_text(f"{_sha256(temporary)}  {target.name}\n")
+        _hash_file(target).write_text(f"{sha256_of(temporary)}  {target.name}\n")
         temporary.replace(target)
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise CheckpointError(
@@ -90,7 +90,7 @@ def _read(file: Path) -> dict[str, Any]:
         recorded = _hash_file(file).read_text().split()[0]
     except (OSError, IndexError):
         raise CheckpointError("its SHA-256 file is missing") from None
-    if recorded != _sha256(file):
+    if recorded != sha256_of(file):
         raise CheckpointError("its SHA-256 differs")
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -103,19 +103,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _hash_file(file: Path) -> Path:
     return file.with_suffix(".pt.sha256")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_run(run: Path) -> RunSettings:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from medmoco.data import pack_shards
+from medmoco.data.files import sha256_of
 from medmoco.data.images import read_image, to_canvas
-from medmoco.data.pack import sha256_of
 from medmoco.data.pack_shards import RECORDS, Shard, read_record, write_atomically, write_shards
 from medmoco.errors import DataError
 from tests.data.packs import SIDE, make_images, settings_for

@@ -16,7 +16,7 @@ from medmoco import config
 from medmoco.data.images import read_image, to_canvas
 from medmoco.data.loading import to_float
 from medmoco.data.views import whole
-from medmoco.exporting.contract import libraries, model, preprocessing, sha256
+from medmoco.exporting.contract import libraries, model, preprocessing
 from medmoco.models.backbones import create_backbone
 
 Plane = NDArray[np.float64]
@@ -147,9 +147,3 @@ def test_libraries__are_named_with_versions() -> None:
         "python", "medmoco", "torch", "timm", "monai", "numpy", "cv2", "safetensors", "onnx", "onnxruntime",
     }  # fmt: skip
     assert found["torch"] == torch.__version__
-
-
-def test_sha256__is_of_the_bytes(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"abc")
-    assert sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
