@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from medmoco.config import RunSettings, as_tree, to_yaml
-from medmoco.data.loading import Batch, check_images, to_float, training_batches
+from medmoco.data.loading import check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
+from medmoco.data.order import StepOrder
 from medmoco.data.overlap import overlap_notices
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
-from medmoco.models.backbones import Backbone, create_backbone
-from medmoco.models.batch_norm import split_batch_norm
-from medmoco.models.moco import MoCo, create_moco, info_nce
+from medmoco.models.backbones import Backbone
+from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import load_checkpoint, portable_settings, save_checkpoint
+from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, traffic
 from medmoco.training.device import choose_device, choose_precision
+from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, TrainState, fit
-from medmoco.training.optim import create_optimizer
-from medmoco.training.runlog import RunLog, print_warning, write_json
+from medmoco.training.runlog import RunLog, SilentLog, print_warning, write_json
 
-Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
-"""Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
+Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
+"""Scores a backbone on the splits during training; given by the caller, since scoring lies above training. Asks the
+last argument now and then whether the run shall stop, and raises Stopped then."""
 
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
@@ -39,63 +39,14 @@ _FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.pack", "data.max_b
                    "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
 
 
-class Contrast:
-    """The task of the training loop: InfoNCE between two views."""
-
-    def __init__(self, model: MoCo, settings: RunSettings, device: torch.device) -> None:
-        self.model = model
-        self._settings = settings
-        self._device = device
-        self._keys: Tensor | None = None
-
-    def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
-        """Return the loss of a two-view batch, and meters of collapse and short cuts."""
-        settings = self._settings
-        query_views, key_views = (
-            to_float(views, settings.views, self._device, channels_last=settings.train.channels_last)
-            for views in batch.views
-        )
-        order = permutation(settings.seed, SHUFFLE, batch.step, length=len(batch.samples))
-        shuffle = torch.from_numpy(order).to(self._device)
-        q, self._keys, positive, negative = self.model(query_views, key_views, shuffle)
-        outputs = {"loss": info_nce(positive, negative)}
-        return outputs | meters(q, positive, negative, self.model.temperature) if measure else outputs
-
-    def after_step(self) -> None:
-        """Let the keys become negatives."""
-        assert self._keys is not None
-        self.model.enqueue(self._keys)
-
-
-@torch.no_grad()
-def meters(q: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Measure how the embedding fares.
-
-    Args:
-        q: (B, D), unit L2 norm.
-        positive: (B,) logits.
-        negative: (B, K) logits.
-        temperature: That divided them.
-
-    Returns:
-        chance: Loss of a guess, ln(1 + K), nats.
-        accuracy: Share of queries closer to their key than to every negative.
-        positive_similarity: Mean cosine of query and key.
-        embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
-        effective_rank: Dimensions in use, exp of the entropy of the singular values. Source: Roy and Vetterli 2007.
-    """
-    singular = torch.linalg.svdvals(q.float())
-    share = singular / singular.sum()
-    return {
-        "chance": torch.tensor(math.log(1 + negative.shape[1])),
-        "accuracy": (positive > negative.amax(1)).float().mean(),
-        "positive_similarity": positive.mean() * temperature,
-        "embedding_std": q.std(0).mean() * math.sqrt(q.shape[1]),
-        "effective_rank": torch.exp(-(share * torch.log(share + 1e-12)).sum()),
-    }
-
-
-def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, overwrite: bool = False) -> None:
+def pretrain(
+    settings: RunSettings,
+    *,
+    monitor: Monitor,
+    resume: bool = False,
+    overwrite: bool = False,
+    group: Group = ALONE,
+) -> None:
     """Pretrain an encoder on the training split and leave a run folder.
 
     Args:
@@ -103,6 +54,7 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
         monitor: Scores the backbone every `train.knn_every` epochs.
         resume: Go on from the newest checkpoint in the folder.
         overwrite: Delete a run that is in the folder.
+        group: The processes that train together; the first of them writes and speaks.
 
     Raises:
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
@@ -112,98 +64,130 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
     precision, why = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
-    splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-    check_sizes(len(splits["train"]), settings)
+    with group.one_fate():
+        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
+        check_sizes(len(splits["train"]), settings, group.size)
     digest = splits["train"].sha256
 
     saved: dict[str, Any] | None = None
     if resume:
-        saved = load_checkpoint(settings.out / "checkpoints", print_warning)
-        _refuse_changes(settings, saved, digest)
+        with group.one_fate():
+            saved = load_checkpoint(settings.out / "checkpoints", print_warning if group.is_first else _ignore)
+            _refuse_changes(settings, saved, digest)
     else:
-        _claim_folder(settings.out, overwrite)
-    state = create_state(settings, device, precision)
+        group.first(lambda: _claim_folder(settings.out, overwrite))
+    state = create_state(settings, device, precision, group)
+    model = state.model
+    assert isinstance(model, MoCo)
     if saved:
+        saved["model"]["queue"] = model.own_part(saved["model"]["queue"])
         state.restore(saved)
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
-    _describe_run(settings, device, precision, digest)
+    group.first(lambda: _describe_run(settings, device, precision, digest, group.size))
 
-    with RunLog(settings.out, steps=order.steps, start_step=state.step) as log:
+    open_log = RunLog if group.is_first else SilentLog
+    with open_log(settings.out, steps=order.steps, start_step=state.step) as log:
         for notice in [*splits["train"].notices, *overlap_notices(splits)]:
             log.say(notice)
         log.say(
             f"{'resuming' if resume else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
-            f" on {len(splits['train'])} images, {order.steps} steps of {order.batch_size},"
-            f" from step {state.step}, {device.type}, {precision} ({why})"
+            f" on {len(splits['train'])} images, {order.steps} steps of {order.batch_size}, from step {state.step},"
+            f" {f'{group.size} processes on ' if group.size > 1 else ''}{device.type}, {precision} ({why})"
         )
+        _say_groups(settings, group, log)
+        run = _Run(settings, splits, order, state, model, digest, log, monitor, group, state.step)
         try:
-            _train(state, splits, settings, order, device, precision, digest, log, monitor)
+            task = Contrast(model, settings, device, precision, group)
+            batches = training_batches(splits["train"], settings, order, state.step, group.share)
+            fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         except MedmocoError as error:
-            _write_status(settings.out, "stopped" if isinstance(error, Stopped) else "failed", state, order, error)
+            run.write_status("stopped" if isinstance(error, Stopped) else "failed", error)
             raise
-        _write_status(settings.out, "done", state, order)
+        run.write_status("done")
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
 
 
-def _train(
-    state: TrainState,
-    splits: dict[str, Split],
-    settings: RunSettings,
-    order: StepOrder,
-    device: torch.device,
-    precision: str,
-    digest: str,
-    log: RunLog,
-    monitor: Monitor,
-) -> None:
-    model = state.model
-    assert isinstance(model, MoCo)
-
-    def save(now: TrainState) -> None:
-        content = {**now.as_content(), "settings": portable_settings(settings), "manifest_sha256": digest}
-        save_checkpoint(settings.out / "checkpoints", now.step, content)
-        _write_status(settings.out, "running", now, order)
-
-    def after_epoch(epoch: int) -> dict[str, float]:
-        due = settings.train.knn_every and (epoch + 1) % settings.train.knn_every == 0
-        if not due or not settings.data.labels:
-            return {}
-        return monitor(model.query_encoder.backbone, splits, settings)  # type: ignore[arg-type]
-
-    batches = training_batches(splits["train"], settings, order, state.step)
-    task = Contrast(model, settings, device)
-    fit(task, batches, state, order, settings.train, precision, log, Hooks(save, after_epoch))
+def _ignore(_: str) -> None:
+    pass
 
 
-def create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:
-    """Return the model at its start, on the device, with its optimiser."""
-    backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
-    model = create_moco(backbone, settings.method, seed=int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1))
-    split_batch_norm(model, settings.method.batch_norm_splits)
-    layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)
-    if settings.train.compile:
-        model.query_encoder.compile()
-        model.key_encoder.compile()
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return TrainState(model, create_optimizer(settings.train, model.query_encoder), scaler)
-
-
-def check_sizes(images: int, settings: RunSettings) -> None:
-    """Refuse a batch or a queue larger than the training split.
-
-    Raises:
-        SettingsError: it is.
-    """
-    queue, batch = settings.method.queue_size, settings.train.global_batch_size
-    if batch > images:
-        raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
-    if queue > images:
-        raise SettingsError(
-            f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
-            f"the query's own image and push the two apart. Set method.queue_size to {images} or less."
+def _say_groups(settings: RunSettings, group: Group, log: RunLog) -> None:
+    wanted, groups = settings.method.batch_norm_splits, batch_norm_groups(settings, group.size)
+    if groups != wanted:
+        log.say(
+            f"batch norm takes its statistics over {groups} groups of the batch, not {wanted}: at least one for each"
+            " process and part"
         )
+
+
+@dataclass
+class _Run:
+    """What the training loop calls back."""
+
+    settings: RunSettings
+    splits: dict[str, Split]
+    order: StepOrder
+    state: TrainState
+    model: MoCo
+    digest: str
+    log: RunLog
+    monitor: Monitor
+    group: Group
+    start_step: int
+    traffic_told: bool = False
+
+    def hooks(self) -> Hooks:
+        return Hooks(self.save, self.after_epoch, self.skipped)
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, after making sure that all processes hold the same."""
+        model = self.model
+        shared = {name: tensor for name, tensor in model.state_dict().items() if name != "queue" or not model.sharded}
+        self.group.check_same("the weights", list(shared.values()))
+        content = {
+            **state.as_content(), "settings": portable_settings(self.settings), "manifest_sha256": self.digest,
+            "processes": self.group.size,
+        }  # fmt: skip
+        content["model"]["queue"] = model.whole_queue()
+        self.group.first(lambda: save_checkpoint(self.settings.out / "checkpoints", state.step, content))
+        self.write_status("running")
+
+    def after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
+        """Measure what the features are worth so far, where that is due."""
+        if self.group.size > 1 and not self.traffic_told:
+            self.traffic_told = True
+            self.log.say(traffic(self.group, self.settings, self.state.step - self.start_step, self.model))
+        every = self.settings.train.knn_every
+        if not every or (epoch + 1) % every or not self.settings.data.labels:
+            return {}
+        backbone = self.model.query_encoder.backbone
+
+        def measure() -> dict[str, float]:
+            try:
+                return self.monitor(backbone, self.splits, self.settings, stop_asked)  # type: ignore[arg-type]
+            except Stopped:
+                return {}
+
+        return self.group.first(measure) or {}
+
+    def skipped(self, step: int, total: int, processes: list[int]) -> None:
+        """Record a step that did nothing, with what is needed to do it again."""
+        if not processes and self.state.scaler.is_enabled():
+            return  # fp16 is still finding its scale
+        batch, split = self.order.batch(step), self.splits["train"]
+        self.log.append("skipped.jsonl", {
+            "step": step, "epoch": batch.epoch, "processes": processes, "rows": split.rows[batch.samples].tolist(),
+        })  # fmt: skip
+        self.log.warn(
+            f"step {step} is skipped, the {total}. so far: its {'loss' if processes else 'gradient'} is not finite;"
+            f" the rows of {split.csv.name} are in skipped.jsonl"
+        )
+
+    def write_status(self, word: str, error: MedmocoError | None = None) -> None:
+        """Write status.json."""
+        if self.group.is_first:
+            _write_status(self.settings.out, word, self.state, self.order, error)
 
 
 def _claim_folder(out: Path, overwrite: bool) -> None:
@@ -234,13 +218,14 @@ def _refuse_changes(settings: RunSettings, saved: dict[str, Any], digest: str) -
         raise CheckpointError("the training manifest has changed since the checkpoint; restore it or start a new run")
 
 
-def _describe_run(settings: RunSettings, device: torch.device, precision: str, digest: str) -> None:
+def _describe_run(settings: RunSettings, device: torch.device, precision: str, digest: str, processes: int) -> None:
     """Write config.yaml and environment.json."""
     (settings.out / "config.yaml").write_text(to_yaml(as_tree(settings)), encoding="utf-8")
     environment = {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "precision": precision,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "manifest_sha256": digest,
         "libraries": {name: import_module(name).__version__ for name in _LIBRARIES},

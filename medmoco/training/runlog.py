@@ -79,6 +79,11 @@ class RunLog:
         if self._remarks[kind] == 1:
             self.warn(notice)
 
+    def append(self, name: str, record: Record) -> None:
+        """Append a record to a file of JSON lines in the run folder."""
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
     def advance(self, step: int) -> None:
         """Move the progress bar."""
         self._bar.update(self._task, completed=step)
@@ -92,8 +97,7 @@ class RunLog:
             seconds_left: Estimated for the rest of the run.
         """
         clean = {key: value if _is_finite(value) else None for key, value in values.items()}
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **clean}, allow_nan=False) + "\n")
+        self.append(self._metrics.name, {"step": step, **clean})
         for name, value in clean.items():
             if isinstance(value, int | float):
                 self._tensorboard.add_scalar(name, value, step)
@@ -102,6 +106,34 @@ class RunLog:
         if not self._console.is_terminal:
             left = f", {timedelta(seconds=round(seconds_left))} left" if seconds_left is not None else ""
             self.say(f"step {step}/{self.steps}: {text}{left}")
+
+
+class SilentLog(RunLog):
+    """What the processes of a run have that neither write nor speak."""
+
+    def __init__(self, folder: Path, *, steps: int, start_step: int) -> None:
+        """Open nothing."""
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    def remark(self, notice: str) -> None:
+        """Say nothing."""
+
+    def append(self, name: str, record: Record) -> None:
+        """Write nothing."""
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def record(self, step: int, values: Record, *, seconds_left: float | None = None) -> None:
+        """Write nothing."""
 
 
 def _is_finite(value: Any) -> bool:

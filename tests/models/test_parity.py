@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from medmoco.models.batch_norm import split_batch_norm
+from medmoco.models.batch_norm import settle_statistics, split_batch_norm
 from medmoco.models.moco import MoCo, info_nce
 
 FOLDER = Path(os.environ.get("MEDMOCO_PARITY_DIR", Path(__file__).parents[2] / ".." / "shared" / "parity"))
@@ -73,13 +74,16 @@ def test_moco__matches_published_implementation(file: Path) -> None:
     model.train()
     for step in range(facts["steps"]):
         shuffle = vectors["shuffle_index"][step].long()
-        _, keys, positive, negative = model(vectors["im_q"][step].double(), vectors["im_k"][step].double(), shuffle)
+        keys = model.embed_keys(vectors["im_k"][step].double()[shuffle], shuffle)
+        q = functional.normalize(model.query_encoder(vectors["im_q"][step].double()), dim=1)
+        positive, negative = model.compare(q, keys)
         # Averaging gradients over processes of equal batches is the gradient of the mean over all rows.
         loss = info_nce(positive, negative)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         model.enqueue(keys)
+        settle_statistics(model)
 
         logits = torch.cat([positive[:, None], negative], dim=1)
         assert_close(logits, vectors[f"step{step}/logits"].reshape(logits.shape))
