@@ -116,12 +116,13 @@ def fit(
     interval = Interval(order.batch_size, device)
     first_epoch_ends = state.step + order.steps_per_epoch  # later epochs read the same files again
     skips = Skips(train.max_skipped)
-    saved_at = [state.step]
+    saved_at = state.step
 
     def save() -> None:
-        if state.step != saved_at[-1]:
+        nonlocal saved_at
+        if state.step != saved_at:
             hooks.save(state)
-            saved_at.append(state.step)
+            saved_at = state.step
 
     with group.explained(), stop_requests() as stop_asked:
         while state.step < order.steps:
