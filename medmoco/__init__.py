@@ -53,6 +53,7 @@ training/               the loop and its surroundings
     checkpoint.py       atomic, hashed, resumable files
     runlog.py           metrics, TensorBoard, progress
     engine.py           the only training loop
+    run_folder.py       one run, safely, per folder
     pretrain.py         wires a pretraining run
     bench.py            what holds training up
 evaluation/             frozen features to scores

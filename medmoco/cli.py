@@ -173,8 +173,11 @@ def bench(
 def pretrain(
     config_file: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
+    ] = False,
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
@@ -188,9 +191,9 @@ def pretrain(
         _say(f"data.pack: {place} is not there yet or unfinished; making it first")
         _make_pack(settings, Path(place))
     try:
-        run(settings, monitor=knn_monitor, resume=resume, overwrite=overwrite)
+        run(settings, monitor=knn_monitor, resume=resume, overwrite=overwrite, allow_change=allow_change)
     except Stopped as error:
-        arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite")]
+        arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
         raise Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume") from None
     print(f"run folder: {settings.out}")
 

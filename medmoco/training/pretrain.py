@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import math
-import platform
-import shutil
 from collections.abc import Callable
-from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from medmoco.config import RunSettings, as_tree, to_yaml
+from medmoco.config import RunSettings, Tree
 from medmoco.data.loading import Batch, check_images, to_float, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
 from medmoco.data.overlap import overlap_notices
-from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
+from medmoco.errors import SettingsError
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.models.batch_norm import split_batch_norm
 from medmoco.models.moco import MoCo, create_moco, info_nce
-from medmoco.training.checkpoint import load_checkpoint, portable_settings, save_checkpoint
+from medmoco.training.checkpoint import save_checkpoint
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.optim import create_optimizer
-from medmoco.training.runlog import RunLog, print_warning, write_json
+from medmoco.training.run_folder import (
+    CHECKPOINTS,
+    check_changes,
+    claim,
+    describe_run,
+    facts_of,
+    holding,
+    keeping_status,
+    load_newest,
+    restore,
+    write_status,
+)
+from medmoco.training.runlog import RunLog, print_warning
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
-
-_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
-
-# What may change between a stop and --resume: it alters neither the views nor the weights.
-_FREE_TO_CHANGE = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames",
-                   "data.decode_", "data.allow_symlinks", "data.workers", "model.weights",
-                   "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
 
 
 class Contrast:
@@ -95,14 +95,22 @@ def meters(q: Tensor, positive: Tensor, negative: Tensor, temperature: float) ->
     }
 
 
-def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, overwrite: bool = False) -> None:
+def pretrain(
+    settings: RunSettings,
+    *,
+    monitor: Monitor,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_change: bool = False,
+) -> None:
     """Pretrain an encoder on the training split and leave a run folder.
 
     Args:
         settings: Of the run.
         monitor: Scores the backbone every `train.knn_every` epochs.
-        resume: Go on from the newest checkpoint in the folder.
+        resume: Go on from the newest checkpoint in the folder; from step 0 where there is none yet.
         overwrite: Delete a run that is in the folder.
+        allow_change: Resume although settings or the manifest have changed.
 
     Raises:
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
@@ -115,35 +123,33 @@ def pretrain(settings: RunSettings, *, monitor: Monitor, resume: bool = False, o
     loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
     splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
     check_sizes(len(splits["train"]), settings)
-    digest = splits["train"].sha256
-
-    saved: dict[str, Any] | None = None
-    if resume:
-        saved = load_checkpoint(settings.out / "checkpoints", print_warning)
-        _refuse_changes(settings, saved, digest)
-    else:
-        _claim_folder(settings.out, overwrite)
-    state = create_state(settings, device, precision)
-    if saved:
-        state.restore(saved)
+    facts = facts_of(settings, splits["train"])
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
-    _describe_run(settings, device, precision, digest)
 
-    with RunLog(settings.out, steps=order.steps, start_step=state.step) as log:
-        for notice in [*splits["train"].notices, *overlap_notices(splits)]:
-            log.say(notice)
-        log.say(
-            f"{'resuming' if resume else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
-            f" on {len(splits['train'])} images, {order.steps} steps of {order.batch_size},"
-            f" from step {state.step}, {device.type}, {precision} ({why})"
-        )
-        try:
-            _train(state, splits, settings, order, device, precision, digest, log, monitor)
-        except MedmocoError as error:
-            _write_status(settings.out, "stopped" if isinstance(error, Stopped) else "failed", state, order, error)
-            raise
-        _write_status(settings.out, "done", state, order)
-        log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+    with holding(settings.out, print_warning):
+        claim(settings.out, resume=resume, overwrite=overwrite)
+        saved = load_newest(settings.out, print_warning) if resume else None
+        changes = check_changes(saved, facts, allow=allow_change) if saved else []
+        state = create_state(settings, device, precision)
+        if saved:
+            restore(state, saved)
+        describe_run(settings.out, settings, device, precision, splits["train"].sha256)
+
+        with RunLog(settings.out, steps=order.steps, start_step=state.step) as log:
+            for notice in [*splits["train"].notices, *overlap_notices(splits)]:
+                log.say(notice)
+            if resume and not saved:
+                log.say("the run folder holds no checkpoint yet: starting from step 0")
+            for change in changes:
+                log.warn(f"changed since the run was started, which alters the result: {change}")
+            log.say(
+                f"{'resuming' if saved else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
+                f" on {len(splits['train'])} images, {order.steps} steps of {order.batch_size},"
+                f" from step {state.step}, {device.type}, {precision} ({why})"
+            )
+            with keeping_status(settings.out, state, order.steps):
+                _train(state, splits, settings, order, device, precision, facts, log, monitor)
+            log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
 
 
 def _train(
@@ -153,7 +159,7 @@ def _train(
     order: StepOrder,
     device: torch.device,
     precision: str,
-    digest: str,
+    facts: Tree,
     log: RunLog,
     monitor: Monitor,
 ) -> None:
@@ -161,9 +167,8 @@ def _train(
     assert isinstance(model, MoCo)
 
     def save(now: TrainState) -> None:
-        content = {**now.as_content(), "settings": portable_settings(settings), "manifest_sha256": digest}
-        save_checkpoint(settings.out / "checkpoints", now.step, content)
-        _write_status(settings.out, "running", now, order)
+        save_checkpoint(settings.out / CHECKPOINTS, now.step, {**now.as_content(), **facts})
+        write_status(settings.out, "running", now.step, order.steps)
 
     def after_epoch(epoch: int) -> dict[str, float]:
         due = settings.train.knn_every and (epoch + 1) % settings.train.knn_every == 0
@@ -204,56 +209,3 @@ def check_sizes(images: int, settings: RunSettings) -> None:
             f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
             f"the query's own image and push the two apart. Set method.queue_size to {images} or less."
         )
-
-
-def _claim_folder(out: Path, overwrite: bool) -> None:
-    """Make sure that the run folder is empty, or empty it when told to."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / "config.yaml").is_file():
-            raise SettingsError(f"out: {out} is not empty and holds no run; choose another folder")
-        if not overwrite:
-            raise SettingsError(
-                f"out: {out} holds a run; go on with --resume, replace it with --overwrite, or choose another folder"
-            )
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def _refuse_changes(settings: RunSettings, saved: dict[str, Any], digest: str) -> None:
-    """Resuming under other settings would be another run under the same name."""
-    was, now = saved["settings"], portable_settings(settings)
-    changed = [
-        f"{key}: was {was.get(key)}, now {now.get(key)}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not key.startswith(_FREE_TO_CHANGE)
-    ]
-    if changed:
-        more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
-        raise SettingsError("--resume needs the settings the run was started with:\n" + "\n".join(changed[:3] + more))
-    if saved["manifest_sha256"] != digest:
-        raise CheckpointError("the training manifest has changed since the checkpoint; restore it or start a new run")
-
-
-def _describe_run(settings: RunSettings, device: torch.device, precision: str, digest: str) -> None:
-    """Write config.yaml and environment.json."""
-    (settings.out / "config.yaml").write_text(to_yaml(as_tree(settings)), encoding="utf-8")
-    environment = {
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "manifest_sha256": digest,
-        "libraries": {name: import_module(name).__version__ for name in _LIBRARIES},
-    }
-    write_json(settings.out / "environment.json", environment)
-
-
-def _write_status(out: Path, word: str, state: TrainState, order: StepOrder, error: MedmocoError | None = None) -> None:
-    status = {
-        "state": word,
-        "step": state.step,
-        "steps": order.steps,
-        "exit_code": error.exit_code if error else 0,
-        "message": str(error) if error else "",
-    }
-    write_json(out / "status.json", status)
