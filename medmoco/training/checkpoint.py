@@ -162,15 +162,16 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
     files = checkpoint_files(folder)
     if not files:
         raise CheckpointError("the run folder holds no checkpoint yet")
-    for number, file in enumerate(files, start=1):
+    reasons = []
+    for file in files:
         try:
             return _read(file)
         except CheckpointError as damage:
-            remedy = "using the one before" if number < len(files) else "there is none before it"
-            warn(f"checkpoint {file.name} is damaged ({damage}); {remedy}")
+            warn(f"checkpoint {file.name} is damaged ({damage}); using the one before")
+            reasons.append(str(damage))
     raise CheckpointError(
-        f"all {len(files)} checkpoints of the run are damaged; nothing was changed or restarted.\n"
-        "Bring one back from a backup with its .sha256, or give up the run with --overwrite."
+        f"all {len(files)} checkpoints of the run are damaged ({', '.join(dict.fromkeys(reasons))}).\n"
+        "Nothing was changed or started anew. Bring one back with its .sha256, or give up the run with --overwrite."
     )
 
 

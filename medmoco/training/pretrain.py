@@ -33,7 +33,7 @@ from medmoco.training.run_folder import (
     restore,
     write_status,
 )
-from medmoco.training.runlog import RunLog, print_warning
+from medmoco.training.runlog import RunLog
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
@@ -126,9 +126,10 @@ def pretrain(
     facts = facts_of(settings, splits["train"])
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
 
-    with holding(settings.out, print_warning):
+    warnings: list[str] = []
+    with holding(settings.out, warnings.append):
         claim(settings.out, resume=resume, overwrite=overwrite)
-        saved = load_newest(settings.out, print_warning) if resume else None
+        saved = load_newest(settings.out, warnings.append) if resume else None
         changes = check_changes(saved, facts, allow=allow_change) if saved else []
         state = create_state(settings, device, precision)
         if saved:
@@ -140,8 +141,8 @@ def pretrain(
                 log.say(notice)
             if resume and not saved:
                 log.say("the run folder holds no checkpoint yet: starting from step 0")
-            for change in changes:
-                log.warn(f"changed since the run was started, which alters the result: {change}")
+            for warning in [*warnings, *changes]:
+                log.warn(warning)
             log.say(
                 f"{'resuming' if saved else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
                 f" on {len(splits['train'])} images, {order.steps} steps of {order.batch_size},"

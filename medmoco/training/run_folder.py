@@ -80,7 +80,8 @@ def _open_locked(file: Path, warn: Callable[[str], None]) -> TextIO:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
             raise CheckpointError(
-                f"the run folder {file.parent} is in use by {holder};\nlet that run finish, stop it, or choose another out"
+                f"the run folder {file.parent} is in use by {holder}.\n"
+                "Let that run finish, stop it, or choose another out."
             ) from None
         except OSError:
             warn("the file system of the run folder has no locks; see to it that no second run uses the folder")
@@ -271,7 +272,7 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool) -> list[str]
         _refuse(fixed, "The saved state does not fit; take that back, or start a new run in another folder.")
     if refused and not allow:
         _refuse(refused, "Take that back, or go on all the same with --allow-change.")
-    return list(lines.values())
+    return [f"changed since the run was started, which alters the result: {line}" for line in lines.values()]
 
 
 def _refuse(lines: list[str], remedy: str) -> None:
