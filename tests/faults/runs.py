@@ -22,7 +22,7 @@ from PIL import Image
 
 IMAGES, BATCH, EPOCHS = 24, 8, 16
 STEPS = EPOCHS * IMAGES // BATCH
-PATIENCE = 120.0  # seconds until a test gives up; a machine may be busy
+PATIENCE = 30.0  # seconds until a test gives up; a machine may be busy
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["medmoco.cli", "medmoco.training.pretrain", "medmoco.evaluation.monitor"])
@@ -99,19 +99,25 @@ class Run:
 
 def _main(arguments: list[str], said: str) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # data workers are started as they are on the command line
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
     from medmoco.cli import main
 
     sys.argv = ["medmoco", *arguments]
-    main()
+    code = None
+    try:
+        main()
+    except SystemExit as end:  # multiprocessing would wait for data workers that this exception keeps alive
+        code = end.code
+    sys.exit(code)
 
 
-def pretrain(settings: Path, out: Path, *more: object) -> Run:
-    """Start `medmoco pretrain`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return Run(out.with_name(f"{out.name}.said"), "pretrain", "--config", settings, f"out={out}", *more)
+def pretrain(settings: Path, out: Path, *more: object, said: Path | None = None) -> Run:
+    """Start `medmoco pretrain`; what it says is put beside its folder if no other file is given."""
+    said = said or out.with_name(f"{out.name}.said")
+    return Run(said, "pretrain", "--config", settings, f"out={out}", *more)
 
 
 def steps(out: Path) -> list[int]:

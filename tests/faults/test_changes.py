@@ -72,9 +72,8 @@ def test_two_runs__the_second_is_refused_and_the_first_unharmed(settings: Path, 
     first = pretrain(settings, out, "data.workers=2")
     first.wait_for(lambda: steps(out))
     first.signal(signal.SIGSTOP)  # so that it cannot end first
-    for number, option in enumerate(("--overwrite", "--resume", "data.workers=0")):
-        words = ["pretrain", "--config", settings, f"out={out}", option]
-        said = refuse(Run(tmp_path / f"second{number}.said", *words), 4)
+    for option in ("--overwrite", "--resume", "data.workers=0"):
+        said = refuse(pretrain(settings, out, option, said=tmp_path / "second.said"), 4)
         assert f"in use by process {first.pid} on " in said
     first.signal(signal.SIGCONT)
     assert first.wait() == 0, first.said

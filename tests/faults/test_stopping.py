@@ -38,7 +38,7 @@ def test_stop__saves_and_the_printed_command_goes_on_to_the_same_weights(
 def test_stop__one_command_serves_the_first_start_and_every_requeue(
     settings: Path, straight: Path, tmp_path: Path
 ) -> None:
-    """Asked to stop before its first step, killed before its first checkpoint, stopped later; always `--resume`."""
+    """Killed while it starts, killed before its first checkpoint, stopped later; always `--resume`."""
     out = tmp_path / "run"
     first = pretrain(settings, out, "--resume")
     first.wait_for(lambda: (out / "config.yaml").exists())
@@ -54,6 +54,9 @@ def test_stop__one_command_serves_the_first_start_and_every_requeue(
     last = pretrain(settings, out, "--resume")
     assert last.wait() == 0, last.said
     log = (out / "log.txt").read_text()
-    assert log.count("the run folder holds no checkpoint yet: starting from step 0") == 3
+    assert log.count("the run folder holds no checkpoint yet: starting from step 0") in (
+        2,
+        3,
+    )  # did the first get to say so?
     assert log.count("resuming ") == 1
     assert_same_result(out, straight)
