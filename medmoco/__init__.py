@@ -56,6 +56,7 @@ training/               the loop and its surroundings
     runlog.py           metrics, TensorBoard, progress
     engine.py           the only training loop
     contrast.py         the task: two views contrasted
+    run_folder.py       one run, safely, per folder
     pretrain.py         wires a pretraining run
     bench.py            what holds training up
 evaluation/             frozen features to scores
