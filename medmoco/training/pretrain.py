@@ -75,29 +75,18 @@ def pretrain(
     facts = {**facts_of(settings, splits["train"]), "processes": group.size}
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
 
-    warnings: list[str] = []
     with ExitStack() as stack:
-
-        def take_folder() -> None:
-            stack.enter_context(holding(settings.out, warnings.append))
-            claim(settings.out, resume=resume, overwrite=overwrite)
-
-        group.first(take_folder)
-        with group.one_fate():
-            saved = load_newest(settings.out, warnings.append) if resume else None
-            warnings += check_changes(saved, facts, allow=allow_change) if saved else []
-            state = create_state(settings, device, precision, group)
-            if saved:
-                _restore(state, saved)
-        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
-
+        start = _enter_folder(stack, settings, facts, device, precision, resume, overwrite, allow_change, group)
+        state = start.state
         make_log = RunLog if group.is_first else SilentLog
         log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
         for notice in [*splits["train"].notices, *overlap_notices(splits)]:
             log.say(notice)
-        for warning in warnings:
+        for warning in start.warnings:
             log.warn(warning)
-        _say_start(settings, order, state, resume, saved, device, group, log)
+        if resume and not start.saved:
+            log.say("the run folder holds no checkpoint yet: starting from step 0")
+        _say_start(settings, order, start, device, group, log)
         if group.is_first:
             stack.enter_context(keeping_status(settings.out, state, order.steps))
         run = _Run(settings, splits, order, state, facts, log, monitor, group, state.step)
@@ -107,27 +96,52 @@ def pretrain(
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
 
 
-def _restore(state: TrainState, saved: dict[str, Any]) -> None:
-    model = state.model
-    assert isinstance(model, MoCo)
-    if "queue" in saved["model"]:
-        saved["model"]["queue"] = model.own_part(saved["model"]["queue"])
-    restore(state, saved)
+@dataclass
+class _Start:
+    """What a run begins with: its state, the checkpoint that came from, and what the user should know."""
+
+    state: TrainState
+    saved: dict[str, Any] | None
+    warnings: list[str]
+
+
+def _enter_folder(
+    stack: ExitStack,
+    settings: RunSettings,
+    facts: Tree,
+    device: torch.device,
+    precision: str,
+    resume: bool,
+    overwrite: bool,
+    allow_change: bool,
+    group: Group,
+) -> _Start:
+    """Take the run folder, which the first process holds until the stack ends, and what is saved in it."""
+    warnings: list[str] = []
+
+    def take() -> None:
+        stack.enter_context(holding(settings.out, warnings.append))
+        claim(settings.out, resume=resume, overwrite=overwrite)
+
+    group.first(take)
+    with group.one_fate():
+        saved = load_newest(settings.out, warnings.append) if resume else None
+        warnings += check_changes(saved, facts, allow=allow_change) if saved else []
+        state = create_state(settings, device, precision, group)
+        model = state.model
+        assert isinstance(model, MoCo)
+        if saved:
+            if "queue" in saved["model"]:
+                saved["model"]["queue"] = model.own_part(saved["model"]["queue"])
+            restore(state, saved)
+    group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
+    return _Start(state, saved, warnings)
 
 
 def _say_start(
-    settings: RunSettings,
-    order: StepOrder,
-    state: TrainState,
-    resume: bool,
-    saved: dict[str, Any] | None,
-    device: torch.device,
-    group: Group,
-    log: RunLog,
+    settings: RunSettings, order: StepOrder, start: _Start, device: torch.device, group: Group, log: RunLog
 ) -> None:
-    if resume and not saved:
-        log.say("the run folder holds no checkpoint yet: starting from step 0")
-    before = saved.get("processes", 1) if saved else group.size
+    before = start.saved.get("processes", 1) if start.saved else group.size
     if before != group.size:
         log.say(
             f"the run had {before} processes and now has {group.size}: the same samples and views in the same order"
@@ -140,8 +154,8 @@ def _say_start(
         )
     precision, why = choose_precision(settings.train, device)
     log.say(
-        f"{'resuming' if saved else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
-        f" on {order.samples} images, {order.steps} steps of {order.batch_size}, from step {state.step},"
+        f"{'resuming' if start.saved else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
+        f" on {order.samples} images, {order.steps} steps of {order.batch_size}, from step {start.state.step},"
         f" {f'{group.size} processes on ' if group.size > 1 else ''}{device.type}, {precision} ({why})"
     )
 
