@@ -196,7 +196,7 @@ def pretrain(
         raise typer.Exit(launch(sys.argv[1:], processes))
     with joined(settings.train, placement) as group:
         try:
-            group.first(lambda: _make_missing_pack(settings))
+            group.first(lambda: _make_missing_pack(settings), patiently=True)
             run(
                 settings,
                 monitor=knn_monitor,

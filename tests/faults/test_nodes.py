@@ -42,21 +42,35 @@ def cable() -> Iterator[None]:
         yield
     finally:
         for name in NAMES:
+            end_all_in(name)
             ip("netns", "del", name)
+
+
+def end_all_in(name: str) -> None:
+    for process in ip("netns", "pids", name).stdout.split():
+        os.kill(int(process), signal.SIGKILL)
 
 
 class Node:
     """A machine's torchrun, with all that it starts in a process group."""
 
     def __init__(self, number: int, settings: Path, out: Path, said: Path) -> None:
-        self._said = said
-        command = [
-            "ip", "netns", "exec", NAMES[number], sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
-            "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29517", "--rdzv-id=test",
-            "--max-restarts=3", f"--local-addr={ADDRESSES[number]}", "-m", "medmoco.cli", "pretrain", "--config",
-            str(settings), f"out={out}", "--resume", "train.hang_seconds=30", "train.epochs=40",
+        self._said, self._name = said, NAMES[number]
+        meeting = [
+            "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29517",
+            f"--rdzv-conf=is_host={int(number == 0)}", "--rdzv-id=test", f"--local-addr={ADDRESSES[number]}",
+            "--max-restarts=3",
         ]  # fmt: skip
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": f"mm-{'ab'[number]}"}
+        run = [
+            "-m", "medmoco.cli", "pretrain", "--config", str(settings), f"out={out}", "--resume",
+            "train.hang_seconds=30", "train.epochs=40",
+        ]  # fmt: skip
+        command = ["ip", "netns", "exec", NAMES[number], sys.executable, "-m", "torch.distributed.run", *meeting, *run]
+        environment = {
+            **os.environ,
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "GLOO_SOCKET_IFNAME": f"mm-{'ab'[number]}",
+        }
         with said.open("a") as file:
             self._process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -68,18 +82,11 @@ class Node:
 
     def lose(self) -> None:
         """End the machine as a power cut would: torchrun and, in a session of its own, what it has started."""
-        children = subprocess.run(
-            ["ip", "netns", "pids", NAMES[1]], check=True, capture_output=True, text=True
-        ).stdout.split()
-        for child in map(int, children):
-            os.kill(child, signal.SIGKILL)
+        end_all_in(self._name)
         self._process.wait(PATIENCE)
 
     def end(self) -> int:
-        try:
-            return self._process.wait(PATIENCE)
-        finally:
-            self._process.kill()
+        return self._process.wait(PATIENCE)
 
 
 def wait_for(what: Callable[[], object], *nodes: Node) -> None:
