@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -177,9 +178,9 @@ def _train(
             return {}
         return monitor(model.query_encoder.backbone, splits, settings)  # type: ignore[arg-type]
 
-    batches = training_batches(splits["train"], settings, order, state.step)
     task = Contrast(model, settings, device)
-    fit(task, batches, state, order, settings.train, precision, log, Hooks(save, after_epoch))
+    with closing(training_batches(splits["train"], settings, order, state.step)) as batches:
+        fit(task, batches, state, order, settings.train, precision, log, Hooks(save, after_epoch))
 
 
 def create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:

@@ -108,7 +108,7 @@ def test_kill__while_the_file_is_written_leaves_the_one_before(tmp_path: Path, s
 
 @pytest.mark.slow
 def test_kill__at_50_random_moments_ends_with_the_same_weights(settings: Path, tmp_path: Path) -> None:
-    """Start-up, steps and saves are all hit: a moment lies up to five steps after a run of this machine comes to them."""
+    """In start-up, steps and saves: a moment lies up to five steps after a run on this machine comes to its first."""
     options = ("train.checkpoint_every=1", "train.epochs=40", "data.workers=1")
     straight, out = tmp_path / "straight", tmp_path / "run"
     started = time.monotonic()
