@@ -22,7 +22,7 @@ from PIL import Image
 
 IMAGES, BATCH, EPOCHS = 24, 8, 16
 STEPS = EPOCHS * IMAGES // BATCH
-PATIENCE = 30.0  # seconds until a test gives up; a machine may be busy
+PATIENCE = 300.0  # seconds until a test gives up; a machine may be busy
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["medmoco.cli", "medmoco.training.pretrain", "medmoco.evaluation.monitor"])
