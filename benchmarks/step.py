@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
 from benchmarks.turns import report, seconds_per_round
 from medmoco.config import MethodSettings, ModelSettings, TrainSettings, ViewSettings
 from medmoco.data.loading import to_float
 from medmoco.models.backbones import create_backbone
-from medmoco.models.batch_norm import split_batch_norm
+from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.moco import MoCo, create_moco, info_nce
 from medmoco.training.device import autocast, choose_device, choose_precision
 from medmoco.training.optim import create_optimizer
@@ -51,12 +52,14 @@ def _compare(size: int, batch: int, queue: int) -> None:
     def full_step(made: MoCo, optimizer: torch.optim.Optimizer) -> None:
         query, key = (to_float(view, ViewSettings(size=size), device, channels_last=True) for view in views)
         with autocast(device, precision):
-            _, keys, positive, negative = made(query, key, shuffle)
-            loss = info_nce(positive, negative)
+            keys = made.embed_keys(key, shuffle)
+            q = functional.normalize(made.query_encoder(query), dim=1)
+            loss = info_nce(*made.compare(q, keys))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         made.enqueue(keys)
+        settle_statistics(made)
 
     def bare_step(made: MoCo, optimizer: torch.optim.Optimizer) -> None:
         query, key = (to_float(view, ViewSettings(size=size), device, channels_last=True) for view in views)
@@ -67,6 +70,7 @@ def _compare(size: int, batch: int, queue: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        forget_statistics(made)
 
     contestants = {
         "floor: bare encoders": repeat(bare_step),

@@ -5,6 +5,7 @@ Torch, pandas and the rest are imported inside the commands that need them, so t
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import warnings
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 
 from medmoco import config
-from medmoco.errors import DataError, MedmocoError, SettingsError, Stopped
+from medmoco.errors import DataError, DistributedError, MedmocoError, SettingsError, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,27 +176,56 @@ def pretrain(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine, one for each GPU (all GPUs if not given).")
+    ] = None,
     allow_change: Annotated[
         bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
     ] = False,
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.monitor import knn_monitor
+    from medmoco.training.distributed import joined
+    from medmoco.training.launch import find_placement, launch, wanted_processes
+    from medmoco.training.pretrain import pretrain as run
+
+    placement = find_placement(os.environ)
+    processes = 1 if placement else wanted_processes(settings.train, devices)
+    if processes > 1:
+        raise typer.Exit(launch(sys.argv[1:], processes))
+    with joined(settings.train, placement) as group:
+        try:
+            group.first(lambda: _make_missing_pack(settings))
+            run(
+                settings,
+                monitor=knn_monitor,
+                resume=resume,
+                overwrite=overwrite,
+                allow_change=allow_change,
+                group=group,
+            )
+        except DistributedError as error:
+            raise DistributedError(f"process {group.rank}: {error}") from None
+        except MedmocoError as error:
+            if not group.is_first:
+                raise typer.Exit(error.exit_code) from None  # all have met it, the first says it
+            if isinstance(error, Stopped):
+                arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
+                raise Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume") from None
+            raise
+        if group.is_first:
+            print(f"run folder: {settings.out}")
+
+
+def _make_missing_pack(settings: config.RunSettings) -> None:
     from medmoco.data.pack import INFO
     from medmoco.data.pack_cache import is_url
-    from medmoco.evaluation.monitor import knn_monitor
-    from medmoco.training.pretrain import pretrain as run
 
     place = settings.data.pack
     if place and not is_url(place) and not Path(place, INFO).is_file():
         _say(f"data.pack: {place} is not there yet or unfinished; making it first")
         _make_pack(settings, Path(place))
-    try:
-        run(settings, monitor=knn_monitor, resume=resume, overwrite=overwrite, allow_change=allow_change)
-    except Stopped as error:
-        arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
-        raise Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume") from None
-    print(f"run folder: {settings.out}")
 
 
 @app.command()

@@ -237,8 +237,11 @@ class MethodSettings(Settings):
     embedding_dim: Count = 128
     """Width of the embedding. Source: He et al. 2020."""
 
+    queue_sharded: bool = False
+    """Each process keeps a part of the queue instead of all of it: for queues that take much memory."""
+
     batch_norm_splits: Count = 1
-    """Batch norm over this many groups of the batch, keys shuffled between them.
+    """Batch norm over this many groups of the batch, keys shuffled between them; at least one for each process.
     Source: facebookresearch/moco issue 47."""
 
 
@@ -250,6 +253,9 @@ class TrainSettings(Settings):
 
     global_batch_size: Annotated[Int, Field(ge=2)] = 256
     """Images per step over all processes. Source: He et al. 2020."""
+
+    accumulation_steps: Count = 1
+    """Parts that each process works through its share of the batch in: for little memory."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Source: He et al. 2020."""
@@ -289,6 +295,12 @@ class TrainSettings(Settings):
 
     compile: bool = False
     """torch.compile. Source: measured, no gain on a CPU."""
+
+    max_skipped: Count = 20
+    """A step without a finite gradient is skipped; so many of them in a row end the run."""
+
+    hang_seconds: Positive = 600.0
+    """A process that does not answer for so long counts as hung. Source: PyTorch waits 10 minutes for NCCL."""
 
     log_every: Count = 10
     """Steps between records of metrics.jsonl."""

@@ -7,6 +7,7 @@
     │   └── ImageError            one file: missing, truncated, undecodable, too large
     ├── CheckpointError       4   a run folder or checkpoint that cannot be read or written
     ├── DivergedError         5   the loss is not finite
+    ├── DistributedError      6   a process of the run that is gone, hangs or cannot be met
     └── Stopped              75   interrupted, saved, and resumable
 
 A message says what happened, where (file, row or key), and what to do, in at most five lines. It carries row numbers
@@ -44,6 +45,10 @@ class CheckpointError(MedmocoError):
 
 class DivergedError(MedmocoError):
     exit_code = 5
+
+
+class DistributedError(MedmocoError):
+    exit_code = 6
 
 
 class Stopped(MedmocoError):

@@ -20,7 +20,7 @@ from medmoco.data.fingerprints import canvas_digest
 from medmoco.data.guarded import settle_worker
 from medmoco.data.images import Canvas, read_canvas
 from medmoco.data.manifest import Split
-from medmoco.data.order import BatchKey, StepOrder
+from medmoco.data.order import WHOLE, BatchKey, Share, StepOrder, key_order
 from medmoco.data.pack import PackedRows, open_pack, packed_rows, usable_rows
 from medmoco.data.pack_cache import local_folder
 from medmoco.data.places import check_files
@@ -35,8 +35,9 @@ class Batch:
     """Views of B samples.
 
     Attributes:
-        views: V tensors (B, 1, S, S), uint8 or uint16: query then key in pretraining, one in evaluation.
-        samples: (B,) int64, positions in the split.
+        views: V tensors (B, 1, S, S), uint8 or uint16: in pretraining those of the queries, and in the order in which
+            the key encoder sees them those of the keys; one in evaluation.
+        samples: (B,) int64, positions in the split, in pretraining of the queries.
         step: Of training; -1 in evaluation.
         epoch: Of training; -1 in evaluation.
         notices: What the reader remarked on, each with its row.
@@ -60,30 +61,37 @@ Batches = Generator[Batch, None, None]
 
 
 class ViewDataset(Dataset[Batch | MedmocoError]):
-    """Maps a BatchKey to its batch of two views.
+    """Maps a BatchKey to this process's share of it: query views, and key views for its share of the key order.
 
     Errors are returned, not raised: DataLoader would wrap a traceback, and with it file paths, around them.
     """
 
-    def __init__(self, split: Split, settings: RunSettings) -> None:
+    def __init__(self, split: Split, settings: RunSettings, share: Share = WHOLE) -> None:
         self.read = canvas_reader(split, settings.data)
         self.settings = settings
+        self.share = share
 
     def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
         settings = self.settings
+        part = self.share.of(len(key.samples))
+        shuffled = key.samples[key_order(settings.seed, key.step, len(key.samples))]
+        samples = key.samples[part], shuffled[part]
+        wanted, places = np.unique(np.concatenate(samples), return_inverse=True)  # an image in both is read once
         try:
-            canvases, notices = self.read(key.samples)
+            canvases, notices = self.read(wanted)
         except MedmocoError as error:
             return error
+        of_view = np.split(places, 2)
         drawn = [
             view_maker.draw(
-                settings.views, canvases, seed=settings.seed, epoch=key.epoch, samples=key.samples, view=view
+                settings.views, [canvases[i] for i in of_view[view]],
+                seed=settings.seed, epoch=key.epoch, samples=samples[view], view=view,
             )
             for view in range(2)
-        ]
-        made = view_maker.render(settings.views, canvases, drawn)
+        ]  # fmt: skip
+        made = view_maker.render(settings.views, canvases, drawn, of_view)
         return Batch(
-            [torch.from_numpy(view) for view in made], torch.from_numpy(key.samples), key.step, key.epoch, notices
+            [torch.from_numpy(view) for view in made], torch.from_numpy(samples[0]), key.step, key.epoch, notices
         )
 
 
@@ -184,8 +192,10 @@ def _where(split: Split, sample: int) -> str:
     return f"{split.csv.name} row {split.rows[sample]}"
 
 
-def training_batches(split: Split, settings: RunSettings, order: StepOrder, start_step: int) -> Batches:
-    """Yield the two-view batches of steps start_step, start_step + 1, ... to the end of the run.
+def training_batches(
+    split: Split, settings: RunSettings, order: StepOrder, start_step: int, share: Share = WHOLE
+) -> Batches:
+    """Yield this process's share of the batches of steps start_step, start_step + 1, ... to the end of the run.
 
     One loader serves all epochs, so that workers never idle at an epoch's end. Close it where the run may end early:
     a process waits for workers in the end, and they for their loader, which an exception may keep alive.
@@ -193,7 +203,7 @@ def training_batches(split: Split, settings: RunSettings, order: StepOrder, star
     Raises:
         DataError: an image cannot be used.
     """
-    return _raising(_loader(ViewDataset(split, settings), order.from_step(start_step), settings))
+    return _raising(_loader(ViewDataset(split, settings, share), order.from_step(start_step), settings))
 
 
 def evaluation_batches(split: Split, settings: RunSettings, size: int) -> Batches:

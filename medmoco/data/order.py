@@ -45,12 +45,36 @@ def permutation(*keys: int, length: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of every batch that one of several processes takes."""
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, length: int) -> slice:
+        """Return the positions of this process in a batch of `length`, which the processes divide evenly."""
+        own = length // self.processes
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
 class BatchKey:
-    """Names one training batch: what a data worker needs to make it."""
+    """Names one training batch of all processes: what a data worker needs to make its share of it."""
 
     step: int
     epoch: int
     samples: NDArray[np.int64]
+
+
+def key_order(seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
+    """Return the order in which the key encoder sees a step's batch: (B,) positions in the order of the queries.
+
+    Batch norm then meets a query and its key in different company. Source: He et al. 2020, section 3.3.
+    """
+    return permutation(seed, SHUFFLE, step, length=batch_size)
 
 
 @dataclass(frozen=True)
@@ -71,6 +95,10 @@ class StepOrder:
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.steps_per_epoch * self.epochs
+
+    def batch(self, step: int) -> BatchKey:
+        """Return the batch of one step."""
+        return next(self.from_step(step))
 
     def from_step(self, start: int) -> Iterator[BatchKey]:
         """Yield the batches of steps start, start + 1, ... to the end of the run."""

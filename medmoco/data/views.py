@@ -100,32 +100,47 @@ def draw(
     )
 
 
-def render(settings: ViewSettings, canvases: Sequence[Canvas], drawn: Sequence[ViewParameters]) -> list[Pixels]:
-    """Make V views of each of B canvases.
+def render(
+    settings: ViewSettings,
+    canvases: Sequence[Canvas],
+    drawn: Sequence[ViewParameters],
+    places: Sequence[NDArray[np.int64]] | None = None,
+) -> list[Pixels]:
+    """Make V views of each of B canvases, or V sets of views of some of them.
 
     Args:
         settings: The recipe.
-        canvases: B images of one bit depth.
-        drawn: V sets of parameters for them.
+        canvases: N images of one bit depth.
+        drawn: V sets of parameters.
+        places: For each set the positions of its B canvases; without it a set is of all canvases.
 
     Returns:
         V arrays (B, 1, size, size) of the canvases' dtype.
     """
-    views = [np.empty((len(canvases), 1, settings.size, settings.size), canvases[0].pixels.dtype) for _ in drawn]
+    if places is None:
+        places = [np.arange(len(canvases))] * len(drawn)
+    dtype = canvases[0].pixels.dtype
+    views = [np.empty((len(place), 1, settings.size, settings.size), dtype) for place in places]
     means = np.array([cv2.mean(canvas.pixels[: canvas.height, : canvas.width])[0] for canvas in canvases])
-    geometry = [_geometry(parameters, canvases, settings.size) for parameters in drawn]
-    tones = [_Tones(parameters, means, canvases[0].pixels.dtype) for parameters in drawn]
+    wanted: list[list[tuple[int, int]]] = [[] for _ in canvases]  # of each canvas: which set, which view in it
+    geometry, tones = [], []
+    for number, (parameters, place) in enumerate(zip(drawn, places, strict=True)):
+        geometry.append(_geometry(parameters, [canvases[i] for i in place], settings.size))
+        tones.append(_Tones(parameters, means[place], dtype))
+        for position, i in enumerate(place.tolist()):
+            wanted[i].append((number, position))
     for i, canvas in enumerate(canvases):
         pyramid = _Pyramid(canvas)
-        for view, parameters, look, tone in zip(views, drawn, geometry, tones, strict=True):
-            pixels = view[i, 0]  # every step works in place: memory that is new each time costs as much as a step
-            _warp(pyramid, look, i, pixels)
-            _blur(pixels, parameters.sigma[i])
-            tone.apply(pixels, i)
-            if parameters.noise[i] > 0:
-                _add_noise(pixels, parameters, i)
+        for number, position in wanted[i]:
+            parameters = drawn[number]
+            pixels = views[number][position, 0]  # worked on in place: new memory each time costs as much as a step
+            _warp(pyramid, geometry[number], position, pixels)
+            _blur(pixels, parameters.sigma[position])
+            tones[number].apply(pixels, position)
+            if parameters.noise[position] > 0:
+                _add_noise(pixels, parameters, position)
             if settings.cutout_probability:
-                x0, y0, x1, y1 = parameters.cutout[i]
+                x0, y0, x1, y1 = parameters.cutout[position]
                 pixels[y0:y1, x0:x1] = means[i]
     return views
 

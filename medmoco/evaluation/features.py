@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medmoco.config import RunSettings
 from medmoco.data.loading import evaluation_batches, to_float
 from medmoco.data.manifest import Split
-from medmoco.errors import CheckpointError
+from medmoco.errors import CheckpointError, Stopped
 from medmoco.training.device import autocast
 
 Features = NDArray[np.float32]
@@ -50,6 +50,7 @@ def extract(
     settings: RunSettings,
     device: torch.device,
     precision: str = "fp32",
+    stop_asked: Callable[[], bool] = lambda: False,
 ) -> Extracted:
     """Compute the features of every row; each image is decoded once for all encoders.
 
@@ -59,6 +60,7 @@ def extract(
         settings: `evaluate.size` (or `views.size`), `evaluate.batch_size` and the normalisation are used.
         device: Of the encoders.
         precision: fp32, bf16 or fp16; less than fp32 only where speed matters more, as for a monitor.
+        stop_asked: Asked before every batch.
 
     Returns:
         The features, and what came along.
@@ -66,6 +68,7 @@ def extract(
     Raises:
         CheckpointError: an encoder's features are not finite.
         DataError: an image cannot be used.
+        Stopped: `stop_asked` said so.
         RuntimeError: an encoder changed while it was used; a bug.
     """
     size = settings.evaluate.size or settings.views.size
@@ -75,6 +78,8 @@ def extract(
     digests: list[bytes] = []
     with _frozen(encoders), torch.inference_mode(), autocast(device, precision):
         for batch in evaluation_batches(split, settings, size):
+            if stop_asked():
+                raise Stopped("stopped while features were computed")
             views = to_float(batch.views[0], settings.views, device, channels_last=settings.train.channels_last)
             for name, encoder in encoders.items():
                 parts[name].append(encoder(views).float().cpu())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from medmoco.config import RunSettings
@@ -12,16 +14,21 @@ from medmoco.models.backbones import Backbone
 from medmoco.training.device import choose_precision
 
 
-def knn_monitor(backbone: Backbone, splits: dict[str, Split], settings: RunSettings) -> dict[str, float]:
+def knn_monitor(
+    backbone: Backbone, splits: dict[str, Split], settings: RunSettings, stop_asked: Callable[[], bool]
+) -> dict[str, float]:
     """Score the backbone by nearest neighbours: bank `train`, questions `val`. Test data is never looked at.
 
     Returns:
         "knn_auroc/LABEL" for each label; nan where a label has one class.
+
+    Raises:
+        Stopped: the run is to stop; scoring again after resuming costs less than being killed.
     """
     device = next(backbone.parameters()).device
     precision, _ = choose_precision(settings.train, device)
     features = {
-        name: extract({"encoder": backbone}, splits[name], settings, device, precision).features["encoder"]
+        name: extract({"encoder": backbone}, splits[name], settings, device, precision, stop_asked).features["encoder"]
         for name in ("train", "val")
     }
     targets = {name: splits[name].labels.astype(np.float64) for name in ("train", "val")}

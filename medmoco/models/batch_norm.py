@@ -3,10 +3,14 @@
 With statistics over the whole batch, a query can recognise its key by what the batch shares. Groups, with the keys
 shuffled between them, take that short cut away (He et al. 2020, section 3.3; for one device facebookresearch/moco
 issue 47).
+
+The running statistics wait until a step is complete and then move once, towards the mean over all of its groups. So
+they depend neither on how many processes or parts share the batch, nor on a step that turned out to be no good.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,22 +20,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Make every batch norm inside `module` take its statistics over `splits` equal groups of the batch.
+    """Make every batch norm inside `module` take its statistics over `splits` equal groups of what it is given.
 
     Names, parameters and evaluation mode stay as they are; any subclass (timm fuses activations) keeps its own forward.
-    The running statistics move by momentum / splits for each group, so as far per step as before.
+    In training `settle_statistics` must follow every step.
 
     Args:
         module: Changed in place.
-        splits: Number of groups; must divide every training batch. 1 changes nothing.
+        splits: Number of groups; must divide every training batch.
     """
-    if splits == 1:
-        return
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    for layer in layers:
+        if layer.track_running_stats:
             layer.__class__ = _split_class(type(layer))  # type: ignore[arg-type]
-            layer.splits = splits  # type: ignore[assignment]
-            layer.momentum = layer.momentum / splits if layer.momentum is not None else None
+            layer.splits = splits
+            layer.step_momentum = layer.momentum
+            layer.momentum = 1.0  # the running statistics become a group's own
+            layer.groups = []
 
 
 @cache
@@ -41,6 +46,44 @@ def _split_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
     def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
         if not self.training:
             return base.forward(self, x)
-        return torch.cat([base.forward(self, group) for group in x.chunk(self.splits)])
+        kept = self.running_mean, self.running_var
+        out = []
+        for group in x.chunk(self.splits):
+            self.running_mean, self.running_var = torch.zeros_like(kept[0]), torch.zeros_like(kept[1])
+            out.append(base.forward(self, group))
+            self.groups.append(torch.stack([self.running_mean, self.running_var]))
+        self.running_mean, self.running_var = kept
+        return torch.cat(out) if len(out) > 1 else out[0]
 
     return type(f"Split{base.__name__}", (base,), {"forward": forward})
+
+
+@torch.no_grad()
+def settle_statistics(module: nn.Module, mean: Callable[[Tensor], Tensor] = lambda own: own) -> None:
+    """Move all running statistics towards those of the groups seen since the last call.
+
+    Args:
+        module: Holds batch norms that `split_batch_norm` has changed.
+        mean: Takes one vector to its mean over all processes, which must call this together.
+    """
+    layers = [layer for layer in _split_layers(module) if layer.groups]
+    if not layers:
+        return
+    seen = [torch.stack(layer.groups).mean(0) for layer in layers]  # each (2, C): mean, variance
+    flat = mean(torch.cat([statistics.flatten() for statistics in seen]))
+    for layer, statistics in zip(layers, flat.split([each.numel() for each in seen]), strict=True):
+        towards_mean, towards_variance = statistics.to(layer.running_mean.dtype).chunk(2)
+        layer.running_mean.lerp_(towards_mean, layer.step_momentum)
+        layer.running_var.lerp_(towards_variance, layer.step_momentum)
+        layer.num_batches_tracked.sub_(len(layer.groups) - 1)  # groups of one step are one batch
+    forget_statistics(module)
+
+
+def forget_statistics(module: nn.Module) -> None:
+    """Leave the running statistics as they were before the step."""
+    for layer in _split_layers(module):
+        layer.groups.clear()
+
+
+def _split_layers(module: nn.Module) -> list[Any]:
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and hasattr(layer, "groups")]

@@ -23,9 +23,9 @@ from medmoco.data.loading import Batch, canvas_reader, check_images, training_ba
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder, permutation
 from medmoco.models.moco import MoCo
+from medmoco.training.contrast import Contrast, check_sizes, create_state
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.engine import Hooks, fit
-from medmoco.training.pretrain import Contrast, check_sizes, create_state
 from medmoco.training.runlog import RunLog
 
 ROUNDS = 5
@@ -289,14 +289,15 @@ def _train(
     train = settings.train.model_copy(update={"log_every": _ENDLESS, "checkpoint_every": _ENDLESS})
     model = state.model
     assert isinstance(model, MoCo)
-    task, hooks = Contrast(model, settings, device), Hooks(lambda _: None, lambda _: {})
+    task = Contrast(model, settings, device, precision)
+    hooks = Hooks(lambda _: None, lambda *_: {}, lambda *_: None)
     timed = stopwatch.passing(batches)
     with (
         suppress(_TimeIsUp),
         tempfile.TemporaryDirectory() as folder,
         RunLog(Path(folder), steps=_ENDLESS, start_step=0) as log,
     ):
-        fit(task, timed, state, _order(split, settings), train, precision, log, hooks)
+        fit(task, timed, state, _order(split, settings), train, log, hooks)
     return _summary(stopwatch.rates), stopwatch.waited / stopwatch.total
 
 

@@ -16,8 +16,8 @@ from medmoco.config import TrainSettings
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder, hashed
 from medmoco.data.stopping import stop_requests
-from medmoco.errors import DivergedError, Stopped
-from medmoco.training.device import autocast
+from medmoco.errors import DivergedError, MedmocoError, Stopped
+from medmoco.training.distributed import ALONE, Group
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
 
@@ -29,11 +29,18 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """Everything that is trained or follows; what a checkpoint holds."""
 
-    def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
-        """Return "loss", and when `measure` is set what else is worth recording, all scalars."""
+    def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
+        """Yield, part by part of the batch, "loss", and when `measure` is set what else is worth recording.
+
+        All are scalars, and means over the part divided by the number of parts. The loop runs the backward pass of a
+        part before it asks for the next.
+        """
 
     def after_step(self) -> None:
         """Do what must wait for the optimiser's step."""
+
+    def skip_step(self) -> None:
+        """Forget what the step has left behind besides gradients; the optimiser did nothing."""
 
 
 @dataclass
@@ -63,10 +70,18 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls back: save the state, and measure after an epoch."""
+    """What the loop calls back, on every process.
+
+    Attributes:
+        save: Save the state.
+        after_epoch: Measure after an epoch; given the epoch and what tells whether the run is asked to stop.
+        skipped: Told of the step that was skipped, how many were so far, and on which processes the loss was not
+            finite; on none where the gradient alone was not.
+    """
 
     save: Callable[[TrainState], None]
-    after_epoch: Callable[[int], dict[str, float]]
+    after_epoch: Callable[[int, Callable[[], bool]], dict[str, float]]
+    skipped: Callable[[int, int, list[int]], None]
 
 
 def fit(
@@ -75,82 +90,114 @@ def fit(
     state: TrainState,
     order: StepOrder,
     train: TrainSettings,
-    precision: str,
     log: RunLog,
     hooks: Hooks,
+    group: Group = ALONE,
 ) -> None:
     """Train from state.step to the end of the order.
 
     Args:
         task: What is trained.
-        batches: Of steps state.step, state.step + 1, ...
-        state: Changed in place; saved by `hooks.save` every so often, at the end and on a stop.
+        batches: This process's share of steps state.step, state.step + 1, ...
+        state: Changed in place; saved by `hooks.save` every so often, at the end, on a stop and when data fails.
         order: Knows the number of steps.
         train: The loop's settings.
-        precision: fp32, bf16 or fp16.
         log: Told of measurements.
         hooks: See Hooks.
+        group: The processes that train together.
 
     Raises:
-        DivergedError: the loss is not finite; the state is not saved.
+        DivergedError: `train.max_skipped` steps in a row had no finite gradient; the state is not saved.
         Stopped: a signal asked for it; the state is saved.
-        DataError: an image cannot be used.
+        DataError: an image cannot be used; the state is saved.
+        DistributedError: another process is gone or hangs.
     """
     device = next(task.model.parameters()).device
     interval = Interval(order.batch_size, device)
     first_epoch_ends = state.step + order.steps_per_epoch  # later epochs read the same files again
-    with stop_requests() as stop_asked:
+    skips = Skips(train.max_skipped)
+    saved_at = state.step
+
+    def save() -> None:
+        nonlocal saved_at
+        if state.step != saved_at:
+            hooks.save(state)
+            saved_at = state.step
+
+    with group.explained(), stop_requests() as stop_asked:
         while state.step < order.steps:
-            batch = interval.wait_for(batches)
+            batch = _next_batch(batches, state, order, interval, stop_asked, save, group)
             measure = (state.step + 1) % train.log_every == 0 or state.step + 1 == order.steps
-            outputs = _step(task, batch, state, order, train, precision, device, measure)
-            interval.add(outputs["loss"])
+            outputs, sound = _step(task, batch, state, order, train, measure, group)
+            interval.add(outputs["loss"] if sound else None)
             log.advance(state.step)
+            skips.count(sound, outputs["loss"], state.step, group, hooks)
             for notice in batch.notices if state.step <= first_epoch_ends else ():
                 log.remark(notice)
             if measure:
-                _record(interval, outputs, state, order, train, log)
+                _record(interval, outputs, state, order, train, log, group)
             if state.step % order.steps_per_epoch == 0:
                 with interval.pause():
-                    measured = hooks.after_epoch(state.step // order.steps_per_epoch - 1)
+                    measured = hooks.after_epoch(state.step // order.steps_per_epoch - 1, stop_asked)
                 if measured:
                     log.record(state.step, measured)
-            if stop_asked() or state.step % train.checkpoint_every == 0 or state.step == order.steps:
-                interval.refuse_divergence(state.step)
-                hooks.save(state)
-            if stop_asked() and state.step < order.steps:
-                raise Stopped(f"stopped after step {state.step} of {order.steps}; everything is saved")
+            if state.step % train.checkpoint_every == 0 or state.step == order.steps:
+                save()
+
+
+def _next_batch(
+    batches: Iterator[Batch],
+    state: TrainState,
+    order: StepOrder,
+    interval: Interval,
+    stop_asked: Callable[[], bool],
+    save: Callable[[], None],
+    group: Group,
+) -> Batch:
+    """Return the next batch; save and raise on every process where one of them has none or is asked to stop."""
+    group.at_step(state.step)
+    batch, failure = interval.wait_for(batches)
+    failed, stop = group.any_of(failure is not None, stop_asked())
+    if failed or stop:
+        save()
+    if failed:
+        group.raise_together(failure)
+    if stop:
+        raise Stopped(f"stopped after step {state.step} of {order.steps}; everything is saved")
+    assert batch is not None
+    return batch
 
 
 def _step(
-    task: Task,
-    batch: Batch,
-    state: TrainState,
-    order: StepOrder,
-    train: TrainSettings,
-    precision: str,
-    device: torch.device,
-    measure: bool,
-) -> dict[str, Tensor]:
-    """Do one optimiser step."""
+    task: Task, batch: Batch, state: TrainState, order: StepOrder, train: TrainSettings, measure: bool, group: Group
+) -> tuple[dict[str, Tensor], bool]:
+    """Do one optimiser step, or none where the gradient is not finite; return the measurements, and which it was."""
     # Networks with dropout draw from torch's generator: the step alone decides what, so resuming needs no state of it.
-    torch.manual_seed(int(hashed(order.seed, state.step)[0] >> 1))
+    torch.manual_seed(int(hashed(order.seed, state.step, group.rank)[0] >> 1))
     task.model.train()
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(train, state.step / order.steps_per_epoch)
-    with autocast(device, precision):
-        outputs = task.training_step(batch, measure)
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = learning_rate(train, state.step / order.steps_per_epoch)
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(outputs["loss"]).backward()
-    if train.clip_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, train.clip_norm)
-    state.scaler.step(state.optimizer)
+    outputs: dict[str, Tensor] = {}
+    for part in task.losses(batch, measure):
+        state.scaler.scale(part["loss"]).backward()
+        for name, value in part.items():
+            outputs[name] = outputs.get(name, 0) + value.detach()
+    state.scaler.unscale_(state.optimizer)
+    trained = [p for parameters in state.optimizer.param_groups for p in parameters["params"] if p.grad is not None]
+    # Gradients are the mean over all processes by now, so every process comes to the same verdict.
+    norm = nn.utils.get_total_norm([p.grad for p in trained])
+    sound = bool(norm.isfinite())
+    if sound:
+        if train.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(trained, train.clip_norm, norm)
+        state.scaler.step(state.optimizer)
+        task.after_step()
+    else:
+        task.skip_step()
     state.scaler.update()
-    task.after_step()
     state.step += 1
-    return outputs
+    return outputs | {"gradient_norm": norm}, sound
 
 
 def _record(
@@ -160,18 +207,46 @@ def _record(
     order: StepOrder,
     train: TrainSettings,
     log: RunLog,
+    group: Group,
 ) -> None:
-    interval.refuse_divergence(state.step)
-    values = {key: value.item() for key, value in outputs.items() if key != "loss"}
-    seconds = interval.seconds_per_step
+    values = {key: value.item() for key, value in outputs.items() if key != "loss"} | {"loss": interval.loss}
+    device = next(state.model.parameters()).device
+    means = group.mean(torch.tensor(list(values.values()), dtype=torch.float64, device=device), "measurements")
     record = {
         "epoch": (state.step - 1) // order.steps_per_epoch,
-        **interval.values(),
-        **values,
+        **dict(zip(values, means.tolist(), strict=True)),
+        **interval.speed,
         "lr": learning_rate(train, (state.step - 1) / order.steps_per_epoch),
     }
-    log.record(state.step, record, seconds_left=seconds * (order.steps - state.step))
+    log.record(state.step, record, seconds_left=interval.seconds_per_step * (order.steps - state.step))
     interval.restart()
+
+
+class Skips:
+    """Counts the steps that were skipped."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._in_a_row, self._total = most, 0, 0
+
+    def count(self, sound: bool, loss: Tensor, step: int, group: Group, hooks: Hooks) -> None:
+        """Count a step, given how many are done with it.
+
+        Raises:
+            DivergedError: too many in a row were skipped.
+        """
+        if sound:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        self._total += 1
+        words = group.tell(str(math.isfinite(loss.item())))
+        hooks.skipped(step - 1, self._total, [rank for rank, word in enumerate(words) if word == "False"])
+        if self._in_a_row >= self._most:
+            raise DivergedError(
+                f"the last {self._in_a_row} steps, up to step {step - 1}, had no finite gradient and were skipped.\n"
+                "skipped.jsonl in the run folder lists them and their rows. Lower train.lr, set train.clip_norm=1 or\n"
+                "train.precision=fp32, and start anew; checkpoints hold finite weights, but may be past saving."
+            )
 
 
 class Interval:
@@ -185,7 +260,7 @@ class Interval:
     def restart(self) -> None:
         """Begin the next interval."""
         self._losses = torch.zeros((), device=self._device)
-        self._steps = 0
+        self._steps = self._counted = 0
         self._waited = 0.0
         self._start = time.perf_counter()
 
@@ -196,36 +271,35 @@ class Interval:
         yield
         self._start += time.perf_counter() - start
 
-    def wait_for(self, batches: Iterator[Batch]) -> Batch:
-        """Take the next batch and count the time that took."""
+    def wait_for(self, batches: Iterator[Batch]) -> tuple[Batch | None, MedmocoError | None]:
+        """Take the next batch, or what is wrong with it, and count the time that took."""
         start = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - start
-        return batch
+        try:
+            return next(batches), None
+        except MedmocoError as error:
+            return None, error
+        finally:
+            self._waited += time.perf_counter() - start
 
-    def add(self, loss: Tensor) -> None:
-        """Count one step's loss."""
-        self._losses += loss.detach()
+    def add(self, loss: Tensor | None) -> None:
+        """Count one step and its loss; None for one that was skipped."""
         self._steps += 1
+        if loss is not None:
+            self._losses += loss
+            self._counted += 1
 
     @property
     def seconds_per_step(self) -> float:
         """Mean over the interval so far."""
         return (time.perf_counter() - self._start) / max(self._steps, 1)
 
-    def values(self) -> dict[str, float]:
-        """Return the mean loss, images per second and the share of time spent waiting for data."""
-        seconds = time.perf_counter() - self._start
-        return {
-            "loss": self._losses.item() / self._steps,
-            "images_per_second": self._steps * self._batch_size / seconds,
-            "waiting": self._waited / seconds,
-        }
+    @property
+    def loss(self) -> float:
+        """Mean over the steps that were not skipped; nan without any."""
+        return self._losses.item() / self._counted if self._counted else math.nan
 
-    def refuse_divergence(self, step: int) -> None:
-        """Raise DivergedError when a loss of this interval was not finite."""
-        if not math.isfinite(self._losses.item()):
-            raise DivergedError(
-                f"the loss became infinite or not a number in the {self._steps} steps before step {step}.\n"
-                "The last checkpoint is older than that. Lower train.lr, set train.clip_norm=1 or train.precision=fp32."
-            )
+    @property
+    def speed(self) -> dict[str, float]:
+        """Images per second of all processes, and the share of time that this one waited for data."""
+        seconds = time.perf_counter() - self._start
+        return {"images_per_second": self._steps * self._batch_size / seconds, "waiting": self._waited / seconds}

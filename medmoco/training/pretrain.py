@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.loading import Batch, check_images, to_float, training_batches
+from medmoco.data.loading import check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.order import SHUFFLE, WEIGHTS, StepOrder, hashed, permutation
+from medmoco.data.order import StepOrder
 from medmoco.data.overlap import overlap_notices
-from medmoco.errors import SettingsError
-from medmoco.models.backbones import Backbone, create_backbone
-from medmoco.models.batch_norm import split_batch_norm
-from medmoco.models.moco import MoCo, create_moco, info_nce
+from medmoco.errors import Stopped
+from medmoco.models.backbones import Backbone
+from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, traffic
 from medmoco.training.device import choose_device, choose_precision
+from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, TrainState, fit
-from medmoco.training.optim import create_optimizer
 from medmoco.training.run_folder import (
     CHECKPOINTS,
     check_changes,
@@ -34,66 +34,11 @@ from medmoco.training.run_folder import (
     restore,
     write_status,
 )
-from medmoco.training.runlog import RunLog
+from medmoco.training.runlog import RunLog, SilentLog
 
-Monitor = Callable[[Backbone, dict[str, Split], RunSettings], dict[str, float]]
-"""Scores a backbone on the splits during training; given by the caller, since scoring lies above training."""
-
-
-class Contrast:
-    """The task of the training loop: InfoNCE between two views."""
-
-    def __init__(self, model: MoCo, settings: RunSettings, device: torch.device) -> None:
-        self.model = model
-        self._settings = settings
-        self._device = device
-        self._keys: Tensor | None = None
-
-    def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
-        """Return the loss of a two-view batch, and meters of collapse and short cuts."""
-        settings = self._settings
-        query_views, key_views = (
-            to_float(views, settings.views, self._device, channels_last=settings.train.channels_last)
-            for views in batch.views
-        )
-        order = permutation(settings.seed, SHUFFLE, batch.step, length=len(batch.samples))
-        shuffle = torch.from_numpy(order).to(self._device)
-        q, self._keys, positive, negative = self.model(query_views, key_views, shuffle)
-        outputs = {"loss": info_nce(positive, negative)}
-        return outputs | meters(q, positive, negative, self.model.temperature) if measure else outputs
-
-    def after_step(self) -> None:
-        """Let the keys become negatives."""
-        assert self._keys is not None
-        self.model.enqueue(self._keys)
-
-
-@torch.no_grad()
-def meters(q: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Measure how the embedding fares.
-
-    Args:
-        q: (B, D), unit L2 norm.
-        positive: (B,) logits.
-        negative: (B, K) logits.
-        temperature: That divided them.
-
-    Returns:
-        chance: Loss of a guess, ln(1 + K), nats.
-        accuracy: Share of queries closer to their key than to every negative.
-        positive_similarity: Mean cosine of query and key.
-        embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
-        effective_rank: Dimensions in use, exp of the entropy of the singular values. Source: Roy and Vetterli 2007.
-    """
-    singular = torch.linalg.svdvals(q.float())
-    share = singular / singular.sum()
-    return {
-        "chance": torch.tensor(math.log(1 + negative.shape[1])),
-        "accuracy": (positive > negative.amax(1)).float().mean(),
-        "positive_similarity": positive.mean() * temperature,
-        "embedding_std": q.std(0).mean() * math.sqrt(q.shape[1]),
-        "effective_rank": torch.exp(-(share * torch.log(share + 1e-12)).sum()),
-    }
+Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
+"""Scores a backbone on the splits during training; given by the caller, since scoring lies above training. Asks the
+last argument now and then whether the run shall stop, and raises Stopped then."""
 
 
 def pretrain(
@@ -103,6 +48,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     allow_change: bool = False,
+    group: Group = ALONE,
 ) -> None:
     """Pretrain an encoder on the training split and leave a run folder.
 
@@ -112,102 +58,174 @@ def pretrain(
         resume: Go on from the newest checkpoint in the folder; from step 0 where there is none yet.
         overwrite: Delete a run that is in the folder.
         allow_change: Resume although settings or the manifest have changed.
+        group: The processes that train together; the first of them writes and speaks.
 
     Raises:
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
-        CheckpointError, DataError, DivergedError, Stopped: see there; status.json then says which.
+        CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
     device = choose_device(settings.train)
-    precision, why = choose_precision(settings.train, device)
+    precision, _ = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
-    splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-    check_sizes(len(splits["train"]), settings)
-    facts = facts_of(settings, splits["train"])
+    with group.one_fate():
+        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
+        check_sizes(len(splits["train"]), settings, group.size)
+    facts = {**facts_of(settings, splits["train"]), "processes": group.size}
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
 
-    warnings: list[str] = []
-    with holding(settings.out, warnings.append):
-        claim(settings.out, resume=resume, overwrite=overwrite)
-        saved = load_newest(settings.out, warnings.append) if resume else None
-        changes = check_changes(saved, facts, allow=allow_change) if saved else []
-        state = create_state(settings, device, precision)
-        if saved:
-            restore(state, saved)
-        describe_run(settings.out, settings, device, precision, splits["train"].sha256)
-
-        with RunLog(settings.out, steps=order.steps, start_step=state.step) as log:
-            for notice in [*splits["train"].notices, *overlap_notices(splits)]:
-                log.say(notice)
-            if resume and not saved:
-                log.say("the run folder holds no checkpoint yet: starting from step 0")
-            for warning in [*warnings, *changes]:
-                log.warn(warning)
-            log.say(
-                f"{'resuming' if saved else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
-                f" on {len(splits['train'])} images, {order.steps} steps of {order.batch_size},"
-                f" from step {state.step}, {device.type}, {precision} ({why})"
-            )
-            with keeping_status(settings.out, state, order.steps):
-                _train(state, splits, settings, order, device, precision, facts, log, monitor)
-            log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+    with ExitStack() as stack:
+        start = _enter_folder(stack, settings, facts, device, precision, resume, overwrite, allow_change, group)
+        state = start.state
+        make_log = RunLog if group.is_first else SilentLog
+        log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
+        for notice in [*splits["train"].notices, *overlap_notices(splits)]:
+            log.say(notice)
+        for warning in start.warnings:
+            log.warn(warning)
+        if resume and not start.saved:
+            log.say("the run folder holds no checkpoint yet: starting from step 0")
+        _say_start(settings, order, start, device, group, log)
+        if group.is_first:
+            stack.enter_context(keeping_status(settings.out, state, order.steps))
+        run = _Run(settings, splits, order, state, facts, log, monitor, group, state.step)
+        task = Contrast(run.model, settings, device, precision, group)
+        batches = training_batches(splits["train"], settings, order, state.step, group.share)
+        stack.enter_context(closing(batches))
+        fit(task, batches, state, order, settings.train, log, run.hooks(), group)
+        log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
 
 
-def _train(
-    state: TrainState,
-    splits: dict[str, Split],
+@dataclass
+class _Start:
+    """What a run begins with: its state, the checkpoint that came from, and what the user should know."""
+
+    state: TrainState
+    saved: dict[str, Any] | None
+    warnings: list[str]
+
+
+def _enter_folder(
+    stack: ExitStack,
     settings: RunSettings,
-    order: StepOrder,
+    facts: Tree,
     device: torch.device,
     precision: str,
-    facts: Tree,
-    log: RunLog,
-    monitor: Monitor,
+    resume: bool,
+    overwrite: bool,
+    allow_change: bool,
+    group: Group,
+) -> _Start:
+    """Take the run folder, which the first process holds until the stack ends, and what is saved in it."""
+    warnings: list[str] = []
+
+    def take() -> None:
+        stack.enter_context(holding(settings.out, warnings.append))
+        claim(settings.out, resume=resume, overwrite=overwrite)
+
+    group.first(take)
+    with group.one_fate():
+        saved = load_newest(settings.out, warnings.append) if resume else None
+        warnings += check_changes(saved, facts, allow=allow_change) if saved else []
+        state = create_state(settings, device, precision, group)
+        model = state.model
+        assert isinstance(model, MoCo)
+        if saved:
+            if "queue" in saved["model"]:
+                saved["model"]["queue"] = model.own_part(saved["model"]["queue"])
+            restore(state, saved)
+    group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
+    return _Start(state, saved, warnings)
+
+
+def _say_start(
+    settings: RunSettings, order: StepOrder, start: _Start, device: torch.device, group: Group, log: RunLog
 ) -> None:
-    model = state.model
-    assert isinstance(model, MoCo)
+    before = start.saved.get("processes", 1) if start.saved else group.size
+    if before != group.size:
+        log.say(
+            f"the run had {before} processes and now has {group.size}: the same samples and views in the same order"
+        )
+    wanted, groups = settings.method.batch_norm_splits, batch_norm_groups(settings, group.size)
+    if groups != wanted:
+        log.say(
+            f"batch norm takes its statistics over {groups} groups of the batch, not {wanted}: at least one for each"
+            " process and part"
+        )
+    precision, why = choose_precision(settings.train, device)
+    log.say(
+        f"{'resuming' if start.saved else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
+        f" on {order.samples} images, {order.steps} steps of {order.batch_size}, from step {start.state.step},"
+        f" {f'{group.size} processes on ' if group.size > 1 else ''}{device.type}, {precision} ({why})"
+    )
 
-    def save(now: TrainState) -> None:
-        save_checkpoint(settings.out / CHECKPOINTS, now.step, {**now.as_content(), **facts})
-        write_status(settings.out, "running", now.step, order.steps)
 
-    def after_epoch(epoch: int) -> dict[str, float]:
-        due = settings.train.knn_every and (epoch + 1) % settings.train.knn_every == 0
-        if not due or not settings.data.labels:
+@dataclass
+class _Run:
+    """What the training loop calls back."""
+
+    settings: RunSettings
+    splits: dict[str, Split]
+    order: StepOrder
+    state: TrainState
+    facts: Tree
+    log: RunLog
+    monitor: Monitor
+    group: Group
+    start_step: int
+    traffic_told: bool = False
+
+    @property
+    def model(self) -> MoCo:
+        """The networks and the queue."""
+        assert isinstance(self.state.model, MoCo)
+        return self.state.model
+
+    def hooks(self) -> Hooks:
+        return Hooks(self.save, self.after_epoch, self.skipped)
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint, after making sure that all processes hold the same."""
+        model = self.model
+        shared = {name: tensor for name, tensor in model.state_dict().items() if name != "queue" or not model.sharded}
+        self.group.check_same("the weights", list(shared.values()))
+        content = {**state.as_content(), **self.facts}
+        content["model"]["queue"] = model.whole_queue()
+
+        def write() -> None:
+            save_checkpoint(self.settings.out / CHECKPOINTS, state.step, content)
+            write_status(self.settings.out, "running", state.step, self.order.steps)
+
+        self.group.first(write)
+
+    def after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
+        """Measure what the features are worth so far, where that is due."""
+        if self.group.size > 1 and not self.traffic_told:
+            self.traffic_told = True
+            self.log.say(traffic(self.group, self.settings, self.state.step - self.start_step, self.model))
+        every = self.settings.train.knn_every
+        if not every or (epoch + 1) % every or not self.settings.data.labels:
             return {}
-        return monitor(model.query_encoder.backbone, splits, settings)  # type: ignore[arg-type]
+        backbone = self.model.query_encoder.backbone
 
-    task = Contrast(model, settings, device)
-    with closing(training_batches(splits["train"], settings, order, state.step)) as batches:
-        fit(task, batches, state, order, settings.train, precision, log, Hooks(save, after_epoch))
+        def measure() -> dict[str, float]:
+            try:
+                return self.monitor(backbone, self.splits, self.settings, stop_asked)  # type: ignore[arg-type]
+            except Stopped:
+                return {}
 
+        return self.group.first(measure) or {}
 
-def create_state(settings: RunSettings, device: torch.device, precision: str) -> TrainState:
-    """Return the model at its start, on the device, with its optimiser."""
-    backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
-    model = create_moco(backbone, settings.method, seed=int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1))
-    split_batch_norm(model, settings.method.batch_norm_splits)
-    layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)
-    if settings.train.compile:
-        model.query_encoder.compile()
-        model.key_encoder.compile()
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return TrainState(model, create_optimizer(settings.train, model.query_encoder), scaler)
-
-
-def check_sizes(images: int, settings: RunSettings) -> None:
-    """Refuse a batch or a queue larger than the training split.
-
-    Raises:
-        SettingsError: it is.
-    """
-    queue, batch = settings.method.queue_size, settings.train.global_batch_size
-    if batch > images:
-        raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
-    if queue > images:
-        raise SettingsError(
-            f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
-            f"the query's own image and push the two apart. Set method.queue_size to {images} or less."
+    def skipped(self, step: int, total: int, processes: list[int]) -> None:
+        """Record a step that did nothing, with what is needed to do it again."""
+        if not processes and self.state.scaler.is_enabled():
+            return  # fp16 is still finding its scale
+        batch, split = self.order.batch(step), self.splits["train"]
+        self.log.append("skipped.jsonl", {
+            "step": step, "epoch": batch.epoch, "processes": processes, "rows": split.rows[batch.samples].tolist(),
+        })  # fmt: skip
+        self.log.warn(
+            f"step {step} is skipped, the {total}. so far: its {'loss' if processes else 'gradient'} is not finite;"
+            f" the rows of {split.csv.name} are in skipped.jsonl"
         )

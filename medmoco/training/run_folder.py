@@ -151,14 +151,15 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-def describe_run(folder: Path, settings: RunSettings, device: torch.device, precision: str, digest: str) -> None:
+def describe_run(folder: Path, settings: RunSettings, device: torch.device, precision: str, facts: Tree) -> None:
     """Write environment.json and config.yaml."""
     environment = {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "precision": precision,
         "threads": torch.get_num_threads(),
-        "manifest_sha256": digest,
+        "processes": facts["processes"],
+        "manifest_sha256": facts["manifest_sha256"],
         "libraries": {name: import_module(name).__version__ for name in _LIBRARIES},
     }
     with saying_what_disk_refuses():

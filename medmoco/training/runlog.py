@@ -105,6 +105,11 @@ class RunLog:
         if self._remarks[kind] == 1:
             self.warn(notice)
 
+    def append(self, name: str, record: Record) -> None:
+        """Append a record to a file of JSON lines in the run folder."""
+        with saying_what_disk_refuses(), (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
     def advance(self, step: int) -> None:
         """Move the progress bar."""
         self._bar.update(self._task, completed=step)
@@ -118,9 +123,8 @@ class RunLog:
             seconds_left: Estimated for the rest of the run.
         """
         clean = {key: value if _is_finite(value) else None for key, value in values.items()}
+        self.append(self._metrics.name, {"step": step, **clean})
         with saying_what_disk_refuses():
-            with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **clean}, allow_nan=False) + "\n")
             for name, value in clean.items():
                 if isinstance(value, int | float):
                     self._tensorboard.add_scalar(name, value, step)
@@ -135,6 +139,34 @@ def _leave_out_disk(arguments: threading.ExceptHookArgs) -> None:
     """Print no traceback of TensorBoard's thread where the disk refuses: our own next record meets the same error."""
     if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
+
+
+class SilentLog(RunLog):
+    """What the processes of a run have that neither write nor speak."""
+
+    def __init__(self, folder: Path, *, steps: int, start_step: int) -> None:
+        """Open nothing."""
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    def remark(self, notice: str) -> None:
+        """Say nothing."""
+
+    def append(self, name: str, record: Record) -> None:
+        """Write nothing."""
+
+    def advance(self, step: int) -> None:
+        """Show nothing."""
+
+    def record(self, step: int, values: Record, *, seconds_left: float | None = None) -> None:
+        """Write nothing."""
 
 
 def _is_finite(value: Any) -> bool:

@@ -21,7 +21,7 @@ from medmoco.data.loading import (
     training_batches,
 )
 from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.order import StepOrder
+from medmoco.data.order import Share, StepOrder, key_order
 from medmoco.data.pack_writing import make_pack
 from medmoco.data.views import draw, render, whole
 from medmoco.errors import DataError, ImageError, ManifestError
@@ -62,11 +62,24 @@ def test_training_batches__are_the_drawn_views_in_order_whatever_the_workers(
     assert [batch.step for batch in batches] == [2, 3, 4, 5]
     for batch, key in zip(batches, ORDER.from_step(2), strict=True):
         np.testing.assert_array_equal(batch.samples.numpy(), key.samples)
-        canvases = [to_canvas(read_image(split.files[sample]), 32, 8) for sample in key.samples]
-        for view, made in enumerate(batch.views):
-            drawn = draw(settings.views, canvases, seed=0, epoch=key.epoch, samples=key.samples, view=view)
+        orders = key.samples, key.samples[key_order(0, key.step, 4)]
+        for view, (made, samples) in enumerate(zip(batch.views, orders, strict=True)):
+            canvases = [to_canvas(read_image(split.files[sample]), 32, 8) for sample in samples]
+            drawn = draw(settings.views, canvases, seed=0, epoch=key.epoch, samples=samples, view=view)
             np.testing.assert_array_equal(made.numpy(), render(settings.views, canvases, [drawn])[0])
             assert made.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_training_batches__shares_of_all_processes_are_the_whole(settings: config.RunSettings, processes: int) -> None:
+    split = train_split(settings)
+    shares = [list(training_batches(split, settings, ORDER, 1, Share(rank, processes))) for rank in range(processes)]
+    for step, whole_batch in enumerate(training_batches(split, settings, ORDER, 1)):
+        parts = [batches[step] for batches in shares]
+        assert all(len(part.samples) == 4 // processes for part in parts)
+        assert torch.equal(torch.cat([part.samples for part in parts]), whole_batch.samples)
+        for view in range(2):
+            assert torch.equal(torch.cat([part.views[view] for part in parts]), whole_batch.views[view])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from medmoco.models.batch_norm import split_batch_norm
+from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 
 
 def make_norm() -> nn.BatchNorm2d:
@@ -27,14 +27,41 @@ def test_split_batch_norm__equals_separate_batches(splits: int) -> None:
     torch.testing.assert_close(split(x), expected)
 
 
-def test_split_batch_norm__running_statistics_move_by_one_momentum_per_step() -> None:
-    plain, split = make_norm(), make_norm()
-    split_batch_norm(split, 4)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_settle_statistics__moves_once_towards_the_mean_of_all_groups(parts: int) -> None:
+    split = make_norm()
+    split_batch_norm(split, 4 // parts)
     x = torch.randn(64, 3, 9, 9) * 3 + 1
-    plain(x)
-    split(x)
-    torch.testing.assert_close(split.running_mean, plain.running_mean, rtol=0.05, atol=0.01)
-    torch.testing.assert_close(split.running_var, plain.running_var, rtol=0.05, atol=0.01)
+    for part in x.chunk(parts):
+        split(part)
+    assert torch.equal(split.running_mean, torch.zeros(3))  # until the step is complete
+    settle_statistics(split)
+    groups = x.chunk(4)
+    mean = torch.stack([group.mean((0, 2, 3)) for group in groups]).mean(0)
+    variance = torch.stack([group.var((0, 2, 3)) for group in groups]).mean(0)
+    torch.testing.assert_close(split.running_mean, 0.1 * mean)
+    torch.testing.assert_close(split.running_var, 0.9 + 0.1 * variance)
+    assert int(split.num_batches_tracked) == 1
+
+
+def test_settle_statistics__of_one_group_are_those_of_plain_batch_norm() -> None:
+    plain, split = make_norm(), make_norm()
+    split_batch_norm(split, 1)
+    for _ in range(3):
+        x = torch.randn(8, 3, 5, 5) * 3 + 1
+        torch.testing.assert_close(split(x), plain(x))
+        settle_statistics(split)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(split.state_dict()[name], value)
+
+
+def test_forget_statistics__leaves_no_trace_of_a_bad_step() -> None:
+    split = make_norm()
+    split_batch_norm(split, 2)
+    split(torch.full((4, 3, 5, 5), float("nan")))
+    forget_statistics(split)
+    settle_statistics(split)
+    assert torch.equal(split.running_var, torch.ones(3))
 
 
 def test_split_batch_norm__evaluation_and_names_are_unchanged() -> None:
@@ -43,12 +70,6 @@ def test_split_batch_norm__evaluation_and_names_are_unchanged() -> None:
     x = torch.randn(3, 3, 5, 5)  # not divisible by 4: evaluation never splits
     torch.testing.assert_close(split.eval()(x), plain.eval()(x))
     assert split.state_dict().keys() == plain.state_dict().keys()
-
-
-def test_split_batch_norm__one_group_changes_nothing() -> None:
-    norm = make_norm()
-    split_batch_norm(norm, 1)
-    assert type(norm) is nn.BatchNorm2d
 
 
 def test_split_batch_norm__keeps_fused_activations_and_survives_copying() -> None:

@@ -60,27 +60,34 @@ def test_enqueue__wraps_at_any_batch_size(batch: int) -> None:
         assert int(model.pointer) == pointer
 
 
-def test_forward__key_encoder_is_a_moving_average_without_gradient() -> None:
+def test_embed_keys__key_encoder_is_a_moving_average_without_gradient() -> None:
     model = make_moco()
     with torch.no_grad():
         for parameter in model.query_encoder.parameters():
             parameter.add_(1.0)
     before = [p.clone() for p in model.key_encoder.parameters()]
-    q, k, positive, negative = model(torch.randn(6, 1, 4, 4), torch.randn(6, 1, 4, 4), torch.arange(6))
-    info_nce(positive, negative).backward()
+    k = model.embed_keys(torch.randn(6, 1, 4, 4), torch.arange(6))
+    q = functional.normalize(model.query_encoder(torch.randn(6, 1, 4, 4)), dim=1)
+    info_nce(*model.compare(q, k)).backward()
     for old, key, query in zip(before, model.key_encoder.parameters(), model.query_encoder.parameters(), strict=True):
         torch.testing.assert_close(key, 0.9 * old + 0.1 * query)
         assert key.grad is None
         assert query.grad is not None
     assert not k.requires_grad
-    torch.testing.assert_close(q.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(k.norm(dim=1), torch.ones(6))
 
 
-def test_forward__keys_come_back_in_the_order_of_the_queries() -> None:
-    model, views = make_moco(), torch.randn(6, 1, 4, 4)
-    straight = model(views, views, torch.arange(6))[1]
-    shuffled = make_moco()(views, views, torch.tensor([3, 1, 5, 0, 2, 4]))[1]
-    torch.testing.assert_close(shuffled, straight)
+def test_embed_keys__come_back_in_the_order_of_the_queries() -> None:
+    views, order = torch.randn(6, 1, 4, 4), torch.tensor([3, 1, 5, 0, 2, 4])
+    straight = make_moco().embed_keys(views, torch.arange(6))
+    torch.testing.assert_close(make_moco().embed_keys(views[order], order), straight)
+    torch.testing.assert_close(make_moco().embed_keys(views[order], order, parts=3), straight)
+
+
+def test_hardest_negative__is_the_largest_logit() -> None:
+    model = make_moco()
+    q, k = (functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
+    torch.testing.assert_close(model.hardest_negative(q), model.compare(q, k)[1].amax(1))
 
 
 def test_create_moco__depends_on_the_seed_alone() -> None:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from medmoco.config import TrainSettings
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder
-from medmoco.errors import DivergedError, Stopped
+from medmoco.errors import DivergedError, ImageError, Stopped
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
@@ -29,30 +30,34 @@ class Toy:
         torch.manual_seed(0)
         self.model: nn.Module = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
         self.at = at or {}
-        self.after = 0
+        self.after = self.skips = 0
         self.measured: list[int] = []
 
-    def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
         if measure:
             self.measured.append(batch.step)
         factor = self.at[batch.step]() if batch.step in self.at else 1.0
         features = batch.samples.float()[:, None].expand(-1, 4)
         loss = (self.model(features) - 1).square().mean() * factor
-        return {"loss": loss, "chance": torch.tensor(9.0)} if measure else {"loss": loss}
+        yield {"loss": loss, "chance": torch.tensor(9.0)} if measure else {"loss": loss}
 
     def after_step(self) -> None:
         self.after += 1
 
+    def skip_step(self) -> None:
+        self.skips += 1
+
 
 def run(
     task: Toy, folder: Path, train: TrainSettings, *, state: TrainState | None = None, epochs: list[int] | None = None,
-    saved: list[int] | None = None, notice: str = "", monitor: Callable[[], None] = lambda: None,
+    saved: list[int] | None = None, skipped: list[Any] | None = None, notice: str = "",
+    monitor: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, list[int]]:  # fmt: skip
     optimizer = torch.optim.SGD(task.model.parameters(), train.lr, momentum=0.9)
     state = state or TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
     saved = [] if saved is None else saved
 
-    def after_epoch(epoch: int) -> dict[str, float]:
+    def after_epoch(epoch: int, _: Callable[[], bool]) -> dict[str, float]:
         if epochs is not None:
             epochs.append(epoch)
         monitor()
@@ -64,8 +69,12 @@ def run(
 
     folder.mkdir(exist_ok=True)
     with RunLog(folder, steps=ORDER.steps, start_step=state.step) as log:
-        hooks = Hooks(lambda now: saved.append(now.step), after_epoch)
-        fit(task, batches(), state, ORDER, train, "fp32", log, hooks)
+        hooks = Hooks(
+            lambda now: saved.append(now.step),
+            after_epoch,
+            lambda *told: skipped.append(told) if skipped is not None else None,
+        )
+        fit(task, batches(), state, ORDER, train, log, hooks)
     return state, saved
 
 
@@ -95,10 +104,10 @@ def test_fit__loss_in_the_record_is_the_mean_of_its_steps(tmp_path: Path) -> Non
     losses = []
 
     class Recording(Toy):
-        def training_step(self, batch: Batch, measure: bool) -> dict[str, Tensor]:
-            outputs = super().training_step(batch, measure)
-            losses.append(outputs["loss"].item())
-            return outputs
+        def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
+            for outputs in super().losses(batch, measure):
+                losses.append(outputs["loss"].item())
+                yield outputs
 
     run(Recording(), tmp_path / "again", frozen)
     assert record["loss"] == pytest.approx(sum(losses) / 6)
@@ -129,13 +138,56 @@ def test_fit__a_signal_saves_and_stops_and_resuming_is_bitwise(tmp_path: Path, n
         assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("bad_step", [0, 1, 2, 3])
-def test_fit__not_a_number_is_never_saved(tmp_path: Path, bad_step: int) -> None:
-    task, saved = Toy({bad_step: lambda: float("nan")}), []
-    with pytest.raises(DivergedError, match=r"before step 4.*\n.*train\.lr") as caught:
-        run(task, tmp_path, train_settings(), saved=saved)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_fit__a_step_without_a_finite_gradient_changes_nothing(tmp_path: Path, bad: float) -> None:
+    task, skipped = Toy({2: lambda: bad}), []
+    seen = {}
+
+    def look() -> None:  # after each epoch of two steps
+        seen[len(seen)] = [p.detach().clone() for p in task.model.parameters()]
+
+    state, saved = run(task, tmp_path, train_settings(log_every=2), skipped=skipped, monitor=look)
+    assert (state.step, task.after, task.skips) == (6, 5, 1)
+    assert skipped == [(2, 1, [0])]
+    assert saved == [4, 6]
+    assert all(parameter.isfinite().all() for parameter in task.model.parameters())
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["loss"] is not None for record in records)  # of the other step
+
+
+@pytest.mark.parametrize(("bad_steps", "ends"), [((1, 2, 3), True), ((1, 3, 5), False)])
+def test_fit__many_skipped_steps_in_a_row_end_the_run(tmp_path: Path, bad_steps: tuple[int], ends: bool) -> None:
+    task, saved = Toy(dict.fromkeys(bad_steps, lambda: float("nan"))), []
+    train = train_settings(max_skipped=3, checkpoint_every=2)
+    if not ends:
+        assert run(task, tmp_path, train)[0].step == 6
+        return
+    with pytest.raises(DivergedError, match=r"last 3 steps, up to step 3.*\n.*train\.lr") as caught:
+        run(task, tmp_path, train, saved=saved)
     assert caught.value.exit_code == 5
-    assert saved == []
+    assert saved == [2]
+
+
+def test_fit__saves_before_it_ends_for_bad_data(tmp_path: Path) -> None:
+    class Broken(Toy):
+        pass
+
+    def batches(state: TrainState) -> Iterator[Batch]:
+        for key in ORDER.from_step(state.step):
+            if key.step == 3:
+                raise ImageError("train.csv row 7: truncated")
+            yield Batch([], torch.from_numpy(key.samples), key.step, key.epoch)
+
+    task, saved = Broken(), []
+    optimizer = torch.optim.SGD(task.model.parameters(), 1e-3)
+    state = TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    hooks = Hooks(lambda now: saved.append(now.step), lambda *_: {}, lambda *_: None)
+    with (
+        RunLog(tmp_path, steps=ORDER.steps, start_step=0) as log,
+        pytest.raises(ImageError, match="row 7"),
+    ):
+        fit(task, batches(state), state, ORDER, train_settings(), log, hooks)
+    assert saved == [3]
 
 
 def test_fit__time_of_the_monitor_is_not_training(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional
 
 from medmoco import config
 from medmoco.data.pack_writing import make_pack
@@ -20,7 +19,8 @@ from medmoco.errors import DataError, SettingsError, Stopped
 from medmoco.evaluation.monitor import knn_monitor
 from medmoco.training import pretrain as module
 from medmoco.training.checkpoint import load_checkpoint
-from medmoco.training.pretrain import Contrast, meters, pretrain
+from medmoco.training.contrast import Contrast
+from medmoco.training.pretrain import pretrain
 
 SECRET = "DOE-JANE-4711"
 
@@ -124,10 +124,10 @@ def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
     run(straight)
 
     class Interrupted(Contrast):
-        def training_step(self, batch: Any, measure: bool) -> Any:
+        def losses(self, batch: Any, measure: bool) -> Any:
             if batch.step == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super().training_step(batch, measure)
+            return super().losses(batch, measure)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "Contrast", Interrupted)
@@ -175,10 +175,10 @@ def test_pretrain__goes_on_from_a_pack_after_a_start_from_files(
     run(straight)
 
     class Interrupted(Contrast):
-        def training_step(self, batch: Any, measure: bool) -> Any:
+        def losses(self, batch: Any, measure: bool) -> Any:
             if batch.step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return super().training_step(batch, measure)
+            return super().losses(batch, measure)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "Contrast", Interrupted)
@@ -264,31 +264,6 @@ def test_pretrain__resume_with_another_manifest_is_refused(manifest: Path) -> No
 def test_pretrain__without_labels_needs_no_validation_split(manifest: Path) -> None:
     (manifest / "val.csv").unlink()
     run(make_settings(manifest, "run", "train.epochs=1", "data.labels={}"))
-
-
-def test_meters__equal_plain_loops() -> None:
-    torch.manual_seed(0)
-    q, k = functional.normalize(torch.randn(6, 4), dim=1), functional.normalize(torch.randn(6, 4), dim=1)
-    queue = functional.normalize(torch.randn(9, 4), dim=1)
-    positive, negative = (q * k).sum(1) / 0.2, q @ queue.T / 0.2
-    found = meters(q, positive, negative, 0.2)
-    right = sum(all(positive[i] > other for other in negative[i]) for i in range(6)) / 6
-    assert float(found["accuracy"]) == pytest.approx(right)
-    assert float(found["positive_similarity"]) == pytest.approx(sum(float(q[i] @ k[i]) for i in range(6)) / 6, abs=1e-6)
-    singular = np.linalg.svd(q.numpy(), compute_uv=False)
-    share = singular / singular.sum()
-    assert float(found["effective_rank"]) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
-
-
-def test_meters__tell_collapse_from_spread() -> None:
-    torch.manual_seed(0)
-    spread = functional.normalize(torch.randn(512, 16), dim=1)
-    collapsed = functional.normalize(torch.ones(512, 16) + 1e-4 * torch.randn(512, 16), dim=1)
-    zeros = torch.zeros(512), torch.zeros(512, 3)
-    assert float(meters(spread, *zeros, 0.2)["embedding_std"]) == pytest.approx(1, abs=0.05)
-    assert float(meters(collapsed, *zeros, 0.2)["embedding_std"]) < 0.01
-    assert float(meters(spread, *zeros, 0.2)["effective_rank"]) > 15
-    assert float(meters(collapsed, *zeros, 0.2)["effective_rank"]) < 1.2
 
 
 @pytest.mark.slow

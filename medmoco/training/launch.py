@@ -1,0 +1,136 @@
+"""How the processes of a run start: placed by torchrun or srun, or by torchrun's elastic launcher in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from medmoco import errors
+from medmoco.config import TrainSettings
+from medmoco.errors import DistributedError, SettingsError, Stopped
+
+_SAVING_SECONDS = 600  # a signal gives the processes this long to save, before the launcher kills them
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a launcher has told this process.
+
+    Attributes:
+        rank: Number of the process in the run, from 0.
+        size: Processes of the run.
+        local_rank: Number of the process on its machine.
+        address: Machine of process 0.
+        port: There.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def find_placement(environment: Mapping[str, str]) -> Placement | None:
+    """Read the ranks that torchrun or srun have given, None where no launcher has.
+
+    A batch script, or a shell inside an allocation, is no step of srun and has been given none.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Placement(
+            int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", 0)),
+            environment.get("MASTER_ADDR", "localhost"), int(environment.get("MASTER_PORT", 29500)),
+        )  # fmt: skip
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        nodes = environment.get("SLURM_STEP_NODELIST", "localhost")
+        job = int(environment.get("SLURM_JOB_ID", 0)) + int(environment.get("SLURM_STEP_ID", 0))
+        return Placement(
+            int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]),
+            int(environment.get("SLURM_LOCALID", 0)), environment.get("MASTER_ADDR", first_host(nodes)),
+            int(environment.get("MASTER_PORT", 20000 + job % 10000)),
+        )  # fmt: skip
+    return None
+
+
+def first_host(nodes: str) -> str:
+    """Return the first name in SLURM's short form of a list, such as node07 of "node[07-09,12],gpu3"."""
+    name, bracket, rest = re.split(r",(?![^\[]*\])", nodes)[0].partition("[")
+    numbers, _, end = rest.partition("]")
+    return name + re.split("[-,]", numbers)[0] + end if bracket else name
+
+
+def wanted_processes(train: TrainSettings, devices: int | None) -> int:
+    """Return how many processes to start on this machine: one for each GPU, or as many as asked for.
+
+    Raises:
+        SettingsError: more than there are GPUs.
+    """
+    gpus = 0 if train.device == "cpu" else torch.cuda.device_count()
+    if devices is not None and devices > max(gpus, 1) and (gpus or train.device == "cuda"):
+        raise SettingsError(
+            f"--devices {devices}, but torch sees {gpus} usable GPUs.\n"
+            f"Ask for {max(gpus, 1)}, look at nvidia-smi and CUDA_VISIBLE_DEVICES, or set train.device=cpu."
+        )
+    return devices or gpus or 1
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run `medmoco ARGUMENTS` in several processes on this machine, and wait for them.
+
+    Args:
+        arguments: Of the command line.
+        processes: How many.
+
+    Returns:
+        The exit code of the run. What there is to say the processes have said.
+
+    Raises:
+        DistributedError: a process was killed.
+    """
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes have said it in fewer words
+    signal.signal(signal.SIGUSR1, _ask_to_stop)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
+    # Otherwise every process would start a thread for each core.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    plan = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        run_id="medmoco", max_restarts=0,
+    )  # fmt: skip
+    try:
+        elastic_launch(plan, sys.executable)("-m", "medmoco.cli", *arguments)
+    except ChildFailedError as error:
+        return _exit_code(error.failures)
+    except SignalException:
+        return Stopped.exit_code
+    return 0
+
+
+def _ask_to_stop(number: int, frame: FrameType | None) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)  # which the launcher passes on to the processes
+
+
+def _exit_code(failures: dict[int, Any]) -> int:
+    """Return what the run ended with; a process that was killed explains the complaints of the others."""
+    codes = {rank: failure.exitcode for rank, failure in sorted(failures.items())}
+    for rank, code in codes.items():
+        if code < 0 and code != -signal.SIGTERM:  # the launcher ends the others with SIGTERM
+            name = signal.Signals(-code).name
+            raise DistributedError(
+                f"process {rank} was killed by {name}"
+                f"{', most often for lack of memory: lower data.workers or train.global_batch_size' * (code == -9)}.\n"
+                "The last checkpoint is intact: go on with --resume."
+            )
+    known = {getattr(kind, "exit_code", None) for kind in vars(errors).values()}
+    return next((code for code in codes.values() if code in known), max(codes.values(), default=1))
