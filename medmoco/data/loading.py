@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -55,6 +55,9 @@ class Batch:
         """Page-lock the views, so that the copy to a GPU overlaps with its work; called by DataLoader."""
         self.views = [view.pin_memory() for view in self.views]
         return self
+
+
+Batches = Generator[Batch, None, None]
 
 
 class ViewDataset(Dataset[Batch | MedmocoError]):
@@ -191,10 +194,11 @@ def _where(split: Split, sample: int) -> str:
 
 def training_batches(
     split: Split, settings: RunSettings, order: StepOrder, start_step: int, share: Share = WHOLE
-) -> Iterator[Batch]:
+) -> Batches:
     """Yield this process's share of the batches of steps start_step, start_step + 1, ... to the end of the run.
 
-    One loader serves all epochs, so that workers never idle at an epoch's end.
+    One loader serves all epochs, so that workers never idle at an epoch's end. Close it where the run may end early:
+    a process waits for workers in the end, and they for their loader, which an exception may keep alive.
 
     Raises:
         DataError: an image cannot be used.
@@ -202,7 +206,7 @@ def training_batches(
     return _raising(_loader(ViewDataset(split, settings, share), order.from_step(start_step), settings))
 
 
-def evaluation_batches(split: Split, settings: RunSettings, size: int) -> Iterator[Batch]:
+def evaluation_batches(split: Split, settings: RunSettings, size: int) -> Batches:
     """Yield a split in row order as whole-image views of `size` pixels.
 
     Raises:
@@ -236,7 +240,7 @@ def _start_worker(_: int) -> None:
     settle_worker()
 
 
-def _raising(items: Iterable[Batch | MedmocoError]) -> Iterator[Batch]:
+def _raising(items: Iterable[Batch | MedmocoError]) -> Batches:
     for item in items:
         if isinstance(item, MedmocoError):
             raise item

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,7 @@ def pretrain(
         run = _Run(settings, splits, order, state, facts, log, monitor, group, state.step)
         task = Contrast(run.model, settings, device, precision, group)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
+        stack.enter_context(closing(batches))
         fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
 

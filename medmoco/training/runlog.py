@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -71,6 +72,7 @@ class RunLog:
         self._task = self._bar.add_task("", total=steps, completed=start_step, text="")
 
     def __enter__(self) -> RunLog:
+        threading.excepthook = _leave_out_disk
         self._bar.start()
         return self
 
@@ -84,6 +86,7 @@ class RunLog:
                 if count > 1:
                     self.warn(f"{count - 1} more images of the first epoch: {remark}")
             self._tensorboard.close()
+        threading.excepthook = threading.__excepthook__
 
     def say(self, text: str) -> None:
         """Print a message and append it to log.txt."""
@@ -130,6 +133,12 @@ class RunLog:
         if not self._console.is_terminal:
             left = f", {timedelta(seconds=round(seconds_left))} left" if seconds_left is not None else ""
             self.say(f"step {step}/{self.steps}: {text}{left}")
+
+
+def _leave_out_disk(arguments: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's thread where the disk refuses: our own next record meets the same error."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
 
 
 class SilentLog(RunLog):

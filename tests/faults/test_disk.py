@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -77,20 +78,21 @@ def test_full_disk__at_a_save_leaves_the_checkpoint_before_and_says_how_many_byt
 
 def test_full_disk__between_saves_is_no_traceback(settings: Path, straight: Path, tmp_path: Path) -> None:
     """Another program fills the disk; the run cannot even note a loss."""
+    endless = ("train.checkpoint_every=1000", "train.epochs=1000", "data.workers=2")
     with small_disk(tmp_path / "disk", 6 * checkpoints(straight)[0].stat().st_size) as disk:
-        run = pretrain(
-            settings, disk / "run", "train.checkpoint_every=1000", "train.epochs=1000", said=tmp_path / "said"
-        )
+        run = pretrain(settings, disk / "run", *endless, said=tmp_path / "said")
         run.wait_for(lambda: steps(disk / "run"))
-        with (disk / "filler").open("wb", buffering=0) as filler:
-            free = shutil.disk_usage(disk).free
-            with pytest.raises(OSError, match="No space left"):
-                filler.write(bytes(free))
-                while True:
-                    filler.write(bytes(1))
+        fill(disk / "filler")
         assert run.wait() == 4
         assert "the run folder cannot be written: No space left on device" in run.said
         assert "Traceback" not in run.said
+
+
+def fill(file: Path) -> None:
+    """Write until the disk takes no more."""
+    with file.open("wb", buffering=0) as stream, suppress(OSError):
+        for size in itertools.chain([2**16] * 2**16, itertools.repeat(1)):
+            stream.write(bytes(size))
 
 
 def test_unwritable__checkpoints_folder_leaves_the_earlier_ones(settings: Path, straight: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_stop__one_command_serves_the_first_start_and_every_requeue(
     last = pretrain(settings, out, "--resume")
     assert last.wait() == 0, last.said
     log = (out / "log.txt").read_text()
-    assert log.count("the run folder holds no checkpoint yet: starting from step 0") in (
+    assert log.count("no checkpoint yet: starting from step 0") in (
         2,
         3,
     )  # did the first get to say so?

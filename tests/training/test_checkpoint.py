@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medmoco import config
+from medmoco.data.files import sha256_of
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training import checkpoint
 from medmoco.training.checkpoint import load_backbone, load_checkpoint, portable_settings, save_checkpoint
@@ -42,11 +43,15 @@ def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
+def scramble_hash(file: Path) -> None:
+    file.with_suffix(".pt.sha256").write_bytes(b"\xff\x00")
+
+
 def lose_hash(file: Path) -> None:
     file.with_suffix(".pt.sha256").unlink()
 
 
-@pytest.mark.parametrize("harm", [flip_bit, truncate, empty, lose_hash])
+@pytest.mark.parametrize("harm", [flip_bit, truncate, empty, scramble_hash, lose_hash])
 def test_load_checkpoint__damage_falls_back_loudly(tmp_path: Path, harm: Any) -> None:
     save(tmp_path, 5)
     harm(save(tmp_path, 10))
@@ -84,10 +89,53 @@ def test_save_checkpoint__full_disk_leaves_the_old_one(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(
+        CheckpointError, match=r"No space left.*\nIt needs [\d,]+ bytes; the disk has [\d,]+ bytes free"
+    ):
         save(tmp_path, 10)
     assert load_checkpoint(tmp_path, pytest.fail)["step"] == 5
-    assert not list(tmp_path.glob("*.tmp"))
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["step-000000005.pt", "step-000000005.pt.sha256"]
+
+
+def test_save_checkpoint__an_error_of_torch_is_not_blamed_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nmore of it")
+
+    monkeypatch.setattr(checkpoint.torch, "save", fail)
+    with pytest.raises(CheckpointError, match=r"written: CUDA.*failure\nEarlier checkpoints are intact\.$"):
+        save(tmp_path, 1)
+
+
+def test_save_checkpoint__same_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    save_checkpoint(tmp_path, 5, {"model": 1})
+    assert load_checkpoint(tmp_path, pytest.fail)["model"] == 1
+    assert len((tmp_path / "step-000000005.pt.sha256").read_text().splitlines()) == 1
+
+
+def test_save_checkpoint__drops_later_ones_that_were_damaged_rather_than_itself(tmp_path: Path) -> None:
+    """The three newest are damaged but one; the run went on from that one and stopped soon."""
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    for file in (tmp_path / "step-000000010.pt", tmp_path / "step-000000015.pt"):
+        flip_bit(file)
+    for step in (6, 7, 8):
+        save(tmp_path, step)
+        assert load_checkpoint(tmp_path, pytest.fail)["step"] == step
+
+
+def test_save_checkpoint__cleans_up_after_a_crash(tmp_path: Path) -> None:
+    for name in ("step-000000004.tmp", "step-000000004.pt.sha256", "step-000000004.pt.sha256.tmp"):
+        (tmp_path / name).write_text("left by a crash")
+    save(tmp_path, 5)
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["step-000000005.pt", "step-000000005.pt.sha256"]
+
+
+def test_save_checkpoint__hash_is_what_sha256sum_checks(tmp_path: Path) -> None:
+    file = save(tmp_path, 5)
+    assert (tmp_path / f"{file.name}.sha256").read_text() == f"{sha256_of(file)}  {file.name}\n"
 
 
 def make_settings(tmp_path: Path, *overrides: str) -> config.RunSettings:
@@ -129,6 +177,23 @@ def test_load_backbone__run_fed_otherwise_is_refused(tmp_path: Path, override: s
     make_run(make_settings(tmp_path))
     with pytest.raises(SettingsError, match=override.split("=")[0]):
         load_backbone(str(tmp_path / "secret-run"), make_settings(tmp_path, override))
+
+
+def test_load_backbone__run_without_the_networks_is_refused(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    make_run(settings)
+    for content in ({}, {"model": {}}):
+        save_checkpoint(settings.out / "checkpoints", 7, content)
+        with pytest.raises(CheckpointError, match="step 7 does not hold a resnet18"):
+            load_backbone(str(settings.out), settings)
+
+
+def test_load_checkpoint__a_whole_file_of_something_else_is_damaged(tmp_path: Path) -> None:
+    file = save(tmp_path, 5)
+    torch.save(torch.zeros(3), file)
+    (tmp_path / f"{file.name}.sha256").write_text(sha256_of(file))
+    with pytest.raises(CheckpointError, match="format None, this version reads 1"):
+        load_checkpoint(tmp_path, lambda _: None)
 
 
 def test_load_backbone__folder_that_is_no_run(tmp_path: Path) -> None:

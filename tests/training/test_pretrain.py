@@ -257,7 +257,7 @@ def test_pretrain__resume_with_another_manifest_is_refused(manifest: Path) -> No
     run(settings)
     with (manifest / "train.csv").open("a") as file:
         file.write(f"val-{SECRET}-0.png,new,1\n")
-    with pytest.raises(module.CheckpointError, match="manifest has changed"):
+    with pytest.raises(SettingsError, match="training manifest: was 24 rows, now 25; its SHA-256 differs"):
         run(settings, resume=True)
 
 
