@@ -54,6 +54,7 @@ training/               the loop and its surroundings
     runlog.py           metrics, TensorBoard, progress
     engine.py           the only training loop
     pretrain.py         wires a pretraining run
+    slurm.py            settings to a cluster job
     bench.py            what holds training up
 evaluation/             frozen features to scores
     features.py         frozen encoder to features
