@@ -63,7 +63,7 @@ def write_job(
     """
     processes = resources.nodes * resources.gpus
     check_sizes(len(load_manifest(settings.data, ("train",))["train"]), settings, processes)
-    script = job_script(config_file, overrides, settings, resources)
+    script = job_script(config_file, overrides, settings, resources, python=Path(sys.executable), folder=Path.cwd())
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(script)
@@ -73,24 +73,35 @@ def write_job(
         raise SettingsError(f"{file} cannot be written: {error.strerror}") from None
     share = settings.train.global_batch_size // processes
     return (
-        f"{file}: {_count(resources.nodes, 'node')} with {_count(resources.gpus, 'GPU')} each,"
+        f"{file}: {_machines(resources)},"
         f" {share} of the {settings.train.global_batch_size} images of a batch on each GPU\n"
         f"Look it over, then submit it with: sbatch {shlex.quote(str(file))}"
     )
 
 
-def job_script(config_file: Path, overrides: Sequence[str], settings: RunSettings, resources: Resources) -> str:
-    """Return the text of the batch file; see `write_job`."""
-    arguments = ["pretrain", "--config", str(config_file.absolute()), *overrides, "--resume"]
+def job_script(
+    config_file: Path,
+    overrides: Sequence[str],
+    settings: RunSettings,
+    resources: Resources,
+    *,
+    python: Path,
+    folder: Path,
+) -> str:
+    """Return the text of a batch file for an interpreter and a folder to work in; see `write_job`.
+
+    Raises:
+        SettingsError: a word would break it.
+    """
+    arguments = ["pretrain", "--config", str(folder / config_file), *overrides, "--resume"]
     status = shlex.quote(str(settings.out / "status.json"))
     return f"""#!/bin/bash
-# Pretraining on {_count(resources.nodes, "node")} with {_count(resources.gpus, "GPU")} each. Written by `medmoco \
-slurm`, and yours to edit.
+# Pretraining on {_machines(resources)}. Written by `medmoco slurm`, and yours to edit.
 
-{_header(settings, resources)}
+{_header(settings, resources, folder)}
 
 # Lines that your cluster wants before Python starts, such as `module load`, belong here.
-python={shlex.quote(sys.executable)}
+python={shlex.quote(str(python))}
 
 {_environment(resources)}
 
@@ -113,11 +124,11 @@ exit "$code"
 """
 
 
-def _header(settings: RunSettings, resources: Resources) -> str:
-    cpus = resources.cpus or settings.data.workers + 1
+def _header(settings: RunSettings, resources: Resources, folder: Path) -> str:
+    workers = settings.data.workers
     optional = {"partition": resources.partition, "account": resources.account, "mem": resources.memory}
     lines = [
-        _option("job-name", settings.out.absolute().name),
+        _option("job-name", (folder / settings.out).name),
         *(_option(name, value) for name, value in optional.items() if value is not None),
         _option("time", _clock(resources.hours)),
         "",
@@ -125,16 +136,16 @@ def _header(settings: RunSettings, resources: Resources) -> str:
         _option("nodes", resources.nodes),
         _option("ntasks-per-node", resources.gpus),
         _option("gres", f"gpu:{resources.gpus}"),
-        f"# For each process: {'as asked for' if resources.cpus else 'one for training and one for each data worker'}.",
-        _option("cpus-per-task", cpus),
+        f"# For each process: its training, and data.workers={workers} data workers.",
+        _option("cpus-per-task", resources.cpus or workers + 1),
         "",
         "# Relative paths in the settings start from this folder; what the job prints is written there.",
-        _option("chdir", Path.cwd()),
+        _option("chdir", folder),
         _option("output", "%x-%j.out"),
         "",
         f"# {_SAVING_SECONDS // 60} minutes before the time is up, the processes are told to save and stop.",
         _option("signal", f"USR1@{_SAVING_SECONDS}"),
-        "# A job that was stopped, preempted, or lost a node, goes back into the queue, and then on in the same output.",
+        "# A job that was stopped or preempted, or lost a node, queues again and goes on in the same output.",
         _option("requeue"),
         _option("open-mode", "append"),
     ]
@@ -169,5 +180,6 @@ def _clock(hours: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:00"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number > 1)}"
+def _machines(resources: Resources) -> str:
+    nodes, gpus = resources.nodes, resources.gpus
+    return f"{nodes} node{'s' * (nodes > 1)} with {gpus} GPU{'s' * (gpus > 1)}{' each' * (nodes > 1)}"
