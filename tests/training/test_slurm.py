@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from medmoco import config
-from medmoco.data.phantom import make_phantoms
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.training.slurm import Resources, job_script, write_job
 
@@ -65,26 +64,18 @@ def _header(script: str) -> dict[str, str]:
     return options
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images") / "data"
-    make_phantoms(folder, patients=40, image_size=64, seed=0)
-    return folder
-
-
 @pytest.fixture
-def place(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder, with a space in its name, that a user stands in beside a settings file."""
     folder = tmp_path / "my project"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    (folder / "cxr.yaml").write_text(f"""
+    (folder / "train.csv").write_text("Path\n" + "".join(f"{number}.png\n" for number in range(40)))
+    (folder / "cxr.yaml").write_text("""
 out: runs/cxr
-data: {{manifest: {images}, root: '{images}/{{split}}', canvas_size: 40, workers: 3}}
-views: {{size: 32}}
-model: {{backbone: resnet10t}}
-method: {{queue_size: 32, projector: mlp_bn}}
-train: {{epochs: 2, global_batch_size: 24, device: cpu, checkpoint_every: 1}}
+data: {manifest: ., root: images, workers: 3}
+method: {queue_size: 32}
+train: {global_batch_size: 24}
 """)
     return folder
 
