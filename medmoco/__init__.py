@@ -48,11 +48,15 @@ models/                 encoders and momentum contrast
     batch_norm.py       batch norm in groups
     moco.py             encoders, queue, InfoNCE
 training/               the loop and its surroundings
+    launch.py           how processes start, their ranks
+    distributed.py      processes exchange, agree, or explain
     device.py           device and precision
     optim.py            optimisers and learning rate
     checkpoint.py       atomic, hashed, resumable files
     runlog.py           metrics, TensorBoard, progress
     engine.py           the only training loop
+    contrast.py         the task: two views contrasted
+    run_folder.py       one run, safely, per folder
     pretrain.py         wires a pretraining run
     slurm.py            settings to a cluster job
     bench.py            what holds training up

@@ -174,11 +174,14 @@ def bench(
 def pretrain(
     config_file: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine, one for each GPU (all GPUs if not given).")
     ] = None,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
+    ] = False,
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
@@ -194,14 +197,21 @@ def pretrain(
     with joined(settings.train, placement) as group:
         try:
             group.first(lambda: _make_missing_pack(settings))
-            run(settings, monitor=knn_monitor, resume=resume, overwrite=overwrite, group=group)
+            run(
+                settings,
+                monitor=knn_monitor,
+                resume=resume,
+                overwrite=overwrite,
+                allow_change=allow_change,
+                group=group,
+            )
         except DistributedError as error:
             raise DistributedError(f"process {group.rank}: {error}") from None
         except MedmocoError as error:
             if not group.is_first:
                 raise typer.Exit(error.exit_code) from None  # all have met it, the first says it
             if isinstance(error, Stopped):
-                arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite")]
+                arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
                 raise Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume") from None
             raise
         if group.is_first:

@@ -164,7 +164,7 @@ class MoCo(nn.Module):
     @torch.no_grad()
     def hardest_negative(self, q: Tensor) -> Tensor:
         """Return the similarity over temperature of queries (b, D) and the nearest key in the queue, (b,)."""
-        q = q.float() / self.temperature
+        q = q.to(self.queue.dtype) / self.temperature
         if not self.sharded:
             return (q @ self.queue.T).amax(1)
         nearest = (self.processes.gather(q) @ self.queue.T).amax(1)  # (B,)

@@ -1,13 +1,17 @@
 """Atomic, hashed, resumable checkpoints of tensors and plain values.
 
-A file is written beside its name, fsynced, hashed, renamed, and the folder fsynced, so that a crash at any moment
-leaves the one before. A flipped bit passes torch.load unnoticed; the SHA-256 beside each file does not let it.
+A file and its SHA-256 are written beside their names, fsynced and renamed, the hash first, and the folder is fsynced
+after each name; so a crash at any moment leaves the one before. A flipped bit passes torch.load unnoticed; the hash
+does not let it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +46,107 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
         CheckpointError: the disk refuses; earlier checkpoints are untouched.
     """
     target = folder / f"step-{step:09d}.pt"
-    temporary = target.with_suffix(".tmp")
+    content = {"format": FORMAT, "step": step, **content}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "step": step, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _hash_file(target).write_text(f"{sha256_of(temporary)}  {target.name}\n")
+        _drop_leftovers(folder)
+        temporary = _write_beside(target, content)
+        new, old = sha256_of(temporary), _recorded(target)
+        # Until the new file has its name, an old one of the same step must be found intact too.
+        _record(target, [new, *old])
         temporary.replace(target)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"checkpoint of step {step} cannot be written: {first_line(error)}\n"
-            "Earlier checkpoints are intact. Free space or permissions there, then go on with --resume."
-        ) from None
-    for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
-        old.unlink()
-        _hash_file(old).unlink(missing_ok=True)
+        if old:
+            _record(target, [new])
+        _drop_old(folder, step)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(_refusal(folder, content, error)) from None
     return target
+
+
+def _write_beside(target: Path, content: dict[str, Any]) -> Path:
+    temporary = target.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _record(target: Path, hashes: list[str]) -> None:
+    """Write the hashes that the file may have, in the form that sha256sum checks."""
+    file = _hash_file(target)
+    temporary = file.with_name(f"{file.name}.tmp")
+    with temporary.open("w") as stream:
+        stream.writelines(f"{digest}  {target.name}\n" for digest in hashes)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    sync_folder(file.parent)
+
+
+def _recorded(target: Path) -> list[str]:
+    try:
+        return [line.split()[0] for line in _hash_file(target).read_text(errors="replace").splitlines() if line.strip()]
+    except FileNotFoundError:
+        return []
+
+
+def _drop_leftovers(folder: Path) -> None:
+    """Remove what a crash inside an earlier save left."""
+    for file in folder.glob("step-*.tmp"):
+        file.unlink(missing_ok=True)
+    for file in folder.glob("step-*.pt.sha256"):
+        if not file.with_suffix("").exists():
+            file.unlink(missing_ok=True)
+
+
+def _drop_old(folder: Path, step: int) -> None:
+    """Keep the last three; later ones were passed over as damaged, or this step would not have been done again."""
+    files = sorted(folder.glob("step-*.pt"))
+    kept = [file for file in files if file.stem <= f"step-{step:09d}"][-KEPT:]
+    for file in files:
+        if file not in kept:
+            file.unlink(missing_ok=True)
+            _hash_file(file).unlink(missing_ok=True)
+
+
+def _refusal(folder: Path, content: dict[str, Any], error: Exception) -> str:
+    """Tidy up after a failed save and put into words why it failed."""
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides a full disk in its own
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause)
+    with suppress(OSError):  # a folder that refuses this too; the next save tries again
+        _drop_leftovers(folder)
+    lines = [f"the checkpoint of step {content['step']} cannot be written: {reason}"]
+    remedy = ""
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        lines.append(f"It needs {_size(content):,} bytes; the disk has {free:,} bytes free.")
+        remedy = " Free some space, then go on with --resume."
+    elif isinstance(cause, OSError):
+        remedy = " Make the run folder writable, then go on with --resume."
+    return "\n".join([*lines, f"Earlier checkpoints are intact.{remedy}"])
+
+
+def _size(content: dict[str, Any]) -> int:
+    """Return how many bytes a checkpoint takes."""
+    counter = _Counter()
+    torch.save(content, counter)  # type: ignore[arg-type]
+    return counter.bytes
+
+
+class _Counter:
+    """A file that counts what it is given and keeps nothing."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.bytes += size
+        return size
+
+    def flush(self) -> None:
+        pass
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -74,30 +159,43 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
     Raises:
         CheckpointError: there is none, or all are damaged.
     """
-    files = sorted(folder.glob("step-*.pt"), reverse=True)
+    files = checkpoint_files(folder)
     if not files:
-        raise CheckpointError("the run folder holds no checkpoint yet; start it without --resume, with --overwrite")
+        raise CheckpointError("the run folder holds no checkpoint yet")
+    reasons = []
     for file in files:
         try:
             return _read(file)
         except CheckpointError as damage:
             warn(f"checkpoint {file.name} is damaged ({damage}); using the one before")
-    raise CheckpointError(f"all {len(files)} checkpoints of the run are damaged; nothing was changed or restarted")
+            reasons.append(str(damage))
+    raise CheckpointError(
+        f"all {len(files)} checkpoints of the run are damaged ({', '.join(dict.fromkeys(reasons))}).\n"
+        "Nothing was changed or started anew. Bring one back with its .sha256, or give up the run with --overwrite."
+    )
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return a run's checkpoints, the newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        recorded = _hash_file(file).read_text().split()[0]
-    except (OSError, IndexError):
-        raise CheckpointError("its SHA-256 file is missing") from None
-    if recorded != sha256_of(file):
-        raise CheckpointError("its SHA-256 differs")
+        recorded = _recorded(file)
+        if not recorded:
+            raise CheckpointError("its SHA-256 is missing")
+        if sha256_of(file) not in recorded:
+            raise CheckpointError("its SHA-256 differs")
+    except OSError as error:
+        raise CheckpointError(error.strerror or first_line(error)) from None
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever it is, the file is not one that save_checkpoint wrote
         raise CheckpointError(first_line(error)) from None
-    if content.get("format") != FORMAT:
-        raise CheckpointError(f"format {content.get('format')}, this version reads {FORMAT}")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise CheckpointError(f"format {found}, this version reads {FORMAT}")
     return content
 
 
@@ -146,8 +244,14 @@ def load_backbone(
         _refuse_other_input(load_run(path), settings)
         content = load_checkpoint(path / "checkpoints", warn)
         prefix = "query_encoder.backbone.net."
-        state = {key.removeprefix(prefix): value for key, value in content["model"].items() if key.startswith(prefix)}
-        backbone.net.load_state_dict(state)
+        model = content.get("model", {})
+        state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
+        try:
+            backbone.net.load_state_dict(state)
+        except RuntimeError:
+            raise CheckpointError(
+                f"the checkpoint of step {content['step']} does not hold a {backbone.name} of the run's settings"
+            ) from None
         return backbone, {"kind": "run", "step": content["step"]}
     load_weights(backbone, path)
     return backbone, {"kind": "file"}

@@ -68,7 +68,7 @@ class Group:
         if self.size == 1:
             return own
         every = own.new_empty(self.size * len(own), *own.shape[1:])
-        dist.all_gather_into_tensor(every, own.detach().contiguous())
+        dist.all_gather(list(every.chunk(self.size)), own.detach().contiguous())
         self.sent[purpose] += _bytes(own) * (self.size - 1)
         return every
 
@@ -77,7 +77,7 @@ class Group:
         if self.size == 1:
             return terms
         own = terms.new_empty(len(terms) // self.size, *terms.shape[1:])
-        dist.reduce_scatter_tensor(own, terms.detach().contiguous())
+        dist.reduce_scatter(own, list(terms.detach().contiguous().chunk(self.size)))
         self.sent["gradients of queries"] += _bytes(own) * (self.size - 1)
         return own
 

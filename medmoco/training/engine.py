@@ -117,18 +117,16 @@ def fit(
     first_epoch_ends = state.step + order.steps_per_epoch  # later epochs read the same files again
     skips = Skips(train.max_skipped)
     saved_at = state.step
+
+    def save() -> None:
+        nonlocal saved_at
+        if state.step != saved_at:
+            hooks.save(state)
+            saved_at = state.step
+
     with group.explained(), stop_requests() as stop_asked:
         while state.step < order.steps:
-            group.at_step(state.step)
-            batch, failure = interval.wait_for(batches)
-            failed, stop = group.any_of(failure is not None, stop_asked())
-            if (failed or stop) and state.step != saved_at:
-                hooks.save(state)
-            if failed:
-                group.raise_together(failure)
-            if stop:
-                raise Stopped(f"stopped after step {state.step} of {order.steps}; everything is saved")
-            assert batch is not None
+            batch = _next_batch(batches, state, order, interval, stop_asked, save, group)
             measure = (state.step + 1) % train.log_every == 0 or state.step + 1 == order.steps
             outputs, sound = _step(task, batch, state, order, train, measure, group)
             interval.add(outputs["loss"] if sound else None)
@@ -144,8 +142,30 @@ def fit(
                 if measured:
                     log.record(state.step, measured)
             if state.step % train.checkpoint_every == 0 or state.step == order.steps:
-                hooks.save(state)
-                saved_at = state.step
+                save()
+
+
+def _next_batch(
+    batches: Iterator[Batch],
+    state: TrainState,
+    order: StepOrder,
+    interval: Interval,
+    stop_asked: Callable[[], bool],
+    save: Callable[[], None],
+    group: Group,
+) -> Batch:
+    """Return the next batch; save and raise on every process where one of them has none or is asked to stop."""
+    group.at_step(state.step)
+    batch, failure = interval.wait_for(batches)
+    failed, stop = group.any_of(failure is not None, stop_asked())
+    if failed or stop:
+        save()
+    if failed:
+        group.raise_together(failure)
+    if stop:
+        raise Stopped(f"stopped after step {state.step} of {order.steps}; everything is saved")
+    assert batch is not None
+    return batch
 
 
 def _step(

@@ -7,6 +7,8 @@ import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,25 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from medmoco.errors import CheckpointError, first_line
+
 Record = dict[str, Any]
+
+
+@contextmanager
+def saying_what_disk_refuses() -> Iterator[None]:
+    """Put into words why something of the run folder cannot be written.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder cannot be written: {error.strerror or first_line(error)}\n"
+            "Its checkpoints are intact. Free space or permissions there, then go on with --resume."
+        ) from None
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -40,8 +60,9 @@ class RunLog:
         self.steps = steps
         self._remarks: Counter[str] = Counter()
         self._metrics = folder / "metrics.jsonl"
-        _keep_before(self._metrics, start_step)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        with saying_what_disk_refuses():
+            _keep_before(self._metrics, start_step)
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[text]}"),
@@ -57,15 +78,17 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        for remark, count in self._remarks.items():
-            if count > 1:
-                self.warn(f"{count - 1} more images of the first epoch: {remark}")
-        self._tensorboard.close()
+        # What ended the run must reach the user, even where a full disk was the reason and takes no last words.
+        with suppress(CheckpointError) if error else nullcontext(), saying_what_disk_refuses():
+            for remark, count in self._remarks.items():
+                if count > 1:
+                    self.warn(f"{count - 1} more images of the first epoch: {remark}")
+            self._tensorboard.close()
 
     def say(self, text: str) -> None:
         """Print a message and append it to log.txt."""
         self._console.print(text, markup=False)
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with saying_what_disk_refuses(), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
     def warn(self, text: str) -> None:
@@ -81,7 +104,7 @@ class RunLog:
 
     def append(self, name: str, record: Record) -> None:
         """Append a record to a file of JSON lines in the run folder."""
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        with saying_what_disk_refuses(), (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def advance(self, step: int) -> None:
@@ -98,9 +121,10 @@ class RunLog:
         """
         clean = {key: value if _is_finite(value) else None for key, value in values.items()}
         self.append(self._metrics.name, {"step": step, **clean})
-        for name, value in clean.items():
-            if isinstance(value, int | float):
-                self._tensorboard.add_scalar(name, value, step)
+        with saying_what_disk_refuses():
+            for name, value in clean.items():
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(name, value, step)
         text = _in_words(clean)
         self._bar.update(self._task, completed=step, text=text)
         if not self._console.is_terminal:

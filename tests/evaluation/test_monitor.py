@@ -8,6 +8,7 @@ from PIL import Image
 
 from medmoco import config
 from medmoco.data.manifest import load_manifest
+from medmoco.errors import Stopped
 from medmoco.evaluation.monitor import knn_monitor
 from medmoco.training.checkpoint import load_backbone
 
@@ -30,8 +31,11 @@ def test_knn_monitor__sees_what_is_plain_and_leaves_the_encoder_in_training(tmp_
     settings = config.load(None, overrides)
     backbone, _ = load_backbone("random", settings)
     backbone.train()
-    found = knn_monitor(backbone, load_manifest(settings.data, ("train", "val")), settings)
+    found = knn_monitor(backbone, load_manifest(settings.data, ("train", "val")), settings, lambda: False)
     assert found["knn_auroc/Bright"] == pytest.approx(1.0)
     assert 0.2 < found["knn_auroc/Coin"] < 0.8
     assert np.isnan(found["knn_auroc/Never"])
     assert all(module.training for module in backbone.modules())
+    with pytest.raises(Stopped):
+        knn_monitor(backbone, load_manifest(settings.data, ("train", "val")), settings, lambda: True)
+    assert backbone.training

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medmoco.models.batch_norm import settle_statistics, split_batch_norm
-from medmoco.models.moco import MoCo, info_nce
+from medmoco.models.moco import ALONE, MoCo, Processes, info_nce
+from medmoco.training.distributed import Group
+from tests.together import run_together
 
 FOLDER = Path(os.environ.get("MEDMOCO_PARITY_DIR", Path(__file__).parents[2] / ".." / "shared" / "parity"))
 RECORDED = sorted(FOLDER.glob("*.npz")) if FOLDER.is_dir() else []
@@ -44,12 +47,13 @@ def load_vectors(file: Path) -> tuple[dict, dict[str, Tensor]]:
     return json.loads(file.with_suffix(".json").read_text()), tensors
 
 
-def build_model(facts: dict, vectors: dict[str, Tensor]) -> MoCo:
+def build_model(facts: dict, vectors: dict[str, Tensor], processes: Processes = ALONE) -> MoCo:
     model = MoCo(
         TinyNet(facts["dim"], facts["mlp"]),
         torch.zeros(facts["K"], facts["dim"]),
         key_momentum=facts["m"],
         temperature=facts["T"],
+        processes=processes,
     ).double()
     for ours, theirs in (("query_encoder", "encoder_q"), ("key_encoder", "encoder_k")):
         prefix = f"init/{theirs}."
@@ -99,3 +103,54 @@ def test_moco__matches_published_implementation(file: Path) -> None:
             # Groups average their running statistics; the recording keeps process 0's, equal only for one process.
             if not is_statistic or (facts["world"] == 1 and theirs == "encoder_q"):
                 assert_close(value, vectors[f"final/{theirs}.{name}"])
+
+
+def _from_first(own: Tensor) -> Tensor:
+    """The published code broadcasts the running statistics of process 0; ours averages them."""
+    dist.broadcast(own, 0)
+    return own
+
+
+def _train_shares(group: Group, file: Path) -> list[str]:
+    """Train this process's share; return what differs from the recording."""
+    torch.set_num_threads(1)
+    facts, vectors = load_vectors(file)
+    model = build_model({**facts, "world": 1}, vectors, group)
+    encode = group.wrap(model.query_encoder, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.query_encoder.parameters(), facts["lr"], momentum=0.9, weight_decay=1e-4)
+    model.train()
+    wrong = []
+
+    def check(what: str, actual: Tensor, expected: Tensor) -> None:
+        if not torch.allclose(actual, expected.to(actual.dtype), rtol=0, atol=TOLERANCE):
+            wrong.append(f"{what} of process {group.rank}: {(actual - expected).abs().max()}")
+
+    for step in range(facts["steps"]):
+        shuffle = vectors["shuffle_index"][step].long()
+        part = group.share.of(len(shuffle))
+        keys = model.embed_keys(vectors["im_k"][step].double()[shuffle][part], shuffle)
+        q = functional.normalize(encode(vectors["im_q"][step].double()[part]), dim=1)
+        positive, negative = model.compare(q, keys[part])
+        loss = info_nce(positive, negative)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.enqueue(keys)
+        settle_statistics(model, _from_first)
+
+        logits = torch.cat([positive[:, None], negative], dim=1)
+        check(f"logits of step {step}", logits, vectors[f"step{step}/logits"].reshape(len(shuffle), -1)[part])
+        check(f"loss of step {step}", loss, vectors[f"step{step}/loss_per_rank"].flatten()[group.rank])
+        check(f"queue of step {step}", model.queue.T, vectors[f"step{step}/queue"])
+        check(f"pointer of step {step}", model.pointer, vectors[f"step{step}/queue_ptr"])
+    for ours, theirs in (("query_encoder", "encoder_q"), ("key_encoder", "encoder_k")):
+        for name, value in getattr(model, ours).state_dict().items():
+            if theirs == "encoder_q" or not ("running" in name or "num_batches" in name):
+                check(f"{ours}.{name}", value, vectors[f"final/{theirs}.{name}"])
+    return wrong
+
+
+@pytest.mark.skipif(not RECORDED, reason="no reference vectors: set MEDMOCO_PARITY_DIR to the folder that holds them")
+@pytest.mark.parametrize("file", [file for file in RECORDED if "world2" in file.stem], ids=lambda file: file.stem)
+def test_moco__two_processes_match_two_recorded_processes(file: Path) -> None:
+    assert run_together(2, _train_shares, file) == [[], []]

@@ -6,8 +6,157 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from medmoco.models.moco import MoCo
-from medmoco.training.contrast import meters
+from medmoco import config
+from medmoco.data.loading import Batch
+from medmoco.data.order import StepOrder, key_order
+from medmoco.errors import SettingsError
+from medmoco.models.moco import MoCo, info_nce
+from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, meters, traffic
+from medmoco.training.distributed import ALONE, Group
+from tests.together import run_together
+
+BATCH, STEPS = 16, 4
+
+
+def make_settings(*overrides: str) -> config.RunSettings:
+    base = [
+        "out=run", "data.manifest=m", "data.root=r", "views.size=32", "model.backbone=test_resnet",
+        "method.queue_size=24", "method.batch_norm_splits=4", "method.projector=mlp_bn",
+        f"train.global_batch_size={BATCH}", "train.lr=0.01", "train.device=cpu", "train.epochs=1",
+    ]  # fmt: skip
+    return config.load(None, [*base, *overrides])
+
+
+class DoubleContrast(Contrast):
+    """In float64, where errors of rounding are too small to be mistaken for anything."""
+
+    def _floats(self, views: torch.Tensor) -> torch.Tensor:
+        return super()._floats(views).double()
+
+
+def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
+    """Train on noise; return the mean loss of each step, what the queue holds and the running statistics."""
+    torch.set_num_threads(1)
+    state = create_state(settings, torch.device("cpu"), "fp32", group)
+    model = state.model.double()
+    assert isinstance(model, MoCo)
+    task = DoubleContrast(model, settings, torch.device("cpu"), "fp32", group)
+    task.model.train()
+    order, losses = StepOrder(settings.seed, BATCH * STEPS, BATCH, 1), []
+    part = group.share.of(BATCH)
+    for key in order.from_step(0):
+        views = torch.randint(0, 256, (2, BATCH, 1, 32, 32), generator=torch.Generator().manual_seed(key.step))
+        shuffled = views[1][torch.from_numpy(key_order(settings.seed, key.step, BATCH))]
+        own = [views[0][part].to(torch.uint8), shuffled[part].to(torch.uint8)]
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), dtype=torch.float64)
+        for outputs in task.losses(Batch(own, torch.from_numpy(key.samples[part]), key.step, 0), measure=True):
+            outputs["loss"].backward()
+            loss += outputs["loss"].detach()
+        state.optimizer.step()
+        task.after_step()
+        losses.append(group.mean(loss).item())
+    weights = next(model.query_encoder.parameters())
+    statistics = next(buffer for name, buffer in model.key_encoder.named_buffers() if name.endswith("running_var"))
+    return {
+        "losses": losses,
+        "queue": model.whole_queue().flatten().tolist(),
+        "pointer": [float(model.pointer)],
+        "weights": weights.flatten().tolist(),
+        "statistics": statistics.tolist(),
+    }
+
+
+def assert_equal_within_float_error(found: dict[str, list[float]], expected: dict[str, list[float]]) -> None:
+    for name in ("losses", "queue", "pointer", "weights", "statistics"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-9), name
+
+
+@pytest.mark.parametrize(
+    ("processes", "overrides"),
+    [
+        (2, []),
+        (4, []),
+        (2, ["train.accumulation_steps=2"]),
+        (2, ["method.queue_sharded=true"]),
+        (4, ["method.queue_sharded=true"]),
+    ],
+)
+def test_contrast__processes_parts_and_shards_change_nothing(processes: int, overrides: list[str]) -> None:
+    expected = train(ALONE, make_settings())
+    for found in run_together(processes, train, make_settings(*overrides)):
+        assert not isinstance(found, Exception), found
+        assert_equal_within_float_error(found, expected)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_contrast__parts_on_one_process_change_nothing(parts: int) -> None:
+    found = train(ALONE, make_settings(f"train.accumulation_steps={parts}"))
+    assert_equal_within_float_error(found, train(ALONE, make_settings()))
+
+
+def test_contrast__groups_do_change_something() -> None:
+    one, four = (train(ALONE, make_settings(f"method.batch_norm_splits={splits}")) for splits in (1, 4))
+    assert one["losses"] != pytest.approx(four["losses"], rel=1e-4)
+
+
+def _gradient(group: Group) -> list[float]:
+    """Return loss and gradient of queries that this process compares with a divided queue."""
+    torch.manual_seed(0)
+    queue = functional.normalize(torch.randn(12, 5, dtype=torch.float64), dim=1)
+    q, k = (functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1) for _ in range(2))
+    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.1, processes=group, sharded=True)
+    part = group.share.of(6)
+    own = q[part].clone().requires_grad_()
+    loss = info_nce(*model.compare(own, k[part]))
+    loss.backward()
+    assert own.grad is not None
+    return [loss.item(), *model.hardest_negative(own).tolist(), *own.grad.flatten().tolist()]
+
+
+def test_contrast__divided_queue_gives_the_gradient_of_a_whole_one() -> None:
+    whole = _gradient(ALONE)
+    losses, hardest, gradients = [], [], []
+    for found in run_together(3, _gradient):
+        losses.append(found[0])
+        hardest += found[1:3]
+        gradients += found[3:]
+    assert sum(losses) / 3 == pytest.approx(whole[0], rel=1e-12)
+    assert hardest == pytest.approx(whole[1:7], rel=1e-6)
+    # each process takes the mean over its two queries, the whole over six
+    assert [value / 3 for value in gradients] == pytest.approx(whole[7:], rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("processes", "splits", "parts", "groups"),
+    [(1, 1, 1, 1), (1, 4, 1, 4), (4, 4, 1, 4), (4, 1, 1, 4), (2, 8, 2, 8), (4, 2, 2, 8)],
+)
+def test_batch_norm_groups__are_those_asked_for_and_at_least_one_a_pass(
+    processes: int, splits: int, parts: int, groups: int
+) -> None:
+    settings = make_settings(f"method.batch_norm_splits={splits}", f"train.accumulation_steps={parts}")
+    assert batch_norm_groups(settings, processes) == groups
+
+
+def test_check_sizes__what_the_processes_cannot_divide() -> None:
+    with pytest.raises(SettingsError, match=r"does not divide into 12 equal groups(?s:.*)multiple of 12, such as 24"):
+        check_sizes(100, make_settings("train.global_batch_size=20"), processes=3)
+    with pytest.raises(SettingsError, match=r"queue_size 24 cannot be divided among 16.*set it to 16"):
+        check_sizes(100, make_settings("method.queue_sharded=true", "train.global_batch_size=32"), processes=16)
+
+
+def _tell_traffic(group: Group) -> str:
+    settings = make_settings()
+    train(group, settings)
+    model = create_state(settings, torch.device("cpu"), "fp32", group).model
+    assert isinstance(model, MoCo)
+    return traffic(group, settings, STEPS, model)
+
+
+def test_traffic__counts_what_was_sent() -> None:
+    said, _ = run_together(2, _tell_traffic)
+    assert "embeddings 0.00819" in said  # 8 keys of 128 numbers of 8 bytes
+    assert said.endswith("would add 0.0328 MB")  # 8 images of 32 x 32 floats
 
 
 def test_meters__equal_plain_loops() -> None:

@@ -1,0 +1,298 @@
+"""What keeps a run folder safe: one run in it at a time, nothing deleted by mistake, no other run under its name."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from medmoco.config import RunSettings, Tree, as_tree, to_yaml
+from medmoco.data.manifest import Split
+from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
+from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
+from medmoco.training.engine import TrainState
+from medmoco.training.runlog import saying_what_disk_refuses, write_json
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+LOCK = "lock"
+STATUS = "status.json"
+
+_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
+
+# What may change between a stop and --resume without a word: it alters neither the views nor the weights.
+_HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames", "data.decode_",
+             "data.allow_symlinks", "data.workers", "model.weights",
+             "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
+# What may change too, but alters the weights: the log says so.
+_FREE = ("train.epochs",)
+# What decides the shape of the saved state, so that --allow-change cannot help.
+_FIXED = ("model.backbone", "method.projector", "method.embedding_dim", "method.queue_size", "train.optimizer")
+
+
+# One run at a time
+
+
+@contextmanager
+def holding(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if need be; one process of a run does this.
+
+    Args:
+        folder: Of the run.
+        warn: Told where the file system has no locks.
+
+    Raises:
+        SettingsError: the folder holds something else than a run.
+        CheckpointError: another run holds it, or it cannot be written.
+    """
+    _refuse_foreign(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _open_locked(folder / LOCK, warn)
+    except OSError as error:
+        raise CheckpointError(f"the run folder {folder} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            yield
+        finally:  # a run that is killed leaves the file, but not the lock
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+
+
+def _open_locked(file: Path, warn: Callable[[str], None]) -> TextIO:
+    while True:
+        lock = file.open("a+", encoding="utf-8")
+        try:
+            # Not flock, which data workers would inherit; they may outlive this process by a batch.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            with lock:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+            raise CheckpointError(
+                f"the run folder {file.parent} is in use by {holder}.\n"
+                "Let that run finish, stop it, or choose another out."
+            ) from None
+        except OSError:
+            warn("the file system of the run folder has no locks; see to it that no second run uses the folder")
+        if _is_still(lock, file):
+            break
+        lock.close()  # the run before removed it after we opened it, and another may have made a new one
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}\n")
+    lock.flush()
+    return lock
+
+
+def _is_still(lock: TextIO, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+# What a folder holds
+
+
+def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that a folder which is held is free for a run: new, or resumed, or emptied when told to.
+
+    Raises:
+        SettingsError: it holds a run and neither is asked for, or both are.
+    """
+    if resume and overwrite:
+        raise SettingsError("--resume goes on with the run in the folder and --overwrite deletes it; give one of them")
+    _refuse_foreign(folder)
+    if not _holds_run(folder):
+        return
+    if overwrite:
+        _empty(folder)
+    elif not resume:
+        raise SettingsError(
+            f"out: {folder} holds a run; go on with --resume, replace it with --overwrite, or choose another folder"
+        )
+
+
+def _names(folder: Path) -> set[str]:
+    """Return what is in a folder, without what a run leaves that was killed before it began."""
+    if not folder.is_dir():
+        return set()
+    return {name for name in os.listdir(folder) if name != LOCK and not name.endswith(".tmp")} - {ENVIRONMENT}
+
+
+def _holds_run(folder: Path) -> bool:
+    return CONFIG in _names(folder) and (folder / ENVIRONMENT).is_file()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if (folder.exists() and not folder.is_dir()) or (_names(folder) and not _holds_run(folder)):
+        raise SettingsError(f"out: {folder} is not empty and holds no run; choose another folder")
+
+
+def _empty(folder: Path) -> None:
+    """Delete a run, but for the lock; what marks the folder as a run goes last, so that this can be done again."""
+    last = [ENVIRONMENT, CONFIG]
+    for entry in sorted(folder.iterdir(), key=lambda entry: (entry.name in last, entry.name)):
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def describe_run(folder: Path, settings: RunSettings, device: torch.device, precision: str, facts: Tree) -> None:
+    """Write environment.json and config.yaml."""
+    environment = {
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "processes": facts["processes"],
+        "manifest_sha256": facts["manifest_sha256"],
+        "libraries": {name: import_module(name).__version__ for name in _LIBRARIES},
+    }
+    with saying_what_disk_refuses():
+        write_json(folder / ENVIRONMENT, environment)
+        temporary = folder / f"{CONFIG}.tmp"
+        temporary.write_text(to_yaml(as_tree(settings)), encoding="utf-8")
+        temporary.replace(folder / CONFIG)
+
+
+@contextmanager
+def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None]:
+    """Say in status.json that a run is running and, in the end, how it ended."""
+    write_status(folder, "running", state.step, steps)
+    try:
+        yield
+    except MedmocoError as error:
+        with suppress(CheckpointError):  # the disk that was the reason may not take this either
+            write_status(folder, "stopped" if isinstance(error, Stopped) else "failed", state.step, steps, error)
+        raise
+    write_status(folder, "done", state.step, steps)
+
+
+def write_status(folder: Path, word: str, step: int, steps: int, error: MedmocoError | None = None) -> None:
+    """Write status.json.
+
+    Args:
+        folder: Of the run.
+        word: running, stopped, failed or done.
+        step: Optimiser steps done.
+        steps: Of the whole run.
+        error: That ended it.
+    """
+    status = {
+        "state": word,
+        "step": step,
+        "steps": steps,
+        "exit_code": error.exit_code if error else 0,
+        "message": str(error) if error else "",
+    }
+    with saying_what_disk_refuses():
+        write_json(folder / STATUS, status)
+
+
+# What --resume goes on with
+
+
+def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """Read the newest undamaged checkpoint of a run; None where the run had not come to its first.
+
+    Raises:
+        CheckpointError: all are damaged or gone, or it is no checkpoint of pretraining.
+    """
+    if not checkpoint_files(folder / CHECKPOINTS):
+        _refuse_lost(folder)
+        return None
+    content = load_checkpoint(folder / CHECKPOINTS, warn)
+    lacking = {"step", "model", "optimizer", "scaler", "settings", "manifest_sha256"} - content.keys()
+    if lacking:
+        raise CheckpointError(
+            f"the newest checkpoint cannot be resumed: it holds no {', '.join(sorted(lacking))}.\n"
+            "Give up the run with --overwrite, or choose another folder."
+        )
+    return content
+
+
+def _refuse_lost(folder: Path) -> None:
+    """Where a run says that it has saved, a new start in its place would hide that the checkpoints are lost."""
+    try:
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if status["state"] != "failed" and status["step"]:  # a run that failed may not have come to its first
+        raise CheckpointError(
+            f"the run was saved at step {status['step']}, but its checkpoints are gone; bring them back,\n"
+            "or give up the run with --overwrite"
+        )
+
+
+def facts_of(settings: RunSettings, train: Split) -> Tree:
+    """Return what a checkpoint remembers of the run, for `check_changes` to compare."""
+    return {"settings": portable_settings(settings), "manifest_sha256": train.sha256, "manifest_rows": len(train)}
+
+
+def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool) -> list[str]:
+    """Compare what a run was started with and what it is resumed with: other settings would make another run.
+
+    Args:
+        saved: Content of a checkpoint.
+        now: See `facts_of`.
+        allow: Go on with any change that the saved state fits.
+
+    Returns:
+        What has changed and alters the result, a line each, for the log.
+
+    Raises:
+        SettingsError: a change is not allowed; shows the difference.
+    """
+    was, wants = saved["settings"], now["settings"]
+    changed = [
+        key
+        for key in sorted(was.keys() | wants.keys())
+        if was.get(key) != wants.get(key) and not key.startswith(_HARMLESS)
+    ]
+    lines = {key: f"{key}: was {was.get(key, 'not there')}, now {wants.get(key, 'not there')}" for key in changed}
+    if saved["manifest_sha256"] != now["manifest_sha256"]:
+        before = saved.get("manifest_rows", "an unknown number of")
+        lines["manifest"] = f"training manifest: was {before} rows, now {now['manifest_rows']}; its SHA-256 differs"
+    fixed = [line for key, line in lines.items() if key in _FIXED]
+    refused = [line for key, line in lines.items() if key not in _FREE]
+    if fixed:
+        _refuse(fixed, "The saved state does not fit; take that back, or start a new run in another folder.")
+    if refused and not allow:
+        _refuse(refused, "Take that back, or go on all the same with --allow-change.")
+    return [f"changed since the run was started, which alters the result: {line}" for line in lines.values()]
+
+
+def _refuse(lines: list[str], remedy: str) -> None:
+    shown = lines if len(lines) <= 3 else [*lines[:2], f"and {len(lines) - 2} more"]
+    raise SettingsError("\n".join(["--resume: this is not what the run was started with:", *shown, remedy]))
+
+
+def restore(state: TrainState, saved: dict[str, Any]) -> None:
+    """Take over a checkpoint.
+
+    Raises:
+        CheckpointError: it does not fit the networks or the optimiser.
+    """
+    if not saved["scaler"]:  # of a run without loss scaling, before it came to a GPU that needs it
+        saved = {**saved, "scaler": state.scaler.state_dict()}
+    try:
+        state.restore(saved)
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise CheckpointError(
+            f"the checkpoint of step {saved['step']} does not fit the networks and the optimiser of these settings.\n"
+            "Use the settings and the version of medmoco and timm that the run was started with; see environment.json."
+        ) from None

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from medmoco.config import TrainSettings
+from medmoco.errors import DistributedError, SettingsError
+from medmoco.training import launch as module
+from medmoco.training.launch import Placement, find_placement, first_host, wanted_processes
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "4711"}
+SRUN = {
+    "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "2",
+}  # fmt: skip
+
+
+def test_find_placement__by_torchrun() -> None:
+    assert find_placement(TORCHRUN) == Placement(3, 8, 1, "node1", 4711)
+
+
+def test_find_placement__by_srun() -> None:
+    assert find_placement(SRUN) == Placement(5, 8, 1, "gpu07", 23458)
+    assert find_placement({**SRUN, "MASTER_ADDR": "other", "MASTER_PORT": "99"}) == Placement(5, 8, 1, "other", 99)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"},  # in a batch script, outside any step
+        {**SRUN, "SLURM_STEP_NUM_TASKS": "1"},  # srun --pty bash
+    ],
+)
+def test_find_placement__where_no_launcher_has_given_one(environment: dict[str, str]) -> None:
+    assert find_placement(environment) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"), ("node1,node2", "node1"), ("gpu[07-09,12],x3", "gpu07"), ("gpu[5,7]", "gpu5"),
+        ("r[1-2]-ib,b", "r1-ib"), ("a-b[003]", "a-b003"),
+    ],
+)  # fmt: skip
+def test_first_host__of_slurms_lists(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "asked", "expected"),
+    [
+        ("any", 0, None, 1), ("any", 0, 3, 3), ("any", 4, None, 4), ("any", 4, 2, 2), ("cpu", 4, 3, 3),
+        ("cpu", 4, None, 1),
+    ],
+)  # fmt: skip
+def test_wanted_processes__one_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: Any, gpus: int, asked: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert wanted_processes(TrainSettings(device=device), asked) == expected
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("any", 2), ("cuda", 2), ("cuda", 0)])
+def test_wanted_processes__more_than_there_are(monkeypatch: pytest.MonkeyPatch, device: Any, gpus: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(SettingsError, match=f"--devices 4, but torch sees {gpus} usable GPUs"):
+        wanted_processes(TrainSettings(device=device), 4)
+
+
+def failures(*codes: int) -> dict[int, Any]:
+    return {rank: SimpleNamespace(exitcode=code) for rank, code in enumerate(codes)}
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [((75, 75), 75), ((-signal.SIGTERM, 3), 3), ((1, -signal.SIGTERM), 1), ((2, 1), 2)]
+)
+def test_exit_code__is_what_the_processes_agreed_on(codes: tuple[int, ...], expected: int) -> None:
+    assert module._exit_code(failures(*codes)) == expected
+
+
+def test_exit_code__of_a_process_that_was_killed() -> None:
+    with pytest.raises(DistributedError, match=r"process 1 was killed by SIGKILL, most often for lack of memory"):
+        module._exit_code(failures(6, -signal.SIGKILL))
+    with pytest.raises(DistributedError, match=r"process 0 was killed by SIGSEGV\.\n"):
+        module._exit_code(failures(-signal.SIGSEGV, 6))
