@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from medmoco import config
+from medmoco.data.phantom import make_phantoms
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.training.slurm import Resources, job_script, write_job
+from tests.together import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +29,7 @@ processes=()
 for rank in $(seq 0 $((SLURM_NTASKS - 1))); do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_STEP_NUM_TASKS=$SLURM_NTASKS SLURM_STEP_NODELIST=localhost "$@" &
     processes+=($!)
+    echo "started $!" >> "$CALLS"
 done
 highest=0
 for process in "${processes[@]}"; do
@@ -85,8 +91,8 @@ def _write(overrides: tuple[str, ...] = (), resources: Resources | None = None, 
     return write_job(Path(out), Path("cxr.yaml"), overrides, settings, resources or Resources())
 
 
-def _submit(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run job.sbatch as a node would, from another folder, and return what it called."""
+def _start(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start job.sbatch as a node does; what it calls is noted in the file `calls`."""
     script = (folder / "job.sbatch").read_text()
     header = _header(script)
     tools = folder / "tools"
@@ -100,11 +106,14 @@ def _submit(folder: Path, **environment: str) -> tuple[subprocess.CompletedProce
         "PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(calls), "SCONTROL_CODE": "0", "SLURM_JOB_ID": "4711",
         "SLURM_NTASKS": str(tasks), "SLURM_CPUS_PER_TASK": header["cpus-per-task"],
     }  # fmt: skip
-    done = subprocess.run(
+    return subprocess.Popen(
         ["bash", folder / "job.sbatch"], cwd=header["chdir"], env={**os.environ, **told, **environment},
-        capture_output=True, text=True, timeout=300, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    return done, calls.read_text().splitlines()
+
+
+def _calls(folder: Path, program: str) -> list[str]:
+    return [line for line in (folder / "calls").read_text().splitlines() if line.startswith(f"{program} ")]
 
 
 # ---- what is written ----
@@ -202,19 +211,21 @@ def test_job__queues_again_only_when_stopped(
     _write()
     (place / "runs/cxr").mkdir(parents=True)
     (place / "runs/cxr/status.json").write_text('{"state": "stopped"}')
-    done, calls = _submit(place, STATE=state, CODE=str(code))
-    assert done.returncode == code
-    assert calls[2:] == ["scontrol requeue 4711"] * requeued
-    assert not done.stderr
+    job = _start(place, STATE=state, CODE=str(code))
+    _, complaints = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert _calls(place, "scontrol") == ["scontrol requeue 4711"] * requeued
+    assert not complaints
 
 
 def test_job__says_so_where_it_cannot_queue_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _executable(place / "python", PYTHON)
     monkeypatch.setattr(sys, "executable", str(place / "python"))
     _write()
-    done, _ = _submit(place, STATE="stopped", CODE="75", SCONTROL_CODE="1")
-    assert done.returncode == 75
-    assert "submit it once more" in done.stdout
+    job = _start(place, STATE="stopped", CODE="75", SCONTROL_CODE="1")
+    words, _ = job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert "submit it once more" in words
 
 
 def test_job__starts_a_process_for_each_gpu_with_the_words_as_given(
@@ -224,11 +235,41 @@ def test_job__starts_a_process_for_each_gpu_with_the_words_as_given(
     monkeypatch.setattr(sys, "executable", str(place / "py'thon"))
     where = "evaluate.where=Age >= 18 and View in ('PA', \"AP\")"
     _write((where, "train.lr=0.1"), Resources(nodes=2, gpus=2))
-    _, calls = _submit(place, STATE="done", CODE="0")
+    _start(place, STATE="done", CODE="0").communicate(timeout=60)
     words = ["-m", "medmoco.cli", "pretrain", "--config", str(place / "cxr.yaml"), where, "train.lr=0.1", "--resume"]
     said = "".join(f"[{word}]" for word in words)
-    assert sorted(calls[1:]) == [f"python {rank} {place} 4 WARN {said}" for rank in range(4)]
-    assert "--cpus-per-task=4" in calls[0]
+    assert sorted(_calls(place, "python")) == [f"python {rank} {place} 4 WARN {said}" for rank in range(4)]
+    assert "--cpus-per-task=4" in _calls(place, "srun")[0]
+
+
+@pytest.mark.slow
+def test_job__saves_queues_again_and_goes_on_to_the_end(place: Path) -> None:
+    make_phantoms(place / "data", patients=40, image_size=64, seed=0)
+    small = (
+        "data.manifest=data", "data.root=data/{split}", "data.canvas_size=40", "data.workers=1", "views.size=32",
+        "model.backbone=resnet10t", "train.device=cpu", "train.epochs=20", "train.checkpoint_every=1",
+    )  # fmt: skip
+    _write(small, Resources(gpus=2))
+    checkpoints = place / "runs/cxr/checkpoints"
+
+    job = _start(place, MASTER_PORT=str(free_port()))
+    deadline = time.monotonic() + 300
+    while job.poll() is None and time.monotonic() < deadline and not any(checkpoints.glob("step-*.pt")):
+        time.sleep(0.1)
+    for line in _calls(place, "started"):
+        os.kill(int(line.split()[1]), signal.SIGUSR1)
+    _, complaints = job.communicate(timeout=300)
+    assert job.returncode == 75, complaints
+    assert _calls(place, "scontrol") == ["scontrol requeue 4711"]
+    step = json.loads((place / "runs/cxr/status.json").read_text())["step"]
+    assert 0 < step < 40
+
+    job = _start(place, MASTER_PORT=str(free_port()))
+    _, complaints = job.communicate(timeout=300)
+    assert job.returncode == 0, complaints
+    assert _calls(place, "scontrol") == []
+    assert f"from step {step}, 2 processes" in complaints
+    assert json.loads((place / "runs/cxr/status.json").read_text())["state"] == "done"
 
 
 def test_page__shows_what_is_written() -> None:
