@@ -236,7 +236,7 @@ def slurm(
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="On each node; one process for each.")] = 1,
     hours: Annotated[float, typer.Option(min=0.25, help="At a time; then the job queues again and goes on.")] = 24.0,
-    cpus: Annotated[int | None, typer.Option(min=1, help="For each GPU [data.workers + 1].")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="For each GPU; data.workers + 1 if not given.")] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of each node, such as 128G.")] = None,
     partition: Annotated[str | None, typer.Option(help="Queue to submit to.")] = None,
     account: Annotated[str | None, typer.Option(help="Project to charge.")] = None,
