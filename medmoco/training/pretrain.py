@@ -215,7 +215,7 @@ class _Run:
             except Stopped:
                 return {}
 
-        return self.group.first(measure) or {}
+        return self.group.first(measure, patiently=True) or {}
 
     def skipped(self, step: int, total: int, processes: list[int]) -> None:
         """Record a step that did nothing, with what is needed to do it again."""
