@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from medmoco.training.launch import Placement
 Result = TypeVar("Result")
 
 _PATIENCE = timedelta(hours=2)  # for what may take long on one process alone: packing, reading, scoring in between
+
+_LAST_WORDS = 3.0  # seconds in which processes notice that another is lost, after the first of them has
 
 
 # How we talk
@@ -205,27 +208,29 @@ class Group:
             raise DistributedError(self._explain(str(error))) from None
 
     def _explain(self, text: str) -> str:
+        lost = self._silent()
+        who = f"process {', '.join(lost)}" if lost else "another process"
         resume = "The last checkpoint is intact: go on with --resume."
-        if not re.search(r"[Tt]imed? ?out", text):
+        if re.search(r"[Tt]imed? ?out", text):
             return (
-                "another process of the run has ended or its machine cannot be reached; what it printed says why.\n"
-                f"A process without last words was killed, most often for lack of memory. {resume}"
+                f"{who} has not answered for {self.seconds:g} s: its machine hangs, its data does not come, or the "
+                "network is down.\n"
+                f"Look at it (py-spy dump --pid) and its machine; train.hang_seconds is how long to wait. {resume}"
             )
-        behind = self._behind()
-        who = f"process {behind[0]} has not come past step {behind[1]}" if behind else "a process has not answered"
         return (
-            f"{who} for {self.seconds:g} s: its machine hangs, its data does not come, or the network is down.\n"
-            f"Look at that process (py-spy dump) and its machine; train.hang_seconds is how long to wait. {resume}"
+            f"{who} has ended or cannot be reached; what it printed says why.\n"
+            f"A process without last words was killed, most often for lack of memory. {resume}"
         )
 
-    def _behind(self) -> tuple[int, int] | None:
-        """Return the process that has come least far and its step; None where nobody can tell."""
+    def _silent(self) -> list[str]:
+        """Return the processes that do not notice, as all others do, that something is wrong; with their last steps."""
         try:
-            steps = [int(self._store.get(f"at/{rank}")) for rank in range(self.size)]
+            self._store.set(f"alive/{self.rank}", "")
+            time.sleep(min(_LAST_WORDS, self.seconds))
+            lost = [rank for rank in range(self.size) if not self._store.check([f"alive/{rank}"])]
+            return [f"{rank} (in step {int(self._store.get(f'at/{rank}'))})" for rank in lost]
         except (RuntimeError, ValueError):
-            return None
-        slowest = min(range(self.size), key=steps.__getitem__)
-        return (slowest, steps[slowest]) if steps[slowest] < max(steps) else None
+            return []  # the store was with the lost one
 
 
 ALONE = Group()
@@ -302,7 +307,7 @@ def _meeting_failed(text: str, placement: Placement, train: TrainSettings) -> st
             "Set MASTER_PORT to a free one (with torchrun: --rdzv-endpoint=HOST:PORT), or end what uses it."
         )
     return (
-        f"the {placement.size} processes did not meet at {placement.address}:{placement.port} within "
+        f"the {placement.size} processes did not meet at {placement.address}:{placement.port}, waiting up to "
         f"{train.hang_seconds:g} s.\nStart all of them; that machine must be reachable from the others. Where it has "
         "several networks,\nset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the right one (docs/cluster.md)."
     )

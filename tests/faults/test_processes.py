@@ -91,14 +91,15 @@ def test_processes__one_is_killed(settings: Path, together: Path, tmp_path: Path
 def test_processes__one_hangs(settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = pretrain(settings, out, *TWO, "train.hang_seconds=10", "train.epochs=400")
-    run.wait_for(lambda: len(checkpoints(out)) > 1, START)
+    run.wait_for(lambda: len(steps(out)) > 6, START)
     hanging = workers_of(run)[1]
     os.kill(hanging, signal.SIGSTOP)
     try:
-        run.wait_for(lambda: "process 1 has not come past step" in run.said, START)
+        run.wait_for(lambda: " has not answered for 10 s" in run.said, START)
     finally:
         os.kill(hanging, signal.SIGCONT)
     assert run.wait(START) == 6, run.said
+    assert "process 0: process 1 (in step " in run.said
     assert "train.hang_seconds" in run.said
     assert "Traceback" not in run.said
 
