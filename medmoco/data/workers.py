@@ -184,7 +184,11 @@ def _explain(error: Exception, workers: list[BaseProcess], settings: RunSettings
 
 def _first_exit_code(workers: list[BaseProcess]) -> int | None:
     """Return how the first worker ended that failed; None where all live or ended in peace."""
-    wait([worker.sentinel for worker in workers], timeout=1)  # one whose connection broke may be about to end
+    # One whose connection broke is about to end: first its files are closed, then it can be waited for.
+    ending = wait([worker.sentinel for worker in workers], timeout=1)
+    for worker in workers:
+        if worker.sentinel in ending:
+            worker.join(timeout=5)
     return next((worker.exitcode for worker in workers if worker.exitcode), None)
 
 
@@ -223,14 +227,14 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
     needed = shared_bytes(settings, share_of_batch, processes, workers)
     if needed <= free:
         return
-    fitting = next(
-        (n for n in range(workers - 1, 0, -1) if shared_bytes(settings, share_of_batch, processes, n) <= free), 0
-    )
+    fitting = (n for n in range(workers, 0, -1) if shared_bytes(settings, share_of_batch, processes, n) <= free)
+    fewer = next(fitting, 0)
     raise SettingsError(
-        f"data.workers {workers}: their batches take up to {needed / 1e6:,.0f} MB of shared memory, and"
-        f" {SHARED_MEMORY} has {free / 1e6:,.0f} MB free\n"
-        f"({processes} processes x {AHEAD * workers + _IN_HAND} batches of {share_of_batch} pairs of views)."
-        f" {_MORE_SHARED_MEMORY},\nor set data.workers={fitting}{', which does without' if not fitting else ''}."
+        f"data.workers {workers}: what they make ahead takes up to {needed / 1e6:.3g} MB of shared memory, but"
+        f" {SHARED_MEMORY} has {free / 1e6:.3g} MB free\n"
+        f"({f'{processes} processes x ' * (processes > 1)}{AHEAD * workers + _IN_HAND} batches of {share_of_batch}"
+        " pairs of views).\n"
+        f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which does without' * (not fewer)}."
     )
 
 
