@@ -60,6 +60,7 @@ training/               the loop and its surroundings
     contrast.py         the task: two views contrasted
     run_folder.py       one run, safely, per folder
     pretrain.py         wires a pretraining run
+    slurm.py            settings to a cluster job
     bench.py            what holds training up
 evaluation/             frozen features to scores
     features.py         frozen encoder to features

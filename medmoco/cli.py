@@ -196,7 +196,7 @@ def pretrain(
         raise typer.Exit(launch(sys.argv[1:], processes))
     with joined(settings.train, placement) as group:
         try:
-            group.first(lambda: _make_missing_pack(settings))
+            group.first(lambda: _make_missing_pack(settings), patiently=True)
             run(
                 settings,
                 monitor=knn_monitor,
@@ -226,6 +226,27 @@ def _make_missing_pack(settings: config.RunSettings) -> None:
     if place and not is_url(place) and not Path(place, INFO).is_file():
         _say(f"data.pack: {place} is not there yet or unfinished; making it first")
         _make_pack(settings, Path(place))
+
+
+@app.command()
+def slurm(
+    config_file: Config,
+    out: Annotated[Path, typer.Option(help="Batch file to write, such as job.sbatch.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="On each node; one process for each.")] = 1,
+    hours: Annotated[float, typer.Option(min=0.25, help="At a time; then the job queues again and goes on.")] = 24.0,
+    cpus: Annotated[int | None, typer.Option(min=1, help="For each GPU; data.workers + 1 if not given.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of each node, such as 128G.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Queue to submit to.")] = None,
+    account: Annotated[str | None, typer.Option(help="Project to charge.")] = None,
+) -> None:
+    """Write a SLURM batch file that pretrains on one or several nodes and queues itself again until it is done."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.training.slurm import Resources, write_job
+
+    resources = Resources(nodes, gpus, hours, cpus, memory, partition, account)
+    print(write_job(out, config_file, overrides or (), settings, resources))
 
 
 @app.command()

@@ -14,7 +14,9 @@ from PIL import Image
 
 from medmoco import cli
 
-COMMANDS = {"config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "evaluate", "export"}
+COMMANDS = {
+    "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "export",
+}  # fmt: skip
 
 
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:

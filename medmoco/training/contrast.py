@@ -90,7 +90,8 @@ def meters(q: Tensor, positive: Tensor, model: MoCo) -> dict[str, Tensor]:
         embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
         effective_rank: Dimensions in use, exp of the entropy of the singular values. Source: Roy and Vetterli 2007.
     """
-    singular = torch.linalg.svdvals(q.float())
+    finite = torch.where(q.isfinite().all(), q.float(), 0.0)  # LAPACK refuses anything else; zeros end as nan
+    singular = torch.linalg.svdvals(finite)
     share = singular / singular.sum()
     return {
         "chance": torch.tensor(math.log(1 + model.queue_size)),

@@ -28,7 +28,7 @@ from medmoco.training.launch import Placement
 
 Result = TypeVar("Result")
 
-_PATIENCE = timedelta(days=1)  # for work that only the first process does, such as scoring the validation split
+_PATIENCE = timedelta(hours=2)  # for what may take long on one process alone: packing, reading, scoring in between
 
 
 # How we talk
@@ -148,17 +148,21 @@ class Group:
                 raise getattr(errors, kind)(message)
 
     @contextmanager
-    def one_fate(self) -> Iterator[None]:
+    def one_fate(self, *, patiently: bool = True) -> Iterator[None]:
         """What goes wrong inside on one process goes wrong on all, each having tried to reach the end."""
         failure = None
         try:
             yield
         except MedmocoError as error:
             failure = error
-        self.raise_together(failure, patiently=True)
+        self.raise_together(failure, patiently=patiently)
 
-    def first(self, action: Callable[[], Result]) -> Result | None:
-        """Do something on the first process alone, while the others wait, however long that takes.
+    def first(self, action: Callable[[], Result], *, patiently: bool = False) -> Result | None:
+        """Do something on the first process alone, while the others wait.
+
+        Args:
+            action: What to do.
+            patiently: It may take longer than a process has to answer.
 
         Returns:
             What `action` returns on the first process, None on the others.
@@ -166,7 +170,7 @@ class Group:
         Raises:
             MedmocoError: `action` failed; raised on all.
         """
-        with self.one_fate():
+        with self.one_fate(patiently=patiently):
             return action() if self.is_first else None
 
     def check_same(self, what: str, tensors: list[Tensor]) -> None:
@@ -281,9 +285,14 @@ def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]
         raise DistributedError(_meeting_failed(str(error), placement, train)) from None
     group = Group(placement.rank, placement.size, train.hang_seconds, Counter(), control, patient, store)
     try:
-        yield group
-    finally:
+        with group.explained():
+            yield group
+    except DistributedError:
+        raise  # parting would wait for the lost
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _meeting_failed(text: str, placement: Placement, train: TrainSettings) -> str:

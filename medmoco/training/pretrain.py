@@ -233,7 +233,7 @@ class _Run:
                 self.log.warn(f"no kNN score of epoch {epoch}: {error}")
                 return {}
 
-        return self.group.first(measure) or {}
+        return self.group.first(measure, patiently=True) or {}
 
     def skipped(self, step: int, total: int, processes: list[int]) -> None:
         """Record a step that did nothing, with what is needed to do it again."""

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ class Run:
         self._process.join(after)
         alive = self._process.is_alive()
         if alive:
-            self.signal(signal.SIGKILL, group=True)
+            with suppress(ProcessLookupError):  # so young that it is not yet a group
+                self.signal(signal.SIGKILL, group=True)
+            self._process.kill()
         self._process.join()
         return alive
 

@@ -79,7 +79,7 @@ def test_processes__one_is_killed(settings: Path, together: Path, tmp_path: Path
 @pytest.mark.slow
 def test_processes__one_hangs(settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = pretrain(settings, out, *TWO, "train.hang_seconds=3", "train.epochs=400")
+    run = pretrain(settings, out, *TWO, "train.hang_seconds=10", "train.epochs=400")
     run.wait_for(lambda: len(checkpoints(out)) > 1, START)
     hanging = workers_of(run)[1]
     os.kill(hanging, signal.SIGSTOP)

@@ -184,3 +184,9 @@ def test_meters__tell_collapse_from_spread() -> None:
     assert float(meters(collapsed, *others)["embedding_std"]) < 0.01
     assert float(meters(spread, *others)["effective_rank"]) > 15
     assert float(meters(collapsed, *others)["effective_rank"]) < 1.2
+
+
+def test_meters__of_what_is_not_finite_are_not_a_number() -> None:
+    model = MoCo(nn.Identity(), torch.zeros(3, 16), key_momentum=0.9, temperature=0.2)
+    found = meters(torch.full((8, 16), float("nan")), torch.zeros(8), model)
+    assert found["effective_rank"].isnan()

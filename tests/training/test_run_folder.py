@@ -114,9 +114,11 @@ def test_holding__is_not_fooled_by_a_lock_file_that_is_removed_meanwhile(
     with monkeypatch.context() as patched:
         patched.setattr(module.fcntl, "lockf", lambda *arguments: (lockf if os.getpid() == me else real)(*arguments))
         me = os.getpid()
-        with pytest.raises(CheckpointError, match="in use by process"), holding(tmp_path / "run", pytest.fail):
-            pass
-    kill(pids[0])
+        try:
+            with pytest.raises(CheckpointError, match="in use by process"), holding(tmp_path / "run", pytest.fail):
+                pass
+        finally:
+            kill(pids[0])
 
 
 def test_holding__goes_without_locks_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
