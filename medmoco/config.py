@@ -105,8 +105,8 @@ class DataSettings(Settings):
     in its place in the batch and list its row in quarantine.csv."""
 
     bad_images_budget: Annotated[Int, Field(ge=0)] = 100
-    """So many images may be put in quarantine; one more ends the run. Source: a few files of a set are broken, as a
-    rule; hundreds are the doing of a disk, a download or a decoder, and are to be looked at."""
+    """So many images may be put in quarantine; one more ends the run, as a disk, a download or a decoder is to blame.
+    Source: a judgement, a tenth of a per cent of 100,000 images."""
 
     workers: Annotated[Int, Field(ge=0)] = 2
     """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""

@@ -72,14 +72,7 @@ def pretrain(
     precision, _ = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    with group.one_fate():
-        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
-        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-        check_sizes(len(splits["train"]), settings, group.size)
-    place = shared_memory_place()
-    beside = group.tell(place).count(place)  # processes on this machine, this one too
-    with group.one_fate():
-        check_shared_memory(settings, settings.train.global_batch_size // group.size, beside)
+    splits = _load_splits(settings, group)
     facts = {**facts_of(settings, splits["train"]), "processes": group.size}
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
 
@@ -106,6 +99,18 @@ def pretrain(
         if quarantine:
             log.say(f"{len(quarantine)} images of train could not be used: {QUARANTINE} in the run folder lists them")
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+
+
+def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
+    """Return train, and val where features are to be scored, having checked that this machine can train on them."""
+    place = shared_memory_place()
+    beside = group.tell(place).count(place)  # processes on this machine, with this one
+    with group.one_fate():
+        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
+        check_sizes(len(splits["train"]), settings, group.size)
+        check_shared_memory(settings, settings.train.global_batch_size // group.size, beside)
+    return splits
 
 
 @dataclass
