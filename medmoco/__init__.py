@@ -41,6 +41,8 @@ data/                   CSV row to batch of views
     pack_dask.py        shards on a Dask cluster
     pack_cache.py       pack at a URL, copied
     stopping.py         Ctrl-C and SIGTERM as flag
+    quarantine.py       unusable images, replaced and listed
+    workers.py          data workers that die, hang
     loading.py          workers, batches, normalisation
     preview.py          pictures of views, on demand
 models/                 encoders and momentum contrast

@@ -100,6 +100,14 @@ class DataSettings(Settings):
     pack_failures: Literal["refuse", "leave_out"] = "refuse"
     """What to do about rows whose image could not be packed."""
 
+    bad_images: Literal["refuse", "quarantine"] = "refuse"
+    """What to do when an image turns out to be unusable while training: end the run, or put another image of the split
+    in its place in the batch and list its row in quarantine.csv."""
+
+    bad_images_budget: Annotated[Int, Field(ge=0)] = 100
+    """So many images may be put in quarantine; one more ends the run, as a disk, a download or a decoder is to blame.
+    Source: a judgement, a tenth of a per cent of 100,000 images."""
+
     workers: Annotated[Int, Field(ge=0)] = 2
     """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""
 
@@ -300,7 +308,8 @@ class TrainSettings(Settings):
     """A step without a finite gradient is skipped; so many of them in a row end the run."""
 
     hang_seconds: Positive = 600.0
-    """A process that does not answer for so long counts as hung. Source: PyTorch waits 10 minutes for NCCL."""
+    """A process that does not answer for so long counts as hung; a data worker, after three quarters of it.
+    Source: PyTorch waits 10 minutes for NCCL."""
 
     log_every: Count = 10
     """Steps between records of metrics.jsonl."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,13 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from medmoco.config import DataSettings, RunSettings, ViewSettings
 from medmoco.data import views as view_maker
 from medmoco.data.fingerprints import canvas_digest
-from medmoco.data.guarded import settle_worker
 from medmoco.data.images import Canvas, read_canvas
 from medmoco.data.manifest import Split
 from medmoco.data.order import WHOLE, BatchKey, Share, StepOrder, key_order
 from medmoco.data.pack import PackedRows, open_pack, packed_rows, usable_rows
 from medmoco.data.pack_cache import local_folder
 from medmoco.data.places import check_files
+from medmoco.data.quarantine import Found, Replacement, read_replacing, where
+from medmoco.data.workers import AHEAD, items_of, share, start_worker
 from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
 
 Samples = NDArray[np.int64]  # (B,) positions in a split
@@ -41,6 +43,7 @@ class Batch:
         step: Of training; -1 in evaluation.
         epoch: Of training; -1 in evaluation.
         notices: What the reader remarked on, each with its row.
+        replaced: Where images that cannot be used have another in their place.
         digests: In evaluation B of them, see `fingerprints.canvas_digest`.
     """
 
@@ -49,6 +52,7 @@ class Batch:
     step: int = -1
     epoch: int = -1
     notices: tuple[str, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
     digests: tuple[bytes, ...] = ()
 
     def pin_memory(self) -> Batch:
@@ -68,6 +72,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
 
     def __init__(self, split: Split, settings: RunSettings, share: Share = WHOLE) -> None:
         self.read = canvas_reader(split, settings.data)
+        self.split = split
         self.settings = settings
         self.share = share
 
@@ -75,13 +80,14 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         settings = self.settings
         part = self.share.of(len(key.samples))
         shuffled = key.samples[key_order(settings.seed, key.step, len(key.samples))]
-        samples = key.samples[part], shuffled[part]
-        wanted, places = np.unique(np.concatenate(samples), return_inverse=True)  # an image in both is read once
+        wanted_of_view = key.samples[part], shuffled[part]
+        wanted, places = np.unique(np.concatenate(wanted_of_view), return_inverse=True)  # one in both is read once
         try:
-            canvases, notices = self.read(wanted)
+            found = self._find(wanted, key.epoch)
         except MedmocoError as error:
             return error
-        of_view = np.split(places, 2)
+        canvases, of_view = found.canvases, np.split(places, 2)
+        samples = [found.used[places] for places in of_view]
         drawn = [
             view_maker.draw(
                 settings.views, [canvases[i] for i in of_view[view]],
@@ -91,8 +97,21 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         ]  # fmt: skip
         made = view_maker.render(settings.views, canvases, drawn, of_view)
         return Batch(
-            [torch.from_numpy(view) for view in made], torch.from_numpy(samples[0]), key.step, key.epoch, notices
-        )
+            [torch.from_numpy(view) for view in made], torch.from_numpy(samples[0]), key.step, key.epoch,
+            found.notices, found.replacements(wanted_of_view),
+        )  # fmt: skip
+
+    def _find(self, wanted: Samples, epoch: int) -> Found:
+        if self.settings.data.bad_images == "quarantine":
+            return read_replacing(self.read, self.split, wanted, seed=self.settings.seed, epoch=epoch)
+        try:
+            canvases, notices = self.read(wanted)
+            return Found(wanted, canvases, notices)
+        except ImageError as error:
+            raise ImageError(
+                f"{error}\nLeave the row out ('medmoco check' finds all such rows), or set data.bad_images=quarantine;"
+                " then go on with --resume."
+            ) from None
 
 
 class WholeDataset(Dataset[Batch | MedmocoError]):
@@ -172,9 +191,9 @@ def _read_files(split: Split, data: DataSettings, samples: Samples) -> tuple[lis
         try:
             canvas, remarks = read_canvas(split.files[sample], int(split.frames[sample]), data)
         except ImageError as error:
-            raise ImageError(f"{_where(split, sample)}: {error}") from None
+            raise ImageError(f"{where(split, sample)}: {error}") from None
         canvases.append(canvas)
-        notices += [f"{_where(split, sample)}: {notice}" for notice in remarks]
+        notices += [f"{where(split, sample)}: {notice}" for notice in remarks]
     return canvases, tuple(notices)
 
 
@@ -184,12 +203,8 @@ def _read_packed(split: Split, rows: PackedRows, samples: Samples) -> tuple[list
         try:
             canvases.append(rows.read(sample))
         except DataError as error:
-            raise DataError(f"{_where(split, sample)}: {error}") from None
+            raise DataError(f"{where(split, sample)}: {error}") from None
     return canvases, ()
-
-
-def _where(split: Split, sample: int) -> str:
-    return f"{split.csv.name} row {split.rows[sample]}"
 
 
 def training_batches(
@@ -201,7 +216,7 @@ def training_batches(
     a process waits for workers in the end, and they for their loader, which an exception may keep alive.
 
     Raises:
-        DataError: an image cannot be used.
+        DataError: an image cannot be used; a data worker was killed or hangs.
     """
     return _raising(_loader(ViewDataset(split, settings, share), order.from_step(start_step), settings))
 
@@ -217,34 +232,36 @@ def evaluation_batches(split: Split, settings: RunSettings, size: int) -> Batche
     return _raising(_loader(WholeDataset(split, settings, size), chunks, settings))
 
 
-def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> DataLoader[Any]:
+def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> Generator[Any, None, None]:
     workers = settings.data.workers
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,  # a key already names a whole batch
         sampler=keys,
         num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_start_worker,
+        collate_fn=_hand_over,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available() and settings.train.device != "cpu",
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=AHEAD if workers else None,
     )
+    return items_of(loader, settings)
 
 
-def _unchanged(item: Any) -> Any:
+def _hand_over(item: Any) -> Any:
+    if isinstance(item, Batch):
+        try:
+            share([*item.views, item.samples])
+        except DataError as error:
+            return error
     return item
 
 
-def _start_worker(_: int) -> None:
-    # The training process decides when to stop and still needs its workers until it has saved.
-    settle_worker()
-
-
-def _raising(items: Iterable[Batch | MedmocoError]) -> Batches:
-    for item in items:
-        if isinstance(item, MedmocoError):
-            raise item
-        yield item
+def _raising(items: Generator[Batch | MedmocoError, None, None]) -> Batches:
+    with closing(items):
+        for item in items:
+            if isinstance(item, MedmocoError):
+                raise item
+            yield item
 
 
 def to_float(views: Tensor, settings: ViewSettings, device: torch.device, *, channels_last: bool) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Draws for different purposes start from different keys, so that they never share a stream.
-ORDER, VIEW, SHUFFLE, SUBSET, WEIGHTS, SPLIT = range(6)
+ORDER, VIEW, SHUFFLE, SUBSET, WEIGHTS, SPLIT, SUBSTITUTE = range(7)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -75,6 +75,14 @@ def key_order(seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
     Batch norm then meets a query and its key in different company. Source: He et al. 2020, section 3.3.
     """
     return permutation(seed, SHUFFLE, step, length=batch_size)
+
+
+def substitute(seed: int, epoch: int, sample: int, attempt: int, samples: int) -> int:
+    """Return what takes the place of a sample whose image cannot be used: another of 0 .. samples - 1, of any.
+
+    Which one depends on nothing else, so that the processes that make the two views of a pair come to the same.
+    """
+    return int(hashed(seed, SUBSTITUTE, epoch, sample, attempt)[0] % np.uint64(samples))
 
 
 @dataclass(frozen=True)

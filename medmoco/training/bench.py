@@ -22,6 +22,7 @@ from medmoco.data import views as view_maker
 from medmoco.data.loading import Batch, canvas_reader, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder, permutation
+from medmoco.data.workers import AHEAD
 from medmoco.models.moco import MoCo
 from medmoco.training.contrast import Contrast, check_sizes, create_state
 from medmoco.training.device import choose_device, choose_precision
@@ -117,7 +118,7 @@ def bench(settings: RunSettings, seconds: float, say: Callable[[str], None]) -> 
     step, _ = _train(repeat(_made_up(settings)), split, settings, precision, seconds, skip=2)
     say("4 of 4: training as it is")
     batches = training_batches(split, settings, _order(split, settings), 0)
-    prefetched = 4 * settings.data.workers + 2  # batches that were made before the clock started
+    prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
     together, waiting = _train(batches, split, settings, precision, seconds, skip=prefetched)
     facts = Facts(
         read, views, step, together, waiting, settings.data.workers, len(os.sched_getaffinity(0)),

@@ -16,7 +16,7 @@ from medmoco.config import TrainSettings
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder, hashed
 from medmoco.data.stopping import stop_requests
-from medmoco.errors import DivergedError, MedmocoError, Stopped
+from medmoco.errors import DataError, DivergedError, MedmocoError, Stopped
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
@@ -77,11 +77,14 @@ class Hooks:
         after_epoch: Measure after an epoch; given the epoch and what tells whether the run is asked to stop.
         skipped: Told of the step that was skipped, how many were so far, and on which processes the loss was not
             finite; on none where the gradient alone was not.
+        replaced: Told of this process's batch where on any process one holds another image in place of one that cannot
+            be used; raises DataError, on all, where there are too many.
     """
 
     save: Callable[[TrainState], None]
     after_epoch: Callable[[int, Callable[[], bool]], dict[str, float]]
     skipped: Callable[[int, int, list[int]], None]
+    replaced: Callable[[Batch], None] = lambda _: None
 
 
 def fit(
@@ -109,7 +112,7 @@ def fit(
     Raises:
         DivergedError: `train.max_skipped` steps in a row had no finite gradient; the state is not saved.
         Stopped: a signal asked for it; the state is saved.
-        DataError: an image cannot be used; the state is saved.
+        DataError: an image cannot be used, or data does not come; the state is saved.
         DistributedError: another process is gone or hangs.
     """
     device = next(task.model.parameters()).device
@@ -126,7 +129,7 @@ def fit(
 
     with group.explained(), stop_requests() as stop_asked:
         while state.step < order.steps:
-            batch = _next_batch(batches, state, order, interval, stop_asked, save, group)
+            batch = _next_batch(batches, state, order, interval, stop_asked, save, hooks, group)
             measure = (state.step + 1) % train.log_every == 0 or state.step + 1 == order.steps
             outputs, sound = _step(task, batch, state, order, train, measure, group)
             interval.add(outputs["loss"] if sound else None)
@@ -137,12 +140,21 @@ def fit(
             if measure:
                 _record(interval, outputs, state, order, train, log, group)
             if state.step % order.steps_per_epoch == 0:
-                with interval.pause():
+                with interval.pause(), _saving_if_data_fails(save):
                     measured = hooks.after_epoch(state.step // order.steps_per_epoch - 1, stop_asked)
                 if measured:
                     log.record(state.step, measured)
             if state.step % train.checkpoint_every == 0 or state.step == order.steps:
                 save()
+
+
+@contextmanager
+def _saving_if_data_fails(save: Callable[[], None]) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        save()
+        raise
 
 
 def _next_batch(
@@ -152,12 +164,19 @@ def _next_batch(
     interval: Interval,
     stop_asked: Callable[[], bool],
     save: Callable[[], None],
+    hooks: Hooks,
     group: Group,
 ) -> Batch:
     """Return the next batch; save and raise on every process where one of them has none or is asked to stop."""
     group.at_step(state.step)
     batch, failure = interval.wait_for(batches)
-    failed, stop = group.any_of(failure is not None, stop_asked())
+    failed, stop, replaced = group.any_of(failure is not None, stop_asked(), batch is not None and bool(batch.replaced))
+    if replaced and not failed:
+        assert batch is not None
+        try:
+            hooks.replaced(batch)
+        except DataError as error:
+            failed, failure = True, error
     if failed or stop:
         save()
     if failed:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.loading import check_images, training_batches
+from medmoco.data.loading import Batch, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder
 from medmoco.data.overlap import overlap_notices
-from medmoco.errors import Stopped
+from medmoco.data.quarantine import QUARANTINE, Quarantine, Replacement, check_pairs
+from medmoco.data.workers import check_shared_memory, shared_memory_place
+from medmoco.errors import ImageError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import save_checkpoint
@@ -34,7 +38,7 @@ from medmoco.training.run_folder import (
     restore,
     write_status,
 )
-from medmoco.training.runlog import RunLog, SilentLog
+from medmoco.training.runlog import RunLog, SilentLog, saying_what_disk_refuses
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training. Asks the
@@ -68,10 +72,7 @@ def pretrain(
     precision, _ = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    with group.one_fate():
-        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
-        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-        check_sizes(len(splits["train"]), settings, group.size)
+    splits = _load_splits(settings, group)
     facts = {**facts_of(settings, splits["train"]), "processes": group.size}
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
 
@@ -89,12 +90,27 @@ def pretrain(
         _say_start(settings, order, start, device, group, log)
         if group.is_first:
             stack.enter_context(keeping_status(settings.out, state, order.steps))
-        run = _Run(settings, splits, order, state, facts, log, monitor, group, state.step)
+        quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
+        run = _Run(settings, splits, order, state, facts, log, monitor, group, quarantine, state.step)
         task = Contrast(run.model, settings, device, precision, group)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
         fit(task, batches, state, order, settings.train, log, run.hooks(), group)
+        if quarantine:
+            log.say(f"{len(quarantine)} images of train could not be used: {QUARANTINE} in the run folder lists them")
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+
+
+def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
+    """Return train, and val where features are to be scored, having checked that this machine can train on them."""
+    place = shared_memory_place()
+    beside = group.tell(place).count(place)  # processes on this machine, with this one
+    with group.one_fate():
+        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
+        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
+        check_sizes(len(splits["train"]), settings, group.size)
+        check_shared_memory(settings, settings.train.global_batch_size // group.size, beside)
+    return splits
 
 
 @dataclass
@@ -173,6 +189,7 @@ class _Run:
     log: RunLog
     monitor: Monitor
     group: Group
+    quarantine: Quarantine
     start_step: int
     traffic_told: bool = False
 
@@ -183,7 +200,7 @@ class _Run:
         return self.state.model
 
     def hooks(self) -> Hooks:
-        return Hooks(self.save, self.after_epoch, self.skipped)
+        return Hooks(self.save, self.after_epoch, self.skipped, self.replaced)
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, after making sure that all processes hold the same."""
@@ -207,12 +224,18 @@ class _Run:
         every = self.settings.train.knn_every
         if not every or (epoch + 1) % every or not self.settings.data.labels:
             return {}
-        backbone = self.model.query_encoder.backbone
+        backbone, train = self.model.query_encoder.backbone, self.splits["train"]
+        splits = {**self.splits, "train": train.select(~np.isin(train.rows, self.quarantine.rows()))}
 
         def measure() -> dict[str, float]:
             try:
-                return self.monitor(backbone, self.splits, self.settings, stop_asked)  # type: ignore[arg-type]
+                return self.monitor(backbone, splits, self.settings, stop_asked)  # type: ignore[arg-type]
             except Stopped:
+                return {}
+            except ImageError as error:
+                if self.settings.data.bad_images == "refuse":
+                    raise
+                self.log.warn(f"no kNN score of epoch {epoch}: {error}")
                 return {}
 
         return self.group.first(measure, patiently=True) or {}
@@ -229,3 +252,21 @@ class _Run:
             f"step {step} is skipped, the {total}. so far: its {'loss' if processes else 'gradient'} is not finite;"
             f" the rows of {split.csv.name} are in skipped.jsonl"
         )
+
+    def replaced(self, batch: Batch) -> None:
+        """List the images that cannot be used and that a batch holds others for, of all processes."""
+        split, texts = self.splits["train"], self.group.tell(json.dumps([asdict(one) for one in batch.replaced]))
+        found = [Replacement(**one) for text in texts for one in json.loads(text)]
+        check_pairs(found, split)
+        new = self.quarantine.add(found)
+        if new:
+            self.group.first(self._write_quarantine)
+        for row, reason in new:
+            self.log.remark(
+                f"{split.csv.name} row {row}: left out, another image takes its place ({QUARANTINE} lists it): {reason}"
+            )
+        self.quarantine.check_budget(split.csv.name)
+
+    def _write_quarantine(self) -> None:
+        with saying_what_disk_refuses():
+            self.quarantine.write()

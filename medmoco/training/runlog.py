@@ -84,7 +84,7 @@ class RunLog:
         with suppress(CheckpointError) if error else nullcontext(), saying_what_disk_refuses():
             for remark, count in self._remarks.items():
                 if count > 1:
-                    self.warn(f"{count - 1} more images of the first epoch: {remark}")
+                    self.warn(f"{count - 1} more images: {remark}")
             self._tensorboard.close()
         threading.excepthook = threading.__excepthook__
 

@@ -21,7 +21,7 @@ from medmoco.data.loading import (
     training_batches,
 )
 from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.order import Share, StepOrder, key_order
+from medmoco.data.order import Share, StepOrder, key_order, substitute
 from medmoco.data.pack_writing import make_pack
 from medmoco.data.views import draw, render, whole
 from medmoco.errors import DataError, ImageError, ManifestError
@@ -103,6 +103,61 @@ def test_batches__an_unreadable_image_is_named_by_row(
     with pytest.raises(ImageError, match=r"^train\.csv row 9: ") as caught:
         list(evaluation_batches(train_split(settings), with_workers(settings, workers), 24))
     assert "7.png" not in str(caught.value)
+
+
+def quarantined(settings: config.RunSettings) -> config.RunSettings:
+    return settings.model_copy(update={"data": settings.data.model_copy(update={"bad_images": "quarantine"})})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_batches__an_unreadable_image_says_what_to_do(
+    settings: config.RunSettings, workers: int, tmp_path: Path
+) -> None:
+    (tmp_path / "7.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"^train\.csv row 9: .*\n.*data\.bad_images=quarantine") as caught:
+        list(training_batches(train_split(settings), with_workers(settings, workers), ORDER, 0))
+    assert "7.png" not in str(caught.value)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_training_batches__another_image_takes_a_place_in_both_views(
+    settings: config.RunSettings, tmp_path: Path, processes: int
+) -> None:
+    """Every place shows what it would show if the substitute were there by itself, whoever makes it."""
+    split, bad = train_split(settings), {3, 7, 11}
+    whole = {sample: to_canvas(read_image(split.files[sample]), 32, 8) for sample in set(range(13)) - bad}
+    for sample in bad:
+        (tmp_path / f"{sample}.png").write_bytes(b"")
+    shares = [
+        list(training_batches(split, quarantined(settings), ORDER, 0, Share(rank, processes)))
+        for rank in range(processes)
+    ]
+    replaced = 0
+    for key in ORDER.from_step(0):
+        parts = [batches[key.step] for batches in shares]
+        stands_for = {}
+        for sample in key.samples.tolist():
+            tried = [sample]
+            while tried[-1] in bad:
+                tried.append(substitute(0, key.epoch, sample, len(tried), 13))
+            stands_for[sample] = tried
+        for view, wanted in enumerate((key.samples, key.samples[key_order(0, key.step, 4)])):
+            used = np.array([stands_for[sample][-1] for sample in wanted.tolist()])
+            canvases = [whole[sample] for sample in used]
+            drawn = draw(settings.views, canvases, seed=0, epoch=key.epoch, samples=used, view=view)
+            made = torch.cat([part.views[view] for part in parts])
+            np.testing.assert_array_equal(made.numpy(), render(settings.views, canvases, [drawn])[0])
+            if view == 0:
+                assert torch.equal(torch.cat([part.samples for part in parts]), torch.from_numpy(used))
+        told = [one for part in parts for one in part.replaced]
+        assert sorted((one.view, one.sample, [row for row, _ in one.bad]) for one in told) == sorted(
+            (view, sample, [2 + other for other in tried[:-1]])
+            for view in range(2)
+            for sample, tried in stands_for.items()
+            if tried[1:]
+        )
+        replaced += len(told)
+    assert replaced >= 6
 
 
 def test_batches__notices_carry_the_row(settings: config.RunSettings, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medmoco.data.order import ORDER, VIEW, StepOrder, hashed, permutation, uniform
+from medmoco.data.order import ORDER, VIEW, StepOrder, hashed, permutation, substitute, uniform
 
 MASK = 2**64 - 1
 
@@ -69,3 +69,13 @@ def test_step_order__from_the_middle_equals_the_whole() -> None:
         assert [key.step for key in resumed] == list(range(start, 12))
         for key, expected in zip(resumed, whole[start:], strict=True):
             np.testing.assert_array_equal(key.samples, expected.samples)
+
+
+def test_substitute__is_any_sample_and_another_for_every_key() -> None:
+    drawn = [substitute(0, 1, 2, attempt, 5) for attempt in range(1, 400)]
+    assert drawn == [substitute(0, 1, 2, attempt, 5) for attempt in range(1, 400)]
+    counts = np.bincount(drawn, minlength=5)
+    assert len(counts) == 5
+    assert counts.min() > 50
+    keys = [(0, 1, 2, 3), (1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4)]
+    assert len({substitute(*key, 10**9) for key in keys}) == len(keys)

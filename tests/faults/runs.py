@@ -123,6 +123,26 @@ def pretrain(settings: Path, out: Path, *more: object, said: Path | None = None)
     return Run(said, "pretrain", "--config", settings, f"out={out}", *more)
 
 
+def workers_of(run: Run) -> list[int]:
+    """Return the process ids of the ranks, in order."""
+    ranks = {}
+    for child in _children(run.pid):
+        for line in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            if line.startswith(b"RANK="):
+                ranks[int(line[5:])] = child
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def data_workers_of(process: int) -> list[int]:
+    """Return the process ids of the data workers of a process that trains: its forks."""
+    own = Path(f"/proc/{process}/cmdline").read_bytes()
+    return [child for child in _children(process) if Path(f"/proc/{child}/cmdline").read_bytes() == own]
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def steps(out: Path) -> list[int]:
     """Return the steps that are recorded in metrics.jsonl so far."""
     return [record["step"] for record in _records(out)]

@@ -9,21 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.runs import Run, assert_same, checkpoints, losses, pretrain, status, steps
+from tests.faults.runs import assert_same, checkpoints, losses, pretrain, status, steps, workers_of
 
 TWO = ("--devices", 2)
 START = 180.0  # seconds; every process of these runs imports PyTorch, on a machine that may be busy
-
-
-def workers_of(run: Run) -> list[int]:
-    """Return the process ids of the ranks, in order."""
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    ranks = {}
-    for child in map(int, children):
-        for line in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            if line.startswith(b"RANK="):
-                ranks[int(line[5:])] = child
-    return [ranks[rank] for rank in sorted(ranks)]
 
 
 @pytest.fixture(scope="session")

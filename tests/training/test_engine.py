@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from medmoco.config import TrainSettings
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder
-from medmoco.errors import DivergedError, ImageError, Stopped
+from medmoco.data.quarantine import Replacement
+from medmoco.errors import DataError, DivergedError, ImageError, Stopped
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
@@ -190,6 +191,28 @@ def test_fit__saves_before_it_ends_for_bad_data(tmp_path: Path) -> None:
     assert saved == [3]
 
 
+@pytest.mark.parametrize("where", ["before the step", "after the epoch"])
+def test_fit__saves_before_it_ends_for_what_a_hook_says_of_data(tmp_path: Path, where: str) -> None:
+    task, saved = Toy(), []
+    optimizer = torch.optim.SGD(task.model.parameters(), 1e-3)
+    state = TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    replaced = (Replacement(0, 3, ((5, "truncated"),)),)
+
+    def refuse(*_: object) -> dict[str, float]:
+        raise DataError("too many")
+
+    batches = (
+        Batch([], torch.from_numpy(key.samples), key.step, key.epoch, replaced=replaced if key.step == 1 else ())
+        for key in ORDER.from_step(0)
+    )
+    hooks = Hooks(lambda now: saved.append(now.step), refuse, lambda *_: None)
+    if where == "before the step":
+        hooks = Hooks(lambda now: saved.append(now.step), lambda *_: {}, lambda *_: None, refuse)
+    with RunLog(tmp_path, steps=ORDER.steps, start_step=0) as log, pytest.raises(DataError, match="too many"):
+        fit(task, batches, state, ORDER, train_settings(), log, hooks)
+    assert saved == [1 if where == "before the step" else 2]
+
+
 def test_fit__time_of_the_monitor_is_not_training(tmp_path: Path) -> None:
     run(Toy(), tmp_path, train_settings(log_every=6), monitor=lambda: time.sleep(0.2))
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
@@ -199,7 +222,7 @@ def test_fit__time_of_the_monitor_is_not_training(tmp_path: Path) -> None:
 def test_fit__remarks_on_images_in_the_first_epoch_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(Toy(), tmp_path, train_settings(), notice="train.csv row 7: constant image")
     assert "warning: train.csv row 7: constant image" in capsys.readouterr().err
-    assert "1 more images of the first epoch: constant image" in (tmp_path / "log.txt").read_text()
+    assert "1 more images: constant image" in (tmp_path / "log.txt").read_text()
 
 
 def test_fit__clips_the_gradient_norm(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from medmoco import config
 from medmoco.data.pack_writing import make_pack
-from medmoco.errors import DataError, SettingsError, Stopped
+from medmoco.errors import DataError, ImageError, SettingsError, Stopped
 from medmoco.evaluation.monitor import knn_monitor
 from medmoco.training import pretrain as module
 from medmoco.training.checkpoint import load_checkpoint
@@ -294,3 +294,20 @@ def test_pretrain__on_a_gpu_learns_and_resumes(manifest: Path, precision: str) -
     assert (content["scaler"] != {}) == (precision == "fp16")
     run(settings, resume=True)  # nothing is left to do, and the state fits
     assert_same(final(settings)["model"], content["model"])
+
+
+def test_pretrain__scores_without_images_in_quarantine(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The score reads the training split too; an image of the validation split costs the score, not the run."""
+    (manifest / f"train-{SECRET}-3.png").write_bytes(b"")
+    settings = make_settings(manifest, "run", "data.bad_images=quarantine")
+    run(settings)
+    assert sum("knn_auroc/Sick" in record for record in records(settings)) == 1
+    assert (settings.out / "quarantine.csv").read_text().splitlines()[1].startswith("5,the file is empty")
+
+    (manifest / f"val-{SECRET}-3.png").write_bytes(b"")
+    run(make_settings(manifest, "again", "data.bad_images=quarantine"))
+    said = capsys.readouterr().err
+    assert "warning: no kNN score of epoch 1: val.csv row 5: the file is empty" in said
+    assert SECRET not in said
+    with pytest.raises(ImageError, match=r"train\.csv row 5"):
+        run(make_settings(manifest, "refused"))

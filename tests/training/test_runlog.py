@@ -51,7 +51,7 @@ def test_remark__is_said_once_for_each_kind_and_counted(tmp_path: Path, capsys: 
     said = capsys.readouterr().err
     assert "train.csv row 4: constant image" in said
     assert "row 9" not in said
-    assert "2 more images of the first epoch: constant image" in said
+    assert "2 more images: constant image" in said
     assert said.count("colour") == 1
 
 
