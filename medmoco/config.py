@@ -262,9 +262,6 @@ class TrainSettings(Settings):
     global_batch_size: Annotated[Int, Field(ge=2)] = 256
     """Images per step over all processes. Source: He et al. 2020."""
 
-    accumulation_steps: Count = 1
-    """Parts that each process works through its share of the batch in: for little memory."""
-
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Source: He et al. 2020."""
 
@@ -285,6 +282,9 @@ class TrainSettings(Settings):
 
     milestones: tuple[Positive, ...] = (120.0, 160.0)
     """Epochs at which schedule `step` divides the rate by ten. Source: He et al. 2020."""
+
+    accumulation_steps: Count = 1
+    """Parts that each process works through its share of the batch in: for little memory."""
 
     clip_norm: Positive | None = None
     """Largest gradient norm; null leaves gradients alone."""
