@@ -99,7 +99,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     Raises:
         DistributedError: a process was killed.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes have said it in fewer words
+    logging.disable(logging.ERROR)  # the launcher reports what the processes have said in fewer words
     signal.signal(signal.SIGUSR1, _ask_to_stop)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     # Otherwise every process would start a thread for each core.
