@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -36,6 +36,8 @@ _IN_HAND = 2  # batches that training holds: the one it trains on, and the one b
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not a temporary file
 
 _SHARE_OF_HANG = 0.75  # of train.hang_seconds, so that what hangs is named before other processes give this one up
+
+_GOODBYE_SECONDS = 60.0
 
 _MORE_SHARED_MEMORY = "Give the container more (docker --shm-size=2g, or --ipc=host)"
 
@@ -115,7 +117,8 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
                 raise failure
             yield item
     finally:
-        del items  # DataLoader asks its workers to end, and waits a little
+        with suppress(_GivenUp), _giving_up_after(_GOODBYE_SECONDS):
+            del items  # DataLoader asks its workers to end, and waits a little; for ever, if one died with a lock
         _kill(workers)  # SIGTERM, which it sends after that, they ignore
 
 

@@ -91,6 +91,8 @@ def pretrain(
         if group.is_first:
             stack.enter_context(keeping_status(settings.out, state, order.steps))
         quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
+        if quarantine:
+            log.say(f"{len(quarantine)} images of train are in quarantine from before ({QUARANTINE})")
         run = _Run(settings, splits, order, state, facts, log, monitor, group, quarantine, state.step)
         task = Contrast(run.model, settings, device, precision, group)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)

@@ -72,7 +72,7 @@ class RunLog:
         self._task = self._bar.add_task("", total=steps, completed=start_step, text="")
 
     def __enter__(self) -> RunLog:
-        threading.excepthook = _leave_out_disk
+        threading.excepthook = _leave_out_what_is_said
         self._bar.start()
         return self
 
@@ -135,9 +135,13 @@ class RunLog:
             self.say(f"step {step}/{self.steps}: {text}{left}")
 
 
-def _leave_out_disk(arguments: threading.ExceptHookArgs) -> None:
-    """Print no traceback of TensorBoard's thread where the disk refuses: our own next record meets the same error."""
-    if not isinstance(arguments.exc_value, OSError):
+def _leave_out_what_is_said(arguments: threading.ExceptHookArgs) -> None:
+    """Print no traceback of a thread that the training process hears of in another way.
+
+    TensorBoard's ends where the disk refuses, as our own next record does; that of DataLoader, which page-locks
+    batches, where the data worker has ended that it receives one from.
+    """
+    if not isinstance(arguments.exc_value, OSError | EOFError):
         threading.__excepthook__(arguments)
 
 

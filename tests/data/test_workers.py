@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -79,6 +80,19 @@ def test_items_of__says_what_became_of_a_worker_and_leaves_none(
     assert capfd.readouterr() == ("", "")
 
 
+def test_items_of__too_many_open_files_says_so() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    items = load(list)
+    next(items)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays so
+    try:
+        with pytest.raises(DataError, match=r"^too many open files: .*ulimit -n"):
+            list(items)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not active_children()
+
+
 def test_items_of__an_end_is_met_only_where_a_batch_is_awaited() -> None:
     items = load(die(signal.SIGKILL), at=3)
     next(items)
@@ -105,11 +119,21 @@ def test_items_of__gives_all_and_restores_what_it_changed(workers: int) -> None:
     assert not active_children()
 
 
-def test_items_of__closing_ends_the_workers_even_one_that_is_busy() -> None:
-    items = load(lambda: time.sleep(600))
+def test_items_of__closing_ends_the_workers_even_one_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # how long DataLoader is polite
+    reader, writer = os.pipe()
+
+    def be_busy() -> None:
+        os.write(writer, b"!")
+        time.sleep(600)
+
+    items = load(be_busy, at=1)
     next(items)
+    assert os.read(reader, 1) == b"!"
     items.close()
     assert not active_children()
+    os.close(reader)
+    os.close(writer)
 
 
 def test_items_of__works_in_a_thread() -> None:

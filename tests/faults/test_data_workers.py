@@ -37,8 +37,7 @@ def assert_saved(run: Run, out: Path) -> None:
     """Compare what a run says with what it has left: a short message, no path, and the step that it came to."""
     message = run.said[run.said.index("medmoco: ") :]
     assert len(message.splitlines()) <= 5
-    assert "Traceback" not in run.said
-    assert ".png" not in run.said
+    assert not any(word in run.said for word in ("Traceback", "ERROR", ".png"))
     assert status(out)["exit_code"] == 3
     assert status(out)["state"] == "failed"
     step = status(out)["step"]
@@ -202,12 +201,10 @@ def test_shared_memory__too_small_is_said_before_anything_is_done(settings: Path
 
 
 @pytest.mark.slow
-def test_shared_memory__that_fills_up_later_ends_the_run_with_its_cause(
-    settings: Path, straight: Path, tmp_path: Path
-) -> None:
+def test_shared_memory__that_fills_up_later_ends_the_run_with_its_cause(settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     script = f"""
-        {command(settings, out, "data.workers=2")} &
+        {command(settings, out, "data.workers=2", "train.epochs=2000")} &
         until ls {shlex.quote(str(out))}/checkpoints/*.pt; do sleep 0.01; done > /dev/null 2>&1
         head -c 9000000 /dev/zero > /dev/shm/filler 2> /dev/null
         wait $!
@@ -218,6 +215,3 @@ def test_shared_memory__that_fills_up_later_ends_the_run_with_its_cause(
     assert "--shm-size" in done.stderr
     assert "Traceback" not in done.stderr
     assert checkpoints(out)[-1].stem == f"step-{status(out)['step']:09d}"
-    resumed = pretrain(settings, out, "--resume")
-    assert resumed.wait() == 0, resumed.said
-    assert_same_result(out, straight)
