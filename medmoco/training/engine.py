@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -135,7 +136,7 @@ def fit(
             interval.add(outputs["loss"] if sound else None)
             log.advance(state.step)
             skips.count(sound, outputs["loss"], state.step, group, hooks)
-            for notice in batch.notices if state.step <= first_epoch_ends else ():
+            for notice in notices_of(batch, group) if state.step <= first_epoch_ends else ():
                 log.remark(notice)
             if measure:
                 _record(interval, outputs, state, order, train, log, group)
@@ -146,6 +147,13 @@ def fit(
                     log.record(state.step, measured)
             if state.step % train.checkpoint_every == 0 or state.step == order.steps:
                 save()
+
+
+def notices_of(batch: Batch, group: Group) -> list[str]:
+    """Return what the image readers of all processes have remarked on."""
+    if not group.any_of(bool(batch.notices))[0]:
+        return []
+    return [notice for text in group.tell(json.dumps(batch.notices)) for notice in json.loads(text)]
 
 
 @contextmanager

@@ -131,3 +131,18 @@ def test_processes__no_gpu_though_asked_for(settings: Path, tmp_path: Path) -> N
     run = pretrain(settings, tmp_path / "run", "train.device=cuda")
     assert run.wait(START) == 2
     assert "torch sees no usable GPU" in run.said
+
+
+@pytest.mark.gpu
+def test_processes__two_gpus_stop_and_go_on(settings: Path, straight: Path, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    out, device = tmp_path / "run", ("train.device=cuda", *TWO)
+    run = pretrain(settings, out, *device)
+    run.wait_for(lambda: len(steps(out)) > 6, START)
+    run.signal(signal.SIGTERM)
+    assert run.wait(START) == 75, run.said
+    resumed = pretrain(settings, out, *device, "--resume")
+    assert resumed.wait(START) == 0, resumed.said
+    assert steps(out) == list(range(1, status(out)["steps"] + 1))
+    assert losses(out)[0][1] == pytest.approx(losses(straight)[0][1], rel=1e-2)

@@ -17,9 +17,11 @@ from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder
 from medmoco.data.quarantine import Replacement
 from medmoco.errors import DataError, DivergedError, ImageError, Stopped
-from medmoco.training.engine import Hooks, TrainState, fit
+from medmoco.training.distributed import ALONE, Group
+from medmoco.training.engine import Hooks, TrainState, fit, notices_of
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
+from tests.together import run_together
 
 ORDER = StepOrder(seed=1, samples=10, batch_size=4, epochs=3)  # 2 steps per epoch, 6 in all
 
@@ -247,3 +249,14 @@ def test_train_state__restores_what_it_gave(tmp_path: Path) -> None:
     for ours, expected in zip(fresh.model.parameters(), first.model.parameters(), strict=True):
         assert torch.equal(ours, expected)
     assert fresh.optimizer.state_dict()["state"].keys() == {0, 1}
+
+
+def _notices(group: Group) -> list[str]:
+    own = (f"train.csv row {group.rank}: constant image",) if group.rank else ()
+    return notices_of(Batch([], torch.zeros(2), 0, 0, own), group)
+
+
+def test_notices_of__all_processes_reach_the_one_that_speaks() -> None:
+    expected = ["train.csv row 1: constant image", "train.csv row 2: constant image"]
+    assert run_together(3, _notices) == [expected] * 3
+    assert _notices(ALONE) == []
