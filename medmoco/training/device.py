@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -44,6 +45,23 @@ def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, s
     if torch.cpu.get_capabilities().get("amx_bf16", False):
         return "bf16", "the CPU has AMX"
     return "fp32", "the CPU has no AMX"
+
+
+@contextmanager
+def memory_explained(train: TrainSettings) -> Iterator[None]:
+    """Turn a GPU that has no memory left into words.
+
+    Raises:
+        SettingsError: it has not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise SettingsError(
+            f"the GPU has too little memory for train.global_batch_size {train.global_batch_size}.\n"
+            f"Raise train.accumulation_steps (now {train.accumulation_steps}), use more GPUs, or lower views.size;\n"
+            "nvidia-smi shows who else uses it. The last checkpoint is intact."
+        ) from None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from medmoco import errors
 from medmoco.config import TrainSettings
 from medmoco.data.order import Share
-from medmoco.errors import DistributedError, MedmocoError
+from medmoco.errors import DistributedError, MedmocoError, SettingsError
 from medmoco.training.launch import Placement
 
 Result = TypeVar("Result")
@@ -268,6 +268,7 @@ def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]
 
     Raises:
         DistributedError: they do not come together.
+        SettingsError: there are more processes on this machine than GPUs.
     """
     if placement is None or placement.size == 1:
         yield ALONE
@@ -275,7 +276,12 @@ def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = placement.address, str(placement.port)
     on_gpu = train.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(placement.local_rank % torch.cuda.device_count())
+        gpus = torch.cuda.device_count()
+        if placement.local_rank >= gpus > 1:  # a single one may be this process's own
+            raise SettingsError(
+                f"process {placement.local_rank} of this machine has no GPU: torch sees {gpus}; start one for each"
+            )
+        torch.cuda.set_device(placement.local_rank % gpus)
     timeout = timedelta(seconds=train.hang_seconds)
     try:
         rendezvous = dist.rendezvous("env://", placement.rank, placement.size, timeout=timeout)  # type: ignore[attr-defined]

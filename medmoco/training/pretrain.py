@@ -23,7 +23,7 @@ from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import save_checkpoint
 from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, traffic
-from medmoco.training.device import choose_device, choose_precision
+from medmoco.training.device import choose_device, choose_precision, memory_explained
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.run_folder import (
@@ -97,7 +97,8 @@ def pretrain(
         task = Contrast(run.model, settings, device, precision, group)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
-        fit(task, batches, state, order, settings.train, log, run.hooks(), group)
+        with memory_explained(settings.train):
+            fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         if quarantine:
             log.say(f"{len(quarantine)} images of train could not be used: {QUARANTINE} in the run folder lists them")
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")

@@ -5,7 +5,7 @@ import torch
 
 from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
-from medmoco.training.device import autocast, choose_device, choose_precision
+from medmoco.training.device import autocast, choose_device, choose_precision, memory_explained
 
 CPU = torch.device("cpu")
 
@@ -41,3 +41,12 @@ def test_choose_precision__what_the_user_says_stands() -> None:
 def test_autocast__multiplies_in_that_precision(precision: str, dtype: torch.dtype) -> None:
     with autocast(CPU, precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_memory_explained__says_what_to_lower() -> None:
+    train = TrainSettings(global_batch_size=512, accumulation_steps=2)
+    with (
+        pytest.raises(SettingsError, match=r"global_batch_size 512\.\nRaise train\.accumulation_steps \(now 2\)"),
+        memory_explained(train),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -178,3 +178,14 @@ def _refuse() -> None:
 
 def test_first__its_refusal_stops_all() -> None:
     assert run_together(2, _settings_error) == ["SettingsError: out: the folder holds a run"] * 2
+
+
+def test_joined__more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    placement = Placement(2, 4, 2, "localhost", free_port())
+    with (
+        pytest.raises(SettingsError, match="process 2 of this machine has no GPU: torch sees 2"),
+        joined(TrainSettings(), placement),
+    ):
+        pass
