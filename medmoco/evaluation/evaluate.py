@@ -18,7 +18,7 @@ from medmoco.data.loading import check_images
 from medmoco.data.manifest import Split, load_manifest, present_splits, select_where
 from medmoco.errors import SettingsError
 from medmoco.evaluation import metrics
-from medmoco.evaluation.features import Extracted, Features, extract, thumbnails
+from medmoco.evaluation.features import Extracted, Features, Mirrored, extract, thumbnails
 from medmoco.evaluation.leakage import compare_pixels, find_leaks, find_pretraining, refuse_leaks
 from medmoco.evaluation.metrics import Floats
 from medmoco.evaluation.probes import draw_patients, knn_scores, linear_probe, standardise
@@ -159,12 +159,14 @@ def _load_encoders(
     settings: RunSettings, encoder: str, say: Callable[[str], None]
 ) -> tuple[dict[str, nn.Module], Record]:
     """Return the encoder, then its controls, and what the encoder is."""
-    untrained, source = load_backbone("random", settings)
-    controls: dict[str, nn.Module] = {"untrained": untrained, "pixels": thumbnails()}
-    if encoder == "random":
-        return controls, source
-    backbone, source = load_backbone(encoder, settings, say)
-    return {"run": backbone, **controls}, source
+    encoders: dict[str, nn.Module] = {}
+    encoders["untrained"], source = load_backbone("random", settings)
+    if encoder != "random":
+        backbone, source = load_backbone(encoder, settings, say)
+        encoders = {"run": backbone, **encoders}
+    if settings.evaluate.mirror:
+        encoders = {name: Mirrored(module) for name, module in encoders.items()}
+    return {**encoders, "pixels": thumbnails()}, source
 
 
 def _extract_all(

@@ -44,6 +44,19 @@ def thumbnails(size: int = 32) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Flatten())
 
 
+class Mirrored(nn.Module):
+    """The mean of an encoder's features of an image and of its mirror image, (B, 1, S, S) -> (B, F)."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Encode both."""
+        both: Tensor = self.encoder(views) + self.encoder(views.flip(-1))
+        return both / 2
+
+
 def extract(
     encoders: Mapping[str, nn.Module],
     split: Split,

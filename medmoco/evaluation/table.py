@@ -29,12 +29,13 @@ def heading(source: Record, width: int, splits: Mapping[str, Split], settings: R
     """
     chosen = settings.evaluate
     size = chosen.size or settings.views.size
+    seen = "images and their mirror images" if chosen.mirror else "images"
     what = ", ".join(f"{name} {value}" for name, value in source.items())
     patients = {name: np.unique(split.patients).size for name, split in splits.items()}
     counts = [f"{name} {len(split)} images of {patients[name]} patients" for name, split in splits.items()]
     draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
     return [
-        f"{settings.model.backbone} ({what}), {width} frozen features, images {size} x {size}, seed {settings.seed}",
+        f"{settings.model.backbone} ({what}), {width} frozen features, {seen} {size} x {size}, seed {settings.seed}",
         "; ".join(counts) + (f"; where {chosen.where}" if chosen.where else ""),
         f"labels of {100 * chosen.label_fraction:g} % of the training patients{draws}; strength chosen on val; "
         f"95 % intervals: {chosen.bootstrap} draws of patients",

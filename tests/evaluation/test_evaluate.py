@@ -417,3 +417,19 @@ def test_evaluate__the_weights_given_are_the_ones_scored(real: Callable[..., Run
     found = evaluate(settings, str(tmp_path / "dead.safetensors"), tmp_path / "scores")
     assert record_of(found.records, "Bright", "test", "linear", "run")["flag"] == "all scores are equal"
     assert record_of(found.records, "Bright", "test", "linear", "untrained")["flag"] is None
+
+
+def test_evaluate__mirror_makes_encoders_blind_to_sides_and_leaves_pixels_alone(
+    real: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    found = {
+        mirror: evaluate(real(f"evaluate.mirror={mirror}"), "random", tmp_path / mirror) for mirror in ("false", "true")
+    }
+    scores = {
+        (mirror, encoder): record_of(evaluation.records, "Bright", "test", "linear", encoder)["auroc"]
+        for mirror, evaluation in found.items()
+        for encoder in ("untrained", "pixels")
+    }
+    assert scores["true", "pixels"] == scores["false", "pixels"]
+    assert "images and their mirror images" in found["true"].table
+    assert "mirror" not in found["false"].table

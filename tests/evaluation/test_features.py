@@ -16,7 +16,7 @@ from medmoco.config import RunSettings, load
 from medmoco.data.loading import Batch
 from medmoco.errors import CheckpointError
 from medmoco.evaluation import features
-from medmoco.evaluation.features import extract, fingerprint, thumbnails
+from medmoco.evaluation.features import Mirrored, extract, fingerprint, thumbnails
 
 CPU = torch.device("cpu")
 ROWS, SIZE = 11, 64
@@ -148,3 +148,11 @@ def test_fingerprint__sees_every_parameter_and_buffer() -> None:
     assert {"1.running_var", "1.num_batches_tracked", "0.bias"} <= set(names)
     assert len(seen) == len(names) + 1
     assert fingerprint(encoder().to(memory_format=torch.channels_last)) in seen  # type: ignore[call-overload]
+
+
+def test_mirrored__is_the_mean_over_an_image_and_its_mirror_image() -> None:
+    encoder, views = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(2, 1, 3, 4)
+    found = Mirrored(encoder)(views)
+    torch.testing.assert_close(found, (encoder(views) + encoder(views.flip(-1))) / 2)
+    torch.testing.assert_close(Mirrored(encoder)(views.flip(-1)), found)
+    assert not torch.allclose(found, encoder(views))
