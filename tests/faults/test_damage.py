@@ -10,27 +10,7 @@ import pytest
 
 from medmoco.data.files import sha256_of
 from tests.faults.runs import assert_same_result, checkpoints, pretrain
-
-
-def flip_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def lose_hash(file: Path) -> None:
-    file.with_name(f"{file.name}.sha256").unlink()
-
-
-HARM = [flip_bit, truncate, empty, lose_hash]
+from tests.harm import HARM, empty
 
 
 @pytest.mark.parametrize("harm", HARM)

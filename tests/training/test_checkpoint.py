@@ -12,6 +12,7 @@ from medmoco.data.files import sha256_of
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training import checkpoint
 from medmoco.training.checkpoint import load_backbone, load_checkpoint, portable_settings, save_checkpoint
+from tests.harm import HARM, flip_bit
 
 
 def save(folder: Path, step: int) -> Path:
@@ -29,29 +30,7 @@ def test_save_checkpoint__keeps_three_and_loads_the_newest(tmp_path: Path) -> No
     assert content["model"]["w"][0] == 20
 
 
-def flip_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def scramble_hash(file: Path) -> None:
-    file.with_suffix(".pt.sha256").write_bytes(b"\xff\x00")
-
-
-def lose_hash(file: Path) -> None:
-    file.with_suffix(".pt.sha256").unlink()
-
-
-@pytest.mark.parametrize("harm", [flip_bit, truncate, empty, scramble_hash, lose_hash])
+@pytest.mark.parametrize("harm", HARM)
 def test_load_checkpoint__damage_falls_back_loudly(tmp_path: Path, harm: Any) -> None:
     save(tmp_path, 5)
     harm(save(tmp_path, 10))

@@ -21,6 +21,7 @@ from medmoco.training import pretrain as module
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.contrast import Contrast
 from medmoco.training.pretrain import pretrain
+from tests.faults.runs import assert_same
 
 SECRET = "DOE-JANE-4711"
 
@@ -65,20 +66,6 @@ def records(settings: config.RunSettings) -> list[dict[str, Any]]:
     timings = ("images_per_second", "waiting")
     lines = (settings.out / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
-
-
-def assert_same(first: Any, second: Any) -> None:
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, list):
-        for a, b in zip(first, second, strict=True):
-            assert_same(a, b)
-    else:
-        assert first == second
 
 
 def test_pretrain__leaves_a_complete_run_folder(manifest: Path) -> None:
