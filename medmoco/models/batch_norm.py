@@ -73,9 +73,11 @@ def settle_statistics(module: nn.Module, mean: Callable[[Tensor], Tensor] = lamb
     flat = mean(torch.cat([statistics.flatten() for statistics in seen]))
     for layer, statistics in zip(layers, flat.split([each.numel() for each in seen]), strict=True):
         towards_mean, towards_variance = statistics.to(layer.running_mean.dtype).chunk(2)
-        layer.running_mean.lerp_(towards_mean, layer.step_momentum)
-        layer.running_var.lerp_(towards_variance, layer.step_momentum)
         layer.num_batches_tracked.sub_(len(layer.groups) - 1)  # groups of one step are one batch
+        # PyTorch's None is the plain mean over all batches.
+        momentum = 1 / int(layer.num_batches_tracked) if layer.step_momentum is None else layer.step_momentum
+        layer.running_mean.lerp_(towards_mean, momentum)
+        layer.running_var.lerp_(towards_variance, momentum)
     forget_statistics(module)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medmoco.config import MethodSettings
+from medmoco.data.order import Share
 from medmoco.models.backbones import Backbone
 
 
@@ -112,6 +113,7 @@ class MoCo(nn.Module):
         self.key_momentum = key_momentum
         self.temperature = temperature
         self.processes = processes
+        self._share = Share(processes.rank, processes.size)
         self.sharded = sharded and processes.size > 1
         self.queue_size = len(queue)
         self.register_buffer("queue", self.own_part(queue).clone())
@@ -123,11 +125,7 @@ class MoCo(nn.Module):
 
     def own_part(self, queue: Tensor) -> Tensor:
         """Return what of the whole queue, (K, D), this process keeps."""
-        return queue[self._own(len(queue))] if self.sharded else queue
-
-    def _own(self, length: int) -> slice:
-        own = length // self.processes.size
-        return slice(self.processes.rank * own, (self.processes.rank + 1) * own)
+        return queue[self._share.of(len(queue))] if self.sharded else queue
 
     @torch.no_grad()
     def embed_keys(self, key_views: Tensor, shuffle: Tensor, parts: int = 1) -> Tensor:
@@ -169,7 +167,7 @@ class MoCo(nn.Module):
             return (q @ self.queue.T).amax(1)
         nearest = (self.processes.gather(q) @ self.queue.T).amax(1)  # (B,)
         nearest = self.processes.gather(nearest).view(self.processes.size, -1).amax(0)
-        return nearest[self._own(len(nearest))]
+        return nearest[self._share.of(len(nearest))]
 
     @torch.no_grad()
     def _update_key_encoder(self) -> None:
@@ -190,7 +188,7 @@ class MoCo(nn.Module):
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
         self.pointer.copy_((self.pointer + len(keys)) % size)
         if self.sharded:
-            own = self._own(size)
+            own = self._share.of(size)
             here = (places >= own.start) & (places < own.stop)
             places, keys = places[here] - own.start, keys[here]
         self.queue[places] = keys

@@ -44,8 +44,10 @@ def test_settle_statistics__moves_once_towards_the_mean_of_all_groups(parts: int
     assert int(split.num_batches_tracked) == 1
 
 
-def test_settle_statistics__of_one_group_are_those_of_plain_batch_norm() -> None:
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_settle_statistics__of_one_group_are_those_of_plain_batch_norm(momentum: float | None) -> None:
     plain, split = make_norm(), make_norm()
+    plain.momentum = split.momentum = momentum
     split_batch_norm(split, 1)
     for _ in range(3):
         x = torch.randn(8, 3, 5, 5) * 3 + 1
