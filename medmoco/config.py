@@ -349,6 +349,27 @@ class EvaluateSettings(Settings):
     neighbours: Count = 20
     """Neighbours of the kNN score."""
 
+    fractions: tuple[Annotated[Float, Field(gt=0, le=1)], ...] = (0.01, 0.05, 0.1, 0.5, 1.0)
+    """Shares of the training patients of `medmoco curve`. Source: Sowrirajan et al. 2021 have 0.1 to 100 %."""
+
+    specificities: tuple[Annotated[Float, Field(gt=0, lt=1)], ...] = (0.9, 0.95)
+    """Operating points: thresholds that reach this specificity on validation."""
+
+    calibration: Literal["platt", "temperature"] = "platt"
+    """How scores become probabilities; fitted on validation. Source: Platt 1999; Guo et al. 2017 (arXiv:1706.04599)."""
+
+    bins: Annotated[Int, Field(ge=2)] = 10
+    """Bins of the calibration curve and of its error."""
+
+    subgroups: tuple[str, ...] = ()
+    """Columns to score apart, such as [Sex, ViewPosition, Age]."""
+
+    age_bands: tuple[Float, ...] = (0, 18, 40, 60, 80)
+    """Years that the bands of Age begin at; the last has no end."""
+
+    least_patients: Count = 20
+    """Subgroups of fewer labelled patients are not scored: their numbers mean little and may identify."""
+
     allow_leakage: bool = False
     """Score a test split that shares patients or images with what was learned from; every score then says so."""
 
