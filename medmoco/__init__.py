@@ -57,6 +57,7 @@ training/               the loop and its surroundings
     checkpoint.py       atomic, hashed, resumable files
     runlog.py           metrics, TensorBoard, progress
     engine.py           the only training loop
+    mishaps.py          skipped steps, replaced images, listed
     contrast.py         the task: two views contrasted
     run_folder.py       one run, safely, per folder
     pretrain.py         wires a pretraining run
@@ -71,6 +72,11 @@ evaluation/             frozen features to scores
     monitor.py          kNN AUROC while training
     table.py            scores as aligned text
     classifier.py       encoder and head, kept together
+    targets.py          what fine-tuning learns from
+    supervision.py      the task: labels from one view
+    selection.py        best epoch, early stopping
+    finetune.py         wires a fine-tuning run
+    predict.py          probabilities for a manifest's rows
     evaluate.py         wires scoring and controls
 exporting/              encoder to files others load
     export.py           files, contract, card

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import warnings
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,14 @@ Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")
 ]
+
+
+class SplitName(StrEnum):
+    """Rows of a manifest."""
+
+    train = "train"
+    val = "val"
+    test = "test"
 
 
 @app.command("config")
@@ -210,12 +219,17 @@ def pretrain(
         except MedmocoError as error:
             if not group.is_first:
                 raise typer.Exit(error.exit_code) from None  # all have met it, the first says it
-            if isinstance(error, Stopped):
-                arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
-                raise Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume") from None
-            raise
+            raise _with_way_on(error) from None
         if group.is_first:
             print(f"run folder: {settings.out}")
+
+
+def _with_way_on(error: MedmocoError) -> MedmocoError:
+    """Return the error, that of a stop with the command that resumes."""
+    if not isinstance(error, Stopped):
+        return error
+    arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
+    return Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume")
 
 
 def _make_missing_pack(settings: config.RunSettings) -> None:
@@ -261,6 +275,55 @@ def evaluate(
     from medmoco.evaluation.evaluate import evaluate as score
 
     print(score(settings, encoder, out, _say).table)
+
+
+@app.command()
+def finetune(
+    config_file: Config,
+    encoder: Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')],
+    out: Annotated[Path, typer.Option(help="Run folder of the fine-tuning.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    allow_change: Annotated[
+        bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
+    ] = False,
+) -> None:
+    """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.finetune import finetune as run
+    from medmoco.training.launch import find_placement
+
+    placement = find_placement(os.environ)
+    if placement and placement.size > 1:
+        raise SettingsError(
+            f"fine-tuning runs in one process, and the launcher started {placement.size}; start it without one,\n"
+            "or with one task (srun --ntasks=1)"
+        )
+    try:
+        run(settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=_say)
+    except MedmocoError as error:
+        raise _with_way_on(error) from None
+    print(f"run folder: {out}")
+
+
+@app.command()
+def predict(
+    config_file: Config,
+    classifier: Annotated[Path, typer.Option(help="Classifier folder, which finetune and evaluate leave.")],
+    out: Annotated[Path, typer.Option(help="CSV file for row numbers and probabilities.")],
+    overrides: Overrides = None,
+    split: Annotated[SplitName, typer.Option(help="Rows to score; labels are not needed.")] = SplitName.test,
+    with_path: Annotated[
+        bool, typer.Option("--with-path", help="Add each row's Path, which may name patients.")
+    ] = False,
+) -> None:
+    """Apply a classifier to the images of a manifest: a calibrated probability for each row and label."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.predict import predict as apply
+
+    rows = apply(settings, classifier, out, split=split.value, with_path=with_path, say=_say)
+    print(f"{rows} rows of {split.value} are in {out}")
 
 
 @app.command()

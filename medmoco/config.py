@@ -138,6 +138,16 @@ RECIPES: dict[str, Tree] = {
 """Source: moco_v1 and moco_v2, facebookresearch/moco `main_moco.py`, hue, saturation and grayscale left out because
 they do nothing to one channel; moco_cxr, Sowrirajan et al. 2021 (arXiv:2010.05352), section 3.2."""
 
+PROTOCOLS: dict[str, Tree] = {
+    "end_to_end": {},
+    "linear_sgd": {
+        "augmentation": "crop_flip", "epochs": 100, "global_batch_size": 256, "optimizer": "sgd", "lr": 30.0,
+        "head_lr": 30.0, "weight_decay": 0.0, "warmup_epochs": 0.0, "schedule": "step", "patience": 0,
+        "least_steps": 1,
+    },
+}  # fmt: skip
+"""Source: linear_sgd, facebookresearch/moco `main_lincls.py`."""
+
 METHODS: dict[str, Tree] = {
     "moco_v1": {"temperature": 0.07, "projector": "linear"},
     "moco_v2": {"temperature": 0.2, "projector": "mlp"},
@@ -377,6 +387,76 @@ class EvaluateSettings(Settings):
     """Draws of patients behind every 95 % interval. Source: 1,000 or more is the convention."""
 
 
+class FinetuneSettings(Settings):
+    """Supervised training. Presets by `protocol`; any key given here replaces the preset's.
+
+    Device, precision, threads, checkpoints and the like are those of `train`.
+    """
+
+    protocol: Literal["end_to_end", "linear_sgd"] = "end_to_end"
+    """Preset that the other keys of this group start from. linear_sgd trains a linear layer on the frozen encoder as
+    the papers do."""
+
+    classes: str | None = None
+    """Text column that names one class for each image; it takes the place of `data.labels`."""
+
+    label_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Share of training patients whose labels are used."""
+
+    label_draw: Annotated[Int, Field(ge=0)] = 0
+    """Number of the draw of that share; `evaluate` has the same draws."""
+
+    augmentation: Literal["views", "crop_flip"] = "views"
+    """views: as the settings of `views` say; crop_flip: the crops and mirroring of ImageNet training, nothing else.
+    Source: Szegedy et al. 2015 (arXiv:1409.4842) for the crops."""
+
+    epochs: Count = 30
+    """Passes over the labelled training images, if early stopping does not end it before."""
+
+    global_batch_size: Annotated[Int, Field(ge=2)] = 64
+    """Images per step. Source: a judgement for some thousand labelled images."""
+
+    least_steps: Count = 20
+    """Steps of an epoch at least: an epoch goes several times over few labelled images, each time in other views."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Source: He et al. 2022 (arXiv:2111.06377) fine-tune with AdamW."""
+
+    lr: Positive = 1e-3
+    """Peak learning rate of the encoder's last layer, literally. Source: He et al. 2022."""
+
+    head_lr: Positive = 1e-3
+    """Peak learning rate of the classifier."""
+
+    layer_decay: Annotated[Float, Field(gt=0, le=1)] = 0.75
+    """Share of the next layer's learning rate that each layer has. Source: Bao et al. 2022 (arXiv:2106.08254)."""
+
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.05
+    """Never on norms and biases. Source: He et al. 2022."""
+
+    warmup_epochs: Annotated[Float, Field(ge=0)] = 1.0
+    """Linear rise from 0 to the peak."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Source: He et al. 2022."""
+
+    milestones: tuple[Positive, ...] = (60.0, 80.0)
+    """Epochs at which schedule `step` divides the rate by ten. Source: facebookresearch/moco."""
+
+    patience: Annotated[Int, Field(ge=0)] = 10
+    """End after so many epochs without a better validation AUROC; 0 is never. The best epoch is kept in any case."""
+
+    loss: Literal["bce", "focal"] = "bce"
+    """Cross-entropy, of each label or of the classes; focal weighs what is still wrong.
+    Source: Lin et al. 2017 (arXiv:1708.02002)."""
+
+    focal_gamma: Annotated[Float, Field(ge=0)] = 2.0
+    """How much less an image counts the better it is classified. Source: Lin et al. 2017."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: positives and negatives of a label, or all classes, count the same together."""
+
+
 class RunSettings(Settings):
     """All settings of a run."""
 
@@ -392,10 +472,12 @@ class RunSettings(Settings):
     method: MethodSettings = MethodSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
 
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
         "views": ("recipe", RECIPES),
         "method": ("name", METHODS),
+        "finetune": ("protocol", PROTOCOLS),
     }
 
     @model_validator(mode="after")
@@ -407,6 +489,8 @@ class RunSettings(Settings):
             )
         if self.train.warmup_epochs >= self.train.epochs:
             raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")
+        if self.finetune.warmup_epochs >= self.finetune.epochs:
+            raise ValueError(f"finetune.warmup_epochs {self.finetune.warmup_epochs:g} must be below finetune.epochs")
         if self.data.canvas_size < self.views.size // 2:
             raise ValueError(
                 f"data.canvas_size {self.data.canvas_size} is less than half of views.size {self.views.size}; raise it"

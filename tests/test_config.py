@@ -54,6 +54,7 @@ def test_load__numbers_as_people_write_them(tmp_path: Path) -> None:
         ("method.key_momentum=1", "'method.key_momentum'"),
         ("method.batch_norm_splits=3", "method.batch_norm_splits 3 must split train.global_batch_size 256"),
         ("train.warmup_epochs=500", "train.warmup_epochs 500 must be below train.epochs"),
+        ("finetune.epochs=1", "finetune.warmup_epochs 1 must be below finetune.epochs"),
         ("data.labels={A: {uncertain: maybe}}", "'data.labels.A.uncertain'"),
         ("trian.lr=1", "unknown key 'trian'; did you mean 'train'?"),
         ("train.learning_rate=1", "unknown key 'train.learning_rate'; known: epochs, global_batch_size, optimizer, lr"),
@@ -110,7 +111,7 @@ def test_load__presets_stand_below_the_users_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [("views", n) for n in config.RECIPES] + [("method", n) for n in config.METHODS]
+    ("group", "name"), [(group, name) for group, (_, choices) in config.RunSettings.PRESETS.items() for name in choices]
 )
 def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
     selector = config.RunSettings.PRESETS[group][0]

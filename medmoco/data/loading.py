@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Batch:
 
     Attributes:
         views: V tensors (B, 1, S, S), uint8 or uint16: in pretraining those of the queries, and in the order in which
-            the key encoder sees them those of the keys; one in evaluation.
+            the key encoder sees them those of the keys; one in fine-tuning and evaluation.
         samples: (B,) int64, positions in the split, in pretraining of the queries.
         step: Of training; -1 in evaluation.
         epoch: Of training; -1 in evaluation.
@@ -67,33 +67,37 @@ Batches = Generator[Batch, None, None]
 class ViewDataset(Dataset[Batch | MedmocoError]):
     """Maps a BatchKey to this process's share of it: query views, and key views for its share of the key order.
 
+    Where one view is wanted, it is that of the queries.
+
     Errors are returned, not raised: DataLoader would wrap a traceback, and with it file paths, around them.
     """
 
-    def __init__(self, split: Split, settings: RunSettings, share: Share = WHOLE) -> None:
+    def __init__(self, split: Split, settings: RunSettings, share: Share = WHOLE, views: Literal[1, 2] = 2) -> None:
         self.read = canvas_reader(split, settings.data)
         self.split = split
         self.settings = settings
         self.share = share
+        self.views = views
 
     def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
         settings = self.settings
         part = self.share.of(len(key.samples))
-        shuffled = key.samples[key_order(settings.seed, key.step, len(key.samples))]
-        wanted_of_view = key.samples[part], shuffled[part]
+        wanted_of_view = [key.samples[part]]
+        if self.views == 2:
+            wanted_of_view.append(key.samples[key_order(settings.seed, key.step, len(key.samples))][part])
         wanted, places = np.unique(np.concatenate(wanted_of_view), return_inverse=True)  # one in both is read once
         try:
             found = self._find(wanted, key.epoch)
         except MedmocoError as error:
             return error
-        canvases, of_view = found.canvases, np.split(places, 2)
+        canvases, of_view = found.canvases, np.split(places, self.views)
         samples = [found.used[places] for places in of_view]
         drawn = [
             view_maker.draw(
                 settings.views, [canvases[i] for i in of_view[view]],
                 seed=settings.seed, epoch=key.epoch, samples=samples[view], view=view,
             )
-            for view in range(2)
+            for view in range(self.views)
         ]  # fmt: skip
         made = view_maker.render(settings.views, canvases, drawn, of_view)
         return Batch(
@@ -208,7 +212,12 @@ def _read_packed(split: Split, rows: PackedRows, samples: Samples) -> tuple[list
 
 
 def training_batches(
-    split: Split, settings: RunSettings, order: StepOrder, start_step: int, share: Share = WHOLE
+    split: Split,
+    settings: RunSettings,
+    order: StepOrder,
+    start_step: int,
+    share: Share = WHOLE,
+    views: Literal[1, 2] = 2,
 ) -> Batches:
     """Yield this process's share of the batches of steps start_step, start_step + 1, ... to the end of the run.
 
@@ -218,7 +227,7 @@ def training_batches(
     Raises:
         DataError: an image cannot be used; a data worker was killed or hangs.
     """
-    return _raising(_loader(ViewDataset(split, settings, share), order.from_step(start_step), settings))
+    return _raising(_loader(ViewDataset(split, settings, share, views), order.from_step(start_step), settings))
 
 
 def evaluation_batches(split: Split, settings: RunSettings, size: int) -> Batches:

@@ -80,12 +80,14 @@ class Hooks:
             finite; on none where the gradient alone was not.
         replaced: Told of this process's batch where on any process one holds another image in place of one that cannot
             be used; raises DataError, on all, where there are too many.
+        finished: Whether training ends here, before the order does; alike on all processes.
     """
 
     save: Callable[[TrainState], None]
     after_epoch: Callable[[int, Callable[[], bool]], dict[str, float]]
     skipped: Callable[[int, int, list[int]], None]
     replaced: Callable[[Batch], None] = lambda _: None
+    finished: Callable[[], bool] = lambda: False
 
 
 def fit(
@@ -98,7 +100,7 @@ def fit(
     hooks: Hooks,
     group: Group = ALONE,
 ) -> None:
-    """Train from state.step to the end of the order.
+    """Train from state.step to the end of the order, or until it is finished.
 
     Args:
         task: What is trained.
@@ -129,7 +131,7 @@ def fit(
             saved_at = state.step
 
     with group.explained(), stop_requests() as stop_asked:
-        while state.step < order.steps:
+        while state.step < order.steps and not hooks.finished():
             batch = _next_batch(batches, state, order, interval, stop_asked, save, hooks, group)
             measure = (state.step + 1) % train.log_every == 0 or state.step + 1 == order.steps
             outputs, sound = _step(task, batch, state, order, train, measure, group)
@@ -145,7 +147,7 @@ def fit(
                     measured = hooks.after_epoch(state.step // order.steps_per_epoch - 1, stop_asked)
                 if measured:
                     log.record(state.step, measured)
-            if state.step % train.checkpoint_every == 0 or state.step == order.steps:
+            if state.step % train.checkpoint_every == 0 or state.step == order.steps or hooks.finished():
                 save()
 
 
@@ -203,7 +205,7 @@ def _step(
     torch.manual_seed(int(hashed(order.seed, state.step, group.rank)[0] >> 1))
     task.model.train()
     for parameters in state.optimizer.param_groups:
-        parameters["lr"] = learning_rate(train, state.step / order.steps_per_epoch)
+        parameters["lr"] = learning_rate(train, state.step / order.steps_per_epoch) * parameters.get("lr_scale", 1.0)
     state.optimizer.zero_grad(set_to_none=True)
     outputs: dict[str, Tensor] = {}
     for part in task.losses(batch, measure):
@@ -271,8 +273,9 @@ class Skips:
         if self._in_a_row >= self._most:
             raise DivergedError(
                 f"the last {self._in_a_row} steps, up to step {step - 1}, had no finite gradient and were skipped.\n"
-                "skipped.jsonl in the run folder lists them and their rows. Lower train.lr, set train.clip_norm=1 or\n"
-                "train.precision=fp32, and start anew; checkpoints hold finite weights, but may be past saving."
+                "skipped.jsonl in the run folder lists them and their rows. Lower the learning rate, set\n"
+                "train.clip_norm=1 or train.precision=fp32, and start anew; checkpoints hold finite weights, but may\n"
+                "be past saving."
             )
 
 

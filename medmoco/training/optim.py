@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from medmoco.config import TrainSettings
@@ -35,3 +36,52 @@ def create_optimizer(train: TrainSettings, module: nn.Module) -> torch.optim.Opt
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, train.lr)
+
+
+def create_layered_optimizer(
+    train: TrainSettings, net: nn.Module, head: nn.Module, *, layer_decay: float, head_lr: float
+) -> torch.optim.Optimizer:
+    """Build SGD or AdamW whose learning rate falls from the last layer to the first; norms and biases do not decay.
+
+    The training loop multiplies the rate of the schedule by each group's `lr_scale`. timm's `param_groups_layer_decay`
+    does the same, but takes a network that is not its own as one layer. Source: Bao et al. 2022 (arXiv:2106.08254).
+
+    Args:
+        train: Names the optimiser; `lr` is that of the last layer of `net`.
+        net: Encoder; what of it is frozen is left out.
+        head: Classifier.
+        layer_decay: Share of the rate of the layer after it that each layer has.
+        head_lr: Peak rate of the head.
+    """
+    depths = layer_depths(net)
+    last = max(depths.values())
+    undecayed = net.no_weight_decay() if hasattr(net, "no_weight_decay") else set()
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    scaled = [(name, p, layer_decay ** (last - depths[name])) for name, p in net.named_parameters()]
+    scaled += [(name, p, head_lr / train.lr) for name, p in head.named_parameters()]
+    for name, parameter, scale in scaled:
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name not in undecayed
+            decay = train.weight_decay if decays else 0.0
+            group = {"params": [], "weight_decay": decay, "lr_scale": scale}
+            groups.setdefault((scale, decays), group)["params"].append(parameter)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(list(groups.values()), train.lr, train.sgd_momentum)
+    return torch.optim.AdamW(list(groups.values()), train.lr)
+
+
+def layer_depths(net: nn.Module) -> dict[str, int]:
+    """Return how deep each parameter lies, by name, from 0.
+
+    timm's networks know their order; others are taken to be built in it, block by block.
+    """
+    if hasattr(net, "group_matcher"):
+        depths: dict[str, int] = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+        return depths
+    names = [name for name, _ in net.named_parameters()]
+    blocks = list(dict.fromkeys(_block(name) for name in names))
+    return {name: blocks.index(_block(name)) for name in names}
+
+
+def _block(name: str) -> tuple[str, ...]:
+    return tuple(name.split(".")[:2])

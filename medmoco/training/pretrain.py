@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from medmoco.data.loading import Batch, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder
 from medmoco.data.overlap import overlap_notices
-from medmoco.data.quarantine import QUARANTINE, Quarantine, Replacement, check_pairs
+from medmoco.data.quarantine import Quarantine, check_pairs
 from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.errors import ImageError, Stopped
 from medmoco.models.backbones import Backbone
@@ -26,19 +25,17 @@ from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, 
 from medmoco.training.device import choose_device, choose_precision, memory_explained
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, TrainState, fit
+from medmoco.training.mishaps import Mishaps
 from medmoco.training.run_folder import (
     CHECKPOINTS,
-    check_changes,
-    claim,
+    Start,
     describe_run,
+    enter_folder,
     facts_of,
-    holding,
     keeping_status,
-    load_newest,
-    restore,
     write_status,
 )
-from medmoco.training.runlog import RunLog, SilentLog, saying_what_disk_refuses
+from medmoco.training.runlog import RunLog, SilentLog
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training. Asks the
@@ -77,7 +74,11 @@ def pretrain(
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
 
     with ExitStack() as stack:
-        start = _enter_folder(stack, settings, facts, device, precision, resume, overwrite, allow_change, group)
+        start = enter_folder(
+            stack, settings, facts, lambda: create_state(settings, device, precision, group),
+            resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, adapt=_take_own_part_of_queue,
+        )  # fmt: skip
+        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
         state = start.state
         make_log = RunLog if group.is_first else SilentLog
         log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
@@ -91,16 +92,15 @@ def pretrain(
         if group.is_first:
             stack.enter_context(keeping_status(settings.out, state, order.steps))
         quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
-        if quarantine:
-            log.say(f"{len(quarantine)} images of train are in quarantine from before ({QUARANTINE})")
-        run = _Run(settings, splits, order, state, facts, log, monitor, group, quarantine, state.step)
+        mishaps = Mishaps(order, splits["train"], state, log, group, quarantine)
+        mishaps.say_what_is_known()
+        run = _Run(settings, splits, order, state, facts, log, monitor, group, mishaps, state.step)
         task = Contrast(run.model, settings, device, precision, group)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
         with memory_explained(settings.train):
             fit(task, batches, state, order, settings.train, log, run.hooks(), group)
-        if quarantine:
-            log.say(f"{len(quarantine)} images of train could not be used: {QUARANTINE} in the run folder lists them")
+        mishaps.say_what_came()
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
 
 
@@ -116,50 +116,15 @@ def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
     return splits
 
 
-@dataclass
-class _Start:
-    """What a run begins with: its state, the checkpoint that came from, and what the user should know."""
-
-    state: TrainState
-    saved: dict[str, Any] | None
-    warnings: list[str]
-
-
-def _enter_folder(
-    stack: ExitStack,
-    settings: RunSettings,
-    facts: Tree,
-    device: torch.device,
-    precision: str,
-    resume: bool,
-    overwrite: bool,
-    allow_change: bool,
-    group: Group,
-) -> _Start:
-    """Take the run folder, which the first process holds until the stack ends, and what is saved in it."""
-    warnings: list[str] = []
-
-    def take() -> None:
-        stack.enter_context(holding(settings.out, warnings.append))
-        claim(settings.out, resume=resume, overwrite=overwrite)
-
-    group.first(take)
-    with group.one_fate():
-        saved = load_newest(settings.out, warnings.append) if resume else None
-        warnings += check_changes(saved, facts, allow=allow_change) if saved else []
-        state = create_state(settings, device, precision, group)
-        model = state.model
-        assert isinstance(model, MoCo)
-        if saved:
-            if "queue" in saved["model"]:
-                saved["model"]["queue"] = model.own_part(saved["model"]["queue"])
-            restore(state, saved)
-    group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
-    return _Start(state, saved, warnings)
+def _take_own_part_of_queue(state: TrainState, saved: dict[str, Any]) -> None:
+    model = state.model
+    assert isinstance(model, MoCo)
+    if "queue" in saved["model"]:
+        saved["model"]["queue"] = model.own_part(saved["model"]["queue"])
 
 
 def _say_start(
-    settings: RunSettings, order: StepOrder, start: _Start, device: torch.device, group: Group, log: RunLog
+    settings: RunSettings, order: StepOrder, start: Start, device: torch.device, group: Group, log: RunLog
 ) -> None:
     before = start.saved.get("processes", 1) if start.saved else group.size
     if before != group.size:
@@ -192,7 +157,7 @@ class _Run:
     log: RunLog
     monitor: Monitor
     group: Group
-    quarantine: Quarantine
+    mishaps: Mishaps
     start_step: int
     traffic_told: bool = False
 
@@ -203,7 +168,7 @@ class _Run:
         return self.state.model
 
     def hooks(self) -> Hooks:
-        return Hooks(self.save, self.after_epoch, self.skipped, self.replaced)
+        return Hooks(self.save, self.after_epoch, self.mishaps.skipped, self.replaced)
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, after making sure that all processes hold the same."""
@@ -228,7 +193,7 @@ class _Run:
         if not every or (epoch + 1) % every or not self.settings.data.labels:
             return {}
         backbone, train = self.model.query_encoder.backbone, self.splits["train"]
-        splits = {**self.splits, "train": train.select(~np.isin(train.rows, self.quarantine.rows()))}
+        splits = {**self.splits, "train": train.select(~np.isin(train.rows, self.mishaps.quarantine.rows()))}
 
         def measure() -> dict[str, float]:
             try:
@@ -243,33 +208,8 @@ class _Run:
 
         return self.group.first(measure, patiently=True) or {}
 
-    def skipped(self, step: int, total: int, processes: list[int]) -> None:
-        """Record a step that did nothing, with what is needed to do it again."""
-        if not processes and self.state.scaler.is_enabled():
-            return  # fp16 is still finding its scale
-        batch, split = self.order.batch(step), self.splits["train"]
-        self.log.append("skipped.jsonl", {
-            "step": step, "epoch": batch.epoch, "processes": processes, "rows": split.rows[batch.samples].tolist(),
-        })  # fmt: skip
-        self.log.warn(
-            f"step {step} is skipped, the {total}. so far: its {'loss' if processes else 'gradient'} is not finite;"
-            f" the rows of {split.csv.name} are in skipped.jsonl"
-        )
-
     def replaced(self, batch: Batch) -> None:
-        """List the images that cannot be used and that a batch holds others for, of all processes."""
-        split, texts = self.splits["train"], self.group.tell(json.dumps([asdict(one) for one in batch.replaced]))
-        found = [Replacement(**one) for text in texts for one in json.loads(text)]
-        check_pairs(found, split)
-        new = self.quarantine.add(found)
-        if new:
-            self.group.first(self._write_quarantine)
-        for row, reason in new:
-            self.log.remark(
-                f"{split.csv.name} row {row}: left out, another image takes its place ({QUARANTINE} lists it): {reason}"
-            )
-        self.quarantine.check_budget(split.csv.name)
-
-    def _write_quarantine(self) -> None:
-        with saying_what_disk_refuses():
-            self.quarantine.write()
+        """List the images that cannot be used, having made sure that both views of a pair are of one image."""
+        found = self.mishaps.replacements(batch)
+        check_pairs(found, self.splits["train"])
+        self.mishaps.replaced(found)

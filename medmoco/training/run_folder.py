@@ -8,7 +8,8 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ from medmoco.config import RunSettings, Tree, as_tree, to_yaml
 from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
 from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
+from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import TrainState
 from medmoco.training.runlog import saying_what_disk_refuses, write_json
 
@@ -31,9 +33,9 @@ STATUS = "status.json"
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
 # What may change between a stop and --resume without a word: it alters neither the views nor the weights.
-_HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames", "data.decode_",
+HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames", "data.decode_",
              "data.allow_symlinks", "data.bad_images", "data.workers", "model.weights", "train.hang_seconds",
-             "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.")  # fmt: skip
+             "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.", "finetune.")  # fmt: skip
 # What may change too, but alters the weights: the log says so.
 _FREE = ("train.epochs",)
 # What decides the shape of the saved state, so that --allow-change cannot help.
@@ -243,13 +245,14 @@ def facts_of(settings: RunSettings, train: Split) -> Tree:
     return {"settings": portable_settings(settings), "manifest_sha256": train.sha256, "manifest_rows": len(train)}
 
 
-def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool) -> list[str]:
+def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tuple[str, ...] = HARMLESS) -> list[str]:
     """Compare what a run was started with and what it is resumed with: other settings would make another run.
 
     Args:
         saved: Content of a checkpoint.
         now: See `facts_of`.
         allow: Go on with any change that the saved state fits.
+        harmless: How the settings begin that may change.
 
     Returns:
         What has changed and alters the result, a line each, for the log.
@@ -261,7 +264,7 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool) -> list[str]
     changed = [
         key
         for key in sorted(was.keys() | wants.keys())
-        if was.get(key) != wants.get(key) and not key.startswith(_HARMLESS)
+        if was.get(key) != wants.get(key) and not key.startswith(harmless)
     ]
     lines = {key: f"{key}: was {was.get(key, 'not there')}, now {wants.get(key, 'not there')}" for key in changed}
     if saved["manifest_sha256"] != now["manifest_sha256"]:
@@ -279,6 +282,62 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool) -> list[str]
 def _refuse(lines: list[str], remedy: str) -> None:
     shown = lines if len(lines) <= 3 else [*lines[:2], f"and {len(lines) - 2} more"]
     raise SettingsError("\n".join(["--resume: this is not what the run was started with:", *shown, remedy]))
+
+
+@dataclass
+class Start:
+    """What a run begins with: its state, the checkpoint that came from, and what the user should know."""
+
+    state: TrainState
+    saved: dict[str, Any] | None
+    warnings: list[str]
+
+
+def enter_folder(
+    stack: ExitStack,
+    settings: RunSettings,
+    facts: Tree,
+    create: Callable[[], TrainState],
+    *,
+    resume: bool,
+    overwrite: bool,
+    allow_change: bool,
+    group: Group = ALONE,
+    adapt: Callable[[TrainState, dict[str, Any]], None] = lambda _state, _saved: None,
+    harmless: tuple[str, ...] = HARMLESS,
+) -> Start:
+    """Take the run folder, which the first process holds until the stack ends, and what is saved in it.
+
+    Args:
+        stack: Lets go of the folder.
+        settings: Of the run.
+        facts: See `facts_of`.
+        create: Makes the state of a new run.
+        resume: Go on from the newest checkpoint, if any.
+        overwrite: Delete a run that is there.
+        allow_change: See `check_changes`.
+        group: The processes that train together.
+        adapt: Changes what is saved into what the state of this process takes.
+        harmless: See `check_changes`.
+
+    Raises:
+        SettingsError, CheckpointError: see `holding`, `claim`, `load_newest`, `check_changes` and `restore`.
+    """
+    warnings: list[str] = []
+
+    def take() -> None:
+        stack.enter_context(holding(settings.out, warnings.append))
+        claim(settings.out, resume=resume, overwrite=overwrite)
+
+    group.first(take)
+    with group.one_fate():
+        saved = load_newest(settings.out, warnings.append) if resume else None
+        warnings += check_changes(saved, facts, allow=allow_change, harmless=harmless) if saved else []
+        state = create()
+        if saved:
+            adapt(state, saved)
+            restore(state, saved)
+    return Start(state, saved, warnings)
 
 
 def restore(state: TrainState, saved: dict[str, Any]) -> None:

@@ -181,15 +181,18 @@ def _in_words(values: Record) -> str:
     """Put the numbers a person watches into one line; the rest is in metrics.jsonl."""
     parts = []
     if values.get("loss") is not None:
-        parts.append(f"loss {values['loss']:.3f} (chance {values['chance']:.3f})")
+        chance = f" (chance {values['chance']:.3f})" if "chance" in values else ""
+        parts.append(f"loss {values['loss']:.3f}{chance}")
     if values.get("accuracy") is not None:
         parts.append(f"accuracy {values['accuracy']:.0%}")
     if values.get("images_per_second") is not None:
         parts.append(f"{values['images_per_second']:.0f} images/s, {values['waiting']:.0%} waiting")
-    parts += [
-        f"{key} {value:.3f}" for key, value in values.items() if key.startswith("knn_auroc") and value is not None
-    ]
+    parts += [f"{key} {value:.3f}" for key, value in values.items() if _is_score(key) and value is not None]
     return ", ".join(parts)
+
+
+def _is_score(key: str) -> bool:
+    return key.startswith("knn_auroc") or (key.startswith("val_") and "/" not in key)
 
 
 def _keep_before(metrics: Path, step: int) -> None:

@@ -1,0 +1,403 @@
+"""Wires a fine-tuning run: settings -> labelled images, encoder and classifier, loop, run folder, classifier folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from medmoco.config import RunSettings, Tree
+from medmoco.data.loading import Batch, check_images, training_batches
+from medmoco.data.manifest import Split, load_manifest, select_where
+from medmoco.data.order import WEIGHTS, StepOrder, hashed
+from medmoco.data.quarantine import Quarantine
+from medmoco.data.workers import check_shared_memory
+from medmoco.errors import ManifestError, SettingsError, Stopped
+from medmoco.evaluation.calibration import fit_calibration
+from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
+from medmoco.evaluation.features import extract, fingerprint
+from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
+from medmoco.evaluation.metrics import auroc, undefined
+from medmoco.evaluation.operating import threshold_at
+from medmoco.evaluation.selection import Best
+from medmoco.evaluation.supervision import Supervision, accuracies
+from medmoco.evaluation.targets import Lesson, choose_lesson, targets_of
+from medmoco.models.batch_norm import split_batch_norm
+from medmoco.training.checkpoint import load_backbone, save_checkpoint
+from medmoco.training.device import choose_device, choose_precision, memory_explained
+from medmoco.training.distributed import ALONE
+from medmoco.training.engine import Hooks, TrainState, fit
+from medmoco.training.mishaps import Mishaps
+from medmoco.training.optim import create_layered_optimizer
+from medmoco.training.run_folder import (
+    CHECKPOINTS,
+    HARMLESS,
+    describe_run,
+    enter_folder,
+    facts_of,
+    keeping_status,
+    write_status,
+)
+from medmoco.training.runlog import RunLog
+
+Floats = NDArray[np.float64]
+
+CLASSIFIER, VAL_SCORES = "classifier", "val_scores.csv"
+
+_CROP_FLIP: Tree = {
+    "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip_probability": 0.5, "rotation": 0.0,
+    "jitter_probability": 0.0, "blur_probability": 0.0, "noise_probability": 0.0, "cutout_probability": 0.0,
+}  # fmt: skip
+_OF_THE_LOOP = (
+    "epochs", "global_batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "schedule", "milestones",
+)  # fmt: skip
+# Of these, fine-tuning uses what decides which images it learns from and how validation sees them.
+_UNUSED = ("method.", "evaluate.")
+_USED = ("evaluate.where", "evaluate.size", "evaluate.mirror")
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a run came to.
+
+    Attributes:
+        labels: L names.
+        epoch: The best, from 0, whose weights these are.
+        epochs: How many were trained.
+        val_auroc: By label; None where undefined.
+        splits: val and what else was asked for.
+        targets: Of each of them, (N, L), 1, 0 or nan.
+        scores: Of each of them, (N, L) log-odds.
+        rows: Of train that taught each label.
+        patients: That these are of.
+        accuracies: top1 and top5 on val, of classes.
+    """
+
+    labels: tuple[str, ...]
+    epoch: int
+    epochs: int
+    val_auroc: dict[str, float | None]
+    splits: dict[str, Split]
+    targets: dict[str, NDArray[np.float32]]
+    scores: dict[str, Floats]
+    rows: dict[str, int]
+    patients: dict[str, int]
+    accuracies: dict[str, float]
+
+
+def finetune(
+    settings: RunSettings,
+    encoder: str,
+    out: Path,
+    *,
+    splits: Sequence[str] = ("val",),
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_change: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Finetuned:
+    """Train an encoder and a classifier on the labels of train, and leave a run folder with the classifier in it.
+
+    Args:
+        settings: `finetune` says how; device, precision and the like are those of `train`.
+        encoder: A run folder, a weights file, or "random", which is training from scratch.
+        out: Run folder.
+        splits: What the best epoch scores in the end; the test split is not read unless it is named.
+        resume: Go on from the newest checkpoint in the folder; from step 0 where there is none yet.
+        overwrite: Delete a run that is in the folder.
+        allow_change: Resume although settings or the manifest have changed.
+        say: Told of damaged checkpoints of the encoder.
+
+    Raises:
+        SettingsError: there is nothing to learn, or the folder holds another run.
+        ManifestError: the manifest cannot be used, or test shares patients or images with what was learned from.
+        CheckpointError, DataError, DivergedError, Stopped: see there; status.json then says which.
+    """
+    settings = settings_of_run(settings, out)
+    device = choose_device(settings.train)
+    precision, why = choose_precision(settings.train, device)
+    if settings.train.threads:
+        torch.set_num_threads(settings.train.threads)
+    loaded, lesson, notes = _load(settings, encoder, splits)
+    model, source = _create_model(settings, encoder, lesson, say)
+    facts = _facts(settings, loaded, model, source)
+    order = StepOrder(settings.seed, len(lesson.train), settings.train.global_batch_size, settings.train.epochs)
+    with ExitStack() as stack:
+        start = enter_folder(
+            stack, settings, facts, lambda: _create_state(model, settings, device, precision),
+            resume=resume, overwrite=overwrite, allow_change=allow_change,
+            harmless=tuple(key for key in HARMLESS if key not in ("evaluate.", "finetune.")),
+        )  # fmt: skip
+        describe_run(settings.out, settings, device, precision, facts)
+        state = start.state
+        log = stack.enter_context(RunLog(settings.out, steps=order.steps, start_step=state.step))
+        for notice in notes:
+            log.say(notice)
+        for warning in start.warnings:
+            log.warn(warning)
+        log.say(
+            f"{'resuming' if start.saved else 'fine-tuning'} {settings.model.backbone} by {settings.finetune.protocol},"
+            f" up to {order.steps} steps of {order.batch_size}, from step {state.step}, {device.type}, {precision}"
+            f" ({why})"
+        )
+        stack.enter_context(keeping_status(settings.out, state, order.steps))
+        mishaps = Mishaps(
+            order, lesson.train, state, log, ALONE, Quarantine(settings.out, settings.data.bad_images_budget)
+        )
+        mishaps.say_what_is_known()
+        run = _Run(settings, loaded, lesson, order, state, facts, source, log, mishaps, device, precision)
+        run.take_up(start.saved)
+        task = Supervision(model, lesson, settings, device, precision)
+        batches = training_batches(lesson.train, settings, order, state.step, views=1)
+        stack.enter_context(closing(batches))
+        with memory_explained(settings.train):
+            fit(task, batches, state, order, settings.train, log, run.hooks())
+        mishaps.say_what_came()
+        return run.finish()
+
+
+def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
+    """Return the settings that the loop and the views follow: `finetune` takes the place of what it has a say in."""
+    chosen = settings.finetune
+    loop = {key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0}
+    views = settings.views.model_copy(update=_CROP_FLIP if chosen.augmentation == "crop_flip" else {})
+    train = settings.train.model_copy(update=loop)
+    if train.global_batch_size // train.accumulation_steps < 2:
+        raise SettingsError(
+            f"train.accumulation_steps {train.accumulation_steps} leaves parts of less than 2 images of"
+            f" finetune.global_batch_size {train.global_batch_size}; lower it"
+        )
+    return settings.model_copy(update={"out": out, "train": train, "views": views})
+
+
+def _load(settings: RunSettings, encoder: str, wanted: Sequence[str]) -> tuple[dict[str, Split], Lesson, list[str]]:
+    """Return train, val and what is to be scored, what is learned from train, and what the user should know."""
+    data = settings.data
+    if settings.finetune.classes:
+        data = data.model_copy(update={"labels": {}})
+    splits = load_manifest(data, list(dict.fromkeys(["train", "val", *wanted])))
+    if settings.evaluate.where:
+        splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
+    splits = {name: check_images(split, data) for name, split in splits.items()}
+    pretraining = find_pretraining(encoder)
+    leaks = find_leaks(splits, pretraining)
+    refuse_leaks(leaks, settings)
+    lesson = choose_lesson(splits["train"], settings)
+    if all(undefined(column) for column in targets_of(splits["val"], lesson).T):
+        raise ManifestError(
+            f"{splits['val'].csv.name}: no label has positives and negatives in val, so that the best epoch cannot be"
+            " chosen"
+        )
+    check_shared_memory(settings, math.ceil(settings.train.global_batch_size / 2), 1)  # it counts pairs of views
+    notes = [notice for split in splits.values() for notice in split.notices]
+    notes += [*leak_lines({name: found for name, found in leaks.items() if name != "test"}), *pretraining.notes]
+    return splits, lesson, [*notes, _taught(lesson, len(splits["train"]))]
+
+
+def _taught(lesson: Lesson, rows: int) -> str:
+    """Say how many rows of train there is something to learn from."""
+    text = f"{len(lesson.train) // lesson.repeats} of {rows} training rows have labels to learn from"
+    if len(lesson.names) <= 5:
+        each = [f"{name} {lesson.rows[name]} from {lesson.patients[name]} patients" for name in lesson.names]
+        text += f" ({', '.join(each)})"
+    return text + (f"; each comes {lesson.repeats} times an epoch" if lesson.repeats > 1 else "")
+
+
+def _create_model(
+    settings: RunSettings, encoder: str, lesson: Lesson, say: Callable[[str], None]
+) -> tuple[Classifier, dict[str, Any]]:
+    """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
+    backbone, source = load_backbone(encoder, settings, say)
+    head = nn.Linear(backbone.feature_dim, len(lesson.names))
+    generator = torch.Generator().manual_seed(int(hashed(settings.seed, WEIGHTS, 2)[0] >> 1))
+    nn.init.normal_(head.weight, std=0.01, generator=generator)  # as the published linear probe starts
+    nn.init.zeros_(head.bias)
+    if settings.finetune.protocol == "linear_sgd":
+        backbone.requires_grad_(False)
+    return Classifier(backbone, head, mirror=settings.evaluate.mirror, exclusive=lesson.exclusive), source
+
+
+def _create_state(model: Classifier, settings: RunSettings, device: torch.device, precision: str) -> TrainState:
+    chosen = settings.finetune
+    split_batch_norm(model, 1)  # statistics that move with the step, not with its parts
+    model.to(device).to(memory_format=torch.channels_last if settings.train.channels_last else torch.contiguous_format)
+    if settings.train.compile:
+        model.compile()
+    optimizer = create_layered_optimizer(
+        settings.train, model.backbone.net, model.head, layer_decay=chosen.layer_decay, head_lr=chosen.head_lr
+    )
+    return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
+
+
+def _facts(settings: RunSettings, splits: Mapping[str, Split], model: Classifier, source: dict[str, Any]) -> Tree:
+    """Return what a checkpoint remembers of the run; the encoder and val are part of what it must be resumed with."""
+    facts = facts_of(settings, splits["train"])
+    used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
+    used |= {
+        "encoder": f"{source['kind']}, SHA-256 {fingerprint(model.backbone)[:16]}",
+        "validation manifest": f"{len(splits['val'])} rows, SHA-256 {splits['val'].sha256[:16]}",
+    }
+    return {**facts, "settings": used, "processes": 1}
+
+
+@dataclass
+class _Run:
+    """What the training loop calls back."""
+
+    settings: RunSettings
+    splits: dict[str, Split]
+    lesson: Lesson
+    order: StepOrder
+    state: TrainState
+    facts: Tree
+    source: dict[str, Any]
+    log: RunLog
+    mishaps: Mishaps
+    device: torch.device
+    precision: str
+    best: Best = field(default_factory=Best)
+
+    @property
+    def model(self) -> Classifier:
+        """Encoder and head."""
+        assert isinstance(self.state.model, Classifier)
+        return self.state.model
+
+    def hooks(self) -> Hooks:
+        return Hooks(self.save, self.after_epoch, self.mishaps.skipped, self.replaced, self.finished)
+
+    def take_up(self, saved: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint; score the epoch at whose end the run was stopped before it was scored."""
+        if not saved:
+            return
+        self.best = Best(**saved["best"])
+        epochs, rest = divmod(self.state.step, self.order.steps_per_epoch)
+        if not rest and self.best.validated < epochs:
+            self.log.record(self.state.step, self.after_epoch(epochs - 1, lambda: False))
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint."""
+        content = {**state.as_content(), **self.facts, "best": self.best.as_content()}
+        save_checkpoint(self.settings.out / CHECKPOINTS, state.step, content)
+        write_status(self.settings.out, "running", state.step, self.order.steps)
+
+    def replaced(self, batch: Batch) -> None:
+        """List the images that cannot be used."""
+        self.mishaps.replaced(self.mishaps.replacements(batch))
+
+    def finished(self) -> bool:
+        """Tell whether `patience` epochs have passed without a better one."""
+        return self.best.is_final(self.settings.finetune.patience)
+
+    def after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
+        """Score val, and keep the weights if they are the best so far."""
+        try:
+            scores = self.score("val", self.precision, stop_asked)
+        except Stopped:
+            return {}  # the loop saves now; `take_up` scores this epoch
+        targets = targets_of(self.splits["val"], self.lesson)
+        by_label = self._aurocs(targets, scores)
+        defined = [value for value in by_label.values() if value is not None]
+        self.best.take(float(np.mean(defined)), self.model)
+        values = {"val_auroc": float(np.mean(defined))}
+        values |= {f"val_auroc/{name}": value for name, value in by_label.items() if value is not None}
+        if self.lesson.exclusive:
+            values |= {f"val_{name}": value for name, value in accuracies(targets, scores).items()}
+        return values
+
+    def score(self, split: str, precision: str, stop_asked: Callable[[], bool] = lambda: False) -> Floats:
+        """Return the scores of a split, (N, L)."""
+        found = extract(
+            {"classifier": self.model}, self.splits[split], self.settings, self.device, precision, stop_asked
+        )
+        return found.features["classifier"].astype(np.float64)
+
+    def _aurocs(self, targets: NDArray[np.float32], scores: Floats) -> dict[str, float | None]:
+        pairs = zip(self.lesson.names, targets.T, scores.T, strict=True)
+        return {name: None if undefined(truth) else auroc(truth, own) for name, truth, own in pairs}
+
+    def finish(self) -> Finetuned:
+        """Score with the best epoch's weights, and leave them as a classifier."""
+        state, steps = self.state, self.order.steps_per_epoch
+        if self.best.validated < state.step // steps:
+            raise Stopped(f"stopped after step {state.step} before its epoch was scored; everything is saved")
+        self.model.load_state_dict(self.best.model)
+        self._check_frozen()
+        scores = {name: self.score(name, "fp32") for name in self.splits if name != "train"}
+        targets = {name: targets_of(self.splits[name], self.lesson) for name in scores}
+        result = Finetuned(
+            labels=self.lesson.names,
+            epoch=self.best.epoch,
+            epochs=self.best.validated,
+            val_auroc=self._aurocs(targets["val"], scores["val"]),
+            splits={name: self.splits[name] for name in scores},
+            targets=targets,
+            scores=scores,
+            rows=self.lesson.rows,
+            patients=self.lesson.patients,
+            accuracies=accuracies(targets["val"], scores["val"]) if self.lesson.exclusive else {},
+        )
+        save_classifier(self.settings.out / CLASSIFIER, self.model, self._describe(result))
+        _write_scores(self.settings.out / VAL_SCORES, result)
+        self.log.say(_in_words(result, self.finished()))
+        return result
+
+    def _check_frozen(self) -> None:
+        if self.settings.finetune.protocol == "linear_sgd":
+            now = fingerprint(self.model.backbone)[:16]
+            if not self.facts["settings"]["encoder"].endswith(now):
+                raise RuntimeError("the frozen encoder changed while the classifier was trained")
+
+    def _describe(self, result: Finetuned) -> Tree:
+        chosen = self.settings.evaluate
+        calibration: dict[str, Tree] = {}
+        points: dict[str, list[dict[str, float]]] = {}
+        for number, name in enumerate(result.labels):
+            truth, scores = result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number]
+            calibration[name] = {"kind": "none", "slope": 1.0, "intercept": 0.0}
+            points[name] = []
+            if undefined(truth):
+                continue
+            fitted = fit_calibration(truth, scores, chosen.calibration)
+            calibration[name] = {"kind": chosen.calibration, "slope": fitted.slope, "intercept": fitted.intercept}
+            points[name] = [
+                {"specificity": wanted, "threshold": threshold_at(truth, scores, wanted)}
+                for wanted in chosen.specificities
+            ]
+        return describe_classifier(
+            self.settings, result.labels, trained="fine-tuned", encoder=self.source, val_auroc=result.val_auroc,
+            calibration=calibration, operating_points=points, exclusive=self.lesson.exclusive,
+        )  # fmt: skip
+
+
+def _write_scores(file: Path, result: Finetuned) -> None:
+    """Write the score of every row of val with a known label."""
+    frames = []
+    for number, label in enumerate(result.labels):
+        targets, scores = result.targets["val"][:, number], result.scores["val"][:, number]
+        rows = pd.DataFrame({"row": result.splits["val"].rows, "label": label, "target": targets, "score": scores})
+        frames.append(rows[~np.isnan(targets)].astype({"target": int}))
+    temporary = file.with_name(f"{file.name}.tmp")
+    pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")
+    temporary.replace(file)
+
+
+def _in_words(result: Finetuned, early: bool) -> str:
+    values = {name: value for name, value in result.val_auroc.items() if value is not None}
+    if len(values) > 5:
+        values = {"mean": float(np.mean(list(values.values())))}
+    shown = [f"{name} {value:.3f}" for name, value in values.items()]
+    shown += [f"{name} {value:.1%}" for name, value in result.accuracies.items()]
+    return (
+        f"done: {result.epochs} epochs{', ended early' if early else ''}; number {result.epoch + 1} is the best"
+        f" (AUROC on val: {', '.join(shown)}); {CLASSIFIER}/ in the run folder holds it"
+    )
