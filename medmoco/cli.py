@@ -6,6 +6,7 @@ Torch, pandas and the rest are imported inside the commands that need them, so t
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -263,18 +264,81 @@ def slurm(
     print(write_job(out, config_file, overrides or (), settings, resources))
 
 
+Encoders = Annotated[
+    list[str],
+    typer.Option(
+        "--encoder",
+        metavar="[NAME=]SOURCE",
+        help='Run folder, weights file, or the word "random". Repeatable: others to compare with need names, '
+        "such as imagenet=FILE.",
+    ),
+]
+Test = Annotated[bool, typer.Option("--test", help="Look at the test split; each look is noted in the run's ledger.")]
+
+
 @app.command()
 def evaluate(
     config_file: Config,
-    encoder: Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')],
-    out: Annotated[Path, typer.Option(help="Folder for scores.json and the table.")],
+    encoder: Encoders,
+    out: Annotated[Path, typer.Option(help="Folder for scores, predictions, the probe and the table.")],
+    test: Test = False,
     overrides: Overrides = None,
 ) -> None:
     """Score the frozen encoder on the labels, next to its controls."""
     settings = config.load(config_file, overrides or ())
+    encoders = _named(encoder)
     from medmoco.evaluation.evaluate import evaluate as score
 
-    print(score(settings, encoder, out, _say).table)
+    print(score(settings, encoders, out, test=test, say=_say).table)
+
+
+@app.command()
+def curve(
+    config_file: Config,
+    encoder: Encoders,
+    out: Annotated[Path, typer.Option(help="Folder for curve.csv, curve.json and the figures.")],
+    draws: Annotated[int, typer.Option(min=1, help="Draws of patients for each share of labels below 100 %.")] = 5,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Also train end to end, from the encoder and from nothing. Takes long.")
+    ] = False,
+    test: Test = False,
+    overrides: Overrides = None,
+) -> None:
+    """Score with labels of 1 to 100 % of the patients, on the same draws for every encoder."""
+    settings = config.load(config_file, overrides or ())
+    encoders = _named(encoder)
+    from medmoco.evaluation.curve import curve as score
+
+    print(score(settings, encoders, out, draws=draws, finetuned=finetune, test=test, say=_say).table)
+
+
+@app.command()
+def external(
+    config_file: Config,
+    other: Annotated[Path, typer.Option(help="YAML file of the other data: its manifest, root and labels.")],
+    classifier: Annotated[Path, typer.Option(help="Folder that evaluate or finetune left.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    overrides: Overrides = None,
+) -> None:
+    """Score a frozen classifier on the test split of other data, and show the drop; both looks are noted."""
+    settings, theirs = config.load(config_file, overrides or ()), config.load(other)
+    from medmoco.evaluation.external import external as score
+
+    print(score(settings, theirs, classifier, out, say=_say))
+
+
+def _named(encoders: list[str]) -> dict[str, str]:
+    """Return name -> source; the first is "run" unless it is named."""
+    named: dict[str, str] = {}
+    for number, text in enumerate(encoders):
+        match = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
+        if not match and number:
+            raise SettingsError(f"--encoder {text}: name it, such as --encoder other={text}")
+        name, source = match.groups() if match else ("run", text)
+        if name in named:
+            raise SettingsError(f"--encoder: two are named '{name}'; give them different names")
+        named[name] = source
+    return named
 
 
 @app.command()
