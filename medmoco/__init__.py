@@ -70,6 +70,7 @@ evaluation/             frozen features to scores
     probes.py           linear probe and kNN
     monitor.py          kNN AUROC while training
     table.py            scores as aligned text
+    classifier.py       encoder and head, kept together
     evaluate.py         wires scoring and controls
 exporting/              encoder to files others load
     export.py           files, contract, card

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from medmoco import config
+from medmoco.config import ModelSettings
+from medmoco.data.manifest import load_manifest
+from medmoco.errors import CheckpointError
+from medmoco.evaluation.classifier import (
+    Classifier,
+    describe_classifier,
+    fold_probe,
+    load_classifier,
+    one_versus_rest,
+    prepared,
+    save_classifier,
+    score_split,
+)
+from medmoco.evaluation.features import extract
+from medmoco.models.backbones import create_backbone
+
+LABELS = ("Sick", "Tube")
+
+
+def make_settings(tmp_path: Path, *overrides: str) -> config.RunSettings:
+    base = [
+        f"out={tmp_path / 'run'}", f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels=[Sick, Tube]",
+        "data.canvas_size=40", "data.workers=0", "views.size=32", "model.backbone=test_resnet", "train.device=cpu",
+    ]  # fmt: skip
+    return config.load(None, [*base, *overrides])
+
+
+def make_classifier(backbone: str = "test_resnet", labels: int = 2, **options: bool) -> Classifier:
+    encoder = create_backbone(ModelSettings(backbone=backbone), seed=3, size=32)
+    torch.manual_seed(0)
+    return Classifier(encoder, nn.Linear(encoder.feature_dim, labels), **options)
+
+
+def facts_of(settings: config.RunSettings, labels: tuple[str, ...] = LABELS, **changes: Any) -> dict[str, Any]:
+    facts = describe_classifier(
+        settings,
+        labels,
+        trained="fine-tuned",
+        encoder={"kind": "run", "step": 7},
+        val_auroc=dict.fromkeys(labels, 0.75),
+        calibration={label: {"kind": "platt", "slope": 1.5, "intercept": -0.5} for label in labels},
+        operating_points={label: [{"specificity": 0.9, "threshold": 0.25}] for label in labels},
+    )
+    return facts | changes
+
+
+def test_save_classifier__is_read_back_and_scores_the_same(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, "data.window=[40, 400]", "evaluate.mirror=true")
+    classifier = make_classifier(mirror=True)
+    save_classifier(tmp_path / "c", classifier, facts_of(settings))
+    again, facts = load_classifier(tmp_path / "c")
+    views = torch.randn(3, 1, 32, 32)
+    torch.testing.assert_close(again(views), classifier.eval()(views), rtol=0, atol=0)
+    assert facts["labels"] == list(LABELS)
+    assert facts["data"] == {"canvas_size": 40, "bit_depth": 8, "window": [40.0, 400.0]}
+    assert facts["calibration"]["Sick"] == {"kind": "platt", "slope": 1.5, "intercept": -0.5}
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["classifier.json", "classifier.safetensors"]
+
+
+def test_save_classifier__holds_plain_names_and_no_place(tmp_path: Path) -> None:
+    save_classifier(tmp_path / "c", make_classifier(), facts_of(make_settings(tmp_path)))
+    state = load_file(tmp_path / "c" / "classifier.safetensors")
+    encoder = make_classifier().backbone.net.state_dict()
+    assert set(state) == {f"backbone.{name}" for name in encoder} | {"head.weight", "head.bias"}
+    for file in (tmp_path / "c").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes()
+
+
+def test_save_classifier__refuses_what_is_not_finite_or_not_its_own(tmp_path: Path) -> None:
+    classifier, settings = make_classifier(), make_settings(tmp_path)
+    with pytest.raises(ValueError, match="another classifier"):
+        save_classifier(tmp_path / "c", classifier, facts_of(settings, ("Sick",)))
+    with pytest.raises(ValueError, match="val_auroc does not name the labels"):
+        save_classifier(tmp_path / "c", classifier, facts_of(settings, val_auroc={}))
+    classifier.head.bias.data[0] = torch.nan
+    with pytest.raises(CheckpointError, match="not finite"):
+        save_classifier(tmp_path / "c", classifier, facts_of(settings))
+    assert not (tmp_path / "c").exists()
+
+
+def _change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_load_classifier__refuses_what_is_damaged_or_foreign(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    with pytest.raises(CheckpointError, match=r"no classifier folder: it has no classifier\.json"):
+        load_classifier(folder)
+    save_classifier(folder, make_classifier(), facts_of(make_settings(tmp_path)))
+    weights, facts = folder / "classifier.safetensors", folder / "classifier.json"
+    sound, text = weights.read_bytes(), facts.read_text()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="its SHA-256 differs"):
+        load_classifier(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_classifier(folder)
+    weights.write_bytes(sound)
+    for changes, reason in (
+        ({"format": 2}, "format"),
+        ({"labels": ["Sick"]}, "does not name the labels"),
+        ({"backbone": "resnet10t"}, "does not hold a resnet10t"),
+        ({"backbone": "no_such_net"}, "no timm model"),
+        ({"size": "big"}, "size"),
+    ):
+        facts.write_text(text)
+        _change(facts, **changes)
+        with pytest.raises(CheckpointError, match=reason) as caught:
+            load_classifier(folder)
+        assert len(str(caught.value).splitlines()) <= 5
+    for broken in (text[:40], "[]", "[" * 100_000):
+        facts.write_text(broken)
+        with pytest.raises(CheckpointError, match="damaged or of another version"):
+            load_classifier(folder)
+
+
+def test_fold_probe__gives_on_raw_features_what_the_probe_gives_on_standardised_ones() -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(3, 5, (50, 8)).astype(np.float32)
+    features[:, 3] = 2.0  # a dead feature
+    scaler = StandardScaler().fit(features)
+    coefficients, intercepts = generator.normal(size=(2, 8)), generator.normal(size=2)
+    expected = scaler.transform(features) @ coefficients.T + intercepts
+    head = fold_probe(scaler.mean_, scaler.scale_, coefficients, intercepts)
+    np.testing.assert_allclose(head(torch.from_numpy(features)).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_versus_rest__is_the_log_odds_of_softmax() -> None:
+    logits = 4 * torch.randn(40, 5, dtype=torch.float64)
+    p = logits.softmax(1)
+    torch.testing.assert_close(one_versus_rest(logits), torch.log(p / (1 - p)))
+
+
+def test_one_versus_rest__stays_finite_and_differentiable_where_one_class_is_certain() -> None:
+    logits = torch.tensor([[90.0, 0.0, -50.0], [1.0, 1.0, 0.0]], requires_grad=True)
+    scores = one_versus_rest(logits)
+    torch.testing.assert_close(scores[0], torch.tensor([90.0, -90.0, -140.0]))
+    scores.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_classifier__mirrors_in_eval_mode_alone() -> None:
+    classifier, views = make_classifier(mirror=True), torch.randn(4, 1, 32, 32)
+    classifier.eval()
+    torch.testing.assert_close(classifier(views), classifier(views.flip(-1)))
+    plain = make_classifier().eval()
+    mean = (plain(views) + plain(views.flip(-1))) / 2
+    torch.testing.assert_close(classifier(views), mean)
+    torch.testing.assert_close(classifier.train()(views), make_classifier().train()(views))
+
+
+def test_prepared__takes_the_preparation_of_the_classifier_and_says_so(tmp_path: Path) -> None:
+    own = make_settings(tmp_path, "views.mean=0.4", "data.window=full", "evaluate.size=48")
+    facts = facts_of(own)
+    same, changes = prepared(own, facts)
+    assert changes == []
+    assert same == own
+    other = make_settings(tmp_path, "data.canvas_size=64", "model.backbone=resnet10t")
+    found, changes = prepared(other, facts)
+    assert (found.data.canvas_size, found.data.window, found.views.mean, found.evaluate.size) == (40, "full", 0.4, 48)
+    assert [line.split(",")[0] for line in changes] == [
+        "model.backbone is test_resnet", "data.canvas_size is 40", "data.window is full", "views.mean is 0.4",
+        "evaluate.size is 48",
+    ]  # fmt: skip
+
+
+def test_score_split__prepares_as_the_facts_say(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = ["Path,Sick,Tube"]
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 256, (50, 44), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,1,0")
+    (tmp_path / "test.csv").write_text("\n".join(lines))
+    own, other = make_settings(tmp_path), make_settings(tmp_path, "views.size=24", "views.std=0.5", "evaluate.size=20")
+    split = load_manifest(own.data, ("test",))["test"]
+    classifier, cpu = make_classifier(), torch.device("cpu")
+    scores = score_split(classifier, facts_of(own), split, other, cpu)
+    features = extract({"encoder": classifier.backbone}, split, own, cpu).features["encoder"]
+    head = classifier.head
+    expected = features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    assert scores.shape == (6, 2)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
