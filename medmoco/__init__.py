@@ -72,6 +72,12 @@ evaluation/             frozen features to scores
     table.py            scores as aligned text
     classifier.py       encoder and head, kept together
     evaluate.py         wires scoring and controls
+    selection.py        rows and encoders asked for
+    pictures.py         patients' images, captioned, on demand
+    neighbours.py       the most alike images
+    projection.py       features on a plane
+    placement.py        ranks of images' changed twins
+    saliency.py         where a classifier looks
 exporting/              encoder to files others load
     export.py           files, contract, card
     contract.py         how to feed the encoder

@@ -328,6 +328,23 @@ def placement(
     print(place(settings, encoder, out, split=_split_name(split), twins=twin or (), say=_say), end="")
 
 
+@app.command()
+def saliency(
+    config_file: Config,
+    classifier: Annotated[Path, typer.Option(help="Classifier folder, as evaluate and finetune leave it.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    rows: Rows,
+    label: Annotated[str, typer.Option(help="One of the classifier's labels.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+) -> None:
+    """Draw where a convolutional classifier looks (Grad-CAM), for some images."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.saliency import saliency as draw
+
+    print(draw(settings, classifier, out, _row_numbers(rows), label, split=_split_name(split), say=_say))
+
+
 def _row_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

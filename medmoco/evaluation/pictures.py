@@ -1,4 +1,4 @@
-"""Images of a few rows, side by side and captioned. They show patients: written only where someone asked for the file."""
+"""Images of a few rows, side by side and captioned. They show patients: written only where someone asked for them."""
 
 from __future__ import annotations
 

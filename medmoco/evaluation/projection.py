@@ -75,7 +75,7 @@ def projection(
     make_folder(out)
     whole = load_splits(settings, (split,))[split]
     if len(whole) < FEWEST:
-        raise ManifestError(f"{whole.csv.name}: {len(whole)} {split} images are too few to lay out; {FEWEST} are needed")
+        raise ManifestError(f"{whole.csv.name}: {len(whole)} {split} images are too few; give at least {FEWEST}")
     drawn = _sample(whole, settings.seed)
     model = load_encoder(encoder, settings, say)
     say(f"features of {split}: {len(drawn)} images")
@@ -131,7 +131,8 @@ def _draw(
             text = f"{label} {name} (n = {chosen.sum()})" if label else f"n = {chosen.sum()}"
             style: dict[str, Any] = _STYLES[name]
             axes.scatter(*points[chosen].T, label=text, **style)
-    axes.set(title=title, xticks=[], yticks=[], aspect="equal")
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
     axes.title.set_fontsize(9)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     try:

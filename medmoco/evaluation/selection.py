@@ -1,4 +1,4 @@
-"""What someone asked to look at: splits as `evaluate` restricts them, single rows of them, an encoder and its controls."""
+"""What someone asked to look at: splits as `evaluate` restricts them, rows of them, an encoder and its controls."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def find_rows(split: Split, rows: Sequence[int]) -> NDArray[np.int64]:
         raise ManifestError(
             f"{split.csv.name}: {split.name} has no row {named}; its {len(split)} rows lie between "
             f"{split.rows.min()} and {split.rows.max()}\n"
-            "Rows are counted as a spreadsheet shows them, the header is row 1. What evaluate.where or the pack leaves\n"
-            "out cannot be asked for."
+            "Rows are counted as a spreadsheet shows them: the header is row 1.\n"
+            "What evaluate.where or the pack leaves out cannot be asked for."
         )
     return np.array([position[row] for row in dict.fromkeys(rows)], np.int64)
 
@@ -74,7 +74,7 @@ def on_device(module: nn.Module, settings: RunSettings) -> torch.device:
     device = choose_device(settings.train)
     module.to(device)
     if settings.train.channels_last:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
     return device
 
 
