@@ -66,7 +66,12 @@ evaluation/             frozen features to scores
     features.py         frozen encoder to features
     leakage.py          test rows already learned from
     shortcuts.py        labels told without the image
-    metrics.py          AUROC with patient-level intervals
+    metrics.py          scores with patient-level intervals
+    delong.py           AUROCs of independent cases compared
+    comparisons.py      p of differences, multiplicity
+    operating.py        decisions at a chosen threshold
+    calibration.py      scores to probabilities, and agreement
+    subgroups.py        scores within groups of patients
     probes.py           linear probe and kNN
     monitor.py          kNN AUROC while training
     table.py            scores as aligned text
