@@ -17,16 +17,20 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medmoco.config import ModelSettings, RunSettings
 from medmoco.data.loading import to_float
+from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
+from medmoco.evaluation.calibration import Calibration
 from medmoco.evaluation.classifier import Classifier, load_classifier, prepared
 from medmoco.evaluation.pictures import Tile, read_views, write_picture
 from medmoco.evaluation.selection import find_label, find_rows, load_splits, on_device
 from medmoco.models.backbones import Backbone, create_backbone
 
 Maps = NDArray[np.float32]
+Scores = NDArray[np.float64]
 
 _LAST_OF_MONAI = {"monai/densenet121": "class_layers.relu", "monai/seresnet50": "layer4"}
 
@@ -53,7 +57,7 @@ def saliency(
         say: Told what is done in another way than the settings say.
 
     Returns:
-        One line per image: its label, score and probability, and how like its two maps are.
+        One line per image: its label, score and probability, and how like its map is to that of random weights.
 
     Raises:
         SettingsError: there is no such label; the encoder has no feature map; `out` cannot be written.
@@ -63,7 +67,6 @@ def saliency(
     """
     model, facts = load_classifier(classifier)
     find_label(label, facts["labels"])
-    index, trained = facts["labels"].index(label), facts["calibration"][label]
     settings, changes = prepared(settings, facts)
     for change in changes:
         say(change)
@@ -72,31 +75,32 @@ def saliency(
     images = read_views(few, np.arange(len(few)), settings)
     device = on_device(model, settings)
     views = to_float(torch.from_numpy(images[:, None]), settings.views, device, channels_last=False)
-    maps, scores = class_maps(model, views, index)
-    control, _ = class_maps(_randomised(model), views, index)
-    labels = few.labels[:, few.label_names.index(label)] if label in few.label_names else np.full(len(few), np.nan)
-    lines, text = [], []
-    for place, (row, score) in enumerate(zip(few.rows.tolist(), scores.tolist(), strict=True)):
-        known = "not known" if np.isnan(labels[place]) else f"{labels[place]:.0f}"
-        probability = 1 / (1 + np.exp(-(trained["slope"] * score + trained["intercept"])))
-        alike = _rank_correlation(maps[place], control[place])
-        said = f"{split} row {row}: {label} {known}, score {score:+.2f}, probability {probability:.3f}"
-        text.append(f"{said}; rank correlation with the map of random weights {alike}")
+    index = facts["labels"].index(label)
+    scores, maps = class_maps(model, views, index)
+    control = random_maps(model, views, index)
+    trained = facts["calibration"][label]
+    probabilities = Calibration(trained["slope"], trained["intercept"]).probabilities(scores)
+    text, lines = [], []
+    for place, row in enumerate(few.rows.tolist()):
+        truth, score = _truth(few, place, label), f"score {scores[place]:+.2f}"
+        probability = f"probability {probabilities[place]:.3f}"
+        text.append(f"{split} row {row}: {truth}, {score}, {probability}; {_judge(maps[place], control[place])}")
         lines.append([
-            Tile(images[place], f"{split} row {row}\n{label}: {known}"),
-            Tile(images[place], f"score {score:+.2f}\nprobability {probability:.3f}", _scaled(maps[place])),
-            Tile(images[place], f"random weights\nrank correlation {alike}", _scaled(control[place])),
+            Tile(images[place], f"{split} row {row}\n{truth}"),
+            Tile(images[place], f"{score}\n{probability}", _overlay(maps[place], views.shape[-1])),
+            Tile(images[place], "control:\nrandom weights", _overlay(control[place], views.shape[-1])),
         ])  # fmt: skip
     write_picture(lines, out)
-    return "\n".join([*text, f"{out} shows them: keep it where the images may be"])
+    scale = f"a map has {maps.shape[1]} x {maps.shape[2]} places and is scaled to its own largest value"
+    return "\n".join([*text, scale, f"{out} shows them: keep it where the images may be"])
 
 
-def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Maps, NDArray[np.float64]]:
-    """Return Grad-CAM maps of one label, and its scores.
+def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Scores, Maps]:
+    """Return the scores of one label and their Grad-CAM maps.
 
     A classifier that looks at an image and its mirror image has two maps; their mean is returned.
 
-    Source: Selvaraju et al. 2017 (arXiv:1610.02391), eq. 1 and 2; by MONAI.
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391), eq. 1 and 2, by MONAI.
 
     Args:
         classifier: In eval mode.
@@ -104,7 +108,7 @@ def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Maps,
         index: Of the label.
 
     Returns:
-        (B, S, S), from 0, in no unit that could be compared between images; and (B,).
+        (B,), and (B, h, w) from 0, on the grid of the last feature map.
 
     Raises:
         SettingsError: the encoder has no map of channels and places at its end.
@@ -116,23 +120,22 @@ def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Maps,
     maps = _grad_cam(one_sided, views, index)
     if classifier.mirror:
         maps = (maps + _grad_cam(one_sided, views.flip(-1), index).flip(-1)) / 2
-    return maps[:, 0].cpu().numpy(), scores
+    return scores, maps.cpu().numpy()
 
 
 def _grad_cam(classifier: Classifier, views: Tensor, index: int) -> Tensor:
-    """Return the maps of one forward pass, (B, 1, S, S)."""
+    """Return the maps of one forward pass, (B, h, w)."""
     from monai.visualize import GradCAM  # here, because importing MONAI takes seconds
 
     own = copy.deepcopy(classifier)  # MONAI leaves hooks and gradients behind
     layer = last_map(own.backbone, views[:1])
     own.backbone.net.set_submodule(layer, nn.Sequential(own.backbone.net.get_submodule(layer), _Contiguous()))
-    cam = GradCAM(own, target_layers=f"backbone.net.{layer}.1", postprocessing=lambda values: values)
-    maps: Tensor = cam(views, class_idx=index)
-    return maps.detach()
+    maps: Tensor = GradCAM(own, target_layers=f"backbone.net.{layer}.1").compute_map(views, class_idx=index)
+    return maps.detach()[:, 0]
 
 
 class _Contiguous(nn.Module):
-    """Gives a feature map the layout in memory that MONAI expects, and its gradient too."""
+    """Gives a feature map, and its gradient, the layout in memory that MONAI expects."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.contiguous()
@@ -160,27 +163,55 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
     channels = described[-1]["num_chs"] if described else backbone.feature_dim
     if not name or not shapes or len(shapes[0]) != 4 or shapes[0][1] != channels:
         raise SettingsError(
-            f"{backbone.name} has no feature map of channels by places at its end, which Grad-CAM needs: transformers\n"
-            "have none. Train a convolutional network for it, such as a ResNet, DenseNet or ConvNeXt."
+            f"{backbone.name} has no feature map of channels by places at its end, which Grad-CAM needs;\n"
+            "transformers have none. Use a convolutional network, such as a ResNet, DenseNet or ConvNeXt."
         )
     return str(name)
 
 
-def _randomised(classifier: Classifier) -> Classifier:
-    """Return the same classifier with an encoder of random weights."""
-    given = classifier.backbone
-    untrained = create_backbone(ModelSettings(backbone=given.name), seed=0, size=given.fixed_size or 224)
-    made = Classifier(untrained, classifier.head, mirror=classifier.mirror, exclusive=classifier.exclusive)
-    return made.to(next(given.parameters()).device).eval()
+def random_maps(classifier: Classifier, views: Tensor, index: int) -> Maps:
+    """Return the maps, (B, h, w), of the same classifier with an encoder of random weights.
+
+    Whether a place speaks for the label or against it is chance then, so that both count.
+    """
+    backbone = create_backbone(ModelSettings(backbone=classifier.backbone.name), seed=0, size=views.shape[-1])
+    against = copy.deepcopy(classifier.head)
+    with torch.no_grad():
+        against.weight.neg_()
+    both = [
+        Classifier(backbone.to(views.device), head, mirror=classifier.mirror).eval()
+        for head in (classifier.head, against)
+    ]
+    return class_maps(both[0], views, index)[1] + class_maps(both[1], views, index)[1]
 
 
-def _scaled(values: Maps) -> Maps:
-    highest = float(values.max())
-    return values / highest if highest else values
+def rank_correlation(first: Maps, second: Maps) -> float | None:
+    """Return Spearman's rank correlation of two maps' places; None where one map is constant.
 
-
-def _rank_correlation(first: Maps, second: Maps) -> str:
+    Source: Adebayo et al. 2018, section 3, compare maps by it.
+    """
     if any(values.min() == values.max() for values in (first, second)):
-        return "undefined (a map is empty)"
+        return None
     ranks = [pd.Series(values.ravel()).rank() for values in (first, second)]
-    return f"{ranks[0].corr(ranks[1]):+.2f}"
+    return float(ranks[0].corr(ranks[1]))
+
+
+def _judge(values: Maps, control: Maps) -> str:
+    alike = rank_correlation(values, control)
+    if not values.any():
+        return "no place raises the score"
+    if alike is None:
+        return "all places raise the score alike"
+    return f"rank correlation with the control {alike:+.2f}"
+
+
+def _truth(split: Split, position: int, label: str) -> str:
+    values = split.labels[position, [name == label for name in split.label_names]]
+    return f"{label} {values[0]:.0f}" if values.size and not np.isnan(values[0]) else f"{label} not known"
+
+
+def _overlay(values: Maps, size: int) -> Maps:
+    """Return a map as large as the image, its highest value 1."""
+    large = functional.interpolate(torch.from_numpy(values)[None, None], (size, size), mode="bilinear")[0, 0]
+    shown: Maps = (large / large.max().clamp(min=torch.finfo(large.dtype).tiny)).numpy()
+    return shown
