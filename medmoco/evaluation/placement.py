@@ -292,7 +292,8 @@ def place(images: Tensor, start: int, twins: Sequence[Tensor]) -> list[Placed]:
     step = max(1, _CELLS // len(asked))
     for first in range(0, len(images), step):
         cosines = asked @ images[first : first + step].T  # (M, step)
-        itself = torch.arange(max(first, start), min(first + step, start + len(asked)), device=images.device)
+        itself = torch.arange(start, start + len(asked), device=images.device)
+        itself = itself[(itself >= first) & (itself < first + step)]
         cosines[itself - start, itself - first] = -torch.inf
         for kind, cosine in enumerate(own):
             nearer[kind] += (cosines > cosine + TIE).sum(1)

@@ -84,10 +84,11 @@ def saliency(
     for place, row in enumerate(few.rows.tolist()):
         truth, score = _truth(few, place, label), f"score {scores[place]:+.2f}"
         probability = f"probability {probabilities[place]:.3f}"
+        empty = "" if maps[place].any() else "\nno place raises the score"
         text.append(f"{split} row {row}: {truth}, {score}, {probability}; {_judge(maps[place], control[place])}")
         lines.append([
             Tile(images[place], f"{split} row {row}\n{truth}"),
-            Tile(images[place], f"{score}\n{probability}", _overlay(maps[place], views.shape[-1])),
+            Tile(images[place], f"{score}\n{probability}{empty}", _overlay(maps[place], views.shape[-1])),
             Tile(images[place], "control:\nrandom weights", _overlay(control[place], views.shape[-1])),
         ])  # fmt: skip
     write_picture(lines, out)
