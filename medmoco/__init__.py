@@ -83,6 +83,12 @@ evaluation/             frozen features to scores
     finetune.py         wires a fine-tuning run
     predict.py          probabilities for a manifest's rows
     evaluate.py         wires scoring and controls
+    selection.py        rows and encoders asked for
+    pictures.py         patients' images, captioned, on demand
+    neighbours.py       the most alike images
+    projection.py       features on a plane
+    placement.py        ranks of images' changed twins
+    saliency.py         where a classifier looks
 exporting/              encoder to files others load
     export.py           files, contract, card
     contract.py         how to feed the encoder

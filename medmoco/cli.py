@@ -390,6 +390,101 @@ def predict(
     print(f"{rows} rows of {split.value} are in {out}")
 
 
+Encoder = Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')]
+ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
+Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
+
+
+@app.command()
+def neighbours(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="NAME.png, which shows patients, with NAME.csv; or NAME.csv alone.")],
+    rows: Rows,
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+    bank: Annotated[str, typer.Option(metavar="train|val|test", help="The images to compare them with.")] = "train",
+    count: Annotated[int, typer.Option(min=1, max=50, help="Neighbours of each.")] = 6,
+    same_patient: Annotated[
+        bool, typer.Option("--same-patient", help="Other images of the same patient may be neighbours.")
+    ] = False,
+) -> None:
+    """Find the images that the encoder finds most like some of yours."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.neighbours import neighbours as find
+
+    wanted, names = _row_numbers(rows), {"split": _split_name(split), "bank": _split_name(bank)}
+    found = find(settings, encoder, out, wanted, **names, count=count, same_patient=same_patient, say=_say)
+    print(f"{len(found)} neighbours of {len(set(wanted))} images are in {out.with_suffix('.csv')}")
+    if out.suffix.lower() == ".png":
+        print(f"{out} shows them: keep it where the images may be")
+
+
+@app.command()
+def projection(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+    colour: Annotated[str | None, typer.Option(help="Label that colours the points; without it, the first.")] = None,
+) -> None:
+    """Lay the features out on a plane, coloured by a label."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.projection import projection as project
+
+    print(project(settings, encoder, out, split=_split_name(split), colour=colour, say=_say))
+
+
+@app.command()
+def placement(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="Folder for placement.json, histogram.csv and the table.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+    twin: Annotated[
+        list[str] | None,
+        typer.Option(help="flip, rotate:10, crop:0.7, intensity:0.2 or view; repeatable; all of them if not given."),
+    ] = None,
+) -> None:
+    """Rank each image's changed twin among all images: what the features do not care about."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.placement import placement as place
+
+    print(place(settings, encoder, out, split=_split_name(split), twins=twin or (), say=_say), end="")
+
+
+@app.command()
+def saliency(
+    config_file: Config,
+    classifier: Annotated[Path, typer.Option(help="Classifier folder, as evaluate and finetune leave it.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    rows: Rows,
+    label: Annotated[str, typer.Option(help="One of the classifier's labels.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+) -> None:
+    """Draw where a convolutional classifier looks (Grad-CAM), for some images."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.saliency import saliency as draw
+
+    print(draw(settings, classifier, out, _row_numbers(rows), label, split=_split_name(split), say=_say))
+
+
+def _row_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"--rows: {text!r} is not a list of row numbers such as 3,17") from None
+
+
+def _split_name(name: str) -> str:
+    if name not in ("train", "val", "test"):
+        raise SettingsError(f"{name!r} is no split; name train, val or test")
+    return name
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Option(help="Run folder.")],
