@@ -15,7 +15,8 @@ from PIL import Image
 from medmoco import cli
 
 COMMANDS = {
-    "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "export",
+    "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "finetune",
+    "predict", "export",
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def test_config__prints_the_tree() -> None:
         (["split", "--csv", "a.csv", "--out", "x", "--fractions", "1;5"], 2, "'1;5' is not a list of numbers"),
         (["pack", "--config", "configs/cxr.yaml"], 2, "give --out, or set data.pack"),
         (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
+        (["predict", "--config", "configs/cxr.yaml", "--classifier", "x", "--out", "y"], 4, "no classifier folder"),
         (["evaluat"], 2, "No such command"),
     ],
 )
@@ -168,6 +170,19 @@ def test_evaluate__real_films_give_the_known_score_of_raw_pixels(shared: Path, t
     assert pixels["auroc"] == pytest.approx(0.835, abs=0.01)
     assert pixels["auroc_low"] < pixels["auroc"] < pixels["auroc_high"]
     assert found["untrained", "test"]["auroc"] > 0.7
+
+
+def test_finetune__refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 0,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    done = call("finetune", "--config", "configs/cxr.yaml", "--encoder", "random", "--out", tmp_path / "run", code=2)
+    assert "fine-tuning runs in one process, and the launcher started 2" in done.stderr
 
 
 def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ class Skips:
         if self._in_a_row >= self._most:
             raise DivergedError(
                 f"the last {self._in_a_row} steps, up to step {step - 1}, had no finite gradient and were skipped.\n"
-                "skipped.jsonl in the run folder lists them and their rows. Lower the learning rate, set\n"
+                "skipped.jsonl in the run folder lists them and their rows. Lower train.lr (or finetune.lr), set\n"
                 "train.clip_norm=1 or train.precision=fp32, and start anew; checkpoints hold finite weights, but may\n"
                 "be past saving."
             )

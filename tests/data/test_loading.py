@@ -105,6 +105,17 @@ def test_batches__an_unreadable_image_is_named_by_row(
     assert "7.png" not in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_batches__one_view_is_that_of_the_queries(settings: config.RunSettings, workers: int) -> None:
+    split, settings = train_split(settings), with_workers(settings, workers)
+    pairs = training_batches(split, settings, ORDER, 1)
+    singles = list(training_batches(split, settings, ORDER, 1, views=1))
+    for pair, single in zip(pairs, singles, strict=True):
+        assert len(single.views) == 1
+        assert torch.equal(single.views[0], pair.views[0])
+        assert torch.equal(single.samples, pair.samples)
+
+
 def quarantined(settings: config.RunSettings) -> config.RunSettings:
     return settings.model_copy(update={"data": settings.data.model_copy(update={"bad_images": "quarantine"})})
 

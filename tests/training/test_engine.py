@@ -54,7 +54,7 @@ class Toy:
 def run(
     task: Toy, folder: Path, train: TrainSettings, *, state: TrainState | None = None, epochs: list[int] | None = None,
     saved: list[int] | None = None, skipped: list[Any] | None = None, notice: str = "",
-    monitor: Callable[[], None] = lambda: None,
+    monitor: Callable[[], None] = lambda: None, finished: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainState, list[int]]:  # fmt: skip
     optimizer = torch.optim.SGD(task.model.parameters(), train.lr, momentum=0.9)
     state = state or TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
@@ -76,6 +76,7 @@ def run(
             lambda now: saved.append(now.step),
             after_epoch,
             lambda *told: skipped.append(told) if skipped is not None else None,
+            finished=finished,
         )
         fit(task, batches(), state, ORDER, train, log, hooks)
     return state, saved
@@ -97,6 +98,26 @@ def test_fit__runs_every_step_and_calls_back(tmp_path: Path) -> None:
     assert records[0]["lr"] == pytest.approx(learning_rate(train_settings(), 1.5))
     assert records[0]["epoch"] == 1
     assert 0 <= records[0]["waiting"] <= 1
+
+
+def test_fit__ends_early_where_it_is_finished_and_saves(tmp_path: Path) -> None:
+    epochs: list[int] = []
+    train = train_settings(checkpoint_every=100)
+    state, saved = run(Toy(), tmp_path, train, epochs=epochs, finished=lambda: len(epochs) == 2)
+    assert state.step == 4
+    assert saved == [4]
+    again, saved = run(Toy(), tmp_path, train, state=state, finished=lambda: True)
+    assert again.step == 4
+    assert saved == []
+
+
+def test_fit__groups_scale_the_learning_rate(tmp_path: Path) -> None:
+    task, train = Toy(), train_settings()
+    groups = [{"params": [p], "lr_scale": scale} for p, scale in zip(task.model.parameters(), (1.0, 0.25), strict=True)]
+    optimizer = torch.optim.SGD(groups, train.lr)
+    run(task, tmp_path, train, state=TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False)))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == [pytest.approx(scale * learning_rate(train, 2.5)) for scale in (1.0, 0.25)]
 
 
 def test_fit__loss_in_the_record_is_the_mean_of_its_steps(tmp_path: Path) -> None:

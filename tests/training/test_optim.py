@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from medmoco.config import TrainSettings
-from medmoco.training.optim import create_optimizer, learning_rate
+from medmoco.config import ModelSettings, TrainSettings
+from medmoco.models.backbones import create_backbone
+from medmoco.training.optim import create_layered_optimizer, create_optimizer, layer_depths, learning_rate
 
 
 def test_learning_rate__cosine_falls_from_lr_to_zero() -> None:
@@ -52,3 +53,43 @@ def test_create_optimizer__sgd_step_equals_formula() -> None:
         weight -= 0.1 * velocity
     assert layer.weight.item() == pytest.approx(weight, rel=1e-5)
     assert isinstance(optimizer, torch.optim.SGD)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", "vit_tiny_patch16_224", pytest.param("monai/densenet121", marks=pytest.mark.slow), "monai/seresnet50"],
+)
+def test_layer_depths__rise_from_input_to_output(backbone: str) -> None:
+    net = create_backbone(ModelSettings(backbone=backbone), seed=0, size=32).net
+    depths = layer_depths(net)
+    assert depths.keys() == {name for name, _ in net.named_parameters()}
+    values = [depths[name] for name in depths if "pos_embed" not in name and "cls_token" not in name]
+    assert values == sorted(values)
+    assert set(values) == set(range(max(values) + 1))
+    assert max(values) >= 8
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_create_layered_optimizer__every_weight_once_at_its_rate_and_decay(kind: str) -> None:
+    net = create_backbone(ModelSettings(backbone="vit_tiny_patch16_224"), seed=0, size=32).net
+    head = nn.Linear(4, 2)
+    train = TrainSettings(optimizer=kind, lr=0.1, weight_decay=0.3)
+    optimizer = create_layered_optimizer(train, net, head, layer_decay=0.5, head_lr=0.7)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(of) == sum(len(group["params"]) for group in optimizer.param_groups)
+    assert of.keys() == {id(p) for module in (net, head) for p in module.parameters()}
+    for name, parameter in net.named_parameters():
+        depth = 0 if name.startswith(("cls", "pos", "patch")) else 12 if name.startswith("norm") else None
+        depth = int(name.split(".")[1]) + 1 if depth is None else depth
+        group = of[id(parameter)]
+        assert group["lr_scale"] == pytest.approx(0.5 ** (12 - depth)), name
+        decays = parameter.ndim > 1 and name not in ("pos_embed", "cls_token")
+        assert group["weight_decay"] == (0.3 if decays else 0.0), name
+    assert of[id(head.weight)]["lr_scale"] == pytest.approx(7)
+    assert (of[id(head.weight)]["weight_decay"], of[id(head.bias)]["weight_decay"]) == (0.3, 0.0)
+
+
+def test_create_layered_optimizer__leaves_out_what_is_frozen() -> None:
+    net, head = nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 2)
+    optimizer = create_layered_optimizer(TrainSettings(lr=30), net, head, layer_decay=1, head_lr=30)
+    assert [p for group in optimizer.param_groups for p in group["params"]] == [head.weight, head.bias]

@@ -22,6 +22,14 @@ def test_record__goes_to_file_tensorboard_and_one_line(tmp_path: Path, capsys: p
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 1.25)]
 
 
+def test_record__shows_scores_of_validation_without_those_of_each_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path, steps=50, start_step=0) as log:
+        log.record(10, {"loss": 0.5, "val_auroc": 0.75, "val_auroc/A": 0.7})
+    assert "step 10/50: loss 0.500, val_auroc 0.750\n" in capsys.readouterr().err
+
+
 def test_record__not_a_number_becomes_null(tmp_path: Path) -> None:
     with RunLog(tmp_path, steps=50, start_step=0) as log:
         log.record(10, {"knn_auroc/A": float("nan")})
