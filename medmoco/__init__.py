@@ -71,6 +71,15 @@ evaluation/             frozen features to scores
     monitor.py          kNN AUROC while training
     table.py            scores as aligned text
     evaluate.py         wires scoring and controls
+    figures.py          records to figures, inline SVG
+    report_blocks.py    paragraphs, tables, plots, written numbers
+    report_data.py      a run's folder, read defensively
+    report_training.py  report sections: data, curves, settings
+    report_scores.py    report sections: scores, subgroups, ledger
+    report_curves.py    report sections: ROC, PR, calibration
+    report_external.py  report section: data from elsewhere
+    report_appendix.py  TRIPOD+AI and CLAIM, filled in
+    report.py           wires one offline HTML file
 exporting/              encoder to files others load
     export.py           files, contract, card
     contract.py         how to feed the encoder
