@@ -486,6 +486,22 @@ def _split_name(name: str) -> str:
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, to stand side by side.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write [report.html in the first folder].")] = None,
+    card: Annotated[Path | None, typer.Option(help="Model card of the first run [export/MODEL_CARD.md in it].")] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="PNG file to show too; it may show patients. Repeatable.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page [the names of the folders].")] = "",
+) -> None:
+    """Write one HTML file about runs: data, curves, scores, and checklists filled in; it works offline."""
+    from medmoco.evaluation.report import report as write
+
+    print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Option(help="Run folder.")],
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
