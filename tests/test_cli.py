@@ -16,7 +16,7 @@ from medmoco import cli
 
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "finetune",
-    "predict", "export",
+    "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "report", "export",
 }  # fmt: skip
 
 

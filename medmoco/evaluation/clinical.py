@@ -14,7 +14,7 @@ from medmoco.evaluation import metrics
 from medmoco.evaluation.calibration import Calibration, calibration_record, fit_calibration
 from medmoco.evaluation.metrics import Floats
 from medmoco.evaluation.operating import operating_record, threshold_at
-from medmoco.evaluation.scoring import Answer, Key, targets_of
+from medmoco.evaluation.scoring import Answer, Key, label_targets
 from medmoco.evaluation.subgroups import subgroup_records
 
 Record = dict[str, Any]
@@ -92,7 +92,7 @@ def clinical_records(splits: Mapping[str, Split], answers: Mapping[Key, Answer],
         if key.method == "knn" or len(answer.scores) != 1:
             continue
         split, scores = splits[key.split], answer.scores[0]
-        targets = targets_of(split, key.label)
+        targets = label_targets(split, key.label)
         if metrics.undefined(targets):
             continue
         for record in subgroups_of(targets, scores, split, settings):
@@ -100,7 +100,7 @@ def clinical_records(splits: Mapping[str, Split], answers: Mapping[Key, Answer],
         validation = answers.get(key._replace(split="val"))
         if validation is None:
             continue
-        judgement = judge(targets_of(splits["val"], key.label), validation.scores[0], settings.evaluate)
+        judgement = judge(label_targets(splits["val"], key.label), validation.scores[0], settings.evaluate)
         if judgement:
             found.operating.extend(
                 key._asdict() | r for r in operating_records(targets, scores, split, judgement, settings)

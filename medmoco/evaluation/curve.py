@@ -12,17 +12,17 @@ import numpy as np
 import pandas as pd
 
 from medmoco.config import RunSettings
-from medmoco.evaluation.evaluate import make_folder
 from medmoco.evaluation.figures import curve_figure, save
 from medmoco.evaluation.finetune import finetune
+from medmoco.evaluation.inputs import make_folder
 from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.metrics import Floats
 from medmoco.evaluation.scoring import (
     Answer,
     Key,
-    Lesson,
+    LabelDraws,
     differences_of,
-    lessons_of,
+    draw_labels,
     linear_answers,
     score_all,
 )
@@ -77,13 +77,13 @@ def curve(
         say(f"labels of {100 * fraction:g} % of the patients")
         chosen = settings.evaluate.model_copy(update={"label_fraction": fraction, "label_draws": draws})
         share = settings.model_copy(update={"evaluate": chosen})
-        lessons = lessons_of(study.splits["train"], share)
+        drawn = draw_labels(study.splits["train"], share)
         answers: dict[Key, Answer] = {}
         for name in study.encoders:
-            answers |= linear_answers(study, name, lessons, share)
+            answers |= linear_answers(study, name, drawn, share)
         if finetuned:
             answers |= _finetune_answers(study, encoders, share, out, say)
-        found, compared = _score(study, methods, answers, lessons, share)
+        found, compared = _score(study, methods, answers, drawn, share)
         rows += found
         differences += compared
     rows.sort(key=lambda row: _place(row, study, methods))
@@ -125,7 +125,7 @@ def _score(
     study: Study,
     methods: Sequence[str],
     answers: Mapping[Key, Answer],
-    lessons: Mapping[str, Lesson],
+    drawn: Mapping[str, LabelDraws],
     share: RunSettings,
 ) -> tuple[list[Record], list[Record]]:
     """Return the rows and the differences of one share; each method compares the first encoder with the others."""
@@ -134,7 +134,7 @@ def _score(
     differences: list[Record] = []
     for method in methods:
         encoders = study.encoders if method == "linear" else list(dict.fromkeys([first, UNTRAINED]))
-        scored = score_all(study, [method], encoders, answers, lessons, share)
+        scored = score_all(study, [method], encoders, answers, drawn, share)
         rows += [_row(entry.record) for entry in scored.values()]
         compared = differences_of(scored, [(first, control) for control in encoders if control != first])
         keep = ("label", "split", "method", "encoder", "control", "difference", "low", "high", "p", "p_holm")

@@ -11,10 +11,10 @@ import pandas as pd
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest import Split
-from medmoco.errors import SettingsError
 from medmoco.evaluation import metrics
 from medmoco.evaluation.classifier import Classifier, describe_classifier, fold_probe, save_classifier
 from medmoco.evaluation.clinical import Clinical, clinical_records, describe_judgements, judge
+from medmoco.evaluation.inputs import make_folder
 from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.probes import standardise
 from medmoco.evaluation.scoring import (
@@ -22,11 +22,11 @@ from medmoco.evaluation.scoring import (
     Key,
     Scored,
     differences_of,
+    draw_labels,
     knn_answers,
-    lessons_of,
+    label_targets,
     linear_answers,
     score_all,
-    targets_of,
 )
 from medmoco.evaluation.study import Study, begin
 from medmoco.evaluation.table import MACRO, heading, layout
@@ -74,13 +74,13 @@ def evaluate(
     """
     make_folder(out)
     study = begin(settings, encoders, test=test, say=say)
-    lessons = lessons_of(study.splits["train"], settings)
+    drawn = draw_labels(study.splits["train"], settings)
     answers: dict[Key, Answer] = {}
     for name in study.encoders:
         say(f"probes on {name}")
-        answers |= linear_answers(study, name, lessons, settings)
-        answers |= knn_answers(study, name, lessons, settings)
-    scored = score_all(study, METHODS, study.encoders, answers, lessons, settings)
+        answers |= linear_answers(study, name, drawn, settings)
+        answers |= knn_answers(study, name, drawn, settings)
+    scored = score_all(study, METHODS, study.encoders, answers, drawn, settings)
     first, *controls = study.encoders
     records = [entry.record for entry in scored.values()]
     differences = differences_of(scored, [(first, control) for control in controls])
@@ -92,18 +92,6 @@ def evaluate(
     _write(out, found, answers, study.splits)
     _save_probe(out / "classifier", study, answers, settings)
     return found
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of the results.
-
-    Raises:
-        SettingsError: it cannot be.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"{out} cannot be the folder of the results: {error.strerror}") from None
 
 
 def _note_look(ledger: Path, study: Study, scored: Mapping[Key, Scored], settings: RunSettings) -> str:
@@ -132,7 +120,7 @@ def _save_probe(folder: Path, study: Study, answers: Mapping[Key, Answer], setti
     )
     judgements, aurocs = {}, {}
     for label, answer in found.items():
-        targets = targets_of(study.splits[split], label)
+        targets = label_targets(study.splits[split], label)
         judgements[label] = judge(targets, answer.scores[0], settings.evaluate) if split == "val" else None
         aurocs[label] = metrics.auroc(targets, answer.scores[0]) if judgements[label] else None
     facts = describe_classifier(
@@ -155,7 +143,7 @@ def _write(out: Path, found: Evaluation, answers: Mapping[Key, Answer], splits: 
     frames = []
     for key, answer in answers.items():
         split = splits[key.split]
-        targets = targets_of(split, key.label)
+        targets = label_targets(split, key.label)
         known = ~np.isnan(targets)
         for draw, scores in enumerate(answer.scores):
             columns = {"row": split.rows, "draw": draw, "target": targets, "score": scores}

@@ -13,18 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.loading import check_images
-from medmoco.data.manifest import Split, load_manifest, select_where
+from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.overlap import also_in, image_keys
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation import metrics
 from medmoco.evaluation.calibration import Calibration
 from medmoco.evaluation.classifier import load_classifier, score_split
 from medmoco.evaluation.clinical import Clinical, Judgement, calibration_of, operating_records, subgroups_of
-from medmoco.evaluation.evaluate import make_folder
+from medmoco.evaluation.inputs import load_splits, make_folder
 from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.metrics import Floats
-from medmoco.evaluation.scoring import json_number, targets_of
+from medmoco.evaluation.scoring import json_number, label_targets
 from medmoco.evaluation.table import span
 from medmoco.training.device import choose_device
 from medmoco.training.runlog import write_json
@@ -72,7 +71,7 @@ def external(
     for who, tree in zip(SIDES, (settings, other), strict=True):
         _check_labels(who, tree, facts)
     make_folder(out)
-    splits = [_test_split(tree) for tree in (settings, other)]
+    splits = [load_splits(tree, ["test"])["test"] for tree in (settings, other)]
     _refuse_overlap(settings, splits[1])
     sides = []
     for name, tree, split in zip(SIDES, (settings, other), splits, strict=True):
@@ -102,13 +101,6 @@ def _check_labels(who: str, settings: RunSettings, facts: Tree) -> None:
         )
 
 
-def _test_split(settings: RunSettings) -> Split:
-    split = load_manifest(settings.data, ("test",))["test"]
-    if settings.evaluate.where:
-        split = select_where(split, settings.evaluate.where)
-    return check_images(split, settings.data)
-
-
 def _refuse_overlap(settings: RunSettings, theirs: Split) -> None:
     """Refuse other data that hold files of this data: they are no external test."""
     own = load_manifest(settings.data, ("train", "val", "test"))
@@ -133,7 +125,7 @@ def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSetti
     chosen, draws = settings.evaluate, []
     record: dict[str, Record] = {}
     for number, side in enumerate(sides):
-        targets, scores = targets_of(side.split, label), side.scores[:, column]
+        targets, scores = label_targets(side.split, label), side.scores[:, column]
         draws.append(
             metrics.bootstrap_auroc(
                 targets, scores, side.split.patients, draws=chosen.bootstrap, seed=settings.seed + number
@@ -160,7 +152,7 @@ def _clinical(sides: Sequence[_Side], judgements: dict[str, Judgement], facts: T
     found = Clinical([], [], [])
     for side in sides:
         for column, (label, judgement) in enumerate(judgements.items()):
-            targets, scores = targets_of(side.split, label), side.scores[:, column]
+            targets, scores = label_targets(side.split, label), side.scores[:, column]
             if metrics.undefined(targets):
                 continue
             key = {"label": label, "split": side.name, "method": facts["trained"], "encoder": "run"}

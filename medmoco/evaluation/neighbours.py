@@ -14,8 +14,8 @@ from medmoco.config import RunSettings
 from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features import Features
-from medmoco.evaluation.pictures import Tile, positives, read_views, write_picture
 from medmoco.evaluation.inputs import features_of, find_rows, load_encoder, load_splits
+from medmoco.evaluation.pictures import Tile, positives, read_views, write_picture
 
 COLUMNS = ("split", "row", "place", "bank", "neighbour_row", "cosine", "same_patient")
 

@@ -27,8 +27,8 @@ from medmoco.data.manifest import Split
 from medmoco.data.views import Pixels, ViewParameters, draw, render, unchanged
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation.features import Features, extract, thumbnails
-from medmoco.evaluation.metrics import draw_counts
 from medmoco.evaluation.inputs import load_controls, load_splits, make_folder, on_device
+from medmoco.evaluation.metrics import draw_counts
 from medmoco.models.moco import projector
 from medmoco.training.checkpoint import load_checkpoint, load_run
 from medmoco.training.runlog import write_json

@@ -25,8 +25,8 @@ from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.calibration import Calibration
 from medmoco.evaluation.classifier import Classifier, load_classifier, prepared
-from medmoco.evaluation.pictures import Tile, read_views, write_picture
 from medmoco.evaluation.inputs import find_label, find_rows, load_splits, on_device
+from medmoco.evaluation.pictures import Tile, read_views, write_picture
 from medmoco.models.backbones import Backbone, create_backbone
 
 Maps = NDArray[np.float32]

@@ -43,10 +43,10 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LabelDraws:
     """What one label's probes learn from: D draws of training targets (N,), none if they have one class."""
 
-    draws: list[Floats]
+    targets: list[Floats]
     undefined: str | None
 
 
@@ -81,39 +81,40 @@ class Scored:
     independent: tuple[Floats, Floats] | None = None
 
 
-def targets_of(split: Split, label: str) -> Floats:
+def label_targets(split: Split, label: str) -> Floats:
     """Return (N,) 1, 0 or nan."""
     targets: Floats = split.labels[:, split.label_names.index(label)].astype(np.float64)
     return targets
 
 
-def lessons_of(train: Split, settings: RunSettings) -> dict[str, Lesson]:
+def draw_labels(train: Split, settings: RunSettings) -> dict[str, LabelDraws]:
     """Draw the patients whose labels are used, for every label."""
-    return {label: _lesson(train, label, settings) for label in settings.data.labels}
+    return {label: _draws_of(train, label, settings) for label in settings.data.labels}
 
 
-def _lesson(train: Split, label: str, settings: RunSettings) -> Lesson:
-    targets, fraction = targets_of(train, label), settings.evaluate.label_fraction
+def _draws_of(train: Split, label: str, settings: RunSettings) -> LabelDraws:
+    targets, fraction = label_targets(train, label), settings.evaluate.label_fraction
     reason = metrics.undefined(targets)
     if reason:
-        return Lesson([], reason.replace(")", " in train)"))
+        return LabelDraws([], reason.replace(")", " in train)"))
     draws = range(settings.evaluate.label_draws if fraction < 1 else 1)
-    return Lesson(
+    return LabelDraws(
         [draw_patients(train.patients, targets, fraction=fraction, seed=settings.seed, draw=draw) for draw in draws],
         None,
     )
 
 
 def linear_answers(
-    study: Study, encoder: str, lessons: Mapping[str, Lesson], settings: RunSettings
+    study: Study, encoder: str, drawn: Mapping[str, LabelDraws], settings: RunSettings
 ) -> dict[Key, Answer]:
-    """Fit linear probes on one encoder's features, and let them score every split; no answer without a lesson."""
+    """Fit linear probes on one encoder's features, and let them score every split; none for a label that cannot be learned."""
     standard, splits = standardise(study.features[encoder]), study.splits
     answers: dict[Key, Answer] = {}
-    for label, lesson in lessons.items():
-        validation = targets_of(splits["val"], label) if "val" in splits else None
+    for label, draws in drawn.items():
+        validation = label_targets(splits["val"], label) if "val" in splits else None
         fits = [
-            linear_probe(standard.features, drawn, validation, settings.evaluate.strengths) for drawn in lesson.draws
+            linear_probe(standard.features, targets, validation, settings.evaluate.strengths)
+            for targets in draws.targets
         ]
         for split in study.scored if fits else ():
             answers[Key(label, split, "linear", encoder)] = Answer(
@@ -122,10 +123,12 @@ def linear_answers(
     return answers
 
 
-def knn_answers(study: Study, encoder: str, lessons: Mapping[str, Lesson], settings: RunSettings) -> dict[Key, Answer]:
-    """Let the nearest labelled images of train vote on every split; no answer without a lesson."""
-    features, taught = study.features[encoder], {label: lesson.draws for label, lesson in lessons.items()}
-    taught = {label: draws for label, draws in taught.items() if draws}
+def knn_answers(
+    study: Study, encoder: str, drawn: Mapping[str, LabelDraws], settings: RunSettings
+) -> dict[Key, Answer]:
+    """Let the nearest labelled images of train vote on every split; none for a label that cannot be learned."""
+    features, taught = study.features[encoder], {label: draws.targets for label, draws in drawn.items()}
+    taught = {label: targets for label, targets in taught.items() if targets}
     answers: dict[Key, Answer] = {}
     for split in study.scored:
         votes = [
@@ -143,17 +146,17 @@ def score_all(
     methods: Sequence[str],
     encoders: Sequence[str],
     answers: Mapping[Key, Answer],
-    lessons: Mapping[str, Lesson],
+    drawn: Mapping[str, LabelDraws],
     settings: RunSettings,
 ) -> dict[Key, Scored]:
     """Score every label, and the macro average over labels, in the order of the table."""
     scored: dict[Key, Scored] = {}
     for split in study.scored:
-        for label, lesson in lessons.items():
+        for label, draws in drawn.items():
             for key in (Key(label, split, method, encoder) for method in methods for encoder in encoders):
-                scored[key] = _score(key, answers.get(key), lesson, study.splits, settings)
+                scored[key] = _score(key, answers.get(key), draws, study.splits, settings)
         for key in (Key(MACRO, split, method, encoder) for method in methods for encoder in encoders):
-            parts = [scored[key._replace(label=label)] for label in lessons]
+            parts = [scored[key._replace(label=label)] for label in drawn]
             scored[key] = _macro(key, parts, study.splits[split], settings)
     for key, entry in scored.items():
         entry.record["leakage"] = study.leaks[key.split]
@@ -161,19 +164,19 @@ def score_all(
 
 
 def _score(
-    key: Key, answer: Answer | None, lesson: Lesson, splits: Mapping[str, Split], settings: RunSettings
+    key: Key, answer: Answer | None, draws: LabelDraws, splits: Mapping[str, Split], settings: RunSettings
 ) -> Scored:
     """Score one label: means over its draws, with one bootstrap of the split's patients for all of them."""
     split = splits[key.split]
-    targets = targets_of(split, key.label)
+    targets = label_targets(split, key.label)
     known = ~np.isnan(targets)
-    reason = lesson.undefined or metrics.undefined(targets)
+    reason = draws.undefined or metrics.undefined(targets)
     scores = answer.scores if answer and not reason else np.empty((0, len(split)))
     bootstrap = _mean_bootstrap(metrics.bootstrap_auroc, targets, scores, split, settings)
     precision = metrics.interval(_mean_bootstrap(metrics.bootstrap_average_precision, targets, scores, split, settings))
     each = [metrics.auroc(targets, row) for row in scores]
     flags = [flag for row in scores if (flag := metrics.majority_flag(targets, row, THRESHOLDS[key.method]))]
-    taught = [~np.isnan(draw) for draw in lesson.draws]
+    taught = [~np.isnan(row) for row in draws.targets]
     n_patients = int(np.unique(split.patients[known]).size)
     independent = (targets[known], scores[0][known]) if len(scores) == 1 and n_patients == known.sum() else None
     record = _record(key, settings, np.mean(each) if each else math.nan, bootstrap) | {

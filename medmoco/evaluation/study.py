@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from medmoco.config import RunSettings
-from medmoco.data.loading import check_images
-from medmoco.data.manifest import Split, load_manifest, present_splits, select_where
+from medmoco.data.manifest import Split, present_splits
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features import Extracted, Features, Mirrored, extract, thumbnails
+from medmoco.evaluation.inputs import load_splits, on_device
 from medmoco.evaluation.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
 from medmoco.evaluation.table import MACRO
 from medmoco.models.backbones import Backbone
 from medmoco.training.checkpoint import load_backbone, load_run
-from medmoco.training.device import choose_device
 
 Record = dict[str, Any]
 
@@ -115,10 +113,7 @@ def _load_splits(settings: RunSettings, test: bool) -> tuple[dict[str, Split], l
     there = present_splits(settings.data)
     # With none, the manifest's own refusal is the right one.
     present = [name for name in wanted if name in there] or wanted
-    splits = load_manifest(settings.data, ("train", *present))
-    if settings.evaluate.where:
-        splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
-    splits = {name: check_images(split, settings.data) for name, split in splits.items()}
+    splits = load_splits(settings, ["train", *present])
     absent = [
         f"{name}: the manifest has no {name} rows, nothing is scored there" for name in wanted if name not in present
     ]
@@ -150,11 +145,7 @@ def _extract_all(
     encoders: Mapping[str, nn.Module], splits: Mapping[str, Split], settings: RunSettings, say: Callable[[str], None]
 ) -> dict[str, Extracted]:
     """Return the features of every split; each image is decoded once for all encoders."""
-    device = choose_device(settings.train)
-    for module in encoders.values():
-        module.to(device)
-        if settings.train.channels_last:
-            module.to(memory_format=torch.channels_last)
+    (device,) = {on_device(module, settings) for module in encoders.values()}
     extracted = {}
     for name, split in splits.items():
         say(f"features of {name}: {len(split)} images")

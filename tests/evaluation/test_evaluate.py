@@ -22,7 +22,7 @@ from medmoco.config import RunSettings, load
 from medmoco.data.manifest import load_manifest
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import evaluate as module
-from medmoco.evaluation import study
+from medmoco.evaluation import inputs, study
 from medmoco.evaluation.classifier import load_classifier, score_split
 from medmoco.evaluation.evaluate import Evaluation
 from medmoco.evaluation.features import Extracted
@@ -120,8 +120,8 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
     def extract(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
         return Extracted({name: made_features(split, name) for name in encoders}, (), digests_of(split))
 
-    monkeypatch.setattr(study, "load_manifest", lambda _, names: {name: found[name] for name in names})
-    monkeypatch.setattr(study, "check_images", lambda split, _: split)
+    monkeypatch.setattr(inputs, "load_manifest", lambda _, names: {name: found[name] for name in names})
+    monkeypatch.setattr(inputs, "check_images", lambda split, _: split)
     monkeypatch.setattr(study, "load_backbone", lambda *_: (Backbone("resnet18", nn.Linear(16, 16), 16), {"step": 7}))
     monkeypatch.setattr(study, "extract", extract)
     return found
@@ -273,7 +273,7 @@ def test_evaluate__a_score_that_learned_nothing_is_flagged(
 def test_evaluate__where_restricts_every_split(
     splits: dict[str, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "select_where", lambda split, words: split.select(split.labels[:, 0] == 1))
+    monkeypatch.setattr(inputs, "select_where", lambda split, words: split.select(split.labels[:, 0] == 1))
     settings = settings_of(tmp_path, "evaluate.where='Easy == 1'", "data.labels=[Hard]")
     found = evaluate(settings, "run-folder", tmp_path / "scores")
     test = splits["test"]

@@ -11,8 +11,8 @@ import pytest
 from medmoco.data.images import read_image, to_canvas
 from medmoco.data.views import whole
 from medmoco.errors import SettingsError
-from medmoco.evaluation.pictures import Tile, positives, read_views, write_picture
 from medmoco.evaluation.inputs import load_splits
+from medmoco.evaluation.pictures import Tile, positives, read_views, write_picture
 from tests.evaluation.looks import make_data, names_a_secret
 
 SIDE = int(1.9 * 120)  # of a tile, in pixels

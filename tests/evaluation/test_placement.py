@@ -17,6 +17,7 @@ from medmoco.data.views import draw, render, whole
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import placement as module
 from medmoco.evaluation.features import thumbnails
+from medmoco.evaluation.inputs import load_splits
 from medmoco.evaluation.placement import (
     AMOUNTS,
     Placed,
@@ -28,7 +29,6 @@ from medmoco.evaluation.placement import (
     place_split,
     placement,
 )
-from medmoco.evaluation.inputs import load_splits
 from medmoco.training.checkpoint import save_checkpoint
 from tests.data.films import film
 from tests.evaluation.looks import make_data, make_run, names_a_secret
