@@ -20,18 +20,22 @@ $(READY): pyproject.toml
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
 	touch $@
 
-demo: $(READY) ## phantoms, pretraining, evaluation and export in a few minutes, into demo/
+demo: $(READY) ## phantoms, pretraining, evaluation, report and export in a few minutes, into demo/
 	rm -rf demo
 	medmoco phantom --out demo/data --patients 160
 	medmoco pretrain --config configs/demo.yaml
-	medmoco evaluate --config configs/demo.yaml --encoder demo/run --out demo/run/evaluation
+	medmoco evaluate --config configs/demo.yaml --encoder demo/run --out demo/run/evaluation --test
+	medmoco curve --config configs/demo.yaml --encoder demo/run --out demo/run/curve --draws 3
 	medmoco export --run demo/run --out demo/export
+	medmoco report demo/run --card demo/export/MODEL_CARD.md
 	@echo
 	@echo "The demo is done. It shows that all parts work, not what they are worth: the images are synthetic, and an"
 	@echo "encoder that has seen some two hundred of them for a minute need not beat its controls."
 	@echo "  demo/data              phantoms as DICOM and PNG, and their manifest"
 	@echo "  demo/run               settings, metrics.jsonl, TensorBoard, checkpoints"
 	@echo "  demo/run/evaluation    AUROC with intervals, next to an untrained encoder and raw pixels"
+	@echo "  demo/run/curve         the same with labels of 1 to 100 % of the patients"
+	@echo "  demo/run/report.html   all of it on one page; open it in a browser"
 	@echo "  demo/export            the encoder, how to feed it, and proof that it was read back right"
 
 test: lint ## linters, then all tests that are neither slow nor need a GPU

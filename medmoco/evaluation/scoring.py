@@ -107,7 +107,7 @@ def _draws_of(train: Split, label: str, settings: RunSettings) -> LabelDraws:
 def linear_answers(
     study: Study, encoder: str, drawn: Mapping[str, LabelDraws], settings: RunSettings
 ) -> dict[Key, Answer]:
-    """Fit linear probes on one encoder's features, and let them score every split; none for a label that cannot be learned."""
+    """Fit probes on one encoder's features and let them score every split; none where a label cannot be learned."""
     standard, splits = standardise(study.features[encoder]), study.splits
     answers: dict[Key, Answer] = {}
     for label, draws in drawn.items():
