@@ -52,7 +52,7 @@ def fit_calibration(targets: Reals, scores: Reals, kind: Kind) -> Calibration:
 
     Args:
         targets: (N,) of validation, 1, 0 or nan.
-        scores: (N,), finite, any unit.
+        scores: (N,), finite; any unit for platt, log-odds for temperature.
         kind: platt or temperature.
 
     Returns:

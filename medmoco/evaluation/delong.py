@@ -34,7 +34,7 @@ def delong(targets: Reals, scores: Reals) -> tuple[Floats, Floats]:
     if not cases or not others:
         return np.full(encoders, np.nan), np.full((encoders, encoders), np.nan)
     of_positives = np.stack([_beaten(ours, theirs) for ours, theirs in zip(positives, negatives, strict=True)])
-    of_negatives = 1 - np.stack([_beaten(ours, theirs) for ours, theirs in zip(negatives, positives, strict=True)])
+    of_negatives = np.stack([_beaten(ours, theirs) for ours, theirs in zip(negatives, positives, strict=True)])
     covariance = np.full((encoders, encoders), np.nan)
     if min(cases, others) > 1:
         covariance = np.atleast_2d(np.cov(of_positives)) / cases + np.atleast_2d(np.cov(of_negatives)) / others
