@@ -1,12 +1,19 @@
-"""`python -m benchmarks [views|pack|step|jpeg|manifest]`: all of them, or one."""
+"""`python -m benchmarks [views|jpeg|pack|step|manifest|intervals]`: all of them, or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import jpeg, manifest, pack, step, views
+from benchmarks import intervals, jpeg, manifest, pack, step, views
 
-ALL = {"views": views.run, "jpeg": jpeg.run, "pack": pack.run, "step": step.run, "manifest": manifest.run}
+ALL = {
+    "views": views.run,
+    "jpeg": jpeg.run,
+    "pack": pack.run,
+    "step": step.run,
+    "manifest": manifest.run,
+    "intervals": intervals.run,
+}
 
 for name in sys.argv[1:] or ALL:
     ALL[name]()

@@ -63,8 +63,9 @@ training/               the loop and its surroundings
     pretrain.py         wires a pretraining run
     slurm.py            settings to a cluster job
     bench.py            what holds training up
-evaluation/             frozen features to scores
+evaluation/             encoders to evidence
     features.py         frozen encoder to features
+    inputs.py           splits, rows, encoders asked for
     leakage.py          test rows already learned from
     shortcuts.py        labels told without the image
     metrics.py          scores with patient-level intervals
@@ -76,13 +77,33 @@ evaluation/             frozen features to scores
     probes.py           linear probe and kNN
     monitor.py          kNN AUROC while training
     table.py            scores as aligned text
+    ledger.py           looks at the test split
+    study.py            encoders and controls, their features
+    scoring.py          answers to scores and differences
+    clinical.py         thresholds and calibration from validation
     classifier.py       encoder and head, kept together
+    evaluate.py         wires scoring and controls
     targets.py          what fine-tuning learns from
     supervision.py      the task: labels from one view
     selection.py        best epoch, early stopping
     finetune.py         wires a fine-tuning run
     predict.py          probabilities for a manifest's rows
-    evaluate.py         wires scoring and controls
+    figures.py          records to figures, inline SVG
+    curve.py            scores at growing label shares
+    external.py         a frozen classifier on other data
+    pictures.py         patients' images, captioned, on demand
+    neighbours.py       the most alike images
+    projection.py       features on a plane
+    placement.py        ranks of images' changed twins
+    saliency.py         where a classifier looks
+    report_blocks.py    paragraphs, tables, plots, written numbers
+    report_data.py      a run's folder, read defensively
+    report_training.py  report sections: data, curves, settings
+    report_scores.py    report sections: scores, subgroups, ledger
+    report_curves.py    report sections: ROC, PR, calibration
+    report_external.py  report section: data from elsewhere
+    report_appendix.py  TRIPOD+AI and CLAIM, filled in
+    report.py           wires one offline HTML file
 exporting/              encoder to files others load
     export.py           files, contract, card
     contract.py         how to feed the encoder

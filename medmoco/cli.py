@@ -6,6 +6,7 @@ Torch, pandas and the rest are imported inside the commands that need them, so t
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -263,18 +264,81 @@ def slurm(
     print(write_job(out, config_file, overrides or (), settings, resources))
 
 
+Encoders = Annotated[
+    list[str],
+    typer.Option(
+        "--encoder",
+        metavar="[NAME=]SOURCE",
+        help='Run folder, weights file, or the word "random". Repeatable: others to compare with need names, '
+        "such as imagenet=FILE.",
+    ),
+]
+Test = Annotated[bool, typer.Option("--test", help="Look at the test split; each look is noted in the run's ledger.")]
+
+
 @app.command()
 def evaluate(
     config_file: Config,
-    encoder: Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')],
-    out: Annotated[Path, typer.Option(help="Folder for scores.json and the table.")],
+    encoder: Encoders,
+    out: Annotated[Path, typer.Option(help="Folder for scores, predictions, the probe and the table.")],
+    test: Test = False,
     overrides: Overrides = None,
 ) -> None:
     """Score the frozen encoder on the labels, next to its controls."""
     settings = config.load(config_file, overrides or ())
+    encoders = _named(encoder)
     from medmoco.evaluation.evaluate import evaluate as score
 
-    print(score(settings, encoder, out, _say).table)
+    print(score(settings, encoders, out, test=test, say=_say).table)
+
+
+@app.command()
+def curve(
+    config_file: Config,
+    encoder: Encoders,
+    out: Annotated[Path, typer.Option(help="Folder for curve.csv, curve.json and the figures.")],
+    draws: Annotated[int, typer.Option(min=1, help="Draws of patients for each share of labels below 100 %.")] = 5,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Also train end to end, from the encoder and from nothing. Takes long.")
+    ] = False,
+    test: Test = False,
+    overrides: Overrides = None,
+) -> None:
+    """Score with labels of 1 to 100 % of the patients, on the same draws for every encoder."""
+    settings = config.load(config_file, overrides or ())
+    encoders = _named(encoder)
+    from medmoco.evaluation.curve import curve as score
+
+    print(score(settings, encoders, out, draws=draws, finetuned=finetune, test=test, say=_say).table)
+
+
+@app.command()
+def external(
+    config_file: Config,
+    other: Annotated[Path, typer.Option(help="YAML file of the other data: its manifest, root and labels.")],
+    classifier: Annotated[Path, typer.Option(help="Folder that evaluate or finetune left.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    overrides: Overrides = None,
+) -> None:
+    """Score a frozen classifier on the test split of other data, and show the drop; both looks are noted."""
+    settings, theirs = config.load(config_file, overrides or ()), config.load(other)
+    from medmoco.evaluation.external import external as score
+
+    print(score(settings, theirs, classifier, out, say=_say))
+
+
+def _named(encoders: list[str]) -> dict[str, str]:
+    """Return name -> source; the first is "run" unless it is named."""
+    named: dict[str, str] = {}
+    for number, text in enumerate(encoders):
+        match = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
+        if not match and number:
+            raise SettingsError(f"--encoder {text}: name it, such as --encoder other={text}")
+        name, source = match.groups() if match else ("run", text)
+        if name in named:
+            raise SettingsError(f"--encoder: two are named '{name}'; give them different names")
+        named[name] = source
+    return named
 
 
 @app.command()
@@ -324,6 +388,117 @@ def predict(
 
     rows = apply(settings, classifier, out, split=split.value, with_path=with_path, say=_say)
     print(f"{rows} rows of {split.value} are in {out}")
+
+
+Encoder = Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')]
+ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
+Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
+
+
+@app.command()
+def neighbours(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="NAME.png, which shows patients, with NAME.csv; or NAME.csv alone.")],
+    rows: Rows,
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+    bank: Annotated[str, typer.Option(metavar="train|val|test", help="The images to compare them with.")] = "train",
+    count: Annotated[int, typer.Option(min=1, max=50, help="Neighbours of each.")] = 6,
+    same_patient: Annotated[
+        bool, typer.Option("--same-patient", help="Other images of the same patient may be neighbours.")
+    ] = False,
+) -> None:
+    """Find the images that the encoder finds most like some of yours."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.neighbours import neighbours as find
+
+    wanted, names = _row_numbers(rows), {"split": _split_name(split), "bank": _split_name(bank)}
+    found = find(settings, encoder, out, wanted, **names, count=count, same_patient=same_patient, say=_say)
+    print(f"{len(found)} neighbours of {len(set(wanted))} images are in {out.with_suffix('.csv')}")
+    if out.suffix.lower() == ".png":
+        print(f"{out} shows them: keep it where the images may be")
+
+
+@app.command()
+def projection(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+    colour: Annotated[str | None, typer.Option(help="Label that colours the points; without it, the first.")] = None,
+) -> None:
+    """Lay the features out on a plane, coloured by a label."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.projection import projection as project
+
+    print(project(settings, encoder, out, split=_split_name(split), colour=colour, say=_say))
+
+
+@app.command()
+def placement(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="Folder for placement.json, histogram.csv and the table.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+    twin: Annotated[
+        list[str] | None,
+        typer.Option(help="flip, rotate:10, crop:0.7, intensity:0.2 or view; repeatable; all of them if not given."),
+    ] = None,
+) -> None:
+    """Rank each image's changed twin among all images: what the features do not care about."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.placement import placement as place
+
+    print(place(settings, encoder, out, split=_split_name(split), twins=twin or (), say=_say), end="")
+
+
+@app.command()
+def saliency(
+    config_file: Config,
+    classifier: Annotated[Path, typer.Option(help="Classifier folder, as evaluate and finetune leave it.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    rows: Rows,
+    label: Annotated[str, typer.Option(help="One of the classifier's labels.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+) -> None:
+    """Draw where a convolutional classifier looks (Grad-CAM), for some images."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.saliency import saliency as draw
+
+    print(draw(settings, classifier, out, _row_numbers(rows), label, split=_split_name(split), say=_say))
+
+
+def _row_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"--rows: {text!r} is not a list of row numbers such as 3,17") from None
+
+
+def _split_name(name: str) -> str:
+    if name not in ("train", "val", "test"):
+        raise SettingsError(f"{name!r} is no split; name train, val or test")
+    return name
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, to stand side by side.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write [report.html in the first folder].")] = None,
+    card: Annotated[Path | None, typer.Option(help="Model card of the first run [export/MODEL_CARD.md in it].")] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="PNG file to show too; it may show patients. Repeatable.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page [the names of the folders].")] = "",
+) -> None:
+    """Write one HTML file about runs: data, curves, scores, and checklists filled in; it works offline."""
+    from medmoco.evaluation.report import report as write
+
+    print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))
 
 
 @app.command()

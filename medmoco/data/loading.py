@@ -30,6 +30,7 @@ from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
 
 Samples = NDArray[np.int64]  # (B,) positions in a split
 CanvasReader = Callable[[Samples], tuple[list[Canvas], tuple[str, ...]]]
+ViewMaker = Callable[[list[Canvas], Samples], view_maker.Pixels]  # B canvases and their samples to (B, V, S, S)
 
 
 @dataclass
@@ -118,19 +119,24 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             ) from None
 
 
-class WholeDataset(Dataset[Batch | MedmocoError]):
-    """Maps positions in a split to whole-image views."""
+def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_maker.Pixels:
+    """Return whole-image views, (B, 1, size, size)."""
+    return np.stack([view_maker.whole(canvas, size) for canvas in canvases])[:, None]
 
-    def __init__(self, split: Split, settings: RunSettings, size: int) -> None:
+
+class WholeDataset(Dataset[Batch | MedmocoError]):
+    """Maps positions in a split to what is made of each whole image."""
+
+    def __init__(self, split: Split, settings: RunSettings, make: ViewMaker) -> None:
         self.read = canvas_reader(split, settings.data)
-        self.size = size
+        self.make = make
 
     def __getitem__(self, samples: NDArray[np.int64]) -> Batch | MedmocoError:
         try:
             canvases, notices = self.read(samples)
         except MedmocoError as error:
             return error
-        views = np.stack([view_maker.whole(canvas, self.size) for canvas in canvases])[:, None]
+        views = self.make(canvases, samples)
         digests = tuple(canvas_digest(canvas) for canvas in canvases)
         return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests)
 
@@ -230,15 +236,15 @@ def training_batches(
     return _raising(_loader(ViewDataset(split, settings, share, views), order.from_step(start_step), settings))
 
 
-def evaluation_batches(split: Split, settings: RunSettings, size: int) -> Batches:
-    """Yield a split in row order as whole-image views of `size` pixels.
+def evaluation_batches(split: Split, settings: RunSettings, size: int, make: ViewMaker | None = None) -> Batches:
+    """Yield a split in row order as whole-image views of `size` pixels, or as what `make` makes of them instead.
 
     Raises:
         DataError: an image cannot be used.
     """
     positions = np.arange(len(split))
     chunks = np.split(positions, range(settings.evaluate.batch_size, len(split), settings.evaluate.batch_size))
-    return _raising(_loader(WholeDataset(split, settings, size), chunks, settings))
+    return _raising(_loader(WholeDataset(split, settings, make or partial(whole_views, size=size)), chunks, settings))
 
 
 def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> Generator[Any, None, None]:

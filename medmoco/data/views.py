@@ -150,24 +150,31 @@ def whole(canvas: Canvas, size: int) -> Pixels:
 
     Aspect ratio is not kept, so that neither padding nor a shape can tell an image's origin.
     """
-    parameters = ViewParameters(
-        centre_x=np.array([canvas.width / 2]),
-        centre_y=np.array([canvas.height / 2]),
-        width=np.array([float(canvas.width)]),
-        height=np.array([float(canvas.height)]),
-        mirrored=np.array([False]),
-        angle=np.zeros(1),
-        brightness=np.ones(1),
-        contrast=np.ones(1),
-        gamma=np.ones(1),
-        sigma=np.zeros(1),
-        noise=np.zeros(1),
-        noise_at=np.zeros((1, 2), np.int64),
-        cutout=np.zeros((1, 4), np.int64),
-    )
     pixels = np.empty((size, size), canvas.pixels.dtype)
-    _warp(_Pyramid(canvas), _geometry(parameters, [canvas], size), 0, pixels)
+    _warp(_Pyramid(canvas), _geometry(unchanged([canvas]), [canvas], size), 0, pixels)
     return pixels
+
+
+def unchanged(canvases: Sequence[Canvas]) -> ViewParameters:
+    """Return the parameters of B whole images, as `whole` shows them."""
+    width = np.array([canvas.width for canvas in canvases], np.float64)
+    height = np.array([canvas.height for canvas in canvases], np.float64)
+    zeros, ones = np.zeros(len(canvases)), np.ones(len(canvases))
+    return ViewParameters(
+        centre_x=width / 2,
+        centre_y=height / 2,
+        width=width,
+        height=height,
+        mirrored=zeros.astype(bool),
+        angle=zeros,
+        brightness=ones,
+        contrast=ones,
+        gamma=ones,
+        sigma=zeros,
+        noise=zeros,
+        noise_at=np.zeros((len(canvases), 2), np.int64),
+        cutout=np.zeros((len(canvases), 4), np.int64),
+    )
 
 
 def _between(u: Floats, bounds: Sequence[float] | Floats) -> Floats:

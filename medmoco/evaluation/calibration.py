@@ -36,7 +36,8 @@ class Calibration:
 
     def probabilities(self, scores: Reals) -> Floats:
         """Return the probabilities of scores of any shape."""
-        return np.exp(-np.logaddexp(0, -self.logits(scores)))
+        with np.errstate(invalid="ignore"):  # nan gives nan
+            return np.exp(-np.logaddexp(0, -self.logits(scores)))
 
 
 def fit_calibration(targets: Reals, scores: Reals, kind: Kind) -> Calibration:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmoco.config import RunSettings
-from medmoco.data.loading import evaluation_batches, to_float
+from medmoco.data.loading import ViewMaker, evaluation_batches, to_float
 from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.training.device import autocast
@@ -64,6 +64,7 @@ def extract(
     device: torch.device,
     precision: str = "fp32",
     stop_asked: Callable[[], bool] = lambda: False,
+    make: ViewMaker | None = None,
 ) -> Extracted:
     """Compute the features of every row; each image is decoded once for all encoders.
 
@@ -74,6 +75,7 @@ def extract(
         device: Of the encoders.
         precision: fp32, bf16 or fp16; less than fp32 only where speed matters more, as for a monitor.
         stop_asked: Asked before every batch.
+        make: What the encoders get of an image instead of its whole view: (B, V, S, S) for V views.
 
     Returns:
         The features, and what came along.
@@ -90,7 +92,7 @@ def extract(
     notices: list[str] = []
     digests: list[bytes] = []
     with _frozen(encoders), torch.inference_mode(), autocast(device, precision):
-        for batch in evaluation_batches(split, settings, size):
+        for batch in evaluation_batches(split, settings, size, make):
             if stop_asked():
                 raise Stopped("stopped while features were computed")
             views = to_float(batch.views[0], settings.views, device, channels_last=settings.train.channels_last)

@@ -2,12 +2,14 @@
 
 Every function leaves out rows whose target is missing (nan). A bootstrap is an array of D AUROCs, one per draw of
 patients; equal patients and seed mean equal draws. So a difference of two scores is the difference of their arrays, a
-mean over labels or over repeats is the mean of theirs, and both keep the pairing.
+mean over labels or over repeats is the mean of theirs, and both keep the pairing. `share_interval` is for what lies
+between 0 and 1, `interval` for differences; docs/statistics.md has their measured coverage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +21,12 @@ Integers = NDArray[np.int64]
 Counts = NDArray[np.int32]
 Reals = NDArray[np.floating[Any]]
 
+_Z = NormalDist().inv_cdf(0.975)
 _BLOCK_CELLS = 2**20  # weights held at once, 4 MiB: larger blocks do not fit the cache and are no faster
 
 
 class Interval(NamedTuple):
-    """A 95 % percentile interval; nan where no draw is defined."""
+    """A 95 % interval; nan where there is none."""
 
     low: float
     high: float
@@ -219,6 +222,35 @@ def interval(bootstrap: Floats) -> Interval:
         return Interval(float("nan"), float("nan"), left_out)
     low, high = np.percentile(defined, [2.5, 97.5])
     return Interval(float(low), float(high), left_out)
+
+
+def share_interval(value: float, bootstrap: Floats) -> Interval:
+    """Return the interval of an AUROC, average precision or share: symmetric in log-odds around the value itself.
+
+    Its width is the standard deviation of the draws' log-odds. Near 1 or with few patients it holds the truth more
+    often than percentiles, which lie too high there. Draws of 0 or 1 count as the most extreme of the others.
+
+    Source: Efron and Tibshirani 1993, section 12.6, on transformed normal intervals; Pepe 2003, section 5.2.
+
+    Args:
+        value: Of the sample itself.
+        bootstrap: (D,) draws of it, nan where undefined.
+
+    Returns:
+        nan to nan where the value is 0, 1 or nan: nothing was seen to vary.
+    """
+    defined = bootstrap[~np.isnan(bootstrap)]
+    left_out = bootstrap.size - defined.size
+    inside = defined[(defined > 0) & (defined < 1)]
+    if not inside.size or not 0 < value < 1:
+        return Interval(float("nan"), float("nan"), left_out)
+    width = _Z * float(np.std(_log_odds(np.clip(defined, inside.min(), inside.max()))))
+    low, high = (float(1 / (1 + np.exp(-(_log_odds(value) + side)))) for side in (-width, width))
+    return Interval(low, high, left_out)
+
+
+def _log_odds(shares: Any) -> Any:
+    return np.log(shares) - np.log1p(-shares)
 
 
 def majority_flag(targets: Reals, scores: Reals, threshold: float) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medmoco.evaluation.metrics import Integers, Reals, draw_counts, interval, or_none, ratio
+from medmoco.evaluation.metrics import Integers, Reals, draw_counts, or_none, ratio, share_interval
 
 Record = dict[str, Any]
 
@@ -49,8 +49,8 @@ def operating_record(
 ) -> Record:
     """Return the counts and shares of a split's decisions, with 95 % intervals from draws of patients.
 
-    Draws are those of `medmoco.evaluation.metrics`. Where a share is 0 or 1, so is that of every draw; then its
-    interval is the exact one of Clopper and Pearson 1934 (doi:10.1093/biomet/26.4.404), with every patient as one case.
+    Draws and intervals are those of `medmoco.evaluation.metrics`. A share of 0 or 1 varies in no draw; its interval is
+    the exact one of Clopper and Pearson 1934 (doi:10.1093/biomet/26.4.404), with every patient as one case.
 
     Args:
         targets: (N,), 1, 0 or nan.
@@ -77,7 +77,7 @@ def operating_record(
     for name, (counted, other) in _SHARES.items():
         own, both = _OUTCOMES.index(counted), [_OUTCOMES.index(counted), _OUTCOMES.index(other)]
         share = float(ratio(cells[:, own].sum(), cells[:, both].sum()))
-        low, high, _ = interval(ratio(drawn[:, own], drawn[:, both].sum(axis=1)))
+        low, high, _ = share_interval(share, ratio(drawn[:, own], drawn[:, both].sum(axis=1)))
         if share in (0, 1):
             low, high = _exact_edges(share, int(cells[:, both].any(axis=1).sum()))
         record |= {name: or_none(share), f"{name}_low": or_none(low), f"{name}_high": or_none(high)}

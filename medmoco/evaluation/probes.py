@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,13 +37,31 @@ class Probe:
 
     Attributes:
         strength: The C chosen.
+        weights: (F,), of standardised features.
+        bias: Log-odds where all of them are 0.
         scores: Per split (N,), log-odds: probabilities would round to ties near 0 and 1. Decisions are at 0.
         notes: What was out of the ordinary.
     """
 
     strength: float
+    weights: Floats
+    bias: float
     scores: dict[str, Floats]
     notes: tuple[str, ...] = ()
+
+
+class Standard(NamedTuple):
+    """Features as probes learn from them: mean 0 and variance 1 over the images of `train`, labelled or not.
+
+    Attributes:
+        features: Per split (N, F).
+        mean: (F,), subtracted.
+        scale: (F,), divided by after that; 1 where a feature is constant.
+    """
+
+    features: dict[str, Features]
+    mean: Floats
+    scale: Floats
 
 
 def draw_patients(patients: NDArray[np.int64], targets: Floats, *, fraction: float, seed: int, draw: int) -> Floats:
@@ -70,14 +89,15 @@ def draw_patients(patients: NDArray[np.int64], targets: Floats, *, fraction: flo
     return np.where(row_place < count, targets, np.nan)
 
 
-def standardise(features: Mapping[str, Features]) -> dict[str, Features]:
-    """Give every feature mean 0 and variance 1 over the images of `train`, labelled or not.
+def standardise(features: Mapping[str, Features]) -> Standard:
+    """Bring all features to one scale.
 
     Args:
         features: Per split (N, F); `train` must be among them.
     """
     scaler = StandardScaler().fit(features["train"])
-    return {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
+    scaled = {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
+    return Standard(scaled, scaler.mean_, scaler.scale_)
 
 
 def linear_probe(
@@ -108,19 +128,14 @@ def linear_probe(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # noted below
             model.fit(x, y)
-        weights = model.coef_[0].astype(np.float64), float(model.intercept_[0])
-        score = 0.0 if reason or validation is None else auroc(validation, _log_odds(features["val"], weights))
-        fits.append((score, strength, weights, int(model.n_iter_[0])))
-    _, strength, weights, iterations = max(fits, key=lambda fit: fit[0])  # the first of equals
+        weights, bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
+        score = 0.0 if reason or validation is None else auroc(validation, features["val"] @ weights + bias)
+        fits.append((score, strength, weights, bias, int(model.n_iter_[0])))
+    _, strength, weights, bias, iterations = max(fits, key=lambda fit: fit[0])  # the first of equals
     if iterations >= _MAX_ITERATIONS:
         notes.append(f"not converged in {_MAX_ITERATIONS} iterations")
-    scores = {split: _log_odds(values, weights) for split, values in features.items() if split != "train"}
-    return Probe(strength, scores, tuple(notes))
-
-
-def _log_odds(features: Features, weights: tuple[Floats, float]) -> Floats:
-    coefficients, intercept = weights
-    return features @ coefficients + intercept
+    scores = {split: values @ weights + bias for split, values in features.items() if split != "train"}
+    return Probe(strength, weights, bias, scores, tuple(notes))
 
 
 def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: int) -> Floats:

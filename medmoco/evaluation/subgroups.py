@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medmoco.data.manifest import Split
 from medmoco.data.where import did_you_mean
 from medmoco.errors import SettingsError
-from medmoco.evaluation.metrics import Reals, auroc, bootstrap_auroc, interval, or_none, undefined
+from medmoco.evaluation.metrics import Reals, auroc, bootstrap_auroc, or_none, share_interval, undefined
 
 Record = dict[str, Any]
 Masks = dict[tuple[str, str], NDArray[np.bool_]]
@@ -129,7 +129,7 @@ def subgroup_records(
         if not reason:
             value = auroc(answers, scores[rows])
             bootstrap = bootstrap_auroc(answers, scores[rows], patients, draws=draws, seed=seed)
-            low, high, left_out = interval(bootstrap)
+            low, high, left_out = share_interval(value, bootstrap)
         records.append(
             {
                 "column": column,

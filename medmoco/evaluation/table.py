@@ -87,14 +87,15 @@ def _cells(row: Record, difference: Record | None) -> str:
     if row["undefined"]:
         return f"  {row['undefined']}"
     mark = "!" if row["flag"] else " "
-    text = f"{row['auroc']:>7.3f}{mark}  {_span(row['auroc_low'], row['auroc_high'], ''):<17}"
+    text = f"{row['auroc']:>7.3f}{mark}  {span(row['auroc_low'], row['auroc_high'], ''):<17}"
     text += f"{row['average_precision']:<17.3f}"
     if difference and difference["difference"] is not None:
-        text += f"{difference['difference']:+.3f}  {_span(difference['low'], difference['high'], '+')}"
+        text += f"{difference['difference']:+.3f}  {span(difference['low'], difference['high'], '+')}"
     return text
 
 
-def _span(low: float | None, high: float | None, sign: str) -> str:
+def span(low: float | None, high: float | None, sign: str = "") -> str:
+    """Write an interval; None where there is none."""
     return "no interval" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 

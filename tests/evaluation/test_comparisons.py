@@ -40,9 +40,9 @@ def test_bootstrap_p__is_below_a_twentieth_where_the_interval_leaves_0_out(seed:
 
 
 def test_bootstrap_p__is_uniform_where_there_is_no_difference() -> None:
-    """Over 300 made samples of two equally good scores of clustered images, p is below 0.05 in 2 to 9 %."""
+    """Over 200 made samples of two equally good scores of clustered images, p is below 0.05 in 2 to 9 %."""
     low = 0
-    for seed in range(300):
+    for seed in range(200):
         generator = np.random.default_rng([5, seed])
         patients = np.repeat(np.arange(100), 2)
         targets = (generator.random(200) < 0.4).astype(float)
@@ -52,7 +52,7 @@ def test_bootstrap_p__is_uniform_where_there_is_no_difference() -> None:
             for _ in range(2)
         )
         low += bootstrap_p(first - second) < 0.05
-    assert 6 <= low <= 27
+    assert 4 <= low <= 18
 
 
 def test_holm__by_hand() -> None:

@@ -13,8 +13,8 @@ from medmoco.evaluation.delong import delong, difference_p, interval_of
 
 Floats = NDArray[np.float64]
 
-# Albumin, total protein, K-G score, and 1 where surgery did not help, of the 49 patients of DeLong et al. 1988 that have
-# all three; as printed in the SAS/STAT User's Guide, "Comparing Receiver Operating Characteristic Curves".
+# Albumin, total protein, K-G score and outcome of the patients of DeLong et al. 1988 that have all three, as printed in
+# the SAS/STAT User's Guide, "Comparing Receiver Operating Characteristic Curves".
 OVARIAN = """
 3.0 5.8 10 0  3.2 6.3 5 1  3.9 6.8 3 1  2.8 4.8 6 0  3.2 5.8 3 1  0.9 4.0 5 0  2.5 5.7 8 0  1.6 5.6 5 1
 3.8 5.7 5 1  3.7 6.7 6 1  3.2 5.4 4 1  3.8 6.6 6 1  4.1 6.6 5 1  3.6 5.7 5 1  4.3 7.0 4 1  3.6 6.7 4 0
@@ -66,8 +66,8 @@ def test_delong__equals_a_plain_loop_over_pairs(seed: int, ties: bool) -> None:
 
 def test_delong__gives_the_published_values_of_its_own_example() -> None:
     """Areas, standard errors and p as SAS prints them for these patients, to its four decimals."""
-    albumin, protein, score, helped = np.array(OVARIAN.split(), float).reshape(-1, 4).T
-    targets, scores = 1 - helped, -np.stack([albumin, 10 - score, protein])  # more of any is less of a risk
+    albumin, protein, score, outcome = np.array(OVARIAN.split(), float).reshape(-1, 4).T
+    targets, scores = 1 - outcome, -np.stack([albumin, 10 - score, protein])  # more of any is less of a risk
     aurocs, covariance = delong(targets, scores)
     assert np.round(aurocs, 4).tolist() == [0.7366, 0.7258, 0.6478]
     assert np.round(np.sqrt(np.diag(covariance)), 4).tolist() == [0.0927, 0.1028, 0.1000]

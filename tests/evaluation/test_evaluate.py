@@ -14,22 +14,28 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from medmoco.config import RunSettings, load
-from medmoco.errors import ManifestError, SettingsError
+from medmoco.data.manifest import load_manifest
+from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import evaluate as module
-from medmoco.evaluation.evaluate import evaluate
+from medmoco.evaluation import study
+from medmoco.evaluation.classifier import load_classifier, score_split
+from medmoco.evaluation.evaluate import Evaluation
 from medmoco.evaluation.features import Extracted
+from medmoco.evaluation.ledger import looks
 from medmoco.evaluation.metrics import bootstrap_auroc
+from medmoco.models.backbones import Backbone
 from medmoco.training.checkpoint import load_backbone
+from tests.evaluation.squares import SMALL, write_images
 
 REQUIRED = {"label", "split", "method", "n", "n_positive", "n_patients", "average_precision"}
 REQUIRED |= {"auroc", "auroc_low", "auroc_high"}
 FILES = ("scores.json", "differences.json", "predictions.csv", "table.txt")
+FILES += ("operating.json", "calibration.json", "subgroups.json")
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Split:
     labels: NDArray[np.float32]
     label_names: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    sha256: str = "0" * 64
 
     @property
     def files(self) -> NDArray[np.object_]:
@@ -53,13 +60,19 @@ class Split:
 
     @property
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame({"PatientID": self.patients.astype(str)})
+        sides = np.where(self.rows % 2, "L", "R")
+        return pd.DataFrame({"PatientID": self.patients.astype(str), "Side": sides})
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def select(self, mask: NDArray[np.bool_]) -> Split:
         return replace(self, rows=self.rows[mask], patients=self.patients[mask], labels=self.labels[mask])
+
+
+def evaluate(settings: RunSettings, encoder: str, out: Path, say: Callable[[str], None] = lambda _: None) -> Evaluation:
+    """Look at both splits."""
+    return module.evaluate(settings, {"run": encoder}, out, test=True, say=say)
 
 
 def settings_of(tmp_path: Path, *overrides: str) -> RunSettings:
@@ -81,10 +94,13 @@ def made_splits() -> dict[str, Split]:
     return splits
 
 
+STRENGTHS = {"run": 1.5, "untrained": 0.7, "pixels": 0.3}
+
+
 def made_features(split: Split, encoder: str) -> NDArray[np.float32]:
     """Features that tell the labels with a strength of the encoder's own."""
     generator = np.random.default_rng([len(encoder), len(split)])
-    strength = {"run": 1.5, "untrained": 0.7, "pixels": 0.3}[encoder]
+    strength = STRENGTHS[encoder]
     noise = generator.normal(size=(len(split), 16))
     noise[:, :2] += strength * np.nan_to_num(split.labels[:, :2]) * (1.0, 0.6)
     return noise.astype(np.float32)
@@ -104,10 +120,10 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
     def extract(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
         return Extracted({name: made_features(split, name) for name in encoders}, (), digests_of(split))
 
-    monkeypatch.setattr(module, "load_manifest", lambda _, names: {name: found[name] for name in names})
-    monkeypatch.setattr(module, "check_images", lambda split, _: split)
-    monkeypatch.setattr(module, "load_backbone", lambda source, *_: (nn.Identity(), {"kind": source, "step": 7}))
-    monkeypatch.setattr(module, "extract", extract)
+    monkeypatch.setattr(study, "load_manifest", lambda _, names: {name: found[name] for name in names})
+    monkeypatch.setattr(study, "check_images", lambda split, _: split)
+    monkeypatch.setattr(study, "load_backbone", lambda *_: (Backbone("resnet18", nn.Linear(16, 16), 16), {"step": 7}))
+    monkeypatch.setattr(study, "extract", extract)
     return found
 
 
@@ -242,9 +258,9 @@ def test_evaluate__a_score_that_learned_nothing_is_flagged(
     splits: dict[str, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def constant(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
-        return Extracted(dict.fromkeys(encoders, np.ones((len(split), 4), np.float32)), (), digests_of(split))
+        return Extracted(dict.fromkeys(encoders, np.ones((len(split), 16), np.float32)), (), digests_of(split))
 
-    monkeypatch.setattr(module, "extract", constant)
+    monkeypatch.setattr(study, "extract", constant)
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
     for method in ("linear", "knn"):
         record = record_of(found.records, "Easy", "test", method, "run")
@@ -257,7 +273,7 @@ def test_evaluate__a_score_that_learned_nothing_is_flagged(
 def test_evaluate__where_restricts_every_split(
     splits: dict[str, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "select_where", lambda split, words: split.select(split.labels[:, 0] == 1))
+    monkeypatch.setattr(study, "select_where", lambda split, words: split.select(split.labels[:, 0] == 1))
     settings = settings_of(tmp_path, "evaluate.where='Easy == 1'", "data.labels=[Hard]")
     found = evaluate(settings, "run-folder", tmp_path / "scores")
     test = splits["test"]
@@ -362,29 +378,10 @@ def test_evaluate__table_fits_and_same_seed_same_bytes(splits: Any, tmp_path: Pa
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def write_images(folder: Path, sizes: dict[str, int]) -> None:
-    """Write gray squares; where Bright is 1 their upper half is brighter, and an id that must not leak."""
-    generator = np.random.default_rng(0)
-    for split, size in sizes.items():
-        (folder / "images").mkdir(exist_ok=True)
-        lines = ["Path,PatientID,Bright"]
-        for number in range(size):
-            label = int(generator.random() < 0.5)
-            pixels = generator.integers(60, 140, size=(48, 40))
-            pixels[:24] += 12 * label
-            name = f"secret-{split}-{number}.png"
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / name)
-            lines.append(f"{name},confidential-{split}-{number // 2},{label if number % 10 else ''}")
-        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
-
-
 @pytest.fixture
 def real(tmp_path: Path) -> Callable[..., RunSettings]:
     write_images(tmp_path, {"train": 60, "val": 30, "test": 40})
-    keys = [
-        "data.labels=[Bright]", "data.canvas_size=48", "data.workers=0", "views.size=32", "train.device=cpu",
-        f"data.root={tmp_path / 'images'}", "evaluate.batch_size=16",
-    ]  # fmt: skip
+    keys = [*SMALL, f"data.root={tmp_path / 'images'}"]
     return lambda *more: settings_of(tmp_path, *keys, *more)
 
 
@@ -433,3 +430,111 @@ def test_evaluate__mirror_makes_encoders_blind_to_sides_and_leaves_pixels_alone(
     assert scores["true", "pixels"] == scores["false", "pixels"]
     assert "images and their mirror images" in found["true"].table
     assert "mirror" not in found["false"].table
+
+
+def test_evaluate__test_is_not_looked_at_unless_asked(splits: Any, tmp_path: Path) -> None:
+    found = module.evaluate(settings_of(tmp_path), {"run": "run-folder"}, tmp_path / "scores")
+    assert {record["split"] for record in found.records} == {"val"}
+    assert "the test split was not looked at" in found.table
+    assert not (tmp_path / "scores/ledger.jsonl").exists()
+    assert "test" not in set(pd.read_csv(tmp_path / "scores/predictions.csv")["split"])
+
+
+def test_evaluate__every_look_at_test_is_noted_with_what_it_showed(splits: Any, tmp_path: Path) -> None:
+    for count in (1, 2):
+        found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+        assert f"look {count} at a test split" in found.table
+    noted = looks(tmp_path / "scores/ledger.jsonl")
+    assert [look["command"] for look in noted] == ["evaluate", "evaluate"]
+    assert noted[0]["auroc"] == {
+        label: record_of(found.records, label, "test", "linear", "run")["auroc"] for label in ("Easy", "Hard")
+    }
+    assert (noted[0]["rows"], noted[0]["encoders"]) == (160, ["run", "untrained", "pixels"])
+
+
+def test_evaluate__a_look_that_cannot_be_noted_is_not_taken(splits: Any, tmp_path: Path) -> None:
+    (tmp_path / "scores/ledger.jsonl").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="cannot be noted"):
+        evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    assert not (tmp_path / "scores/scores.json").exists()
+
+
+def test_evaluate__others_are_compared_with_the_first(
+    splits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STRENGTHS, "imagenet", 1.1)
+    encoders = {"run": "run-folder", "imagenet": "weights.safetensors"}
+    found = module.evaluate(settings_of(tmp_path), encoders, tmp_path / "scores", test=True)
+    compared = {(d["encoder"], d["control"]) for d in found.differences}
+    assert compared == {("run", "imagenet"), ("run", "untrained"), ("run", "pixels")}
+    assert "imagenet" in found.table
+    for record in found.differences:
+        assert 0 < record["p"] <= record["p_holm"] <= 1
+    with pytest.raises(SettingsError, match="name of a control"):
+        module.evaluate(settings_of(tmp_path), {"pixels": "weights.safetensors"}, tmp_path / "scores")
+
+
+def test_evaluate__delong_only_where_every_patient_has_one_row(splits: dict[str, Split], tmp_path: Path) -> None:
+    several = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "several")
+    assert record_of(several.records, "Easy", "test", "linear", "run")["delong_low"] is None
+    splits["test"].patients[:] = 5000 + np.arange(160)
+    single = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "single")
+    record = record_of(single.records, "Easy", "test", "linear", "run")
+    assert record["delong_low"] == pytest.approx(record["auroc_low"], abs=0.03)
+    assert record_of(single.differences, "Easy", "test", "linear", "run", "pixels")["delong_p"] < 0.05
+
+
+def test_evaluate__thresholds_and_calibration_come_from_validation(splits: dict[str, Split], tmp_path: Path) -> None:
+    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    table = pd.read_csv(tmp_path / "scores/predictions.csv")
+    mine = table[(table["label"] == "Easy") & (table["method"] == "linear") & (table["encoder"] == "run")]
+    val, test = (mine[mine["split"] == split] for split in ("val", "test"))
+    points = [
+        r for r in found.clinical.operating if (r["label"], r["encoder"], r["method"]) == ("Easy", "run", "linear")
+    ]
+    assert [(r["split"], r["specificity_wanted"]) for r in points] == [
+        (split, wanted) for split in ("val", "test") for wanted in (0.9, 0.95)
+    ]
+    for record in points:
+        negatives = val.loc[val["target"] == 0, "score"]
+        assert (negatives < record["threshold"]).mean() >= record["specificity_wanted"]
+    on_test = next(r for r in points if r["split"] == "test")
+    said = test["score"] >= on_test["threshold"] - 1e-7
+    assert (on_test["tp"], on_test["fp"]) == (
+        (said & (test["target"] == 1)).sum(),
+        (said & (test["target"] == 0)).sum(),
+    )
+    calibration = next(
+        r for r in found.clinical.calibration if (r["label"], r["encoder"], r["split"]) == ("Easy", "run", "val")
+    )
+    assert calibration["after"]["slope"] == pytest.approx(1, abs=0.1)  # fitted there, but for Platt's prior
+    assert calibration["before"]["n"] == 150
+
+
+def test_evaluate__subgroups_are_those_asked_for(splits: dict[str, Split], tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "evaluate.subgroups=[Side]", "evaluate.least_patients=10")
+    found = evaluate(settings, "run-folder", tmp_path / "scores")
+    mine = [
+        r for r in found.clinical.subgroups
+        if (r["label"], r["split"], r["encoder"], r["method"]) == ("Easy", "test", "run", "linear")
+    ]  # fmt: skip
+    assert {record["group"] for record in mine} == {"L", "R"}
+    assert sum(record["n"] for record in mine) == 160
+    assert not evaluate(settings_of(tmp_path), "run-folder", tmp_path / "none").clinical.subgroups
+
+
+def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(
+    real: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    settings = real("evaluate.mirror=true")
+    evaluate(settings, "random", tmp_path / "scores")
+    classifier, facts = load_classifier(tmp_path / "scores/classifier")
+    table = pd.read_csv(tmp_path / "scores/predictions.csv")
+    mine = table[(table["split"] == "test") & (table["method"] == "linear") & (table["encoder"] == "untrained")]
+    split = load_manifest(settings.data, ("test",))["test"]
+    scores = score_split(classifier, facts, split, settings, torch.device("cpu"))[:, 0]
+    by_row = dict(zip(split.rows.tolist(), scores, strict=True))
+    np.testing.assert_allclose([by_row[row] for row in mine["row"]], mine["score"], rtol=1e-3, atol=1e-3)
+    assert facts["trained"] == "linear probe"
+    assert facts["calibration"]["Bright"]["kind"] == "platt"
+    assert [point["specificity"] for point in facts["operating_points"]["Bright"]] == [0.9, 0.95]

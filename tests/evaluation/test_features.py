@@ -42,7 +42,7 @@ def pixels() -> Tensor:
 
 @pytest.fixture
 def split(pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def batches(split: Any, settings: RunSettings, size: int) -> Iterator[Batch]:
+    def batches(split: Any, settings: RunSettings, size: int, make: Any) -> Iterator[Batch]:
         assert size == SIZE
         for samples in torch.arange(len(split)).split(settings.evaluate.batch_size):
             notices = ("train.csv row 2: colour",) if samples[0] == 0 else ()

@@ -41,7 +41,7 @@ def splits(width: int = 10, signal: float = 1.0) -> tuple[dict[str, Features], d
 def test_standardise__uses_train_alone() -> None:
     features, _ = splits()
     features["test"] = features["test"] * 50
-    standard = standardise(features)
+    standard = standardise(features).features
     mean, std = features["train"].mean(0, dtype=float), features["train"].std(0, dtype=float)
     for name, values in standard.items():
         assert values.dtype == np.float32
@@ -52,13 +52,15 @@ def test_standardise__a_constant_feature_does_no_harm() -> None:
     features, _ = splits()
     for values in features.values():
         values[:, 3] = 7
-    assert all(np.isfinite(values).all() and not values[:, 3].any() for values in standardise(features).values())
+    assert all(
+        np.isfinite(values).all() and not values[:, 3].any() for values in standardise(features).features.values()
+    )
 
 
 def test_linear_probe__equals_scikit_learn_at_the_strength_best_on_validation() -> None:
     features, targets = splits(width=60)
     targets["train"][5:15] = np.nan
-    standard = standardise(features)
+    standard = standardise(features).features
     known = ~np.isnan(targets["train"])
     by_hand = {}
     for strength in STRENGTHS:
@@ -78,7 +80,7 @@ def test_linear_probe__equals_scikit_learn_at_the_strength_best_on_validation() 
 
 def test_linear_probe__never_looks_at_test() -> None:
     features, targets = splits(width=60)
-    standard = standardise(features)
+    standard = standardise(features).features
     probe = linear_probe(standard, targets["train"], targets["val"], STRENGTHS)
     spoilt = linear_probe({**standard, "test": -standard["test"]}, targets["train"], targets["val"], STRENGTHS)
     assert spoilt.strength == probe.strength
@@ -87,7 +89,7 @@ def test_linear_probe__never_looks_at_test() -> None:
 
 def test_linear_probe__missing_labels_of_validation_are_left_out() -> None:
     features, targets = splits(width=60)
-    standard = standardise(features)
+    standard = standardise(features).features
     known = np.arange(80) % 2 == 0
     half = {**standard, "val": standard["val"][known]}
     masked = linear_probe(standard, targets["train"], np.where(known, targets["val"], np.nan), STRENGTHS)
@@ -96,7 +98,7 @@ def test_linear_probe__missing_labels_of_validation_are_left_out() -> None:
 
 def test_linear_probe__equal_validation_takes_the_strongest_regularisation() -> None:
     features, targets = splits(width=1, signal=0.5)  # one feature: its sign is all that the order depends on
-    probe = linear_probe(standardise(features), targets["train"], targets["val"], (1.0, 0.01, 0.1))
+    probe = linear_probe(standardise(features).features, targets["train"], targets["val"], (1.0, 0.01, 0.1))
     assert probe.strength == 0.01
 
 
@@ -105,7 +107,7 @@ def test_linear_probe__equal_validation_takes_the_strongest_regularisation() -> 
 )
 def test_linear_probe__without_a_usable_validation_says_so(validation: Floats | None, reason: str) -> None:
     features, targets = splits()
-    probe = linear_probe(standardise(features), targets["train"], validation, STRENGTHS)
+    probe = linear_probe(standardise(features).features, targets["train"], validation, STRENGTHS)
     assert probe.strength == 0.01
     assert probe.notes == (f"strength not chosen on val: {reason}",)
 
@@ -113,7 +115,7 @@ def test_linear_probe__without_a_usable_validation_says_so(validation: Floats | 
 def test_linear_probe__says_when_it_did_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "_MAX_ITERATIONS", 1)
     features, targets = splits()
-    probe = linear_probe(standardise(features), targets["train"], targets["val"], STRENGTHS)
+    probe = linear_probe(standardise(features).features, targets["train"], targets["val"], STRENGTHS)
     assert probe.notes == ("not converged in 1 iterations",)
 
 

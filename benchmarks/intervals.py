@@ -1,0 +1,72 @@
+"""Intervals from draws of patients on one core: seconds for a million rows, against a loop over scikit-learn."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from benchmarks.turns import report, seconds_per_round
+from medmoco.evaluation.delong import delong
+from medmoco.evaluation.metrics import bootstrap_auroc, bootstrap_average_precision
+
+DRAWS, ROUNDS = 1000, 3
+
+Floats = NDArray[np.float64]
+Data = tuple[Floats, Floats, NDArray[np.int64]]
+Metric = Callable[..., Any]
+
+
+def run() -> None:
+    """Print a table for each size and metric, then what a million rows take in full."""
+    sizes = {10_000: (100, 50), 1_000_000: (20, 2)}  # draws that a round times, of ours and of the loop
+    metrics = {
+        "AUROC": (bootstrap_auroc, roc_auc_score),
+        "average precision": (bootstrap_average_precision, average_precision_score),
+    }
+    for rows, draws in sizes.items():
+        data = _make(rows)
+        for name, (ours, theirs) in metrics.items():
+            _compare(f"{name}, {rows:,} rows of {rows // 3:,} patients, one core", data, ours, theirs, draws)
+    for name, (ours, _) in metrics.items():
+        start, busy = time.perf_counter(), time.process_time()
+        ours(*data, draws=DRAWS, seed=0)
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        print(f"{name}: {DRAWS} draws of {rows:,} rows in {seconds:.1f} s ({busy:.1f} s of CPU)")
+    start = time.perf_counter()
+    delong(data[0], np.stack([data[1], -data[1]]))
+    print(f"DeLong: two scores of {rows:,} rows in {time.perf_counter() - start:.1f} s")
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+def _compare(title: str, data: Data, ours: Metric, theirs: Metric, draws: tuple[int, int]) -> None:
+    contestants = {
+        "loop over scikit-learn, weighted": partial(_loop, theirs, *data, draws=draws[1]),
+        "medmoco": partial(ours, *data, draws=draws[0], seed=0),
+    }
+    times = seconds_per_round(contestants, ROUNDS)
+    for name, drawn in zip(contestants, draws[::-1], strict=True):
+        times[name] = [seconds * DRAWS / drawn for seconds in times[name]]
+    report(title, times, per_round=DRAWS, unit="draws", reference="loop over scikit-learn, weighted")
+
+
+def _loop(metric: Metric, targets: Floats, scores: Floats, patients: NDArray[np.int64], draws: int) -> None:
+    """What one would write: the rows stay, and weigh how often their patient was drawn."""
+    generator = np.random.default_rng(0)
+    names = patients.max() + 1
+    for _ in range(draws):
+        counts = np.bincount(generator.integers(names, size=names), minlength=names)
+        metric(targets, scores, sample_weight=counts[patients])
+
+
+def _make(rows: int) -> Data:
+    """A tenth is positive; three rows a patient."""
+    generator = np.random.default_rng(0)
+    targets = (generator.random(rows) < 0.1).astype(float)
+    return targets, generator.normal(size=rows) + targets, np.arange(rows) // 3

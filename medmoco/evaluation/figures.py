@@ -1,0 +1,309 @@
+"""Records -> figures: matplotlib without pyplot, so that nothing is global and no screen is needed.
+
+Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; lines differ in dashes and markers
+too, for print. Every function returns a matplotlib Figure: `inline_svg` puts it into a page, `save` into a file.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+Record = dict[str, Any]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6100", "#56B4E9", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GREY = "#595959"
+
+_STYLE: Record = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "text.parse_math": False,  # a label may hold a dollar sign
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and enlarged
+    "svg.hashsalt": "medmoco",  # the same figure gives the same file
+}
+# Verdana is as wide as DejaVu Sans, by which matplotlib places text, and lies on most machines.
+_FONTS = "'DejaVu Sans', Verdana, sans-serif"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot.
+
+    Attributes:
+        name: In the legend.
+        x: (N,)
+        y: (N,)
+        low: (N,) lower ends of intervals, or none.
+        high: (N,) upper ends.
+        colour: Number of the colour and marker.
+        dash: Number of the dash pattern; the colour's where not given.
+        marked: Draw a marker at every point.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    colour: int = 0
+    dash: int | None = None
+    marked: bool = False
+
+
+@matplotlib.rc_context(_STYLE)
+def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | None = None, named: str = "") -> Figure:
+    """Draw lines over steps or epochs.
+
+    Args:
+        lines: To draw.
+        x: Label of the axis.
+        y: Label of the axis.
+        reference: A level that the lines are to be seen against.
+        named: What that level is.
+    """
+    figure, axes = _new()
+    for line in lines:
+        _draw(axes, line)
+    if reference is not None:
+        axes.axhline(reference, color=_GREY, linestyle=":", linewidth=1.2, label=named)
+    axes.set(xlabel=x, ylabel=y)
+    _legend(figure, axes)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def curve_figure(rows: Sequence[Record], label: str, split: str) -> Figure:
+    """Draw AUROC against the share of the training patients whose labels were used.
+
+    Args:
+        rows: As in curve.json: label, split, method, encoder, fraction, auroc, auroc_low, auroc_high.
+        label: To draw.
+        split: Of the scores.
+    """
+    figure, axes = _new()
+    chosen = [row for row in rows if (row["label"], row["split"]) == (label, split) and row["auroc"] is not None]
+    encoders, methods = (list(dict.fromkeys(row[key] for row in chosen)) for key in ("encoder", "method"))
+    for encoder, method in dict.fromkeys((row["encoder"], row["method"]) for row in chosen):
+        points = sorted(
+            (row for row in chosen if (row["encoder"], row["method"]) == (encoder, method)),
+            key=lambda row: row["fraction"],
+        )
+        at = encoders.index(encoder)
+        # Points side by side, so that intervals do not hide each other.
+        aside = 1.07 ** (at - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
+        name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
+        _draw(axes, Line(
+            name,
+            [100 * row["fraction"] * aside for row in points],
+            [row["auroc"] for row in points],
+            [_or(row["auroc_low"], row["auroc"]) for row in points],
+            [_or(row["auroc_high"], row["auroc"]) for row in points],
+            colour=at, dash=methods.index(method), marked=True,
+        ))  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({100 * row["fraction"] for row in chosen}))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", length=0)
+    axes.set(xlabel="labelled training patients, %", ylabel="AUROC", title=f"{label}, {split}")
+    _legend(figure, axes)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def roc_figure(lines: Sequence[Line], points: Sequence[tuple[float, float]] = ()) -> Figure:
+    """Draw receiver operating characteristics.
+
+    Args:
+        lines: x is 1 - specificity, y sensitivity.
+        points: Operating points of the first line.
+    """
+    figure, axes = _new(square=True)
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1.2, label="chance")
+    for line in lines:
+        _draw(axes, line)
+    if points:
+        axes.plot(*zip(*points, strict=True), "o", color="white", markeredgecolor="black", markersize=6,
+                  label="operating point", zorder=5)  # fmt: skip
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    _legend(figure, axes)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def pr_figure(lines: Sequence[Line], prevalence: float) -> Figure:
+    """Draw precision against recall.
+
+    Args:
+        lines: x is recall, y precision.
+        prevalence: Share of positives, which is the precision of chance.
+    """
+    figure, axes = _new(square=True)
+    axes.axhline(prevalence, color=_GREY, linestyle=":", linewidth=1.2, label="chance (share of positives)")
+    for line in lines:
+        _draw(axes, line)
+    axes.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    _legend(figure, axes)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def calibration_figure(lines: Sequence[Line]) -> Figure:
+    """Draw observed shares of positives against predicted probabilities.
+
+    Args:
+        lines: x is the mean prediction of each bin, y the observed share with its interval.
+    """
+    figure, axes = _new(square=True)
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1.2, label="perfect")
+    for line in lines:
+        _draw(axes, line)
+    axes.set(xlabel="predicted probability", ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    _legend(figure, axes)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def forest_figure(rows: Sequence[Record], *, x: str, reference: float | None = None) -> Figure:
+    """Draw estimates with their intervals, one below the other, under the heads of their groups.
+
+    Args:
+        rows: group, name, value, low, high, and colour, a number; those of a group follow each other.
+        x: Label of the axis.
+        reference: A level that the estimates are to be seen against.
+    """
+    heads = [group for group, _ in groupby(rows, lambda row: row["group"])]
+    lines = len(rows) + sum(bool(head) for head in heads)
+    figure = Figure(figsize=(4.6, 0.75 + 0.25 * lines), layout="constrained")
+    axes = figure.subplots()
+    at, ticks, names = 0, [], []
+    for group, members in groupby(rows, lambda row: row["group"]):
+        if group:
+            ticks, names, at = [*ticks, at], [*names, group], at + 1
+        for row in members:
+            colour, marker = _COLOURS[row["colour"] % len(_COLOURS)], _MARKERS[row["colour"] % len(_MARKERS)]
+            if row["value"] is not None:
+                low, high = _or(row["low"], row["value"]), _or(row["high"], row["value"])
+                axes.plot([low, high], [at, at], color=colour)
+                axes.plot([row["value"]], [at], marker, color=colour, markersize=5)
+            ticks, names, at = [*ticks, at], [*names, row["name"]], at + 1
+    if reference is not None:
+        axes.axvline(reference, color=_GREY, linestyle=":", linewidth=1.2)
+    axes.set_yticks(ticks, [_shortened(name) for name in names])
+    for text in axes.get_yticklabels():
+        if text.get_text() in heads:
+            text.set_fontweight("bold")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel=x, ylim=(at - 0.4, -0.6))
+    return figure
+
+
+def method_words(method: str) -> str:
+    """Return how a method is called in prose."""
+    return {"linear": "linear probe", "knn": "kNN", "finetune": "fine-tuned"}.get(method, method)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _new(*, square: bool = False) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 4.8 if square else 3.4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    colour = _COLOURS[line.colour % len(_COLOURS)]
+    dash = _DASHES[(line.colour if line.dash is None else line.dash) % len(_DASHES)]
+    marker = _MARKERS[line.colour % len(_MARKERS)] if line.marked else ""
+    axes.plot(line.x, line.y, color=colour, linestyle=dash, marker=marker, label=_shortened(line.name))
+    if line.low:
+        axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.0)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        columns = 1 if max(map(len, names)) > 24 else 2
+        figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), handlelength=3.2)
+
+
+def _shortened(name: str) -> str:
+    """Keep a user's name inside its plot, and off what a legend or XML takes amiss."""
+    clean = "".join(letter if letter.isprintable() else " " for letter in name)
+    clean = clean if len(clean) <= 34 else f"{clean[:33]}…"
+    return f" {clean}" if clean.startswith("_") else clean  # matplotlib leaves such names out of a legend
+
+
+# ---- out of matplotlib ----
+
+
+@matplotlib.rc_context(_STYLE)
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as SVG, PNG or PDF, by the file's name; the same figure gives the same SVG."""
+    metadata = _NO_METADATA if file.suffix == ".svg" else {}
+    with _quiet():
+        figure.savefig(file, metadata=metadata, dpi=200)
+
+
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+@matplotlib.rc_context(_STYLE)
+def inline_svg(figure: Figure, key: str, alt: str) -> str:
+    """Return a figure as an SVG element to stand in HTML: as wide as its place, and named for those who cannot see it.
+
+    Args:
+        figure: To draw.
+        key: Put before every id, so that figures of one page do not share any.
+        alt: Says what there is to see; escaped here.
+    """
+    stream = io.StringIO()
+    with _quiet():
+        figure.savefig(stream, format="svg", metadata=_NO_METADATA)
+    whole = stream.getvalue()
+    head, _, body = whole[whole.index("<svg") :].partition(">")
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box  # matplotlib writes it
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would hold for the whole page
+    body = re.sub(r'\bid="', f'id="{key}-', body)
+    body = re.sub(r"url\(#", f"url(#{key}-", body)
+    body = re.sub(r'xlink:href="#', f'href="#{key}-', body)
+    body = body.replace("font-family: 'DejaVu Sans'", f"font-family: {_FONTS}")
+    name = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+    return f'<svg role="img" aria-label="{name}" {box[0]} stroke-linejoin="round">{body.strip()}'
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Say nothing of letters that the font lacks: where text stays text, the reader's fonts have them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield

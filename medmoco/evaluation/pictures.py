@@ -1,0 +1,82 @@
+"""Images of a few rows, side by side and captioned. They show patients: written only where someone asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from medmoco.config import RunSettings
+from medmoco.data.loading import read_canvases, whole_views
+from medmoco.data.manifest import Split
+from medmoco.errors import SettingsError
+
+_INCHES, _CAPTION = 1.9, 0.55  # side of a tile; height of the text above it
+_RESOLUTION = 120  # pixels per inch
+_SEEN_FROM, _STRONGEST = 0.0, 0.6  # opacity of a map where it is 0 and 1, so that the image shows through
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a picture.
+
+    Attributes:
+        pixels: (S, S) uint8 or uint16.
+        caption: A few short lines.
+        overlay: (S, S), 0 to 1, drawn in colour over the pixels.
+    """
+
+    pixels: NDArray[Any]
+    caption: str
+    overlay: NDArray[np.floating[Any]] | None = None
+
+
+def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings) -> NDArray[Any]:
+    """Return the whole-image views of a few rows as encoders see them, (B, S, S) uint8 or uint16.
+
+    Raises:
+        DataError: an image cannot be used.
+    """
+    canvases, _ = read_canvases(split, positions, settings)
+    return whole_views(canvases, positions, size=settings.evaluate.size or settings.views.size)[:, 0]
+
+
+def write_picture(lines: Sequence[Sequence[Tile]], out: Path) -> None:
+    """Write a PNG with one line of tiles after the other.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+    height, width = len(lines), max(map(len, lines))
+    figure = Figure(figsize=(_INCHES * width, (_INCHES + _CAPTION) * height), dpi=_RESOLUTION)
+    for y, line in enumerate(lines):
+        for x, tile in enumerate(line):
+            place = (x / width, 1 - (y + 1) / height, 0.97 / width, _INCHES / (_INCHES + _CAPTION) / height)
+            axes = figure.add_axes(place)
+            axes.set_axis_off()
+            axes.set_title(tile.caption, fontsize=7.5, pad=2)
+            axes.imshow(tile.pixels, cmap="gray", vmin=0, vmax=np.iinfo(tile.pixels.dtype).max)
+            if tile.overlay is not None:
+                opacity = np.interp(tile.overlay, (0, 1), (_SEEN_FROM, _STRONGEST))
+                axes.imshow(tile.overlay, cmap="inferno", vmin=0, vmax=1, alpha=opacity)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png")
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
+
+
+def positives(split: Split, position: int) -> str:
+    """Say which labels of a row are positive: at most two by name."""
+    values = split.labels[position]
+    names = [name for name, value in zip(split.label_names, values, strict=True) if value == 1]
+    if names:
+        return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    if not len(values) or np.isnan(values).all():
+        return "no label known"
+    return "no label positive"

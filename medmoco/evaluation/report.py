@@ -1,0 +1,186 @@
+"""`medmoco report`: one HTML file about one or several runs, which needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+
+from medmoco.errors import SettingsError
+from medmoco.evaluation.figures import inline_svg
+from medmoco.evaluation.report_appendix import appendix_section
+from medmoco.evaluation.report_blocks import Block, Html, Picture, Section, Text, number
+from medmoco.evaluation.report_curves import curves_section
+from medmoco.evaluation.report_data import Run, read_run
+from medmoco.evaluation.report_external import external_section
+from medmoco.evaluation.report_scores import (
+    OWN,
+    curve_section,
+    label_words,
+    labels_of,
+    ledger_section,
+    operating_section,
+    scores_section,
+    subgroups_section,
+)  # fmt: skip
+from medmoco.evaluation.report_training import (
+    data_section,
+    overview,
+    settings_section,
+    training_section,
+    versions_section,
+)  # fmt: skip
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def report(
+    runs: Sequence[Path], out: Path, *, card: Path | None = None, pictures: Sequence[Path] = (), title: str = ""
+) -> Path:
+    """Write the report of one or several runs, side by side.
+
+    Args:
+        runs: Their folders.
+        out: HTML file to write.
+        card: Model card of the first run; else each run's own, if its folder holds one.
+        pictures: PNG files to show too; they may show patients.
+        title: Of the page.
+
+    Returns:
+        The file.
+
+    Raises:
+        SettingsError: a folder is no run, a picture is no PNG, or the file cannot be written.
+        CheckpointError: a file of a run is damaged.
+    """
+    read = _named_apart([read_run(run, card if at == 0 else None) for at, run in enumerate(runs)])
+    sections = [*_sections(read), *([_pictures(pictures)] if pictures else [])]
+    page = render(title or ", ".join(run.name for run in read), _lead(read), sections)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f"{out.name}.tmp")
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
+    return out
+
+
+def _named_apart(runs: Sequence[Run]) -> list[Run]:
+    """Number runs whose folders have the same name."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f"{run.name} ({names[:at].count(run.name) + 1})") if names.count(run.name) > 1 else run
+        for at, run in enumerate(runs)
+    ]
+
+
+def _sections(runs: list[Run]) -> list[Section]:
+    return [
+        data_section(runs),
+        training_section(runs),
+        scores_section(runs),
+        curve_section(runs),
+        curves_section(runs),
+        operating_section(runs),
+        subgroups_section(runs),
+        external_section(runs),
+        ledger_section(runs),
+        settings_section(runs),
+        versions_section(runs),
+        _cards(runs),
+        appendix_section(runs),
+    ]
+
+
+def _lead(runs: Sequence[Run]) -> list[Block]:
+    """Return the answer first: what the runs reach, then what they are."""
+    sentences = [Text(line, "lead") for run in runs for line in _headlines(run)]
+    return [*sentences, overview(runs)]
+
+
+def _headlines(run: Run) -> list[str]:
+    lines = []
+    split = run.evaluation.split
+    scores = [
+        record
+        for record in run.evaluation.scores or []
+        if (record["split"], record["method"]) == (split, "linear") and record["auroc"] is not None
+    ]
+    for label in labels_of(scores):
+        rows = {record["encoder"]: record for record in scores if record["label"] == label}
+        if OWN not in rows:
+            continue
+        own = rows.pop(OWN)
+        line = f"{label_words(label)}: {run.name} reaches an AUROC of {number(own['auroc'])} on {split}"
+        if own["auroc_low"] is not None:
+            line += f" (95 % interval {number(own['auroc_low'])} to {number(own['auroc_high'])})"
+        others = [f"{record['encoder']} {number(record['auroc'])}" for record in rows.values()]
+        lines.append(f"{line}; {', '.join(others)}." if others else f"{line}.")
+    return lines[:4]
+
+
+def _cards(runs: Sequence[Run]) -> Section:
+    sections = [Section(run.name, [Html(_from_markdown(run.card))]) for run in runs if run.card]
+    missing = [
+        Text(f"{run.name} has no model card: `medmoco export --run {run.name} --out {run.name}/export`.", "missing")
+        for run in runs
+        if not run.card
+    ]
+    return Section("Model card", missing, sections)
+
+
+def _from_markdown(text: str) -> str:
+    """Turn Markdown into HTML that links and loads nothing; its headings go below those of the page."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "image", "autolink"])
+    tokens = parser.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
+        elif token.type == "th_open":
+            token.attrSet("scope", "col")
+    html = str(parser.renderer.render(tokens, parser.options, {}))
+    return html.replace("<table>", '<div class="scroll" role="region" aria-label="Table" tabindex="0"><table>').replace(
+        "</table>", "</table></div>"
+    )
+
+
+def _pictures(files: Sequence[Path]) -> Section:
+    blocks: list[Block] = [Text("These pictures may show patients: handle this file as you handle them.", "warning")]
+    for at, file in enumerate(files, 1):
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise SettingsError(f"--pictures: {file} cannot be read: {error.strerror}") from None
+        if not content.startswith(_PNG):
+            raise SettingsError(f"--pictures: {file} is no PNG file")
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        blocks.append(Picture(source, f"Picture {at} of {len(files)}, given by the author of the report"))
+    return Section("Pictures", blocks)
+
+
+def render(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
+    """Fill in the template; everything is escaped.
+
+    Args:
+        title: Of the page.
+        lead: Blocks before the first section.
+        sections: In their order.
+    """
+    environment = Environment(
+        loader=PackageLoader("medmoco.evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    numbers = count(1)
+
+    environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["draw"] = lambda plot: inline_svg(plot.figure, f"figure{next(numbers)}", plot.alt)
+    return environment.get_template("report.html.j2").render(title=title, lead=lead, sections=sections)

@@ -1,0 +1,339 @@
+"""What lies in a run's folder, read for a report: only what is picked by name, and checked before it is used."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import ValidationError
+
+from medmoco.config import DataSettings, flatten
+from medmoco.data.manifest import Split, load_manifest, present_splits
+from medmoco.errors import CheckpointError, MedmocoError, SettingsError
+from medmoco.evaluation.report_blocks import ID_COLUMNS, where_words
+
+Record = dict[str, Any]
+
+_NUMBER = (int, float, type(None))
+_KEY = {"label": str, "split": str, "method": str, "encoder": str}
+_SHAPES: dict[str, Record] = {
+    "scores.json": {
+        **_KEY, "auroc": _NUMBER, "auroc_low": _NUMBER, "auroc_high": _NUMBER, "average_precision": _NUMBER,
+        "n": int, "n_positive": int, "n_patients": int, "undefined": (str, type(None)),
+    },
+    "differences.json": {**_KEY, "control": str, "difference": _NUMBER, "low": _NUMBER, "high": _NUMBER},
+    "operating.json": {
+        **_KEY, "specificity_wanted": _NUMBER, "threshold": _NUMBER, "tp": int, "fp": int, "tn": int, "fn": int,
+        "sensitivity": _NUMBER, "specificity": _NUMBER, "ppv": _NUMBER, "npv": _NUMBER,
+    },
+    "calibration.json": {**_KEY, "kind": str, "before": dict, "after": dict},
+    "subgroups.json": {
+        **_KEY, "column": str, "group": str, "n": int, "n_positive": int, "n_patients": int, "auroc": _NUMBER,
+        "auroc_low": _NUMBER, "auroc_high": _NUMBER, "undefined": (str, type(None)),
+    },
+    "curve.json": {**_KEY, "fraction": _NUMBER, "auroc": _NUMBER, "auroc_low": _NUMBER, "auroc_high": _NUMBER},
+    "curve_differences.json": {
+        **_KEY, "control": str, "fraction": _NUMBER, "difference": _NUMBER, "low": _NUMBER, "high": _NUMBER,
+    },
+}  # fmt: skip
+_CALIBRATION = {"n": int, "brier": _NUMBER, "ece": _NUMBER, "slope": _NUMBER, "intercept": _NUMBER, "bins": list}
+_BIN = dict.fromkeys(("low", "high", "n", "predicted", "observed", "observed_low", "observed_high"), _NUMBER)
+_EXTERNAL = {"internal": dict, "external": dict, "drop": _NUMBER, "drop_low": _NUMBER, "drop_high": _NUMBER}
+_PREDICTION = ("split", "label", "method", "encoder", "draw", "target", "score")
+_LINES = 1_000_000  # of predictions.csv in memory at a time
+
+
+@dataclass(frozen=True)
+class Scores:
+    """An evaluation folder; None where a file is not there.
+
+    Attributes:
+        scores: scores.json.
+        differences: differences.json.
+        operating: operating.json.
+        calibration: calibration.json.
+        subgroups: subgroups.json, without columns of ids.
+        predictions: The first draw of predictions.csv on the split that is shown, without row numbers.
+        split: test, or val where there is none.
+    """
+
+    scores: list[Record] | None
+    differences: list[Record] | None
+    operating: list[Record] | None
+    calibration: list[Record] | None
+    subgroups: list[Record] | None
+    predictions: pd.DataFrame | None
+    split: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run; None where a file is not there.
+
+    Attributes:
+        name: Of its folder.
+        is_finetuned: It trained a classifier rather than an encoder.
+        has_weights: It started from weights that the user gave.
+        settings: "group.key" -> value, without what names a place.
+        environment: environment.json.
+        state: running, stopped, done or failed.
+        step: Done.
+        steps: Planned.
+        metrics: metrics.jsonl.
+        quarantine: Why images were replaced in training, and how many for each reason.
+        audit: report.txt of `medmoco check`.
+        faults: (severity, fault) of `medmoco check` -> rows.
+        splits: Of the manifest, if it is what the run was trained on.
+        evaluation: Folder of `medmoco evaluate`.
+        curve: curve.json.
+        curve_differences: curve_differences.json.
+        external: external.json.
+        external_scores: The other files of the external folder.
+        ledger: ledger.jsonl.
+        classifier: classifier.json, of the run or else of its evaluation.
+        card: MODEL_CARD.md.
+    """
+
+    name: str
+    is_finetuned: bool
+    has_weights: bool
+    settings: Record
+    environment: Record
+    state: str
+    step: int | None
+    steps: int | None
+    metrics: list[Record]
+    quarantine: Counter[str]
+    audit: str | None
+    faults: Counter[tuple[str, str]]
+    splits: dict[str, Split] | None
+    evaluation: Scores
+    curve: list[Record] | None
+    curve_differences: list[Record] | None
+    external: dict[str, Record] | None
+    external_scores: Scores
+    ledger: list[Record] | None
+    classifier: Record | None
+    card: str | None
+
+
+def read_run(folder: Path, card: Path | None = None) -> Run:
+    """Read a run's folder.
+
+    Args:
+        folder: Of the run.
+        card: Model card; else that of the folder `export` or `exported` in the run's.
+
+    Raises:
+        SettingsError: there is no run.
+        CheckpointError: one of its files is damaged.
+    """
+    if not (folder / "config.yaml").is_file() or not (folder / "environment.json").is_file():
+        raise SettingsError(f"{folder} is no run folder: it holds no config.yaml with environment.json")
+    tree, environment = _read_settings(folder / "config.yaml"), _read_object(folder / "environment.json") or {}
+    status = _read_object(folder / "status.json") or {}
+    metrics = _read_lines(folder / "metrics.jsonl") or []
+    own = _read_object(folder / "classifier" / "classifier.json")
+    check = folder.resolve().with_name(f"{folder.resolve().name}-check")
+    cards = [card] if card else [folder / name / "MODEL_CARD.md" for name in ("export", "exported")]
+    external = folder / "external"
+    return Run(
+        name=folder.resolve().name,
+        is_finetuned=own is not None or any(key.startswith("val_auroc") for record in metrics for key in record),
+        has_weights=dict(flatten(tree)).get("model.weights") is not None,
+        settings=_portable(tree),
+        environment=environment,
+        state=str(status.get("state", "unknown")),
+        step=_whole(status.get("step")),
+        steps=_whole(status.get("steps")),
+        metrics=[record for record in metrics if isinstance(record.get("step"), int)],
+        quarantine=Counter(row["reason"] for row in _read_csv(folder / "quarantine.csv", ("reason",))),
+        audit=_read_text(check / "report.txt"),
+        faults=Counter((row["severity"], row["fault"]) for row in _read_csv(check / "rows.csv", ("severity", "fault"))),
+        splits=_read_manifest(tree, environment.get("manifest_sha256")),
+        evaluation=_read_scores(folder / "evaluation"),
+        curve=_read_records(folder / "curve" / "curve.json"),
+        curve_differences=_read_records(folder / "curve" / "curve_differences.json"),
+        external=_read_external(external / "external.json"),
+        external_scores=_read_scores(external),
+        ledger=_read_lines(folder / "ledger.jsonl"),
+        classifier=own or _read_object(folder / "evaluation" / "classifier" / "classifier.json"),
+        card=next((text for text in map(_read_text, cards) if text is not None), None),
+    )
+
+
+# ---- one kind of file each ----
+
+
+def _damaged(file: Path, what: str) -> CheckpointError:
+    name = f"{file.parent.name}/{file.name}"
+    return CheckpointError(f"{name} is damaged: {what}.\nDelete it, or run the command again that writes it.")
+
+
+def _read_text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError:
+        raise _damaged(file, "it is no text") from None
+    except OSError as error:
+        raise CheckpointError(f"{file.parent.name}/{file.name} cannot be read: {error.strerror}") from None
+
+
+def _parse(text: str, file: Path) -> Any:
+    def refuse(name: str) -> None:
+        raise _damaged(file, f"it holds {name}, which is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise _damaged(file, "it is no JSON") from None
+
+
+def _read_object(file: Path) -> Record | None:
+    text = _read_text(file)
+    content = _parse(text, file) if text is not None else {}
+    if not isinstance(content, dict):
+        raise _damaged(file, "it holds no object")
+    return content if text is not None else None
+
+
+def _read_lines(file: Path) -> list[Record] | None:
+    """Read JSON lines; the last may have been cut short."""
+    text = _read_text(file)
+    if text is None:
+        return None
+    *whole, last = text.split("\n")
+    if last and last.endswith("}"):
+        whole.append(last)
+    records = [_parse(line, file) for line in whole if line]
+    if not all(isinstance(record, dict) for record in records):
+        raise _damaged(file, "a line holds no object")
+    return records
+
+
+def _check(record: Any, shape: Record, file: Path) -> None:
+    for key, kind in shape.items():
+        if not isinstance(record, dict) or key not in record:
+            raise _damaged(file, f"a record lacks {key!r}")
+        if not isinstance(record[key], kind):
+            raise _damaged(file, f"{key!r} of a record is {type(record[key]).__name__}")
+
+
+def _read_records(file: Path) -> list[Record] | None:
+    text = _read_text(file)
+    records = _parse(text, file) if text is not None else []
+    if not isinstance(records, list):
+        raise _damaged(file, "it holds no list")
+    for record in records:
+        _check(record, _SHAPES[file.name], file)
+    if file.name == "calibration.json":
+        for part in (record[key] for record in records for key in ("before", "after")):
+            _check(part, _CALIBRATION, file)
+            for each in part["bins"]:
+                _check(each, _BIN, file)
+    return records if text is not None else None
+
+
+def _read_external(file: Path) -> dict[str, Record] | None:
+    content = _read_object(file)
+    for record in (content or {}).values():
+        _check(record, _EXTERNAL, file)
+    return content
+
+
+def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read some columns of a table of ours; nothing where it is not there or empty."""
+    text = _read_text(file)
+    if not text or not text.strip():
+        return []
+    rows = list(csv.DictReader(text.splitlines()))
+    if any(row.get(column) is None for row in rows for column in columns):
+        raise _damaged(file, f"it lacks a column of {', '.join(columns)}")
+    return [{column: row[column] for column in columns} for row in rows]
+
+
+def _read_scores(folder: Path) -> Scores:
+    scores, subgroups = _read_records(folder / "scores.json"), _read_records(folder / "subgroups.json")
+    present = {record["split"] for record in scores or []}
+    split = "test" if "test" in present or not present else "val"
+    return Scores(
+        scores=scores,
+        differences=_read_records(folder / "differences.json"),
+        operating=_read_records(folder / "operating.json"),
+        calibration=_read_records(folder / "calibration.json"),
+        subgroups=None if subgroups is None else [row for row in subgroups if row["column"] not in ID_COLUMNS],
+        predictions=_read_predictions(folder / "predictions.csv", split),
+        split=split,
+    )
+
+
+def _read_predictions(file: Path, split: str) -> pd.DataFrame | None:
+    if not file.is_file():
+        return None
+    text = dict.fromkeys(("split", "label", "method", "encoder"), str)
+    parts = []
+    try:
+        with pd.read_csv(
+            file, usecols=list(_PREDICTION), dtype=text, keep_default_na=False, chunksize=_LINES
+        ) as chunks:
+            for chunk in chunks:
+                parts.append(chunk[(chunk["split"] == split) & (chunk["draw"] == 0)])
+        table = pd.concat(parts).astype({"target": int, "score": float})
+    except (ValueError, OSError) as error:
+        raise _damaged(file, f"{type(error).__name__} when it is read") from None
+    if not set(table["target"].unique()) <= {0, 1} or not np.isfinite(table["score"]).all():
+        raise _damaged(file, "a target is neither 0 nor 1, or a score is not finite")
+    return table
+
+
+# ---- settings and manifest ----
+
+
+def _read_settings(file: Path) -> Record:
+    try:
+        tree = yaml.safe_load(_read_text(file) or "")
+    except yaml.YAMLError:
+        raise _damaged(file, "it is no YAML") from None
+    if not isinstance(tree, dict):
+        raise _damaged(file, "it holds no settings")
+    return tree
+
+
+_PLACES = ("out", "manifest", "root", "pack", "pack_cache", "weights", "encoder", "run")
+
+
+def _portable(tree: Record) -> Record:
+    """Return the settings without what names a place on a machine, or a row by its id."""
+    portable = {}
+    for key, value in flatten(tree):
+        is_name = key in ("model.backbone", "evaluate.where") or key.startswith("data.labels")
+        if key.split(".")[-1] in _PLACES or (isinstance(value, str) and not is_name and _is_path(value)):
+            continue
+        portable[key] = where_words(value) if key == "evaluate.where" and value else value
+    return portable
+
+
+def _is_path(value: str) -> bool:
+    return len(PureWindowsPath(value).parts) > 1 or value.startswith("~")  # which knows slashes of both kinds
+
+
+def _read_manifest(tree: Record, sha256: Any) -> dict[str, Split] | None:
+    """Read the manifest that the settings name; None where it is not there, or not what the run was trained on."""
+    try:
+        data = DataSettings.model_validate(tree.get("data"))
+        splits = load_manifest(data, present_splits(data))
+    except (MedmocoError, ValidationError, OSError):
+        return None
+    return splits if "train" in splits and splits["train"].sha256 == sha256 else None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None

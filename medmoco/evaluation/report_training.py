@@ -1,0 +1,260 @@
+"""Sections of a report about the data, the training and the settings of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medmoco.data.manifest import Split
+from medmoco.evaluation.figures import Line, line_figure
+from medmoco.evaluation.report_blocks import (
+    NOTHING,
+    Block,
+    Fold,
+    Group,
+    Listing,
+    Plot,
+    Section,
+    Table,
+    Text,
+    count,
+    number,
+    several,
+)  # fmt: skip
+from medmoco.evaluation.report_data import Run
+
+_LEAST = 20  # patients that a count must stand for; Source: evaluate.least_patients
+_DESCRIBED = ("Sex", "ViewPosition", "Laterality")
+_POINTS = 12  # of a curve in the table behind it
+
+
+def overview(runs: Sequence[Run]) -> Table:
+    """Return what each run is, one column per run."""
+    facts: dict[str, Callable[[Run], str]] = {
+        "Kind": lambda run: "fine-tuning with labels" if run.is_finetuned else "pretraining without labels",
+        "Network": lambda run: str(run.settings.get("model.backbone", NOTHING)),
+        "State": _progress,
+        "Training images": lambda run: count(len(run.splits["train"])) if run.splits else "unknown here",
+        "Epochs": lambda run: str(run.settings.get("train.epochs", NOTHING)),
+        "Batch": lambda run: str(run.settings.get("train.global_batch_size", NOTHING)),
+        "Seed": lambda run: str(run.settings.get("seed", NOTHING)),
+        "Device": lambda run: ", ".join(str(run.environment.get(key, NOTHING)) for key in ("device", "precision")),
+        "Test split scored": lambda run: several(len(run.ledger), "time") if run.ledger is not None else "no ledger",
+    }
+    rows = [[name, *(fact(run) for run in runs)] for name, fact in facts.items()]
+    return Table("The runs", ["", *(run.name for run in runs)], rows)
+
+
+def _progress(run: Run) -> str:
+    steps = "" if run.step is None or run.steps is None else f", {run.step:,} of {run.steps:,} steps"
+    return f"{run.state}{steps}"
+
+
+# ---- data ----
+
+
+def data_section(runs: Sequence[Run]) -> Section:
+    """Say what each run was trained and scored on."""
+    return Section("Data", sections=[Section(run.name, list(_data(run))) for run in runs])
+
+
+def _data(run: Run) -> Iterable[Block]:
+    if run.splits is None:
+        yield Text(
+            "Counts are not known here: the manifest that the run's settings name is not on this machine, or has "
+            "changed since. Write the report where the data are.",
+            "missing",
+        )
+    else:
+        yield _counts(run.splits)
+        if run.splits["train"].label_names:
+            yield _label_counts(run.splits)
+        described = _described(run.splits)
+        if described.rows:
+            yield described
+    yield from _exclusions(run)
+    if run.audit is None:
+        yield Text(
+            f"The data were not audited beside this run: `medmoco check` writes the folder {run.name}-check.", "missing"
+        )
+        return
+    if run.faults:
+        rows = [[fault, severity, count(amount)] for (severity, fault), amount in sorted(run.faults.items())]
+        yield Table("What medmoco check found", ["finding", "severity", "rows"], rows)
+    else:
+        yield Text("medmoco check found nothing that is wrong with any row.")
+    yield Fold("The whole audit", [Listing(run.audit)])
+
+
+def _counts(splits: dict[str, Split]) -> Table:
+    rows = []
+    for name, split in splits.items():
+        patients = count(int(np.unique(split.patients).size)) if "PatientID" in split.table else "unknown"
+        rows.append([name, count(len(split)), patients])
+    return Table("Images and patients of each split", ["split", "images", "patients"], rows)
+
+
+def _label_counts(splits: dict[str, Split]) -> Table:
+    rows = [
+        [label, name, *(count(int((cells == value).sum())) for value in (1, 0, -1)), count(int(np.isnan(cells).sum()))]
+        for at, label in enumerate(splits["train"].label_names)
+        for name, cells in ((name, split.raw_labels[:, at]) for name, split in splits.items())
+    ]
+    return Table("Labels as the file has them", ["label", "split", "positive", "negative", "uncertain", "blank"], rows)
+
+
+def _described(splits: dict[str, Split]) -> Table:
+    """Count the groups of what is known of patients; small ones are not shown, as they may identify."""
+    rows = []
+    for column in (*_DESCRIBED, "Age"):
+        for name, split in splits.items():
+            if column not in split.table:
+                continue
+            cells = split.table[column].astype(str).str.strip()
+            if column == "Age":
+                years = pd.to_numeric(cells.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0])
+                low, middle, high = years.quantile([0.25, 0.5, 0.75])
+                known = int(years.notna().sum())
+                words = f"{middle:.0f} ({low:.0f} to {high:.0f}), median and quartiles" if known >= _LEAST else "hidden"
+                rows.append([column, name, f"{words}; {count(len(split) - known)} not given"])
+                continue
+            groups = cells.where(cells != "", "not given").to_numpy()
+            rows.append([column, name, "; ".join(_group(split, groups, value) for value in sorted(set(groups)))])
+    return Table("What is known of the images", ["column", "split", "images"], rows, words=True)
+
+
+def _group(split: Split, groups: NDArray[Any], value: str) -> str:
+    members = groups == value
+    is_small = np.unique(split.patients[members]).size < _LEAST
+    return f"{value}: {f'of fewer than {_LEAST} patients' if is_small else count(int(members.sum()))}"
+
+
+def _exclusions(run: Run) -> Iterable[Block]:
+    total = sum(run.quarantine.values())
+    if not total:
+        yield Text("No training image was left out: quarantine.csv is not there or empty.")
+        return
+    yield Text(
+        f"{several(total, 'training image')} could not be used; others of the split took their place.", "warning"
+    )
+    rows = [[reason, count(amount)] for reason, amount in run.quarantine.most_common()]
+    yield Table("Images left out in training", ["reason", "images"], rows, words=True)
+
+
+# ---- curves ----
+
+_CURVES = {
+    "loss": ("Loss", "Contrastive loss; it starts near chance, ln(1 + queue), and falls.", "chance"),
+    "embedding_std": ("Embedding spread", "1 fills the sphere; near 0 the embedding has collapsed.", None),
+    "effective_rank": ("Effective rank", "Dimensions of the embedding in use; near 1 it has collapsed.", None),
+    "accuracy": ("Accuracy", "Share of queries whose own key is nearer than every negative.", None),
+}
+
+
+def training_section(runs: Sequence[Run]) -> Section:
+    """Draw what was measured while training, all runs in one plot each."""
+    blocks: list[Block] = []
+    for key, (title, words, chance) in _CURVES.items():
+        plot = _plot(runs, [key], title, words, chance)
+        if plot:
+            blocks.append(plot)
+    for start, title, words in (
+        ("knn_auroc", "kNN AUROC", "Nearest neighbours on the features, validation split: do they get better?"),
+        ("val_auroc", "Validation AUROC", "Of the classifier while it was trained; the best epoch is kept."),
+    ):
+        keys = sorted({key for run in runs for record in run.metrics for key in record if key.startswith(start)})
+        plot = _plot(runs, keys, title, words, None)
+        if plot:
+            blocks.append(plot)
+        elif start == "knn_auroc" and not all(run.is_finetuned for run in runs):
+            blocks.append(Text(
+                "No kNN AUROC was taken while training: `medmoco pretrain` does with train.knn_every above 0 and "
+                "labels named in data.labels.", "missing",
+            ))  # fmt: skip
+    if not any(isinstance(block, Plot) for block in blocks):
+        return Section("Training", [Text("metrics.jsonl holds nothing yet; `medmoco pretrain` writes it.", "missing")])
+    return Section("Training", [Group([b for b in blocks if isinstance(b, Plot)]),
+                                *(b for b in blocks if not isinstance(b, Plot))])  # fmt: skip
+
+
+def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str, chance: str | None) -> Plot | None:
+    lines, rows, levels = [], [], []
+    for at, run in enumerate(runs):
+        for dash, key in enumerate(keys):
+            points = [(record["step"], record[key]) for record in run.metrics if _is_number(record.get(key))]
+            if not points:
+                continue
+            name = run.name if len(keys) == 1 else f"{run.name}, {key.partition('auroc')[2].strip('_/. ') or 'mean'}"
+            lines.append(Line(
+                name, *zip(*points, strict=True), colour=at if len(runs) > 1 else dash, dash=dash if len(runs) > 1 else
+                None, marked=len(points) <= 40,
+            ))  # fmt: skip
+            rows += [[name, count(step), number(value)] for step, value in _some(points)]
+        levels += [record[chance] for record in run.metrics if chance and _is_number(record.get(chance))]
+    if not lines:
+        return None
+    is_one_level = bool(levels) and max(levels) - min(levels) < 1e-3
+    figure = line_figure(
+        lines, x="step", y=title, reference=levels[0] if is_one_level else None,
+        named=f"chance {levels[0]:.2f}" if is_one_level else "",
+    )  # fmt: skip
+    last = "; ".join(f"{line.name} from {number(line.y[0])} to {number(line.y[-1])}" for line in lines)
+    beside = f" Chance is {levels[0]:.2f}." if is_one_level else ""
+    return Plot(
+        figure, f"{title}. {words}", f"{title} over training steps: {last}.{beside}",
+        Table(f"{title} over training steps", ["run", "step", title], rows),
+    )  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _some(points: Sequence[Any]) -> list[Any]:
+    """Return some points, evenly, with the first and the last."""
+    wanted = np.unique(np.linspace(0, len(points) - 1, _POINTS).round().astype(int))
+    return [points[at] for at in wanted]
+
+
+# ---- settings and versions ----
+
+
+def settings_section(runs: Sequence[Run]) -> Section:
+    """Show the settings, without what names a place on a machine; where runs differ first."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    cells = {key: [_setting(run.settings.get(key, NOTHING)) for run in runs] for key in keys}
+    differing = [[key, *values] for key, values in cells.items() if len(set(values)) > 1]
+    head = ["setting", *(run.name for run in runs)]
+    everything = Fold("All settings", [Table("Settings", head, [[key, *values] for key, values in cells.items()])])
+    if len(runs) == 1:
+        return Section("Settings", [everything])
+    first: Block = (
+        Table("Settings in which the runs differ", head, differing)
+        if differing
+        else Text("The runs have the same settings.")
+    )
+    return Section("Settings", [first, everything])
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value)) or "none"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def versions_section(runs: Sequence[Run]) -> Section:
+    """Show what the runs were made with."""
+    libraries = [run.environment.get("libraries") for run in runs]
+    known = [found if isinstance(found, dict) else {} for found in libraries]
+    rows = [
+        [key, *(str(run.environment.get(key, NOTHING)) for run in runs)]
+        for key in ("python", "device", "precision", "threads", "processes", "manifest_sha256")
+    ]
+    for name in dict.fromkeys(name for found in known for name in found):
+        rows.append([name, *(str(found.get(name, NOTHING)) for found in known)])
+    return Section("Versions", [Table("Versions and machine", ["", *(run.name for run in runs)], rows, words=True)])

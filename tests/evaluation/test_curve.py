@@ -1,0 +1,94 @@
+"""Scores at growing shares of labels, on small real images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from medmoco.config import RunSettings, load
+from medmoco.evaluation.curve import Curve, curve
+from medmoco.evaluation.evaluate import evaluate
+from medmoco.evaluation.ledger import looks
+from tests.evaluation.squares import SMALL, write_images
+
+FINETUNE = ["finetune.epochs=2", "finetune.least_steps=1", "finetune.global_batch_size=8", "finetune.patience=0"]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunSettings]:
+    folder = tmp_path_factory.mktemp("squares")
+    write_images(folder, {"train": 60, "val": 30, "test": 40})
+    paths = [f"out={folder / 'run'}", f"data.manifest={folder}", f"data.root={folder / 'images'}"]
+    keys = [*SMALL, "model.backbone=resnet10t", "evaluate.bootstrap=100", "evaluate.fractions=[0.2,1.0]"]
+    return lambda *more: load(None, [*paths, *keys, *more])
+
+
+@pytest.fixture(scope="module")
+def found(settings: Callable[..., RunSettings], tmp_path_factory: pytest.TempPathFactory) -> tuple[Curve, Path]:
+    out = tmp_path_factory.mktemp("curve")
+    return curve(settings(*FINETUNE), {"run": "random"}, out, draws=2, finetuned=True, test=True), out
+
+
+def test_curve__its_ends_are_what_evaluate_says(
+    found: tuple[Curve, Path], settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    rows = found[0].rows
+    for fraction, draws in ((0.2, 2), (1.0, 1)):
+        more = (f"evaluate.label_fraction={fraction}", f"evaluate.label_draws={draws}")
+        alone = evaluate(settings(*more), {"run": "random"}, tmp_path, test=True)
+        for record in alone.records:
+            if record["method"] == "linear":
+                keys = ("label", "split", "method", "encoder")
+                (row,) = [
+                    r for r in rows
+                    if r["fraction"] == fraction and [r[key] for key in keys] == [record[key] for key in keys]
+                ]  # fmt: skip
+                assert row["auroc"] == record["auroc"]
+                assert (row["auroc_low"], row["auroc_high"]) == (record["auroc_low"], record["auroc_high"])
+                assert row["draws"] == draws
+
+
+def test_curve__files_hold_the_same_and_no_names(found: tuple[Curve, Path]) -> None:
+    result, out = found
+    assert json.loads((out / "curve.json").read_text()) == result.rows
+    assert json.loads((out / "curve_differences.json").read_text()) == result.differences
+    table = pd.read_csv(out / "curve.csv")
+    assert table["auroc"].tolist() == pytest.approx([row["auroc"] for row in result.rows], abs=1e-5)
+    assert (out / "curve_test_Bright.svg").read_text().startswith("<?xml")
+    text = "".join(file.read_text() for file in out.glob("*.*"))
+    assert not any(word in text for word in ("secret", "confidential", str(out)))
+    assert max(map(len, result.table.splitlines())) <= 120
+
+
+def test_curve__fine_tuning_is_scored_on_the_same_draws(found: tuple[Curve, Path]) -> None:
+    rows = {
+        (r["method"], r["encoder"], r["fraction"]): r
+        for r in found[0].rows
+        if r["split"] == "test" and r["label"] == "Bright"
+    }
+    for fraction in (0.2, 1.0):
+        probe, tuned = rows["linear", "untrained", fraction], rows["finetune", "untrained", fraction]
+        assert tuned["n_train_patients"] == probe["n_train_patients"]
+        assert 0 <= tuned["auroc_low"] <= tuned["auroc"] <= tuned["auroc_high"] <= 1
+    assert len(list((found[1] / "finetune").iterdir())) == 3  # two draws, and all labels
+
+
+def test_curve__is_one_look_at_test(found: tuple[Curve, Path]) -> None:
+    (look,) = looks(found[1] / "ledger.jsonl")
+    (row,) = [
+        r for r in found[0].rows
+        if [r[key] for key in ("label", "split", "method", "encoder")] == ["Bright", "test", "linear", "untrained"]
+        and r["fraction"] == 1
+    ]  # fmt: skip
+    assert look["command"] == "curve"
+    assert look["auroc"] == {"Bright": row["auroc"]}
+
+
+def test_curve__without_test_only_val_is_scored(settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    result = curve(settings("evaluate.fractions=[1.0]"), {"run": "random"}, tmp_path, draws=1)
+    assert {row["split"] for row in result.rows} == {"val"}
+    assert not (tmp_path / "ledger.jsonl").exists()
