@@ -64,7 +64,7 @@ def _default(settings: RunSettings, encoder: str, lesson: Lesson, splits: dict[s
     backbone.to(device)
     rows = {"train": lesson.train, **splits}
     features = {name: extract({"": backbone}, split, settings, device).features[""] for name, split in rows.items()}
-    standard = standardise(features)
+    standard = standardise(features).features
     answers = [
         linear_probe(
             standard,

@@ -136,15 +136,12 @@ def finetune(
     with ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: _create_state(model, settings, device, precision),
-            resume=resume, overwrite=overwrite, allow_change=allow_change,
-            harmless=_HARMLESS,
+            resume=resume, overwrite=overwrite, allow_change=allow_change, harmless=_HARMLESS,
         )  # fmt: skip
         describe_run(settings.out, settings, device, precision, facts)
         state = start.state
         log = stack.enter_context(RunLog(settings.out, steps=order.steps, start_step=state.step))
-        for notice in [*notes, *(f"warning: {warning}" for warning in start.warnings)]:
-            log.say(notice)
-        log.say(_start_in_words(settings, order, start, device))
+        _say_start(settings, order, start, device, notes, log)
         stack.enter_context(keeping_status(settings.out, state, order.steps))
         quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
         mishaps = Mishaps(order, lesson.train, state, log, ALONE, quarantine)
@@ -160,9 +157,15 @@ def finetune(
         return run.finish()
 
 
-def _start_in_words(settings: RunSettings, order: StepOrder, start: Start, device: torch.device) -> str:
+def _say_start(
+    settings: RunSettings, order: StepOrder, start: Start, device: torch.device, notes: Sequence[str], log: RunLog
+) -> None:
+    for note in notes:
+        log.say(note)
+    for warning in start.warnings:
+        log.warn(warning)
     precision, why = choose_precision(settings.train, device)
-    return (
+    log.say(
         f"{'resuming' if start.saved else 'fine-tuning'} {settings.model.backbone} by {settings.finetune.protocol},"
         f" up to {order.steps} steps of {order.batch_size}, from step {start.state.step}, {device.type}, {precision}"
         f" ({why})"

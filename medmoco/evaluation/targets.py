@@ -21,6 +21,8 @@ from medmoco.evaluation.probes import draw_patients
 
 Targets = NDArray[np.float32]  # (N, L), 1, 0 or nan
 
+_NAMING = ("Path", "PatientID", "StudyID")  # classes are printed, these never
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -141,9 +143,8 @@ def targets_of(split: Split, lesson: Lesson) -> Targets:
     """
     if lesson.classes is None:
         return split.labels
-    codes = _codes(split, lesson.classes, lesson.names)
-    one_hot = (codes[:, None] == np.arange(len(lesson.names))).astype(np.float32)
-    one_hot[codes < 0] = np.nan
+    codes = _codes(split, lesson.classes, lesson.names)[:, None]
+    one_hot: Targets = np.where(codes < 0, np.nan, codes == np.arange(len(lesson.names))).astype(np.float32)
     return one_hot
 
 
@@ -173,6 +174,8 @@ def _draw(train: Split, targets: NDArray[np.float64], settings: RunSettings) -> 
 def _class_cells(split: Split, column: str) -> pd.Series[str]:
     if column not in split.table.columns:
         raise SettingsError(f"finetune.classes: {split.csv.name} has no column '{column}'")
+    if column in _NAMING:
+        raise SettingsError(f"finetune.classes: '{column}' names patients or images, not classes")
     return split.table[column].astype(str).str.strip()
 
 
@@ -190,10 +193,10 @@ def _codes(split: Split, column: str, names: tuple[str, ...]) -> NDArray[np.int6
     unknown = ~cells.isin(known).to_numpy()
     if unknown.any():
         raise ManifestError(
-            f"{split.csv.name} row {split.rows[unknown.argmax()]}: {unknown.sum()} rows are of classes that train has"
-            f" not, such as '{cells[unknown].iloc[0]}' in '{column}'"
+            f"{split.csv.name} row {split.rows[unknown.argmax()]}: its '{column}' is a class that train has not,"
+            f" as in {unknown.sum()} rows in all"
         )
-    return cells.map(known).to_numpy(np.int64)
+    return np.array([known[cell] for cell in cells], np.int64)
 
 
 def _drawn_classes(train: Split, codes: NDArray[np.int64], classes: int, settings: RunSettings) -> NDArray[np.int64]:
@@ -204,4 +207,5 @@ def _drawn_classes(train: Split, codes: NDArray[np.int64], classes: int, setting
     for number in range(classes):
         targets = np.where(codes < 0, np.nan, codes == number)
         kept |= ~np.isnan(_draw(train, targets, settings))
-    return np.where(kept, codes, -1).astype(np.int64)
+    drawn: NDArray[np.int64] = np.where(kept, codes, -1).astype(np.int64)
+    return drawn
