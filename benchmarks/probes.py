@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, load
-from medmoco.data.manifest import Split, load_manifest, select_where
+from medmoco.data.manifest import Split
 from medmoco.evaluation.features import extract
 from medmoco.evaluation.finetune import finetune
 from medmoco.evaluation.metrics import auroc, bootstrap_auroc, interval
 from medmoco.evaluation.probes import linear_probe, standardise
-from medmoco.evaluation.targets import Lesson, choose_lesson
+from medmoco.evaluation.targets import Lesson, load_lesson
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device
 
@@ -42,7 +42,7 @@ def run(settings: RunSettings, encoder: str) -> None:
         found = finetune(settings, encoder, Path(folder) / "run", splits=("val", "test"))
     published_seconds = time.perf_counter() - start
     splits = found.splits
-    lesson = _lesson(settings)
+    _, lesson, _ = load_lesson(settings, encoder)
     start = time.perf_counter()
     scores = _default(settings, encoder, lesson, splits)
     seconds = time.perf_counter() - start
@@ -57,13 +57,6 @@ def run(settings: RunSettings, encoder: str) -> None:
         _compare(label, scores[:, number], found.scores["test"][:, number], splits["test"], number, settings)
 
 
-def _lesson(settings: RunSettings) -> Lesson:
-    train = load_manifest(settings.data, ("train",))["train"]
-    if settings.evaluate.where:
-        train = select_where(train, settings.evaluate.where)
-    return choose_lesson(train, settings)
-
-
 def _default(settings: RunSettings, encoder: str, lesson: Lesson, splits: dict[str, Split]) -> Floats:
     """Return the scores of test, (N, L)."""
     device = choose_device(settings.train)
@@ -71,7 +64,7 @@ def _default(settings: RunSettings, encoder: str, lesson: Lesson, splits: dict[s
     backbone.to(device)
     rows = {"train": lesson.train, **splits}
     features = {name: extract({"": backbone}, split, settings, device).features[""] for name, split in rows.items()}
-    standard = standardise(features)
+    standard = standardise(features).features
     answers = [
         linear_probe(
             standard,

@@ -133,7 +133,7 @@ def test_to_yaml__reads_back_to_the_same_settings(tmp_path: Path) -> None:
 def test_describe__is_yaml_and_names_the_source_of_each_value(tmp_path: Path) -> None:
     file = write(tmp_path, MINIMAL + "train: {epochs: 7}\nviews: {recipe: moco_v1}\n")
     text = config.describe(file, ["train.lr=0.5"])
-    lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
+    lines = {line.split(":")[0].strip(): line for line in reversed(text.splitlines())}  # the first of its name
     assert "# command line" in lines["lr"]
     assert "settings.yaml" in lines["epochs"]
     assert "# preset of views.recipe" in lines["jitter_probability"]

@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.loading import Batch, check_images, training_batches
-from medmoco.data.manifest import Split, load_manifest, select_where
+from medmoco.data.loading import Batch, training_batches
+from medmoco.data.manifest import Split
 from medmoco.data.order import WEIGHTS, StepOrder, hashed
 from medmoco.data.quarantine import Quarantine
 from medmoco.data.workers import check_shared_memory
-from medmoco.errors import ManifestError, SettingsError, Stopped
+from medmoco.errors import SettingsError, Stopped
 from medmoco.evaluation.calibration import fit_calibration
 from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
 from medmoco.evaluation.features import extract, fingerprint
-from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.metrics import auroc, undefined
 from medmoco.evaluation.operating import threshold_at
 from medmoco.evaluation.selection import Best
 from medmoco.evaluation.supervision import Supervision, accuracies
-from medmoco.evaluation.targets import Lesson, choose_lesson, targets_of
+from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
 from medmoco.models.batch_norm import split_batch_norm
 from medmoco.training.checkpoint import load_backbone, save_checkpoint
 from medmoco.training.device import choose_device, choose_precision, memory_explained
@@ -41,6 +40,7 @@ from medmoco.training.optim import create_layered_optimizer
 from medmoco.training.run_folder import (
     CHECKPOINTS,
     HARMLESS,
+    Start,
     describe_run,
     enter_folder,
     facts_of,
@@ -63,6 +63,7 @@ _OF_THE_LOOP = (
 # Of these, fine-tuning uses what decides which images it learns from and how validation sees them.
 _UNUSED = ("method.", "evaluate.")
 _USED = ("evaluate.where", "evaluate.size", "evaluate.mirror")
+_HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "finetune."))
 
 
 @dataclass(frozen=True)
@@ -124,35 +125,26 @@ def finetune(
     """
     settings = settings_of_run(settings, out)
     device = choose_device(settings.train)
-    precision, why = choose_precision(settings.train, device)
+    precision, _ = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    loaded, lesson, notes = _load(settings, encoder, splits)
+    loaded, lesson, notes = load_lesson(settings, encoder, splits)
+    check_shared_memory(settings, math.ceil(settings.train.global_batch_size / 2), 1)  # it counts pairs of views
     model, source = _create_model(settings, encoder, lesson, say)
     facts = _facts(settings, loaded, model, source)
     order = StepOrder(settings.seed, len(lesson.train), settings.train.global_batch_size, settings.train.epochs)
     with ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: _create_state(model, settings, device, precision),
-            resume=resume, overwrite=overwrite, allow_change=allow_change,
-            harmless=tuple(key for key in HARMLESS if key not in ("evaluate.", "finetune.")),
+            resume=resume, overwrite=overwrite, allow_change=allow_change, harmless=_HARMLESS,
         )  # fmt: skip
         describe_run(settings.out, settings, device, precision, facts)
         state = start.state
         log = stack.enter_context(RunLog(settings.out, steps=order.steps, start_step=state.step))
-        for notice in notes:
-            log.say(notice)
-        for warning in start.warnings:
-            log.warn(warning)
-        log.say(
-            f"{'resuming' if start.saved else 'fine-tuning'} {settings.model.backbone} by {settings.finetune.protocol},"
-            f" up to {order.steps} steps of {order.batch_size}, from step {state.step}, {device.type}, {precision}"
-            f" ({why})"
-        )
+        _say_start(settings, order, start, device, notes, log)
         stack.enter_context(keeping_status(settings.out, state, order.steps))
-        mishaps = Mishaps(
-            order, lesson.train, state, log, ALONE, Quarantine(settings.out, settings.data.bad_images_budget)
-        )
+        quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
+        mishaps = Mishaps(order, lesson.train, state, log, ALONE, quarantine)
         mishaps.say_what_is_known()
         run = _Run(settings, loaded, lesson, order, state, facts, source, log, mishaps, device, precision)
         run.take_up(start.saved)
@@ -163,6 +155,21 @@ def finetune(
             fit(task, batches, state, order, settings.train, log, run.hooks())
         mishaps.say_what_came()
         return run.finish()
+
+
+def _say_start(
+    settings: RunSettings, order: StepOrder, start: Start, device: torch.device, notes: Sequence[str], log: RunLog
+) -> None:
+    for note in notes:
+        log.say(note)
+    for warning in start.warnings:
+        log.warn(warning)
+    precision, why = choose_precision(settings.train, device)
+    log.say(
+        f"{'resuming' if start.saved else 'fine-tuning'} {settings.model.backbone} by {settings.finetune.protocol},"
+        f" up to {order.steps} steps of {order.batch_size}, from step {start.state.step}, {device.type}, {precision}"
+        f" ({why})"
+    )
 
 
 def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
@@ -177,39 +184,6 @@ def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
             f" finetune.global_batch_size {train.global_batch_size}; lower it"
         )
     return settings.model_copy(update={"out": out, "train": train, "views": views})
-
-
-def _load(settings: RunSettings, encoder: str, wanted: Sequence[str]) -> tuple[dict[str, Split], Lesson, list[str]]:
-    """Return train, val and what is to be scored, what is learned from train, and what the user should know."""
-    data = settings.data
-    if settings.finetune.classes:
-        data = data.model_copy(update={"labels": {}})
-    splits = load_manifest(data, list(dict.fromkeys(["train", "val", *wanted])))
-    if settings.evaluate.where:
-        splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
-    splits = {name: check_images(split, data) for name, split in splits.items()}
-    pretraining = find_pretraining(encoder)
-    leaks = find_leaks(splits, pretraining)
-    refuse_leaks(leaks, settings)
-    lesson = choose_lesson(splits["train"], settings)
-    if all(undefined(column) for column in targets_of(splits["val"], lesson).T):
-        raise ManifestError(
-            f"{splits['val'].csv.name}: no label has positives and negatives in val, so that the best epoch cannot be"
-            " chosen"
-        )
-    check_shared_memory(settings, math.ceil(settings.train.global_batch_size / 2), 1)  # it counts pairs of views
-    notes = [notice for split in splits.values() for notice in split.notices]
-    notes += [*leak_lines({name: found for name, found in leaks.items() if name != "test"}), *pretraining.notes]
-    return splits, lesson, [*notes, _taught(lesson, len(splits["train"]))]
-
-
-def _taught(lesson: Lesson, rows: int) -> str:
-    """Say how many rows of train there is something to learn from."""
-    text = f"{len(lesson.train) // lesson.repeats} of {rows} training rows have labels to learn from"
-    if len(lesson.names) <= 5:
-        each = [f"{name} {lesson.rows[name]} from {lesson.patients[name]} patients" for name in lesson.names]
-        text += f" ({', '.join(each)})"
-    return text + (f"; each comes {lesson.repeats} times an epoch" if lesson.repeats > 1 else "")
 
 
 def _create_model(

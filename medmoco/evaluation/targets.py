@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import FinetuneSettings, RunSettings
-from medmoco.data.manifest import Split
+from medmoco.data.loading import check_images
+from medmoco.data.manifest import Split, load_manifest, select_where
 from medmoco.errors import ManifestError, SettingsError
+from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.metrics import undefined
 from medmoco.evaluation.probes import draw_patients
 
 Targets = NDArray[np.float32]  # (N, L), 1, 0 or nan
+
+_NAMING = ("Path", "PatientID", "StudyID")  # classes are printed, these never
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,54 @@ class Lesson:
         return self.classes is not None
 
 
+def load_lesson(
+    settings: RunSettings, encoder: str, wanted: Sequence[str] = ()
+) -> tuple[dict[str, Split], Lesson, list[str]]:
+    """Load train, val and what else is to be scored.
+
+    Args:
+        settings: `evaluate.where` restricts all rows.
+        encoder: As `load_backbone` takes it; what it was pretrained on must not be in test.
+        wanted: More splits.
+
+    Returns:
+        The splits, what is learned from train, and what the user should know.
+
+    Raises:
+        SettingsError: there are no labels, or no such column.
+        ManifestError: the manifest cannot be used, a label cannot be learned or validated, or test shares patients or
+            images with what was learned from.
+    """
+    data = settings.data
+    if settings.finetune.classes:
+        data = data.model_copy(update={"labels": {}})
+    splits = load_manifest(data, list(dict.fromkeys(["train", "val", *wanted])))
+    if settings.evaluate.where:
+        splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
+    splits = {name: check_images(split, data) for name, split in splits.items()}
+    pretraining = find_pretraining(encoder)
+    leaks = find_leaks(splits, pretraining)
+    refuse_leaks(leaks, settings)
+    lesson = choose_lesson(splits["train"], settings)
+    if all(undefined(column) for column in targets_of(splits["val"], lesson).T):
+        raise ManifestError(
+            f"{splits['val'].csv.name}: no label has positives and negatives in val, so that the best epoch cannot be"
+            " chosen"
+        )
+    notes = [notice for split in splits.values() for notice in split.notices]
+    notes += [*leak_lines(leaks), *pretraining.notes, _taught(lesson, len(splits["train"]))]
+    return splits, lesson, notes
+
+
+def _taught(lesson: Lesson, rows: int) -> str:
+    """Say how many rows of train there is something to learn from."""
+    text = f"{len(lesson.train) // lesson.repeats} of {rows} training rows have labels to learn from"
+    if len(lesson.names) <= 5:
+        each = [f"{name} {lesson.rows[name]} from {lesson.patients[name]} patients" for name in lesson.names]
+        text += f" ({', '.join(each)})"
+    return text + (f"; each comes {lesson.repeats} times an epoch" if lesson.repeats > 1 else "")
+
+
 def choose_lesson(train: Split, settings: RunSettings) -> Lesson:
     """Draw the patients whose labels are used, the same as `evaluate` draws, and leave out rows without any.
 
@@ -62,7 +114,8 @@ def choose_lesson(train: Split, settings: RunSettings) -> Lesson:
         names = _class_names(train, chosen.classes)
         codes = _codes(train, chosen.classes, names)
         drawn = _drawn_classes(train, codes, len(names), settings)
-        known, targets = drawn >= 0, drawn
+        targets: NDArray[Any] = drawn
+        known: NDArray[np.bool_] = drawn >= 0
         masks = {name: drawn == number for number, name in enumerate(names)}
     else:
         names = train.label_names
@@ -90,9 +143,8 @@ def targets_of(split: Split, lesson: Lesson) -> Targets:
     """
     if lesson.classes is None:
         return split.labels
-    codes = _codes(split, lesson.classes, lesson.names)
-    one_hot = (codes[:, None] == np.arange(len(lesson.names))).astype(np.float32)
-    one_hot[codes < 0] = np.nan
+    codes = _codes(split, lesson.classes, lesson.names)[:, None]
+    one_hot: Targets = np.where(codes < 0, np.nan, codes == np.arange(len(lesson.names))).astype(np.float32)
     return one_hot
 
 
@@ -108,7 +160,8 @@ def _drawn_label(train: Split, number: int, settings: RunSettings) -> Targets:
             f"{train.csv.name}: the label '{train.label_names[number]}' cannot be learned, it is {reason}.\n"
             "Take it out of data.labels, or change its policy for missing and uncertain cells."
         )
-    return _draw(train, targets, settings).astype(np.float32)
+    drawn: Targets = _draw(train, targets, settings).astype(np.float32)
+    return drawn
 
 
 def _draw(train: Split, targets: NDArray[np.float64], settings: RunSettings) -> NDArray[np.float64]:
@@ -121,6 +174,8 @@ def _draw(train: Split, targets: NDArray[np.float64], settings: RunSettings) -> 
 def _class_cells(split: Split, column: str) -> pd.Series[str]:
     if column not in split.table.columns:
         raise SettingsError(f"finetune.classes: {split.csv.name} has no column '{column}'")
+    if column in _NAMING:
+        raise SettingsError(f"finetune.classes: '{column}' names patients or images, not classes")
     return split.table[column].astype(str).str.strip()
 
 
@@ -138,10 +193,10 @@ def _codes(split: Split, column: str, names: tuple[str, ...]) -> NDArray[np.int6
     unknown = ~cells.isin(known).to_numpy()
     if unknown.any():
         raise ManifestError(
-            f"{split.csv.name} row {split.rows[unknown.argmax()]}: {unknown.sum()} rows are of classes that train has"
-            f" not, such as '{cells[unknown].iloc[0]}' in '{column}'"
+            f"{split.csv.name} row {split.rows[unknown.argmax()]}: its '{column}' is a class that train has not,"
+            f" as in {unknown.sum()} rows in all"
         )
-    return cells.map(known).to_numpy(np.int64)
+    return np.array([known[cell] for cell in cells], np.int64)
 
 
 def _drawn_classes(train: Split, codes: NDArray[np.int64], classes: int, settings: RunSettings) -> NDArray[np.int64]:
@@ -152,4 +207,5 @@ def _drawn_classes(train: Split, codes: NDArray[np.int64], classes: int, setting
     for number in range(classes):
         targets = np.where(codes < 0, np.nan, codes == number)
         kept |= ~np.isnan(_draw(train, targets, settings))
-    return np.where(kept, codes, -1)
+    drawn: NDArray[np.int64] = np.where(kept, codes, -1).astype(np.int64)
+    return drawn

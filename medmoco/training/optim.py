@@ -53,9 +53,10 @@ def create_layered_optimizer(
         layer_decay: Share of the rate of the layer after it that each layer has.
         head_lr: Peak rate of the head.
     """
+    of_timm: Any = net
     depths = layer_depths(net)
     last = max(depths.values())
-    undecayed = net.no_weight_decay() if hasattr(net, "no_weight_decay") else set()
+    undecayed = of_timm.no_weight_decay() if hasattr(net, "no_weight_decay") else set()
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     scaled = [(name, p, layer_decay ** (last - depths[name])) for name, p in net.named_parameters()]
     scaled += [(name, p, head_lr / train.lr) for name, p in head.named_parameters()]
@@ -75,8 +76,9 @@ def layer_depths(net: nn.Module) -> dict[str, int]:
 
     timm's networks know their order; others are taken to be built in it, block by block.
     """
+    of_timm: Any = net
     if hasattr(net, "group_matcher"):
-        depths: dict[str, int] = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+        depths: dict[str, int] = group_parameters(net, of_timm.group_matcher(coarse=False), reverse=True)
         return depths
     names = [name for name, _ in net.named_parameters()]
     blocks = list(dict.fromkeys(_block(name) for name in names))

@@ -82,7 +82,7 @@ def test_targets_of__refuses_a_class_that_train_has_not(tmp_path: Path) -> None:
     settings, train = load(tmp_path, "finetune.classes=Class")
     lesson = choose_lesson(train, settings)
     _, other = load(tmp_path, rows=[*ROWS[:5], (9, 1, 1, "bird")])
-    with pytest.raises(ManifestError, match=r"train\.csv row 7: 1 rows are of classes .*'bird'"):
+    with pytest.raises(ManifestError, match=r"train\.csv row 7: its 'Class' is a class that train has not"):
         targets_of(other, lesson)
 
 
@@ -91,7 +91,8 @@ def test_targets_of__refuses_a_class_that_train_has_not(tmp_path: Path) -> None:
     [
         (["data.labels={}"], SettingsError, "names no label to learn"),
         (["finetune.classes=Breed"], SettingsError, "has no column 'Breed'"),
-        (["finetune.classes=PatientID"], ManifestError, "names 1 classes"),
+        (["finetune.classes=A"], ManifestError, "names 1 classes"),
+        (["finetune.classes=PatientID"], SettingsError, "names patients or images, not classes"),
         (["data.labels=[A]"], ManifestError, "the label 'A' cannot be learned, it is undefined .no positives"),
     ],
 )
