@@ -16,7 +16,11 @@ from medmoco import cli
 
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "export",
+    "neighbours", "projection", "placement", "saliency",
 }  # fmt: skip
+
+
+OF_CXR = ["--config", "configs/cxr.yaml", "--encoder", "random"]
 
 
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -51,6 +55,9 @@ def test_config__prints_the_tree() -> None:
         (["pack", "--config", "configs/cxr.yaml"], 2, "give --out, or set data.pack"),
         (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
         (["evaluat"], 2, "No such command"),
+        (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3;7"], 2, "'3;7' is not a list of row numbers"),
+        (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3", "--bank", "valid"], 2, "'valid' is no split"),
+        (["placement", *OF_CXR, "--out", "a", "--twin", "spin"], 2, "there is flip, rotate"),
     ],
 )
 def test_errors__are_short_and_have_their_exit_code(arguments: list[str], code: int, expected: str) -> None:
