@@ -20,6 +20,9 @@ COMMANDS = {
 }  # fmt: skip
 
 
+OF_CXR = ["--config", "configs/cxr.yaml", "--encoder", "random"]
+
+
 def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run medmoco as a user does."""
     command = [sys.executable, "-m", "medmoco.cli", *map(str, arguments)]
@@ -53,6 +56,9 @@ def test_config__prints_the_tree() -> None:
         (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
         (["predict", "--config", "configs/cxr.yaml", "--classifier", "x", "--out", "y"], 4, "no classifier folder"),
         (["evaluat"], 2, "No such command"),
+        (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3;7"], 2, "'3;7' is not a list of row numbers"),
+        (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3", "--bank", "valid"], 2, "'valid' is no split"),
+        (["placement", *OF_CXR, "--out", "a", "--twin", "spin"], 2, "there is flip, rotate"),
     ],
 )
 def test_errors__are_short_and_have_their_exit_code(arguments: list[str], code: int, expected: str) -> None:
