@@ -100,7 +100,7 @@ evaluation/             encoders to evidence
     report_data.py      a run's folder, read defensively
     report_training.py  report sections: data, curves, settings
     report_scores.py    report sections: scores, subgroups, ledger
-    report_curves.py    report sections: ROC, PR, calibration
+    report_curves.py    report sections: plots of scores
     report_external.py  report section: data from elsewhere
     report_appendix.py  TRIPOD+AI and CLAIM, filled in
     report.py           wires one offline HTML file

@@ -15,12 +15,11 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.figures import inline_svg
 from medmoco.evaluation.report_appendix import appendix_section
 from medmoco.evaluation.report_blocks import Block, Html, Picture, Section, Text, number
-from medmoco.evaluation.report_curves import curves_section
+from medmoco.evaluation.report_curves import curve_section, curves_section
 from medmoco.evaluation.report_data import Run, read_run
 from medmoco.evaluation.report_external import external_section
 from medmoco.evaluation.report_scores import (
     OWN,
-    curve_section,
     label_words,
     labels_of,
     ledger_section,
@@ -145,7 +144,7 @@ def _from_markdown(text: str) -> str:
         elif token.type == "th_open":
             token.attrSet("scope", "col")
     html = str(parser.renderer.render(tokens, parser.options, {}))
-    return html.replace("<table>", '<div class="scroll" role="region" aria-label="Table" tabindex="0"><table>').replace(
+    return html.replace("<table>", '<div class="scroll" role="group" aria-label="Table" tabindex="0"><table>').replace(
         "</table>", "</table></div>"
     )
 

@@ -104,6 +104,13 @@ class Section:
     sections: Sequence[Section] = field(default_factory=tuple)
 
 
+def plots_first(blocks: Sequence[Block]) -> list[Block]:
+    """Put plots beside each other, and what else there is below them."""
+    plots = [block for block in blocks if isinstance(block, Plot)]
+    rest = [block for block in blocks if not isinstance(block, Plot)]
+    return [Group(plots), *rest] if plots else rest
+
+
 def number(value: Any, digits: int = 3, sign: str = "") -> str:
     """Write a number; a dash where there is none."""
     return f"{value:{sign}.{digits}f}" if isinstance(value, int | float) else NOTHING

@@ -1,4 +1,4 @@
-"""Sections of a report that draw: ROC, precision-recall and calibration curves."""
+"""Sections of a report that draw: over shares of labels, ROC, precision, calibration."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from medmoco.evaluation.figures import Line, calibration_figure, pr_figure, roc_figure
+from medmoco.evaluation.figures import Line, calibration_figure, curve_figure, method_words, pr_figure, roc_figure
 from medmoco.evaluation.metrics import auroc, average_precision
-from medmoco.evaluation.report_blocks import Block, Group, Plot, Section, Table, Text, count, number, with_interval
+from medmoco.evaluation.report_blocks import (
+    Block,
+    Fold,
+    Plot,
+    Section,
+    Table,
+    Text,
+    count,
+    number,
+    p_value,
+    plots_first,
+    with_interval,
+)
 from medmoco.evaluation.report_data import Run
-from medmoco.evaluation.report_scores import OWN, Rows, by_label, encoder_name, method_of
+from medmoco.evaluation.report_scores import OWN, Rows, by_label, encoder_name, label_words, labels_of, method_of
 
 Record = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -44,9 +56,8 @@ def curves_section(runs: Sequence[Run]) -> Section:
     sections = []
     for label in labels:
         found: list[Block] = [*_discrimination(runs, label), *calibrated.get(label, ())]
-        plots = [block for block in found if isinstance(block, Plot)]
-        sections.append(Section(label, [Group(plots), *(block for block in found if not isinstance(block, Plot))]))
-    return Section("ROC, precision-recall and calibration", blocks, sections)
+        sections.append(Section(label, plots_first(found)))
+    return Section("ROC, precision and calibration curves", blocks, sections)
 
 
 def _answers(runs: Sequence[Run], label: str) -> Answers:
@@ -173,3 +184,62 @@ def _calibration(runs: Sequence[Run], rows: Rows) -> Plot | None:
         calibration_figure(lines), f"Calibration, {title}: observed share of positives in bins of the prediction.",
         f"Calibration for {title}. {'; '.join(said)}.", Table(f"Calibration, {title}", head, cells),
     )  # fmt: skip
+
+
+# ---- label fractions ----
+
+
+def curve_section(runs: Sequence[Run]) -> Section:
+    """Show what the scores are with few labels."""
+    blocks: list[Block] = []
+    parts: dict[str, list[Block]] = {}
+    for run in runs:
+        if not run.curve:
+            words = f"`medmoco curve --out {run.name}/curve` scores with 1, 10 or 100 % of the labels."
+            blocks.append(Text(f"{run.name} has no label-fraction curve: {words}", "missing"))
+            continue
+        present = {row["split"] for row in run.curve}
+        split = "test" if "test" in present else sorted(present)[0]
+        for label in labels_of(run.curve):
+            parts.setdefault(label_words(label), []).extend(_curve(run, label, split))
+    sections = [Section(title, plots_first(found)) for title, found in parts.items()]
+    return Section("Scores with few labels", blocks, sections)
+
+
+def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
+    rows = [
+        {**row, "encoder": encoder_name(run, row["encoder"], [run])}
+        for row in sorted(run.curve or [], key=lambda row: row["fraction"])
+        if (row["label"], row["split"]) == (label, split)
+    ]
+    cells = [
+        [
+            f"{100 * row['fraction']:g} %", row["encoder"], method_words(row["method"]),
+            count(row.get("n_train_patients")), count(row.get("draws")),
+            row.get("undefined") or with_interval(row, "auroc", "auroc_low", "auroc_high"),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = ["labels", "features", "method", "training patients", "draws", "AUROC (95 % interval)"]
+    title = f"AUROC by share of labelled patients, {label_words(label)} on {split}, {run.name}"
+    table, drawn = Table(title, head, cells), [row for row in rows if row["auroc"] is not None]
+    if drawn:
+        least = min(row["fraction"] for row in drawn)
+        said = [f"{r['encoder']} by {method_words(r['method'])} {number(r['auroc'])}" for r in drawn
+                if r["fraction"] == least]  # fmt: skip
+        alt = f"{title}. With {100 * least:g} %: {'; '.join(said)}."
+        yield Plot(curve_figure(rows, label, split), f"{title}; bars are 95 % intervals.", alt, table)
+    else:
+        yield table
+    differences = [
+        [
+            f"{100 * d['fraction']:g} %", encoder_name(run, d["control"], [run]), method_words(d["method"]),
+            with_interval(d, "difference", "low", "high", sign="+"), p_value(d.get("p_holm", d.get("p"))),
+        ]
+        for d in run.curve_differences or []
+        if (d["label"], d["split"]) == (label, split)
+    ]  # fmt: skip
+    if differences:
+        head = ["labels", "control", "method", "run minus control", "p (Holm)"]
+        table = Table(f"{run.name} minus controls, on the same draws of patients", head, differences)
+        yield Fold(f"Differences of {run.name} to its controls", [table])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from medmoco.evaluation.figures import curve_figure, forest_figure, method_words
+from medmoco.evaluation.figures import forest_figure, method_words
 from medmoco.evaluation.leakage import leak_lines
 from medmoco.evaluation.report_blocks import (
     NOTHING,
@@ -281,68 +281,6 @@ def subgroup_blocks(runs: Sequence[Run], rows: Rows) -> Iterable[Block]:
         cells.append([record["column"], record["group"], name, *counts, score])
     head = ["column", "group", "features", "images", "positive", "patients", "AUROC (95 % interval)"]
     yield Table("AUROC in subgroups", head, cells)
-
-
-# ---- label fractions ----
-
-
-def curve_section(runs: Sequence[Run]) -> Section:
-    """Show what the scores are with few labels."""
-    blocks: list[Block] = []
-    sections = []
-    for run in runs:
-        if not run.curve:
-            words = f"`medmoco curve --out {run.name}/curve` scores with 1, 10 or 100 % of the labels."
-            blocks.append(Text(f"{run.name} has no label-fraction curve: {words}", "missing"))
-            continue
-        present = {row["split"] for row in run.curve}
-        split = "test" if "test" in present else sorted(present)[0]
-        for label in labels_of(run.curve):
-            title = label_words(label) if len(runs) == 1 else f"{label_words(label)}, {run.name}"
-            rows = [row for row in run.curve if (row["label"], row["split"]) == (label, split)]
-            sections.append(Section(title, list(_curve(run, rows, label, split))))
-    return Section("Scores with few labels", blocks, sections)
-
-
-def _curve(run: Run, rows: Sequence[Record], label: str, split: str) -> Iterable[Block]:
-    cells = [
-        [
-            f"{100 * row['fraction']:g} %", encoder_name(run, row["encoder"], [run]), method_words(row["method"]),
-            count(row.get("n_train_patients")), count(row.get("draws")),
-            row.get("undefined") or with_interval(row, *_AUROC),
-        ]
-        for row in sorted(rows, key=lambda row: row["fraction"])
-    ]  # fmt: skip
-    head = ["labels", "features", "method", "training patients", "draws", "AUROC (95 % interval)"]
-    table = Table(f"AUROC by share of labelled patients, {label_words(label)}, {split}", head, cells)
-    drawn = [row for row in rows if row["auroc"] is not None]
-    if not drawn:
-        yield table
-    else:
-        least = min(row["fraction"] for row in drawn)
-        said = [
-            f"{encoder_name(run, row['encoder'], [run])} by {method_words(row['method'])} {number(row['auroc'])}"
-            for row in drawn
-            if row["fraction"] == least
-        ]
-        yield Plot(
-            curve_figure([{**row, "encoder": encoder_name(run, row["encoder"], [run])} for row in rows], label, split),
-            f"AUROC for {label_words(label)} on {split} against the share of training patients whose labels were used; "
-            "bars are 95 % intervals.",
-            f"AUROC against the share of labelled patients. With {100 * least:g} %: {'; '.join(said)}.",
-            table,
-        )
-    differences = [
-        [
-            f"{100 * d['fraction']:g} %", PurePath(d["control"]).name, method_words(d["method"]),
-            with_interval(d, "difference", "low", "high", sign="+"), p_value(d.get("p_holm", d.get("p"))),
-        ]
-        for d in run.curve_differences or []
-        if (d["label"], d["split"]) == (label, split)
-    ]  # fmt: skip
-    if differences:
-        head = ["labels", "control", "method", "run minus control", "p (Holm)"]
-        yield Fold("Differences to the controls", [Table("On the same draws of patients", head, differences)])
 
 
 # ---- ledger ----

@@ -16,7 +16,6 @@ from medmoco.evaluation.report_blocks import (
     NOTHING,
     Block,
     Fold,
-    Group,
     Listing,
     Plot,
     Section,
@@ -24,6 +23,7 @@ from medmoco.evaluation.report_blocks import (
     Text,
     count,
     number,
+    plots_first,
     several,
 )  # fmt: skip
 from medmoco.evaluation.report_data import Run
@@ -148,67 +148,63 @@ def _exclusions(run: Run) -> Iterable[Block]:
 
 # ---- curves ----
 
-_CURVES = {
-    "loss": ("Loss", "Contrastive loss; it starts near chance, ln(1 + queue), and falls.", "chance"),
-    "embedding_std": ("Embedding spread", "1 fills the sphere; near 0 the embedding has collapsed.", None),
-    "effective_rank": ("Effective rank", "Dimensions of the embedding in use; near 1 it has collapsed.", None),
-    "accuracy": ("Accuracy", "Share of queries whose own key is nearer than every negative.", None),
-}
+_CURVES = (
+    ("loss", "Contrastive loss", "It starts near chance, ln(1 + queue), and falls."),
+    ("embedding_std", "Embedding spread", "1 fills the sphere; near 0 the embedding has collapsed."),
+    ("effective_rank", "Effective rank", "Dimensions of the embedding in use; near 1 it has collapsed."),
+    ("accuracy", "Accuracy", "Share of queries whose own key is nearer than every negative."),
+)
 
 
 def training_section(runs: Sequence[Run]) -> Section:
     """Draw what was measured while training, all runs in one plot each."""
-    blocks: list[Block] = []
-    for key, (title, words, chance) in _CURVES.items():
-        plot = _plot(runs, [key], title, words, chance)
-        if plot:
-            blocks.append(plot)
-    for start, title, words in (
-        ("knn_auroc", "kNN AUROC", "Nearest neighbours on the features, validation split: do they get better?"),
-        ("val_auroc", "Validation AUROC", "Of the classifier while it was trained; the best epoch is kept."),
-    ):
-        keys = sorted({key for run in runs for record in run.metrics for key in record if key.startswith(start)})
-        plot = _plot(runs, keys, title, words, None)
-        if plot:
-            blocks.append(plot)
-        elif start == "knn_auroc" and not all(run.is_finetuned for run in runs):
-            blocks.append(Text(
-                "No kNN AUROC was taken while training: `medmoco pretrain` does with train.knn_every above 0 and "
-                "labels named in data.labels.", "missing",
-            ))  # fmt: skip
-    if not any(isinstance(block, Plot) for block in blocks):
-        return Section("Training", [Text("metrics.jsonl holds nothing yet; `medmoco pretrain` writes it.", "missing")])
-    return Section("Training", [Group([b for b in blocks if isinstance(b, Plot)]),
-                                *(b for b in blocks if not isinstance(b, Plot))])  # fmt: skip
+    pretrained, finetuned = ([run for run in runs if run.is_finetuned is kind] for kind in (False, True))
+    knn = _keys(pretrained, "knn_auroc")
+    plots = [
+        *(_plot(pretrained, [key], title, words) for key, title, words in _CURVES),
+        _plot(pretrained, knn, "kNN AUROC", "Nearest neighbours on the features, validation split."),
+        _plot(finetuned, ["loss"], "Classification loss", "On the training split."),
+        _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", "The best epoch is kept."),
+    ]
+    blocks = plots_first([plot for plot in plots if plot])
+    empty = [run.name for run in runs if not run.metrics]
+    if empty:
+        words = "metrics.jsonl is not there or empty; `medmoco pretrain` and `medmoco finetune` write it."
+        blocks.append(Text(f"{', '.join(empty)}: {words}", "missing"))
+    if pretrained and not knn:
+        words = "`medmoco pretrain` takes it with train.knn_every above 0 and labels named in data.labels."
+        blocks.append(Text(f"No kNN AUROC was taken while training: {words}", "missing"))
+    return Section("Training", blocks)
 
 
-def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str, chance: str | None) -> Plot | None:
-    lines, rows, levels = [], [], []
+def _keys(runs: Sequence[Run], start: str) -> list[str]:
+    return sorted({key for run in runs for record in run.metrics for key in record if key.startswith(start)})
+
+
+def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> Plot | None:
+    lines, rows, chance = [], [], set()
     for at, run in enumerate(runs):
         for dash, key in enumerate(keys):
             points = [(record["step"], record[key]) for record in run.metrics if _is_number(record.get(key))]
             if not points:
                 continue
             name = run.name if len(keys) == 1 else f"{run.name}, {key.partition('auroc')[2].strip('_/. ') or 'mean'}"
-            lines.append(Line(
-                name, *zip(*points, strict=True), colour=at if len(runs) > 1 else dash, dash=dash if len(runs) > 1 else
-                None, marked=len(points) <= 40,
-            ))  # fmt: skip
+            x, y = zip(*points, strict=True)
+            # One colour for each run, or where there is one for each label.
+            look = {"colour": at, "dash": dash if len(keys) > 1 else at} if len(runs) > 1 else {"colour": dash}
+            lines.append(Line(name, x, y, marked=len(points) <= 40, **look))
             rows += [[name, count(step), number(value)] for step, value in _some(points)]
-        levels += [record[chance] for record in run.metrics if chance and _is_number(record.get(chance))]
+        if keys == ["loss"]:
+            chance |= {round(record["chance"], 3) for record in run.metrics if _is_number(record.get("chance"))}
     if not lines:
         return None
-    is_one_level = bool(levels) and max(levels) - min(levels) < 1e-3
-    figure = line_figure(
-        lines, x="step", y=title, reference=levels[0] if is_one_level else None,
-        named=f"chance {levels[0]:.2f}" if is_one_level else "",
-    )  # fmt: skip
+    level = chance.pop() if len(chance) == 1 else None  # queues of several lengths have several
+    named = "" if level is None else f"chance {level:.2f}"
+    figure = line_figure(lines, x="step", y=title, reference=level, named=named)
     last = "; ".join(f"{line.name} from {number(line.y[0])} to {number(line.y[-1])}" for line in lines)
-    beside = f" Chance is {levels[0]:.2f}." if is_one_level else ""
-    return Plot(
-        figure, f"{title}. {words}", f"{title} over training steps: {last}.{beside}",
-        Table(f"{title} over training steps", ["run", "step", title], rows),
-    )  # fmt: skip
+    alt = f"{title} over training steps: {last}.{f' Chance is {level:.2f}.' if level is not None else ''}"
+    table = Table(f"{title} over training steps", ["run", "step", title], rows)
+    return Plot(figure, f"{title}. {words}", alt, table)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from medmoco.evaluation.report_blocks import (
+    NO_BREAK,
+    Group,
+    Plot,
+    Table,
+    Text,
+    count,
+    number,
+    p_value,
+    plots_first,
+    several,
+    where_words,
+    with_interval,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "0.123"), (None, "–"), ("0.1", "–"), (1, "1.000"), (float("inf"), "inf")]
+)
+def test_number__cases(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def test_count__separates_thousands() -> None:
+    assert [count(12345), count(2.5), count(None)] == ["12,345", "2.5", "–"]
+
+
+def test_with_interval__breaks_only_before_the_interval() -> None:
+    record = {"auroc": 0.88, "low": 0.8, "high": 0.9}
+    assert with_interval(record, "auroc", "low", "high").split(" ") == ["0.880", f"(0.800{NO_BREAK}to{NO_BREAK}0.900)"]
+
+
+def test_with_interval__without_ends_or_value() -> None:
+    assert with_interval({"auroc": 0.88, "low": None, "high": 0.9}, "auroc", "low", "high") == "0.880"
+    assert with_interval({"auroc": None, "low": 0.8, "high": 0.9}, "auroc", "low", "high") == "–"
+    assert with_interval({}, "auroc", "low", "high") == "–"
+
+
+def test_p_value__small_ones_are_not_zero() -> None:
+    assert p_value(0.0).replace(NO_BREAK, " ") == "< 0.001"
+    assert [p_value(0.02), p_value(None)] == ["0.020", "–"]
+
+
+@pytest.mark.parametrize("where", ["PatientID == 00123", "Path in (a.png)", "StudyID == 7"])
+def test_where_words__ids_are_not_repeated(where: str) -> None:
+    assert where_words(where) == "some, chosen by id"
+
+
+def test_where_words__other_conditions_are() -> None:
+    assert [where_words(None), where_words("Age >= 18")] == ["all", "Age >= 18"]
+
+
+def test_several__one_and_more() -> None:
+    assert [several(1, "image"), several(0, "image"), several(2000, "image")] == ["1 image", "0 images", "2,000 images"]
+
+
+def test_plots_first__only_plots_stand_beside_each_other() -> None:
+    plot = Plot(Figure(), "", "", Table("", [], []))
+    text = Text("x")
+    assert plots_first([text, plot]) == [Group([plot]), text]
+    assert plots_first([text]) == [text]

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from medmoco.evaluation.report_curves import calibration_blocks, curve_section, curves_section, thinned
+from medmoco.evaluation.report_data import Run
+from tests.evaluation.report_words import missing_of, plots_of, tables_of, words_of
+
+
+@pytest.mark.parametrize("size", [3, 50, 20_000])
+def test_thinned__nothing_that_is_seen_is_lost(size: int) -> None:
+    generator = np.random.default_rng(0)
+    x, y = (np.concatenate([[0], np.sort(generator.random(size)), [1]]) for _ in range(2))
+    some_x, some_y = thinned(x, y)
+    assert (some_x[0], some_y[0], some_x[-1], some_y[-1]) == (0, 0, 1, 1)
+    assert len(some_x) <= 2 * 400 + 2
+    # Each point that was left out lies within a cell of the last one that was kept before it.
+    at = np.searchsorted(np.round(some_x, 4), np.round(x, 4), "right") - 1
+    assert np.abs(np.asarray(some_x)[at] - x).max() < 2 / 400
+    for distance in np.hypot(np.subtract.outer(x, some_x), np.subtract.outer(y, some_y)).min(axis=1)[::50]:
+        assert distance < 1.5 / 400
+
+
+def test_curves_section__roc_is_that_of_a_plain_loop(run: Run) -> None:
+    table = run.evaluation.predictions
+    assert table is not None
+    chosen = table[(table["label"] == "Viral") & (table["method"] == "linear") & (table["encoder"] == "run")]
+    targets, scores = chosen["target"].to_numpy(), chosen["score"].to_numpy()
+    plot = next(p for p in plots_of(curves_section([run])) if p.caption.startswith("Receiver") and "Viral" in p.caption)
+    for name, specificity, sensitivity in plot.table.rows[:7]:
+        assert name == "cxr-1"
+        best = 0.0
+        for threshold in scores:
+            if (scores[targets == 0] < threshold).mean() >= float(specificity) - 1e-9:
+                best = max(best, (scores[targets == 1] >= threshold).mean())
+        assert float(sensitivity) == pytest.approx(best, abs=5e-4)
+
+
+def test_curves_section__precision_is_that_of_a_plain_loop(run: Run) -> None:
+    table = run.evaluation.predictions
+    assert table is not None
+    chosen = table[(table["label"] == "Viral") & (table["method"] == "linear") & (table["encoder"] == "run")]
+    targets, scores = chosen["target"].to_numpy(), chosen["score"].to_numpy()
+    plot = next(p for p in plots_of(curves_section([run])) if p.caption.startswith("Prec") and "Viral" in p.caption)
+    for _, sensitivity, precision in plot.table.rows[:7]:
+        best = 0.0
+        for threshold in scores:
+            told = scores >= threshold
+            if targets[told].sum() / targets.sum() >= float(sensitivity) - 1e-9:
+                best = max(best, targets[told].mean())
+        assert float(precision) == pytest.approx(best, abs=5e-4)
+
+
+def test_curves_section__one_run_beside_its_controls_and_operating_points(run: Run) -> None:
+    axes = plots_of(curves_section([run]))[0].figure.axes[0]
+    names = axes.get_legend_handles_labels()[1]
+    assert [name.rpartition(" ")[0] for name in names if name[-1].isdigit()] == ["cxr-1", "untrained", "pixels"]
+    assert "operating point" in names
+    marked = next(line for line in axes.lines if line.get_label() == "operating point")
+    records = [r for r in run.evaluation.operating or [] if (r["label"], r["split"], r["encoder"]) ==
+               ("Pneumonia", "test", "run")]  # fmt: skip
+    assert list(marked.get_ydata()) == [record["sensitivity"] for record in records]
+
+
+def test_curves_section__several_runs_without_controls(run: Run, other_run: Run) -> None:
+    names = plots_of(curves_section([run, other_run]))[0].figure.axes[0].get_legend_handles_labels()[1]
+    assert [name.split()[0] for name in names] == ["chance", "cxr-1", "cxr-2"]
+
+
+def test_curves_section__one_class_only_is_not_drawn(run: Run) -> None:
+    table = run.evaluation.predictions
+    assert table is not None
+    changed = replace(run, evaluation=replace(run.evaluation, predictions=table[table["target"] == 1]))
+    assert not [plot for plot in plots_of(curves_section([changed])) if plot.caption.startswith("Receiver")]
+
+
+def test_curves_section__missing(bare_run: Run) -> None:
+    assert len(missing_of(curves_section([bare_run]))) == 2
+
+
+# ---- calibration ----
+
+
+def test_calibration_blocks__bins_without_images_are_left_out(run: Run) -> None:
+    records = [(run, r) for r in run.evaluation.calibration or [] if r["label"] == "Viral" and r["split"] == "test"]
+    plot, table = calibration_blocks([run], records)
+    record = records[0][1]
+    filled = [each for each in record["after"]["bins"] if each["n"]]
+    lines = {line.get_label(): line for line in plot.figure.axes[0].lines}  # type: ignore[union-attr]
+    assert list(lines["platt"].get_xdata()) == [each["predicted"] for each in filled]
+    assert [row[1] for row in table.rows] == ["as scored", "platt, fitted on validation"]  # type: ignore[union-attr]
+    assert table.rows[0][3] == f"{record['before']['brier']:.3f}"  # type: ignore[union-attr]
+
+
+def test_calibration_blocks__all_bins_empty(run: Run) -> None:
+    record = next(iter(run.evaluation.calibration or []))
+    empty = {**record["after"], "bins": [], "slope": None}
+    (table,) = calibration_blocks([run], [(run, {**record, "before": empty, "after": empty})])
+    assert table.rows[0][5] == "–"  # type: ignore[union-attr]
+
+
+# ---- label fractions ----
+
+
+def test_curve_section__numbers_and_what_is_undefined(run: Run) -> None:
+    section = curve_section([run])
+    assert [part.title for part in section.sections] == ["Pneumonia", "Viral"]
+    table = tables_of(section)[0]
+    assert (table.rows[0][0], table.rows[0][-1]) == ("1 %", "undefined (no positives in train)")
+    assert [row[0] for row in table.rows] == sorted((row[0] for row in table.rows), key=lambda text: float(text[:-2]))
+    assert "10 % | untrained | linear probe | +0.070 (+0.020 to +0.110) | 0.012" in words_of(section)
+
+
+def test_curve_section__runs_beside_each_other(run: Run, other_run: Run) -> None:
+    section = curve_section([run, other_run])
+    assert [part.title for part in section.sections] == ["Pneumonia", "Viral"]
+    assert [plot.caption.split(", ")[2].split(";")[0] for plot in plots_of(section)] == ["cxr-1", "cxr-2"] * 2
+
+
+def test_curve_section__nothing_defined(run: Run) -> None:
+    undefined = {"auroc": None, "auroc_low": None, "auroc_high": None, "undefined": "undefined (no positives)"}
+    section = curve_section([replace(run, curve=[row | undefined for row in run.curve or []])])
+    assert not plots_of(section)
+    assert "undefined (no positives)" in words_of(section)
+
+
+def test_curve_section__missing(bare_run: Run) -> None:
+    assert "medmoco curve" in missing_of(curve_section([bare_run]))[0]

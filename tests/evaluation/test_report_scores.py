@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from medmoco.evaluation.report_data import Run
+from medmoco.evaluation.report_scores import (
+    encoder_name,
+    labels_of,
+    ledger_section,
+    method_of,
+    operating_section,
+    scores_section,
+    subgroups_section,
+)  # fmt: skip
+from tests.evaluation.report_words import missing_of, plots_of, tables_of, words_of
+
+
+def _changed(run: Run, file: str, records: list[dict[str, Any]] | None) -> Run:
+    return replace(run, evaluation=replace(run.evaluation, **{file: records}))
+
+
+def test_encoder_name__of_one_run_and_of_several(run: Run) -> None:
+    assert encoder_name(run, "run", [run]) == "cxr-1"
+    assert encoder_name(run, "pixels", [run]) == "pixels"
+    assert encoder_name(run, "pixels", [run, run]) == "pixels (cxr-1)"
+    assert encoder_name(run, "/srv/weights/imagenet.pth", [run]) == "imagenet.pth"
+
+
+def test_labels_of__mean_last_and_only_of_several() -> None:
+    def labels(*names: str) -> list[str]:
+        return labels_of([{"label": name} for name in names])
+
+    assert labels("macro", "b", "a", "b") == ["b", "a", "macro"]
+    assert labels("a", "macro") == ["a"]
+
+
+def test_method_of__the_linear_probe_if_there_is_one() -> None:
+    assert method_of([{"method": "knn"}, {"method": "linear"}]) == "linear"
+    assert method_of([{"method": "finetune"}]) == "finetune"
+    assert method_of([]) == "linear"
+
+
+# ---- scores ----
+
+
+def test_scores_section__numbers_are_those_of_the_file(run: Run) -> None:
+    assert run.evaluation.scores is not None
+    section = scores_section([run])
+    viral = next(part for part in section.sections if part.title == "Viral, test")
+    (table,) = [block for block in viral.blocks if hasattr(block, "rows")]
+    record = next(
+        r for r in run.evaluation.scores
+        if (r["label"], r["split"], r["method"], r["encoder"]) == ("Viral", "test", "linear", "run")
+    )  # fmt: skip
+    first = table.rows[0][1].replace("\N{NO-BREAK SPACE}", " ")
+    assert first == f"{record['auroc']:.3f} ({record['auroc_low']:.3f} to {record['auroc_high']:.3f})"
+    assert "200 images of 100 patients" in table.caption
+
+
+def test_scores_section__differences_stand_with_their_control(run: Run) -> None:
+    assert run.evaluation.differences is not None
+    difference = next(
+        d for d in run.evaluation.differences
+        if (d["label"], d["split"], d["method"], d["control"]) == ("Viral", "test", "linear", "pixels")
+    )  # fmt: skip
+    tables = [table for table in tables_of(scores_section([run])) if table.caption.startswith("Viral on test")]
+    rows = {row[0].replace("\N{NO-BREAK SPACE}", " "): row for row in tables[0].rows}
+    assert rows["pixels, linear probe"][3].startswith(f"{difference['difference']:+.3f}")
+    assert rows["pixels, linear probe"][4] == "0.020"
+    assert rows["cxr-1, linear probe"][3] == "–"
+
+
+def test_scores_section__test_comes_first_and_validation_is_folded(run: Run) -> None:
+    section = scores_section([run])
+    assert [part.title for part in section.sections] == ["Pneumonia, test", "Viral, test", "Split val"]
+    assert "flatters" in words_of(section)
+    (forest,) = plots_of(section)
+    assert "Viral, cxr-1: " in forest.alt
+
+
+def test_scores_section__undefined_flags_notes_and_leaks_are_said(run: Run) -> None:
+    assert run.evaluation.scores is not None
+    records = [dict(record) for record in run.evaluation.scores]
+    records[-6] |= {"auroc": None, "undefined": "undefined (no positives)"}
+    records[-5] |= {"flag": "all scores are equal", "note": "did not converge"}
+    for record in records:
+        record["leakage"] = {"train": {"patients": 3, "images": None}, "pretraining": None}
+    words = words_of(scores_section([_changed(run, "scores", records)]))
+    for text in ("undefined (no positives)", "all scores are equal", "did not converge", "shares 3 patients with"):
+        assert text in words
+
+
+def test_scores_section__delong_where_there_is_one(run: Run) -> None:
+    assert run.evaluation.scores is not None
+    assert "DeLong" not in words_of(scores_section([run]))
+    records = [record | {"delong_low": 0.111, "delong_high": 0.999} for record in run.evaluation.scores]
+    words = words_of(scores_section([_changed(run, "scores", records)]))
+    assert "AUROC, DeLong" in words
+    assert "(0.111 to 0.999)" in words
+
+
+def test_scores_section__older_files_lack_what_came_later(run: Run) -> None:
+    assert run.evaluation.scores is not None
+    later = {"ap_low", "ap_high", "delong_low", "delong_high", "leakage"}
+    records = [{key: value for key, value in r.items() if key not in later} for r in run.evaluation.scores]
+    assert plots_of(scores_section([_changed(_changed(run, "scores", records), "differences", None)]))
+
+
+def test_scores_section__nothing_scored(bare_run: Run) -> None:
+    (text,) = missing_of(scores_section([bare_run]))
+    assert "medmoco evaluate --encoder bare" in text
+
+
+def test_scores_section__conditions_on_ids_are_not_repeated(run: Run) -> None:
+    assert run.evaluation.scores is not None
+    records = [record | {"where": "PatientID == 00123"} for record in run.evaluation.scores]
+    assert "00123" not in words_of(scores_section([_changed(run, "scores", records)]))
+
+
+# ---- operating points, subgroups, ledger ----
+
+
+def test_operating_section__numbers_are_those_of_the_file(run: Run) -> None:
+    assert run.evaluation.operating is not None
+    record = next(r for r in run.evaluation.operating if r["label"] == "Viral" and r["split"] == "test")
+    table = tables_of(operating_section([run]))[1]
+    first = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in table.rows[0]]
+    assert first[:2] == ["cxr-1", "0.90"]
+    assert first[2].startswith(f"{record['sensitivity']:.2f} (")
+    assert first[-1] == " / ".join(str(record[key]) for key in ("tp", "fp", "tn", "fn"))
+
+
+def test_operating_section__shares_without_cases(run: Run) -> None:
+    assert run.evaluation.operating is not None
+    records = [record | {"ppv": None, "ppv_low": None} for record in run.evaluation.operating]
+    assert tables_of(operating_section([_changed(run, "operating", records)]))[0].rows[0][4] == "–"
+
+
+def test_operating_section__missing(bare_run: Run) -> None:
+    (text,) = missing_of(operating_section([bare_run]))
+    assert "operating.json" in text
+
+
+def test_subgroups_section__hidden_groups_show_no_counts(run: Run) -> None:
+    section = subgroups_section([run])
+    table = next(table for table in tables_of(section) if "column" in table.head)
+    assert list(table.rows[-1]) == ["Age", "80 and above", "cxr-1", "–", "–", "–", "hidden (fewer than 20 patients)"]
+    assert {row[2] for row in table.rows} == {"cxr-1"}
+    names = [text.get_text() for text in plots_of(section)[0].figure.axes[0].get_yticklabels()]
+    assert names == ["Sex", "F", "M", "Age", "18 to 40"]
+
+
+def test_subgroups_section__two_runs_side_by_side(run: Run, other_run: Run) -> None:
+    axes = plots_of(subgroups_section([run, other_run]))[0].figure.axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names[:5] == ["Sex", "F, cxr-1", "M, cxr-1", "F, cxr-2", "M, cxr-2"]
+
+
+def test_subgroups_section__all_hidden(run: Run) -> None:
+    assert run.evaluation.subgroups is not None
+    hidden = {"auroc": None, "auroc_low": None, "auroc_high": None, "undefined": "hidden (fewer than 20 patients)"}
+    records = [record | hidden for record in run.evaluation.subgroups]
+    section = subgroups_section([_changed(run, "subgroups", records)])
+    assert not plots_of(section)
+    assert tables_of(section)
+
+
+def test_ledger_section__every_look(run: Run) -> None:
+    words = words_of(ledger_section([run]))
+    assert "scored 2 times" in words
+    assert "2026-11-21 08:30:00 | evaluate | 200 (all) | Pneumonia 0.870; Viral 0.870" in words
+
+
+@pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None, "auroc": 3}])
+def test_ledger_section__odd_entries_show_no_place(run: Run, entry: dict[str, Any]) -> None:
+    words = words_of(ledger_section([replace(run, ledger=[entry])]))
+    assert "scored once" in words
+    assert "secret" not in words
+
+
+def test_ledger_section__missing(bare_run: Run) -> None:
+    assert "ledger.jsonl" in missing_of(ledger_section([bare_run]))[0]

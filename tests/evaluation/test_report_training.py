@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from medmoco.data.manifest import Split
+from medmoco.evaluation.report_blocks import Text
+from medmoco.evaluation.report_data import Run, read_run
+from medmoco.evaluation.report_training import (
+    data_section,
+    overview,
+    settings_section,
+    training_section,
+    versions_section,
+)  # fmt: skip
+from tests.evaluation.report_runs import make_run
+from tests.evaluation.report_words import blocks_of, missing_of, plots_of, tables_of, words_of
+
+
+def test_overview__a_column_for_each_run(run: Run, other_run: Run) -> None:
+    table = overview([run, other_run])
+    assert list(table.head) == ["", "cxr-1", "cxr-2"]
+    rows = {row[0]: list(row[1:]) for row in table.rows}
+    assert rows["Training images"] == ["320", "320"]
+    assert rows["Test split scored"] == ["2 times", "2 times"]
+    assert rows["Seed"] == ["0", "1"]
+
+
+def test_overview__nothing_known(bare_run: Run) -> None:
+    rows = {row[0]: row[1] for row in overview([bare_run]).rows}
+    assert rows["State"] == "unknown"
+    assert rows["Test split scored"] == "no ledger"
+
+
+# ---- data ----
+
+
+def test_data_section__counts_are_those_of_the_manifest(run: Run) -> None:
+    assert run.splits is not None
+    counts, labels, *_ = tables_of(data_section([run]))
+    assert [list(row) for row in counts.rows] == [["train", "320", "160"], ["val", "120", "60"], ["test", "200", "100"]]
+    for row in labels.rows:
+        column = list(run.splits["train"].label_names).index(row[0])
+        cells = run.splits[row[1]].table[row[0]].astype(str)
+        assert [int(cell) for cell in row[2:]] == [int((cells == text).sum()) for text in ("1", "0", "-1", "")], column
+
+
+def test_data_section__exclusions_and_audit(run: Run) -> None:
+    words = words_of(data_section([run]))
+    assert "2 training images could not be used" in words
+    assert "file cut off | 2" in words
+    assert "constant image | warning | 1" in words
+    assert "560 rows: train 320" in words
+    assert "secret-12" not in words
+
+
+def test_data_section__what_is_missing_is_said(bare_run: Run) -> None:
+    section = data_section([replace(bare_run, splits=None)])
+    assert any("manifest" in text for text in missing_of(section))
+    assert any("medmoco check" in text for text in missing_of(section))
+
+
+def _with_column(run: Run, column: str, values: list[str]) -> Run:
+    assert run.splits is not None
+    train: Split = run.splits["train"]
+    table = train.table.assign(**{column: pd.Series(values, index=train.table.index)})
+    return replace(run, splits={"train": replace(train, table=table)})
+
+
+def test_data_section__small_groups_are_hidden(run: Run) -> None:
+    changed = _with_column(run, "Sex", ["rare"] * 38 + ["F"] * 281 + [" "])
+    words = words_of(data_section([changed]))
+    assert "rare: of fewer than 20 patients" in words  # 38 images of 19 patients
+    assert "F: 281" in words
+    assert "not given: of fewer than 20 patients" in words
+
+
+def test_data_section__age_as_quartiles(run: Run) -> None:
+    changed = _with_column(run, "Age", ["010Y"] * 100 + ["20"] * 100 + ["30.0"] * 118 + ["", "12M"])
+    assert "20 (10 to 30), median and quartiles; 2 not given" in words_of(data_section([changed]))
+    few = _with_column(run, "Age", ["33"] * 5 + [""] * 315)
+    assert "hidden; 315 not given" in words_of(data_section([few]))
+
+
+# ---- curves ----
+
+
+def test_training_section__curves_of_all_runs_in_one_plot(run: Run, other_run: Run) -> None:
+    plots = plots_of(training_section([run, other_run]))
+    loss = plots[0]
+    assert loss.caption.startswith("Contrastive loss")
+    axes = loss.figure.axes[0]
+    assert axes.get_legend_handles_labels()[1] == ["cxr-1", "cxr-2", "chance 6.93"]
+    assert list(axes.lines[0].get_xdata())[:2] == [10, 20]
+    assert "Chance is 6.93" in loss.alt
+    assert {row[0] for row in loss.table.rows} == {"cxr-1", "cxr-2"}
+    assert len(plots) == 5
+
+
+def test_training_section__a_classifier_is_not_drawn_with_contrast(run: Run, tmp_path: Path) -> None:
+    tuned = read_run(make_run(tmp_path / "tuned", finetuned=True))
+    captions = {plot.caption.split(".")[0]: plot for plot in plots_of(training_section([run, tuned]))}
+    assert {"Contrastive loss", "Classification loss", "Validation AUROC", "kNN AUROC"} <= captions.keys()
+    assert {row[0] for row in captions["Contrastive loss"].table.rows} == {"cxr-1"}
+    assert {row[0] for row in captions["Validation AUROC"].table.rows} == {"tuned"}
+
+
+def test_training_section__gaps_and_nulls_are_left_out(run: Run) -> None:
+    metrics = [{"step": 1, "loss": None}, {"step": 2, "loss": 3.0, "knn_auroc/Viral": 0.7, "knn_auroc/Edema": 0.6}]
+    section = training_section([replace(run, metrics=metrics)])
+    plots = {plot.caption.split(".")[0]: plot for plot in plots_of(section)}
+    assert [list(row) for row in plots["Contrastive loss"].table.rows] == [["cxr-1", "2", "3.000"]]
+    assert [row[0] for row in plots["kNN AUROC"].table.rows] == ["cxr-1, Edema", "cxr-1, Viral"]
+
+
+def test_training_section__nothing_there(bare_run: Run) -> None:
+    section = training_section([bare_run])
+    assert not plots_of(section)
+    assert any("medmoco pretrain" in text for text in missing_of(section))
+
+
+# ---- settings ----
+
+
+def test_settings_section__differences_come_first(run: Run, other_run: Run) -> None:
+    first, everything = tables_of(settings_section([run, other_run]))
+    assert [list(row) for row in first.rows] == [["seed", "0", "1"]]
+    assert len(everything.rows) > 50
+
+
+def test_settings_section__same_settings(run: Run) -> None:
+    (first, *_) = blocks_of(settings_section([run, run]))
+    assert first == Text("The runs have the same settings.")
+    rows = {row[0]: row[1] for row in tables_of(settings_section([run]))[0].rows}
+    assert rows["train.clip_norm"] == "null"
+    assert rows["evaluate.mirror"] == "false"
+    assert rows["views.crop_scale"] == "0.3, 1.0"
+
+
+@pytest.mark.parametrize("libraries", [None, 3, {"torch": "2.14.1"}])
+def test_versions_section__libraries(run: Run, libraries: object) -> None:
+    changed = replace(run, environment={"python": "3.11.7", "libraries": libraries})
+    words = words_of(versions_section([changed]))
+    assert "python | 3.11.7" in words
+    assert ("torch | 2.14.1" in words) == isinstance(libraries, dict)
