@@ -168,7 +168,7 @@ def test_evaluate__real_films_give_the_known_score_of_raw_pixels(shared: Path, t
     data = [f"data.manifest={shared}/data/cxr_dev", f"data.root={shared}/data/cxr_dev/{{split}}", "data.labels=[Viral]"]
     out = tmp_path / "scores"
     call("evaluate", "--config", "configs/cxr.yaml", "--encoder", "random", "--out", out,
-         "evaluate.where=Pneumonia == 1", *data)  # fmt: skip
+         "--test", "evaluate.where=Pneumonia == 1", *data)  # fmt: skip
     records = json.loads((out / "scores.json").read_text())
     found = {(r["encoder"], r["split"]): r for r in records if r["method"] == "linear" and r["label"] == "Viral"}
     pixels = found["pixels", "test"]
