@@ -65,7 +65,7 @@ def test_delong__equals_a_plain_loop_over_pairs(seed: int, ties: bool) -> None:
 
 
 def test_delong__gives_the_values_known_for_its_own_example() -> None:
-    """Areas, standard errors and the p of albumin against K-G score, to four decimals; and what the plain loop gives."""
+    """Areas, standard errors, and the p of albumin against K-G score, to four decimals; and the plain loop."""
     albumin, protein, score, outcome = np.array(OVARIAN.split(), float).reshape(-1, 4).T
     targets, scores = 1 - outcome, -np.stack([albumin, 10 - score, protein])  # more of any is less of a risk
     aurocs, covariance = delong(targets, scores)
