@@ -40,12 +40,12 @@ def test_groups__each_row_is_in_one_group_of_every_column(tmp_path: Path) -> Non
 
 
 def test_groups__ages_go_by_bands(tmp_path: Path) -> None:
-    ages = ["45", "045Y", "17.9", "18", "006M", "020W", "900D", "", "old", "-3", "40.0", "Y", "120Y"]
+    ages = ["45", "045Y", "17.9", "18", "006M", "020W", "900D", "", "old", "-3", "40.0", "Y", "120Y", "240M"]
     groups = groups_of(made(tmp_path, "Age", ages), ["Age"], BANDS)
     assert {group: np.flatnonzero(mask).tolist() for (_, group), mask in groups.items()} == {
         "under 0": [9],
         "0 to under 18": [2, 4, 5, 6],
-        "18 to under 40": [3],
+        "18 to under 40": [3, 13],
         "40 and over": [0, 1, 10, 12],
         "not an age": [8, 11],
         "not given": [7],
