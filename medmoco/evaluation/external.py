@@ -23,7 +23,7 @@ from medmoco.evaluation.clinical import Clinical, Judgement, calibration_of, ope
 from medmoco.evaluation.inputs import load_splits, make_folder
 from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.metrics import Floats
-from medmoco.evaluation.scoring import json_number, label_targets
+from medmoco.evaluation.scoring import label_targets
 from medmoco.evaluation.table import span
 from medmoco.training.device import choose_device
 from medmoco.training.runlog import write_json
@@ -131,11 +131,12 @@ def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSetti
                 targets, scores, side.split.patients, draws=chosen.bootstrap, seed=settings.seed + number
             )
         )
-        interval, known = metrics.interval(draws[-1]), ~np.isnan(targets)
+        value, known = metrics.auroc(targets, scores), ~np.isnan(targets)
+        interval = metrics.share_interval(value, draws[-1])
         record[side.name] = {
-            "auroc": json_number(metrics.auroc(targets, scores)),
-            "low": json_number(interval.low),
-            "high": json_number(interval.high),
+            "auroc": metrics.or_none(value),
+            "low": metrics.or_none(interval.low),
+            "high": metrics.or_none(interval.high),
             "n": int(known.sum()),
             "n_positive": int((targets == 1).sum()),
             "n_patients": int(np.unique(side.split.patients[known]).size),
@@ -144,7 +145,12 @@ def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSetti
     internal, outside = (record[name]["auroc"] for name in SIDES)
     interval = metrics.interval(draws[0] - draws[1])
     drop = None if internal is None or outside is None else internal - outside
-    return {**record, "drop": drop, "drop_low": json_number(interval.low), "drop_high": json_number(interval.high)}
+    return {
+        **record,
+        "drop": drop,
+        "drop_low": metrics.or_none(interval.low),
+        "drop_high": metrics.or_none(interval.high),
+    }
 
 
 def _clinical(sides: Sequence[_Side], judgements: dict[str, Judgement], facts: Tree, settings: RunSettings) -> Clinical:

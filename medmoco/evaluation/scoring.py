@@ -173,7 +173,9 @@ def _score(
     reason = draws.undefined or metrics.undefined(targets)
     scores = answer.scores if answer and not reason else np.empty((0, len(split)))
     bootstrap = _mean_bootstrap(metrics.bootstrap_auroc, targets, scores, split, settings)
-    precision = metrics.interval(_mean_bootstrap(metrics.bootstrap_average_precision, targets, scores, split, settings))
+    precisions = _mean_bootstrap(metrics.bootstrap_average_precision, targets, scores, split, settings)
+    value = float(np.mean([metrics.average_precision(targets, row) for row in scores] or [math.nan]))
+    precision = metrics.share_interval(value, precisions)
     each = [metrics.auroc(targets, row) for row in scores]
     flags = [flag for row in scores if (flag := metrics.majority_flag(targets, row, THRESHOLDS[key.method]))]
     taught = [~np.isnan(row) for row in draws.targets]
@@ -183,11 +185,9 @@ def _score(
         "n": int(known.sum()),
         "n_positive": int((targets == 1).sum()),
         "n_patients": n_patients,
-        "average_precision": json_number(
-            np.mean([metrics.average_precision(targets, row) for row in scores] or [math.nan])
-        ),
-        "ap_low": json_number(precision.low),
-        "ap_high": json_number(precision.high),
+        "average_precision": metrics.or_none(value),
+        "ap_low": metrics.or_none(precision.low),
+        "ap_high": metrics.or_none(precision.high),
         **_delong_interval(independent),
         "undefined": reason,
         "flag": _count_each(flags, len(scores)) or None,
@@ -214,7 +214,7 @@ def _delong_interval(independent: tuple[Floats, Floats] | None) -> Record:
     targets, scores = independent
     aurocs, covariance = delong(targets, scores[None])
     interval = interval_of(aurocs[0], covariance[0, 0])
-    return {"delong_low": json_number(interval.low), "delong_high": json_number(interval.high)}
+    return {"delong_low": metrics.or_none(interval.low), "delong_high": metrics.or_none(interval.high)}
 
 
 def _macro(key: Key, parts: Sequence[Scored], split: Split, settings: RunSettings) -> Scored:
@@ -230,7 +230,7 @@ def _macro(key: Key, parts: Sequence[Scored], split: Split, settings: RunSetting
         "n": int(known.sum()),
         "n_positive": int((split.labels == 1).any(axis=1).sum()),
         "n_patients": int(np.unique(split.patients[known]).size),
-        "average_precision": json_number(values["average_precision"]),
+        "average_precision": metrics.or_none(values["average_precision"]),
         "undefined": None if defined else "undefined (no label is defined)",
         "flag": None,
         "note": None,
@@ -241,12 +241,12 @@ def _macro(key: Key, parts: Sequence[Scored], split: Split, settings: RunSetting
 
 
 def _record(key: Key, settings: RunSettings, auroc: float | np.floating[Any], bootstrap: Floats) -> Record:
-    interval, chosen = metrics.interval(bootstrap), settings.evaluate
+    interval, chosen = metrics.share_interval(float(auroc), bootstrap), settings.evaluate
     return {
         **key._asdict(),
-        "auroc": json_number(auroc),
-        "auroc_low": json_number(interval.low),
-        "auroc_high": json_number(interval.high),
+        "auroc": metrics.or_none(auroc),
+        "auroc_low": metrics.or_none(interval.low),
+        "auroc_high": metrics.or_none(interval.high),
         "size": chosen.size or settings.views.size,
         "bootstrap": chosen.bootstrap,
         "bootstrap_left_out": interval.left_out,
@@ -256,11 +256,6 @@ def _record(key: Key, settings: RunSettings, auroc: float | np.floating[Any], bo
         "neighbours": chosen.neighbours if key.method == "knn" else None,
         "seed": settings.seed,
     }
-
-
-def json_number(value: float | np.floating[Any]) -> float | None:
-    """Return a number as strict JSON has it: no nan."""
-    return None if math.isnan(value) else float(value)
 
 
 def _count_each(messages: Sequence[str], draws: int) -> str:
@@ -301,15 +296,15 @@ def _difference(key: Key, entry: Scored, control: str, other: Scored) -> Record:
     exact = None
     if entry.independent and other.independent:
         aurocs, covariance = delong(entry.independent[0], np.stack([entry.independent[1], other.independent[1]]))
-        exact = json_number(difference_p(aurocs, covariance, 0, 1))
+        exact = metrics.or_none(difference_p(aurocs, covariance, 0, 1))
     return {
         **key._asdict(),
         "control": control,
         "difference": entry.record["auroc"] - other.record["auroc"] if is_defined else None,
-        "low": json_number(interval.low),
-        "high": json_number(interval.high),
+        "low": metrics.or_none(interval.low),
+        "high": metrics.or_none(interval.high),
         "excludes_zero": bool(interval.low > 0 or interval.high < 0),
-        "p": json_number(bootstrap_p(draws)) if is_defined else None,
+        "p": metrics.or_none(bootstrap_p(draws)) if is_defined else None,
         "delong_p": exact,
         "bootstrap_left_out": interval.left_out,
         **{name: entry.record[name] for name in _SHARED},
