@@ -28,7 +28,7 @@ _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#595959"
 
-_STYLE: Record = {
+_STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "axes.labelsize": 10,
@@ -201,7 +201,7 @@ def forest_figure(rows: Sequence[Record], *, x: str, reference: float | None = N
     lines = len(rows) + sum(bool(head) for head in heads)
     figure = Figure(figsize=(4.6, 0.75 + 0.25 * lines), layout="constrained")
     axes = figure.subplots()
-    at, ticks, names = 0, [], []
+    at, ticks, names = 0, list[int](), list[str]()
     for group, members in groupby(rows, lambda row: row["group"]):
         if group:
             ticks, names, at = [*ticks, at], [*names, group], at + 1

@@ -106,8 +106,8 @@ class Section:
 
 def plots_first(blocks: Sequence[Block]) -> list[Block]:
     """Put plots beside each other, and what else there is below them."""
-    plots = [block for block in blocks if isinstance(block, Plot)]
-    rest = [block for block in blocks if not isinstance(block, Plot)]
+    plots: list[Block] = [block for block in blocks if isinstance(block, Plot)]
+    rest: list[Block] = [block for block in blocks if not isinstance(block, Plot)]
     return [Group(plots), *rest] if plots else rest
 
 

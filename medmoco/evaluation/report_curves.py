@@ -166,10 +166,13 @@ def _calibration(runs: Sequence[Run], rows: Rows) -> Plot | None:
             if not bins:
                 continue
             called = words if len(runs) == 1 else f"{run.name}, {words}"
-            shown = ("observed_low", "observed_high") if key == "after" else ()
-            ends = [[float(each["observed"] if each[end] is None else each[end]) for each in bins] for end in shown]
+            low, high = (
+                [float(each["observed"] if each[end] is None else each[end]) for each in bins if key == "after"]
+                for end in ("observed_low", "observed_high")
+            )
             x, y = ([float(each[value]) for each in bins] for value in ("predicted", "observed"))
-            lines.append(Line(called, x, y, *ends, colour=dash if len(runs) == 1 else at, dash=dash, marked=True))
+            colour = dash if len(runs) == 1 else at
+            lines.append(Line(called, x, y, low, high, colour=colour, dash=dash, marked=True))
             cells += [
                 [called, f"{number(each['low'], 2)} to {number(each['high'], 2)}", count(each["n"]),
                  number(each["predicted"]), with_interval(each, "observed", "observed_low", "observed_high")]

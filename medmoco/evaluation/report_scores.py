@@ -101,7 +101,7 @@ def _no_scores(run: Run) -> Text:
 
 
 def _leaks(rows: Rows) -> list[str]:
-    lines = {}
+    lines: dict[str, None] = {}
     for run, record in rows:
         leakage = record.get("leakage")
         if isinstance(leakage, dict) and all(value is None or isinstance(value, dict) for value in leakage.values()):
@@ -165,7 +165,7 @@ def _label(runs: Sequence[Run], rows: Rows, label: str, split: str) -> Iterable[
     for run, record in chosen:
         difference = against.get((run.name, record["method"], record["encoder"]), {})
         cells.append([
-            f"{encoder_name(run, record['encoder'], runs)}, {unbroken(method_words(record['method']))}",
+            f"{encoder_name(run, record['encoder'], runs)}, {method_words(record['method'])}",
             record["undefined"] or with_interval(record, *_AUROC),
             *([with_interval({**record, "at": record["auroc"]}, "at", "delong_low", "delong_high")] if has_delong
               else []),

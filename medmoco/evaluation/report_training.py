@@ -191,8 +191,8 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
             name = run.name if len(keys) == 1 else f"{run.name}, {key.partition('auroc')[2].strip('_/. ') or 'mean'}"
             x, y = zip(*points, strict=True)
             # One colour for each run, or where there is one for each label.
-            look = {"colour": at, "dash": dash if len(keys) > 1 else at} if len(runs) > 1 else {"colour": dash}
-            lines.append(Line(name, x, y, marked=len(points) <= 40, **look))
+            colour, dashes = (at, dash if len(keys) > 1 else at) if len(runs) > 1 else (dash, dash)
+            lines.append(Line(name, x, y, colour=colour, dash=dashes, marked=len(points) <= 40))
             rows += [[name, count(step), number(value)] for step, value in _some(points)]
         if keys == ["loss"]:
             chance |= {round(record["chance"], 3) for record in run.metrics if _is_number(record.get("chance"))}

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from medmoco.errors import SettingsError
+from medmoco.evaluation.report import report
+from tests.evaluation.report_runs import LABELS, make_run
+
+HOSTILE = '<script>alert("x")</script>'
+PHONE = {"width": 390, "height": 844}
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run", "--disable-quic",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pages(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Reports of a full run, of several of two kinds, of one with nothing, and of one whose names are an attack."""
+    folder = tmp_path_factory.mktemp("reports")
+    picture = folder / "patient.png"
+    cv2.imwrite(str(picture), np.zeros((40, 60), np.uint8))
+    bare = folder / "bare"
+    bare.mkdir()
+    for name in ("config.yaml", "environment.json"):
+        shutil.copy(run_folder / name, bare / name)
+    attack = make_run(folder / "attack&<b>", labels=(HOSTILE, LABELS[1]))
+    tuned = make_run(folder / "tuned", finetuned=True, seed=2)
+    return {
+        "one": report([run_folder], folder / "one.html", pictures=[picture]),
+        "several": report([run_folder, tuned, run_folder], folder / "several.html", title="Three runs"),
+        "bare": report([bare], folder / "bare.html"),
+        "attack": report([attack], folder / "attack.html", title=HOSTILE),
+    }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium on this machine, such as by apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+def _open(browser: Browser, file: Path, seen: list[str], **options: Any) -> Page:
+    """Open a page; what it says on the console and what it asks for goes into `seen`."""
+    page = browser.new_page(**{"viewport": PHONE, **options})
+    page.on("console", lambda message: seen.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: seen.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda request: seen.append(request.url.partition(";")[0]))
+    page.goto(file.as_uri())
+    return page
+
+
+# ---- in a browser ----
+
+
+@pytest.mark.parametrize("name", ["one", "several", "bare", "attack"])
+def test_report__opens_without_a_word_and_asks_for_nothing(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    seen: list[str] = []
+    page = _open(browser, pages[name], seen)
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert [line for line in seen if not line.startswith("data:")] == [pages[name].as_uri()]
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("attack", 390), *(pytest.param(name, width, marks=pytest.mark.slow)
+                        for name in ("one", "several", "bare", "attack") for width in (320, 1200))],
+)  # fmt: skip
+def test_report__is_no_wider_than_the_screen(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
+    page = _open(browser, pages[name], [], viewport={"width": width, "height": 800})
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for figure in page.locator("figure > svg").all()[:3]:
+        box = figure.bounding_box()
+        assert box
+        assert 250 <= box["width"] <= width
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("attack", "light"), ("bare", "dark"),
+     *(pytest.param(name, scheme, marks=pytest.mark.slow)
+       for name, scheme in (("one", "light"), ("one", "dark"), ("several", "light"), ("several", "dark")))],
+)  # fmt: skip
+def test_report__axe_finds_nothing(browser: Browser, pages: dict[str, Path], name: str, scheme: str) -> None:
+    page = _open(browser, pages[name], [], color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response
+    assert [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in found["violations"]] == []
+    passed = {rule["id"] for rule in found["passes"]}
+    assert {"color-contrast", "page-has-heading-one", "html-has-lang"} <= passed
+    page.close()
+
+
+def test_report__axe_finds_what_is_wrong(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    """The test above can fail."""
+    broken = tmp_path / "broken.html"
+    text = pages["one"].read_text().replace("--soft: #4d5661", "--soft: #c0c0c0").replace(' lang="en"', "")
+    broken.write_text(text.replace(' role="img" aria-label=', ' role="img" data-x='))
+    page = _open(browser, broken, [])
+    found = Axe().run(page).response["violations"]
+    assert {"color-contrast", "html-has-lang", "svg-img-alt"} <= {fault["id"] for fault in found}
+    page.close()
+
+
+def test_report__prints_with_everything_open_that_matters(browser: Browser, pages: dict[str, Path]) -> None:
+    page = _open(browser, pages["one"], [])
+    shown = "[...document.querySelectorAll('{}')].map(each => each.checkVisibility({{contentVisibilityAuto: true}}))"
+    checklist = "section > details table"
+    assert not any(page.evaluate(shown.format(checklist)))  # closed on the screen
+    page.emulate_media(media="print")
+    assert all(page.evaluate(shown.format(checklist)))
+    assert not any(page.evaluate(shown.format("nav, .numbers")))
+    document = page.pdf(format="A4")
+    assert document.startswith(b"%PDF")
+    assert 8 <= len(re.findall(rb"/Type\s*/Page\b", document)) <= 40
+    page.close()
+
+
+def test_report__keyboard_reaches_the_content_first(browser: Browser, pages: dict[str, Path]) -> None:
+    page = _open(browser, pages["one"], [])
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#content")
+    page.close()
+
+
+def test_report__can_be_looked_at(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    page = _open(browser, pages["one"], [])
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+    image = cv2.imread(str(tmp_path / "phone.png"))
+    assert image is not None
+    assert image.shape[1] == PHONE["width"]
+    assert image.std() > 20  # neither blank nor all one colour
+    page.close()
+
+
+# ---- the file ----
+
+
+class _Structure(HTMLParser):
+    """Collects what a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def named(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.mark.parametrize("name", ["one", "several", "bare", "attack"])
+def test_report__holds_no_script_and_no_address(pages: dict[str, Path], name: str) -> None:
+    text = pages[name].read_text()
+    page = _Structure(text)
+    assert not page.named("script", "iframe", "object", "embed", "base", "form", "b")
+    for tag, attributes in page.tags:
+        for key, value in attributes.items():
+            assert not key.startswith("on"), tag
+            if key in ("src", "href", "xlink:href", "action", "srcset", "poster"):
+                assert (value or "").startswith(("#", "data:")), (tag, value)
+    assert not re.search(r"url\((?!#)", text)
+    assert "@import" not in text
+
+
+@pytest.mark.parametrize("name", ["one", "several", "bare", "attack"])
+def test_report__headings_figures_and_tables_are_in_order(pages: dict[str, Path], name: str) -> None:
+    page = _Structure(pages[name].read_text())
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    drawn = [svg for svg in page.named("svg") if svg.get("role") == "img"]
+    assert len(drawn) == len(page.named("svg"))
+    assert all(len(svg["aria-label"] or "") > 20 for svg in drawn)
+    assert all(image["alt"] for image in page.named("img"))
+    # A model card has a table without a caption, which is named where it scrolls.
+    cards = sum(attributes.get("class") == "card" for attributes in page.named("div"))
+    assert len(page.named("caption")) == len(page.named("table")) - cards
+    assert all(cell.get("scope") in ("row", "col") for cell in page.named("th"))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {(link["href"] or "")[1:] for link in page.named("a")}
+    assert links <= set(ids)
+
+
+def test_report__a_plot_has_its_numbers(pages: dict[str, Path]) -> None:
+    text = pages["one"].read_text()
+    figures = re.findall(r"<figure>.*?</figure>", text, flags=re.DOTALL)
+    assert len(figures) >= 15
+    for figure in figures:
+        assert "<details" in figure
+        assert "<table" in figure
+        assert "<figcaption>" in figure
+
+
+def test_report__what_users_write_is_escaped(pages: dict[str, Path]) -> None:
+    text = pages["attack"].read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(" in text
+    assert "attack&amp;&lt;b&gt;" in text
+
+
+@pytest.mark.parametrize("name", ["one", "several", "attack"])
+def test_report__names_no_place_and_no_patient(pages: dict[str, Path], run_folder: Path, name: str) -> None:
+    text = pages[name].read_text()
+    for secret in (str(run_folder.parent), str(pages[name].parent), "patient-", "secret-", "patient.png", "rows.csv"):
+        assert secret not in text
+
+
+def test_report__is_the_same_twice_and_not_large(run_folder: Path, tmp_path: Path) -> None:
+    first, second = (report([run_folder], tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert first == second
+    assert len(first) < 600_000
+
+
+def test_report__says_what_is_missing(pages: dict[str, Path]) -> None:
+    text = pages["bare"].read_text()
+    for command in ("check", "evaluate", "curve", "external", "export"):
+        assert f"<code>medmoco {command}" in text
+
+
+def test_report__same_names_are_told_apart(pages: dict[str, Path]) -> None:
+    text = pages["several"].read_text()
+    assert "<h1>Three runs</h1>" in text
+    for name in ("cxr-1 (1)", "cxr-1 (2)", "tuned"):
+        assert f'<th scope="col">{name}</th>' in text
+
+
+def test_report__leads_with_the_answer(pages: dict[str, Path]) -> None:
+    short = pages["one"].read_text().partition('id="section1"')[0]
+    assert re.search(r"Viral: cxr-1 reaches an AUROC of 0\.\d{3} on test \(95 % interval", short)
+
+
+# ---- pictures and cards ----
+
+
+def test_report__pictures_come_with_a_warning_and_only_when_given(pages: dict[str, Path]) -> None:
+    assert "may show patients" in pages["one"].read_text()
+    assert "data:image/png;base64,iVBOR" in pages["one"].read_text()
+    assert "<img" not in pages["several"].read_text()
+
+
+def test_report__a_picture_that_is_none_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "page.svg"
+    file.write_text("<svg onload='alert(1)'/>")
+    with pytest.raises(SettingsError, match="no PNG"):
+        report([run_folder], tmp_path / "x.html", pictures=[file])
+    with pytest.raises(SettingsError, match="cannot be read"):
+        report([run_folder], tmp_path / "x.html", pictures=[tmp_path / "gone.png"])
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_report__another_card(run_folder: Path, tmp_path: Path) -> None:
+    card = tmp_path / "CARD.md"
+    card.write_text("# Mine\n\n## Deep\n\n<img src=x onerror=alert(1)>\n")
+    text = report([run_folder], tmp_path / "x.html", card=card).read_text()
+    assert "<h4>Mine</h4>" in text
+    assert "<h5>Deep</h5>" in text
+    assert "<img" not in text
+    assert "resnet18, pretrained with medmoco" not in text
+
+
+def test_report__a_folder_that_cannot_be_written(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="cannot be written"):
+        report([run_folder], tmp_path / "file" / "x.html")
