@@ -22,11 +22,10 @@ from medmoco.data.order import WEIGHTS, StepOrder, hashed
 from medmoco.data.quarantine import Quarantine
 from medmoco.data.workers import check_shared_memory
 from medmoco.errors import SettingsError, Stopped
-from medmoco.evaluation.calibration import fit_calibration
 from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
+from medmoco.evaluation.clinical import describe_judgements, judge
 from medmoco.evaluation.features import extract, fingerprint
 from medmoco.evaluation.metrics import auroc, undefined
-from medmoco.evaluation.operating import threshold_at
 from medmoco.evaluation.selection import Best
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
@@ -333,23 +332,13 @@ class _Run:
 
     def _describe(self, result: Finetuned) -> Tree:
         chosen = self.settings.evaluate
-        calibration: dict[str, Tree] = {}
-        points: dict[str, list[dict[str, float]]] = {}
-        for number, name in enumerate(result.labels):
-            truth, scores = result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number]
-            calibration[name] = {"kind": "none", "slope": 1.0, "intercept": 0.0}
-            points[name] = []
-            if undefined(truth):
-                continue
-            fitted = fit_calibration(truth, scores, chosen.calibration)
-            calibration[name] = {"kind": chosen.calibration, "slope": fitted.slope, "intercept": fitted.intercept}
-            points[name] = [
-                {"specificity": wanted, "threshold": threshold_at(truth, scores, wanted)}
-                for wanted in chosen.specificities
-            ]
+        judgements = {
+            name: judge(result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number], chosen)
+            for number, name in enumerate(result.labels)
+        }
         return describe_classifier(
             self.settings, result.labels, trained="fine-tuned", encoder=self.source, val_auroc=result.val_auroc,
-            calibration=calibration, operating_points=points, exclusive=self.lesson.exclusive,
+            exclusive=self.lesson.exclusive, **describe_judgements(judgements, chosen),
         )  # fmt: skip
 
 

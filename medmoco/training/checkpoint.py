@@ -246,6 +246,11 @@ def load_backbone(
         prefix = "query_encoder.backbone.net."
         model = content.get("model", {})
         state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
+        if not state:
+            raise CheckpointError(
+                f"{path} holds no pretrained encoder; where it is a fine-tuning run, `medmoco predict` and `external`\n"
+                "take the classifier folder in it, and --encoder the run that it started from"
+            )
         try:
             backbone.net.load_state_dict(state)
         except RuntimeError:
