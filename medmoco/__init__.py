@@ -96,14 +96,15 @@ evaluation/             encoders to evidence
     projection.py       features on a plane
     placement.py        ranks of images' changed twins
     saliency.py         where a classifier looks
-    report_blocks.py    paragraphs, tables, plots, written numbers
-    report_data.py      a run's folder, read defensively
-    report_training.py  report sections: data, curves, settings
-    report_scores.py    report sections: scores, subgroups, ledger
-    report_curves.py    report sections: plots of scores
-    report_external.py  report section: data from elsewhere
-    report_appendix.py  TRIPOD+AI and CLAIM, filled in
-    report.py           wires one offline HTML file
+reporting/              runs to one offline page
+    blocks.py           paragraphs, tables, plots, written numbers
+    runs.py             a run's folder, read defensively
+    training.py         sections: data, curves, settings
+    scores.py           sections: scores, subgroups, ledger
+    curves.py           sections: plots of scores
+    external.py         section: data from elsewhere
+    appendix.py         TRIPOD+AI and CLAIM, filled in
+    report.py           wires the page
 exporting/              encoder to files others load
     export.py           files, contract, card
     contract.py         how to feed the encoder

@@ -496,7 +496,7 @@ def report(
     title: Annotated[str, typer.Option(help="Of the page [the names of the folders].")] = "",
 ) -> None:
     """Write one HTML file about runs: data, curves, scores, and checklists filled in; it works offline."""
-    from medmoco.evaluation.report import report as write
+    from medmoco.reporting.report import report as write
 
     print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))
 

@@ -1,1 +1,1 @@
-"""Frozen features to scores."""
+"""Encoders to evidence."""

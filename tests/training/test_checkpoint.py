@@ -163,7 +163,7 @@ def test_load_backbone__run_without_the_networks_is_refused(tmp_path: Path) -> N
     make_run(settings)
     for content in ({}, {"model": {}}):
         save_checkpoint(settings.out / "checkpoints", 7, content)
-        with pytest.raises(CheckpointError, match="step 7 does not hold a resnet18"):
+        with pytest.raises(CheckpointError, match="holds no pretrained encoder"):
             load_backbone(str(settings.out), settings)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from medmoco.evaluation.report_blocks import (
+from medmoco.reporting.blocks import (
     NO_BREAK,
     Group,
     Plot,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medmoco.evaluation.report_blocks import NO_BREAK, Block, Fold, Group, Listing, Plot, Section, Table, Text
+from medmoco.reporting.blocks import NO_BREAK, Block, Fold, Group, Listing, Plot, Section, Table, Text
 
 
 def blocks_of(section: Section) -> Iterator[Block]:

@@ -12,7 +12,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medmoco.evaluation.figures import Line, calibration_figure, curve_figure, method_words, pr_figure, roc_figure
 from medmoco.evaluation.metrics import auroc, average_precision
-from medmoco.evaluation.report_blocks import (
+from medmoco.reporting.blocks import (
     Block,
     Fold,
     Plot,
@@ -25,8 +25,8 @@ from medmoco.evaluation.report_blocks import (
     plots_first,
     with_interval,
 )
-from medmoco.evaluation.report_data import Run
-from medmoco.evaluation.report_scores import OWN, Rows, by_label, encoder_name, label_words, labels_of, method_of
+from medmoco.reporting.runs import Run
+from medmoco.reporting.scores import OWN, Rows, by_label, encoder_name, label_words, labels_of, method_of
 
 Record = dict[str, Any]
 Floats = NDArray[np.float64]

@@ -8,7 +8,8 @@ from typing import Any
 
 from medmoco.evaluation.figures import forest_figure, method_words
 from medmoco.evaluation.leakage import leak_lines
-from medmoco.evaluation.report_blocks import (
+from medmoco.evaluation.table import MACRO
+from medmoco.reporting.blocks import (
     NOTHING,
     Block,
     Fold,
@@ -24,8 +25,7 @@ from medmoco.evaluation.report_blocks import (
     where_words,
     with_interval,
 )  # fmt: skip
-from medmoco.evaluation.report_data import Run, Scores
-from medmoco.evaluation.table import MACRO
+from medmoco.reporting.runs import Run, Scores
 
 Record = dict[str, Any]
 Rows = Sequence[tuple[Run, Record]]

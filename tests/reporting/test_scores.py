@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from medmoco.evaluation.report_data import Run
-from medmoco.evaluation.report_scores import (
+from medmoco.reporting.runs import Run
+from medmoco.reporting.scores import (
     encoder_name,
     labels_of,
     ledger_section,
@@ -15,7 +15,7 @@ from medmoco.evaluation.report_scores import (
     scores_section,
     subgroups_section,
 )  # fmt: skip
-from tests.evaluation.report_words import missing_of, plots_of, tables_of, words_of
+from tests.reporting.words import missing_of, plots_of, tables_of, words_of
 
 
 def _changed(run: Run, file: str, records: list[dict[str, Any]] | None) -> Run:

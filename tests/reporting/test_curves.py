@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medmoco.evaluation.report_curves import calibration_blocks, curve_section, curves_section, thinned
-from medmoco.evaluation.report_data import Run
-from tests.evaluation.report_words import missing_of, plots_of, tables_of, words_of
+from medmoco.reporting.curves import calibration_blocks, curve_section, curves_section, thinned
+from medmoco.reporting.runs import Run
+from tests.reporting.words import missing_of, plots_of, tables_of, words_of
 
 
 @pytest.mark.parametrize("size", [3, 50, 20_000])

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medmoco.evaluation.report_blocks import Block, Fold, Section, Table, Text, count, number, several
-from medmoco.evaluation.report_data import Run
+from medmoco.reporting.blocks import Block, Fold, Section, Table, Text, count, number, several
+from medmoco.reporting.runs import Run
 
 OPEN = "To be filled in by the authors"
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from medmoco.evaluation.report_appendix import OPEN, appendix_section
-from medmoco.evaluation.report_data import Run
-from tests.evaluation.report_words import tables_of, words_of
+from medmoco.reporting.appendix import OPEN, appendix_section
+from medmoco.reporting.runs import Run
+from tests.reporting.words import tables_of, words_of
 
 
 def _answers(run: Run, checklist: int) -> dict[str, str]:
@@ -15,7 +15,7 @@ def _answers(run: Run, checklist: int) -> dict[str, str]:
 
 
 def test_appendix_section__has_every_item() -> None:
-    from medmoco.evaluation.report_appendix import _CLAIM, _ITEMS, _TRIPOD
+    from medmoco.reporting.appendix import _CLAIM, _ITEMS, _TRIPOD
 
     assert len(_TRIPOD) == 52  # Source: Collins et al. 2024, 27 items and their parts
     assert {int(re.sub(r"\D", "", item)) for item in _TRIPOD} == set(range(1, 28))

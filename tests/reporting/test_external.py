@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from medmoco.evaluation.report_data import Run
-from medmoco.evaluation.report_external import external_section
-from tests.evaluation.report_words import missing_of, tables_of, words_of
+from medmoco.reporting.external import external_section
+from medmoco.reporting.runs import Run
+from tests.reporting.words import missing_of, tables_of, words_of
 
 
 def test_external_section__the_drop(run: Run, other_run: Run) -> None:

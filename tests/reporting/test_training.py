@@ -7,17 +7,17 @@ import pandas as pd
 import pytest
 
 from medmoco.data.manifest import Split
-from medmoco.evaluation.report_blocks import Text
-from medmoco.evaluation.report_data import Run, read_run
-from medmoco.evaluation.report_training import (
+from medmoco.reporting.blocks import Text
+from medmoco.reporting.runs import Run, read_run
+from medmoco.reporting.training import (
     data_section,
     overview,
     settings_section,
     training_section,
     versions_section,
 )  # fmt: skip
-from tests.evaluation.report_runs import make_run
-from tests.evaluation.report_words import blocks_of, missing_of, plots_of, tables_of, words_of
+from tests.reporting.made_runs import make_run
+from tests.reporting.words import blocks_of, missing_of, plots_of, tables_of, words_of
 
 
 def test_overview__a_column_for_each_run(run: Run, other_run: Run) -> None:

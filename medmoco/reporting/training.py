@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medmoco.data.manifest import Split
 from medmoco.evaluation.figures import Line, line_figure
-from medmoco.evaluation.report_blocks import (
+from medmoco.reporting.blocks import (
     NOTHING,
     Block,
     Fold,
@@ -26,7 +26,7 @@ from medmoco.evaluation.report_blocks import (
     plots_first,
     several,
 )  # fmt: skip
-from medmoco.evaluation.report_data import Run
+from medmoco.reporting.runs import Run
 
 _LEAST = 20  # patients that a count must stand for; Source: evaluate.least_patients
 _DESCRIBED = ("Sex", "ViewPosition", "Laterality")

@@ -15,8 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from medmoco.errors import SettingsError
-from medmoco.evaluation.report import report
-from tests.evaluation.report_runs import LABELS, make_run
+from medmoco.reporting.report import report
+from tests.reporting.made_runs import LABELS, make_run
 
 HOSTILE = '<script>alert("x")</script>'
 PHONE = {"width": 390, "height": 844}

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.report_data import Run, read_run
-from tests.evaluation.report_runs import LABELS, make_run
+from medmoco.reporting.runs import Run, read_run
+from tests.reporting.made_runs import LABELS, make_run
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from medmoco.evaluation.report_blocks import Block, Section, Table, Text, count, with_interval
-from medmoco.evaluation.report_curves import calibration_blocks
-from medmoco.evaluation.report_data import Run
-from medmoco.evaluation.report_scores import Show, by_label, operating_blocks, subgroup_blocks
+from medmoco.reporting.blocks import Block, Section, Table, Text, count, with_interval
+from medmoco.reporting.curves import calibration_blocks
+from medmoco.reporting.runs import Run
+from medmoco.reporting.scores import Show, by_label, operating_blocks, subgroup_blocks
 
 
 def external_section(runs: Sequence[Run]) -> Section:

@@ -13,12 +13,12 @@ from markdown_it import MarkdownIt
 
 from medmoco.errors import SettingsError
 from medmoco.evaluation.figures import inline_svg
-from medmoco.evaluation.report_appendix import appendix_section
-from medmoco.evaluation.report_blocks import Block, Html, Picture, Section, Text, number
-from medmoco.evaluation.report_curves import curve_section, curves_section
-from medmoco.evaluation.report_data import Run, read_run
-from medmoco.evaluation.report_external import external_section
-from medmoco.evaluation.report_scores import (
+from medmoco.reporting.appendix import appendix_section
+from medmoco.reporting.blocks import Block, Html, Picture, Section, Text, number
+from medmoco.reporting.curves import curve_section, curves_section
+from medmoco.reporting.external import external_section
+from medmoco.reporting.runs import Run, read_run
+from medmoco.reporting.scores import (
     OWN,
     label_words,
     labels_of,
@@ -27,7 +27,7 @@ from medmoco.evaluation.report_scores import (
     scores_section,
     subgroups_section,
 )  # fmt: skip
-from medmoco.evaluation.report_training import (
+from medmoco.reporting.training import (
     data_section,
     overview,
     settings_section,
@@ -172,7 +172,7 @@ def render(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> st
         sections: In their order.
     """
     environment = Environment(
-        loader=PackageLoader("medmoco.evaluation"),
+        loader=PackageLoader("medmoco.reporting"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from medmoco.config import DataSettings, flatten
 from medmoco.data.manifest import Split, load_manifest, present_splits
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
-from medmoco.evaluation.report_blocks import ID_COLUMNS, where_words
+from medmoco.reporting.blocks import ID_COLUMNS, where_words
 
 Record = dict[str, Any]
 

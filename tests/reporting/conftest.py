@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medmoco.evaluation.report_data import Run, read_run
-from tests.evaluation.report_runs import make_run
+from medmoco.reporting.runs import Run, read_run
+from tests.reporting.made_runs import make_run
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Runs to a page that a clinical group reads."""
