@@ -39,7 +39,7 @@ demo: $(READY) ## phantoms, pretraining, evaluation, report and export in a few 
 	@echo "  demo/export            the encoder, how to feed it, and proof that it was read back right"
 
 test: lint ## linters, then all tests that are neither slow nor need a GPU
-	pytest
+	pytest -n 2
 
 test-slow: $(READY) ## the slow tests
 	pytest -m "slow and not gpu"

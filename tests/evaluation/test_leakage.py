@@ -230,14 +230,14 @@ def test_evaluate__a_leaking_run_is_refused_and_allowed_with_every_score_saying_
 ) -> None:
     settings = own(tmp_path, [20, 103, 21, 22, 104], "xyzvw")
     with pytest.raises(ManifestError) as caught:
-        evaluate(settings, str(other), tmp_path / "scores")
+        evaluate(settings, {"run": str(other)}, tmp_path / "scores", test=True)
     assert str(caught.value).startswith(
         "test shares 0 patients and 2 images with the data the encoder was pretrained on"
     )
     assert caught.value.exit_code == 3
     assert not any((tmp_path / "scores").iterdir())
     allowed = own(tmp_path, [20, 103, 21, 22, 104], "xyzvw", "evaluate.allow_leakage=true")
-    found = evaluate(allowed, str(other), tmp_path / "scores")
+    found = evaluate(allowed, {"run": str(other)}, tmp_path / "scores", test=True)
     written = json.loads((tmp_path / "scores/scores.json").read_text())
     for record in [*written, *found.differences]:
         assert record["leakage"] == {"pretraining": {"patients": 0, "images": 2}, "train": NONE}
@@ -245,7 +245,7 @@ def test_evaluate__a_leaking_run_is_refused_and_allowed_with_every_score_saying_
     # By patient it is refused before any work.
     monkeypatch.setattr(leakage, "extract", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(ManifestError, match="1 patients and 0 images"):
-        evaluate(own(tmp_path, [20, 21, 22], "xyc"), str(other), tmp_path / "scores")
+        evaluate(own(tmp_path, [20, 21, 22], "xyc"), {"run": str(other)}, tmp_path / "scores", test=True)
 
 
 def test_evaluate__where_leaves_the_rest_of_pretraining_to_be_compared(tmp_path: Path) -> None:
@@ -260,8 +260,8 @@ def test_evaluate__where_leaves_the_rest_of_pretraining_to_be_compared(tmp_path:
     within = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"where": "View == PA"})})
     said: list[str] = []
     with pytest.raises(ManifestError, match="test shares 0 patients and 1 images with the data the encoder was"):
-        evaluate(within, str(run), tmp_path / "scores", said.append)
+        evaluate(within, {"run": str(run)}, tmp_path / "scores", test=True, say=said.append)
     assert "pixels of 1 more pretraining images, to compare with val and test" in said
     with pytest.raises(ManifestError, match="1 images with train"):
-        evaluate(settings, "random", tmp_path / "scores")
-    evaluate(within, "random", tmp_path / "scores")  # it learned from nothing, and the probe not from film 0
+        evaluate(settings, {"run": "random"}, tmp_path / "scores", test=True)
+    evaluate(within, {"run": "random"}, tmp_path / "scores", test=True)  # it learned from nothing, and the probe not from film 0
