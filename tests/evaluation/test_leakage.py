@@ -264,4 +264,6 @@ def test_evaluate__where_leaves_the_rest_of_pretraining_to_be_compared(tmp_path:
     assert "pixels of 1 more pretraining images, to compare with val and test" in said
     with pytest.raises(ManifestError, match="1 images with train"):
         evaluate(settings, {"run": "random"}, tmp_path / "scores", test=True)
-    evaluate(within, {"run": "random"}, tmp_path / "scores", test=True)  # it learned from nothing, and the probe not from film 0
+    evaluate(
+        within, {"run": "random"}, tmp_path / "scores", test=True
+    )  # it learned from nothing, and the probe not from film 0
