@@ -25,9 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pretrain image encoders on unlabelled grayscale medical images with momentum contrast, "
     "and prove what that is worth.",
-    epilog="images + CSV -> pretrain -> evaluate -> export. Every command takes the same YAML file and key=value "
-    "overrides.",
+    epilog="images + CSV -> pretrain -> evaluate -> report, export. Every command takes the same YAML file and "
+    "key=value overrides.",
 )
+
+DATA, TRAINING, EVIDENCE, INSIGHT, USE = "Data", "Training", "Evidence", "What an encoder sees", "Use"
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file.")]
 Overrides = Annotated[
@@ -43,13 +45,13 @@ class SplitName(StrEnum):
     test = "test"
 
 
-@app.command("config")
+@app.command("config", rich_help_panel="Settings")
 def show_config(config_file: Config, overrides: Overrides = None) -> None:
     """Print every setting with where its value comes from."""
     print(config.describe(config_file, overrides or ()), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def phantom(
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
     patients: Annotated[int, typer.Option(min=10, help="Number of synthetic patients.")] = 160,
@@ -63,7 +65,7 @@ def phantom(
     print(f"phantoms of {patients} synthetic patients, train.csv, val.csv and test.csv are in {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def split(
     csv_file: Annotated[Path, typer.Option("--csv", help="Any table with a header; .csv.gz is read too.")],
     out: Annotated[Path, typer.Option(help="New or empty folder for train.csv, val.csv, test.csv and README.md.")],
@@ -91,7 +93,7 @@ def split(
     ))  # fmt: skip
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def preview(
     config_file: Config,
     out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
@@ -106,7 +108,7 @@ def preview(
     print(f"{images} images with {views} views each are in {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def check(
     config_file: Config,
     overrides: Overrides = None,
@@ -132,7 +134,7 @@ def check(
     print(f"no faults; the report and the list of rows are in {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def pack(
     config_file: Config,
     out: Annotated[str | None, typer.Option(help="Folder of the pack; without it, data.pack.")] = None,
@@ -167,7 +169,7 @@ def _make_pack(settings: config.RunSettings, folder: Path, dask: str | None = No
         return make_pack(settings.data, folder, _say, write)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def bench(
     config_file: Config,
     overrides: Overrides = None,
@@ -180,7 +182,7 @@ def bench(
     print(measure(settings, seconds, _say))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def pretrain(
     config_file: Config,
     overrides: Overrides = None,
@@ -243,7 +245,7 @@ def _make_missing_pack(settings: config.RunSettings) -> None:
         _make_pack(settings, Path(place))
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def slurm(
     config_file: Config,
     out: Annotated[Path, typer.Option(help="Batch file to write, such as job.sbatch.")],
@@ -276,7 +278,7 @@ Encoders = Annotated[
 Test = Annotated[bool, typer.Option("--test", help="Look at the test split; each look is noted in the run's ledger.")]
 
 
-@app.command()
+@app.command(rich_help_panel=EVIDENCE)
 def evaluate(
     config_file: Config,
     encoder: Encoders,
@@ -292,7 +294,7 @@ def evaluate(
     print(score(settings, encoders, out, test=test, say=_say).table)
 
 
-@app.command()
+@app.command(rich_help_panel=EVIDENCE)
 def curve(
     config_file: Config,
     encoder: Encoders,
@@ -312,7 +314,7 @@ def curve(
     print(score(settings, encoders, out, draws=draws, finetuned=finetune, test=test, say=_say).table)
 
 
-@app.command()
+@app.command(rich_help_panel=EVIDENCE)
 def external(
     config_file: Config,
     other: Annotated[Path, typer.Option(help="YAML file of the other data: its manifest, root and labels.")],
@@ -341,7 +343,7 @@ def _named(encoders: list[str]) -> dict[str, str]:
     return named
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def finetune(
     config_file: Config,
     encoder: Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')],
@@ -371,7 +373,7 @@ def finetune(
     print(f"run folder: {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def predict(
     config_file: Config,
     classifier: Annotated[Path, typer.Option(help="Classifier folder, which finetune and evaluate leave.")],
@@ -395,7 +397,7 @@ ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose 
 Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
 
 
-@app.command()
+@app.command(rich_help_panel=INSIGHT)
 def neighbours(
     config_file: Config,
     encoder: Encoder,
@@ -420,7 +422,7 @@ def neighbours(
         print(f"{out} shows them: keep it where the images may be")
 
 
-@app.command()
+@app.command(rich_help_panel=INSIGHT)
 def projection(
     config_file: Config,
     encoder: Encoder,
@@ -436,7 +438,7 @@ def projection(
     print(project(settings, encoder, out, split=_split_name(split), colour=colour, say=_say))
 
 
-@app.command()
+@app.command(rich_help_panel=INSIGHT)
 def placement(
     config_file: Config,
     encoder: Encoder,
@@ -455,7 +457,7 @@ def placement(
     print(place(settings, encoder, out, split=_split_name(split), twins=twin or (), say=_say), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=INSIGHT)
 def saliency(
     config_file: Config,
     classifier: Annotated[Path, typer.Option(help="Classifier folder, as evaluate and finetune leave it.")],
@@ -485,7 +487,7 @@ def _split_name(name: str) -> str:
     return name
 
 
-@app.command()
+@app.command(rich_help_panel=EVIDENCE)
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, to stand side by side.")],
     out: Annotated[Path | None, typer.Option(help="HTML file to write [report.html in the first folder].")] = None,
@@ -501,7 +503,7 @@ def report(
     print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def export(
     run: Annotated[Path, typer.Option(help="Run folder.")],
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
