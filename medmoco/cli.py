@@ -413,9 +413,9 @@ def neighbours(
 ) -> None:
     """Find the images that the encoder finds most like some of yours."""
     settings = config.load(config_file, overrides or ())
+    wanted, names = _row_numbers(rows), {"split": _split_name(split), "bank": _split_name(bank)}
     from medmoco.evaluation.neighbours import neighbours as find
 
-    wanted, names = _row_numbers(rows), {"split": _split_name(split), "bank": _split_name(bank)}
     found = find(settings, encoder, out, wanted, **names, count=count, same_patient=same_patient, say=_say)
     print(f"{len(found)} neighbours of {len(set(wanted))} images are in {out.with_suffix('.csv')}")
     if out.suffix.lower() == ".png":
