@@ -45,6 +45,14 @@ class SplitName(StrEnum):
     test = "test"
 
 
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
+AllowChange = Annotated[
+    bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
+]
+Encoder = Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')]
+
+
 @app.command("config", rich_help_panel="Settings")
 def show_config(config_file: Config, overrides: Overrides = None) -> None:
     """Print every setting with where its value comes from."""
@@ -186,14 +194,12 @@ def bench(
 def pretrain(
     config_file: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine, one for each GPU (all GPUs if not given).")
     ] = None,
-    allow_change: Annotated[
-        bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
-    ] = False,
+    allow_change: AllowChange = False,
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
@@ -346,14 +352,12 @@ def _named(encoders: list[str]) -> dict[str, str]:
 @app.command(rich_help_panel=TRAINING)
 def finetune(
     config_file: Config,
-    encoder: Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')],
+    encoder: Encoder,
     out: Annotated[Path, typer.Option(help="Run folder of the fine-tuning.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
-    allow_change: Annotated[
-        bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_change: AllowChange = False,
 ) -> None:
     """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
     settings = config.load(config_file, overrides or ())
@@ -392,7 +396,6 @@ def predict(
     print(f"{rows} rows of {split.value} are in {out}")
 
 
-Encoder = Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')]
 ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
 Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
 

@@ -27,6 +27,7 @@ from medmoco.config import Float, Fraction, Int, LabelPolicy, ModelSettings, Pos
 from medmoco.data.files import sync_folder
 from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError, first_line
+from medmoco.evaluation.calibration import Calibration
 from medmoco.evaluation.features import extract
 from medmoco.models.backbones import Backbone, create_backbone
 
@@ -323,6 +324,12 @@ def prepared(settings: RunSettings, facts: Tree) -> tuple[RunSettings, list[str]
                 changes.append(f"{group}.{key} is {value}, as the classifier was trained, not {given}")
     groups = {group: getattr(settings, group).model_copy(update=values) for group, values in wanted.items()}
     return settings.model_copy(update=groups), changes
+
+
+def own_calibration(facts: Tree, label: str) -> Calibration:
+    """Return what turns the scores of one of the classifier's labels into log-odds that can be believed."""
+    fitted = facts["calibration"][label]
+    return Calibration(fitted["slope"], fitted["intercept"])
 
 
 def score_split(

@@ -17,8 +17,7 @@ from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.overlap import also_in, image_keys
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation import metrics
-from medmoco.evaluation.calibration import Calibration
-from medmoco.evaluation.classifier import load_classifier, score_split
+from medmoco.evaluation.classifier import load_classifier, own_calibration, score_split
 from medmoco.evaluation.clinical import Clinical, Judgement, calibration_of, operating_records, subgroups_of
 from medmoco.evaluation.inputs import load_splits, make_folder
 from medmoco.evaluation.ledger import add_look, ledger_of
@@ -115,9 +114,8 @@ def _refuse_overlap(settings: RunSettings, theirs: Split) -> None:
 
 
 def _judgement(facts: Tree, label: str) -> Judgement:
-    calibration = facts["calibration"][label]
     points = {point["specificity"]: point["threshold"] for point in facts["operating_points"][label]}
-    return Judgement(Calibration(slope=calibration["slope"], intercept=calibration["intercept"]), points)
+    return Judgement(own_calibration(facts, label), points)
 
 
 def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSettings) -> Record:

@@ -10,11 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.loading import check_images
-from medmoco.data.manifest import load_manifest, select_where
 from medmoco.errors import SettingsError
-from medmoco.evaluation.calibration import Calibration
-from medmoco.evaluation.classifier import load_classifier, prepared, score_split
+from medmoco.evaluation.classifier import load_classifier, own_calibration, prepared, score_split
+from medmoco.evaluation.inputs import load_splits
 from medmoco.training.device import choose_device
 
 Floats = NDArray[np.float64]
@@ -53,12 +51,10 @@ def predict(
     settings, changes = prepared(settings, facts)
     for change in changes:
         say(change)
-    data = settings.data.model_copy(update={"labels": {}})
-    rows = load_manifest(data, (split,))[split]
+    unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
+    rows = load_splits(unlabelled, [split])[split]
     if settings.evaluate.where:
-        rows = select_where(rows, settings.evaluate.where)
         say(f"evaluate.where keeps {len(rows)} rows")
-    rows = check_images(rows, data)
     for notice in rows.notices:
         say(notice)
     say(f"scoring {len(rows)} rows")
@@ -82,8 +78,7 @@ def probabilities_of(scores: Floats, facts: Tree) -> Floats:
         facts: Of the classifier.
     """
     columns: Sequence[Floats] = [
-        Calibration(facts["calibration"][label]["slope"], facts["calibration"][label]["intercept"]).probabilities(own)
-        for label, own in zip(facts["labels"], scores.T, strict=True)
+        own_calibration(facts, label).probabilities(own) for label, own in zip(facts["labels"], scores.T, strict=True)
     ]
     return np.stack(columns, axis=1)
 

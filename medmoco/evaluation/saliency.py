@@ -23,8 +23,7 @@ from medmoco.config import ModelSettings, RunSettings
 from medmoco.data.loading import to_float
 from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
-from medmoco.evaluation.calibration import Calibration
-from medmoco.evaluation.classifier import Classifier, load_classifier, prepared
+from medmoco.evaluation.classifier import Classifier, load_classifier, own_calibration, prepared
 from medmoco.evaluation.inputs import find_label, find_rows, load_splits, on_device
 from medmoco.evaluation.pictures import Tile, read_views, write_picture
 from medmoco.models.backbones import Backbone, create_backbone
@@ -78,8 +77,7 @@ def saliency(
     index = facts["labels"].index(label)
     scores, maps = class_maps(model, views, index)
     control = random_maps(model, views, index)
-    trained = facts["calibration"][label]
-    probabilities = Calibration(trained["slope"], trained["intercept"]).probabilities(scores)
+    probabilities = own_calibration(facts, label).probabilities(scores)
     text, lines = [], []
     for place, row in enumerate(few.rows.tolist()):
         truth, score = _truth(few, place, label), f"score {scores[place]:+.2f}"

@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import FinetuneSettings, RunSettings
-from medmoco.data.loading import check_images
-from medmoco.data.manifest import Split, load_manifest, select_where
+from medmoco.data.manifest import Split
 from medmoco.errors import ManifestError, SettingsError
+from medmoco.evaluation.inputs import load_splits
 from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.metrics import undefined
 from medmoco.evaluation.probes import draw_patients
@@ -70,13 +70,9 @@ def load_lesson(
         ManifestError: the manifest cannot be used, a label cannot be learned or validated, or test shares patients or
             images with what was learned from.
     """
-    data = settings.data
-    if settings.finetune.classes:
-        data = data.model_copy(update={"labels": {}})
-    splits = load_manifest(data, list(dict.fromkeys(["train", "val", *wanted])))
-    if settings.evaluate.where:
-        splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
-    splits = {name: check_images(split, data) for name, split in splits.items()}
+    labels = {} if settings.finetune.classes else settings.data.labels
+    source = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": labels})})
+    splits = load_splits(source, ["train", "val", *wanted])
     pretraining = find_pretraining(encoder)
     leaks = find_leaks(splits, pretraining)
     refuse_leaks(leaks, settings)
