@@ -220,13 +220,14 @@ def shared_memory_place() -> str:
     return f"{socket.gethostname()} {os.stat(SHARED_MEMORY).st_dev}"
 
 
-def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: int) -> None:
+def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: int, views: int = 2) -> None:
     """Refuse to train where the batches of the data workers do not fit in shared memory.
 
     Args:
         settings: Of the run.
         share_of_batch: Images of a batch that each process takes.
         processes: That use the same shared memory.
+        views: Of each image.
 
     Raises:
         SettingsError: too little is free.
@@ -235,16 +236,16 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
     if not workers or not SHARED_MEMORY.is_dir():
         return
     free = _free_bytes(SHARED_MEMORY)
-    needed = shared_bytes(settings, share_of_batch, processes, workers)
+    needed = shared_bytes(settings, share_of_batch, processes, workers, views)
     if needed <= free:
         return
-    fitting = (n for n in range(workers, 0, -1) if shared_bytes(settings, share_of_batch, processes, n) <= free)
+    fitting = (n for n in range(workers, 0, -1) if shared_bytes(settings, share_of_batch, processes, n, views) <= free)
     fewer = next(fitting, 0)
     raise SettingsError(
         f"data.workers {workers}: what they make ahead takes up to {needed / 1e6:.3g} MB of shared memory, but"
         f" {SHARED_MEMORY} has {free / 1e6:.3g} MB free\n"
         f"({f'{processes} processes x ' * (processes > 1)}{AHEAD * workers + _IN_HAND} batches of {share_of_batch}"
-        " pairs of views).\n"
+        f" {'pairs of ' * (views == 2)}views).\n"
         f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which does without' * (not fewer)}."
     )
 
@@ -254,10 +255,10 @@ def _free_bytes(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int) -> int:
+def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int, views: int = 2) -> int:
     """Return what the batches under way take at most: of training, and of the kNN score on the first process."""
     batches, pixel = AHEAD * workers + _IN_HAND, settings.data.bit_depth // 8
-    training = processes * batches * share_of_batch * 2 * settings.views.size**2 * pixel
+    training = processes * batches * share_of_batch * views * settings.views.size**2 * pixel
     if not (settings.data.labels and settings.train.knn_every):
         return training
     side = settings.evaluate.size or settings.views.size

@@ -82,14 +82,14 @@ def curve(
         for name in study.encoders:
             answers |= linear_answers(study, name, drawn, share)
         if finetuned:
-            answers |= _finetune_answers(study, encoders, share, out, say)
+            answers |= _finetune_answers(study, share, out, say)
         found, compared = _score(study, methods, answers, drawn, share)
         rows += found
         differences += compared
     rows.sort(key=lambda row: _place(row, study, methods))
     table = _layout(rows, differences, study)
     if test:
-        table += _note_look(study, encoders, rows, settings, out)
+        table += _note_look(study, rows, settings, out)
     write_json(out / "curve.json", rows)
     write_json(out / "curve_differences.json", differences)
     pd.DataFrame(rows).to_csv(out / "curve.csv", index=False, float_format="%.6g")
@@ -100,12 +100,10 @@ def curve(
     return Curve(rows, differences, table)
 
 
-def _finetune_answers(
-    study: Study, encoders: Mapping[str, str], share: RunSettings, out: Path, say: Callable[[str], None]
-) -> dict[Key, Answer]:
+def _finetune_answers(study: Study, share: RunSettings, out: Path, say: Callable[[str], None]) -> dict[Key, Answer]:
     """Train end to end from the first encoder and from nothing, once for each draw, all labels together."""
     chosen = share.evaluate
-    sources = {study.encoders[0]: next(iter(encoders.values())), UNTRAINED: "random"}
+    sources = {study.encoders[0]: study.encoder, UNTRAINED: "random"}
     scores: dict[Key, list[Floats]] = {}
     for name, source in sources.items():
         for draw in range(chosen.label_draws if chosen.label_fraction < 1 else 1):
@@ -203,9 +201,7 @@ def _cells(row: Record, difference: Record | None) -> str:
     return text
 
 
-def _note_look(
-    study: Study, encoders: Mapping[str, str], rows: Sequence[Record], settings: RunSettings, out: Path
-) -> str:
+def _note_look(study: Study, rows: Sequence[Record], settings: RunSettings, out: Path) -> str:
     most = max(row["fraction"] for row in rows)
     aurocs = {
         row["label"]: row["auroc"]
@@ -213,6 +209,6 @@ def _note_look(
         if (row["split"], row["method"], row["encoder"], row["fraction"]) == ("test", "linear", study.encoders[0], most)
         and row["label"] != MACRO
     }
-    ledger = ledger_of(next(iter(encoders.values())), out)
+    ledger = ledger_of(study.encoder, out)
     count = add_look(ledger, "curve", study.splits["test"], settings, study.encoders, aurocs)
     return f"look {count} at a test split, noted in {ledger.name}\n"

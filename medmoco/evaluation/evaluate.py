@@ -85,7 +85,7 @@ def evaluate(
     records = [entry.record for entry in scored.values()]
     differences = differences_of(scored, [(first, control) for control in controls])
     clinical = clinical_records(study.splits, answers, settings)
-    notes = [*study.notes, _note_look(ledger_of(next(iter(encoders.values())), out), study, scored, settings)]
+    notes = [*study.notes, _note_look(ledger_of(study.encoder, out), study, scored, settings)]
     width = study.features[first]["train"].shape[1]
     table = layout(records, differences, heading(study.source, width, study.splits, settings), notes)
     found = Evaluation(records, differences, clinical, table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -128,7 +127,7 @@ def finetune(
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
     loaded, lesson, notes = load_lesson(settings, encoder, splits)
-    check_shared_memory(settings, math.ceil(settings.train.global_batch_size / 2), 1)  # it counts pairs of views
+    check_shared_memory(settings, settings.train.global_batch_size, 1, views=1)
     model, source = _create_model(settings, encoder, lesson, say)
     facts = _facts(settings, loaded, model, source)
     order = StepOrder(settings.seed, len(lesson.train), settings.train.global_batch_size, settings.train.epochs)

@@ -33,7 +33,8 @@ class Study:
         splits: train, and those that are scored.
         features: Per encoder and split, (N, F).
         backbones: Those of the encoders that have one, without mirroring.
-        source: What the first encoder is.
+        encoder: The run folder or weights file that the first encoder came from, or "random".
+        source: What it is.
         leaks: Per scored split, see `leakage`.
         notes: What a reader must know.
     """
@@ -41,6 +42,7 @@ class Study:
     splits: dict[str, Split]
     features: dict[str, dict[str, Features]]
     backbones: dict[str, Backbone]
+    encoder: str
     source: Record
     leaks: Leaks
     notes: list[str]
@@ -94,7 +96,15 @@ def begin(
     features = {
         name: {split: found.features[name] for split, found in extracted.items()} for name in [*modules, PIXELS]
     }
-    return Study(splits, features, backbones, source, leaks, [*dict.fromkeys(notes), *_remarks(extracted)])
+    return Study(
+        splits,
+        features,
+        backbones,
+        encoders.get(next(iter(features)), "random"),
+        source,
+        leaks,
+        [*dict.fromkeys(notes), *_remarks(extracted)],
+    )
 
 
 def _check_names(settings: RunSettings, encoders: Mapping[str, str]) -> None:

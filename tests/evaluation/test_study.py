@@ -55,6 +55,7 @@ def test_begin__a_weights_file_is_of_the_settings_network(real: Callable[..., Ru
     save_file(backbone.net.state_dict(), tmp_path / "weights.safetensors")
     study = begin(settings, {"run": "random", "file": str(tmp_path / "weights.safetensors")}, test=True)
     assert study.encoders == ["file", "untrained", "pixels"]
+    assert study.encoder == str(tmp_path / "weights.safetensors")
     assert study.scored == ["val", "test"]
     np.testing.assert_array_equal(study.features["file"]["test"], study.features["untrained"]["test"])
     assert all(isinstance(value, torch.nn.Module) for value in study.backbones.values())
