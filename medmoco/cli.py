@@ -10,7 +10,6 @@ import re
 import shlex
 import sys
 import warnings
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -35,22 +34,13 @@ Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")
 ]
-
-
-class SplitName(StrEnum):
-    """Rows of a manifest."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-
-
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
 AllowChange = Annotated[
     bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
 ]
 Encoder = Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')]
+ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
 
 
 @app.command("config", rich_help_panel="Settings")
@@ -383,20 +373,20 @@ def predict(
     classifier: Annotated[Path, typer.Option(help="Classifier folder, which finetune and evaluate leave.")],
     out: Annotated[Path, typer.Option(help="CSV file for row numbers and probabilities.")],
     overrides: Overrides = None,
-    split: Annotated[SplitName, typer.Option(help="Rows to score; labels are not needed.")] = SplitName.test,
+    split: ScoredSplit = "test",
     with_path: Annotated[
         bool, typer.Option("--with-path", help="Add each row's Path, which may name patients.")
     ] = False,
 ) -> None:
     """Apply a classifier to the images of a manifest: a calibrated probability for each row and label."""
     settings = config.load(config_file, overrides or ())
+    name = _split_name(split)
     from medmoco.evaluation.predict import predict as apply
 
-    rows = apply(settings, classifier, out, split=split.value, with_path=with_path, say=_say)
-    print(f"{rows} rows of {split.value} are in {out}")
+    rows = apply(settings, classifier, out, split=name, with_path=with_path, say=_say)
+    print(f"{rows} rows of {name} are in {out}")
 
 
-ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
 Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
 
 
