@@ -106,6 +106,7 @@ reporting/              runs to one offline page
     appendix.py         TRIPOD+AI and CLAIM, filled in
     report.py           wires the page
 exporting/              encoder to files others load
+    subject.py          encoder, head, how they are fed
     export.py           files, contract, card
     contract.py         how to feed the encoder
     card.py             model card
