@@ -429,7 +429,8 @@ class FinetuneSettings(Settings):
     """Peak learning rate of the classifier."""
 
     layer_decay: Annotated[Float, Field(gt=0, le=1)] = 0.75
-    """Share of the next layer's learning rate that each layer has. Source: Bao et al. 2022 (arXiv:2106.08254)."""
+    """Share of the next layer's learning rate that each layer has; from scratch all have the same. Source: Bao et al.
+    2022 (arXiv:2106.08254)."""
 
     weight_decay: Annotated[Float, Field(ge=0)] = 0.05
     """Never on norms and biases. Source: He et al. 2022."""

@@ -133,7 +133,7 @@ def finetune(
     order = StepOrder(settings.seed, len(lesson.train), settings.train.global_batch_size, settings.train.epochs)
     with ExitStack() as stack:
         start = enter_folder(
-            stack, settings, facts, lambda: _create_state(model, settings, device, precision),
+            stack, settings, facts, lambda: _create_state(model, source, settings, device, precision),
             resume=resume, overwrite=overwrite, allow_change=allow_change, harmless=_HARMLESS,
         )  # fmt: skip
         describe_run(settings.out, settings, device, precision, facts)
@@ -198,14 +198,18 @@ def _create_model(
     return Classifier(backbone, head, mirror=settings.evaluate.mirror, exclusive=lesson.exclusive), source
 
 
-def _create_state(model: Classifier, settings: RunSettings, device: torch.device, precision: str) -> TrainState:
+def _create_state(
+    model: Classifier, source: dict[str, Any], settings: RunSettings, device: torch.device, precision: str
+) -> TrainState:
     chosen = settings.finetune
+    # What knows nothing yet has nothing to keep: from scratch, the first layers learn as fast as the last.
+    decay = 1.0 if source["kind"] == "random" else chosen.layer_decay
     split_batch_norm(model, 1)  # statistics that move with the step, not with its parts
     model.to(device).to(memory_format=torch.channels_last if settings.train.channels_last else torch.contiguous_format)
     if settings.train.compile:
         model.compile()
     optimizer = create_layered_optimizer(
-        settings.train, model.backbone.net, model.head, layer_decay=chosen.layer_decay, head_lr=chosen.head_lr
+        settings.train, model.backbone.net, model.head, layer_decay=decay, head_lr=chosen.head_lr
     )
     return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
 

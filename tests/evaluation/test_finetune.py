@@ -84,6 +84,19 @@ def test_finetune__learns_what_shows(manifest: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_finetune__from_scratch_all_layers_learn_alike(manifest: Path) -> None:
+    settings, weights = make_settings(manifest, "finetune.epochs=1"), manifest.parent / "encoder.safetensors"
+    backbone, _ = load_backbone("random", settings)
+    save_file(backbone.net.state_dict(), weights)
+    smallest = {}
+    for name, encoder in (("scratch", "random"), ("pretrained", str(weights))):
+        finetune(settings, encoder, manifest.parent / name)
+        groups = checkpoint(manifest.parent / name)["optimizer"]["param_groups"]
+        smallest[name] = min(group["lr_scale"] for group in groups)
+    assert smallest["scratch"] == 1
+    assert smallest["pretrained"] < settings.finetune.layer_decay
+
+
 def test_finetune__does_not_read_test_unless_asked(manifest: Path) -> None:
     (manifest / "test.csv").unlink()
     result = finetune(make_settings(manifest, "finetune.epochs=1"), "random", manifest.parent / "run")
