@@ -227,6 +227,21 @@ def save_classifier(folder: Path, classifier: Classifier, facts: Tree) -> None:
         raise CheckpointError(f"the classifier folder {folder} cannot be written: {error.strerror}") from None
 
 
+def remove_classifier(folder: Path) -> None:
+    """Take a classifier out of its folder, and the folder where nothing else is in it.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    try:
+        for name in (FACTS, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise CheckpointError(f"the classifier folder {folder} cannot be removed: {error.strerror}") from None
+
+
 def _write(file: Path, content: bytes) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
     with temporary.open("wb") as stream:

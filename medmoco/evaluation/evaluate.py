@@ -12,7 +12,13 @@ import pandas as pd
 from medmoco.config import RunSettings
 from medmoco.data.manifest import Split
 from medmoco.evaluation import metrics
-from medmoco.evaluation.classifier import Classifier, describe_classifier, fold_probe, save_classifier
+from medmoco.evaluation.classifier import (
+    Classifier,
+    describe_classifier,
+    fold_probe,
+    remove_classifier,
+    save_classifier,
+)
 from medmoco.evaluation.clinical import Clinical, clinical_records, describe_judgements, judge
 from medmoco.evaluation.inputs import make_folder
 from medmoco.evaluation.ledger import add_look, ledger_of
@@ -109,10 +115,14 @@ def _note_look(ledger: Path, study: Study, scored: Mapping[Key, Scored], setting
 
 
 def _save_probe(folder: Path, study: Study, answers: Mapping[Key, Answer], settings: RunSettings) -> None:
-    """Keep the first encoder's probe of all labels as a classifier that can be applied to other images."""
+    """Keep the first encoder's probe of all labels as a classifier that can be applied to other images.
+
+    Where there is none, that of an earlier evaluation goes: it would not be that of the scores beside it.
+    """
     first, split = study.encoders[0], study.scored[0]
     found = {key.label: answer for key, answer in answers.items() if key[1:] == (split, "linear", first)}
     if not found or settings.evaluate.label_fraction < 1:
+        remove_classifier(folder)
         return
     standard, fits = standardise(study.features[first]), [answer.fits[0] for answer in found.values()]
     head = fold_probe(

@@ -538,3 +538,5 @@ def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(
     assert facts["trained"] == "linear probe"
     assert facts["calibration"]["Bright"]["kind"] == "platt"
     assert [point["specificity"] for point in facts["operating_points"]["Bright"]] == [0.9, 0.95]
+    evaluate(real("evaluate.label_fraction=0.5"), "random", tmp_path / "scores")
+    assert not (tmp_path / "scores/classifier").exists()  # it would not be that of the scores now beside it
