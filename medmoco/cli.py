@@ -496,6 +496,24 @@ def report(
     print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))
 
 
+@app.command("import", rich_help_panel=USE)
+def import_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    backbone: Annotated[str | None, typer.Option(help="Network; without it, known by its tensors.")] = None,
+    which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
+    scheme: Annotated[str | None, typer.Option(help="Who wrote the file, where that is not clear.")] = None,
+    leave_out: Annotated[list[str] | None, typer.Option(metavar="'KEYS*'", help="Not wanted. Repeatable.")] = None,
+) -> None:
+    """Bring in weights of other projects, with an account of every key."""
+    if which not in ("query", "key"):
+        raise SettingsError(f"--which {which!r}: name query or key, which is the momentum or teacher encoder")
+    from medmoco.models.importing import import_weights
+
+    chosen = {"backbone": backbone, "scheme": scheme, "leave_out": tuple(leave_out or ())}
+    print(import_weights(file, out, which=which, **chosen))  # type: ignore[arg-type]
+
+
 @app.command(rich_help_panel=USE)
 def export(
     run: Annotated[Path, typer.Option(help="Run folder.")],
