@@ -500,14 +500,16 @@ def report(
 def import_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")],
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
-    backbone: Annotated[str | None, typer.Option(help="Network; without it, known by its tensors.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, by its tensors.")] = None,
     which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
-    scheme: Annotated[str | None, typer.Option(help="Who wrote the file, where that is not clear.")] = None,
-    leave_out: Annotated[list[str] | None, typer.Option(metavar="'KEYS*'", help="Not wanted. Repeatable.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Who wrote the file, where its keys do not tell.")] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keys not wanted, with *. Repeatable.")
+    ] = None,
 ) -> None:
     """Bring in weights of other projects, with an account of every key."""
     if which not in ("query", "key"):
-        raise SettingsError(f"--which {which!r}: name query or key, which is the momentum or teacher encoder")
+        raise SettingsError(f"--which {which!r}: name query, or key for the moving average of it")
     from medmoco.models.importing import import_weights
 
     chosen = {"backbone": backbone, "scheme": scheme, "leave_out": tuple(leave_out or ())}

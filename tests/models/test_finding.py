@@ -39,7 +39,7 @@ def test_recognise__by_names_and_shapes(case: str) -> None:
     else:
         with torch.device("meta"):
             state = make()
-        state = {key: torch.zeros(1).expand(value.shape) for key, value in state.items()}
+        state = {key: torch.zeros(()).expand(value.shape) for key, value in state.items()}
     contents = Contents("w", state)
     assert recognise(contents, find(contents)) == name
 

@@ -46,7 +46,7 @@ def test_import_weights__leaves_encoder_facts_and_the_account_of_keys(tmp_path: 
     assert (facts["preparation"]["mean"], facts["preparation"]["std"]) == (0.449, 0.226)
     assert facts["licence"] == "as the source's"
 
-    rows = list(csv.DictReader((out / "keys.csv").open(newline="")))
+    rows = list(csv.DictReader((out / "keys.csv").read_text().splitlines()))
     assert len({row["key"] for row in rows}) == len(rows) == 124 + 124 + 2 + 250 + 2
     assert rows[0] == {
         "key": "state_dict/module.encoder_q.conv1.weight", "outcome": "converted", "name": "conv1.weight",
@@ -75,7 +75,7 @@ def test_import_weights__what_it_writes_is_loaded_and_imported_again(tmp_path: P
     expected = foreign.features(key, gray)
     assert (backbone(gray) - expected).norm() < 1e-6 * expected.norm()
     import_weights(encoder, tmp_path / "two")
-    assert encoder.read_bytes() == (tmp_path / "two/encoder.safetensors").read_bytes()
+    torch.testing.assert_close(load_file(tmp_path / "two/encoder.safetensors"), load_file(encoder), rtol=0, atol=0)
     with pytest.raises(CheckpointError, match=r"is of a resnet18, not of a resnet34; set model\.backbone=resnet18"):
         create_backbone(ModelSettings(backbone="resnet34", init=encoder), seed=0, size=32)
 
@@ -93,11 +93,11 @@ def test_import_weights__a_transformer_keeps_its_positions(tmp_path: Path) -> No
 
 
 def test_import_weights__a_network_that_is_not_looked_for_must_be_named(tmp_path: Path) -> None:
-    source = create_backbone(ModelSettings(backbone="resnet14d"), seed=0, size=32)
+    source = create_backbone(ModelSettings(backbone="resnet18d"), seed=0, size=32)
     torch.save(source.net.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="seems to hold a resnet, but none of those.*\n.*--backbone NAME"):
+    with pytest.raises(CheckpointError, match=r"seems to hold a resnet, but none of those.*\n.*--backbone NAME"):
         import_weights(tmp_path / "w.pth", tmp_path / "out")
-    assert "resnet14d, 2048 features" in import_weights(tmp_path / "w.pth", tmp_path / "out", backbone="resnet14d")
+    assert "resnet18d, 512 features" in import_weights(tmp_path / "w.pth", tmp_path / "out", backbone="resnet18d")
 
 
 def test_import_weights__refuses_a_folder_in_use(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_import_weights__refuses_a_folder_in_use(tmp_path: Path) -> None:
         import_weights(tmp_path / "w.pth", tmp_path / "out")
     (tmp_path / "file").touch()
     source, _, _ = moco_file(tmp_path)
-    with pytest.raises(SettingsError, match="cannot be written: Not a directory"):
+    with pytest.raises(SettingsError, match="cannot be written: "):
         import_weights(source, tmp_path / "file" / "out")
 
 
