@@ -502,7 +502,9 @@ def import_file(
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
     backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, by its tensors.")] = None,
     which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
-    scheme: Annotated[str | None, typer.Option(help="Who wrote the file, where its keys do not tell.")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="Whose file it is, such as moco-cxr, where its keys do not tell.")
+    ] = None,
     leave_out: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keys not wanted, with *. Repeatable.")
     ] = None,
@@ -512,8 +514,10 @@ def import_file(
         raise SettingsError(f"--which {which!r}: name query, or key for the moving average of it")
     from medmoco.models.importing import import_weights
 
-    chosen = {"backbone": backbone, "scheme": scheme, "leave_out": tuple(leave_out or ())}
-    print(import_weights(file, out, which=which, **chosen))  # type: ignore[arg-type]
+    print(import_weights(
+        file, out, backbone=backbone, which="key" if which == "key" else "query", scheme=scheme,
+        leave_out=tuple(leave_out or ()),
+    ))  # fmt: skip
 
 
 @app.command(rich_help_panel=USE)

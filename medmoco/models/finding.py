@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
-from medmoco.errors import CheckpointError
+from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.naming import TABLES, VARIANTS, from_hub, in_hub, into_hub, into_hub_layout, kind_of, naming_of
 from medmoco.models.schemes import NAMES, SCHEMES, Scheme, asked_out, beside, prefixes, roles
 from medmoco.models.state_dicts import Contents
@@ -78,10 +78,11 @@ def find(
         own: State dict of that network; without it, any kind of network that has a table is looked for.
 
     Raises:
+        SettingsError: there is no such scheme.
         CheckpointError: nothing is found, or two places are equally good.
     """
     if scheme is not None and scheme not in NAMES:
-        raise CheckpointError(f"scheme '{scheme}' is unknown; there are: {', '.join(NAMES)}")
+        raise SettingsError(f"scheme '{scheme}' is unknown; there are: {', '.join(NAMES)}")
     keys = [key for key in contents.tensors if not asked_out(key, leave_out)]
     candidates = prefixes(keys)
     ranked: list[tuple[int, Found]] = []
@@ -119,10 +120,9 @@ def _explained(
     """Yield for each kind of network and naming how many keys behind a prefix they explain."""
     ends = {key: key[len(prefix) :] for key in keys if key.startswith(prefix)}
     for kind in TABLES if backbone is None else (kind_of(backbone) or "",):
-        known = ("timm", *TABLES.get(kind, ()))
-        for naming in known:
-            if naming != scheme.naming if scheme.naming else naming == "tensorflow":
-                continue
+        tables = TABLES.get(kind, {})
+        usual = ("timm", *(naming for naming in tables if naming != "tensorflow"))
+        for naming in usual if scheme.naming is None else tables.keys() & {scheme.naming}:
             hub = {key: into_hub(end, kind, naming) for key, end in ends.items()}
             names = {key: name for key, name in hub.items() if name is not None}
             if own is None:
@@ -138,7 +138,7 @@ def own_name(name: str, kind: str, backbone: str) -> str | None:
 
 
 def _of_other(keys: list[str], place: str, found: Found) -> list[str]:
-    """Return the keys behind the other encoder's prefix; where that is nothing, those with a table's names."""
+    """Return the keys behind another encoder's prefix; where that is nothing, those with a table's names."""
     if place:
         return [key for key in keys if key.startswith(place) and not (found.prefix and key.startswith(found.prefix))]
     naming = found.naming

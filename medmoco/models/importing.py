@@ -53,7 +53,7 @@ def import_weights(
         What was done, and how to use it.
 
     Raises:
-        SettingsError: `out` is not empty or cannot be written, or no library has the backbone.
+        SettingsError: `out` is not empty or cannot be written, or there is no such backbone or scheme.
         CheckpointError: the file cannot be read, or does not hold such an encoder.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

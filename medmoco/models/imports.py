@@ -122,7 +122,7 @@ def fit(
             converted, how = _converted(value, own[name], found, key, name)
             if converted.shape != own[name].shape:
                 wrong.shapes[name] = (shape, tuple(own[name].shape))
-            elif converted.is_floating_point() and not converted.isfinite().all():
+            elif own[name].is_floating_point() and not (converted.is_floating_point() and converted.isfinite().all()):
                 wrong.infinite.append(key)
             state[name] = converted
             rows.append(Row(key, "converted" if how else "matched", name, shape, how))
@@ -155,7 +155,7 @@ def _converted(value: Tensor, own: Tensor, found: Found, key: str, name: str) ->
     if hub.ndim == 4 and hub.shape == (own.shape[0], 3, *own.shape[2:]) and own.shape[1] == 1:
         hub = hub.double().sum(1, keepdim=True).to(own.dtype)
         how.append("RGB summed to gray")
-    if name == "pos_embed" and hub.shape != own.shape:
+    if name == "pos_embed" and hub.ndim == 3 and hub.shape[1] != own.shape[1]:
         hub, resampled = _resampled(hub, own)
         how += resampled
     return hub, ", ".join(how)
@@ -174,20 +174,22 @@ def _resampled(positions: Tensor, own: Tensor) -> tuple[Tensor, list[str]]:
 def _misfit(contents: Contents, backbone: str, wrong: _Wrong, found: Found, other: str | None) -> str:
     parts = [f"{len(keys)} {what} (first: {', '.join(keys[:2])})" for what, keys in (
         ("tensors missing", wrong.missing), ("keys that nothing explains", wrong.unknown),
-        ("tensors not finite", wrong.infinite),
+        ("tensors not of finite floats", wrong.infinite),
     ) if keys]  # fmt: skip
     if wrong.shapes:
         name, (there, here) = next(iter(wrong.shapes.items()))
         parts.append(f"{len(wrong.shapes)} of another shape (first: {name}, {there} in the file, {here} here)")
     where = f" under '{found.prefix}'" if found.prefix else ""
     lines = [f"weights file {contents.name} does not fit {backbone} ({found.scheme.name}{where}):", "; ".join(parts)]
-    channels = next((there[1] for there, here in wrong.shapes.values() if len(here) == 4 and here[1] == 1), 1)
-    if wrong.shapes and len(wrong.shapes) == 1 and channels not in (1, 3):
+    channels = next((there[1] for there, here in wrong.shapes.values() if len(there) == len(here) == 4), 1)
+    if len(wrong.shapes) == 1 and channels not in (1, 3):
         lines.append(f"Its first layer takes {channels} channels; only those of gray (1) and RGB (3) images are known.")
     elif other and other != backbone:
         lines.append(NAME_IT.format(other))
     elif wrong.infinite:
-        lines.append("Its training diverged; take an earlier file of it.")
+        lines.append(
+            "Its training diverged, or it is quantised; take an earlier file, or one of floating-point numbers."
+        )
     elif wrong.unknown and not wrong.missing and not wrong.shapes:
         lines.append("If those are not wanted: medmoco import --leave-out 'PATTERN*', and use what that writes.")
     else:

@@ -87,7 +87,7 @@ SCHEMES = (
 NAMES = tuple(scheme.name for scheme in SCHEMES)
 
 # Why keys are left out that a pattern does not tell.
-AS_ASKED, OTHER = "as asked", "the other encoder"
+AS_ASKED, OTHER = "as asked", "other encoder"
 
 _HEAD = r"(fc|head|heads|classifier|linear|last_linear|class_layers|head_dist)\."
 

@@ -220,7 +220,7 @@ def load_backbone(
     """Return the encoder that a run folder, a weights file or the word "random" stands for.
 
     Args:
-        source: Run folder, .safetensors or .pth file, or "random" for the untrained network of the settings' seed.
+        source: Run folder, weights file of any known scheme, or "random" for the untrained network of the seed.
         settings: Name the architecture and how it is fed; a run must agree with them.
         warn: Told of damaged checkpoints.
 

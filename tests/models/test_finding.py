@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from medmoco.errors import CheckpointError
+from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.finding import find, fixed_as_in_moco_v3, network_of, recognise
 from medmoco.models.naming import rename
 from medmoco.models.state_dicts import Contents
@@ -59,6 +59,8 @@ def test_find__the_scheme_that_is_asked_for() -> None:
     assert find(contents, scheme="moco-cxr").scheme.name == "moco-cxr"
     with pytest.raises(CheckpointError, match="no encoder that is known"):
         find(contents, scheme="bl0")
+    with pytest.raises(SettingsError, match="scheme 'mocco' is unknown; there are: medmoco, moco, moco-cxr"):
+        find(contents, scheme="mocco")
 
 
 def test_fixed_as_in_moco_v3__its_positions_and_no_others() -> None:

@@ -147,7 +147,7 @@ def test_pretrain__starts_from_the_query_encoder_of_another_project(manifest: Pa
         torch.testing.assert_close(model[own], final(new)["model"][own])
     log = (settings.out / "log.txt").read_text()
     assert "starting from weights file moco.pth.tar: query encoder of a moco file with names of timm" in log
-    assert "(70 the other encoder, 2 projector, 1 queue, 1 no tensor)" in log
+    assert "(86 other encoder, 2 projector, 1 queue, 1 no tensor)" in log
     assert str(manifest.parent) not in log
 
 
