@@ -25,6 +25,7 @@ import medmoco
 from medmoco.config import RunSettings
 from medmoco.data.files import sha256_of
 from medmoco.models.backbones import Backbone
+from medmoco.models.naming import timm_model
 
 INPUT, OUTPUT = "image", "features"
 
@@ -109,8 +110,9 @@ def model(backbone: Backbone, size: int) -> dict[str, Any]:
     if not backbone.name.startswith("monai/"):
         # Transformers with a fixed grid of patches must be told the size of their input.
         fixed = {"img_size": size} if getattr(net, "pretrained_cfg", {}).get("fixed_input_size") else {}
-        arguments = {"in_chans": 1, "num_classes": 0, **fixed}
-        return {"library": "timm", "name": backbone.name, "function": "timm.create_model", "arguments": arguments}
+        name, other = timm_model(backbone.name)
+        arguments = {"in_chans": 1, "num_classes": 0, **other, **fixed}
+        return {"library": "timm", "name": name, "function": "timm.create_model", "arguments": arguments}
     kind = type(net)
     classes = "out_channels" if "out_channels" in inspect.signature(kind).parameters else "num_classes"
     return {

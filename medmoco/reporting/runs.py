@@ -148,7 +148,7 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
     return Run(
         name=folder.resolve().name,
         is_finetuned=own is not None or any(key.startswith("val_auroc") for record in metrics for key in record),
-        has_weights=dict(flatten(tree)).get("model.weights") is not None,
+        has_weights=dict(flatten(tree)).get("model.init") is not None,
         settings=_portable(tree),
         environment=environment,
         state=str(status.get("state", "unknown")),
@@ -307,7 +307,7 @@ def _read_settings(file: Path) -> Record:
     return tree
 
 
-_PLACES = ("out", "manifest", "root", "pack", "pack_cache", "weights", "encoder", "run")
+_PLACES = ("out", "manifest", "root", "pack", "pack_cache", "init", "encoder", "run")
 
 
 def _portable(tree: Record) -> Record:

@@ -141,6 +141,18 @@ def test_model__tells_transformers_their_size() -> None:
     net.load_state_dict(backbone.net.state_dict(), strict=True)
 
 
+def test_model__tells_what_timm_must_be_told() -> None:
+    settings = make_settings("model.backbone=moco-v3/vit_tiny", "views.size=32")
+    backbone = create_backbone(settings.model, seed=0, size=32).eval()
+    build = model(backbone, 32)
+    assert build["name"] == "vit_tiny_patch16_224"
+    assert build["arguments"] == {"in_chans": 1, "num_classes": 0, "num_heads": 12, "img_size": 32}
+    net = timm.create_model(build["name"], **build["arguments"]).eval()
+    net.load_state_dict(backbone.net.state_dict(), strict=True)
+    images = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(net(images), backbone(images))
+
+
 def test_libraries__are_named_with_versions() -> None:
     found = libraries()
     assert set(found) == {

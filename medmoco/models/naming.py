@@ -1,0 +1,250 @@
+"""Names that libraries give to the tensors of one and the same network, and how each turns into the others.
+
+timm's names are the hub: for each kind of network and each other naming there is a table of (timm's, theirs). A name
+that ends in a dot stands for a layer, whose tensors are called alike on both sides; `*` stands for a number, the same
+on both sides. Every table is one to one, so it is read in both directions.
+
+Source: the state dicts of the libraries themselves; variables of TensorFlow as ppwwyyxx/moco.tensorflow saves them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from medmoco.errors import CheckpointError
+
+Rows = tuple[tuple[str, str], ...]
+
+_STAGES = (1, 2, 3, 4)
+_BATCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean/EMA", "running_var": "variance/EMA"}
+
+
+def _same(*names: str) -> Rows:
+    return tuple((name, name) for name in names)
+
+
+def _tensorflow_norm(timm: str, theirs: str) -> Rows:
+    return tuple((f"{timm}.{ours}", f"{theirs}/{name}") for ours, name in _BATCH_NORM.items())
+
+
+def _resnet(stem: Rows, stages: str, first: int, layers: Rows, head: Rows) -> Rows:
+    """Return rows for a stem, four stages of blocks with the same layers, numbered from `first`, and a classifier."""
+    blocks = (
+        (f"layer{stage}.*.{ours}", stages.format(first + stage - 1, theirs))
+        for stage in _STAGES
+        for ours, theirs in layers
+    )
+    return (*stem, *blocks, *head)
+
+
+_RESNET_LAYERS = _same("conv*.", "bn*.", "downsample.0.", "downsample.1.")
+
+_DENSENET_OUTSIDE = _same(
+    "features.conv0.", "features.norm0.", "features.transition*.norm.", "features.transition*.conv.", "features.norm5."
+)
+_DENSE_LAYER = "features.denseblock*.denselayer*"
+
+# kind of network -> naming -> (timm's name, theirs)
+TABLES: dict[str, dict[str, Rows]] = {
+    "resnet": {
+        "torchvision": _resnet(_same("conv1.", "bn1."), "layer{}.*.{}", 1, _RESNET_LAYERS, _same("fc.")),
+        # the children of torchvision's network in a Sequential without its classifier: relu is 2, the pooling 3
+        "sequential": _resnet((("conv1.", "0."), ("bn1.", "1.")), "{}.*.{}", 4, _RESNET_LAYERS, ()),
+        "detectron2": _resnet(
+            (("conv1.", "stem.conv1."), ("bn1.", "stem.conv1.norm.")),
+            "res{}.*.{}",
+            2,
+            (
+                ("conv*.", "conv*."),
+                ("bn*.", "conv*.norm."),
+                ("downsample.0.", "shortcut."),
+                ("downsample.1.", "shortcut.norm."),
+            ),
+            (("fc.", "linear."),),
+        ),
+        "tensorflow": _resnet(
+            (("conv1.weight", "conv0/W"), *_tensorflow_norm("bn1", "conv0_bn")),
+            "group{}/block*/{}",
+            0,
+            (
+                ("conv*.weight", "conv*/W"),
+                *_tensorflow_norm("bn*", "conv*_bn"),
+                ("downsample.0.weight", "convshortcut/W"),
+                *_tensorflow_norm("downsample.1", "convshortcut_bn"),
+            ),
+            (),
+        ),
+    },
+    "densenet": {
+        "torchvision": (*_DENSENET_OUTSIDE, *_same(f"{_DENSE_LAYER}.norm*.", f"{_DENSE_LAYER}.conv*.", "classifier.")),
+        # the files that torchvision still publishes, from before its layers were named norm1, conv1, norm2, conv2
+        "torchvision_2017": (
+            *_DENSENET_OUTSIDE,
+            (f"{_DENSE_LAYER}.norm*.", f"{_DENSE_LAYER}.norm.*."),
+            (f"{_DENSE_LAYER}.conv*.", f"{_DENSE_LAYER}.conv.*."),
+            ("classifier.", "classifier."),
+        ),
+        "monai": (
+            *_DENSENET_OUTSIDE,
+            (f"{_DENSE_LAYER}.norm*.", f"{_DENSE_LAYER}.layers.norm*."),
+            (f"{_DENSE_LAYER}.conv*.", f"{_DENSE_LAYER}.layers.conv*."),
+            ("classifier.", "class_layers.out."),
+        ),
+    },
+    "vit": {
+        "torchvision": (
+            ("cls_token", "class_token"),
+            ("pos_embed", "encoder.pos_embedding"),
+            ("patch_embed.proj.", "conv_proj."),
+            ("blocks.*.norm1.", "encoder.layers.encoder_layer_*.ln_1."),
+            ("blocks.*.attn.qkv.weight", "encoder.layers.encoder_layer_*.self_attention.in_proj_weight"),
+            ("blocks.*.attn.qkv.bias", "encoder.layers.encoder_layer_*.self_attention.in_proj_bias"),
+            ("blocks.*.attn.proj.", "encoder.layers.encoder_layer_*.self_attention.out_proj."),
+            ("blocks.*.norm2.", "encoder.layers.encoder_layer_*.ln_2."),
+            ("blocks.*.mlp.fc1.", "encoder.layers.encoder_layer_*.mlp.0."),
+            ("blocks.*.mlp.fc2.", "encoder.layers.encoder_layer_*.mlp.3."),
+            ("norm.", "encoder.ln."),
+            ("head.", "heads.head."),
+        ),
+    },
+    "convnext": {
+        "torchvision": (
+            ("stem.*.", "features.0.*."),
+            *((f"stages.{stage}.downsample.*.", f"features.{2 * stage}.*.") for stage in _STAGES[:3]),
+            *(
+                (f"stages.{stage - 1}.blocks.*.{ours}", f"features.{2 * stage - 1}.*.{theirs}")
+                for stage in _STAGES
+                for ours, theirs in (
+                    ("gamma", "layer_scale"),
+                    ("conv_dw.", "block.0."),
+                    ("norm.", "block.2."),
+                    ("mlp.fc1.", "block.3."),
+                    ("mlp.fc2.", "block.5."),
+                )
+            ),
+            ("head.norm.", "classifier.0."),
+            ("head.fc.", "classifier.2."),
+        ),
+    },
+}
+
+_KINDS = {
+    "resnet": r"(wide_)?res(net|next)\d",
+    "densenet": r"(monai/)?densenet\d",
+    "vit": r"(moco-v3/)?vit_",
+    "convnext": r"convnext_",
+}
+
+# Networks that timm builds when told so: name -> timm's name and the arguments that differ. The number of heads leaves
+# no trace in the shapes of a transformer's tensors. Source: vits.py of facebookresearch/moco-v3; solo-learn's vit_tiny.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "moco-v3/vit_tiny": ("vit_tiny_patch16_224", {"num_heads": 12}),
+    "moco-v3/vit_small": ("vit_small_patch16_224", {"num_heads": 12}),
+}
+
+
+def timm_model(backbone: str) -> tuple[str, dict[str, Any]]:
+    """Return timm's name of a backbone, and arguments that make it of the network with that name."""
+    return VARIANTS.get(backbone, (backbone, {}))
+
+
+def kind_of(backbone: str) -> str | None:
+    """Return the kind of network that has tables, by the backbone's name; None if there is none."""
+    return next((kind for kind, pattern in _KINDS.items() if re.match(pattern, backbone)), None)
+
+
+def naming_of(backbone: str) -> str:
+    """Return which names the tensors of a backbone have here."""
+    return "monai" if backbone.startswith("monai/") else "timm"
+
+
+def rename(state: Mapping[str, Tensor], backbone: str, source: str, target: str) -> dict[str, Tensor]:
+    """Return a state dict under the names of another library; layouts of tensors that differ are converted.
+
+    Args:
+        state: Names of `source` -> tensors, with or without the classifier.
+        backbone: As in `model.backbone`.
+        source: "timm" or a naming in `TABLES`.
+        target: The same.
+
+    Raises:
+        CheckpointError: the network has no such names, or a tensor has none there.
+    """
+    kind = kind_of(backbone) or ""
+    known = {"timm", *TABLES.get(kind, ())}
+    for naming in (source, target):
+        if naming not in known:
+            raise CheckpointError(f"{backbone} has no names of {naming}; there are: {', '.join(sorted(known))}")
+    found = {}
+    for key, value in state.items():
+        hub = into_hub(key, kind, source)
+        name = from_hub(hub, kind, target) if hub else None
+        if name is None:
+            naming = target if hub else source
+            raise CheckpointError(f"{key} of {backbone} has no name in {naming}: it is another network there")
+        found[name] = from_hub_layout(into_hub_layout(value, source, key), target, name)
+    return found
+
+
+def into_hub(key: str, kind: str, naming: str) -> str | None:
+    """Return timm's name of a tensor, None if no row of the table fits."""
+    return key if naming == "timm" else _translated(key, _compiled(kind, naming, 1))
+
+
+def from_hub(name: str, kind: str, naming: str) -> str | None:
+    """Return what a naming calls a tensor of timm's, None if no row of the table fits."""
+    return name if naming == "timm" else _translated(name, _compiled(kind, naming, 0))
+
+
+def in_hub(name: str, kind: str) -> bool:
+    """Say whether a name is one of those that timm's plain networks of a kind have."""
+    return any(_translated(name, _compiled(kind, naming, 0)) for naming in TABLES[kind])
+
+
+@cache
+def _compiled(kind: str, naming: str, side: int) -> list[tuple[re.Pattern[str], str]]:
+    """Return the rows of a table as patterns of one side, 0 is timm's, and names of the other."""
+    return [(re.compile(_pattern(row[side])), row[1 - side]) for row in TABLES[kind][naming]]
+
+
+def _pattern(name: str) -> str:
+    leaf = r"([^./]+)" if name.endswith(".") else ""
+    return re.escape(name).replace(r"\*", r"(\d+)") + leaf
+
+
+def _translated(key: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, other in rows:
+        match = pattern.fullmatch(key)
+        if match:
+            parts = (other if not other.endswith(".") else f"{other}*").split("*")
+            return "".join(text + group for text, group in zip(parts, [*match.groups(), ""], strict=True))
+    return None
+
+
+def into_hub_layout(value: Tensor, source: str, name: str) -> Tensor:
+    """Return a tensor as timm lays it out, contiguous.
+
+    Args:
+        value: As `source` lays it out.
+        source: Naming.
+        name: The tensor's name there.
+    """
+    if source == "tensorflow" and value.ndim == 4:
+        value = value.permute(3, 2, 0, 1)  # height, width, in, out -> out, in, height, width
+    if name.endswith("layer_scale"):
+        value = value.flatten()
+    return value.contiguous()
+
+
+def from_hub_layout(value: Tensor, target: str, name: str) -> Tensor:
+    """Return a tensor of timm's layout as `target` lays out what it calls `name`."""
+    if target == "tensorflow" and value.ndim == 4:
+        value = value.permute(2, 3, 1, 0)
+    if name.endswith("layer_scale"):
+        value = value[:, None, None]
+    return value.contiguous()
