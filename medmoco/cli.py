@@ -500,7 +500,7 @@ def report(
 def import_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")],
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
-    backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, by its tensors.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, told by its tensors.")] = None,
     which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
     scheme: Annotated[
         str | None, typer.Option(help="Whose file it is, such as moco-cxr, where its keys do not tell.")
