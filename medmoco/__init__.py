@@ -110,8 +110,16 @@ exporting/              encoder to files others load
     subject.py          encoder, head, how they are fed
     formats/            one module for each format
         safetensors_file.py  plain names, tensors alone
+        timm_file.py    the same, read by timm
+        torchvision_file.py  state dict under torchvision's names
+        detectron2_file.py  ResNets as detection backbones
+        huggingface.py  folder that timm loads
         onnx_file.py    images to outputs, any batch
-    export.py           files, contract, card
+        program_file.py  the same for PyTorch alone
+    scan.py             no names in any byte
+    sources.py          run, weights file or classifier
+    export.py           files, contract, proof, card
+    verify.py           the proof again, anywhere
     contract.py         how to feed the network
     card.py             model card
     reload.py           one format, one library
