@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floa
         "tolerance": tolerance,
         "max_absolute_difference": absolute,
         "max_relative_difference": relative,
-        "half_precision": _half(differences),
+        "half_precision": _half(differences, contract["formats"][name]["precisions"]),
     }
 
 
@@ -121,14 +121,14 @@ def _difference(found: Floats, expected: Mapping[str, Floats], key: str, path: s
     return absolute, absolute / largest if largest else absolute
 
 
-def _half(differences: Mapping[str, tuple[float, float]]) -> dict[str, float | str]:
-    """Return by precision the relative difference, which nothing is asked of, or that outputs are not finite."""
-    half: dict[str, float] = {}
-    for key, (_, relative) in differences.items():
-        precision = key.partition("/")[0]
+def _half(differences: Mapping[str, tuple[float, float]], precisions: Sequence[str]) -> dict[str, float | str]:
+    """Return by precision the relative difference, which nothing is asked of, or why there is none."""
+    half: dict[str, float | str] = {}
+    for precision in precisions:
+        own = [relative for key, (_, relative) in differences.items() if key.startswith(f"{precision}/")]
         if precision != "float32":
-            half[precision] = float(np.maximum(half.get(precision, 0.0), relative))  # keeps what is not a number
-    return {precision: value if np.isfinite(value) else "not finite" for precision, value in half.items()}
+            half[precision] = "not supported" if not own else max(own) if np.isfinite(own).all() else "not finite"
+    return half
 
 
 def _in_new_process(name: str, path: Path, contract: Path, images: Floats) -> tuple[dict[str, Floats], dict[str, str]]:

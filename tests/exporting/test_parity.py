@@ -114,6 +114,10 @@ def test_compare__a_format_that_needs_more_than_its_library_is_refused(
 
 
 def test_compare__half_precision_is_measured_and_not_judged(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = onnx_file.with_name("preprocessing.json")
+    content = json.loads(contract.read_text())
+    content["formats"]["onnx"]["precisions"] = ["float32", "bfloat16", "float16", "float8"]
+    contract.write_text(json.dumps(content))
     largest = float(np.abs(expected()).max())
     infinite = expected()
     infinite[0, 0] = np.inf
@@ -124,6 +128,7 @@ def test_compare__half_precision_is_measured_and_not_judged(onnx_file: Path, mon
     half = check(onnx_file, expected())["half_precision"]
     assert half["bfloat16"] == pytest.approx(0.5, rel=1e-5)
     assert half["float16"] == "not finite"
+    assert half["float8"] == "not supported"
 
 
 def test_compare__absent_library_is_not_a_failure(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,13 @@ def test_of_network__mirrors_a_classifier_alone() -> None:
     np.testing.assert_allclose(found["logits"][:, 0], (plain + mirrored) / 2, rtol=1e-5)
     features = reload.of_network(net, {**contract, "classifier": None})(images, "float32")["features"]
     np.testing.assert_allclose(features[:, 0], plain, rtol=1e-5)
+
+
+def test_of_network__each_precision_starts_from_float32() -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    images = np.random.default_rng(0).standard_normal((2, 1, 2, 2)).astype(np.float32)
+    run = reload.of_network(net, {"classifier": None})
+    first = run(images, "float32")["features"]
+    half = run(images, "float16")["features"]
+    assert 0 < np.abs(half - first).max() < 0.01
+    np.testing.assert_array_equal(run(images, "float32")["features"], first)
