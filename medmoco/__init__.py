@@ -113,8 +113,19 @@ reporting/              runs to one offline page
     report.py           wires the page
 exporting/              encoder to files others load
     subject.py          encoder, head, how they are fed
-    export.py           files, contract, card
-    contract.py         how to feed the encoder
+    formats/            one module for each format
+        safetensors_file.py  plain names, tensors alone
+        timm_file.py    the same, read by timm
+        torchvision_file.py  state dict under torchvision's names
+        detectron2_file.py  ResNets as detection backbones
+        huggingface.py  folder that timm loads
+        onnx_file.py    images to outputs, any batch
+        program_file.py  the same for PyTorch alone
+    scan.py             no names in any byte
+    sources.py          run, weights file or classifier
+    export.py           files, contract, proof, card
+    verify.py           the proof again, anywhere
+    contract.py         how to feed the network
     card.py             model card
     reload.py           one format, one library
     parity.py           proof by reading back
