@@ -107,8 +107,11 @@ reporting/              runs to one offline page
     report.py           wires the page
 exporting/              encoder to files others load
     subject.py          encoder, head, how they are fed
+    formats/            one module for each format
+        safetensors_file.py  plain names, tensors alone
+        onnx_file.py    images to outputs, any batch
     export.py           files, contract, card
-    contract.py         how to feed the encoder
+    contract.py         how to feed the network
     card.py             model card
     reload.py           one format, one library
     parity.py           proof by reading back

@@ -141,7 +141,7 @@ def write_card(facts: RunFacts, contract: Record, parity: Record) -> str:
 
 
 def _summary(facts: RunFacts, contract: Record) -> list[str]:
-    size, width = contract["input"]["shape"][-1], contract["output"]["feature_dim"]
+    size, width = contract["input"]["shape"][-1], contract["model"]["feature_dim"]
     return [
         "",
         "**This is not a medical device.**",
@@ -263,34 +263,25 @@ def _rule(columns: int) -> str:
 
 
 def _files(contract: Record, parity: Record) -> list[str]:
-    differences = {record["file"]: record["max_relative_difference"] for record in parity["files"]}
-    rows = [
-        _row([name, file["bytes"], file["sha256"], f"{differences[name]:.1e}"])
-        for name, file in contract["files"].items()
+    rows = [_row([name, file["bytes"], file["sha256"]]) for name, file in contract["files"].items()]
+    proofs = [
+        _row([proof["format"], proof["path"], f"{proof['max_relative_difference']:.1e}", f"{proof['tolerance']:g}"])
+        for proof in parity["formats"]
     ]
-    build = contract["model"]
-    arguments = ", ".join(f"{key}={value!r}" for key, value in build["arguments"].items())
-    if build["library"] == "timm":
-        load = [f'net = timm.create_model("{build["name"]}", {arguments})']
-    else:
-        load = [
-            f"net = {build['function']}({arguments})",
-            f'net.set_submodule("{build["replaced_by_identity"]}", torch.nn.Identity())',
-        ]
+    loads = [["", f"# {name}", *form["load"]] for name, form in contract["formats"].items()]
     return [
-        _row(["file", "bytes", "SHA-256", "difference to the run"]),
-        _rule(4),
+        _row(["file", "bytes", "SHA-256"]),
+        _rule(3),
         *rows,
         "",
-        "The difference is the largest, as a share of the largest feature; `parity.json` has the details and "
-        "`preprocessing.json` says how to prepare images.",
+        _row(["format", "load", "difference", "allowed"]),
+        _rule(4),
+        *proofs,
+        "",
+        "The difference is the largest to the network that was trained, as a share of the largest output; "
+        "`parity.json` has the details and `preprocessing.json` says how to prepare images.",
         "",
         "```python",
-        *load,
-        'net.load_state_dict(safetensors.torch.load_file("encoder.safetensors"), strict=True)',
-        "features = net.eval()(images)",
-        "",
-        'session = onnxruntime.InferenceSession("encoder.onnx")',
-        'features = session.run(["features"], {"image": images})[0]',
+        *[line for load in loads for line in load][1:],
         "```",
     ]

@@ -1,4 +1,4 @@
-"""What a stranger needs to know to feed the encoder right: the content of preprocessing.json.
+"""What a stranger needs to know to feed the network right: the content of preprocessing.json.
 
 The rules are those of data.images, data.views.whole and data.loading.to_float; a test follows the JSON alone, in NumPy,
 and must arrive at the pixels of that code.
@@ -6,8 +6,8 @@ and must arrive at the pixels of that code.
 
 from __future__ import annotations
 
-import inspect
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,10 @@ import onnxruntime
 import safetensors
 import timm
 import torch
-from torch import nn
 
 import medmoco
-from medmoco.config import RunSettings
 from medmoco.data.files import sha256_of
-from medmoco.models.backbones import Backbone
-
-INPUT, OUTPUT = "image", "features"
+from medmoco.exporting.subject import INPUT, Subject, network
 
 _POLARITY = (
     "bright is dense, as a radiograph is displayed: bone white, air black. MONOCHROME1, and TIFF whose zero is white, "
@@ -57,68 +53,95 @@ _RESIZE = (
 )
 
 
-def preprocessing(settings: RunSettings, backbone: Backbone, files: list[Path]) -> dict[str, Any]:
+def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path, licence: str) -> dict[str, Any]:
     """Return the content of preprocessing.json.
 
     Args:
-        settings: Of the run.
-        backbone: Its encoder.
-        files: The weight files, which are hashed.
+        subject: What is exported.
+        formats: By name: its path in the folder, and how it is loaded, as the format's `describe` says.
+        folder: Of the export, which holds the formats' files and nothing else yet.
+        licence: Of the weights.
     """
-    data, size, width = settings.data, settings.views.size, backbone.feature_dim
+    prepared, size, width = subject.preparation, subject.preparation.size, subject.backbone.feature_dim
+    window = prepared.window
     return {
-        "steps": ["grayscale", "canvas", "resize", "normalise"],
+        "steps": ["grayscale", "canvas", "resize", "normalise", "mirror"],
         "grayscale": {
             "channels": 1,
             "polarity": _POLARITY,
             "colour": "reduced to luma, ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B",
             "orientation": "as displayed; EXIF orientation of PNG and JPEG is applied",
-            "window": data.window,
-            "window_rule": _WINDOWS[data.window if isinstance(data.window, str) else "explicit"],
+            "window": window,
+            "window_rule": _WINDOWS[window if isinstance(window, str) else "explicit"],
             "bits": "8 for files of up to 8 bits, else 16; white is 2**bits - 1",
         },
         "canvas": {
-            "longer_side": data.canvas_size,
-            "bit_depth": data.bit_depth,
-            "white": 2**data.bit_depth - 1,
+            "longer_side": prepared.canvas_size,
+            "bit_depth": prepared.bit_depth,
+            "white": 2**prepared.bit_depth - 1,
             "rule": _CANVAS,
         },
         "resize": {"height": size, "width": size, "keep_aspect_ratio": False, "crop": None, "rule": _RESIZE},
-        "normalise": {
-            "mean": settings.views.mean,
-            "std": settings.views.std,
-            "rule": "(pixel / white - mean) / std",
-        },
+        "normalise": {"mean": prepared.mean, "std": prepared.std, "rule": "(pixel / white - mean) / std"},
+        "mirror": {"average": prepared.mirror, "rule": _mirror_rule(subject)},
         "input": {"name": INPUT, "shape": ["batch", 1, size, size], "dtype": "float32", "layout": "NCHW"},
-        "output": {
-            "name": OUTPUT,
-            "shape": ["batch", width],
-            "dtype": "float32",
-            "feature_dim": width,
-            "meaning": "pooled features before any classifier, not normalised",
-        },
-        "model": model(backbone, size),
+        "outputs": [
+            {"name": name, "shape": ["batch", width], "dtype": "float32", "meaning": meaning}
+            for name, width, meaning in _outputs(subject, width)
+        ],
+        "classifier": _classifier(subject),
+        "model": {**network(subject), "feature_dim": width},
+        "formats": dict(formats),
+        "licence": licence,
         "libraries": libraries(),
-        "files": {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in files},
+        "files": {
+            name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
+            for name in files_in(folder)
+        },
     }
 
 
-def model(backbone: Backbone, size: int) -> dict[str, Any]:
-    """Say how to build the network that encoder.safetensors loads into with strict=True."""
-    net = backbone.net
-    if not backbone.name.startswith("monai/"):
-        # Transformers with a fixed grid of patches must be told the size of their input.
-        fixed = {"img_size": size} if getattr(net, "pretrained_cfg", {}).get("fixed_input_size") else {}
-        arguments = {"in_chans": 1, "num_classes": 0, **fixed}
-        return {"library": "timm", "name": backbone.name, "function": "timm.create_model", "arguments": arguments}
-    kind = type(net)
-    classes = "out_channels" if "out_channels" in inspect.signature(kind).parameters else "num_classes"
+def files_in(folder: Path) -> list[str]:
+    """Return the files at every depth of a folder, by their names relative to it."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
+
+
+def _mirror_rule(subject: Subject) -> str:
+    if not subject.preparation.mirror:
+        return "none: outputs are those of the image as it is"
+    if subject.head is None:
+        return (
+            "scores in the card were measured on the mean of the features of the image and of its left-right mirror "
+            "image; no file averages by itself"
+        )
+    return (
+        "logits are of the image and its left-right mirror image: average the network's outputs over both before "
+        "anything else. Files that hold the computation (ONNX, program) do so by themselves"
+    )
+
+
+def _outputs(subject: Subject, width: int) -> list[tuple[str, int, str]]:
+    if subject.head is None:
+        return [("features", width, "pooled features before any classifier, not normalised")]
+    labels = subject.head.out_features
+    return [
+        ("logits", labels, "log-odds of each label, to which the operating points' thresholds apply"),
+        ("probabilities", labels, "of each label, calibrated on validation"),
+    ]
+
+
+def _classifier(subject: Subject) -> dict[str, Any] | None:
+    facts = subject.classifier
+    if facts is None:
+        return None
+    exclusive = "log(p / (1 - p)) of p = softmax(network's outputs)" if facts["exclusive"] else "the network's outputs"
     return {
-        "library": "monai",
-        "name": kind.__name__,
-        "function": f"monai.networks.nets.{kind.__name__}",
-        "arguments": {"spatial_dims": 2, "in_channels": 1, classes: 1},
-        "replaced_by_identity": [name for name, layer in net.named_modules() if isinstance(layer, nn.Identity)][-1],
+        **{key: facts[key] for key in ("labels", "exclusive", "label_policies", "trained")},
+        "logits_rule": f"{exclusive}, after the mirror rule",
+        "calibration": facts["calibration"],
+        "probabilities_rule": "1 / (1 + exp(-(slope * logit + intercept))), by label",
+        "operating_points": facts["operating_points"],
+        "decision_rule": "positive where the logit is at least the threshold",
     }
 
 

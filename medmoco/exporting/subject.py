@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from medmoco.config import RunSettings, Tree
-from medmoco.evaluation.classifier import load_classifier
+from medmoco.errors import CheckpointError
+from medmoco.evaluation.classifier import Classifier, load_classifier
 from medmoco.models.backbones import Backbone
 from medmoco.training.checkpoint import load_backbone
+
+INPUT = "image"
+NETWORK_PRECISIONS = ("float32", "float16", "bfloat16")
+"""That a network whose weights can be converted is tried in."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,16 @@ class Subject:
     head: nn.Linear | None = None
     classifier: Tree | None = None
 
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        return "encoder" if self.head is None else "classifier"
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it gives for images."""
+        return ("features",) if self.head is None else ("logits", "probabilities")
+
 
 def from_encoder(source: str, settings: RunSettings, warn: Callable[[str], None]) -> Subject:
     """Return an encoder alone.
@@ -90,3 +108,83 @@ def from_classifier(folder: Path) -> Subject:
         mirror=facts["mirror"],
     )
     return Subject(classifier.backbone.float().eval(), preparation, facts["encoder"], classifier.head, facts)
+
+
+# What formats make of it
+
+
+class GraphNetwork(nn.Module):
+    """From images to all outputs, for formats that hold the computation and not the weights alone.
+
+    An encoder gives the features of each image as it is. A classifier does all that its outputs mean: the mean over
+    the mirror image, the log-odds of exclusive labels, the calibration.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.network: nn.Module = subject.backbone
+        self.slopes: Tensor | None = None
+        if subject.head is not None and subject.classifier is not None:
+            facts = subject.classifier
+            self.network = Classifier(
+                subject.backbone, subject.head, mirror=subject.preparation.mirror, exclusive=facts["exclusive"]
+            )
+            fitted = [facts["calibration"][label] for label in facts["labels"]]
+            self.slopes = torch.tensor([line["slope"] for line in fitted])
+            self.intercepts = torch.tensor([line["intercept"] for line in fitted])
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return features, or logits and probabilities."""
+        outputs: Tensor = self.network(images)
+        return outputs if self.slopes is None else (outputs, (self.slopes * outputs + self.intercepts).sigmoid())
+
+
+def plain_state(subject: Subject) -> dict[str, Tensor]:
+    """Return the state dict that the plain timm or MONAI network of `network` loads with strict=True."""
+    state = dict(subject.backbone.net.state_dict())
+    if subject.head is not None:
+        state |= {f"{classifier_name(subject)}.{name}": value for name, value in subject.head.state_dict().items()}
+    return state
+
+
+def classifier_name(subject: Subject) -> str:
+    """Return the name of the layer that is the classifier in the plain network.
+
+    Raises:
+        CheckpointError: the network has several.
+    """
+    net: Any = subject.backbone.net
+    if subject.backbone.name.startswith("monai/"):
+        return [name for name, layer in net.named_modules() if isinstance(layer, nn.Identity)][-1]
+    name = net.pretrained_cfg.get("classifier")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{subject.backbone.name} has no single classifier in timm; export the encoder alone")
+    return name
+
+
+def network(subject: Subject) -> dict[str, Any]:
+    """Say how to build the plain network that `plain_state` loads into with strict=True."""
+    backbone, labels = subject.backbone, subject.head.out_features if subject.head is not None else 0
+    if not backbone.name.startswith("monai/"):
+        # Transformers with a fixed grid of patches must be told the size of their input.
+        fixed = {"img_size": backbone.fixed_size} if backbone.fixed_size else {}
+        arguments = {"in_chans": 1, "num_classes": labels, **fixed}
+        return {"library": "timm", "name": backbone.name, "function": "timm.create_model", "arguments": arguments}
+    kind = type(backbone.net)
+    classes = "out_channels" if "out_channels" in inspect.signature(kind).parameters else "num_classes"
+    return {
+        "library": "monai",
+        "name": kind.__name__,
+        "function": f"monai.networks.nets.{kind.__name__}",
+        "arguments": {"spatial_dims": 2, "in_channels": 1, classes: labels or 1},
+        "replaced_by_identity": None if labels else classifier_name(subject),
+    }
+
+
+def save_state(state: Mapping[str, Tensor], file: Path) -> Path:
+    """Write tensors alone as safetensors."""
+    layout = torch.contiguous_format
+    plain = {name: value.detach().clone(memory_format=layout) for name, value in state.items()}
+    file.write_bytes(save(plain, metadata={"format": "pt"}))  # save_file would make it unreadable to others
+    return file
