@@ -110,8 +110,10 @@ exporting/              encoder to files others load
     formats/            one module for each format
         safetensors_file.py  plain names, tensors alone
         onnx_file.py    images to outputs, any batch
+        monai_bundle.py folder that MONAI runs
     export.py           files, contract, card
     contract.py         how to feed the network
+    prepare.py          image to input, without medmoco
     card.py             model card
     reload.py           one format, one library
     parity.py           proof by reading back

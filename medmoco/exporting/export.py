@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,14 +18,15 @@ from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.views import whole
 from medmoco.errors import CheckpointError, DataError, SettingsError
 from medmoco.exporting.card import gather, write_card
+from medmoco.exporting import prepare
 from medmoco.exporting.contract import preprocessing
-from medmoco.exporting.formats import Format, onnx_file, safetensors_file
+from medmoco.exporting.formats import Format, monai_bundle, onnx_file, safetensors_file
 from medmoco.exporting.parity import compare, synthetic_views
 from medmoco.exporting.subject import GraphNetwork, Preparation, Subject, from_encoder
 from medmoco.training.checkpoint import load_run
 from medmoco.training.runlog import print_warning, write_json
 
-FORMATS: dict[str, Format] = {"safetensors": safetensors_file, "onnx": onnx_file}
+FORMATS: dict[str, Format] = {"safetensors": safetensors_file, "onnx": onnx_file, "monai-bundle": monai_bundle}
 DEFAULT = ("safetensors", "onnx")
 NOT_STATED = "not stated"
 _REAL_IMAGES = 4
@@ -69,6 +71,7 @@ def export(
             folder = Path(temporary) / "export"
             folder.mkdir()
             described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
+            shutil.copyfile(prepare.__file__, folder / "prepare.py")
             contract = preprocessing(subject, described, folder, licence)
             write_json(folder / "preprocessing.json", contract)
             parity = _prove(subject, _real_views(settings, subject.preparation.size, train), folder, list(chosen))
