@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,19 +83,19 @@ def make_images(folder: Path) -> list[Path]:
     return [folder / name for name in ("a.png", "b.dcm", "more/c.png")]
 
 
-def run_bundle(root: Path, images: Path, out: Path) -> tuple[list[str], dict[str, list[float]]]:
-    """Run it as a stranger does; return the CSV's header and its numbers by file."""
-    command = [
-        "monai.bundle", "run", "--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json",
-        "--logging_file", "configs/logging.conf", "--dataset_dir", str(images), "--output_dir", str(out),
-    ]  # fmt: skip
-    # The import of medmoco fails in this process.
-    program = "import runpy, sys; sys.modules['medmoco'] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, '')\n"
-    program += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program, *command], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def run_bundle(root: Path, images: Path, out: Path, patch: pytest.MonkeyPatch) -> tuple[list[str], Any]:
+    """Run it as `python -m monai.bundle run` does; return the CSV's header and its numbers by file."""
+    patch.syspath_prepend(root)  # as `run` does, after what needs it
+    for name in ("scripts", "scripts.prepare"):
+        patch.setitem(sys.modules, name, None)
+        del sys.modules[name]  # and again when the test ends
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs/inference.json"), meta_file=str(root / "configs/metadata.json"),
+        workflow_type="infer", logging_file=False, bundle_root=str(root), dataset_dir=str(images), output_dir=str(out),
+    )  # fmt: skip
+    workflow.initialize()
+    assert workflow.check_properties() == []  # what MONAI's own programs look for is there
+    workflow.run()
     (file,) = out.iterdir()
     with file.open() as stream:
         header, *rows = csv.reader(stream)
@@ -111,13 +110,13 @@ def expected(subject: Subject, root: Path, files: list[Path]) -> Any:
     return (outputs[-1] if isinstance(outputs, tuple) else outputs).numpy()
 
 
-def test_write__runs_with_monai_alone(tmp_path: Path) -> None:
+def test_write__classifies_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = make_subject("resnet10t", LABELS, exclusive=True)
     root = tmp_path / monai_bundle.FOLDER
     written = monai_bundle.write(subject, tmp_path)
     assert sorted(written) == sorted(path for path in root.rglob("*") if path.is_file())
     files = make_images(tmp_path / "images")
-    header, found = run_bundle(root, tmp_path / "images", tmp_path / "out")
+    header, found = run_bundle(root, tmp_path / "images", tmp_path / "out", monkeypatch)
     assert header == ["file", *LABELS]
     assert list(found) == [str(file) for file in files]
     wanted = expected(subject, root, files)
@@ -125,14 +124,14 @@ def test_write__runs_with_monai_alone(tmp_path: Path) -> None:
     assert np.ptp(wanted, 0).min() > 1e-4  # the images differ, and so would a wrong preparation
 
 
-@pytest.mark.slow
-def test_write__an_encoder_of_monai_runs(tmp_path: Path) -> None:
+def test_write__an_encoder_of_monai_gives_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = make_subject("monai/densenet121")
     monai_bundle.write(subject, tmp_path)
     files = make_images(tmp_path / "images")
-    header, found = run_bundle(tmp_path / monai_bundle.FOLDER, tmp_path / "images", tmp_path / "out")
+    root = tmp_path / monai_bundle.FOLDER
+    header, found = run_bundle(root, tmp_path / "images", tmp_path / "out", monkeypatch)
     assert header == ["file", *(f"feature_{number}" for number in range(1024))]
-    wanted = expected(subject, tmp_path / monai_bundle.FOLDER, files)
+    wanted = expected(subject, root, files)
     np.testing.assert_allclose(list(found.values()), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
@@ -159,22 +158,6 @@ def test_write__is_verified_by_monai(tmp_path: Path, backbone: str, labels: tupl
 
 
 _CONFIGS = {"meta": "metadata.json", "config": "inference.json"}
-
-
-def test_inference__names_the_parts_that_monai_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monai_bundle.write(make_subject("resnet10t"), tmp_path)
-    make_images(tmp_path / "images")
-    root = tmp_path / monai_bundle.FOLDER
-    monkeypatch.syspath_prepend(root)  # as ConfigWorkflow.run does
-    for name in ("scripts", "scripts.prepare"):
-        monkeypatch.setitem(sys.modules, name, None)
-        del sys.modules[name]  # and again when the test ends
-    workflow = ConfigWorkflow(
-        config_file=str(root / "configs/inference.json"), meta_file=str(root / "configs/metadata.json"),
-        workflow_type="infer", logging_file=False, bundle_root=str(root), dataset_dir=str(tmp_path / "images"),
-    )  # fmt: skip
-    workflow.initialize()
-    assert workflow.check_properties() == []
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
