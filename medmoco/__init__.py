@@ -46,6 +46,7 @@ data/                   CSV row to batch of views
     loading.py          workers, batches, normalisation
     preview.py          pictures of views, on demand
 models/                 encoders and momentum contrast
+    naming.py           libraries' names for one network
     backbones.py        name to one-channel encoder
     batch_norm.py       batch norm in groups
     moco.py             encoders, queue, InfoNCE

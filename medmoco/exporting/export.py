@@ -1,4 +1,4 @@
-"""A trained network -> files that others load: weights, the contract to feed them, proof that they are right, a card."""
+"""A trained network -> files that others load: weights, how to feed them, proof that they are right, a card."""
 
 from __future__ import annotations
 
@@ -17,16 +17,35 @@ from medmoco.data.loading import check_images, read_canvases, trained_rows
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.views import whole
 from medmoco.errors import CheckpointError, DataError, SettingsError
-from medmoco.exporting.card import gather, write_card
 from medmoco.exporting import prepare
+from medmoco.exporting.card import gather, write_card
 from medmoco.exporting.contract import preprocessing
-from medmoco.exporting.formats import Format, monai_bundle, onnx_file, safetensors_file
+from medmoco.exporting.formats import (
+    Format,
+    detectron2_file,
+    huggingface,
+    monai_bundle,
+    onnx_file,
+    program_file,
+    safetensors_file,
+    timm_file,
+    torchvision_file,
+)
 from medmoco.exporting.parity import compare, synthetic_views
 from medmoco.exporting.subject import GraphNetwork, Preparation, Subject, from_encoder
 from medmoco.training.checkpoint import load_run
 from medmoco.training.runlog import print_warning, write_json
 
-FORMATS: dict[str, Format] = {"safetensors": safetensors_file, "onnx": onnx_file, "monai-bundle": monai_bundle}
+FORMATS: dict[str, Format] = {
+    "safetensors": safetensors_file,
+    "timm": timm_file,
+    "torchvision": torchvision_file,
+    "detectron2": detectron2_file,
+    "huggingface": huggingface,
+    "monai-bundle": monai_bundle,
+    "onnx": onnx_file,
+    "program": program_file,
+}
 DEFAULT = ("safetensors", "onnx")
 NOT_STATED = "not stated"
 _REAL_IMAGES = 4

@@ -120,12 +120,11 @@ def _modality(header: Dataset, stored: Pixels, frame: int) -> Floats:
         return _look_up(header, tables[0], stored)[0]
     source = _group(header, frame, "PixelValueTransformationSequence")
     slope, intercept = source.get("RescaleSlope"), source.get("RescaleIntercept")
-    return stored * float(1 if slope is None else slope) + float(0 if intercept is None else intercept)
+    values: Floats = stored * float(1 if slope is None else slope) + float(0 if intercept is None else intercept)
+    return values
 
 
-def _voi(
-    header: Dataset, values: Floats, pixels: Pixels, lowest: int, window: str | list[float], frame: int
-) -> Floats:
+def _voi(header: Dataset, values: Floats, pixels: Pixels, lowest: int, window: str | list[float], frame: int) -> Floats:
     """Return the share of white of each value."""
     if not isinstance(window, str):
         return _linear(values, *window)
@@ -151,8 +150,9 @@ def _group(header: Dataset, frame: int, name: str) -> Dataset:
     """Return the frame's functional group of that name, the shared one, or the plain header."""
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
-    found: list[Dataset] = [groups[name].value[0] for groups in (*per_frame[frame - 1 : frame], *shared[:1])
-                            if groups.get(name)]
+    found: list[Dataset] = [
+        groups[name].value[0] for groups in (*per_frame[frame - 1 : frame], *shared[:1]) if groups.get(name)
+    ]
     return found[0] if found else header
 
 

@@ -64,6 +64,93 @@ def load_onnx(path: Path, contract: Contract) -> Run:
     return run
 
 
+def load_timm(path: Path, contract: Contract) -> Run:
+    """Have timm build the network and read the file itself."""
+    import timm
+
+    model = contract["model"]
+    return of_network(timm.create_model(model["name"], **model["arguments"], checkpoint_path=path), contract)
+
+
+def load_huggingface(path: Path, contract: Contract) -> Run:
+    """Have timm build and fill the network from the folder alone."""
+    import timm
+
+    return of_network(timm.create_model(f"local-dir:{path}", pretrained=True), contract)
+
+
+def load_torchvision(path: Path, contract: Contract) -> Run:
+    """Load into the network of torchvision with a one-channel first layer, strict about every key."""
+    import torch
+    from torchvision import models
+
+    build = contract["formats"]["torchvision"]
+    net: Any = getattr(models, build["function"])(**build["arguments"])
+    conv = net.get_submodule(build["first_conv"])
+    gray = torch.nn.Conv2d(
+        1, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None
+    )
+    net.set_submodule(build["first_conv"], gray)
+    if build["replaced_by_identity"]:
+        net.set_submodule(build["replaced_by_identity"], torch.nn.Identity())
+    net.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    return of_network(net, contract)
+
+
+def load_program(path: Path, contract: Contract) -> Run:
+    """Load torch.export's program."""
+    import torch
+
+    program = torch.export.load(path).module()
+
+    def run(images: Floats, _: str) -> dict[str, Floats]:
+        with torch.inference_mode():
+            outputs = program(torch.from_numpy(images))
+        named = zip(contract["outputs"], outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
+        return {output["name"]: values.numpy() for output, values in named}
+
+    return run
+
+
+def load_detectron2(path: Path, contract: Contract) -> Run:
+    """Compute what a ResNet of detectron2 computes, from the names of its tensors, with PyTorch alone.
+
+    Source: detectron2's modeling/backbone/resnet.py.
+    """
+    import torch
+    from torch.nn import functional
+
+    state = torch.load(path, weights_only=True)["model"]
+    strided = {3: "conv2", 2: "conv1"}  # by the layers of a block; STRIDE_IN_1X1 is false
+
+    def conv(images: Any, name: str, stride: int = 1) -> Any:
+        weight = state[f"{name}.weight"].to(images)
+        groups, padding = images.shape[1] // weight.shape[1], weight.shape[-1] // 2
+        norm = [state[f"{name}.norm.{key}"].to(images) for key in ("running_mean", "running_var", "weight", "bias")]
+        images = functional.conv2d(images, weight, None, stride, padding, 1, groups)
+        return functional.batch_norm(images, *norm)
+
+    def block(images: Any, name: str, stride: int) -> Any:
+        layers = sorted({key.split(".")[2] for key in state if key.startswith(f"{name}.conv")})
+        out = images
+        for layer in layers:
+            out = conv(out, f"{name}.{layer}", stride if layer == strided[len(layers)] else 1)
+            out = out.relu() if layer != layers[-1] else out
+        shortcut = conv(images, f"{name}.shortcut", stride) if f"{name}.shortcut.weight" in state else images
+        return (out + shortcut).relu()
+
+    def run(images: Floats, precision: str) -> dict[str, Floats]:
+        with torch.inference_mode():
+            out = conv(torch.from_numpy(images).to(getattr(torch, precision)), "stem.conv1", 2).relu()
+            out = functional.max_pool2d(out, 3, 2, 1)
+            for stage in (2, 3, 4, 5):
+                for number in range(len({key.split(".")[1] for key in state if key.startswith(f"res{stage}.")})):
+                    out = block(out, f"res{stage}.{number}", 2 if stage > 2 and number == 0 else 1)
+            return {"features": out.mean((2, 3)).float().numpy()}
+
+    return run
+
+
 def load_monai_bundle(path: Path, contract: Contract) -> Run:
     """Load a MONAI bundle: network, mirroring and calibration are its own, not the contract's."""
     import torch
@@ -86,8 +173,13 @@ def load_monai_bundle(path: Path, contract: Contract) -> Run:
 
 LOADERS: dict[str, Callable[[Path, Contract], Run]] = {
     "safetensors": load_safetensors,
-    "onnx": load_onnx,
+    "timm": load_timm,
+    "torchvision": load_torchvision,
+    "detectron2": load_detectron2,
+    "huggingface": load_huggingface,
     "monai-bundle": load_monai_bundle,
+    "onnx": load_onnx,
+    "program": load_program,
 }
 
 
@@ -147,7 +239,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(error.name, file=sys.stderr)
         sys.exit(ABSENT)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for precision in contract["formats"][name]["precisions"]:
         # Two sizes of batch: neither may be baked into the file.
         first, rest = run(images[:1], precision), run(images[1:], precision)

@@ -48,7 +48,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Subject:
-    """One network, in float32 and eval mode on the CPU.
+    """One network, in float32 and eval mode on the CPU, without gradients.
 
     Attributes:
         backbone: The encoder, of F features.
@@ -56,6 +56,7 @@ class Subject:
         source: What `load_backbone` says the encoder is.
         head: (L, F), whose outputs are log-odds; None for an encoder alone.
         classifier: Content of classifier.json; None for an encoder alone.
+        licence: Of the weights.
     """
 
     backbone: Backbone
@@ -63,6 +64,7 @@ class Subject:
     source: dict[str, Any]
     head: nn.Linear | None = None
     classifier: Tree | None = None
+    licence: str = "not stated"
 
     @property
     def stem(self) -> str:
@@ -90,7 +92,7 @@ def from_encoder(source: str, settings: RunSettings, warn: Callable[[str], None]
     data, views, scored = settings.data, settings.views, settings.evaluate
     size = scored.size or views.size
     preparation = Preparation(data.canvas_size, data.bit_depth, data.window, views.mean, views.std, size, scored.mirror)
-    return Subject(backbone.float().eval(), preparation, facts)
+    return Subject(backbone.float().eval().requires_grad_(requires_grad=False), preparation, facts)
 
 
 def from_classifier(folder: Path) -> Subject:
@@ -107,7 +109,8 @@ def from_classifier(folder: Path) -> Subject:
         size=facts["size"],
         mirror=facts["mirror"],
     )
-    return Subject(classifier.backbone.float().eval(), preparation, facts["encoder"], classifier.head, facts)
+    classifier.requires_grad_(requires_grad=False)
+    return Subject(classifier.backbone.float(), preparation, facts["encoder"], classifier.head, facts)
 
 
 # What formats make of it
@@ -156,7 +159,8 @@ def classifier_name(subject: Subject) -> str:
     """
     net: Any = subject.backbone.net
     if subject.backbone.name.startswith("monai/"):
-        return [name for name, layer in net.named_modules() if isinstance(layer, nn.Identity)][-1]
+        names: list[str] = [name for name, layer in net.named_modules() if isinstance(layer, nn.Identity)]
+        return names[-1]
     name = net.pretrained_cfg.get("classifier")
     if not isinstance(name, str):
         raise CheckpointError(f"{subject.backbone.name} has no single classifier in timm; export the encoder alone")

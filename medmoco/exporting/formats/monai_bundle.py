@@ -42,7 +42,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
         (root / name).mkdir(parents=True)
     torch.save({name: value.detach().clone() for name, value in plain_state(subject).items()}, root / "models/model.pt")
     texts = {
-        "LICENSE": _LICENCE,
+        "LICENSE": _LICENCE.format(licence=subject.licence),
         "configs/inference.json": _json(inference(subject)),
         "configs/logging.conf": _LOGGING,
         "configs/metadata.json": _json(metadata(subject)),
@@ -252,8 +252,8 @@ def metadata(subject: Subject) -> dict[str, Any]:
 
 # ---- texts ----
 
-_LICENCE = f"""\
-Weights (models/): licence {_NOT_STATED}; ask whoever gave them to you.
+_LICENCE = """\
+Weights (models/): {licence}
 Configuration and scripts (configs/, scripts/): Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0
 """
 
@@ -297,12 +297,13 @@ python -m monai.bundle run --config_file configs/inference.json --meta_file conf
     --logging_file configs/logging.conf --dataset_dir IMAGES --output_dir RESULTS
 ```
 
-Run it in this folder, or name the folder by `--bundle_root`. Every file in IMAGES, at any depth, must be a DICOM, PNG or
-JPEG image, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
+Run it in this folder, or name the folder by `--bundle_root`. Every file in IMAGES, at any depth, must be a DICOM, PNG
+or JPEG image, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
 Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
 
-`scripts/prepare.py` prepares images exactly as for training; MONAI's own readers and transforms know neither a DICOM
-file's window nor its polarity. `preprocessing` in `configs/inference.json` calls it and `contract` there has its numbers.
+`scripts/prepare.py` prepares images exactly as for training: `preprocessing` in `configs/inference.json` calls it, and
+`contract` there has its numbers. MONAI's own readers and transforms are no substitute, as they know neither a DICOM
+file's window nor its polarity.
 
 ## Verify
 

@@ -29,7 +29,7 @@ _TENSOR = {
     "type": "object",
     "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
     "properties": {
-        **dict.fromkeys(("type", "format", "modality", "dtype"), {"type": "string"}),
+        **{key: {"type": "string"} for key in ("type", "format", "modality", "dtype")},
         "num_channels": {"type": "integer"},
         "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
         "value_range": {"type": "array", "items": {"type": "number"}},
@@ -47,8 +47,8 @@ SPECIFIED = {
     "type": "object",
     "required": [*_TEXTS, "required_packages_version", "network_data_format"],
     "properties": {
-        **dict.fromkeys((*_TEXTS, *_MORE_TEXTS), {"type": "string"}),
-        **dict.fromkeys(("required_packages_version", "changelog"), {"type": "object"}),
+        **{key: {"type": "string"} for key in (*_TEXTS, *_MORE_TEXTS)},
+        **{key: {"type": "object"} for key in ("required_packages_version", "changelog")},
         "references": {"type": "array", "items": {"type": "string"}},
         "network_data_format": {
             "type": "object",

@@ -1,0 +1,69 @@
+"""detectron2: a ResNet under the names of its backbone, in a file that its checkpointer reads without unpickling code.
+
+The head of a classifier is left out: a detector has its own.
+
+Source: detectron2's modeling/backbone/resnet.py for names and strides, checkpoint/detection_checkpoint.py for files
+named .pth, whose names are matched from their ends, so that backbone.bottom_up. need not stand before them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject
+from medmoco.models.naming import rename
+
+# Networks -> the settings below MODEL.RESNETS that say so.
+_NETWORKS: dict[str, dict[str, int]] = {
+    "resnet18": {"DEPTH": 18, "RES2_OUT_CHANNELS": 64},
+    "resnet34": {"DEPTH": 34, "RES2_OUT_CHANNELS": 64},
+    "resnet50": {"DEPTH": 50},
+    "resnet101": {"DEPTH": 101},
+    "resnet152": {"DEPTH": 152},
+    "resnext50_32x4d": {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4},
+    "resnext101_32x8d": {"DEPTH": 101, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8},
+    "wide_resnet50_2": {"DEPTH": 50, "WIDTH_PER_GROUP": 128},
+    "wide_resnet101_2": {"DEPTH": 101, "WIDTH_PER_GROUP": 128},
+}
+_FILE = "encoder.detectron2.pth"
+
+
+def refusal(subject: Subject) -> str | None:
+    """Only ResNets have names there."""
+    name = subject.backbone.name
+    return None if name in _NETWORKS else f"{name} is no backbone of detectron2's ResNets: {', '.join(_NETWORKS)}"
+
+
+def write(subject: Subject, folder: Path) -> list[Path]:
+    """Write tensors alone, which torch.load reads with weights_only=True."""
+    state = rename(subject.backbone.net.state_dict(), subject.backbone.name, "timm", "detectron2")
+    layout = torch.contiguous_format
+    plain = {name: value.detach().clone(memory_format=layout) for name, value in state.items()}
+    torch.save({"model": plain, "__author__": "medmoco", "matching_heuristics": True}, folder / _FILE)
+    return [folder / _FILE]
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """Say how it is loaded: with the settings that build this network, for images of one channel."""
+    prepared = subject.preparation
+    white = 2**prepared.bit_depth - 1
+    settings = {
+        **{f"MODEL.RESNETS.{key}": value for key, value in _NETWORKS[subject.backbone.name].items()},
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.PIXEL_MEAN": [prepared.mean * white],
+        "MODEL.PIXEL_STD": [prepared.std * white],
+        "INPUT.FORMAT": "L",
+    }
+    return {
+        "library": "detectron2",
+        "precisions": list(NETWORK_PRECISIONS),
+        "settings": settings,
+        "outputs": "features are the mean of res5 over its pixels",
+        "load": [
+            *(f"cfg.{key} = {value!r}" for key, value in settings.items()),
+            f'DetectionCheckpointer(model).load("{_FILE}")',
+        ],
+    }

@@ -1,0 +1,104 @@
+"""Hugging Face: a folder as on its hub, which timm loads from disk, and from the hub once someone has put it there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, classifier_name, network, plain_state, save_state
+
+_FOLDER = "huggingface"
+
+_CARD = """\
+---
+library_name: timm
+license: other
+license_name: {licence}
+tags:
+- image-feature-extraction
+- medical
+---
+
+# {title}
+
+**This is not a medical device.** One-channel images of {size} x {size} pixels, prepared as the file
+`preprocessing.json` of the same export says: bright is dense, window {window}, {bit_depth} bits, the longer side
+brought to {canvas_size} pixels first, then the whole image to {size} x {size} without keeping its aspect ratio, and
+(pixel / {white} - {mean}) / {std}. `MODEL_CARD.md` of the export says where the weights come from and where they end.
+
+```python
+{code}
+```
+"""
+
+
+def refusal(subject: Subject) -> str | None:
+    """The folder is timm's."""
+    return None if network(subject)["library"] == "timm" else f"{subject.backbone.name} is no network of timm"
+
+
+def write(subject: Subject, folder: Path) -> list[Path]:
+    """Write config.json, model.safetensors and README.md."""
+    own = folder / _FOLDER
+    own.mkdir()
+    config, card = own / "config.json", own / "README.md"
+    config.write_text(json.dumps(_config(subject), indent=2) + "\n", encoding="utf-8")
+    card.write_text(_readme(subject), encoding="utf-8")
+    return [config, save_state(plain_state(subject), own / "model.safetensors"), card]
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """Say how it is loaded; config.json holds all that timm needs to know."""
+    return {
+        "library": "timm",
+        "precisions": list(NETWORK_PRECISIONS),
+        "load": [
+            f'net = timm.create_model("local-dir:{_FOLDER}", pretrained=True)',
+            "outputs = net.eval()(images)",
+        ],
+    }
+
+
+def _config(subject: Subject) -> dict[str, Any]:
+    """Return the content of config.json, under timm's keys.
+
+    Source: timm's models/_hub.py, which reads it; data/config.py for what describes images.
+    """
+    prepared, build = subject.preparation, network(subject)
+    arguments = dict(build["arguments"])
+    classes = arguments.pop("num_classes")
+    net: Any = subject.backbone.net
+    labels = {"label_names": subject.classifier["labels"]} if subject.classifier else {}
+    return {
+        "architecture": build["name"],
+        "num_classes": classes,
+        "num_features": net.num_features,
+        **labels,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [1, prepared.size, prepared.size],
+            "fixed_input_size": subject.backbone.fixed_size is not None,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",  # timm's word for the whole image whatever its aspect ratio
+            "mean": [prepared.mean],
+            "std": [prepared.std],
+            "num_classes": classes,
+            "first_conv": net.pretrained_cfg.get("first_conv"),
+            "classifier": classifier_name(subject),
+            "license": subject.licence,
+        },
+    }
+
+
+def _readme(subject: Subject) -> str:
+    prepared = subject.preparation
+    what = "encoder" if subject.head is None else "classifier"
+    return _CARD.format(
+        title=f"{subject.backbone.name}, {what} pretrained with medmoco",
+        licence=json.dumps(subject.licence),
+        white=2**prepared.bit_depth - 1,
+        code="\n".join(["import timm", "", *describe(subject)["load"]]).replace(f"local-dir:{_FOLDER}", "local-dir:."),
+        **{key: getattr(prepared, key) for key in ("size", "window", "bit_depth", "canvas_size", "mean", "std")},
+    )

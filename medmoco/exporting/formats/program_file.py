@@ -1,0 +1,62 @@
+"""torch.export's program: from images to outputs, for any number of images, run by PyTorch alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medmoco.errors import CheckpointError, first_line
+from medmoco.exporting.subject import GraphNetwork, Subject
+
+_ABOUT_THIS_MACHINE = ("stack_trace", "custom")
+
+
+def refusal(subject: Subject) -> str | None:
+    """Whether a network can be traced shows when it is."""
+    return None
+
+
+def write(subject: Subject, folder: Path) -> list[Path]:
+    """Write the program with a free batch dimension.
+
+    Raises:
+        CheckpointError: torch cannot trace the network.
+    """
+    size = subject.preparation.size
+    example = (torch.zeros(2, 1, size, size),)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        program = torch.export.export(GraphNetwork(subject), example, dynamic_shapes=({0: batch},))
+    except Exception as error:  # torch has many exceptions for what it cannot trace, some of them private
+        reason = first_line(error)
+        raise CheckpointError(f"torch cannot trace this network as a program; nothing was exported\n{reason}") from None
+    _strip(program)
+    file = folder / _name(subject)
+    torch.export.save(program, file)
+    return [file]
+
+
+def _strip(program: torch.export.ExportedProgram) -> None:
+    """Remove stack traces, which name the paths of this machine, from every graph of the program."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for key in _ABOUT_THIS_MACHINE:
+                node.meta.pop(key, None)
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """Say how it is loaded."""
+    return {
+        "library": "torch",
+        "precisions": ["float32"],
+        "load": [
+            f'program = torch.export.load("{_name(subject)}").module()',
+            f"{', '.join(subject.outputs)} = program(images)",
+        ],
+    }
+
+
+def _name(subject: Subject) -> str:
+    return f"{subject.stem}.pt2"

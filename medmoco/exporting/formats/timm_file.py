@@ -1,0 +1,36 @@
+"""timm: the same file as safetensors, for a network of timm is saved under timm's names; timm itself reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, save_state
+
+
+def refusal(subject: Subject) -> str | None:
+    """Networks of MONAI are not timm's."""
+    return None if network(subject)["library"] == "timm" else f"{subject.backbone.name} is no network of timm"
+
+
+def write(subject: Subject, folder: Path) -> list[Path]:
+    """Write the state dict; where the format safetensors is asked for too, it is one file."""
+    return [save_state(plain_state(subject), folder / _name(subject))]
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """Say how it is loaded: by timm's own checkpoint_path, which is strict about every key."""
+    build = network(subject)
+    arguments = ", ".join(f"{key}={value!r}" for key, value in build["arguments"].items())
+    return {
+        "library": "timm",
+        "precisions": list(NETWORK_PRECISIONS),
+        "load": [
+            f'net = timm.create_model("{build["name"]}", {arguments}, checkpoint_path="{_name(subject)}")',
+            "outputs = net.eval()(images)",
+        ],
+    }
+
+
+def _name(subject: Subject) -> str:
+    return f"{subject.stem}.safetensors"

@@ -1,0 +1,111 @@
+"""torchvision: a state dict under its names, for the network that it has under the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from medmoco.errors import CheckpointError
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, plain_state
+from medmoco.models.naming import kind_of, rename
+
+# kind of network -> the first convolution, and the classifier that an encoder does without
+_ENDS = {
+    "resnet": ("conv1", "fc"),
+    "densenet": ("features.conv0", "classifier"),
+    "convnext": ("features.0.0", "classifier.2"),
+    "vit": ("conv_proj", "heads"),
+}
+
+
+def refusal(subject: Subject) -> str | None:
+    """Only what torchvision has, layer by layer, can be loaded there."""
+    name, kind = subject.backbone.name, kind_of(subject.backbone.name)
+    if kind not in _ENDS or not (_is_plain_vit(subject) if kind == "vit" else _plain(name) in _models()):
+        return f"{name} is not in torchvision, which has {', '.join(_models())} and ViTs with a class token"
+    try:
+        _state(subject)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def write(subject: Subject, folder: Path) -> list[Path]:
+    """Write tensors alone, which torch.load reads with weights_only=True."""
+    file = folder / _name(subject)
+    torch.save(_state(subject), file)
+    return [file]
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """Say how it is loaded: into the network with a one-channel first layer and, of an encoder, no classifier."""
+    backbone = subject.backbone
+    kind = kind_of(backbone.name)
+    assert kind is not None
+    first_conv, classifier = _ENDS[kind]
+    build: dict[str, Any] = _vit(subject) if kind == "vit" else {"function": _plain(backbone.name), "arguments": {}}
+    if subject.head is not None:
+        build["arguments"]["num_classes"] = subject.head.out_features
+    arguments = ", ".join(f"{key}={value!r}" for key, value in build["arguments"].items())
+    layer = next(layer for layer in backbone.net.modules() if isinstance(layer, nn.Conv2d))
+    shape = f"1, {layer.out_channels}, {layer.kernel_size[0]}, {layer.stride[0]}, {layer.padding[0]}"
+    bias = "" if layer.bias is not None else ", bias=False"
+    return {
+        "library": "torchvision",
+        "precisions": list(NETWORK_PRECISIONS),
+        **build,
+        "first_conv": first_conv,
+        "replaced_by_identity": classifier if subject.head is None else None,
+        "load": [
+            f"net = torchvision.models.{build['function']}({arguments})",
+            f'net.set_submodule("{first_conv}", torch.nn.Conv2d({shape}{bias}))',
+            *([f'net.set_submodule("{classifier}", torch.nn.Identity())'] if subject.head is None else []),
+            f'net.load_state_dict(torch.load("{_name(subject)}", weights_only=True), strict=True)',
+            "outputs = net.eval()(images)",
+        ],
+    }
+
+
+def _name(subject: Subject) -> str:
+    return f"{subject.stem}.torchvision.pth"
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("monai/")
+
+
+def _models() -> list[str]:
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [name for name in names if kind_of(name) in _ENDS.keys() - {"vit"}]
+
+
+def _state(subject: Subject) -> dict[str, torch.Tensor]:
+    naming = "monai" if subject.backbone.name.startswith("monai/") else "timm"
+    state = rename(plain_state(subject), subject.backbone.name, naming, "torchvision")
+    layout = torch.contiguous_format
+    return {name: value.detach().clone(memory_format=layout) for name, value in state.items()}
+
+
+def _is_plain_vit(subject: Subject) -> bool:
+    net: Any = subject.backbone.net
+    return getattr(net, "global_pool", None) == "token" and net.norm.eps == 1e-6 and net.num_prefix_tokens == 1
+
+
+def _vit(subject: Subject) -> dict[str, Any]:
+    """Return how to build a ViT: some sizes have names in torchvision; its class takes any."""
+    net: Any = subject.backbone.net
+    return {
+        "function": "VisionTransformer",
+        "arguments": {
+            "image_size": subject.preparation.size,
+            "patch_size": net.patch_embed.patch_size[0],
+            "num_layers": len(net.blocks),
+            "num_heads": net.blocks[0].attn.num_heads,
+            "hidden_dim": net.embed_dim,
+            "mlp_dim": net.blocks[0].mlp.fc1.out_features,
+        },
+    }
