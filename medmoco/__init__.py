@@ -110,9 +110,17 @@ exporting/              encoder to files others load
     subject.py          encoder, head, how they are fed
     formats/            one module for each format
         safetensors_file.py  plain names, tensors alone
-        onnx_file.py    images to outputs, any batch
+        timm_file.py    the same, read by timm
+        torchvision_file.py  state dict under torchvision's names
+        detectron2_file.py  ResNets as detection backbones
+        huggingface.py  folder that timm loads
         monai_bundle.py folder that MONAI runs
-    export.py           files, contract, card
+        onnx_file.py    images to outputs, any batch
+        program_file.py  the same for PyTorch alone
+    scan.py             no names in any byte
+    sources.py          run, weights file or classifier
+    export.py           files, contract, proof, card
+    verify.py           the proof again, anywhere
     contract.py         how to feed the network
     prepare.py          image to input, without medmoco
     card.py             model card

@@ -498,14 +498,42 @@ def report(
 
 @app.command(rich_help_panel=USE)
 def export(
-    run: Annotated[Path, typer.Option(help="Run folder.")],
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder, whose encoder is exported.")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="Folder that evaluate or finetune left.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="Weights file, used as --config says.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings of --encoder.")] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="A,B|all", help="safetensors, timm, torchvision, detectron2, ...")
+    ] = "safetensors,onnx",
+    licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
 ) -> None:
-    """Write the encoder with all that a stranger needs to use it."""
+    """Write an encoder or a classifier with all that a stranger needs to use it; every file is read back."""
+    given = [value for value in (run, classifier, encoder) if value is not None]
+    if len(given) != 1 or (encoder is None) != (config_file is None):
+        raise SettingsError("give one of --run, --classifier, and --encoder with --config")
+    from medmoco.exporting import sources
     from medmoco.exporting.export import export as write
+    from medmoco.training.runlog import print_warning
 
-    for file in write(run, out):
+    if run is not None:
+        source = sources.from_run(run, licence, print_warning)
+    elif classifier is not None:
+        source = sources.from_classifier(classifier, licence, print_warning)
+    else:
+        assert encoder is not None
+        assert config_file is not None
+        source = sources.from_file(encoder, config.load(config_file), licence, print_warning)
+    for file in write(source, out, [name.strip() for name in formats.split(",")]):
         print(file)
+
+
+@app.command(rich_help_panel=USE)
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that export wrote.")]) -> None:
+    """Check an export anywhere: hashes of all files, then outputs of each format, loaded in a new process."""
+    from medmoco.exporting.verify import verify as check_export
+
+    check_export(folder, print)
 
 
 def _say(text: str) -> None:

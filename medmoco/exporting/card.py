@@ -6,7 +6,7 @@ Every value in it is picked by name. Nothing is copied wholesale, so no path, ho
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from medmoco.config import RunSettings, as_tree, flatten, to_yaml
 from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.leakage import leak_lines
+from medmoco.exporting.subject import Subject
 
 Record = dict[str, Any]
 
@@ -32,31 +33,40 @@ _ID_COLUMNS = ("Path", "PatientID", "StudyID")
 _USE = """\
 ## Intended use
 
-- Research on grayscale medical images like the training images: probes on frozen features, fine-tuning, retrieval
+- Research on grayscale medical images like the training images: {uses}
 - Whoever builds on it validates the result on data of the place where it will be used
 
 ## Out of scope
 
-- Diagnosis, triage or any decision about a patient from this encoder alone: none of its outputs means a finding
+- Diagnosis, triage or any decision about a patient from this {what} alone{meaning}
 - Other modalities, body parts, age groups, or photographs, unless validated there first
 - Recognising persons, or inferring what the images were not taken for"""
+
+_USES = {
+    "encoder": {
+        "uses": "probes on frozen features, fine-tuning, retrieval",
+        "meaning": ": none of its outputs means a finding",
+    },
+    "classifier": {"uses": "comparison with other classifiers, reader studies, fine-tuning", "meaning": ""},
+}
 
 _END = """\
 ## Limits
 
-- Features also hold what nobody asked for: projection, device, site, age, sex. A probe can lean on them.
+- Features also hold what nobody asked for: projection, device, site, age, sex. A classifier can lean on them.
 - The whole image is seen at the input size, whatever its aspect ratio; findings of a few pixels are lost.
-- Fed otherwise than preprocessing.json says, the encoder gives plausible, wrong features.
+- Fed otherwise than preprocessing.json says, the {what} gives plausible, wrong outputs.
 - No scores by sex, age, device or site are in this card.
 
 ## Privacy
 
-- The files hold weights and settings: no image, no patient or study id, no path, host or user name.
+- The files hold weights and settings: no image, no patient or study id, no path, host or user name. `medmoco export`
+  searched every byte for those of this machine and of the manifest, where it could read one.
 - Weights can still reveal something of the training images; publish them only as the owner of the data allows.
 
 ## Left to the author
 
-- Licence: not stated
+- Licence: {licence}
 - Contact: not stated
 - Origin, licence and ethics approval of the training data: not stated
 """
@@ -120,14 +130,14 @@ def _read_lines(metrics: Path) -> list[Record]:
 
 
 def write_card(facts: RunFacts, contract: Record, parity: Record) -> str:
-    """Return the model card as Markdown.
+    """Return the model card of a run's encoder as Markdown.
 
     Args:
         facts: Of the run.
         contract: Content of preprocessing.json.
         parity: Content of parity.json.
     """
-    parts = [f"# {facts.settings.model.backbone}, pretrained with medmoco", *_summary(facts, contract), "", _USE, ""]
+    origin = f"from step {facts.step} of a self-supervised run that saw no labels. The run {_progress(facts.status)}"
     sections = {
         "Data": _data(facts),
         "Method": _method(facts.settings),
@@ -135,19 +145,71 @@ def write_card(facts: RunFacts, contract: Record, parity: Record) -> str:
         "Scores": _scores(facts.scores),
         "Files": _files(contract, parity),
     }
-    for title, lines in sections.items():
-        parts += [f"## {title}", "", *lines, ""]
-    return "\n".join([*parts, _END])
+    return _card("encoder", facts.settings.model.backbone, origin, sections, contract)
 
 
-def _summary(facts: RunFacts, contract: Record) -> list[str]:
-    size, width = contract["input"]["shape"][-1], contract["model"]["feature_dim"]
-    return [
+def write_plain_card(subject: Subject, contract: Record, parity: Record) -> str:
+    """Return the model card of a network that no run folder is known of, as Markdown.
+
+    Args:
+        subject: A classifier, or an encoder from a weights file.
+        contract: Content of preprocessing.json.
+        parity: Content of parity.json.
+    """
+    facts = subject.classifier
+    origin = f"trained as: {facts['trained']}" if facts else "from a weights file that the user gave"
+    sections = {"Labels": _labels(facts), "Origin": _origin(facts, subject.source)} if facts else {}
+    sections["Files"] = _files(contract, parity)
+    return _card(subject.stem, subject.backbone.name, origin, sections, contract)
+
+
+def _card(what: str, backbone: str, origin: str, sections: Mapping[str, list[str]], contract: Record) -> str:
+    size, outputs = contract["input"]["shape"][-1], contract["outputs"]
+    gives = " and ".join(f"{output['shape'][1]} {output['name']}" for output in outputs)
+    lines = [
+        f"# {backbone}, {'pretrained' if what == 'encoder' else 'a classifier trained'} with medmoco",
         "",
         "**This is not a medical device.**",
         "",
-        f"An encoder of one-channel images of {size} x {size} pixels to {width} features, from step {facts.step} of a "
-        f"self-supervised run that saw no labels. The run {_progress(facts.status)}.",
+        f"{'An encoder' if what == 'encoder' else 'A classifier'} of one-channel images of {size} x {size} pixels to "
+        f"{gives}, {origin}.",
+        "",
+        _USE.format(what=what, **_USES[what]),
+        "",
+    ]
+    for title, content in sections.items():
+        lines += [f"## {title}", "", *content, ""]
+    return "\n".join([*lines, _END.format(what=what, licence=contract["licence"])])
+
+
+def _labels(classifier: Record) -> list[str]:
+    titles = ["label", "uncertain labels", "AUROC on validation", "calibration", "specificity: threshold on the logit"]
+    rows = []
+    for label in classifier["labels"]:
+        policy = classifier["label_policies"].get(label, {}).get("uncertain", "not recorded")
+        points = (
+            f"{point['specificity']:g}: {point['threshold']:.3f}" for point in classifier["operating_points"][label]
+        )
+        auroc, kind = classifier["val_auroc"][label], classifier["calibration"][label]["kind"]
+        rows.append(_row([label, policy, _number(auroc), kind, "; ".join(points) or "none"]))
+    exclusive = "Of these labels an image has exactly one. " if classifier["exclusive"] else ""
+    return [
+        f"{exclusive}Scores of the test split are not kept with a classifier: `medmoco evaluate`, `finetune` and "
+        "`external` write them.",
+        "",
+        _row(titles),
+        _rule(len(titles)),
+        *rows,
+    ]
+
+
+def _origin(facts: Record, encoder: Record) -> list[str]:
+    kinds = {"run": "a momentum-contrast run", "random": "random weights", "file": "a weights file"}
+    step = f", step {encoder['step']}" if isinstance(encoder.get("step"), int) else ""
+    return [
+        f"- Trained: {facts['trained']}, seed {facts['seed']}",
+        f"- Its encoder started from {kinds.get(str(encoder.get('kind')), 'an unknown place')}{step}",
+        f"- Written by medmoco {facts['medmoco']}",
     ]
 
 
@@ -263,7 +325,7 @@ def _rule(columns: int) -> str:
 
 
 def _files(contract: Record, parity: Record) -> list[str]:
-    rows = [_row([name, file["bytes"], file["sha256"]]) for name, file in contract["files"].items()]
+    rows = [_row([name, f"{file['bytes']:,}", file["sha256"]]) for name, file in contract["files"].items()]
     proofs = [
         _row([proof["format"], proof["path"], f"{proof['max_relative_difference']:.1e}", f"{proof['tolerance']:g}"])
         for proof in parity["formats"]

@@ -53,14 +53,13 @@ _RESIZE = (
 )
 
 
-def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path, licence: str) -> dict[str, Any]:
+def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content of preprocessing.json.
 
     Args:
         subject: What is exported.
         formats: By name: its path in the folder, and how it is loaded, as the format's `describe` says.
         folder: Of the export, which holds the formats' files and nothing else yet.
-        licence: Of the weights.
     """
     prepared, size, width = subject.preparation, subject.preparation.size, subject.backbone.feature_dim
     window = prepared.window
@@ -92,7 +91,7 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path, li
         "classifier": _classifier(subject),
         "model": {**network(subject), "feature_dim": width},
         "formats": dict(formats),
-        "licence": licence,
+        "licence": subject.licence,
         "libraries": libraries(),
         "files": {
             name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings
-from medmoco.data.loading import check_images, read_canvases, trained_rows
-from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.views import whole
-from medmoco.errors import CheckpointError, DataError, SettingsError
+from medmoco.data.files import sha256_of
+from medmoco.errors import CheckpointError, SettingsError
 from medmoco.exporting import prepare
-from medmoco.exporting.card import gather, write_card
-from medmoco.exporting.contract import preprocessing
+from medmoco.exporting.contract import files_in, preprocessing
 from medmoco.exporting.formats import (
     Format,
     detectron2_file,
@@ -31,9 +27,10 @@ from medmoco.exporting.formats import (
     timm_file,
     torchvision_file,
 )
-from medmoco.exporting.parity import compare, synthetic_views
-from medmoco.exporting.subject import GraphNetwork, Preparation, Subject, from_encoder
-from medmoco.training.checkpoint import load_run
+from medmoco.exporting.parity import CASES, SUMS, Floats, NotInstalledError, compare, save_cases, synthetic_views
+from medmoco.exporting.scan import folder_names, refuse_names
+from medmoco.exporting.sources import Source, Warn
+from medmoco.exporting.subject import GraphNetwork, Preparation, Subject
 from medmoco.training.runlog import print_warning, write_json
 
 FORMATS: dict[str, Format] = {
@@ -47,73 +44,73 @@ FORMATS: dict[str, Format] = {
     "program": program_file,
 }
 DEFAULT = ("safetensors", "onnx")
-NOT_STATED = "not stated"
-_REAL_IMAGES = 4
+ALL = "all"
 
 
-def export(
-    run: Path,
-    out: Path,
-    warn: Callable[[str], None] = print_warning,
-    *,
-    formats: Sequence[str] = DEFAULT,
-    licence: str = NOT_STATED,
-) -> list[Path]:
-    """Write a run's encoder with all that a stranger needs to use it.
+def export(source: Source, out: Path, formats: Sequence[str] = DEFAULT, warn: Warn = print_warning) -> list[Path]:
+    """Write a network with all that a stranger needs to use it.
 
-    The files appear together, once each has been loaded back in a new process and has given the run's features.
+    The files appear together, once each format has been loaded back in a new process and has given the network's
+    outputs, and none of them holds a name.
 
     Args:
-        run: Run folder.
+        source: What is exported.
         out: New or empty folder.
-        warn: Told of damaged checkpoints that are passed over.
-        formats: Names of FORMATS.
-        licence: Of the weights.
+        formats: Names of FORMATS, or "all" that can hold the network.
+        warn: Told of formats that "all" leaves out.
 
     Returns:
         The files.
 
     Raises:
         SettingsError: `out` is not empty or cannot be written, or a format cannot hold the network.
-        CheckpointError: the run cannot be read, or an exported file does not give its features.
+        CheckpointError: an exported file does not give the network's outputs, or holds a name.
     """
-    settings = load_run(run)
-    out = out.resolve()
+    out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another for the export")
-    subject = from_encoder(str(run), settings, warn)
-    chosen = _chosen(formats, subject)
-    train = _training_split(settings)
+    chosen = _chosen(formats, source.subject, warn)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".medmoco-export-") as temporary:
             folder = Path(temporary) / "export"
             folder.mkdir()
-            described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
-            shutil.copyfile(prepare.__file__, folder / "prepare.py")
-            contract = preprocessing(subject, described, folder, licence)
-            write_json(folder / "preprocessing.json", contract)
-            parity = _prove(subject, _real_views(settings, subject.preparation.size, train), folder, list(chosen))
-            write_json(folder / "parity.json", parity)
-            facts = gather(run, settings, subject.source["step"], train)
-            (folder / "MODEL_CARD.md").write_text(write_card(facts, contract, parity), encoding="utf-8")
+            _fill(folder, source, chosen)
+            refuse_names(folder, {**source.names, "the folder of the export": folder_names(out, folder)})
             if out.exists():
                 out.rmdir()
             folder.rename(out)
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
-    return sorted(path for path in out.rglob("*") if path.is_file())
+    return [out / name for name in files_in(out)]
 
 
-def _chosen(names: Sequence[str], subject: Subject) -> dict[str, Format]:
-    unknown = [name for name in names if name not in FORMATS]
+def _chosen(names: Sequence[str], subject: Subject, warn: Warn) -> dict[str, Format]:
+    unknown = [name for name in names if name not in {*FORMATS, ALL}]
     if unknown:
-        raise SettingsError(f"no format is called {unknown[0]!r}; there are {', '.join(FORMATS)}, and all")
-    chosen = {name: FORMATS[name] for name in names}
-    refusals = [f"{name}: {reason}" for name, format_ in chosen.items() if (reason := format_.refusal(subject))]
-    if refusals:
-        raise SettingsError("\n".join(["nothing was exported, as a format cannot hold this network:", *refusals[:3]]))
-    return chosen
+        raise SettingsError(f"no format is called {unknown[0]!r}; there are {', '.join(FORMATS)}, and {ALL}")
+    chosen = {name: FORMATS[name] for name in (FORMATS if ALL in names else names)}
+    refusals = {name: reason for name, format_ in chosen.items() if (reason := format_.refusal(subject))}
+    lines = [f"{name}: {reason}" for name, reason in refusals.items()]
+    if lines and ALL not in names:
+        raise SettingsError("\n".join(["a format cannot hold this network; nothing was exported", *lines[:4]]))
+    for line in lines:
+        warn(f"left out {line}")
+    return {name: format_ for name, format_ in chosen.items() if name not in refusals}
+
+
+def _fill(folder: Path, source: Source, chosen: dict[str, Format]) -> None:
+    """Write all files of an export."""
+    subject = source.subject
+    described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
+    shutil.copyfile(prepare.__file__, folder / "prepare.py")
+    contract = preprocessing(subject, described, folder)
+    write_json(folder / "preprocessing.json", contract)
+    parity = _prove(subject, source.views, folder, list(chosen))
+    write_json(folder / "parity.json", parity)
+    (folder / "MODEL_CARD.md").write_text(source.write_card(contract, parity), encoding="utf-8")
+    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in files_in(folder)]
+    (folder / SUMS).write_text("".join(sums), encoding="utf-8")
 
 
 def _write(format_: Format, subject: Subject, folder: Path) -> dict[str, Any]:
@@ -122,47 +119,44 @@ def _write(format_: Format, subject: Subject, folder: Path) -> dict[str, Any]:
     return {"path": files[0].relative_to(folder).parts[0], **format_.describe(subject)}
 
 
-def _training_split(settings: RunSettings) -> Split | None:
-    """Return the training split; the data need not be where the export is made."""
-    try:
-        return trained_rows(load_manifest(settings.data, ("train",))["train"], settings.data)
-    except DataError:
-        return None
-
-
 def _prove(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: list[str]) -> dict[str, Any]:
-    """Compare each format with the network on the same images; return the content of parity.json."""
+    """Compare each format with the network on the same images; return the content of parity.json.
+
+    The synthetic images and their outputs stay in the export, so that it can be verified elsewhere; real ones do not.
+    """
     prepared = subject.preparation
     synthetic = synthetic_views(prepared.size, prepared.bit_depth)
     images = _normalised(np.concatenate([synthetic, *real]), prepared)
-    with torch.inference_mode():
-        outputs = GraphNetwork(subject)(torch.from_numpy(images))
-    named = zip(subject.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
-    expected = {name: values.numpy() for name, values in named}
+    expected = _outputs(subject, images)
     if not all(np.isfinite(values).all() for values in expected.values()):
         raise CheckpointError("the network's outputs are not finite: its training diverged; nothing was exported")
+    try:
+        records = [compare(name, folder, images, expected) for name in formats]
+    except NotInstalledError as library:
+        raise CheckpointError(
+            f"{library} is not installed here, which reading back needs; nothing was exported"
+        ) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}\nNothing was exported; please report this with the backbone.") from None
+    save_cases(folder / CASES, images[: len(synthetic)], _outputs(subject, images[: len(synthetic)]))
     return {
         "images": {"synthetic": len(synthetic), "training": len(images) - len(synthetic)},
         "measure": "difference of outputs as a share of the largest; float32, CPU, loaded in a new process",
-        "formats": [compare(name, folder, images, expected) for name in formats],
+        "formats": records,
     }
 
 
-def _normalised(views: NDArray[Any], prepared: Preparation) -> NDArray[np.float32]:
+def _outputs(subject: Subject, images: Floats) -> dict[str, Floats]:
+    """Return what the network gives, by name, and the features of each image as it is."""
+    batch = torch.from_numpy(images)
+    with torch.inference_mode():
+        outputs, features = GraphNetwork(subject)(batch), subject.backbone(batch)
+    named = zip(subject.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
+    return {"features": features.numpy(), **{name: values.numpy() for name, values in named}}
+
+
+def _normalised(views: NDArray[Any], prepared: Preparation) -> Floats:
     """Return (N, 1, S, S) float32; the arithmetic is that of data.loading.to_float."""
     white = 2**prepared.bit_depth - 1
-    floats: NDArray[np.float32] = views.astype(np.float32) * (1 / (white * prepared.std)) - prepared.mean / prepared.std
+    floats: Floats = views.astype(np.float32) * (1 / (white * prepared.std)) - prepared.mean / prepared.std
     return floats
-
-
-def _real_views(settings: RunSettings, size: int, train: Split | None) -> list[NDArray[Any]]:
-    """Return a few training images as (N, 1, S, S), or nothing where they cannot be read."""
-    if train is None:
-        return []
-    few = train.select(np.unique(np.linspace(0, len(train) - 1, _REAL_IMAGES).astype(np.int64)))
-    try:
-        check_images(few, settings.data)
-        canvases, _ = read_canvases(few, np.arange(len(few)), settings)
-    except (DataError, SettingsError):  # the latter of a pack that is gone
-        return []
-    return [np.stack([whole(canvas, size) for canvas in canvases])[:, None]]

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from medmoco.errors import CheckpointError
 from medmoco.exporting import reload
@@ -24,6 +25,12 @@ which adds in another order."""
 
 GRAPH_TOLERANCE = 1e-4
 """The same where another program computes, which joins and reorders operations."""
+
+CASES = "parity.safetensors"
+"""Synthetic images, normalised, and the outputs expected for them, by name."""
+
+SUMS = "SHA256SUMS"
+"""Of every other file, as `sha256sum -c` takes it."""
 
 TOLERANCES = {"onnx": GRAPH_TOLERANCE, "program": GRAPH_TOLERANCE}
 _SYNTHETIC = 4
@@ -48,6 +55,18 @@ def synthetic_views(size: int, bit_depth: int, count: int = _SYNTHETIC) -> NDArr
     shares = np.clip(soft + 0.03 * generator.standard_normal(soft.shape), 0, 1)
     levels: NDArray[Any] = np.rint(shares[:, None] * (2**bit_depth - 1))
     return levels.astype(np.uint8) if bit_depth == 8 else levels.astype(np.uint16)
+
+
+def save_cases(file: Path, images: Floats, expected: Mapping[str, Floats]) -> None:
+    """Write images and the outputs expected for them."""
+    arrays = {"images": images, **expected}
+    file.write_bytes(save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))
+
+
+def load_cases(file: Path) -> tuple[Floats, dict[str, Floats]]:
+    """Read images and the outputs expected for them."""
+    arrays = load(file.read_bytes())
+    return arrays.pop("images"), arrays
 
 
 def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floats]) -> Record:

@@ -132,12 +132,13 @@ def _voi(header: Dataset, values: Floats, pixels: Pixels, lowest: int, window: s
         return _spread(values, values)
     if tables := header.get("VOILUTSequence"):
         entries, bits = _look_up(header, tables[0], values)
-        return entries / (2**bits - 1)
+        shares: Floats = entries / (2**bits - 1)
+        return shares
     source = _group(header, frame, "FrameVOILUTSequence")
     centre, width = (_first(source.get(name)) for name in ("WindowCenter", "WindowWidth"))
     function = str(source.get("VOILUTFunction") or "LINEAR").upper()
     if centre is not None and width is not None and width >= (1 if function == "LINEAR" else 1e-6):
-        return {"LINEAR_EXACT": _linear_exact, "SIGMOID": _sigmoid}.get(function, _linear)(values, centre, width)
+        return _WINDOWS.get(function, _linear)(values, centre, width)
     if len(values) <= 256:
         return _spread(values, values)
     padding = header.get("PixelPaddingValue")
@@ -189,7 +190,11 @@ def _linear_exact(values: Floats, centre: float, width: float) -> Floats:
 
 
 def _sigmoid(values: Floats, centre: float, width: float) -> Floats:
-    return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    shares: Floats = 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    return shares
+
+
+_WINDOWS = {"LINEAR": _linear, "LINEAR_EXACT": _linear_exact, "SIGMOID": _sigmoid}
 
 
 def _spread(values: Floats, between: Floats) -> Floats:

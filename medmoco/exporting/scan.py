@@ -46,6 +46,12 @@ Names = Mapping[str, Iterable[str]]
 """What a name is, in words -> names."""
 
 
+def folder_names(*folders: Path) -> set[str]:
+    """Return the ways to write folders that are long enough to be somebody's."""
+    ways = {way for folder in folders for way in (folder, folder.absolute(), folder.resolve())}
+    return {str(way) for way in ways if len(way.parts) > 2 or (len(way.parts) > 1 and len(str(way)) >= LEAST_IN_BINARY)}
+
+
 def local_names(*folders: Path) -> dict[str, set[str]]:
     """Return what names this machine and its user.
 
@@ -57,13 +63,11 @@ def local_names(*folders: Path) -> dict[str, set[str]]:
         users.add(getpass.getuser())
     host = socket.gethostname()
     hosts = {host, host.partition(".")[0], os.environ.get("HOSTNAME", "")}
-    places = {Path.home(), Path.cwd(), Path(sys.prefix), Path(__file__).parents[2], Path(tempfile.gettempdir())}
-    places |= {way for folder in folders for way in (folder, folder.absolute(), folder.resolve())}
-    paths = {str(place) for place in places if len(place.parts) > 2 or len(str(place)) >= LEAST_IN_BINARY}
+    places = (Path.home(), Path.cwd(), Path(sys.prefix), Path(__file__).parents[2], Path(tempfile.gettempdir()))
     return {
         "the name of the user": users - {"root"},  # nobody's own
         "the name of this machine": hosts,
-        "a folder of this machine": paths,
+        "a folder of this machine": folder_names(*places, *folders),
         "a trace of program code": {"site-packages", "dist-packages", "Traceback (most recent", 'File "/', ".py:"},
     }
 

@@ -19,6 +19,7 @@ from medmoco.models.backbones import Backbone
 from medmoco.training.checkpoint import load_backbone
 
 INPUT = "image"
+NOT_STATED = "not stated"
 NETWORK_PRECISIONS = ("float32", "float16", "bfloat16")
 """That a network whose weights can be converted is tried in."""
 
@@ -64,7 +65,7 @@ class Subject:
     source: dict[str, Any]
     head: nn.Linear | None = None
     classifier: Tree | None = None
-    licence: str = "not stated"
+    licence: str = NOT_STATED
 
     @property
     def stem(self) -> str:
