@@ -110,7 +110,7 @@ class Search:
     """Names to look for, prepared once for all files."""
 
     def __init__(self, names: Names) -> None:
-        self._kinds = {name.encode(): kind for kind, words in names.items() for name in words}
+        self._kinds = {name.encode(): kind for kind, words in names.items() for name in words if name}
         long = [name for name in self._kinds if len(name) >= LEAST_IN_BINARY]
         short = [name for name in self._kinds if LEAST_IN_TEXT <= len(name) < LEAST_IN_BINARY and not name.isdigit()]
         self._binary, self._text = _Table(long, LEAST_IN_BINARY), _Table(long + short, LEAST_IN_TEXT)
