@@ -79,14 +79,14 @@ def blocks_of(language: str) -> list[str]:
 def place(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> Path:
     """The folder that the page speaks of, beside the run; that exports are right is proven in other tests."""
     folder = tmp_path_factory.mktemp("use")
-    run = make_run(folder)
+    run = make_run(folder, "evaluate.mirror=true")
     settings = load_run(run)
     backbone, _ = load_backbone(str(run), settings, print)
     torch.manual_seed(1)
     classifier = Classifier(backbone, nn.Linear(backbone.feature_dim, len(LABELS)), mirror=True)
     facts = describe_classifier(
-        settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"mirror": True})}), LABELS,
-        trained="fine-tuned", encoder={}, val_auroc=dict.fromkeys(LABELS), operating_points={name: [] for name in LABELS},
+        settings, LABELS, trained="fine-tuned", encoder={}, val_auroc=dict.fromkeys(LABELS),
+        operating_points={name: [] for name in LABELS},
         calibration={name: {"kind": "platt", "slope": 0.5, "intercept": -0.2} for name in LABELS},
     )  # fmt: skip
     save_classifier(folder / "tuned", classifier, facts)
