@@ -244,7 +244,7 @@ def main() -> None:
         # Two sizes of batch: neither may be baked into the file.
         first, rest = run(images[:1], precision), run(images[1:], precision)
         arrays |= {f"{precision}/{key}": np.concatenate([first[key], rest[key]]) for key in first}
-    imported = {name: importlib.metadata.version(name) for name in _LIBRARIES if name in sys.modules}
+    imported = {name: importlib.metadata.version(name) for name in _LIBRARIES if sys.modules.get(name)}
     stream = io.BytesIO()  # NumPy cannot write to a pipe
     np.savez(stream, libraries=np.array(json.dumps(imported)), **arrays)
     with out:

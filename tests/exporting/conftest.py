@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import nn
 
 from medmoco import config
 from medmoco.data.manifest import load_manifest
+from medmoco.exporting.export import export
+from medmoco.exporting.sources import from_run
 from medmoco.models.backbones import create_backbone
 from medmoco.models.moco import create_moco
 from medmoco.training.checkpoint import portable_settings, save_checkpoint
@@ -51,6 +54,21 @@ def make_run() -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> tuple[Path, Path]:
+    """Return a run, and its export made by a user and on a host with names."""
+    run = make_run(tmp_path_factory.mktemp("run"))
+    out = tmp_path_factory.mktemp("exports") / "encoder"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"USER": "planted-user", "LOGNAME": "planted-user", "HOSTNAME": "planted-host"}.items():
+            patch.setenv(name, value)
+        patch.setattr(socket, "gethostname", lambda: "planted-host")
+        files = export(from_run(run, "CC-BY-4.0", pytest.fail), out)
+    assert files == sorted(out.iterdir())
+    assert list(out.parent.iterdir()) == [out]
+    return run, out
 
 
 def _write_data(folder: Path) -> None:

@@ -1,22 +1,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from medmoco.data.manifest import load_manifest
 from medmoco.errors import CheckpointError
-from medmoco.exporting.card import gather, write_card
+from medmoco.exporting.card import gather, write_card, write_plain_card
+from medmoco.exporting.subject import from_encoder
 from medmoco.training.checkpoint import load_run
 
 CONTRACT = {
     "input": {"shape": ["batch", 1, 32, 32]},
-    "output": {"feature_dim": 512},
-    "model": {"library": "timm", "name": "resnet18", "arguments": {"in_chans": 1, "num_classes": 0}},
-    "files": {"encoder.onnx": {"bytes": 7, "sha256": "ab" * 32}},
+    "outputs": [{"name": "features", "shape": ["batch", 512]}],
+    "formats": {"onnx": {"load": ["features = session.run(None, {'image': images})[0]"]}},
+    "files": {"encoder.onnx": {"bytes": 7000, "sha256": "ab" * 32}},
+    "licence": "not stated",
 }
-PARITY = {"files": [{"file": "encoder.onnx", "max_relative_difference": 1.5e-6}]}
+PARITY = {"formats": [{"format": "onnx", "path": "encoder.onnx", "max_relative_difference": 1.5e-6, "tolerance": 1e-4}]}
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def make_card(run: Path) -> str:
 
 
 def test_card__has_every_section_in_order(run: Path) -> None:
-    titles = [line for line in make_card(run).splitlines() if line.startswith("#")]
+    titles = [line for line in make_card(run).splitlines() if line.startswith(("## ", "# resnet"))]
     assert titles == [
         "# resnet18, pretrained with medmoco", "## Intended use", "## Out of scope", "## Data", "## Method",
         "## Compute", "## Scores", "## Files", "## Limits", "## Privacy", "## Left to the author",
@@ -44,8 +48,9 @@ def test_card__says_what_it_must(run: Path) -> None:
         "not a medical device", "32 x 32 pixels to 512 features, from step 12 ", "was stopped before its end; 50 steps",
         "Licence: not stated", "method.temperature: 0.2", "views.crop_scale: [0.3, 1.0]", "train.lr: 0.03",
         "train.clip_norm: null",
-        "Started from random weights", f"| encoder.onnx | 7 | {'ab' * 32} | 1.5e-06 |",
-        'timm.create_model("resnet18", in_chans=1, num_classes=0)',
+        "Started from random weights", f"| encoder.onnx | 7,000 | {'ab' * 32} |",
+        "| onnx | encoder.onnx | 1.5e-06 | 0.0001 |", "# onnx\nfeatures = session.run(None, {'image': images})[0]",
+        "Licence: not stated", "none of its outputs means a finding",
     ):  # fmt: skip
         assert text in card, text
 
@@ -125,3 +130,37 @@ def test_gather__damaged_scores_are_refused(run: Path) -> None:
     (run / "evaluation" / "scores.json").write_text("[{")
     with pytest.raises(CheckpointError, match=r"scores\.json of the run is damaged"):
         make_card(run)
+
+
+def test_plain_card__of_a_weights_file_knows_no_run(run: Path) -> None:
+    settings = load_run(run)
+    subject = from_encoder("random", settings, pytest.fail)
+    card = write_plain_card(subject, CONTRACT | {"licence": "CC0-1.0"}, PARITY)
+    assert "32 x 32 pixels to 512 features, from a weights file that the user gave." in card
+    assert "- Licence: CC0-1.0" in card
+    assert "## Method" not in card
+    assert "planted" not in card
+
+
+def test_plain_card__of_a_classifier_names_labels_and_thresholds(run: Path) -> None:
+    encoder = from_encoder("random", load_run(run), pytest.fail)
+    facts = {
+        "labels": ["Opacity", "No|dule"], "exclusive": False, "trained": "fine-tuned", "seed": 3, "medmoco": "0.1.0",
+        "label_policies": {"Opacity": {"uncertain": "zero", "missing": "ignore"}},
+        "val_auroc": {"Opacity": 0.8123, "No|dule": None},
+        "calibration": {"Opacity": {"kind": "platt"}, "No|dule": {"kind": "none"}},
+        "operating_points": {"Opacity": [{"specificity": 0.9, "threshold": -1.25}], "No|dule": []},
+        "where": "planted-folder",
+    }  # fmt: skip
+    outputs = [{"name": name, "shape": ["batch", 2]} for name in ("logits", "probabilities")]
+    head = nn.Linear(encoder.backbone.feature_dim, 2)
+    subject = replace(encoder, head=head, classifier=facts, source={"kind": "run", "step": 40})
+    card = write_plain_card(subject, CONTRACT | {"outputs": outputs}, PARITY)
+    for text in (
+        "# resnet18, a classifier trained with medmoco", "2 logits and 2 probabilities, trained as: fine-tuned.",
+        "| Opacity | zero | 0.812 | platt | 0.9: -1.250 |", "| No\\|dule | not recorded | undefined | none | none |",
+        "a momentum-contrast run, step 40", "not a medical device", "from this classifier alone\n",
+    ):  # fmt: skip
+        assert text in card, text
+    assert "planted" not in card
+    assert "means a finding" not in card

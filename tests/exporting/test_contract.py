@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import timm
 import torch
 from numpy.typing import NDArray
 
@@ -16,8 +16,8 @@ from medmoco import config
 from medmoco.data.images import read_image, to_canvas
 from medmoco.data.loading import to_float
 from medmoco.data.views import whole
-from medmoco.exporting.contract import libraries, model, preprocessing
-from medmoco.models.backbones import create_backbone
+from medmoco.exporting.contract import files_in, libraries, preprocessing
+from medmoco.exporting.subject import Subject, from_encoder
 
 Plane = NDArray[np.float64]
 
@@ -28,11 +28,16 @@ def make_settings(*overrides: str) -> config.RunSettings:
 
 
 def make_contract(settings: config.RunSettings, tmp_path: Path) -> dict[str, Any]:
-    file = tmp_path / "encoder.onnx"
-    file.write_bytes(b"weights")
-    backbone = create_backbone(settings.model, seed=0, size=settings.views.size)
-    content: dict[str, Any] = json.loads(json.dumps(preprocessing(settings, backbone, [file])))
+    folder = tmp_path / "export"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "parts" / "encoder.onnx").write_bytes(b"weights")
+    described = {"onnx": {"path": "parts", "load": ["go"]}}
+    content: dict[str, Any] = json.loads(json.dumps(preprocessing(make_subject(settings), described, folder)))
     return content
+
+
+def make_subject(settings: config.RunSettings) -> Subject:
+    return from_encoder("random", settings, pytest.fail)
 
 
 # ---- a stranger's code: it knows the file and the JSON, and nothing of medmoco ----
@@ -117,12 +122,14 @@ def test_preprocessing__is_enough_for_a_stranger(
 def test_preprocessing__names_what_is_fed(tmp_path: Path) -> None:
     contract = make_contract(make_settings("data.window=[40, 400]", "data.bit_depth=16"), tmp_path)
     assert contract["input"] == {"name": "image", "shape": ["batch", 1, 32, 32], "dtype": "float32", "layout": "NCHW"}
-    assert contract["output"]["feature_dim"] == 512
+    assert contract["model"]["feature_dim"] == contract["outputs"][0]["shape"][1] == 512
+    assert contract["formats"] == {"onnx": {"path": "parts", "load": ["go"]}}
+    assert contract["licence"] == "not stated"
     assert contract["canvas"]["white"] == 65535
     assert contract["grayscale"]["window"] == [40, 400]
     assert "[centre, width]" in contract["grayscale"]["window_rule"]
     assert "MONOCHROME1" in contract["grayscale"]["polarity"]
-    assert contract["files"] == {"encoder.onnx": {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}}
+    assert contract["files"] == {"parts/encoder.onnx": {"sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}}
 
 
 @pytest.mark.parametrize("window", ["voi", "full"])
@@ -132,13 +139,39 @@ def test_preprocessing__explains_each_window(tmp_path: Path, window: str) -> Non
     assert ("VOI LUT" in grayscale["window_rule"]) == (window == "voi")
 
 
-def test_model__tells_transformers_their_size() -> None:
-    settings = make_settings("model.backbone=vit_tiny_patch16_224", "views.size=64")
-    backbone = create_backbone(settings.model, seed=0, size=64)
-    build = model(backbone, 64)
-    assert build["arguments"] == {"in_chans": 1, "num_classes": 0, "img_size": 64}
-    net = timm.create_model(build["name"], **build["arguments"])
-    net.load_state_dict(backbone.net.state_dict(), strict=True)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_preprocessing__size_and_mirror_are_those_of_the_scores(tmp_path: Path, mirror: bool) -> None:
+    contract = make_contract(make_settings("evaluate.size=64", f"evaluate.mirror={mirror}"), tmp_path)
+    assert contract["input"]["shape"] == ["batch", 1, 64, 64]
+    assert contract["resize"]["height"] == contract["resize"]["width"] == 64
+    assert contract["mirror"]["average"] is mirror
+    assert ("mean of the features" in contract["mirror"]["rule"]) is mirror
+
+
+def test_preprocessing__of_a_classifier_says_what_its_outputs_mean(tmp_path: Path) -> None:
+    encoder = make_subject(make_settings("evaluate.mirror=true"))
+    line = {"kind": "platt", "slope": 1.5, "intercept": 0.5}
+    facts = {
+        "labels": ["A", "B"], "exclusive": True, "label_policies": {}, "trained": "fine-tuned",
+        "calibration": {"A": line, "B": line}, "operating_points": {"A": [], "B": []}, "secret": "not to be copied",
+    }  # fmt: skip
+    head = torch.nn.Linear(encoder.backbone.feature_dim, 2)
+    contract = preprocessing(replace(encoder, head=head, classifier=facts), {}, tmp_path)
+    assert [(output["name"], output["shape"]) for output in contract["outputs"]] == [
+        ("logits", ["batch", 2]), ("probabilities", ["batch", 2]),
+    ]  # fmt: skip
+    assert contract["classifier"]["calibration"] == facts["calibration"]
+    assert "softmax" in contract["classifier"]["logits_rule"]
+    assert "average the network's outputs over both" in contract["mirror"]["rule"]
+    assert "secret" not in json.dumps(contract)
+    assert contract["model"]["arguments"]["num_classes"] == 2
+
+
+def test_files_in__at_every_depth(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/c", "a"):
+        (tmp_path / name).touch()
+    assert files_in(tmp_path) == ["a", "b/c"]
 
 
 def test_libraries__are_named_with_versions() -> None:

@@ -1,62 +1,50 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medmoco.data.loading import check_images
-from medmoco.data.manifest import load_manifest
-from medmoco.data.pack_writing import make_pack
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.exporting import export as export_module
-from medmoco.exporting.export import export
-from medmoco.exporting.parity import compare
-from medmoco.training.checkpoint import load_checkpoint, load_run
+from medmoco.exporting.export import ALL, FORMATS, export
+from medmoco.exporting.formats import safetensors_file
+from medmoco.exporting.parity import STATE_TOLERANCE, load_cases
+from medmoco.exporting.sources import Source, from_run
+from medmoco.exporting.subject import Subject
+from medmoco.exporting.verify import verify
+from medmoco.models.backbones import load_weights
+from medmoco.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["MODEL_CARD.md", "encoder.onnx", "encoder.safetensors", "parity.json", "preprocessing.json"]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, make_run) -> tuple[Path, Path]:
-    """Return a run, and its export made by a user and on a host with names."""
-    run = make_run(tmp_path_factory.mktemp("run"))
-    out = tmp_path_factory.mktemp("exports") / "encoder"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"USER": "planted-user", "LOGNAME": "planted-user", "HOSTNAME": "planted-host"}.items():
-            patch.setenv(name, value)
-        patch.setattr(socket, "gethostname", lambda: "planted-host")
-        files = export(run, out)
-    assert files == sorted(out.iterdir())
-    assert list(out.parent.iterdir()) == [out]
-    return run, out
+NAMES = [
+    "MODEL_CARD.md", "SHA256SUMS", "encoder.onnx", "encoder.safetensors", "parity.json", "parity.safetensors",
+    "preprocessing.json",
+]  # fmt: skip
+ONE = ("safetensors",)
 
 
 @pytest.fixture
-def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes long, where a test is about something else."""
+def source(tmp_path: Path, make_run) -> Source:
+    return from_run(make_run(tmp_path, "model.backbone=resnet10t"), "not stated", pytest.fail)
 
-    def write_nothing(net: nn.Module, size: int, folder: Path) -> Path:
-        file = folder / "encoder.onnx"
-        file.write_bytes(b"")
-        return file
 
-    def compare_nothing(file: Path, *_: object) -> dict[str, object]:
-        return {"file": file.name, "max_absolute_difference": 0.0, "max_relative_difference": 0.0}
+@pytest.fixture
+def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out reading back, which takes seconds, where a test is about something else."""
 
-    monkeypatch.setattr(export_module, "_write_onnx", write_nothing)
+    def compare_nothing(name: str, folder: Path, *_: object) -> dict[str, object]:
+        return {"format": name, "path": folder.name, "max_relative_difference": 0.0, "tolerance": 1e-5}
+
     monkeypatch.setattr(export_module, "compare", compare_nothing)
 
 
@@ -74,187 +62,193 @@ def test_export__weights_have_plain_timm_names(exported: tuple[Path, Path]) -> N
         assert torch.equal(value, saved[f"query_encoder.backbone.net.{name}"]), name
 
 
-def test_export__onnx_takes_any_number_of_images(exported: tuple[Path, Path]) -> None:
-    _, out = exported
-    net = timm.create_model("resnet18", in_chans=1, num_classes=0).eval()
-    net.load_state_dict(load_file(out / "encoder.safetensors"))
-    session = onnxruntime.InferenceSession(out / "encoder.onnx")
-    (given,), (features,) = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.shape, given.type) == ("image", ["batch", 1, 32, 32], "tensor(float)")
-    assert (features.name, features.shape) == ("features", ["batch", 512])
-    images = torch.randn(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = net(images).numpy()
-    for count in (1, 5):
-        (found,) = session.run(None, {"image": images[:count].numpy()})
-        np.testing.assert_allclose(found, expected[:count], atol=1e-5 * np.abs(expected).max())
-
-
 def test_export__parity_is_on_record(exported: tuple[Path, Path]) -> None:
     parity = json.loads((exported[1] / "parity.json").read_text())
     assert parity["images"] == {"synthetic": 4, "training": 4}
-    assert [record["file"] for record in parity["files"]] == ["encoder.safetensors", "encoder.onnx"]
-    for record in parity["files"]:
-        assert 0 <= record["max_relative_difference"] <= parity["tolerance"] == 1e-4
-        assert record["max_absolute_difference"] >= 0
+    assert [record["format"] for record in parity["formats"]] == ["safetensors", "onnx"]
+    assert [record["tolerance"] for record in parity["formats"]] == [1e-5, 1e-4]
+    for record in parity["formats"]:
+        assert 0 <= record["max_relative_difference"] <= record["tolerance"]
+        assert "medmoco" not in record["libraries"]
+    assert set(parity["formats"][0]["half_precision"]) == {"float16", "bfloat16"}
+    assert set(parity["formats"][1]["libraries"]) == {"numpy", "onnxruntime"}
 
 
-def test_export__a_run_whose_pack_is_gone_is_exported_without_its_images(tmp_path: Path, make_run, light: None) -> None:
-    run = make_run(tmp_path, f"data.pack={tmp_path / 'gone'}")
-    export(run, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "parity.json").read_text())["images"] == {"synthetic": 4, "training": 0}
-    assert "Training: 6 images of 3 patients" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
-
-
-def test_export__rows_that_the_pack_left_out_are_neither_counted_nor_missed(
-    tmp_path: Path, make_run, light: None
-) -> None:
-    run = make_run(tmp_path, f"data.pack={tmp_path / 'pack'}", "data.pack_failures=leave_out")
-    settings = load_run(run)
-    (Path(settings.data.root) / "planted-file-0.png").write_bytes(b"no image")
-    assert make_pack(settings.data, tmp_path / "pack", lambda _: None) == 1
-    trained = check_images(load_manifest(settings.data, ("train",))["train"], settings.data)
-    environment = json.loads((run / "environment.json").read_text()) | {"manifest_sha256": trained.sha256}
-    (run / "environment.json").write_text(json.dumps(environment))
-    export(run, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "parity.json").read_text())["images"] == {"synthetic": 4, "training": 4}
-    assert "Training: 5 images of 3 patients" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+def test_export__cases_are_synthetic_alone(exported: tuple[Path, Path]) -> None:
+    run, out = exported
+    images, expected = load_cases(out / "parity.safetensors")
+    assert images.shape == (4, 1, 32, 32)
+    net = timm.create_model("resnet18", in_chans=1, num_classes=0).eval()
+    net.load_state_dict(load_file(out / "encoder.safetensors"))
+    with torch.inference_mode():
+        features = net(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(expected["features"], features, atol=1e-5 * np.abs(features).max())
+    (real,) = from_run(run, "x", pytest.fail).views
+    assert not np.isin(real.reshape(4, -1).mean(1), images.reshape(4, -1).mean(1)).any()
 
 
 def test_export__no_byte_names_a_person_or_a_place(exported: tuple[Path, Path]) -> None:
     run, out = exported
     assert sorted(file.name for file in out.iterdir()) == NAMES
-    assert not _names_in(out, [str(run), str(out.parent), str(ROOT), sys.prefix])
+    words = ["planted", "site-packages", 'File "', str(run), str(out.parent), str(ROOT), sys.prefix]
+    assert not [
+        f"{file.name}: {word}" for file in out.iterdir() for word in words if word.encode() in file.read_bytes()
+    ]
 
 
-def _names_in(out: Path, more: Sequence[str] = ()) -> list[str]:
-    """Search every byte for planted words, paths and stack traces."""
-    words = [
-        "planted",
-        "site-packages",
-        'File "',
-        *(word for word in more if len(word) > 8),
-    ]  # shorter ones occur by chance
-    return [f"{file.name}: {word}" for file in out.iterdir() for word in words if word.encode() in file.read_bytes()]
-
-
-def test_export__unstripped_onnx_would_name_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "_strip", lambda _: None)
-    export_module._write_onnx(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval(), 4, tmp_path)
-    assert "encoder.onnx: site-packages" in _names_in(tmp_path)
-
-
-def test_export__metadata_is_an_allow_list(exported: tuple[Path, Path]) -> None:
+def test_export__content_is_an_allow_list(exported: tuple[Path, Path]) -> None:
     _, out = exported
-    with safe_open(out / "encoder.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"}
-    model = onnx.load(out / "encoder.onnx")
-    assert model.producer_name == "medmoco"
-    parts = [model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.value_info]
-    assert not any(part.doc_string or part.metadata_props for part in [model, *parts])
-    assert not any(tensor.external_data for tensor in model.graph.initializer)
-    assert set(json.loads((out / "preprocessing.json").read_text())) == {
-        "steps", "grayscale", "canvas", "resize", "normalise", "input", "output", "model", "libraries", "files",
+    assert onnx.load(out / "encoder.onnx").producer_name == "medmoco"
+    contract = json.loads((out / "preprocessing.json").read_text())
+    assert set(contract) == {
+        "steps", "grayscale", "canvas", "resize", "normalise", "mirror", "input", "outputs", "classifier", "model",
+        "formats", "licence", "libraries", "files",
     }  # fmt: skip
-    assert set(json.loads((out / "parity.json").read_text())) == {"images", "tolerance", "measure", "files"}
+    assert set(contract["files"]) == {"encoder.onnx", "encoder.safetensors"}
+    assert set(json.loads((out / "parity.json").read_text())) == {"images", "measure", "formats"}
+    assert "- Licence: CC-BY-4.0" in (out / "MODEL_CARD.md").read_text()
 
 
-def test_export__other_features_are_refused_and_nothing_is_left(
-    tmp_path: Path, make_run, light: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["card", "weights", "metadata"])
+def test_export__a_name_inside_is_refused_and_nothing_is_left(
+    tmp_path: Path, source: Source, unproved: None, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    def wrong(net: nn.Module, folder: Path) -> Path:
-        file = folder / "encoder.safetensors"
-        state = net.state_dict()
-        save_file(state | {"layer1.0.bn1.running_mean": state["layer1.0.bn1.running_mean"] + 0.01}, file)
-        return file
+    write = safetensors_file.write
 
-    monkeypatch.setattr(export_module, "_write_safetensors", wrong)
-    monkeypatch.setattr(export_module, "compare", compare)
-    with pytest.raises(CheckpointError, match=r"encoder\.safetensors gives other features"):
-        export(make_run(tmp_path), tmp_path / "exports" / "out")
+    def leak(subject: Subject, folder: Path) -> list[Path]:
+        (file,) = write(subject, folder)
+        if place == "weights":
+            file.write_bytes(file.read_bytes() + b"planted-patient-1")
+        else:
+            save_file(load_file(file), file, {"row": "planted-file-3.png"})
+        return [file]
+
+    if place == "card":
+        source = replace(source, write_card=lambda *_: "made of planted-file-3.png")
+    else:
+        monkeypatch.setattr(safetensors_file, "write", leak)
+    file = "MODEL_CARD.md" if place == "card" else "encoder.safetensors"
+    with pytest.raises(CheckpointError, match=f"{file} holds the .*; nothing was exported") as error:
+        export(source, tmp_path / "exports" / "out", ONE)
+    assert "planted" not in str(error.value)
     assert list((tmp_path / "exports").iterdir()) == []
 
 
-@pytest.mark.usefixtures("light")
-def test_export__without_the_data_uses_synthetic_images_alone(tmp_path: Path, make_run) -> None:
-    run = make_run(tmp_path)
-    for file in (run.parent / "data").iterdir():
-        file.unlink()
+def test_export__other_outputs_are_refused_and_nothing_is_left(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = safetensors_file.write
+
+    def wrong(subject: Subject, folder: Path) -> list[Path]:
+        (file,) = write(subject, folder)
+        state = load_file(file)
+        save_file(state | {"layer1.0.bn1.running_mean": state["layer1.0.bn1.running_mean"] + 0.01}, file)
+        return [file]
+
+    monkeypatch.setattr(safetensors_file, "write", wrong)
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors gives other outputs") as error:
+        export(source, tmp_path / "exports" / "out", ONE)
+    assert "Nothing was exported" in str(error.value)
+    assert list((tmp_path / "exports").iterdir()) == []
+
+
+@pytest.mark.usefixtures("unproved")
+def test_export__an_empty_folder_is_filled(tmp_path: Path, source: Source) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    export(run, out)
-    assert json.loads((out / "parity.json").read_text())["images"] == {"synthetic": 4, "training": 0}
-    assert "Counts: unknown" in (out / "MODEL_CARD.md").read_text()
+    assert [file.name for file in export(source, out, ONE)] == [name for name in NAMES if "onnx" not in name]
 
 
-def test_export__folder_with_something_in_it_is_refused(tmp_path: Path, make_run) -> None:
+def test_export__folder_with_something_in_it_is_refused(tmp_path: Path, source: Source) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     with pytest.raises(SettingsError, match="not an empty folder"):
-        export(make_run(tmp_path), out)
+        export(source, out)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
-def test_export__no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no run folder"):
-        export(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.usefixtures("light")
-def test_export__damaged_checkpoint_is_told(tmp_path: Path, make_run) -> None:
-    run = make_run(tmp_path)
-    newer = run / "checkpoints" / "step-000000013.pt"
-    newer.write_bytes(b"cut off")
-    told: list[str] = []
-    export(run, tmp_path / "out", told.append)
-    assert len(told) == 1
-    assert "step-000000013.pt is damaged" in told[0]
-    assert "from step 12 " in (tmp_path / "out" / "MODEL_CARD.md").read_text()
-
-
-@pytest.mark.usefixtures("light")
-def test_export__diverged_run_is_refused(tmp_path: Path, make_run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path)
-    load = export_module.load_backbone
-
-    def diverged(*arguments: object) -> object:
-        backbone, source = load(*arguments)
-        next(backbone.parameters()).data.fill_(float("nan"))
-        return backbone, source
-
-    monkeypatch.setattr(export_module, "load_backbone", diverged)
+def test_export__diverged_run_is_refused(tmp_path: Path, source: Source) -> None:
+    next(source.subject.backbone.parameters()).fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
-        export(run, tmp_path / "out")
+        export(source, tmp_path / "out", ONE)
     assert not (tmp_path / "out").exists()
 
 
-def test_export__weights_beyond_one_onnx_file_are_refused(
-    tmp_path: Path, make_run, monkeypatch: pytest.MonkeyPatch
+def test_export__unknown_format_is_refused_with_those_there_are(tmp_path: Path, source: Source) -> None:
+    with pytest.raises(SettingsError, match=r"no format is called 'tensorflow'; there are safetensors, .*, and all"):
+        export(source, tmp_path / "out", ["onnx", "tensorflow"])
+
+
+def test_export__a_format_that_cannot_hold_the_network_is_said_before_anything_is_written(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "ONNX_LIMIT", 1000)
-    with pytest.raises(CheckpointError, match="2 GB that one ONNX file can hold"):
-        export(make_run(tmp_path), tmp_path / "out")
+    monkeypatch.setattr(safetensors_file, "write", pytest.fail)
+    with pytest.raises(SettingsError, match=r"(?s)nothing was exported.torchvision: resnet10t is not in torchvision"):
+        export(source, tmp_path / "out", ["safetensors", "torchvision"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("unproved")
+def test_export__all_leaves_out_what_cannot_hold_the_network_and_says_so(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {name: FORMATS[name] for name in ("safetensors", "timm", "torchvision", "detectron2")}
+    monkeypatch.setattr(export_module, "FORMATS", few)
+    told: list[str] = []
+    export(source, tmp_path / "out", [ALL], told.append)
+    assert [line.partition(":")[0] for line in told] == ["left out torchvision", "left out detectron2"]
+    assert list(json.loads((tmp_path / "out" / "preprocessing.json").read_text())["formats"]) == ["safetensors", "timm"]
+
+
+# ---- every format, on networks of real size, through processes of their own ----
+
+EVERYWHERE = {"safetensors", "timm", "torchvision", "huggingface", "onnx", "program"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backbone", "size"),
+    ("backbone", "size", "wanted"),
     [
-        ("vit_tiny_patch16_224", 64),
-        ("densenet121", 64),
-        ("convnext_atto", 64),
-        ("swin_tiny_patch4_window7_224", 224),
-        ("monai/densenet121", 64),
-        ("monai/seresnet50", 64),
+        ("resnet50", 64, {*EVERYWHERE, "detectron2"}),
+        ("densenet121", 64, EVERYWHERE),
+        ("vit_small_patch16_224", 64, EVERYWHERE),
+        ("monai/densenet121", 64, {"safetensors", "torchvision", "onnx", "program"}),
+        ("monai/seresnet50", 64, {"safetensors", "onnx", "program"}),
+        ("convnext_atto", 64, EVERYWHERE - {"torchvision"}),
+        ("swin_tiny_patch4_window7_224", 224, EVERYWHERE - {"torchvision"}),
     ],
 )
-def test_export__other_architectures(tmp_path: Path, make_run, backbone: str, size: int) -> None:
+def test_export__every_format_of_other_architectures(
+    tmp_path: Path, make_run, backbone: str, size: int, wanted: set[str]
+) -> None:
     run = make_run(
         tmp_path, f"model.backbone={backbone}", f"views.size={size}", f"data.canvas_size={size}", "data.bit_depth=16"
     )
-    files = export(run, tmp_path / "out")
-    assert [file.name for file in files] == NAMES
-    assert not _names_in(tmp_path / "out", [str(tmp_path)])
+    source = from_run(run, "not stated", pytest.fail)
+    out = tmp_path / "out"
+    export(source, out, [ALL], lambda _: None)
+    records = {record["format"]: record for record in json.loads((out / "parity.json").read_text())["formats"]}
+    assert wanted <= set(records)
+    assert not {"torchvision", "detectron2", "timm", "huggingface"} - wanted & set(records)
+    said: list[str] = []
+    verify(out, said.append)
+    assert all(f"\n{name} " in "\n" + said[1] for name in wanted)
+    for name in wanted - {"onnx", "program"}:
+        assert records[name]["max_relative_difference"] <= STATE_TOLERANCE
+        assert set(records[name]["half_precision"]) == {"float16", "bfloat16"}
+    _comes_back_in(source, out, wanted)
+
+
+def _comes_back_in(source: Source, out: Path, formats: Sequence[str] | set[str]) -> None:
+    """Load weights files into an emptied encoder; the features are the same to 1e-6."""
+    files = {"safetensors": "encoder.safetensors", "huggingface": "huggingface/model.safetensors"}
+    images, expected = load_cases(out / "parity.safetensors")
+    backbone = source.subject.backbone
+    for name in files.keys() & set(formats):
+        for parameter in backbone.parameters():
+            nn.init.zeros_(parameter)
+        load_weights(backbone, out / files[name])
+        with torch.inference_mode():
+            features = backbone(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(features, expected["features"], rtol=0, atol=1e-6 * np.abs(features).max())

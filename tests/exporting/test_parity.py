@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,7 +10,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from medmoco.errors import CheckpointError
-from medmoco.exporting.parity import TOLERANCE, compare, synthetic_views
+from medmoco.exporting import parity
+from medmoco.exporting.parity import (
+    GRAPH_TOLERANCE,
+    NotInstalledError,
+    compare,
+    load_cases,
+    save_cases,
+    synthetic_views,
+)
 
 IMAGES = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).standard_normal((16, 5)).astype(np.float32)
@@ -30,7 +39,11 @@ def onnx_file(tmp_path: Path) -> Path:
     )  # fmt: skip
     file = tmp_path / "encoder.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
-    contract = {"input": {"name": "image"}, "output": {"name": "features"}}
+    contract = {
+        "input": {"name": "image"},
+        "outputs": [{"name": "features"}],
+        "formats": {"onnx": {"path": "encoder.onnx", "precisions": ["float32"]}},
+    }
     (tmp_path / "preprocessing.json").write_text(json.dumps(contract))
     return file
 
@@ -39,37 +52,43 @@ def expected() -> np.ndarray:
     return IMAGES.reshape(3, 16) @ WEIGHTS
 
 
+def check(file: Path, features: np.ndarray) -> dict[str, Any]:
+    return compare("onnx", file.parent, IMAGES, {"features": features})
+
+
 def test_compare__same_features(onnx_file: Path) -> None:
-    record = compare(onnx_file, onnx_file.with_name("preprocessing.json"), IMAGES, expected())
-    assert record["file"] == "encoder.onnx"
+    record = check(onnx_file, expected())
+    assert (record["format"], record["path"], record["outputs"]) == ("onnx", "encoder.onnx", ["features"])
+    assert set(record["libraries"]) == {"numpy", "onnxruntime"}
+    assert record["half_precision"] == {}
     assert record["max_relative_difference"] < 1e-6
 
 
 def test_compare__differences_are_measured(onnx_file: Path) -> None:
     shifted = expected()
-    shifted[1, 2] += 0.5 * TOLERANCE * np.abs(shifted).max()
-    record = compare(onnx_file, onnx_file.with_name("preprocessing.json"), IMAGES, shifted)
-    assert record["max_relative_difference"] == pytest.approx(0.5 * TOLERANCE, rel=0.02)
-    assert record["max_absolute_difference"] == pytest.approx(0.5 * TOLERANCE * np.abs(shifted).max(), rel=0.02)
+    shifted[1, 2] += 0.5 * GRAPH_TOLERANCE * np.abs(shifted).max()
+    record = check(onnx_file, shifted)
+    assert record["max_relative_difference"] == pytest.approx(0.5 * GRAPH_TOLERANCE, rel=0.02)
+    assert record["max_absolute_difference"] == pytest.approx(0.5 * GRAPH_TOLERANCE * np.abs(shifted).max(), rel=0.02)
 
 
 @pytest.mark.parametrize("factor", [2, np.nan])
 def test_compare__one_other_feature_is_refused(onnx_file: Path, factor: float) -> None:
     other = expected()
-    other[2, 4] += factor * TOLERANCE * np.abs(other).max()
-    with pytest.raises(CheckpointError, match="gives other features"):
-        compare(onnx_file, onnx_file.with_name("preprocessing.json"), IMAGES, other)
+    other[2, 4] += factor * GRAPH_TOLERANCE * np.abs(other).max()
+    with pytest.raises(CheckpointError, match="gives other outputs"):
+        check(onnx_file, other)
 
 
 def test_compare__another_width_is_refused(onnx_file: Path) -> None:
     with pytest.raises(CheckpointError, match="of shape"):
-        compare(onnx_file, onnx_file.with_name("preprocessing.json"), IMAGES, expected()[:, :1])
+        check(onnx_file, expected()[:, :1])
 
 
 def test_compare__unreadable_file_is_refused_with_the_reason(onnx_file: Path) -> None:
     onnx_file.write_bytes(b"no protobuf")
     with pytest.raises(CheckpointError, match=r"(?s)cannot be loaded back in a new process.*ONNXRuntimeError") as error:
-        compare(onnx_file, onnx_file.with_name("preprocessing.json"), IMAGES, expected())
+        check(onnx_file, expected())
     assert len(str(error.value).splitlines()) <= 5
 
 
@@ -82,3 +101,41 @@ def test_synthetic_views__are_the_same_each_time(bit_depth: int, dtype: type) ->
     assert views.max() > 0.7 * np.iinfo(dtype).max
     assert views.min() < 0.3 * np.iinfo(dtype).max
     assert not np.array_equal(views[0], views[1])
+
+
+@pytest.mark.parametrize("library", ["medmoco", "torch"])
+def test_compare__a_format_that_needs_more_than_its_library_is_refused(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    answer = {"float32/features": expected()}, {"onnxruntime": "1", library: "1"}
+    monkeypatch.setattr(parity, "_in_new_process", lambda *_: answer)
+    with pytest.raises(CheckpointError, match=f"loaded with {library}"):
+        check(onnx_file, expected())
+
+
+def test_compare__half_precision_is_measured_and_not_judged(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = float(np.abs(expected()).max())
+    infinite = expected()
+    infinite[0, 0] = np.inf
+    answer = {
+        "float32/features": expected(), "bfloat16/features": expected() + 0.5 * largest, "float16/features": infinite,
+    }, {}  # fmt: skip
+    monkeypatch.setattr(parity, "_in_new_process", lambda *_: answer)
+    half = check(onnx_file, expected())["half_precision"]
+    assert half["bfloat16"] == pytest.approx(0.5, rel=1e-5)
+    assert half["float16"] == "not finite"
+
+
+def test_compare__absent_library_is_not_a_failure(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = onnx_file.with_name("reload.py")
+    script.write_text("import sys; print('nolibrary', file=sys.stderr); sys.exit(3)")
+    monkeypatch.setattr(parity.reload, "__file__", str(script))
+    with pytest.raises(NotInstalledError, match="nolibrary"):
+        check(onnx_file, expected())
+
+
+def test_cases__are_kept(tmp_path: Path) -> None:
+    save_cases(tmp_path / "cases", IMAGES, {"features": expected().T.T})
+    images, outputs = load_cases(tmp_path / "cases")
+    np.testing.assert_array_equal(images, IMAGES)
+    np.testing.assert_array_equal(outputs["features"], expected())

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, classifier_name, network, plain_state, save_state
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, save_state
 
 _FOLDER = "huggingface"
 
@@ -86,7 +86,7 @@ def _config(subject: Subject) -> dict[str, Any]:
             "std": [prepared.std],
             "num_classes": classes,
             "first_conv": net.pretrained_cfg.get("first_conv"),
-            "classifier": classifier_name(subject),
+            "classifier": net.pretrained_cfg.get("classifier"),
             "license": subject.licence,
         },
     }

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from monai.networks import nets
+from safetensors.torch import load_file
+from torch import nn
+
+from medmoco import config
+from medmoco.errors import CheckpointError
+from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
+from medmoco.evaluation.predict import probabilities_of
+from medmoco.exporting.subject import (
+    GraphNetwork,
+    Subject,
+    classifier_name,
+    from_classifier,
+    from_encoder,
+    network,
+    plain_state,
+    save_state,
+)
+
+IMAGES = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def make_settings(*overrides: str) -> config.RunSettings:
+    given = ["out=run", "data.manifest=data", "data.root=data", "model.backbone=resnet10t", "views.size=32"]
+    return config.load(None, [*given, *overrides])
+
+
+@pytest.fixture(scope="module", params=[False, True])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a classifier folder, of labels that exclude each other or not."""
+    settings = make_settings("evaluate.mirror=true", "data.window=[40, 400]", "data.labels=[A, B]")
+    encoder = from_encoder("random", settings, pytest.fail)
+    torch.manual_seed(3)
+    classifier = Classifier(
+        encoder.backbone, nn.Linear(encoder.backbone.feature_dim, 2), mirror=True, exclusive=request.param
+    )
+    facts = describe_classifier(
+        settings, ("A", "B"), trained="fine-tuned", encoder={"kind": "random"}, val_auroc={"A": 0.7, "B": None},
+        calibration={
+            "A": {"kind": "platt", "slope": 1.5, "intercept": -0.5}, "B": {"kind": "none", "slope": 1, "intercept": 0},
+        },
+        operating_points={"A": [], "B": []}, exclusive=request.param,
+    )  # fmt: skip
+    place = tmp_path_factory.mktemp("run") / "classifier"
+    save_classifier(place, classifier.eval(), facts)
+    return place
+
+
+def test_from_encoder__is_fed_as_it_is_scored() -> None:
+    subject = from_encoder("random", make_settings("evaluate.size=48", "evaluate.mirror=true"), pytest.fail)
+    assert (subject.preparation.size, subject.preparation.mirror) == (48, True)
+    assert (subject.stem, subject.outputs, subject.licence) == ("encoder", ("features",), "not stated")
+    assert not subject.backbone.training
+    assert not any(parameter.requires_grad for parameter in subject.backbone.parameters())
+    assert from_encoder("random", make_settings(), pytest.fail).preparation.size == 32
+
+
+def test_from_classifier__is_fed_as_it_was_trained(folder: Path) -> None:
+    subject = from_classifier(folder)
+    assert (subject.preparation.size, subject.preparation.mirror) == (32, True)
+    assert subject.preparation.window == (40, 400)
+    assert (subject.stem, subject.outputs) == ("classifier", ("logits", "probabilities"))
+
+
+def test_graph_network__is_the_classifier_that_predicts(folder: Path) -> None:
+    from medmoco.evaluation.classifier import load_classifier
+
+    classifier, facts = load_classifier(folder)
+    with torch.inference_mode():
+        logits, probabilities = GraphNetwork(from_classifier(folder))(IMAGES)
+        scores = classifier(IMAGES)
+    torch.testing.assert_close(logits, scores)
+    expected = probabilities_of(scores.double().numpy(), facts)
+    np.testing.assert_allclose(probabilities.numpy(), expected, atol=1e-6)
+
+
+def test_graph_network__an_encoder_is_not_mirrored() -> None:
+    subject = from_encoder("random", make_settings("evaluate.mirror=true"), pytest.fail)
+    with torch.inference_mode():
+        assert torch.equal(GraphNetwork(subject)(IMAGES), subject.backbone(IMAGES))
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("name", ["resnet10t", "test_vit", "monai/densenet121"])
+def test_network__builds_what_the_state_fits(tmp_path: Path, name: str, head: bool) -> None:
+    encoder = from_encoder("random", make_settings(f"model.backbone={name}"), pytest.fail)
+    subject = Subject(
+        encoder.backbone, encoder.preparation, {}, nn.Linear(encoder.backbone.feature_dim, 2) if head else None
+    )
+    build = network(subject)
+    if build["library"] == "timm":
+        net: Any = timm.create_model(build["name"], **build["arguments"])
+    else:
+        net = getattr(nets, build["name"])(**build["arguments"])
+        assert (build["replaced_by_identity"] is None) is head
+        if not head:
+            net.set_submodule(build["replaced_by_identity"], nn.Identity())
+    net.load_state_dict(load_file(save_state(plain_state(subject), tmp_path / "a.safetensors")), strict=True)
+    with torch.inference_mode():
+        features = subject.backbone(IMAGES)
+        expected = subject.head(features) if subject.head else features
+        torch.testing.assert_close(net.eval()(IMAGES), expected)
+
+
+def test_network__transformers_are_told_their_size() -> None:
+    subject = from_encoder("random", make_settings("model.backbone=vit_tiny_patch16_224", "views.size=64"), pytest.fail)
+    assert network(subject)["arguments"] == {"in_chans": 1, "num_classes": 0, "img_size": 64}
+
+
+def test_classifier_name__two_are_refused() -> None:
+    settings = make_settings("model.backbone=deit_tiny_distilled_patch16_224")
+    subject = from_encoder("random", settings, pytest.fail)
+    with pytest.raises(CheckpointError, match="no single classifier"):
+        classifier_name(subject)
