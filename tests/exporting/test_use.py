@@ -33,15 +33,14 @@ from medmoco.evaluation.classifier import (
     own_calibration,
     save_classifier,
 )
-from medmoco.exporting import export as exporting
-from medmoco.exporting import sources
+from medmoco.exporting.contract import preprocessing
+from medmoco.exporting.export import FORMATS
+from medmoco.exporting.subject import from_classifier, from_encoder
 from medmoco.models.backbones import Backbone
-from medmoco.training.checkpoint import load_backbone, load_run
-from tests.exporting.conftest import MakeRun
+from medmoco.training.checkpoint import load_run
 
 PAGE = Path(__file__).parents[2] / "docs/use.md"
 LABELS = ("Opacity", "Edema")
-WITHOUT_PROOF = {"max_relative_difference": 0.0, "tolerance": 1.0, "half_precision": {}}
 
 # Runs the blocks of argv[1], the first of which makes `image`, for each film of argv[2]; writes what they end with.
 # Films to train on are those of the folder "images".
@@ -76,32 +75,37 @@ def blocks_of(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> Path:
-    """The folder that the page speaks of, beside the run; that exports are right is proven in other tests."""
+def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path]) -> Path:
+    """The folder that the page speaks of; beside it the run, a classifier folder and phantoms."""
+    run, export = exported
     folder = tmp_path_factory.mktemp("use")
-    run = make_run(folder, "evaluate.mirror=true")
+    desk = folder / "desk"
+    shutil.copytree(export, desk / "exported")
+    shutil.copyfile(export / "prepare.py", desk / "prepare.py")
+    (folder / "run").symlink_to(run)
     settings = load_run(run)
-    backbone, _ = load_backbone(str(run), settings, print)
+    encoder = from_encoder(str(run), settings, pytest.fail)
+    for name in ("torchvision", "huggingface", "monai-bundle", "program"):
+        FORMATS[name].write(encoder, desk / "exported")
+
     torch.manual_seed(1)
-    classifier = Classifier(backbone, nn.Linear(backbone.feature_dim, len(LABELS)), mirror=True)
+    head = nn.Linear(encoder.backbone.feature_dim, len(LABELS))
     facts = describe_classifier(
         settings, LABELS, trained="fine-tuned", encoder={}, val_auroc=dict.fromkeys(LABELS),
         operating_points={name: [] for name in LABELS},
         calibration={name: {"kind": "platt", "slope": 0.5, "intercept": -0.2} for name in LABELS},
     )  # fmt: skip
-    save_classifier(folder / "tuned", classifier, facts)
-    desk = folder / "desk"
-    desk.mkdir()
-    formats = ("safetensors", "torchvision", "huggingface", "monai-bundle", "onnx", "program")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "compare", lambda name, *_: WITHOUT_PROOF | {"format": name, "path": name})
-        exporting.export(sources.from_run(run, "mine", print), desk / "exported", formats)
-        exporting.export(sources.from_classifier(folder / "tuned", "mine", print), desk / "classifier", ["onnx"])
-    shutil.copyfile(desk / "exported/prepare.py", desk / "prepare.py")
-    make_phantoms(folder / "phantoms", patients=3, image_size=96, formats=["dicom"])
+    save_classifier(folder / "tuned", Classifier(encoder.backbone, head), facts | {"mirror": True})
+    classifier = from_classifier(folder / "tuned")
+    (desk / "classifier").mkdir()
+    FORMATS["onnx"].write(classifier, desk / "classifier")
+    contract = preprocessing(classifier, {}, desk / "classifier")
+    (desk / "classifier/preprocessing.json").write_text(json.dumps(contract))
+
+    make_phantoms(folder / "phantoms", patients=4, image_size=96, formats=["dicom"])
     (desk / "images").mkdir()
-    for film in films_of(desk)[:4]:
-        shutil.copy(film, desk / "images" / film.name)
+    for number, film in enumerate(films_of(desk)[:4]):
+        shutil.copy(film, desk / f"images/{number}.dcm")
     (folder / "blocked").mkdir()
     (folder / "blocked/medmoco.py").write_text("raise ImportError('an export needs no medmoco')")
     return desk
@@ -126,10 +130,8 @@ def run_alone(command: Sequence[str], place: Path) -> None:
 
 
 def backbone_of(place: Path) -> tuple[Backbone, config.RunSettings]:
-    run = place.parent / "planted-folder/run"
-    settings = load_run(run)
-    backbone, _ = load_backbone(str(run), settings, print)
-    return backbone.eval(), settings
+    settings = load_run(place.parent / "run")
+    return from_encoder(str(place.parent / "run"), settings, pytest.fail).backbone, settings
 
 
 def view_of(film: Path, settings: config.RunSettings) -> torch.Tensor:
