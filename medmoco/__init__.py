@@ -46,8 +46,13 @@ data/                   CSV row to batch of views
     loading.py          workers, batches, normalisation
     preview.py          pictures of views, on demand
 models/                 encoders and momentum contrast
+    state_dicts.py      file to tensors, nothing run
     naming.py           libraries' names for one network
+    schemes.py          who writes which checkpoints
+    finding.py          encoders in foreign files, recognised
+    imports.py          foreign weights, every key explained
     backbones.py        name to one-channel encoder
+    importing.py        wires an import
     batch_norm.py       batch norm in groups
     moco.py             encoders, queue, InfoNCE
 training/               the loop and its surroundings

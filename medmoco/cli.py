@@ -496,6 +496,30 @@ def report(
     print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))
 
 
+@app.command("import", rich_help_panel=USE)
+def import_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, by its tensors.")] = None,
+    which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
+    scheme: Annotated[
+        str | None, typer.Option(help="Whose file it is, such as moco-cxr, where its keys do not tell.")
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keys not wanted, with *. Repeatable.")
+    ] = None,
+) -> None:
+    """Bring in weights of other projects, with an account of every key."""
+    if which not in ("query", "key"):
+        raise SettingsError(f"--which {which!r}: name query, or key for the moving average of it")
+    from medmoco.models.importing import import_weights
+
+    print(import_weights(
+        file, out, backbone=backbone, which="key" if which == "key" else "query", scheme=scheme,
+        leave_out=tuple(leave_out or ()),
+    ))  # fmt: skip
+
+
 @app.command(rich_help_panel=USE)
 def export(
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
@@ -504,7 +528,7 @@ def export(
     encoder: Annotated[Path | None, typer.Option(help="Weights file, used as --config says.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings of --encoder.")] = None,
     formats: Annotated[
-        str, typer.Option("--format", metavar="A,B|all", help="safetensors, timm, torchvision, detectron2, ...")
+        str, typer.Option("--format", metavar="A,B|all", help="safetensors, timm, torchvision, detectron2, huggingface, onnx, program.")
     ] = "safetensors,onnx",
     licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
 ) -> None:

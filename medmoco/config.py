@@ -228,10 +228,10 @@ class ModelSettings(Settings):
     """The encoder."""
 
     backbone: str = "resnet50"
-    """A timm model name, or monai/NAME for a MONAI network. Source: He et al. 2020."""
+    """A timm model name, monai/NAME for a MONAI network, or moco-v3/vit_small. Source: He et al. 2020."""
 
-    weights: Path | None = None
-    """State dict (.safetensors or .pth) to start from; three-channel first layers are summed to one."""
+    init: Path | None = None
+    """Weights file to start from, of medmoco or others (docs/import.md); RGB first layers are summed to gray."""
 
 
 class MethodSettings(Settings):

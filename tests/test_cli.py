@@ -16,7 +16,7 @@ from medmoco import cli
 
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "finetune",
-    "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "report", "export",
+    "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "report", "export", "import",
 }  # fmt: skip
 
 
@@ -55,6 +55,9 @@ def test_config__prints_the_tree() -> None:
         (["pack", "--config", "configs/cxr.yaml"], 2, "give --out, or set data.pack"),
         (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
         (["predict", "--config", "configs/cxr.yaml", "--classifier", "x", "--out", "y"], 4, "no classifier folder"),
+        (["config", "--config", "configs/cxr.yaml", "model.weights=w.pth"], 2, "known: backbone, init"),
+        (["import", "w.pth", "--out", "x"], 4, "weights file w.pth does not exist"),
+        (["import", "w.pth", "--out", "x", "--which", "teacher"], 2, "name query, or key for the moving average"),
         (["evaluat"], 2, "No such command"),
         (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3;7"], 2, "'3;7' is not a list of row numbers"),
         (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3", "--bank", "valid"], 2, "'valid' is no split"),

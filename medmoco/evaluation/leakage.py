@@ -82,7 +82,7 @@ def find_pretraining(encoder: str) -> Pretraining:
     notes = []
     if _recorded_manifest(run) != split.sha256:
         notes.append("the manifest of the run has changed since: val and test were compared with what it lists now")
-    if settings.model.weights:
+    if settings.model.init:
         notes.append("the run started from other weights: whether those have seen val or test was not checked")
     return Pretraining(split, run, settings, tuple(notes))
 

@@ -242,7 +242,7 @@ def _data(facts: RunFacts) -> list[str]:
 
 def _method(settings: RunSettings) -> list[str]:
     chosen = {key: value for key, value in flatten(as_tree(settings)) if key.startswith(_SETTINGS)}
-    start = "weights that the user gave" if settings.model.weights else "random weights"
+    start = "weights that the user gave" if settings.model.init else "random weights"
     return [
         "- Momentum contrast (He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297); the query encoder "
         "without its projector is what is exported",

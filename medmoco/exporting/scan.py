@@ -101,8 +101,8 @@ def refuse_names(folder: Path, names: Names) -> None:
         if found:
             raise CheckpointError(
                 f"{inside} holds {found}, which must not leave this machine; nothing was exported.\n"
-                "Please report this with the backbone and the format; where it is a word that you chose yourself, such "
-                "as a label or a licence, choose another."
+                "Please report this with the backbone and the format; where it is a word that you chose yourself,\n"
+                "such as a label or a licence, choose another."
             )
 
 

@@ -70,7 +70,7 @@ def from_file(file: Path, settings: RunSettings, licence: str, warn: Warn) -> So
     """Return the encoder of a weights file.
 
     Args:
-        file: As `model.weights` takes it.
+        file: As `model.init` takes it.
         settings: That it is used with.
         licence: Of the weights.
         warn: Told of a manifest that cannot be read.
@@ -113,7 +113,7 @@ def _names(settings: RunSettings | None, folder: Path, warn: Warn) -> Names:
         warn("no run folder is around the classifier, so its manifest's Paths and ids are not looked for in the export")
         return local_names(folder)
     data = settings.data
-    given = (settings.out, data.manifest, data.root, data.pack, settings.model.weights)
+    given = (settings.out, data.manifest, data.root, data.pack, settings.model.init)
     folders = [Path(str(path).partition("{")[0]) for path in given if path is not None]
     try:
         splits = load_manifest(data, present_splits(data)).values()

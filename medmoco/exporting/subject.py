@@ -16,6 +16,7 @@ from medmoco.config import RunSettings, Tree
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.classifier import Classifier, load_classifier
 from medmoco.models.backbones import Backbone
+from medmoco.models.naming import timm_model
 from medmoco.training.checkpoint import load_backbone
 
 INPUT = "image"
@@ -174,8 +175,9 @@ def network(subject: Subject) -> dict[str, Any]:
     if not backbone.name.startswith("monai/"):
         # Transformers with a fixed grid of patches must be told the size of their input.
         fixed = {"img_size": backbone.fixed_size} if backbone.fixed_size else {}
-        arguments = {"in_chans": 1, "num_classes": labels, **fixed}
-        return {"library": "timm", "name": backbone.name, "function": "timm.create_model", "arguments": arguments}
+        name, other = timm_model(backbone.name)
+        arguments = {"in_chans": 1, "num_classes": labels, **other, **fixed}
+        return {"library": "timm", "name": name, "function": "timm.create_model", "arguments": arguments}
     kind = type(backbone.net)
     classes = "out_channels" if "out_channels" in inspect.signature(kind).parameters else "num_classes"
     return {

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medmoco.config import ModelSettings
 from medmoco.data.order import WEIGHTS, hashed
-from medmoco.errors import CheckpointError, SettingsError, first_line
+from medmoco.errors import SettingsError
+from medmoco.models.imports import fit
+from medmoco.models.naming import VARIANTS, timm_model
+from medmoco.models.state_dicts import read_contents
 
 # Some 2-D networks of MONAI, by the name and with the arguments they have there.
 _MONAI: dict[str, tuple[str, dict[str, int]]] = {
@@ -32,7 +32,10 @@ class Backbone(nn.Module):
         feature_dim: Width F of the features.
         net: The plain timm or MONAI network; its state dict has their names.
         fixed_size: The only side of a view in pixels that it takes; None if it takes any.
+        start: What it was loaded from by `create_backbone`, in a line; None if its weights are random.
     """
+
+    start: str | None = None
 
     def __init__(self, name: str, net: nn.Module, feature_dim: int, fixed_size: int | None = None) -> None:
         super().__init__()
@@ -62,8 +65,8 @@ def create_backbone(model: ModelSettings, *, seed: int, size: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hashed(seed, WEIGHTS)[0] >> 1))
         backbone = _create(model.backbone, size)
-    if model.weights:
-        load_weights(backbone, model.weights)
+    if model.init:
+        backbone.start = load_weights(backbone, model.init)
     return backbone
 
 
@@ -77,14 +80,15 @@ def _create(name: str, size: int) -> Backbone:
         class_name, arguments = _MONAI[rest]
         network: nn.Module = getattr(nets, class_name)(**arguments)
         return Backbone(name, network, _drop_classifier(network))
-    if family or not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+    plain, other = timm_model(name)
+    if not timm.is_model(plain) or "/" in plain:
+        close = difflib.get_close_matches(name, [*VARIANTS, *timm.list_models()], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
         raise SettingsError(f"model.backbone '{name}' is no timm model; {hint}")
-    pretrained = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    pretrained = timm.models.get_pretrained_cfg(plain, allow_unregistered=True)
     # Transformers with a fixed grid of patches must be told the size of the views.
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
-    net: Any = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, **fixed_size)
+    net: Any = timm.create_model(plain, pretrained=False, in_chans=1, num_classes=0, **other, **fixed_size)
     _wake_branches(net)
     width = getattr(net, "head_hidden_size", net.num_features)  # some have layers between pooling and classifier
     return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"))
@@ -109,58 +113,15 @@ def _drop_classifier(net: nn.Module) -> int:
     return layer.in_features
 
 
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Read tensors from .safetensors or .pth, never by unpickling objects.
+def load_weights(backbone: Backbone, file: Path) -> str:
+    """Load the encoder of a weights file of any known scheme, strict about every key.
+
+    Returns:
+        What was taken and what was not, in a line.
 
     Raises:
-        CheckpointError: the file is absent, damaged or holds more than tensors and plain values.
+        CheckpointError: the file cannot be read or is not of this network; nothing was loaded.
     """
-    try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"weights file {file.name} does not exist") from None
-    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"weights file {file.name} cannot be read: {first_line(error)}") from None
-    except Exception as error:  # torch raises pickle.UnpicklingError for anything that is not a tensor or plain value
-        raise CheckpointError(
-            f"weights file {file.name} holds objects besides tensors, which could run code: {type(error).__name__}\n"
-            "Save its state dict alone, best as .safetensors."
-        ) from None
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"weights file {file.name} holds no state dict (a mapping of names to tensors)")
-    return dict(state)
-
-
-def load_weights(backbone: Backbone, file: Path) -> None:
-    """Load a state dict with plain timm or MONAI names, strict about every key but a classifier's.
-
-    A three-channel first layer is summed over its channels: the same response to a gray image fed three times.
-
-    Raises:
-        CheckpointError: names or shapes differ; counts and examples are named.
-    """
-    own = backbone.net.state_dict()
-    state = {
-        key: _to_one_channel(value, own[key]) if key in own else value for key, value in read_state_dict(file).items()
-    }
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(key for key in state.keys() - own.keys() if not _is_classifier(key))
-    reshaped = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if missing or unexpected or reshaped:
-        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        found = [f"{len(keys)} {kind} (first: {keys[0]})" for kind, keys in kinds if keys]
-        raise CheckpointError(f"weights file {file.name} does not fit {backbone.name}: " + "; ".join(found))
-    backbone.net.load_state_dict({key: state[key] for key in own})
-
-
-def _is_classifier(key: str) -> bool:
-    return key.rpartition(".")[0] in {"fc", "classifier", "head", "head.fc"}
-
-
-def _to_one_channel(weight: Tensor, own: Tensor) -> Tensor:
-    if weight.ndim == 4 and weight.shape[1] == 3 and own.shape[1:2] == (1,):
-        return weight.sum(1, keepdim=True)
-    return weight
+    imported = fit(read_contents(file), backbone.name, backbone.net.state_dict())
+    backbone.net.load_state_dict(imported.state)
+    return f"weights file {file.name}: {imported.summary()}"

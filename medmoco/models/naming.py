@@ -10,7 +10,9 @@ Source: the state dicts of the libraries themselves; variables of TensorFlow as 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 from torch import Tensor
 
@@ -132,16 +134,33 @@ TABLES: dict[str, dict[str, Rows]] = {
 }
 
 _KINDS = {
-    "resnet": r"(monai/)?(wide_)?res(net|next)\d",
+    "resnet": r"(wide_)?res(net|next)\d",
     "densenet": r"(monai/)?densenet\d",
-    "vit": r"vit_",
-    "convnext": r"convnext",
+    "vit": r"(moco-v3/)?vit_",
+    "convnext": r"convnext_",
+}
+
+# Networks that timm builds when told so: name -> timm's name and the arguments that differ. The number of heads leaves
+# no trace in the shapes of a transformer's tensors. Source: vits.py of facebookresearch/moco-v3; solo-learn's vit_tiny.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "moco-v3/vit_tiny": ("vit_tiny_patch16_224", {"num_heads": 12}),
+    "moco-v3/vit_small": ("vit_small_patch16_224", {"num_heads": 12}),
 }
 
 
+def timm_model(backbone: str) -> tuple[str, dict[str, Any]]:
+    """Return timm's name of a backbone, and arguments that make it of the network with that name."""
+    return VARIANTS.get(backbone, (backbone, {}))
+
+
 def kind_of(backbone: str) -> str | None:
-    """Return the kind of network that has a table, by the backbone's name; None if there is none."""
+    """Return the kind of network that has tables, by the backbone's name; None if there is none."""
     return next((kind for kind, pattern in _KINDS.items() if re.match(pattern, backbone)), None)
+
+
+def naming_of(backbone: str) -> str:
+    """Return which names the tensors of a backbone have here."""
+    return "monai" if backbone.startswith("monai/") else "timm"
 
 
 def rename(state: Mapping[str, Tensor], backbone: str, source: str, target: str) -> dict[str, Tensor]:
@@ -156,37 +175,41 @@ def rename(state: Mapping[str, Tensor], backbone: str, source: str, target: str)
     Raises:
         CheckpointError: the network has no such names, or a tensor has none there.
     """
-    kind = kind_of(backbone)
-    known = {"timm", *TABLES.get(kind or "", ())}
+    kind = kind_of(backbone) or ""
+    known = {"timm", *TABLES.get(kind, ())}
     for naming in (source, target):
         if naming not in known:
             raise CheckpointError(f"{backbone} has no names of {naming}; there are: {', '.join(sorted(known))}")
-    tables = TABLES[kind] if kind else {}
-    there = {} if source == "timm" else {theirs: ours for ours, theirs in tables[source]}
-    back = {} if target == "timm" else dict(tables[target])
     found = {}
     for key, value in state.items():
-        hub = translate(key, there) if there else key
-        name = translate(hub, back) if back and hub else hub
+        hub = into_hub(key, kind, source)
+        name = from_hub(hub, kind, target) if hub else None
         if name is None:
-            naming = source if hub is None else target
+            naming = target if hub else source
             raise CheckpointError(f"{key} of {backbone} has no name in {naming}: it is another network there")
-        found[name] = to_layout(to_timm_layout(value, source, key), target, name)
+        found[name] = from_hub_layout(into_hub_layout(value, source, key), target, name)
     return found
 
 
-def translate(key: str, names: Mapping[str, str]) -> str | None:
-    """Return a tensor's name on the other side of a table, None if no row fits.
+def into_hub(key: str, kind: str, naming: str) -> str | None:
+    """Return timm's name of a tensor, None if no row of the table fits."""
+    return key if naming == "timm" else _translated(key, _compiled(kind, naming, 1))
 
-    Args:
-        key: The name on this side.
-        names: This side -> the other.
-    """
-    for this, other in names.items():
-        numbers = re.fullmatch(_pattern(this), key)
-        if numbers:
-            return "".join(_filled(other, [*numbers.groups()]))
-    return None
+
+def from_hub(name: str, kind: str, naming: str) -> str | None:
+    """Return what a naming calls a tensor of timm's, None if no row of the table fits."""
+    return name if naming == "timm" else _translated(name, _compiled(kind, naming, 0))
+
+
+def in_hub(name: str, kind: str) -> bool:
+    """Say whether a name is one of those that timm's plain networks of a kind have."""
+    return any(_translated(name, _compiled(kind, naming, 0)) for naming in TABLES[kind])
+
+
+@cache
+def _compiled(kind: str, naming: str, side: int) -> list[tuple[re.Pattern[str], str]]:
+    """Return the rows of a table as patterns of one side, 0 is timm's, and names of the other."""
+    return [(re.compile(_pattern(row[side])), row[1 - side]) for row in TABLES[kind][naming]]
 
 
 def _pattern(name: str) -> str:
@@ -194,16 +217,16 @@ def _pattern(name: str) -> str:
     return re.escape(name).replace(r"\*", r"(\d+)") + leaf
 
 
-def _filled(name: str, groups: list[str]) -> Iterator[str]:
-    first, *rest = name.split("*")
-    yield first
-    for group, text in zip(groups, rest, strict=False):
-        yield group + text
-    if name.endswith("."):
-        yield groups[-1]
+def _translated(key: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, other in rows:
+        match = pattern.fullmatch(key)
+        if match:
+            parts = (other if not other.endswith(".") else f"{other}*").split("*")
+            return "".join(text + group for text, group in zip(parts, [*match.groups(), ""], strict=True))
+    return None
 
 
-def to_timm_layout(value: Tensor, source: str, name: str) -> Tensor:
+def into_hub_layout(value: Tensor, source: str, name: str) -> Tensor:
     """Return a tensor as timm lays it out, contiguous.
 
     Args:
@@ -218,7 +241,7 @@ def to_timm_layout(value: Tensor, source: str, name: str) -> Tensor:
     return value.contiguous()
 
 
-def to_layout(value: Tensor, target: str, name: str) -> Tensor:
+def from_hub_layout(value: Tensor, target: str, name: str) -> Tensor:
     """Return a tensor of timm's layout as `target` lays out what it calls `name`."""
     if target == "tensorflow" and value.ndim == 4:
         value = value.permute(2, 3, 1, 0)

@@ -148,7 +148,7 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
     return Run(
         name=folder.resolve().name,
         is_finetuned=own is not None or any(key.startswith("val_auroc") for record in metrics for key in record),
-        has_weights=dict(flatten(tree)).get("model.weights") is not None,
+        has_weights=dict(flatten(tree)).get("model.init") is not None,
         settings=_portable(tree),
         environment=environment,
         state=str(status.get("state", "unknown")),

@@ -26,7 +26,7 @@ FORMAT = 1
 KEPT = 3
 
 # What names this machine's folders stays out of every checkpoint.
-_LOCAL = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.weights")
+_LOCAL = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.init")
 
 
 def portable_settings(settings: RunSettings) -> Tree:
@@ -220,7 +220,7 @@ def load_backbone(
     """Return the encoder that a run folder, a weights file or the word "random" stands for.
 
     Args:
-        source: Run folder, .safetensors or .pth file, or "random" for the untrained network of the settings' seed.
+        source: Run folder, weights file of any known scheme, or "random" for the untrained network of the seed.
         settings: Name the architecture and how it is fed; a run must agree with them.
         warn: Told of damaged checkpoints.
 
@@ -231,7 +231,7 @@ def load_backbone(
         CheckpointError: unreadable, or of another architecture.
         SettingsError: the run was fed differently from what the settings say, or cannot take evaluate.size.
     """
-    untrained = settings.model.model_copy(update={"weights": None})
+    untrained = settings.model.model_copy(update={"init": None})
     backbone = create_backbone(untrained, seed=settings.seed, size=settings.views.size)
     if backbone.fixed_size and settings.evaluate.size not in (None, backbone.fixed_size):
         raise SettingsError(

@@ -126,6 +126,9 @@ def _take_own_part_of_queue(state: TrainState, saved: dict[str, Any]) -> None:
 def _say_start(
     settings: RunSettings, order: StepOrder, start: Start, device: torch.device, group: Group, log: RunLog
 ) -> None:
+    model: Any = start.state.model
+    if model.query_encoder.backbone.start and not start.saved:
+        log.say(f"starting from {model.query_encoder.backbone.start}")
     before = start.saved.get("processes", 1) if start.saved else group.size
     if before != group.size:
         log.say(

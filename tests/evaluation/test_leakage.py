@@ -209,7 +209,7 @@ def test_find_pretraining__says_what_it_cannot_know(tmp_path: Path, other: Path)
     )
     manifest.write_text(lines)
     config = other / "config.yaml"
-    config.write_text(config.read_text().replace("weights: null", "weights: before.pth"))
+    config.write_text(config.read_text().replace("init: null", "init: before.pth"))
     assert "started from other weights" in find_pretraining(str(other)).notes[0]
 
 

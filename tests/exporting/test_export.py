@@ -242,7 +242,10 @@ def test_export__every_format_of_other_architectures(
 
 def _comes_back_in(source: Source, out: Path, formats: Sequence[str] | set[str]) -> None:
     """Load weights files into an emptied encoder; the features are the same to 1e-6."""
-    files = {"safetensors": "encoder.safetensors", "huggingface": "huggingface/model.safetensors"}
+    files = {
+        "safetensors": "encoder.safetensors", "huggingface": "huggingface/model.safetensors",
+        "torchvision": "encoder.torchvision.pth", "detectron2": "encoder.detectron2.pth",
+    }  # fmt: skip
     images, expected = load_cases(out / "parity.safetensors")
     backbone = source.subject.backbone
     for name in files.keys() & set(formats):

@@ -22,7 +22,7 @@ from medmoco.exporting import scan
 from medmoco.exporting.scan import Search, folder_names, local_names, manifest_names, refuse_names
 
 ID = "planted-patient-17"
-NAMES = {"an id": [ID, "ab12", "10000032", "4711"], "a folder": ["/data/site/films"]}
+NAMES = {"an id": [ID, "ab12", "10000032", "4711", ""], "a folder": ["/data/site/films"]}
 NOISE = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 
 
@@ -80,7 +80,7 @@ def test_content__archive_members_are_named_too() -> None:
         ("p/10000032/film.png", "an id"),
         ('"4711"', None),  # too short a number to mean anybody
         ("at /data/site/films/", "a folder"),
-        ("nothing", None),
+        ("nothing, and the names hold an empty one", None),
         ("", None),
         ("abc", None),
     ],

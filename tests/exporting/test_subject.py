@@ -116,6 +116,16 @@ def test_network__transformers_are_told_their_size() -> None:
     assert network(subject)["arguments"] == {"in_chans": 1, "num_classes": 0, "img_size": 64}
 
 
+def test_network__says_what_timm_must_be_told() -> None:
+    subject = from_encoder("random", make_settings("model.backbone=moco-v3/vit_tiny"), pytest.fail)
+    build = network(subject)
+    assert build["name"] == "vit_tiny_patch16_224"
+    assert build["arguments"] == {"in_chans": 1, "num_classes": 0, "num_heads": 12, "img_size": 32}
+    net = timm.create_model(build["name"], **build["arguments"]).eval()
+    net.load_state_dict(plain_state(subject), strict=True)
+    torch.testing.assert_close(net(IMAGES), subject.backbone(IMAGES))
+
+
 def test_classifier_name__two_are_refused() -> None:
     settings = make_settings("model.backbone=deit_tiny_distilled_patch16_224")
     subject = from_encoder("random", settings, pytest.fail)

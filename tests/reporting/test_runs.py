@@ -144,7 +144,7 @@ def test_read_run__a_bin_without_counts_is_named(folder: Path) -> None:
 def test_read_run__settings_name_no_place(folder: Path) -> None:
     tree = yaml.safe_load((folder / "config.yaml").read_text())
     tree["data"] |= {"pack": "/srv/packs/cxr", "pack_cache": "C:\\cache"}
-    tree["model"] |= {"backbone": "monai/densenet121", "weights": "secret.pth"}
+    tree["model"] |= {"backbone": "monai/densenet121", "init": "secret.pth"}
     tree["later"] = {"encoder": "cxr-0", "list": "~/x", "note": "a/b"}
     tree["evaluate"]["where"] = "PatientID == 00123"
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))

@@ -123,7 +123,7 @@ def make_settings(tmp_path: Path, *overrides: str) -> config.RunSettings:
 
 
 def test_portable_settings__name_no_folder(tmp_path: Path) -> None:
-    found = portable_settings(make_settings(tmp_path, "model.weights=/secret/w.pth"))
+    found = portable_settings(make_settings(tmp_path, "model.init=/secret/w.pth"))
     assert "secret" not in str(found)
     assert found["train.epochs"] == 200
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -126,6 +127,28 @@ def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
         assert_same(final(straight)[part], final(broken)[part])
     weights = [records(settings)[-1]["loss"] for settings in (straight, broken)]
     assert stop_at + 1 > 8 or weights[0] == weights[1]
+
+
+def test_pretrain__starts_from_the_query_encoder_of_another_project(manifest: Path) -> None:
+    torch.manual_seed(3)
+    theirs = timm.create_model("resnet10t", num_classes=128).state_dict()
+    file = manifest.parent / "moco.pth.tar"
+    state = {f"module.encoder_{role}.{key}": value for role in "qk" for key, value in theirs.items()}
+    torch.save({"epoch": 200, "state_dict": state | {"module.queue": torch.zeros(128, 32)}}, file)
+    still = ("train.lr=1e-12", "train.epochs=1", "train.knn_every=0")
+    settings = make_settings(manifest, "run", f"model.init={file}", *still)
+    run(settings)
+    model, new = final(settings)["model"], make_settings(manifest, "new", *still)
+    run(new)
+    expected = theirs["conv1.0.weight"].sum(1, keepdim=True)
+    for encoder in ("query_encoder", "key_encoder"):
+        torch.testing.assert_close(model[f"{encoder}.backbone.net.conv1.0.weight"], expected)
+        own = f"{encoder}.projector.0.weight"
+        torch.testing.assert_close(model[own], final(new)["model"][own])
+    log = (settings.out / "log.txt").read_text()
+    assert "starting from weights file moco.pth.tar: query encoder of a moco file with names of timm" in log
+    assert "(86 other encoder, 2 projector, 1 queue, 1 no tensor)" in log
+    assert str(manifest.parent) not in log
 
 
 def test_pretrain__seed_decides_and_workers_do_not(manifest: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from medmoco.errors import CheckpointError
 from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, plain_state
-from medmoco.models.naming import kind_of, rename
+from medmoco.models.naming import kind_of, naming_of, rename
 
 # kind of network -> the first convolution, and the classifier that an encoder does without
 _ENDS = {
@@ -84,8 +84,8 @@ def _models() -> list[str]:
 
 
 def _state(subject: Subject) -> dict[str, torch.Tensor]:
-    naming = "monai" if subject.backbone.name.startswith("monai/") else "timm"
-    state = rename(plain_state(subject), subject.backbone.name, naming, "torchvision")
+    name = subject.backbone.name
+    state = rename(plain_state(subject), name, naming_of(name), "torchvision")
     layout = torch.contiguous_format
     return {name: value.detach().clone(memory_format=layout) for name, value in state.items()}
 

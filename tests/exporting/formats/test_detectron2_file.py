@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medmoco.exporting.formats import detectron2_file
+from medmoco.models.backbones import load_weights
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -15,6 +16,18 @@ def test_write__names_compute_the_features(tmp_path: Path, make_subject, read_ba
     found, expected = read_back("detectron2", make_subject(name, head=head), tmp_path)
     assert set(found) == {"features"}
     np.testing.assert_allclose(found["features"], expected["features"], atol=1e-6 * np.abs(expected["features"]).max())
+
+
+def test_write__comes_back_in(tmp_path: Path, make_subject) -> None:
+    subject = make_subject("resnet18")
+    (file,) = detectron2_file.write(subject, tmp_path)
+    images = torch.randn(2, 1, 32, 32)
+    expected = subject.backbone(images)
+    other = make_subject("resnet18").backbone
+    for parameter in other.parameters():
+        parameter.zero_()
+    load_weights(other, file)
+    torch.testing.assert_close(other(images), expected, rtol=0, atol=1e-6)
 
 
 def test_write__holds_what_the_checkpointer_reads(tmp_path: Path, make_subject) -> None:
