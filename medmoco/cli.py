@@ -528,7 +528,12 @@ def export(
     encoder: Annotated[Path | None, typer.Option(help="Weights file, used as --config says.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings of --encoder.")] = None,
     formats: Annotated[
-        str, typer.Option("--format", metavar="A,B|all", help="safetensors, timm, torchvision, detectron2, huggingface, onnx, program.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="A,B|all",
+            help="safetensors, timm, torchvision, detectron2, huggingface, monai-bundle, onnx, program.",
+        ),
     ] = "safetensors,onnx",
     licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
 ) -> None:
