@@ -119,6 +119,7 @@ exporting/              encoder to files others load
         torchvision_file.py  state dict under torchvision's names
         detectron2_file.py  ResNets as detection backbones
         huggingface.py  folder that timm loads
+        monai_bundle.py folder that MONAI runs
         onnx_file.py    images to outputs, any batch
         program_file.py  the same for PyTorch alone
     scan.py             no names in any byte
@@ -126,6 +127,7 @@ exporting/              encoder to files others load
     export.py           files, contract, proof, card
     verify.py           the proof again, anywhere
     contract.py         how to feed the network
+    prepare.py          image to input, without medmoco
     card.py             model card
     reload.py           one format, one library
     parity.py           proof by reading back

@@ -532,7 +532,7 @@ def export(
         typer.Option(
             "--format",
             metavar="A,B|all",
-            help="safetensors, timm, torchvision, detectron2, huggingface, onnx, program.",
+            help="safetensors, timm, torchvision, detectron2, huggingface, monai-bundle, onnx, program.",
         ),
     ] = "safetensors,onnx",
     licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",

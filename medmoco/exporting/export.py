@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 
 from medmoco.data.files import sha256_of
 from medmoco.errors import CheckpointError, SettingsError
+from medmoco.exporting import prepare
 from medmoco.exporting.contract import files_in, preprocessing
 from medmoco.exporting.formats import (
     Format,
     detectron2_file,
     huggingface,
+    monai_bundle,
     onnx_file,
     program_file,
     safetensors_file,
@@ -36,6 +39,7 @@ FORMATS: dict[str, Format] = {
     "torchvision": torchvision_file,
     "detectron2": detectron2_file,
     "huggingface": huggingface,
+    "monai-bundle": monai_bundle,
     "onnx": onnx_file,
     "program": program_file,
 }
@@ -99,6 +103,7 @@ def _fill(folder: Path, source: Source, chosen: dict[str, Format]) -> None:
     """Write all files of an export."""
     subject = source.subject
     described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
+    shutil.copyfile(prepare.__file__, folder / "prepare.py")
     contract = preprocessing(subject, described, folder)
     write_json(folder / "preprocessing.json", contract)
     parity = _prove(subject, source.views, folder, list(chosen))

@@ -152,12 +152,33 @@ def load_detectron2(path: Path, contract: Contract) -> Run:
     return run
 
 
+def load_monai_bundle(path: Path, contract: Contract) -> Run:
+    """Load a MONAI bundle: network, mirroring and calibration are its own, not the contract's."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(path / "configs" / "inference.json")
+    net, infer, finish = (parser.get_parsed_content(part) for part in ("network_def", "inferer", "postprocessing"))
+    net.load_state_dict(torch.load(path / "models" / "model.pt", weights_only=True))
+    net.eval()
+
+    def run(images: Floats, _: str) -> dict[str, Floats]:
+        with torch.inference_mode():
+            outputs = infer(torch.from_numpy(images), net)
+        last = contract["outputs"][-1]["name"]
+        return {last: np.stack([finish({"pred": output})["pred"].numpy() for output in outputs])}
+
+    return run
+
+
 LOADERS: dict[str, Callable[[Path, Contract], Run]] = {
     "safetensors": load_safetensors,
     "timm": load_timm,
     "torchvision": load_torchvision,
     "detectron2": load_detectron2,
     "huggingface": load_huggingface,
+    "monai-bundle": load_monai_bundle,
     "onnx": load_onnx,
     "program": load_program,
 }

@@ -28,7 +28,7 @@ from medmoco.training.checkpoint import load_checkpoint
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "MODEL_CARD.md", "SHA256SUMS", "encoder.onnx", "encoder.safetensors", "parity.json", "parity.safetensors",
-    "preprocessing.json",
+    "prepare.py", "preprocessing.json",
 ]  # fmt: skip
 ONE = ("safetensors",)
 

@@ -1,0 +1,322 @@
+"""MONAI bundle: a folder that `python -m monai.bundle run` applies to a folder of images, without medmoco.
+
+Source: MONAI Bundle Specification, https://docs.monai.io/en/latest/mb_specification.html.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import monai
+import numpy as np
+import pydicom
+import timm
+import torch
+
+from medmoco import __version__
+from medmoco.exporting import prepare
+from medmoco.exporting.subject import Subject, network, plain_state
+
+FOLDER = "monai_bundle"
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+"""Of metadata.json; MONAI names no newer one, and its verify_metadata looks the file up there."""
+
+_NOT_STATED = "not stated"
+_PREPARE = {"_target_": "scripts.prepare.image", "_mode_": "callable", "contract": "@contract"}
+
+
+def refusal(subject: Subject) -> str | None:
+    """Every timm or MONAI network can be named in a bundle."""
+    return None
+
+
+def write(subject: Subject, folder: Path) -> list[Path]:
+    """Write the bundle's folder."""
+    root = folder / FOLDER
+    for name in ("configs", "docs", "models", "scripts"):
+        (root / name).mkdir(parents=True)
+    torch.save({name: value.detach().clone() for name, value in plain_state(subject).items()}, root / "models/model.pt")
+    texts = {
+        "LICENSE": _LICENCE.format(licence=subject.licence),
+        "configs/inference.json": _json(inference(subject)),
+        "configs/logging.conf": _LOGGING,
+        "configs/metadata.json": _json(metadata(subject)),
+        "docs/README.md": _readme(subject),
+        "docs/data_license.txt": f"Licence of the training data: {_NOT_STATED}\n",
+        "scripts/__init__.py": "",
+        "scripts/prepare.py": Path(prepare.__file__).read_text(encoding="utf-8"),
+    }
+    for name, text in texts.items():
+        (root / name).write_text(text, encoding="utf-8")
+    return [root / "models/model.pt", *(root / name for name in texts)]
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """Say how it is loaded: the bundle's own network, and what it does with its outputs."""
+    return {
+        "library": "monai",
+        "precisions": ["float32"],
+        "load": [
+            "parser = monai.bundle.ConfigParser()",
+            f'parser.read_config("{FOLDER}/configs/inference.json")',
+            'net = parser.get_parsed_content("network_def")',
+            f'net.load_state_dict(torch.load("{FOLDER}/models/model.pt", weights_only=True))',
+            "outputs = net.eval()(images)",
+        ],
+    }
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _labels(subject: Subject) -> list[str] | None:
+    return None if subject.classifier is None else list(subject.classifier["labels"])
+
+
+def _width(subject: Subject) -> int:
+    return subject.backbone.feature_dim if subject.head is None else subject.head.out_features
+
+
+# ---- configs/inference.json ----
+
+
+def inference(subject: Subject) -> dict[str, Any]:
+    """Return the configuration that `monai.bundle run` builds its parts from, by MONAI's usual names."""
+    labels = _labels(subject)
+    plain, network_def = _network(subject)
+    rows = io.StringIO()
+    csv.writer(rows).writerow(["file", *(labels or (f"feature_{number}" for number in range(_width(subject))))])
+    return {
+        "imports": ["$import pathlib", "$import torch", "$import monai"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/images'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "output_name": "features.csv" if labels is None else "probabilities.csv",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        **plain,
+        "network_def": network_def,
+        "network": "$@network_def.to(@device)",
+        "contract": _contract(subject),
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [{"_target_": "Lambdad", "keys": "image", "func": _PREPARE, "track_meta": False}],
+        },
+        "dataset": {
+            "_target_": "Dataset",
+            "data": "$[{'image': str(file), 'file': str(file)} for file in sorted(pathlib.Path(@dataset_dir)"
+            ".rglob('*')) if file.is_file()]",
+            "transform": "@preprocessing",
+        },
+        "dataloader": {
+            "_target_": "DataLoader", "dataset": "@dataset", "batch_size": 16, "shuffle": False, "num_workers": 0,
+        },
+        "inferer": _inferer(subject),
+        **_postprocessing(subject),
+        "header": rows.getvalue().strip(),
+        "handlers": [
+            {
+                "_target_": "ClassificationSaver",
+                "output_dir": "@output_dir",
+                "filename": "@output_name",
+                "overwrite": False,
+                "batch_transform": "$lambda batch: [{'filename_or_obj': item['file']} for item in batch]",
+                "output_transform": "$monai.handlers.from_engine('pred')",
+            }
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "val_handlers": "@handlers",
+        },
+        "initialize": [
+            "$@network.load_state_dict(torch.load(@bundle_root + '/models/model.pt', weights_only=True))",
+            "$pathlib.Path(@output_dir).mkdir(parents=True, exist_ok=True)",
+            "$pathlib.Path(@output_dir, @output_name).write_text(@header + '\\n')",
+        ],
+        "run": ["$@evaluator.run()"],
+    }  # fmt: skip
+
+
+def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
+    """Return what the network's definition refers to, and the definition."""
+    build = network(subject)
+    if build["library"] == "timm":
+        return {}, {"_target_": build["function"], "model_name": build["name"], **build["arguments"]}
+    definition = {"_target_": build["function"], **build["arguments"]}
+    if not build["replaced_by_identity"]:
+        return {}, definition
+    dropped = f"@plain_network.set_submodule('{build['replaced_by_identity']}', torch.nn.Identity())"
+    return {"plain_network": definition}, f"${dropped} or @plain_network"  # set_submodule returns None
+
+
+def _contract(subject: Subject) -> dict[str, Any]:
+    """Return the part of preprocessing.json that scripts/prepare.py reads."""
+    wanted = subject.preparation
+    window = wanted.window if isinstance(wanted.window, str) else list(wanted.window)
+    return {
+        "grayscale": {"window": window},
+        "canvas": {"longer_side": wanted.canvas_size, "white": 2**wanted.bit_depth - 1},
+        "resize": {"height": wanted.size, "width": wanted.size},
+        "normalise": {"mean": wanted.mean, "std": wanted.std},
+    }
+
+
+def _inferer(subject: Subject) -> dict[str, Any] | str:
+    if subject.head is None or not subject.preparation.mirror:
+        return {"_target_": "SimpleInferer"}
+    # The head is linear: the mean of logits is the logit of mean features.
+    return "$lambda images, network, *_, **__: (network(images) + network(images.flip(-1))) / 2"
+
+
+def _postprocessing(subject: Subject) -> dict[str, Any]:
+    """Return transforms from one image's logits to calibrated probabilities; features stay as they are."""
+    transforms: list[dict[str, Any]] = []
+    facts = subject.classifier
+    if facts is None:
+        return {"postprocessing": {"_target_": "Compose", "transforms": transforms}}
+    if facts["exclusive"]:  # log-odds of each label against the others together
+        others = "x.expand(len(x), -1).masked_fill(torch.eye(len(x), dtype=bool, device=x.device), -torch.inf)"
+        transforms.append(_on_pred(f"$lambda x: x - {others}.logsumexp(1)"))
+    lines = [facts["calibration"][label] for label in facts["labels"]]
+    slopes, intercepts = ([line[name] for line in lines] for name in ("slope", "intercept"))
+    calibrated = "x * x.new_tensor(@calibration#slopes) + x.new_tensor(@calibration#intercepts)"
+    transforms.append(_on_pred(f"$lambda x: torch.sigmoid({calibrated})"))
+    return {
+        "calibration": {"slopes": slopes, "intercepts": intercepts},
+        "postprocessing": {"_target_": "Compose", "transforms": transforms},
+    }
+
+
+def _on_pred(function: str) -> dict[str, Any]:
+    return {"_target_": "Lambdad", "keys": "pred", "func": function, "track_meta": False}
+
+
+# ---- configs/metadata.json ----
+
+
+def metadata(subject: Subject) -> dict[str, Any]:
+    """Return what the specification wants to be told; what only the author knows says so."""
+    labels, wanted, name = _labels(subject), subject.preparation, subject.backbone.name
+    outputs = f"{_width(subject)} features" if labels is None else f"log-odds of {', '.join(labels)}"
+    pred: dict[str, Any] = {
+        "type": "tuples", "format": "latent", "num_channels": _width(subject), "spatial_shape": [], "dtype": "float32",
+        "value_range": [], "is_patch_data": False, "channel_def": {},
+    }  # fmt: skip
+    images = {
+        "type": "image", "format": "magnitude", "modality": "n/a", "num_channels": 1,
+        "spatial_shape": [wanted.size, wanted.size], "dtype": "float32",
+        "value_range": [-wanted.mean / wanted.std, (1 - wanted.mean) / wanted.std], "is_patch_data": False,
+        "channel_def": {"0": "gray level, dense tissue bright"},
+    }  # fmt: skip
+    data_format: dict[str, Any] = {"inputs": {"image": images}, "outputs": {"pred": pred}}
+    if labels is not None:
+        pred |= {"type": "probabilities", "format": "classes", "channel_def": dict(enumerate(labels))}
+        calibrated = pred | {"value_range": [0, 1]}
+        data_format["post_processed_outputs"] = {"pred": calibrated}
+    packages = {"timm": timm.__version__, "pydicom": pydicom.__version__, "opencv-python-headless": cv2.__version__}
+    return {
+        "schema": SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": f"exported by medmoco {__version__}"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {**packages, "pytorch-ignite": "0.5.0", "fire": "0.6.0"},
+        "name": f"{name} {subject.stem}",
+        "task": "Features of grayscale medical images" if labels is None else f"Probabilities of {', '.join(labels)}",
+        "description": f"{name}, pretrained by momentum contrast on unlabelled grayscale images: {wanted.size} x "
+        f"{wanted.size} pixels to {outputs}",
+        "authors": _NOT_STATED,
+        "copyright": _NOT_STATED,
+        "data_source": _NOT_STATED,
+        "data_type": "DICOM, PNG or JPEG",
+        "image_classes": "one channel, dense tissue bright, prepared by scripts/prepare.py",
+        "pred_classes": outputs,
+        "intended_use": "Research. This is not a medical device.",
+        "references": [
+            "He et al. 2020, Momentum contrast for unsupervised visual representation learning, arXiv:1911.05722"
+        ],
+        "network_data_format": data_format,
+    }
+
+
+# ---- texts ----
+
+_LICENCE = """\
+Weights (models/): {licence}
+Configuration and scripts (configs/, scripts/): Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0
+"""
+
+_LOGGING = """\
+[loggers]
+keys=root
+
+[handlers]
+keys=console
+
+[formatters]
+keys=plain
+
+[logger_root]
+level=INFO
+handlers=console
+
+[handler_console]
+class=StreamHandler
+level=INFO
+formatter=plain
+args=(sys.stderr,)
+
+[formatter_plain]
+format=%(asctime)s %(levelname)s %(message)s
+"""
+
+
+def _readme(subject: Subject) -> str:
+    labels, size = _labels(subject), subject.preparation.size
+    given = "features" if labels is None else "calibrated probabilities"
+    return f"""\
+# {subject.backbone.name} {subject.stem}
+
+**This is not a medical device.** A network of one-channel images of {size} x {size} pixels, pretrained by momentum
+contrast, which gives {_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
+
+```bash
+pip install "monai[fire,ignite]" timm pydicom opencv-python-headless
+python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
+    --logging_file configs/logging.conf --dataset_dir IMAGES --output_dir RESULTS
+```
+
+Run it in this folder, or name the folder by `--bundle_root`. Every file in IMAGES, at any depth, must be a DICOM, PNG
+or JPEG image, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
+Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
+
+`scripts/prepare.py` prepares images exactly as for training: `preprocessing` in `configs/inference.json` calls it, and
+`contract` there has its numbers. MONAI's own readers and transforms are no substitute, as they know neither a DICOM
+file's window nor its polarity.
+
+## Verify
+
+```bash
+python -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json \\
+    --config_file configs/inference.json
+python -m monai.bundle verify_metadata --meta_file configs/metadata.json --filepath schema.json
+```
+
+The latter downloads MONAI's schema to schema.json, unless that file is there: without internet, bring it from
+<{SCHEMA}>.
+
+## Licence
+
+See LICENSE for the configuration and the weights, docs/data_license.txt for the training data.
+"""
