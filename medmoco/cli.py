@@ -558,11 +558,16 @@ def export(
 
 
 @app.command(rich_help_panel=USE)
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that export wrote.")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that export wrote.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Also load formats that can run code: program, monai-bundle.")
+    ] = False,
+) -> None:
     """Check an export anywhere: hashes of all files, then outputs of each format, loaded in a new process."""
     from medmoco.exporting.verify import verify as check_export
 
-    check_export(folder, print)
+    check_export(folder, print, trust=trust)
 
 
 def _say(text: str) -> None:

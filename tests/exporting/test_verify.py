@@ -90,6 +90,25 @@ def test_verify__absent_library_is_said_and_not_passed_over(folder: Path, monkey
     assert said[2] == "1 of 1 formats were not checked"
 
 
+def test_verify__what_can_run_code_is_loaded_only_when_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "parity.json").write_text(json.dumps({"formats": [{"format": "program"}, {"format": "monai-bundle"}]}))
+    seal(folder)
+    loaded: list[str] = []
+
+    def compare(name: str, *_: object) -> None:
+        loaded.append(name)
+        raise NotInstalledError("its library")
+
+    monkeypatch.setattr(verify_module, "compare", compare)
+    said: list[str] = []
+    verify(folder, said.append)
+    assert not loaded
+    assert said[1].count("not loaded: it can run code") == 2
+    assert said[2] == "2 of 2 formats were not checked"
+    verify(folder, said.append, trust=True)
+    assert loaded == ["program", "monai-bundle"]
+
+
 def test_verify__a_changed_file_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify_module, "compare", pytest.fail)
     content = bytearray((folder / "encoder.onnx").read_bytes())
