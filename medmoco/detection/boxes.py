@@ -188,9 +188,7 @@ def _labels(file: CsvFile, rows: pd.DataFrame, train: Split, settings: RunSettin
     strange = has_box & ~rows["label"].isin([*chosen, *train.table.columns])
     if strange.any():
         close = did_you_mean(str(rows["label"][strange].iloc[0]), chosen)
-        file.refuse(
-            strange.to_numpy(), f"its Label is neither in detection.labels nor a column of the manifest{close}"
-        )
+        file.refuse(strange.to_numpy(), f"its Label is neither in detection.labels nor a column of the manifest{close}")
     return chosen
 
 
@@ -265,5 +263,5 @@ def _refuse_nothing_to_learn(file: CsvFile, splits: Mapping[str, Annotated], lab
             )
         if not counts.sum():
             raise ManifestError(
-                f"{file.path}: no image of {name} has a box; train and val need some, as the best epoch is chosen on val"
+                f"{file.path}: no image of {name} has a box; train and val need some, as val chooses the epoch"
             )

@@ -164,9 +164,7 @@ def find_boxes(
         Stopped: `stop_asked` said so.
     """
     batch_size = settings.train.global_batch_size // settings.train.accumulation_steps
-    chosen = settings.model_copy(
-        update={"evaluate": settings.evaluate.model_copy(update={"batch_size": batch_size})}
-    )
+    chosen = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": batch_size})})
     first = FIRST_LABEL[settings.detection.detector]
     rows: list[NDArray[np.float64]] = [np.empty((0, 7))]
     model.eval()
