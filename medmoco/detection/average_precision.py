@@ -2,7 +2,8 @@
 
 A draw weights each image by how often its patient was drawn. Detections are matched with boxes inside their image, so
 a draw changes no match, and the matches are accumulated anew instead of being sought again: that gives what COCO's
-evaluation gives for a data set in which the drawn images stand as often as they were drawn.
+evaluation gives for a data set in which the drawn images stand as often as they were drawn (detections of exactly equal
+scores in one image aside, which COCO takes in the order in which they come).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Annotated:
     labels: Integers
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.sizes)
 
     def boxes_of(self, position: int) -> slice:
         """Return which of the M boxes an image has."""

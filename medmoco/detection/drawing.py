@@ -16,7 +16,8 @@ from medmoco.detection.learning import Detections
 from medmoco.evaluation.pictures import Tile, write_picture
 
 _TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which also the colour-blind tell apart
-_SIDE = 480  # pixels of a tile
+_SIDE = 240  # pixels of a tile, about as many as the picture gives it
+_LINE = 2  # pixels, so that no resampling loses one
 _COLUMNS, _IMAGES = 4, 8
 _SHOWN = 3  # detections of an image, those of the highest scores
 
@@ -50,8 +51,8 @@ def draw_detections(
         truth = annotated.boxes_of(position)
         picture = enlarged(eight)
         scale = np.array(picture.shape[1::-1]) / annotated.sizes[position][::-1]
-        paint(picture, annotated.corners[truth] * np.tile(scale, 2), _TRUTH, 2)
-        paint(picture, detections.corners[best] * np.tile(scale, 2), _FOUND, 1)
+        paint(picture, annotated.corners[truth] * np.tile(scale, 2), _TRUTH)
+        paint(picture, detections.corners[best] * np.tile(scale, 2), _FOUND)
         names = [f"{labels[detections.labels[one]]} {detections.scores[one]:.2f}" for one in best]
         caption = f"row {annotated.split.rows[position]}, {truth.stop - truth.start} true (blue)"
         tiles.append(Tile(picture, f"{caption}\n{', '.join(names) or 'nothing found'}"))
@@ -76,7 +77,7 @@ def enlarged(gray: Picture) -> Picture:
     return np.repeat(cv2.resize(gray, size, interpolation=cv2.INTER_LINEAR)[..., None], 3, axis=2)
 
 
-def paint(picture: Picture, corners: Corners, colour: tuple[int, int, int], width: int) -> None:
+def paint(picture: Picture, corners: Corners, colour: tuple[int, int, int]) -> None:
     """Draw boxes, in pixels of the picture, into it."""
     for x_min, y_min, x_max, y_max in np.rint(corners).astype(int).tolist():
-        cv2.rectangle(picture, (x_min, y_min), (x_max - 1, y_max - 1), colour, width)
+        cv2.rectangle(picture, (x_min, y_min), (x_max - 1, y_max - 1), colour, _LINE)
