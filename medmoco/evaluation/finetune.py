@@ -143,13 +143,11 @@ def finetune(
         mishaps = Mishaps(order, lesson.train, state, log, ALONE, quarantine)
         mishaps.say_what_is_known()
         run = _Run(settings, loaded, lesson, model, facts, source, log, device, precision)
-        patience = settings.finetune.patience
-        selection = Selection(settings.out, order, state, facts, log, mishaps, patience, run.measure)
+        selection = Selection(settings.out, order, state, facts, log, mishaps, settings.finetune.patience, run.measure)
         selection.take_up(start.saved)
-        task = Supervision(model, lesson, settings, device, precision)
-        batches = training_batches(lesson.train, settings, order, state.step, views=1)
-        stack.enter_context(closing(batches))
+        batches = stack.enter_context(closing(training_batches(lesson.train, settings, order, state.step, views=1)))
         with memory_explained(settings.train):
+            task = Supervision(model, lesson, settings, device, precision)
             fit(task, batches, state, order, settings.train, log, selection.hooks())
         mishaps.say_what_came()
         return run.finish(selection)

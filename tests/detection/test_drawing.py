@@ -35,9 +35,9 @@ def test_choose__images_with_and_without_boxes(tmp_path: Path) -> None:
     assert sorted(few.tolist()) == [0, 1, 2]
 
 
-def test_paint__edges_lie_inside_the_box() -> None:
+def test_paint__edges_are_those_of_the_box() -> None:
     picture = enlarged(np.zeros((10, 20), np.uint8))
     assert picture.shape == (120, 240, 3)
     paint(picture, np.array([[100.0, 20, 200, 90]]), _FOUND)
     y, x = np.nonzero(picture.any(axis=2))
-    assert (x.min(), x.max() + 1, y.min(), y.max() + 1) == (99, 200, 19, 90)
+    assert (x.min(), x.max() + 1, y.min(), y.max() + 1) == (99, 201, 19, 91)  # the line is two pixels wide, and centred
