@@ -51,7 +51,7 @@ def test_image_size__refuses(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         image_size(tmp_path / "nowhere", 1, DEFAULT_LIMITS)
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.tif")
-    with pytest.raises(ImageError, match="20 pixels|30 x 20"):
+    with pytest.raises(ImageError, match="30 x 20 pixels"):
         image_size(tmp_path / "a.tif", 1, Limits(max_pixels=100))
     with pytest.raises(ImageError, match="header cannot be read"):
         image_size(tmp_path / "a.tif", 2, DEFAULT_LIMITS)

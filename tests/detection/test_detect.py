@@ -58,7 +58,7 @@ def test_detect__leaves_scores_and_boxes_and_compares_two_runs(
         (split, label) for split in ("val", "test") for label in ("Mass", "Nodule", "macro")
     }
     assert {r["encoder"] for r in records} == {"file", "untrained"}
-    own = [r for r in read(runs[0] / "scores.json")]
+    own = read(runs[0] / "scores.json")
     assert [r for r in records if r["encoder"] == "untrained"] == own  # scored again from its file, to the last digit
     assert {d["encoder"] + d["control"] for d in read(runs[1] / "differences.json")} == {"fileuntrained"}
     assert (runs[1] / "table.txt").read_text() == found.table
