@@ -63,6 +63,7 @@ def test_detect__leaves_scores_and_boxes_and_compares_two_runs(
     assert {d["encoder"] + d["control"] for d in read(runs[1] / "differences.json")} == {"fileuntrained"}
     assert (runs[1] / "table.txt").read_text() == found.table
     assert "look 1 at a test split" in found.table
+    assert max(map(len, found.table.splitlines())) <= 120
     (look,) = looks(runs[1] / "ledger.jsonl")
     assert (look["command"], set(look["auroc"])) == ("detect", {"Mass", "Nodule"})
     with (runs[1] / "detections.csv").open(newline="") as file:
