@@ -226,7 +226,7 @@ def _annotate(
     codes = {label: code for code, label in enumerate(labels)}
     return Annotated(
         split, sizes, boxes["image"].to_numpy(np.int64), boxes[CORNERS].to_numpy(float),
-        boxes["label"].map(codes).astype("int64").to_numpy(),
+        np.array([codes[label] for label in boxes["label"]], np.int64),
     ), notes  # fmt: skip
 
 

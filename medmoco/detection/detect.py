@@ -292,7 +292,7 @@ class _Run:
         return [
             f"{chosen.detector} on {self.settings.model.backbone} ({what}), images up to {chosen.size} pixels, seed"
             f" {self.settings.seed}",
-            "AP: overlap of 0.50 to 0.95; FROC: mean sensitivity at 1/8 to 8 false positives per image, overlap of 0.50;",
+            "AP: overlap of 0.50 to 0.95; FROC: mean sensitivity at 1/8 to 8 false positives per image, overlap 0.50;",
             "AUROC: whether an image has a box, by its highest score",
             f"95 % intervals: {self.settings.evaluate.bootstrap} draws of patients",
         ]
