@@ -53,9 +53,12 @@ def draw_detections(
         scale = np.array(picture.shape[1::-1]) / annotated.sizes[position][::-1]
         paint(picture, annotated.corners[truth] * np.tile(scale, 2), _TRUTH)
         paint(picture, detections.corners[best] * np.tile(scale, 2), _FOUND)
-        names = [f"{labels[detections.labels[one]]} {detections.scores[one]:.2f}" for one in best]
+        found_words = "nothing found"
+        if best.size:  # the best by name; the tile is too narrow for all names
+            scores = ", ".join(f"{value:.2f}" for value in detections.scores[best])
+            found_words = f"{labels[detections.labels[best[0]]][:20]} {scores}"
         caption = f"row {annotated.split.rows[position]}, {truth.stop - truth.start} true (blue)"
-        tiles.append(Tile(picture, f"{caption}\n{', '.join(names) or 'nothing found'}"))
+        tiles.append(Tile(picture, f"{caption}\n{found_words}"))
     write_picture([tiles[start : start + _COLUMNS] for start in range(0, len(tiles), _COLUMNS)], out)
 
 
