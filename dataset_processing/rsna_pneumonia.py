@@ -45,7 +45,8 @@ def prepare(source: Source) -> Prepared:
     places = corners(given, ("x", "y", "width", "height"))
     boxes = pd.DataFrame({"Path": paths, "Label": "Pneumonia", **places})[given["Target"] == "1"]
     return Prepared(
-        table=rows.drop(columns="patientId"), labels=labels, boxes=boxes[BOXES], notes=[*notes, note]
+        table=rows.drop(columns="patientId"), labels=labels, boxes=boxes[BOXES], examined=True,
+        notes=[*notes, note],
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ def prepare(source: Source) -> Prepared:
         table=add_header_columns(table, source),
         labels=["Pneumothorax"],
         boxes=corners.assign(Path=paths[masks.index], Label="Pneumothorax")[BOXES],
+        examined=True,
         notes=[
             f"The table has {len(given):,} rows, one per mask; an image with several masks is one row here.",
             "`boxes.csv` has the smallest box around each mask.",

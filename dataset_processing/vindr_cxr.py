@@ -42,6 +42,7 @@ def prepare(source: Source) -> Prepared:
         labels=labels,
         official=rows["OfficialSplit"].map({"train": "", "test": "test"}),
         boxes=boxes,
+        examined=True,
         notes=[
             "Consensus: a finding is 1 where more than half of an image's readers (2 of 3) marked it, else 0; "
             "'... readers' says how many did. PhysioNet's test images were read by five in consensus.",
@@ -63,7 +64,7 @@ def _consensus(marks: pd.DataFrame) -> pd.DataFrame:
 def _boxes(drawn: pd.DataFrame, split: str) -> pd.DataFrame:
     drawn = drawn[drawn["x_min"] != ""]
     corners = drawn[BOXES[2:]].apply(numbers)
-    named = {"Path": split + "/" + drawn["image_id"] + ".dicom", "Label": drawn["class_name"]}
+    named = {"Path": split + "/" + drawn["image_id"] + ".dicom", "Label": drawn["class_name"].replace(_SPELLINGS)}
     return pd.DataFrame({**named, **corners, "Reader": drawn.get("rad_id", "consensus")})
 
 

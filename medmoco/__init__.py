@@ -15,6 +15,7 @@ data/                   CSV row to batch of views
     manifest.py         rows, labels, patients, splits
     where.py            conditions on rows
     places.py           files there, inside the root
+    sizes.py            pixels of images, from headers
     splits.py           patients to splits and fractions
     split_files.py      split tables and their counts
     headers.py          DICOM headers to table columns
@@ -102,6 +103,17 @@ evaluation/             encoders to evidence
     projection.py       features on a plane
     placement.py        ranks of images' changed twins
     saliency.py         where a classifier looks
+detection/              boxes, and what finds them
+    readers.py          several readers' boxes joined
+    boxes.py            table of boxes, checked
+    detectors.py        encoder to torchvision's detector
+    learning.py         the task: boxes in views
+    matching.py         detections against true boxes
+    average_precision.py  COCO's AP, FROC, their draws
+    scoring.py          scores, differences, table
+    files.py            detections by row, read back
+    drawing.py          boxes in pictures, on demand
+    detect.py           wires a detection run
 reporting/              runs to one offline page
     blocks.py           paragraphs, tables, plots, written numbers
     runs.py             a run's folder, read defensively

@@ -352,19 +352,55 @@ def finetune(
     """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
     settings = config.load(config_file, overrides or ())
     from medmoco.evaluation.finetune import finetune as run
-    from medmoco.training.launch import find_placement
 
-    placement = find_placement(os.environ)
-    if placement and placement.size > 1:
-        raise SettingsError(
-            f"fine-tuning runs in one process, and the launcher started {placement.size}; start it without one,\n"
-            "or with one task (srun --ntasks=1)"
-        )
+    _refuse_several_processes("fine-tuning")
     try:
         run(settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=_say)
     except MedmocoError as error:
         raise _with_way_on(error) from None
     print(f"run folder: {out}")
+
+
+@app.command(rich_help_panel=EVIDENCE)
+def detect(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="Run folder of the detector.")],
+    test: Test = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Run folder of another detector, for paired differences on the same images.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="PNG file of boxes in a few images. It shows patients' images.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_change: AllowChange = False,
+) -> None:
+    """Train a detector on boxes with the encoder as its backbone, and score it by average precision."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.detection.detect import detect as run
+
+    _refuse_several_processes("detection")
+    changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
+    try:
+        found = run(settings, encoder, out, test=test, against=against, pictures=pictures, **changes, say=_say)
+    except MedmocoError as error:
+        raise _with_way_on(error) from None
+    print(found.table)
+    print(f"run folder: {out}")
+
+
+def _refuse_several_processes(what: str) -> None:
+    from medmoco.training.launch import find_placement
+
+    placement = find_placement(os.environ)
+    if placement and placement.size > 1:
+        raise SettingsError(
+            f"{what} runs in one process, and the launcher started {placement.size}; start it without one,\n"
+            "or with one task (srun --ntasks=1)"
+        )
 
 
 @app.command(rich_help_panel=USE)

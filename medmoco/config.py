@@ -458,6 +458,81 @@ class FinetuneSettings(Settings):
     """balanced: positives and negatives of a label, or all classes, count the same together."""
 
 
+class DetectionSettings(Settings):
+    """Training of a detector on boxes.
+
+    Device, precision, threads, checkpoints and the like are those of `train`; mirroring, brightness, contrast and gamma
+    those of `views`.
+    """
+
+    boxes: Path | None = None
+    """Table of the boxes, see manifests/README.md; null is boxes.csv beside the manifest."""
+
+    unlisted: Literal["ignore", "negative"] = "ignore"
+    """What an image is that no row of the table names: not annotated, and left out; or examined, and without a box.
+    Source: of NIH's images 880 have boxes, and nobody looked for boxes in the others."""
+
+    labels: tuple[str, ...] = ()
+    """Labels to detect; all of the table if none is named."""
+
+    agreement: Count = 1
+    """Readers who must have drawn a box, where the table has a Reader column; one named consensus counts as all."""
+
+    detector: Literal["faster_rcnn", "retinanet"] = "faster_rcnn"
+    """Source: Ren et al. 2015 (arXiv:1506.01497); Lin et al. 2017 (arXiv:1708.02002); both with a feature pyramid."""
+
+    size: Annotated[Int, Field(ge=32, le=4096)] = 512
+    """Longer side in pixels of the images that the detector sees."""
+
+    channels: Annotated[Int, Field(ge=8)] = 256
+    """Of the feature pyramid. Source: Lin et al. 2017 (arXiv:1612.03144)."""
+
+    smallest_anchor: Positive = 32.0
+    """Side in pixels of the anchors at the finest level; it doubles from level to level. Source: torchvision."""
+
+    proposals: Annotated[Int, Field(ge=8)] = 512
+    """Boxes of an image that the second stage of faster_rcnn trains on. Source: torchvision."""
+
+    frozen_stages: Annotated[Int, Field(ge=0, le=5)] = 0
+    """Stages of the encoder that stay as they are, from the first: 1 is the stem, 2 what has a stride of 4, and so on.
+    Source: He et al. 2020 fine-tune all."""
+
+    norm: Literal["batch", "frozen"] = "batch"
+    """Batch norms of the encoder: trained, over the whole batch; or as pretraining left them.
+    Source: He et al. 2020, section 4.2, train them, synchronised."""
+
+    extra_norm: Literal["pyramid", "c5", "none"] = "pyramid"
+    """Batch norms that the encoder does not have: in the feature pyramid, or after the encoder's last stage.
+    Source: He et al. 2020, section 4.2: they calibrate magnitudes, which differ from supervised encoders'."""
+
+    epochs: Count = 24
+    """Passes over the annotated training images, if early stopping does not end it before."""
+
+    global_batch_size: Annotated[Int, Field(ge=2)] = 16
+    """Images per step. Source: He et al. 2020."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Source: Li et al. 2022 (arXiv:2203.16527) train detectors with AdamW."""
+
+    lr: Positive = 1e-4
+    """Peak learning rate, literally. Source: Li et al. 2022; SGD needs some hundred times as much."""
+
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.05
+    """On every parameter for SGD; not on norms and biases for AdamW."""
+
+    warmup_epochs: Annotated[Float, Field(ge=0)] = 1.0
+    """Linear rise from 0 to `lr`."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Course of the learning rate."""
+
+    milestones: tuple[Positive, ...] = (16.0, 22.0)
+    """Epochs at which schedule `step` divides the rate by ten. Source: detectron2's 2x schedule."""
+
+    patience: Annotated[Int, Field(ge=0)] = 0
+    """End after so many epochs without a better average precision on val; 0 is never. The best epoch is kept anyway."""
+
+
 class RunSettings(Settings):
     """All settings of a run."""
 
@@ -474,6 +549,7 @@ class RunSettings(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
+    detection: DetectionSettings = DetectionSettings()
 
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
         "views": ("recipe", RECIPES),
@@ -492,6 +568,8 @@ class RunSettings(Settings):
             raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")
         if self.finetune.warmup_epochs >= self.finetune.epochs:
             raise ValueError(f"finetune.warmup_epochs {self.finetune.warmup_epochs:g} must be below finetune.epochs")
+        if self.detection.warmup_epochs >= self.detection.epochs:
+            raise ValueError(f"detection.warmup_epochs {self.detection.warmup_epochs:g} must be below detection.epochs")
         if self.data.canvas_size < self.views.size // 2:
             raise ValueError(
                 f"data.canvas_size {self.data.canvas_size} is less than half of views.size {self.views.size}; raise it"

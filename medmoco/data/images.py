@@ -41,7 +41,8 @@ from medmoco.data.structure import check_pages, check_scans
 from medmoco.errors import ImageError
 
 __all__ = [
-    "Canvas", "FileFormat", "GrayImage", "Limits", "Window", "file_format", "read_canvas", "read_image", "to_canvas",
+    "Canvas", "FileFormat", "GrayImage", "Limits", "Window", "file_format", "fitted", "kind_of", "quiet", "read_canvas",
+    "read_header", "read_image", "to_canvas",
 ]  # fmt: skip
 
 
@@ -115,10 +116,10 @@ def read_image(
     check_file(path, limits)
     try:
         with path.open("rb") as stream:
-            kind = _kind(stream.read(132))
+            kind = kind_of(stream.read(132))
     except OSError as error:
         raise ImageError(f"the file cannot be opened: {error.strerror}") from None
-    with _quiet():
+    with quiet():
         if kind == "DICOM":
             image = read_dicom(path, frame, window, limits)
         elif kind == "TIFF":
@@ -145,8 +146,7 @@ def to_canvas(image: GrayImage, size: int, bit_depth: int) -> Canvas:
     while max(pixels.shape) >= 2 * size and min(pixels.shape) >= 2:
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
         pixels = cv2.resize(pixels[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
-    longer = max(full_size)
-    height, width = (max(1, round(side * size / longer)) for side in full_size)
+    height, width = fitted(full_size, size)
     if pixels.shape != (height, width):
         method = cv2.INTER_AREA if max(pixels.shape) > size else cv2.INTER_LINEAR
         pixels = cv2.resize(pixels, (width, height), interpolation=method)
@@ -155,13 +155,19 @@ def to_canvas(image: GrayImage, size: int, bit_depth: int) -> Canvas:
     return Canvas(canvas, height, width)
 
 
+def fitted(full_size: tuple[int, int], size: int) -> tuple[int, int]:
+    """Return the height and width in its canvas of an image of that height and width."""
+    height, width = (max(1, round(side * size / max(full_size))) for side in full_size)
+    return height, width
+
+
 def file_format(file: str | Path) -> FileFormat:
     """Look up what the header says of a file that `read_image` can read."""
     path = Path(file)
     with path.open("rb") as stream:
         start = stream.read(132)
-    with _quiet():
-        kind = _kind(start)
+    with quiet():
+        kind = kind_of(start)
         if kind == "DICOM":
             header = pydicom.dcmread(
                 path, stop_before_pixels=True, specific_tags=["BitsStored", "PhotometricInterpretation"]
@@ -179,7 +185,7 @@ def file_format(file: str | Path) -> FileFormat:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the libraries' warnings off the console: they quote header values, which may identify a patient."""
     logger = logging.getLogger("pydicom")
     level = logger.level
@@ -200,7 +206,8 @@ _GRAY_ALPHA = 4  # PNG's colour type
 _Kind = Literal["DICOM", "TIFF", "PNG", "JPEG"]
 
 
-def _kind(start: bytes) -> _Kind:
+def kind_of(start: bytes) -> _Kind:
+    """Tell the file type from the first 132 bytes."""
     if not start:
         raise ImageError("the file is empty; fetch it again from where it came from")
     if start[128:] == b"DICM":  # before TIFF, because a DICOM preamble may hold a TIFF header
@@ -218,7 +225,7 @@ def _kind(start: bytes) -> _Kind:
 
 
 def _read_png(path: Path, frame: int, window: Window, limits: Limits) -> GrayImage:
-    header = _read_header(path, "PNG", limits)
+    header = read_header(path, "PNG", limits)
     check_frame(frame, 1, limits)
     data = np.fromfile(path, np.uint8)
     if b"IEND\xaeB`\x82" not in data[-4096:].tobytes():
@@ -238,7 +245,7 @@ def _read_png(path: Path, frame: int, window: Window, limits: Limits) -> GrayIma
 
 
 def _read_jpeg(path: Path, frame: int, limits: Limits, at_least: int | None) -> GrayImage:
-    header = _read_header(path, "JPEG", limits)
+    header = read_header(path, "JPEG", limits)
     check_frame(frame, 1, limits)
     if header.mode == "CMYK":
         raise ImageError("its colours are CMYK; convert it to grayscale or RGB")
@@ -281,8 +288,8 @@ class _Header(NamedTuple):
     orientation: int  # EXIF, 1 to 8
 
 
-def _read_header(path: Path, kind: _Kind, limits: Limits) -> _Header:
-    """Read what is needed before decoding."""
+def read_header(path: Path, kind: _Kind, limits: Limits) -> _Header:
+    """Read what is needed before decoding a PNG or JPEG file."""
     try:
         with Image.open(path, formats=[kind]) as image:
             header = _Header(image.mode, image.width, image.height, _orientation(image))

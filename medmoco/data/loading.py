@@ -31,6 +31,7 @@ from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
 Samples = NDArray[np.int64]  # (B,) positions in a split
 CanvasReader = Callable[[Samples], tuple[list[Canvas], tuple[str, ...]]]
 ViewMaker = Callable[[list[Canvas], Samples], view_maker.Pixels]  # B canvases and their samples to (B, V, S, S)
+EpochViewMaker = Callable[[list[Canvas], Samples, int], view_maker.Pixels]  # the same, given the epoch
 
 
 @dataclass
@@ -68,17 +69,25 @@ Batches = Generator[Batch, None, None]
 class ViewDataset(Dataset[Batch | MedmocoError]):
     """Maps a BatchKey to this process's share of it: query views, and key views for its share of the key order.
 
-    Where one view is wanted, it is that of the queries.
+    Where one view is wanted, it is that of the queries, or what `make` makes of each image instead.
 
     Errors are returned, not raised: DataLoader would wrap a traceback, and with it file paths, around them.
     """
 
-    def __init__(self, split: Split, settings: RunSettings, share: Share = WHOLE, views: Literal[1, 2] = 2) -> None:
+    def __init__(
+        self,
+        split: Split,
+        settings: RunSettings,
+        share: Share = WHOLE,
+        views: Literal[1, 2] = 2,
+        make: EpochViewMaker | None = None,
+    ) -> None:
         self.read = canvas_reader(split, settings.data)
         self.split = split
         self.settings = settings
         self.share = share
         self.views = views
+        self.make = make
 
     def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
         settings = self.settings
@@ -91,20 +100,28 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             found = self._find(wanted, key.epoch)
         except MedmocoError as error:
             return error
-        canvases, of_view = found.canvases, np.split(places, self.views)
+        of_view = np.split(places, self.views)
         samples = [found.used[places] for places in of_view]
-        drawn = [
-            view_maker.draw(
-                settings.views, [canvases[i] for i in of_view[view]],
-                seed=settings.seed, epoch=key.epoch, samples=samples[view], view=view,
-            )
-            for view in range(self.views)
-        ]  # fmt: skip
-        made = view_maker.render(settings.views, canvases, drawn, of_view)
+        if self.make:
+            made = [self.make([found.canvases[i] for i in of_view[0]], samples[0], key.epoch)]
+        else:
+            made = self._make_views(found.canvases, of_view, samples, key.epoch)
         return Batch(
             [torch.from_numpy(view) for view in made], torch.from_numpy(samples[0]), key.step, key.epoch,
             found.notices, found.replacements(wanted_of_view),
         )  # fmt: skip
+
+    def _make_views(
+        self, canvases: list[Canvas], of_view: list[Samples], samples: list[Samples], epoch: int
+    ) -> list[view_maker.Pixels]:
+        drawn = [
+            view_maker.draw(
+                self.settings.views, [canvases[i] for i in places],
+                seed=self.settings.seed, epoch=epoch, samples=samples[view], view=view,
+            )
+            for view, places in enumerate(of_view)
+        ]  # fmt: skip
+        return view_maker.render(self.settings.views, canvases, drawn, of_view)
 
     def _find(self, wanted: Samples, epoch: int) -> Found:
         if self.settings.data.bad_images == "quarantine":
@@ -224,6 +241,7 @@ def training_batches(
     start_step: int,
     share: Share = WHOLE,
     views: Literal[1, 2] = 2,
+    make: EpochViewMaker | None = None,
 ) -> Batches:
     """Yield this process's share of the batches of steps start_step, start_step + 1, ... to the end of the run.
 
@@ -233,7 +251,7 @@ def training_batches(
     Raises:
         DataError: an image cannot be used; a data worker was killed or hangs.
     """
-    return _raising(_loader(ViewDataset(split, settings, share, views), order.from_step(start_step), settings))
+    return _raising(_loader(ViewDataset(split, settings, share, views, make), order.from_step(start_step), settings))
 
 
 def evaluation_batches(split: Split, settings: RunSettings, size: int, make: ViewMaker | None = None) -> Batches:

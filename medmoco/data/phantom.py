@@ -161,7 +161,8 @@ def _write_patient(
                 write_dicom(folder / path, pixels, kind, person, pose, study, image)
             labels = [int(bool(lesions)), int(person.interstitial > 0)]
             rows.append([path, patient, f"{patient}-{study}", pose.view, person.sex, person.age, *labels])
-            boxes += [[path, "Opacity", *box] for box in lesion_boxes(thorax, image_size)]
+            found = lesion_boxes(thorax, image_size)
+            boxes += [[path, "Opacity", *box] for box in found] or [[path, "", "", "", "", ""]]
     return rows, boxes
 
 

@@ -66,7 +66,8 @@ class Prepared:
         official: (N,) the split a row must be in, or blank where it is to be drawn; None draws all.
         shares: Of the patients of the blank rows, for val and test.
         faults: (N,) why a row is left out, or blank; None leaves out none.
-        boxes: The columns of `BOXES`, in pixels of the image as stored.
+        boxes: The columns of `BOXES`, in pixels of the image.
+        examined: Whether boxes were looked for in every image: one without any then has a row that says so.
         scanned: Whether the Paths are those of files that are there, so that none needs to be looked for.
         notes: Sentences for README.md.
         root: What `data.root` is to be.
@@ -78,6 +79,7 @@ class Prepared:
     shares: Mapping[str, float] = field(default_factory=lambda: SHARES)
     faults: pd.Series[str] | None = None
     boxes: pd.DataFrame | None = None
+    examined: bool = False
     scanned: bool = False
     notes: Sequence[str] = ()
     root: str = "DIR   # where Paths start: the folder given as --source"
@@ -167,7 +169,7 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
     left_out = pd.DataFrame({"Path": table["Path"], "Reason": faults})[faults != ""]
     extra = {"left_out": left_out}
     if prepared.boxes is not None:
-        extra["boxes"] = _boxes(prepared.boxes, table, kept)
+        extra["boxes"] = _boxes(prepared, table, kept)
     page = _page(about, prepared, files, left_out, counts_page(files, patients, labels), notes, seed)
     suffix = ".csv.gz" if compressed else ".csv"
     write_folder(source.out, files | extra, page, suffix)
@@ -247,11 +249,14 @@ def _locate(paths: pd.Series[str], source: Source, notes: list[str]) -> pd.Serie
     return places
 
 
-def _boxes(boxes: pd.DataFrame, table: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
-    """Return the boxes of the rows that are kept, with their Paths as written."""
+def _boxes(prepared: Prepared, table: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    """Return the boxes of the rows that are kept, with their Paths as written, and the images without any."""
+    assert prepared.boxes is not None
     places = dict(zip(table.loc[kept.index, "Path"], kept["Path"], strict=True))
-    inside = boxes[boxes["Path"].isin(places)]
-    return inside.assign(Path=inside["Path"].map(places))
+    inside = prepared.boxes[prepared.boxes["Path"].isin(places)]
+    boxes = inside.assign(Path=inside["Path"].map(places))
+    without = kept["Path"][~kept["Path"].isin(boxes["Path"])]
+    return pd.concat([boxes, pd.DataFrame({"Path": without})]) if prepared.examined else boxes
 
 
 def _page(
@@ -284,5 +289,9 @@ def _page(
     elif about.images:
         lines += ["", f"The source has {total:,} images, as its makers published."]
     if prepared.boxes is not None:
-        notes = [*notes, "`boxes.csv` is in the format that `manifests/README.md` of medmoco describes."]
+        notes = [*notes, "`boxes.csv` is in the format that `manifests/README.md` of medmoco describes.", (
+            "Every image was examined: one without a box has a row in `boxes.csv` that names it alone."
+            if prepared.examined
+            else "An image that `boxes.csv` does not name was not examined for boxes: it may have the finding."
+        )]  # fmt: skip
     return "\n".join([*lines, "", "## Notes", "", *(f"- {note}" for note in notes)])

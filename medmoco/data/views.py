@@ -145,6 +145,26 @@ def render(
     return views
 
 
+def toned(canvases: Sequence[Canvas], drawn: ViewParameters) -> Pixels:
+    """Change the canvases' grey levels and mirror their images, and nothing else: for boxes, which move with them.
+
+    Args:
+        canvases: B images of one size and bit depth.
+        drawn: Their parameters, of which brightness, contrast, gamma and `mirrored` are used.
+
+    Returns:
+        (B, 1, S, S), each image in the top left corner, with zeros below and to the right.
+    """
+    pixels = np.zeros((len(canvases), 1, *canvases[0].pixels.shape), canvases[0].pixels.dtype)
+    inside = [canvas.pixels[: canvas.height, : canvas.width] for canvas in canvases]
+    tones = _Tones(drawn, np.array([cv2.mean(image)[0] for image in inside]), pixels.dtype)
+    for number, image in enumerate(inside):
+        own = cv2.flip(image, 1) if drawn.mirrored[number] else image.copy()
+        tones.apply(own, number)
+        pixels[number, 0, : own.shape[0], : own.shape[1]] = own
+    return pixels
+
+
 def whole(canvas: Canvas, size: int) -> Pixels:
     """Return the whole valid image as one (size, size) view: what evaluation and clinical use see.
 

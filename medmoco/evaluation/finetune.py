@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,33 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.loading import Batch, training_batches
+from medmoco.data.loading import training_batches
 from medmoco.data.manifest import Split
 from medmoco.data.order import WEIGHTS, StepOrder, hashed
 from medmoco.data.quarantine import Quarantine
 from medmoco.data.workers import check_shared_memory
-from medmoco.errors import SettingsError, Stopped
+from medmoco.errors import SettingsError
 from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
 from medmoco.evaluation.clinical import describe_judgements, judge
 from medmoco.evaluation.features import extract, fingerprint
 from medmoco.evaluation.metrics import auroc, undefined
-from medmoco.evaluation.selection import Best
+from medmoco.evaluation.selection import Selection
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
 from medmoco.models.batch_norm import split_batch_norm
-from medmoco.training.checkpoint import load_backbone, save_checkpoint
+from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device, choose_precision, memory_explained
 from medmoco.training.distributed import ALONE
-from medmoco.training.engine import Hooks, TrainState, fit
+from medmoco.training.engine import TrainState, fit
 from medmoco.training.mishaps import Mishaps
 from medmoco.training.optim import create_layered_optimizer
 from medmoco.training.run_folder import (
-    CHECKPOINTS,
     HARMLESS,
     Start,
     describe_run,
     enter_folder,
     facts_of,
     keeping_status,
-    write_status,
 )
 from medmoco.training.runlog import RunLog
 
@@ -144,15 +142,15 @@ def finetune(
         quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
         mishaps = Mishaps(order, lesson.train, state, log, ALONE, quarantine)
         mishaps.say_what_is_known()
-        run = _Run(settings, loaded, lesson, order, state, facts, source, log, mishaps, device, precision)
-        run.take_up(start.saved)
-        task = Supervision(model, lesson, settings, device, precision)
-        batches = training_batches(lesson.train, settings, order, state.step, views=1)
-        stack.enter_context(closing(batches))
+        run = _Run(settings, loaded, lesson, model, facts, source, log, device, precision)
+        selection = Selection(settings.out, order, state, facts, log, mishaps, settings.finetune.patience, run.measure)
+        selection.take_up(start.saved)
+        batches = stack.enter_context(closing(training_batches(lesson.train, settings, order, state.step, views=1)))
         with memory_explained(settings.train):
-            fit(task, batches, state, order, settings.train, log, run.hooks())
+            task = Supervision(model, lesson, settings, device, precision)
+            fit(task, batches, state, order, settings.train, log, selection.hooks())
         mishaps.say_what_came()
-        return run.finish()
+        return run.finish(selection)
 
 
 def _say_start(
@@ -227,68 +225,29 @@ def _facts(settings: RunSettings, splits: Mapping[str, Split], model: Classifier
 
 @dataclass
 class _Run:
-    """What the training loop calls back."""
+    """What is scored with, and what is left in the end."""
 
     settings: RunSettings
     splits: dict[str, Split]
     lesson: Lesson
-    order: StepOrder
-    state: TrainState
+    model: Classifier
     facts: Tree
     source: dict[str, Any]
     log: RunLog
-    mishaps: Mishaps
     device: torch.device
     precision: str
-    best: Best = field(default_factory=Best)
 
-    @property
-    def model(self) -> Classifier:
-        """Encoder and head."""
-        assert isinstance(self.state.model, Classifier)
-        return self.state.model
-
-    def hooks(self) -> Hooks:
-        return Hooks(self.save, self.after_epoch, self.mishaps.skipped, self.replaced, self.finished)
-
-    def take_up(self, saved: dict[str, Any] | None) -> None:
-        """Go on from a checkpoint; score the epoch at whose end the run was stopped before it was scored."""
-        if not saved:
-            return
-        self.best = Best(**saved["best"])
-        epochs, rest = divmod(self.state.step, self.order.steps_per_epoch)
-        if not rest and self.best.validated < epochs:
-            self.log.record(self.state.step, self.after_epoch(epochs - 1, lambda: False))
-
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint."""
-        content = {**state.as_content(), **self.facts, "best": self.best.as_content()}
-        save_checkpoint(self.settings.out / CHECKPOINTS, state.step, content)
-        write_status(self.settings.out, "running", state.step, self.order.steps)
-
-    def replaced(self, batch: Batch) -> None:
-        """List the images that cannot be used."""
-        self.mishaps.replaced(self.mishaps.replacements(batch))
-
-    def finished(self) -> bool:
-        """Tell whether `patience` epochs have passed without a better one."""
-        return self.best.is_final(self.settings.finetune.patience)
-
-    def after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
-        """Score val, and keep the weights if they are the best so far."""
-        try:
-            scores = self.score("val", self.precision, stop_asked)
-        except Stopped:
-            return {}  # the loop saves now; `take_up` scores this epoch
+    def measure(self, stop_asked: Callable[[], bool]) -> tuple[float, dict[str, float]]:
+        """Score val: the mean AUROC, and that of every label."""
+        scores = self.score("val", self.precision, stop_asked)
         targets = targets_of(self.splits["val"], self.lesson)
         by_label = self._aurocs(targets, scores)
-        defined = [value for value in by_label.values() if value is not None]
-        self.best.take(float(np.mean(defined)), self.model)
-        values = {"val_auroc": float(np.mean(defined))}
+        mean = float(np.mean([value for value in by_label.values() if value is not None]))
+        values = {"val_auroc": mean}
         values |= {f"val_auroc/{name}": value for name, value in by_label.items() if value is not None}
         if self.lesson.exclusive:
             values |= {f"val_{name}": value for name, value in accuracies(targets, scores).items()}
-        return values
+        return mean, values
 
     def score(self, split: str, precision: str, stop_asked: Callable[[], bool] = lambda: False) -> Floats:
         """Return the scores of a split, (N, L)."""
@@ -301,19 +260,16 @@ class _Run:
         pairs = zip(self.lesson.names, targets.T, scores.T, strict=True)
         return {name: None if undefined(truth) else auroc(truth, own) for name, truth, own in pairs}
 
-    def finish(self) -> Finetuned:
+    def finish(self, selection: Selection) -> Finetuned:
         """Score with the best epoch's weights, and leave them as a classifier."""
-        state, steps = self.state, self.order.steps_per_epoch
-        if self.best.validated < state.step // steps:
-            raise Stopped(f"stopped after step {state.step} before its epoch was scored; everything is saved")
-        self.model.load_state_dict(self.best.model)
+        selection.take_best()
         self._check_frozen()
         scores = {name: self.score(name, "fp32") for name in self.splits if name != "train"}
         targets = {name: targets_of(self.splits[name], self.lesson) for name in scores}
         result = Finetuned(
             labels=self.lesson.names,
-            epoch=self.best.epoch,
-            epochs=self.best.validated,
+            epoch=selection.best.epoch,
+            epochs=selection.best.validated,
             val_auroc=self._aurocs(targets["val"], scores["val"]),
             splits={name: self.splits[name] for name in scores},
             targets=targets,
@@ -324,7 +280,7 @@ class _Run:
         )
         save_classifier(self.settings.out / CLASSIFIER, self.model, self._describe(result))
         _write_scores(self.settings.out / VAL_SCORES, result)
-        self.log.say(_in_words(result, self.finished()))
+        self.log.say(_in_words(result, selection.finished()))
         return result
 
     def _check_frozen(self) -> None:

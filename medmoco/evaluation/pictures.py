@@ -26,7 +26,7 @@ class Tile:
     """One image of a picture.
 
     Attributes:
-        pixels: (S, S) uint8 or uint16.
+        pixels: (S, S) uint8 or uint16, or (H, W, 3) uint8 in colour.
         caption: A few short lines.
         overlay: (S, S), 0 to 1, drawn in colour over the pixels.
     """

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from medmoco.config import Tree
+from medmoco.data.loading import Batch
+from medmoco.data.order import StepOrder
+from medmoco.errors import Stopped
+from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.engine import Hooks, TrainState
+from medmoco.training.mishaps import Mishaps
+from medmoco.training.run_folder import CHECKPOINTS, write_status
+from medmoco.training.runlog import RunLog
+
+Measure = Callable[[Callable[[], bool]], tuple[float, dict[str, float]]]
 
 
 @dataclass
@@ -39,3 +53,77 @@ class Best:
     def as_content(self) -> dict[str, Any]:
         """Return tensors and plain values for a checkpoint; `Best(**content)` takes them over."""
         return {"epoch": self.epoch, "score": self.score, "model": self.model, "validated": self.validated}
+
+
+@dataclass
+class Selection:
+    """What the training loop calls back in a run whose best epoch is chosen on validation.
+
+    Attributes:
+        out: Run folder.
+        order: Of the run.
+        state: Of the run.
+        facts: What a checkpoint remembers of the run.
+        log: Of the run.
+        mishaps: Of the run.
+        patience: Epochs without a better one after which training ends; 0 is never.
+        measure: Scores val, given what tells whether the run is asked to stop; returns the score that chooses, higher
+            is better, and all that is worth recording.
+        best: So far.
+    """
+
+    out: Path
+    order: StepOrder
+    state: TrainState
+    facts: Tree
+    log: RunLog
+    mishaps: Mishaps
+    patience: int
+    measure: Measure
+    best: Best = field(default_factory=Best)
+
+    def hooks(self) -> Hooks:
+        """Return what `fit` takes."""
+        return Hooks(self.save, self.after_epoch, self.mishaps.skipped, self.replaced, self.finished)
+
+    def take_up(self, saved: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint; score the epoch at whose end the run was stopped before it was scored."""
+        if not saved:
+            return
+        self.best = Best(**saved["best"])
+        epochs, rest = divmod(self.state.step, self.order.steps_per_epoch)
+        if not rest and self.best.validated < epochs:
+            self.log.record(self.state.step, self.after_epoch(epochs - 1, lambda: False))
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint."""
+        content = {**state.as_content(), **self.facts, "best": self.best.as_content()}
+        save_checkpoint(self.out / CHECKPOINTS, state.step, content)
+        write_status(self.out, "running", state.step, self.order.steps)
+
+    def replaced(self, batch: Batch) -> None:
+        """List the images that cannot be used."""
+        self.mishaps.replaced(self.mishaps.replacements(batch))
+
+    def finished(self) -> bool:
+        """Tell whether `patience` epochs have passed without a better one."""
+        return self.best.is_final(self.patience)
+
+    def after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
+        """Score val, and keep the weights if they are the best so far."""
+        try:
+            score, values = self.measure(stop_asked)
+        except Stopped:
+            return {}  # the loop saves now; `take_up` scores this epoch
+        self.best.take(score, self.state.model)
+        return values
+
+    def take_best(self) -> None:
+        """Put the best epoch's weights into the model.
+
+        Raises:
+            Stopped: the run was stopped before its last epoch was scored.
+        """
+        if self.best.validated < self.state.step // self.order.steps_per_epoch:
+            raise Stopped(f"stopped after step {self.state.step} before its epoch was scored; everything is saved")
+        self.state.model.load_state_dict(self.best.model)

@@ -26,7 +26,7 @@ FORMAT = 1
 KEPT = 3
 
 # What names this machine's folders stays out of every checkpoint.
-_LOCAL = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.init")
+_LOCAL = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.init", "detection.boxes")
 
 
 def portable_settings(settings: RunSettings) -> Tree:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medmoco.data.preparation import About, Prepared, add_header_columns, join, run, write
+from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, join, run, write
 from medmoco.data.source import Source
 from medmoco.errors import ManifestError
 from tests.data.dicom_files import RAMP12, save_dicom
@@ -131,6 +131,15 @@ def test_write__boxes_follow_their_images(tmp_path: Path) -> None:
     assert files["boxes"].to_dict("records") == [
         {"Path": "deep/000.png", "Label": "A", "x_min": "1", "y_min": "2", "x_max": "3.5", "y_max": "4"}
     ]
+    assert "was not examined" in files["page"]
+
+
+def test_write__images_examined_without_a_box_are_named(tmp_path: Path) -> None:
+    boxes = pd.DataFrame([["images/000.png", "A", 1, 2, 3.5, 4]], columns=BOXES)
+    files = go(tmp_path, boxes=boxes, examined=True)
+    assert len(files["boxes"]) == 200
+    assert files["boxes"].iloc[1].tolist() == ["images/001.png", "", "", "", "", ""]
+    assert "Every image was examined" in files["page"]
 
 
 def test_write__labels_of_any_kind(tmp_path: Path) -> None:

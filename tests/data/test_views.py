@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from scipy import ndimage
 
 from medmoco.config import RECIPES, ViewSettings
 from medmoco.data.images import Canvas
-from medmoco.data.views import ViewParameters, draw, render, whole
+from medmoco.data.views import ViewParameters, draw, render, toned, unchanged, whole
 
 PLAIN = dict(
     flip_probability=0.0, rotation=0.0, jitter_probability=0.0, blur_probability=0.0, noise_probability=0.0,
@@ -236,3 +238,26 @@ def test_render__sixteen_bits_agree_with_eight() -> None:
     b, _ = make_views(settings, [shallow], [2])
     assert a.dtype == np.uint16
     assert np.abs(a / 257.0 - b).max() < 4
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_toned__changes_grey_levels_as_render_does_and_mirrors_the_image_alone(dtype: type) -> None:
+    """A square image at its own size is what render makes of it; of others the padding stays black."""
+    white = np.iinfo(dtype).max
+    pixels = (np.random.default_rng(0).random((3, 32, 32)) * white).astype(dtype)
+    canvases = [Canvas(pixels[0], 32, 32), Canvas(pixels[1], 32, 32), Canvas(pixels[2], 20, 32)]
+    settings = ViewSettings(size=32, flip_probability=0.5)
+    drawn = draw(settings, canvases, seed=4, epoch=0, samples=np.arange(3), view=0)
+    drawn = replace(
+        unchanged(canvases), mirrored=np.array([True, False, True]),
+        brightness=drawn.brightness, contrast=drawn.contrast, gamma=drawn.gamma,
+    )  # fmt: skip
+    made = toned(canvases, drawn)
+    assert made.shape == (3, 1, 32, 32)
+    np.testing.assert_array_equal(made[:2], render(settings, canvases, [drawn])[0][:2])
+    assert not made[2, 0, 20:].any()
+    plain = toned(canvases, unchanged(canvases))
+    np.testing.assert_array_equal(plain[2, 0, :20], pixels[2, :20])
+    flipped = toned(canvases, replace(unchanged(canvases), mirrored=np.ones(3, bool)))
+    np.testing.assert_array_equal(flipped[2, 0, :20], pixels[2, :20, ::-1])
+    np.testing.assert_array_equal(canvases[0].pixels, pixels[0])  # canvases are left alone

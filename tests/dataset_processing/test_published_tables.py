@@ -110,8 +110,10 @@ def test_rsna__published_counts(shared: Path, tmp_path: Path) -> None:
     # The competition's data page: 26,684 images; 30,227 rows, of which 9,555 are boxes, on 6,012 images.
     assert len(table) == table["PatientID"].nunique() == 26_684
     assert positives(table, "Pneumonia") == 6_012
-    boxes = pd.read_csv(tmp_path / "out/boxes.csv")
-    assert len(boxes) == 9_555
+    listed = pd.read_csv(tmp_path / "out/boxes.csv")
+    assert set(listed["Path"]) == set(table["Path"])
+    boxes = listed.dropna()
+    assert (len(boxes), len(listed)) == (9_555, 30_227)
     assert set(boxes["Path"]) == set(table["Path"][table["Pneumonia"] == "1"])
     assert boxes[["x_min", "y_min"]].min(axis=None) >= 0
     assert boxes[["x_max", "y_max"]].max(axis=None) <= 1024
@@ -144,7 +146,10 @@ def test_vindr__published_counts(shared: Path, tmp_path: Path) -> None:
     assert len(table) == 15_000
     assert positives(table, "No finding") == (table["No finding readers"] == "3").sum() == 10_606
     source = pd.read_csv(shared / "data/manifests/vinbigdata-train.csv.gz", dtype=str, keep_default_na=False)
-    boxes = pd.read_csv(tmp_path / "out/boxes.csv")
+    listed = pd.read_csv(tmp_path / "out/boxes.csv")
+    assert set(listed["Path"]) == set(table["Path"])
+    boxes = listed.dropna()
+    assert len(listed) - len(boxes) == 10_606
     assert len(boxes) == (source["class_name"] != "No finding").sum() == 36_096
     readers = source.drop_duplicates(["image_id", "rad_id", "class_name"]).groupby(["image_id", "class_name"]).size()
     for label in ("Cardiomegaly", "ILD", "Pneumothorax"):
@@ -160,8 +165,10 @@ def test_siim__published_counts(shared: Path, tmp_path: Path) -> None:
     # The competition's second-stage training set: 12,047 images, 2,669 with a pneumothorax; 12,954 rows in the table.
     assert len(table) == 12_047
     assert positives(table, "Pneumothorax") == 2_669
-    boxes = pd.read_csv(tmp_path / "out/boxes.csv")
+    listed = pd.read_csv(tmp_path / "out/boxes.csv")
+    boxes = listed.dropna()
     assert len(boxes) == 12_954 - 9_378
+    assert len(listed) - len(boxes) == 12_047 - 2_669
     assert set(boxes["Path"]) == set(table["Path"][table["Pneumothorax"] == "1"])
     # Most pneumothoraces lie beside the midline and in the upper half, which a swap of x and y would not give.
     middle = (boxes["y_min"] + boxes["y_max"]) / 2

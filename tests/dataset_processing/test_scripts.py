@@ -260,7 +260,7 @@ def test_rsna__classes_boxes_and_patients_by_the_mapping(tmp_path: Path) -> None
     ]
     assert labels(table, "stage_2_train_images/0001-aa.dcm", ["Pneumonia", "Normal"]) == ["0", "1"]
     assert labels(table, "stage_2_train_images/0002-aa.dcm", ["Pneumonia", "Normal"]) == ["0", "0"]
-    assert len(files["boxes"]) == 20
+    assert len(files["boxes"]) == 20 + 30  # boxes, and images without any
     assert files["boxes"].iloc[0].tolist() == [
         "stage_2_train_images/0000-aa.dcm",
         "Pneumonia",
@@ -310,7 +310,8 @@ def test_siim__one_row_per_image_and_a_box_per_mask(tmp_path: Path) -> None:
     assert len(files["all"]) == 31
     assert files["all"].loc["dicom-images-train/1.2.99.dcm", "Pneumothorax"] == "1"
     assert (files["all"]["Pneumothorax"] == "1").sum() == 1
-    assert files["boxes"][["x_min", "y_min", "x_max", "y_max"]].to_numpy().tolist() == [
+    assert set(files["boxes"]["Path"]) == set(files["all"].index)
+    assert files["boxes"][["x_min", "y_min", "x_max", "y_max"]].to_numpy()[:2].tolist() == [
         ["30", "100", "61", "171"],
         ["1023", "0", "1024", "1"],
     ]
@@ -334,7 +335,8 @@ def test_siim__no_mask_at_all(tmp_path: Path) -> None:
     text = "ImageId, EncodedPixels\n" + "".join(f"1.2.{number}, -1\n" for number in range(30))
     files = go(siim_pneumothorax, put(tmp_path / "source", {"train-rle.csv": text}), "--workers", "1")
     assert set(files["all"]["Pneumothorax"]) == {"0"}
-    assert "boxes" not in files
+    assert len(files["boxes"]) == 30
+    assert set(files["boxes"]["Label"]) == {""}
 
 
 @pytest.mark.parametrize("code", ["1 2 3", "x y", "1048570 7", "5 0", "-3 2"])
@@ -368,7 +370,7 @@ def test_vindr__majority_of_three_readers(tmp_path: Path) -> None:
     assert labels(table, "train/half.dicom", names) == ["0", "0", "0"]
     assert labels(table, "train/n00.dicom", names) == ["0", "0", "1"]
     assert "PatientID" not in table
-    assert len(files["boxes"]) == 7
+    assert len(files["boxes"]) == 7 + 30  # boxes, and images without any
     assert files["boxes"].iloc[0].tolist() == ["train/two.dicom", "Cardiomegaly", "1", "2", "3.5", "4", "R8"]
 
 
@@ -391,7 +393,8 @@ def test_vindr__physionets_tables_keep_the_official_test(tmp_path: Path) -> None
     assert labels(files["all"], "test/t1.dicom", names) == ["1", "1", "0", ""]
     assert labels(files["all"], "train/i02.dicom", names) == ["1", "0", "0", "2"]
     assert labels(files["all"], "train/i01.dicom", names) == ["0", "0", "1", "1"]
-    assert sorted(files["boxes"]["Reader"]) == ["R1", "consensus"]
+    assert sorted(files["boxes"]["Reader"])[-2:] == ["R1", "consensus"]
+    assert (files["boxes"]["Label"] == "").sum() == 22 - 2
 
 
 # ---- PadChest ----

@@ -1,0 +1,1 @@
+"""Boxes, detectors, and what pretraining is worth to them."""

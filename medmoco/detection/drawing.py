@@ -1,0 +1,86 @@
+"""True boxes and detections drawn into a few images. They show patients: written only where someone asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from medmoco.config import RunSettings
+from medmoco.data.loading import read_canvases
+from medmoco.detection.boxes import Annotated, Corners
+from medmoco.detection.learning import Detections
+from medmoco.evaluation.pictures import Tile, write_picture
+
+_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which also the colour-blind tell apart
+_SIDE = 240  # pixels of a tile, about as many as the picture gives it
+_LINE = 2  # pixels, so that no resampling loses one
+_COLUMNS, _IMAGES = 4, 8
+_SHOWN = 3  # detections of an image, those of the highest scores
+
+Picture = NDArray[np.uint8]
+
+
+def draw_detections(
+    annotated: Annotated, detections: Detections, labels: Sequence[str], settings: RunSettings, out: Path
+) -> None:
+    """Write a picture of some images of a split, spread evenly over those with boxes and those without.
+
+    Args:
+        annotated: N images and their boxes.
+        detections: In these images.
+        labels: L names.
+        settings: Of the run.
+        out: PNG file.
+
+    Raises:
+        SettingsError: it cannot be written.
+        DataError: an image cannot be used.
+    """
+    positions = choose(annotated)
+    canvases, _ = read_canvases(annotated.split, positions, settings)
+    tiles = []
+    for position, canvas in zip(positions.tolist(), canvases, strict=True):
+        gray = canvas.pixels[: canvas.height, : canvas.width]
+        eight = gray if gray.dtype == np.uint8 else (gray >> 8).astype(np.uint8)
+        found = np.flatnonzero(detections.images == position)
+        best = found[np.argsort(-detections.scores[found], kind="stable")][:_SHOWN]
+        truth = annotated.boxes_of(position)
+        picture = enlarged(eight)
+        scale = np.array(picture.shape[1::-1]) / annotated.sizes[position][::-1]
+        paint(picture, annotated.corners[truth] * np.tile(scale, 2), _TRUTH)
+        paint(picture, detections.corners[best] * np.tile(scale, 2), _FOUND)
+        found_words = "nothing found"
+        if best.size:  # the best by name; the tile is too narrow for all names
+            scores = ", ".join(f"{value:.2f}" for value in detections.scores[best])
+            found_words = f"{labels[detections.labels[best[0]]][:20]} {scores}"
+        caption = f"row {annotated.split.rows[position]}, {truth.stop - truth.start} true (blue)"
+        tiles.append(Tile(picture, f"{caption}\n{found_words}"))
+    write_picture([tiles[start : start + _COLUMNS] for start in range(0, len(tiles), _COLUMNS)], out)
+
+
+def choose(annotated: Annotated) -> NDArray[np.int64]:
+    """Return the positions of the images to show: three quarters have boxes, where there are so many of both."""
+    has_box = np.isin(np.arange(len(annotated)), annotated.images)
+    sick, well = np.flatnonzero(has_box), np.flatnonzero(~has_box)
+    wanted_well = min(len(well), max(_IMAGES // 4, _IMAGES - len(sick)))
+    wanted_sick = min(len(sick), _IMAGES - wanted_well)
+    parts = [(sick, wanted_sick), (well, wanted_well)]
+    chosen = [part[np.linspace(0, len(part) - 1, count).astype(np.int64)] for part, count in parts if count]
+    return np.concatenate(chosen)
+
+
+def enlarged(gray: Picture) -> Picture:
+    """Return an RGB picture of (H, W) pixels whose longer side is that of a tile, so that lines are thin."""
+    scale = _SIDE / max(gray.shape)
+    size = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
+    return np.repeat(cv2.resize(gray, size, interpolation=cv2.INTER_LINEAR)[..., None], 3, axis=2)
+
+
+def paint(picture: Picture, corners: Corners, colour: tuple[int, int, int]) -> None:
+    """Draw boxes, in pixels of the picture, into it."""
+    for x_min, y_min, x_max, y_max in np.rint(corners).astype(int).tolist():
+        cv2.rectangle(picture, (x_min, y_min), (x_max - 1, y_max - 1), colour, _LINE)

@@ -1,0 +1,178 @@
+"""Matches -> scores with intervals, their differences between two detectors, and the table that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmoco.detection.average_precision import (
+    FALSE_POSITIVES,
+    average_precisions,
+    of_draws,
+    of_images,
+    sensitivities,
+)
+from medmoco.detection.boxes import Annotated
+from medmoco.detection.learning import Detections
+from medmoco.detection.matching import OVERLAPS, Matches, match
+from medmoco.evaluation.metrics import auroc, bootstrap_auroc, interval, or_none, share_interval
+from medmoco.evaluation.table import MACRO, span
+
+Floats = NDArray[np.float64]
+Record = dict[str, Any]
+
+METRICS = {
+    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "froc": "FROC", "auroc": "AUROC",
+}  # fmt: skip
+_AT_75 = int(np.flatnonzero(np.isclose(OVERLAPS, 0.75))[0])
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number and D draws of it."""
+
+    value: float
+    draws: Floats
+
+
+Scores = dict[str, dict[str, Score]]  # label -> metric -> score; the mean over labels is named MACRO
+
+
+def mean_average_precision(annotated: Annotated, detections: Detections, labels: int) -> tuple[float, Floats]:
+    """Return AP, the mean over labels that have boxes, and the AP of each, (L,), nan where it has none."""
+    matches = match(annotated, detections, labels)
+    by_label = np.array([of_images(average_precisions, each).mean() for each in matches])
+    return float(np.nanmean(by_label)), by_label
+
+
+def score(annotated: Annotated, detections: Detections, labels: Sequence[str], *, draws: int, seed: int) -> Scores:
+    """Score the detections of a split, by label and, where there are several, as the mean over those with boxes.
+
+    Args:
+        annotated: N images and their boxes.
+        detections: In these images.
+        labels: L names.
+        draws: D draws of patients; equal ones for every label and every detector.
+        seed: Of the draws.
+    """
+    patients = annotated.split.patients
+    scores = {
+        label: _score_label(matches, patients, draws, seed)
+        for label, matches in zip(labels, match(annotated, detections, len(labels)), strict=True)
+    }
+    if len(labels) > 1:
+        metrics = next(iter(scores.values()))
+        scores[MACRO] = {metric: _mean([own[metric] for own in scores.values()]) for metric in metrics}
+    return scores
+
+
+def _score_label(matches: Matches, patients: NDArray[np.int64], draws: int, seed: int) -> dict[str, Score]:
+    value, found = of_images(average_precisions, matches), of_images(sensitivities, matches)
+    drawn = of_draws(average_precisions, matches, patients, draws=draws, seed=seed)
+    drawn_found = of_draws(sensitivities, matches, patients, draws=draws, seed=seed)
+    targets = (matches.boxes > 0).astype(float)
+    highest = np.zeros(len(targets))
+    np.maximum.at(highest, matches.images, matches.scores)
+    return {
+        "ap": Score(float(value.mean()), drawn.mean(axis=1)),
+        "ap50": Score(float(value[0]), drawn[:, 0]),
+        "ap75": Score(float(value[_AT_75]), drawn[:, _AT_75]),
+        "froc": Score(float(found.mean()), drawn_found.mean(axis=1)),
+        "auroc": Score(
+            auroc(targets, highest), bootstrap_auroc(targets, highest, patients, draws=draws, seed=seed)
+        ),
+        **{
+            f"sensitivity_at_{limit:g}": Score(float(found[place]), drawn_found[:, place])
+            for place, limit in enumerate(FALSE_POSITIVES)
+        },
+    }  # fmt: skip
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    """Return the mean over labels, and of each draw over the labels that it has boxes of."""
+    defined = [each for each in scores if not np.isnan(each.value)]
+    if not defined:
+        return Score(float("nan"), np.full_like(scores[0].draws, np.nan))
+    drawn = np.stack([each.draws for each in defined])
+    known = ~np.isnan(drawn)
+    means = np.where(known, drawn, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return Score(float(np.mean([each.value for each in defined])), np.where(known.any(axis=0), means, np.nan))
+
+
+# Records and table
+
+
+def records_of(split: str, annotated: Annotated, labels: Sequence[str], scores: Scores, encoder: str) -> list[Record]:
+    """Return one record for each label and metric, for scores.json."""
+    counts = np.bincount(annotated.labels, minlength=len(labels))
+    positive = [np.unique(annotated.images[annotated.labels == code]).size for code in range(len(labels))]
+    records = []
+    for label, by_metric in scores.items():
+        places = [labels.index(label)] if label != MACRO else list(range(len(labels)))
+        for metric, own in by_metric.items():
+            low, high, left_out = share_interval(own.value, own.draws)
+            records.append({
+                "split": split, "label": label, "metric": metric, "encoder": encoder, "value": or_none(own.value),
+                "low": or_none(low), "high": or_none(high), "bootstrap": len(own.draws),
+                "bootstrap_left_out": left_out, "n": len(annotated),
+                "n_patients": int(np.unique(annotated.split.patients).size),
+                "n_boxes": int(counts[places].sum()),
+                "n_positive": positive[places[0]] if len(places) == 1 else int(np.unique(annotated.images).size),
+            })  # fmt: skip
+    return records
+
+
+def differences_of(split: str, first: Scores, other: Scores, names: tuple[str, str]) -> list[Record]:
+    """Return first minus other for each label and metric, paired by draws, for differences.json.
+
+    Args:
+        split: What both are of.
+        first: Of one detector.
+        other: Of another, on the same images and draws.
+        names: Of their encoders.
+    """
+    records = []
+    for label, by_metric in first.items():
+        for metric, own in by_metric.items():
+            theirs = other[label][metric]
+            low, high, left_out = interval(own.draws - theirs.draws)
+            records.append({
+                "split": split, "label": label, "metric": metric, "encoder": names[0], "control": names[1],
+                "difference": or_none(own.value - theirs.value), "low": or_none(low), "high": or_none(high),
+                "bootstrap_left_out": left_out,
+            })  # fmt: skip
+    return records
+
+
+def layout(records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]) -> str:
+    """Lay out a block for each split and label, a line for each encoder and difference."""
+    lines = [*head, ""]
+    for split, label in dict.fromkeys((record["split"], record["label"]) for record in records):
+        own = [record for record in records if (record["split"], record["label"]) == (split, label)]
+        counts = f"{own[0]['n']} images of {own[0]['n_patients']} patients, {own[0]['n_boxes']} boxes"
+        counts += f" in {own[0]['n_positive']} images"
+        lines.append(f"{split}: {label}  ({counts})")
+        lines.append(f"  {'':<24}" + "".join(f"{name:<18}" for name in METRICS.values()).rstrip())
+        for name in dict.fromkeys(record["encoder"] for record in own):
+            values = {record["metric"]: record for record in own if record["encoder"] == name}
+            lines += _two_lines(name, values, "value", "")
+        there = [d for d in differences if (d["split"], d["label"]) == (split, label)]
+        if there:
+            values = {d["metric"]: d for d in there}
+            lines += _two_lines(f"{there[0]['encoder']} minus {there[0]['control']}", values, "difference", "+")
+        lines.append("")
+    return "\n".join([*lines, *notes]) + "\n"
+
+
+def _two_lines(name: str, values: Mapping[str, Record], key: str, sign: str) -> list[str]:
+    """Return the numbers, and their intervals below."""
+    numbers = ["undefined" if values[m][key] is None else f"{values[m][key]:{sign}.3f}" for m in METRICS]
+    spans = [span(values[m]["low"], values[m]["high"], sign) for m in METRICS]
+    return [
+        (f"  {name:<24}" + "".join(f"{text:<18}" for text in numbers)).rstrip(),
+        (f"  {'':<24}" + "".join(f"{text:<18}" for text in spans)).rstrip(),
+    ]

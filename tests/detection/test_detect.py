@@ -1,0 +1,169 @@
+"""Detection runs from settings to scores: what they leave, resuming bit by bit, test only when asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from medmoco import config
+from medmoco.detection import detect as module
+from medmoco.detection.detect import detect, settings_of_run
+from medmoco.detection.learning import Detecting
+from medmoco.errors import ManifestError, SettingsError, Stopped
+from medmoco.evaluation.ledger import looks
+from medmoco.training.checkpoint import load_backbone, load_checkpoint
+from tests.detection.rectangles import SECRET, make_settings, read_boxes, write_boxes, write_images
+from tests.faults.runs import assert_same
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "data")
+
+
+def checkpoint(run: Path) -> dict[str, Any]:
+    return load_checkpoint(run / "checkpoints", pytest.fail)
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def test_detect__leaves_scores_and_boxes_and_compares_two_runs(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, picture = [manifest.parent / name for name in ("one", "other")], manifest.parent / "boxes.png"
+    settings = make_settings(manifest)
+    backbone, _ = load_backbone("random", make_settings(manifest, "seed=5"))
+    weights = manifest.parent / f"{SECRET}.safetensors"
+    save_file(backbone.net.state_dict(), weights)
+    detect(settings, "random", runs[0], test=True)
+    found = detect(settings, str(weights), runs[1], test=True, against=runs[0], pictures=picture)
+    assert {file.name for file in runs[1].iterdir()} == {
+        "config.yaml", "environment.json", "status.json", "metrics.jsonl", "log.txt", "tensorboard", "checkpoints",
+        "detections.csv", "detections.json", "scores.json", "differences.json", "table.txt", "ledger.jsonl",
+    }  # fmt: skip
+    assert read(runs[1] / "status.json")["state"] == "done"
+    assert picture.is_file()
+    records = read(runs[1] / "scores.json")
+    assert {(r["split"], r["label"]) for r in records} == {
+        (split, label) for split in ("val", "test") for label in ("Mass", "Nodule", "macro")
+    }
+    assert {r["encoder"] for r in records} == {"file", "untrained"}
+    own = read(runs[0] / "scores.json")
+    assert [r for r in records if r["encoder"] == "untrained"] == own  # scored again from its file, to the last digit
+    assert {d["encoder"] + d["control"] for d in read(runs[1] / "differences.json")} == {"fileuntrained"}
+    assert (runs[1] / "table.txt").read_text() == found.table
+    assert "look 1 at a test split" in found.table
+    assert max(map(len, found.table.splitlines())) <= 120
+    (look,) = looks(runs[1] / "ledger.jsonl")
+    assert (look["command"], set(look["auroc"])) == ("detect", {"Mass", "Nodule"})
+    with (runs[1] / "detections.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows} == {"val", "test"}
+    assert all(0 <= float(row["x_min"]) <= float(row["x_max"]) <= 64.01 for row in rows)
+    records = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    assert {"val_ap", "val_ap/Mass", "val_ap/Nodule"} <= records[-1].keys()
+    assert {"classification", "bbox_regression"} <= records[0].keys()
+    said = capsys.readouterr().err
+    assert "train 12 images with 10 boxes in 8" in said
+    for file in (file for run in runs for file in run.rglob("*") if file.is_file() and file.name != "config.yaml"):
+        assert SECRET.encode() not in file.read_bytes()
+    assert SECRET not in said
+
+
+class Interrupted(Detecting):
+    stop_at = 0
+
+    def losses(self, batch: Any, measure: bool) -> Any:
+        if batch.step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().losses(batch, measure)
+
+
+@pytest.mark.parametrize(("stop_at", "detector"), [(1, "retinanet"), (2, "faster_rcnn")])
+def test_detect__resumed_is_bitwise_the_uninterrupted_run(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, detector: str
+) -> None:
+    """Stopped inside an epoch, and in its last step, where validation is still to come."""
+    settings = make_settings(manifest, f"detection.detector={detector}", "detection.proposals=16")
+    runs = [manifest.parent / name for name in ("straight", "broken")]
+    detect(settings, "random", runs[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "Detecting", Interrupted)
+        patched.setattr(Interrupted, "stop_at", stop_at)
+        with pytest.raises(Stopped, match=f"after step {stop_at + 1} "):
+            detect(settings, "random", runs[1])
+    assert not (runs[1] / "scores.json").exists()
+    detect(settings, "random", runs[1], resume=True)
+    one, other = map(checkpoint, runs)
+    for part in ("model", "optimizer", "best"):
+        assert_same(one[part], other[part])
+    for name in ("detections.csv", "scores.json", "table.txt"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
+
+
+def test_detect__resumes_only_what_it_started(manifest: Path) -> None:
+    run, settings = manifest.parent / "run", make_settings(manifest, "detection.epochs=1")
+    detect(settings, "random", run)
+    assert str(manifest) not in str(checkpoint(run)["settings"])
+    moved = shutil.copy(manifest / "boxes.csv", manifest.parent / "moved.csv")
+    detect(make_settings(manifest, "detection.epochs=1", f"detection.boxes={moved}"), "random", run, resume=True)
+    for overrides, message in (("detection.size=48", "detection.size: was 64"), ("seed=3", "encoder: was random")):
+        with pytest.raises(SettingsError, match=message):
+            detect(make_settings(manifest, "detection.epochs=1", overrides), "random", run, resume=True)
+    write_boxes(manifest, read_boxes(manifest)[:-1])
+    with pytest.raises(SettingsError, match="table of boxes: was"):
+        detect(settings, "random", run, resume=True)
+
+
+def test_detect__refuses_what_cannot_be_learned_or_honestly_scored(manifest: Path) -> None:
+    out = manifest.parent / "run"
+    with pytest.raises(SettingsError, match=r"detection.global_batch_size 16 is more than the 12 annotated images"):
+        detect(make_settings(manifest, "detection.global_batch_size=16"), "random", out)
+    with pytest.raises(SettingsError, match=r"train.accumulation_steps 3 does not divide"):
+        settings_of_run(make_settings(manifest, "train.accumulation_steps=3"), out)
+    with pytest.raises(SettingsError, match=r"train.compile"):
+        settings_of_run(make_settings(manifest, "train.compile=true"), out)
+    with pytest.raises(SettingsError, match=r"the pack's canvases have 32 pixels"):
+        settings_of_run(make_settings(manifest, "data.pack=somewhere", "data.canvas_size=32"), out)
+    shared = (manifest / "test.csv").read_text().replace(f"{SECRET}-test-0", f"{SECRET}-train-0")
+    (manifest / "test.csv").write_text(shared)
+    with pytest.raises(ManifestError, match="test shares 1 patients"):
+        detect(make_settings(manifest), "random", out, test=True)
+    assert not out.exists()
+
+
+def test_settings_of_run__detection_has_a_say_in_the_loop(manifest: Path) -> None:
+    settings = settings_of_run(make_settings(manifest, "train.lr=9", "train.epochs=7"), manifest / "run")
+    assert (settings.train.lr, settings.train.epochs, settings.data.canvas_size) == (1e-3, 2, 64)
+    assert settings.out == manifest / "run"
+
+
+@pytest.mark.slow
+def test_detect__learns_what_shows(manifest: Path) -> None:
+    """The rectangles it was trained on are found, by both detectors."""
+    shutil.copy(manifest / "train.csv", manifest / "val.csv")
+    shutil.rmtree(manifest / "val")
+    shutil.copytree(manifest / "train", manifest / "val")
+    rows = [row for row in read_boxes(manifest) if row[0] != "val"]
+    write_boxes(manifest, [*rows, *(["val", *row[1:]] for row in rows if row[0] == "train")])
+    chosen = ["detection.epochs=60", "views.jitter_probability=0", "detection.lr=2e-3", "detection.labels=[Mass]"]
+    for detector in ("retinanet", "faster_rcnn"):
+        settings = make_settings(manifest, *chosen, f"detection.detector={detector}", "detection.proposals=64")
+        found = detect(settings, "random", manifest.parent / detector)
+        ap50 = next(r["value"] for r in found.records if (r["split"], r["metric"]) == ("val", "ap50"))
+        assert ap50 > 0.6, detector
+
+
+def test_configs__example_is_what_detect_takes() -> None:
+    settings = config.load(Path(__file__).parents[2] / "configs/detection.yaml")
+    assert settings_of_run(settings, Path("x")).data.canvas_size == settings.detection.size
