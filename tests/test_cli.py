@@ -17,6 +17,7 @@ from medmoco import cli
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "finetune",
     "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "report", "export", "import",
+    "verify", "detect",
 }  # fmt: skip
 
 

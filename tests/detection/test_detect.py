@@ -89,7 +89,9 @@ class Interrupted(Detecting):
         return super().losses(batch, measure)
 
 
-@pytest.mark.parametrize(("stop_at", "detector"), [(1, "retinanet"), (2, "faster_rcnn")])
+@pytest.mark.parametrize(
+    ("stop_at", "detector"), [(1, "retinanet"), pytest.param(2, "faster_rcnn", marks=pytest.mark.slow)]
+)
 def test_detect__resumed_is_bitwise_the_uninterrupted_run(
     manifest: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, detector: str
 ) -> None:

@@ -104,7 +104,7 @@ def test_export__content_is_an_allow_list(exported: tuple[Path, Path]) -> None:
         "steps", "grayscale", "canvas", "resize", "normalise", "mirror", "input", "outputs", "classifier", "model",
         "formats", "licence", "libraries", "files",
     }  # fmt: skip
-    assert set(contract["files"]) == {"encoder.onnx", "encoder.safetensors"}
+    assert set(contract["files"]) == {"encoder.onnx", "encoder.safetensors", "prepare.py"}
     assert set(json.loads((out / "parity.json").read_text())) == {"images", "measure", "formats"}
     assert "- Licence: CC-BY-4.0" in (out / "MODEL_CARD.md").read_text()
 

@@ -179,6 +179,7 @@ def test_use__films_to_features_and_probabilities_without_torch(
     assert np.ptp(torch.cat(features).numpy(), 0).max() > 0.01  # films differ
 
 
+@pytest.mark.slow
 def test_use__every_other_library_gives_the_same_features_and_a_new_head_learns(place: Path) -> None:
     backbone, settings = backbone_of(place)
     film = films_of(place)[0]

@@ -155,7 +155,7 @@ def test_verify__what_export_wrote(
     """The run and the data are not needed; sha256sum agrees."""
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(exported[1], elsewhere)
-    assert check_files(elsewhere) == 6
+    assert check_files(elsewhere) == 7
     parity = json.loads((elsewhere / "parity.json").read_text())
     parity["formats"] = [record for record in parity["formats"] if record["format"] == "onnx"]  # the quick one
     (elsewhere / "parity.json").write_text(json.dumps(parity))

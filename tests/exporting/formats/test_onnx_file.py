@@ -52,7 +52,7 @@ def test_write__unstripped_would_name_this_machine(
     tmp_path: Path, make_subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_file, "_strip", lambda _: None)
-    monkeypatch.setattr(onnx_file, "GraphNetwork", lambda _: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()))
+    monkeypatch.setattr(onnx_file, "GraphNetwork", lambda _: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval())
     (file,) = onnx_file.write(make_subject("test_vit"), tmp_path)
     assert Search(TRACES).content(file.read_bytes()) == "trace"
 
