@@ -27,6 +27,7 @@ demo: $(READY) ## phantoms, pretraining, evaluation, report and export in a few 
 	medmoco evaluate --config configs/demo.yaml --encoder demo/run --out demo/run/evaluation --test
 	medmoco curve --config configs/demo.yaml --encoder demo/run --out demo/run/curve --draws 3
 	medmoco export --run demo/run --out demo/export
+	medmoco verify demo/export
 	medmoco report demo/run --card demo/export/MODEL_CARD.md
 	@echo
 	@echo "The demo is done. It shows that all parts work, not what they are worth: the images are synthetic, and an"
