@@ -245,6 +245,7 @@ def _comes_back_in(source: Source, out: Path, formats: Sequence[str] | set[str])
     files = {
         "safetensors": "encoder.safetensors", "huggingface": "huggingface/model.safetensors",
         "torchvision": "encoder.torchvision.pth", "detectron2": "encoder.detectron2.pth",
+        "monai-bundle": "monai_bundle/models/model.pt",
     }  # fmt: skip
     images, expected = load_cases(out / "parity.safetensors")
     backbone = source.subject.backbone
