@@ -18,6 +18,11 @@ settings.register_profile("medmoco", derandomize=True, deadline=None)
 settings.load_profile("medmoco")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test: as the last one it would keep one worker busy while the other has nothing to do."""
+    items.sort(key=lambda item: not item.name.startswith("test_whole_journey"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real images and tables that lies beside the checkout; skip where there is none."""

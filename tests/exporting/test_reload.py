@@ -64,7 +64,7 @@ def test_main__runs_without_medmoco_and_keeps_chatter_out_of_the_features(tmp_pa
     with torch.inference_mode():
         expected = net(images).numpy()
     np.testing.assert_allclose(found["float32/features"], expected, atol=1e-5)
-    assert 0 < np.abs(found["bfloat16/features"] - expected).max() < 0.1 * np.abs(expected).max()
+    assert 0 < np.abs(found["bfloat16/features"] - expected[: reload.HALF_IMAGES]).max() < 0.1 * np.abs(expected).max()
 
 
 def test_load_safetensors__is_strict(tmp_path: Path) -> None:
