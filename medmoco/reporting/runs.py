@@ -307,7 +307,7 @@ def _read_settings(file: Path) -> Record:
     return tree
 
 
-_PLACES = ("out", "manifest", "root", "pack", "pack_cache", "init", "encoder", "run")
+_PLACES = ("out", "manifest", "root", "pack", "pack_cache", "init", "weights", "boxes", "encoder", "run")
 
 
 def _portable(tree: Record) -> Record:

@@ -144,13 +144,14 @@ def test_read_run__a_bin_without_counts_is_named(folder: Path) -> None:
 def test_read_run__settings_name_no_place(folder: Path) -> None:
     tree = yaml.safe_load((folder / "config.yaml").read_text())
     tree["data"] |= {"pack": "/srv/packs/cxr", "pack_cache": "C:\\cache"}
+    tree["detection"] = {"boxes": "doe-jane.csv"}
     tree["model"] |= {"backbone": "monai/densenet121", "init": "secret.pth"}
     tree["later"] = {"encoder": "cxr-0", "list": "~/x", "note": "a/b"}
     tree["evaluate"]["where"] = "PatientID == 00123"
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     run = read_run(folder)
     said = json.dumps(run.settings)
-    for secret in (str(folder.parent), "srv", "cache", "secret", "cxr-0", "~", "a/b", "00123"):
+    for secret in (str(folder.parent), "srv", "cache", "secret", "cxr-0", "~", "a/b", "00123", "doe-jane"):
         assert secret not in said.replace("data.pack_cache", "")
     assert run.settings["model.backbone"] == "monai/densenet121"
     assert run.settings["evaluate.where"] == "some, chosen by id"
