@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medmoco.config import DataSettings, RunSettings, ViewSettings
+from medmoco.config import DataSettings, RunSettings
 from medmoco.data import views as view_maker
 from medmoco.data.fingerprints import canvas_digest
 from medmoco.data.images import Canvas, read_canvas
@@ -297,7 +297,17 @@ def _raising(items: Generator[Batch | MedmocoError, None, None]) -> Batches:
             yield item
 
 
-def to_float(views: Tensor, settings: ViewSettings, device: torch.device, *, channels_last: bool) -> Tensor:
+class Normalisation(Protocol):
+    """Whatever says how pixels become floats: settings, or an export's own."""
+
+    @property
+    def mean(self) -> float: ...  # noqa: D102 - as in the settings
+
+    @property
+    def std(self) -> float: ...  # noqa: D102
+
+
+def to_float(views: Tensor, settings: Normalisation, device: torch.device, *, channels_last: bool) -> Tensor:
     """Move views to the device and normalise them there: (pixel / white - mean) / std.
 
     Args:

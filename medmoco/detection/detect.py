@@ -35,7 +35,7 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features import fingerprint
 from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.ledger import add_look, ledger_of
-from medmoco.evaluation.selection import Selection
+from medmoco.evaluation.selection import Selection, loop_settings
 from medmoco.evaluation.table import MACRO
 from medmoco.models.batch_norm import split_batch_norm
 from medmoco.training.checkpoint import load_backbone
@@ -47,9 +47,6 @@ from medmoco.training.optim import create_optimizer
 from medmoco.training.run_folder import HARMLESS, Start, describe_run, enter_folder, facts_of, keeping_status
 from medmoco.training.runlog import RunLog, saying_what_disk_refuses, write_json
 
-_OF_THE_LOOP = (
-    "epochs", "global_batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "schedule", "milestones",
-)  # fmt: skip
 _UNUSED = ("method.", "evaluate.", "finetune.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "detection."))
@@ -153,8 +150,7 @@ def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
         SettingsError: they contradict each other.
     """
     chosen = settings.detection
-    loop = {key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0}
-    train = settings.train.model_copy(update=loop)
+    train = loop_settings(settings.train, chosen)
     if train.compile:
         raise SettingsError("train.compile: detectors meet images of any size and are not compiled; set it to false")
     if train.global_batch_size % train.accumulation_steps:

@@ -30,6 +30,7 @@ from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.evaluation.calibration import Calibration
 from medmoco.evaluation.features import extract
 from medmoco.models.backbones import Backbone, create_backbone
+from medmoco.models.state_dicts import plain_tensors
 
 Floats = NDArray[np.float64]
 
@@ -212,9 +213,7 @@ def save_classifier(folder: Path, classifier: Classifier, facts: Tree) -> None:
     state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
         raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
-    layout = torch.contiguous_format
-    plain = {name: value.detach().cpu().clone(memory_format=layout) for name, value in state.items()}
-    content = save(plain, metadata={"format": "pt"})
+    content = save(plain_tensors(state), metadata={"format": "pt"})
     own = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
     tree = _Facts.model_validate({**facts, **own}).model_dump(mode="json")
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"

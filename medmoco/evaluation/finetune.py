@@ -25,7 +25,7 @@ from medmoco.evaluation.classifier import Classifier, describe_classifier, save_
 from medmoco.evaluation.clinical import describe_judgements, judge
 from medmoco.evaluation.features import extract, fingerprint
 from medmoco.evaluation.metrics import auroc, undefined
-from medmoco.evaluation.selection import Selection
+from medmoco.evaluation.selection import Selection, loop_settings
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
 from medmoco.models.batch_norm import split_batch_norm
@@ -53,9 +53,6 @@ _CROP_FLIP: Tree = {
     "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip_probability": 0.5, "rotation": 0.0,
     "jitter_probability": 0.0, "blur_probability": 0.0, "noise_probability": 0.0, "cutout_probability": 0.0,
 }  # fmt: skip
-_OF_THE_LOOP = (
-    "epochs", "global_batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "schedule", "milestones",
-)  # fmt: skip
 # Of these, fine-tuning uses what decides which images it learns from and how validation sees them.
 _UNUSED = ("method.", "evaluate.")
 _USED = ("evaluate.where", "evaluate.size", "evaluate.mirror")
@@ -171,9 +168,8 @@ def _say_start(
 def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
     """Return the settings that the loop and the views follow: `finetune` takes the place of what it has a say in."""
     chosen = settings.finetune
-    loop = {key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0}
     views = settings.views.model_copy(update=_CROP_FLIP if chosen.augmentation == "crop_flip" else {})
-    train = settings.train.model_copy(update=loop)
+    train = loop_settings(settings.train, chosen)
     if train.global_batch_size // train.accumulation_steps < 2:
         raise SettingsError(
             f"train.accumulation_steps {train.accumulation_steps} leaves parts of less than 2 images of"

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medmoco.config import Tree
+from medmoco.config import DetectionSettings, FinetuneSettings, TrainSettings, Tree
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder
 from medmoco.errors import Stopped
@@ -21,6 +21,16 @@ from medmoco.training.run_folder import CHECKPOINTS, write_status
 from medmoco.training.runlog import RunLog
 
 Measure = Callable[[Callable[[], bool]], tuple[float, dict[str, float]]]
+
+
+_OF_THE_LOOP = (
+    "epochs", "global_batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "schedule", "milestones",
+)  # fmt: skip
+
+
+def loop_settings(train: TrainSettings, chosen: FinetuneSettings | DetectionSettings) -> TrainSettings:
+    """Return what the training loop follows: `chosen` takes the place of what it has a say in."""
+    return train.model_copy(update={key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0})
 
 
 @dataclass

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco.data.files import sha256_of
+from medmoco.data.loading import to_float
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.exporting import prepare
 from medmoco.exporting.contract import files_in, preprocessing
@@ -30,7 +31,7 @@ from medmoco.exporting.formats import (
 from medmoco.exporting.parity import CASES, SUMS, Floats, NotInstalledError, compare, save_cases, synthetic_views
 from medmoco.exporting.scan import folder_names, refuse_names
 from medmoco.exporting.sources import Source, Warn
-from medmoco.exporting.subject import GraphNetwork, Preparation, Subject
+from medmoco.exporting.subject import GraphNetwork, Subject
 from medmoco.training.runlog import print_warning, write_json
 
 FORMATS: dict[str, Format] = {
@@ -126,7 +127,8 @@ def _prove(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: li
     """
     prepared = subject.preparation
     synthetic = synthetic_views(prepared.size, prepared.bit_depth)
-    images = _normalised(np.concatenate([synthetic, *real]), prepared)
+    views = torch.from_numpy(np.concatenate([synthetic, *real]))
+    images: Floats = to_float(views, prepared, torch.device("cpu"), channels_last=False).numpy()
     expected = _outputs(subject, images)
     if not all(np.isfinite(values).all() for values in expected.values()):
         raise CheckpointError("the network's outputs are not finite: its training diverged; nothing was exported")
@@ -150,13 +152,7 @@ def _outputs(subject: Subject, images: Floats) -> dict[str, Floats]:
     """Return what the network gives, by name, and the features of each image as it is."""
     batch = torch.from_numpy(images)
     with torch.inference_mode():
-        outputs, features = GraphNetwork(subject)(batch), subject.backbone(batch)
+        outputs = GraphNetwork(subject)(batch)
+        features = outputs if subject.head is None else subject.backbone(batch)
     named = zip(subject.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
     return {"features": features.numpy(), **{name: values.numpy() for name, values in named}}
-
-
-def _normalised(views: NDArray[Any], prepared: Preparation) -> Floats:
-    """Return (N, 1, S, S) float32; the arithmetic is that of data.loading.to_float."""
-    white = 2**prepared.bit_depth - 1
-    floats: Floats = views.astype(np.float32) * (1 / (white * prepared.std)) - prepared.mean / prepared.std
-    return floats

@@ -17,6 +17,7 @@ from medmoco.errors import CheckpointError
 from medmoco.evaluation.classifier import Classifier, load_classifier
 from medmoco.models.backbones import Backbone
 from medmoco.models.naming import timm_model
+from medmoco.models.state_dicts import plain_tensors
 from medmoco.training.checkpoint import load_backbone
 
 INPUT = "image"
@@ -189,9 +190,13 @@ def network(subject: Subject) -> dict[str, Any]:
     }
 
 
+def written(arguments: Mapping[str, Any]) -> str:
+    """Write keyword arguments as they stand in a call, for the card."""
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+
+
 def save_state(state: Mapping[str, Tensor], file: Path) -> Path:
     """Write tensors alone as safetensors."""
-    layout = torch.contiguous_format
-    plain = {name: value.detach().clone(memory_format=layout) for name, value in state.items()}
-    file.write_bytes(save(plain, metadata={"format": "pt"}))  # save_file would make it unreadable to others
+    content = save(plain_tensors(state), metadata={"format": "pt"})
+    file.write_bytes(content)  # save_file would make it unreadable to others
     return file

@@ -23,7 +23,7 @@ from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.models.finding import Which, find, recognise
 from medmoco.models.imports import Imported, fit
 from medmoco.models.naming import kind_of
-from medmoco.models.state_dicts import Contents, read_contents
+from medmoco.models.state_dicts import Contents, plain_tensors, read_contents
 
 ENCODER, FACTS, KEYS = "encoder.safetensors", "import.json", "keys.csv"
 
@@ -123,8 +123,7 @@ def _write(out: Path, net: Backbone, imported: Imported, facts: dict[str, Any]) 
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".medmoco-import-") as temporary:
         folder = Path(temporary) / "import"
         folder.mkdir()
-        state = {name: value.contiguous().clone() for name, value in imported.state.items()}
-        content = save(state, metadata={"format": "pt", "backbone": net.name})
+        content = save(plain_tensors(imported.state), metadata={"format": "pt", "backbone": net.name})
         (folder / ENCODER).write_bytes(content)
         with (folder / KEYS).open("w", newline="", encoding="utf-8") as stream:
             table = csv.writer(stream)

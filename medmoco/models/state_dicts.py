@@ -88,6 +88,12 @@ _HARMLESS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies as a file of weights holds them: on the CPU, contiguous, without gradients, sharing nothing."""
+    layout = torch.contiguous_format
+    return {name: value.detach().cpu().clone(memory_format=layout) for name, value in state.items()}
+
+
 def read_contents(file: Path) -> Contents:
     """Read .safetensors, .npz, or what torch.save wrote (.pt, .pth, .pth.tar, .ckpt, .bin).
 

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from medmoco.errors import CheckpointError
 from medmoco.exporting import parity, reload
@@ -19,6 +17,7 @@ from medmoco.exporting.parity import (
     save_cases,
     synthetic_views,
 )
+from tests.exporting.made_files import write_linear_onnx
 
 IMAGES = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).standard_normal((16, 5)).astype(np.float32)
@@ -26,26 +25,7 @@ WEIGHTS = np.random.default_rng(1).standard_normal((16, 5)).astype(np.float32)
 
 @pytest.fixture
 def onnx_file(tmp_path: Path) -> Path:
-    """Write features = flatten(image) @ WEIGHTS, and its contract beside it."""
-    nodes = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes, "encoder",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 4, 4])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 5])],
-        [numpy_helper.from_array(WEIGHTS, "weights")],
-    )  # fmt: skip
-    file = tmp_path / "encoder.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
-    contract = {
-        "input": {"name": "image"},
-        "outputs": [{"name": "features"}],
-        "formats": {"onnx": {"path": "encoder.onnx", "precisions": ["float32"]}},
-    }
-    (tmp_path / "preprocessing.json").write_text(json.dumps(contract))
-    return file
+    return write_linear_onnx(tmp_path, WEIGHTS)
 
 
 def expected() -> np.ndarray:

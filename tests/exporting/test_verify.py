@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from medmoco.errors import CheckpointError
 from medmoco.exporting import verify as verify_module
 from medmoco.exporting.parity import NotInstalledError, save_cases
 from medmoco.exporting.verify import check_files, verify
+from tests.exporting.made_files import write_linear_onnx
 
 
 def seal(folder: Path) -> None:
@@ -29,24 +28,7 @@ def folder(tmp_path: Path) -> Path:
     """Return an export of features = 2 * flatten(image), in ONNX."""
     out = tmp_path / "export"
     (out / "parts").mkdir(parents=True)
-    nodes = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes, "encoder",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 4, 4])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 16])],
-        [numpy_helper.from_array(2 * np.eye(16, dtype=np.float32), "weights")],
-    )  # fmt: skip
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), out / "encoder.onnx"
-    )
-    contract = {
-        "input": {"name": "image"}, "outputs": [{"name": "features"}],
-        "formats": {"onnx": {"path": "encoder.onnx", "precisions": ["float32"]}},
-    }  # fmt: skip
-    (out / "preprocessing.json").write_text(json.dumps(contract))
+    write_linear_onnx(out, 2 * np.eye(16, dtype=np.float32))
     (out / "parity.json").write_text(json.dumps({"formats": [{"format": "onnx"}]}))
     (out / "parts" / "readme").write_text("text")
     images = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)

@@ -15,6 +15,7 @@ import torch
 
 from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject
 from medmoco.models.naming import rename
+from medmoco.models.state_dicts import plain_tensors
 
 # Networks -> the settings below MODEL.RESNETS that say so.
 _NETWORKS: dict[str, dict[str, int]] = {
@@ -40,9 +41,7 @@ def refusal(subject: Subject) -> str | None:
 def write(subject: Subject, folder: Path) -> list[Path]:
     """Write tensors alone, which torch.load reads with weights_only=True."""
     state = rename(subject.backbone.net.state_dict(), subject.backbone.name, "timm", "detectron2")
-    layout = torch.contiguous_format
-    plain = {name: value.detach().clone(memory_format=layout) for name, value in state.items()}
-    torch.save({"model": plain, "__author__": "medmoco", "matching_heuristics": True}, folder / _FILE)
+    torch.save({"model": plain_tensors(state), "__author__": "medmoco", "matching_heuristics": True}, folder / _FILE)
     return [folder / _FILE]
 
 

@@ -21,6 +21,7 @@ import torch
 from medmoco import __version__
 from medmoco.exporting import prepare
 from medmoco.exporting.subject import Subject, network, plain_state
+from medmoco.models.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -40,7 +41,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     root = folder / FOLDER
     for name in ("configs", "docs", "models", "scripts"):
         (root / name).mkdir(parents=True)
-    torch.save({name: value.detach().clone() for name, value in plain_state(subject).items()}, root / "models/model.pt")
+    torch.save(plain_tensors(plain_state(subject)), root / "models/model.pt")
     texts = {
         "LICENSE": _LICENCE.format(licence=subject.licence),
         "configs/inference.json": _json(inference(subject)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, save_state
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, save_state, written
 
 
 def refusal(subject: Subject) -> str | None:
@@ -21,7 +21,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 def describe(subject: Subject) -> dict[str, Any]:
     """Say how it is loaded: by timm's own checkpoint_path, which is strict about every key."""
     build = network(subject)
-    arguments = ", ".join(f"{key}={value!r}" for key, value in build["arguments"].items())
+    arguments = written(build["arguments"])
     return {
         "library": "timm",
         "precisions": list(NETWORK_PRECISIONS),

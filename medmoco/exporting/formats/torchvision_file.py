@@ -10,8 +10,9 @@ import torchvision
 from torch import nn
 
 from medmoco.errors import CheckpointError
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, plain_state
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, plain_state, written
 from medmoco.models.naming import kind_of, naming_of, rename
+from medmoco.models.state_dicts import plain_tensors
 
 # kind of network -> the first convolution, and the classifier that an encoder does without
 _ENDS = {
@@ -37,7 +38,7 @@ def refusal(subject: Subject) -> str | None:
 def write(subject: Subject, folder: Path) -> list[Path]:
     """Write tensors alone, which torch.load reads with weights_only=True."""
     file = folder / _name(subject)
-    torch.save(_state(subject), file)
+    torch.save(plain_tensors(_state(subject)), file)
     return [file]
 
 
@@ -50,7 +51,6 @@ def describe(subject: Subject) -> dict[str, Any]:
     build: dict[str, Any] = _vit(subject) if kind == "vit" else {"function": _plain(backbone.name), "arguments": {}}
     if subject.head is not None:
         build["arguments"]["num_classes"] = subject.head.out_features
-    arguments = ", ".join(f"{key}={value!r}" for key, value in build["arguments"].items())
     layer = next(layer for layer in backbone.net.modules() if isinstance(layer, nn.Conv2d))
     shape = f"1, {layer.out_channels}, {layer.kernel_size[0]}, {layer.stride[0]}, {layer.padding[0]}"
     bias = "" if layer.bias is not None else ", bias=False"
@@ -61,7 +61,7 @@ def describe(subject: Subject) -> dict[str, Any]:
         "first_conv": first_conv,
         "replaced_by_identity": classifier if subject.head is None else None,
         "load": [
-            f"net = torchvision.models.{build['function']}({arguments})",
+            f"net = torchvision.models.{build['function']}({written(build['arguments'])})",
             f'net.set_submodule("{first_conv}", torch.nn.Conv2d({shape}{bias}))',
             *([f'net.set_submodule("{classifier}", torch.nn.Identity())'] if subject.head is None else []),
             f'net.load_state_dict(torch.load("{_name(subject)}", weights_only=True), strict=True)',
@@ -85,9 +85,7 @@ def _models() -> list[str]:
 
 def _state(subject: Subject) -> dict[str, torch.Tensor]:
     name = subject.backbone.name
-    state = rename(plain_state(subject), name, naming_of(name), "torchvision")
-    layout = torch.contiguous_format
-    return {name: value.detach().clone(memory_format=layout) for name, value in state.items()}
+    return rename(plain_state(subject), name, naming_of(name), "torchvision")
 
 
 def _is_plain_vit(subject: Subject) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medmoco.exporting.formats import detectron2_file
-from medmoco.models.backbones import load_weights
+from tests.exporting.made_files import assert_comes_back_in
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -21,13 +21,7 @@ def test_write__names_compute_the_features(tmp_path: Path, make_subject, read_ba
 def test_write__comes_back_in(tmp_path: Path, make_subject) -> None:
     subject = make_subject("resnet18")
     (file,) = detectron2_file.write(subject, tmp_path)
-    images = torch.randn(2, 1, 32, 32)
-    expected = subject.backbone(images)
-    other = make_subject("resnet18").backbone
-    for parameter in other.parameters():
-        parameter.zero_()
-    load_weights(other, file)
-    torch.testing.assert_close(other(images), expected, rtol=0, atol=1e-6)
+    assert_comes_back_in(file, subject, make_subject("resnet18").backbone)
 
 
 def test_write__holds_what_the_checkpointer_reads(tmp_path: Path, make_subject) -> None:

@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from medmoco.exporting.formats import torchvision_file
-from medmoco.models.backbones import load_weights
+from tests.exporting.made_files import assert_comes_back_in
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,7 @@ def test_write__a_stranger_needs_torchvision_alone(
 def test_write__comes_back_in(tmp_path: Path, make_subject) -> None:
     subject = make_subject("resnet18")
     (file,) = torchvision_file.write(subject, tmp_path)
-    images = torch.randn(2, 1, 32, 32)
-    expected = subject.backbone(images)
-    other = make_subject("resnet18").backbone
-    for parameter in other.parameters():
-        parameter.zero_()
-    load_weights(other, file)
-    torch.testing.assert_close(other(images), expected, rtol=0, atol=1e-6)
+    assert_comes_back_in(file, subject, make_subject("resnet18").backbone)
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "vit_tiny_r_s16_p8_224", "vit_wee_patch16_reg1_gap_256"])
