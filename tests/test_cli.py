@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pytest
@@ -24,22 +25,48 @@ COMMANDS = {
 OF_CXR = ["--config", "configs/cxr.yaml", "--encoder", "random"]
 
 
-def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run medmoco as a user does."""
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run medmoco as a user does, in a process of its own; importing all it needs takes that some seconds."""
     command = [sys.executable, "-m", "medmoco.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == 0, done.stderr
     return done
+
+
+class Said(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+class Call(Protocol):
+    def __call__(self, *arguments: object, code: int = 0) -> Said:
+        """Run medmoco with the arguments of a command line; it must end with `code`."""
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Return what runs medmoco's command line in this process."""
+
+    def run(*arguments: object, code: int = 0) -> Said:
+        monkeypatch.setattr(sys, "argv", ["medmoco", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = Said(*capsys.readouterr())
+        assert (ended.value.code or 0) == code, said.stderr
+        return said
+
+    return run
 
 
 def test_commands__are_what_the_help_lists() -> None:
     assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == COMMANDS
-    text = call("--help").stdout
+    text = start("--help").stdout
     assert all(f" {name} " in text for name in COMMANDS)
 
 
 def test_config__prints_the_tree() -> None:
-    out = call("config", "--config", "configs/cxr.yaml", "train.lr=0.5").stdout
+    out = start("config", "--config", "configs/cxr.yaml", "train.lr=0.5").stdout
     assert "lr: 0.5" in out
     assert "# command line" in out
 
@@ -65,15 +92,15 @@ def test_config__prints_the_tree() -> None:
         (["placement", *OF_CXR, "--out", "a", "--twin", "spin"], 2, "there is flip, rotate"),
     ],
 )
-def test_errors__are_short_and_have_their_exit_code(arguments: list[str], code: int, expected: str) -> None:
-    done = call(*arguments, code=code)
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+def test_errors__are_short_and_have_their_exit_code(call: Call, arguments: list[str], code: int, expected: str) -> None:
+    said = call(*arguments, code=code).stderr
+    assert expected in said
+    assert "Traceback" not in said
     if code != 2 or arguments[0] == "config":
-        assert len(done.stderr.splitlines()) <= 5
+        assert len(said.splitlines()) <= 5
 
 
-def test_split__writes_the_files_and_says_their_sizes(tmp_path: Path) -> None:
+def test_split__writes_the_files_and_says_their_sizes(call: Call, tmp_path: Path) -> None:
     rows = "".join(f"{number}.png,{number // 2},{number % 2},{number % 3 - 1}\n" for number in range(200))
     (tmp_path / "all.csv").write_text(f"Path,Person,A,B\n{rows}")
     options = ["--labels", "A, B", "--group", "Person", "--val", 0.2, "--fractions", "10, 50"]
@@ -83,7 +110,7 @@ def test_split__writes_the_files_and_says_their_sizes(tmp_path: Path) -> None:
     assert names == {"train.csv", "val.csv", "test.csv", "train_10.csv", "train_50.csv", "README.md"}
 
 
-def test_whole_journey__phantoms_to_export(tmp_path: Path) -> None:
+def test_whole_journey__phantoms_to_export(call: Call, tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     call("phantom", "--out", data, "--patients", 24, "--image-size", 64)
     file = tmp_path / "settings.yaml"
@@ -100,7 +127,7 @@ evaluate: {{bootstrap: 100}}
     assert "looked for and not found: file missing" in said
     assert f"no faults; the report and the list of rows are in {tmp_path / 'run-check'}" in said
     call("preview", "--config", file, "--out", tmp_path / "views.png", "--images", 2, "--views", 3)
-    made = call("pretrain", "--config", file, f"data.pack={tmp_path / 'pack'}")
+    made = start("pretrain", "--config", file, f"data.pack={tmp_path / 'pack'}")
     assert f"data.pack: {tmp_path / 'pack'} is not there yet or unfinished; making it first" in made.stderr
     assert "use it with data.pack=" in call("pack", "--config", file, "--out", tmp_path / "pack").stdout
     call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation", f"data.pack={tmp_path / 'pack'}")
@@ -112,7 +139,7 @@ evaluate: {{bootstrap: 100}}
     }
 
 
-def test_check__ends_with_exit_code_3_after_the_whole_report(tmp_path: Path) -> None:
+def test_check__ends_with_exit_code_3_after_the_whole_report(call: Call, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
     for name in ("secret1", "secret2"):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
@@ -132,7 +159,7 @@ def test_check__ends_with_exit_code_3_after_the_whole_report(tmp_path: Path) -> 
     assert (tmp_path / "report/rows.csv").read_text().count("\n") > 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_pretrain__a_signal_to_the_whole_process_group_saves_and_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -167,7 +194,7 @@ def test_pretrain__a_signal_to_the_whole_process_group_saves_and_says_how_to_go_
 
 
 @pytest.mark.slow
-def test_evaluate__real_films_give_the_known_score_of_raw_pixels(shared: Path, tmp_path: Path) -> None:
+def test_evaluate__real_films_give_the_known_score_of_raw_pixels(call: Call, shared: Path, tmp_path: Path) -> None:
     """Viral versus bacterial from 32 x 32 pixels is known to score 0.835 on these 437 test images."""
     data = [f"data.manifest={shared}/data/cxr_dev", f"data.root={shared}/data/cxr_dev/{{split}}", "data.labels=[Viral]"]
     out = tmp_path / "scores"
@@ -182,7 +209,7 @@ def test_evaluate__real_films_give_the_known_score_of_raw_pixels(shared: Path, t
     assert found["untrained", "test"]["auroc"] > 0.7
 
 
-def test_finetune__refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_finetune__refuses_several_processes(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {
         "RANK": 0,
         "WORLD_SIZE": 2,
@@ -195,7 +222,7 @@ def test_finetune__refuses_several_processes(monkeypatch: pytest.MonkeyPatch, tm
     assert "fine-tuning runs in one process, and the launcher started 2" in done.stderr
 
 
-def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(tmp_path: Path) -> None:
+def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(call: Call, tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "pack"
     call("phantom", "--out", data, "--patients", 10, "--image-size", 64)
     next((data / "train").rglob("*.png")).write_bytes(b"")

@@ -190,6 +190,7 @@ def command(settings: Path, out: Path, *more: str) -> str:
     return shlex.join([sys.executable, "-m", "medmoco.cli", "pretrain", "--config", str(settings), f"out={out}", *more])
 
 
+@pytest.mark.slow
 def test_shared_memory__too_small_is_said_before_anything_is_done(settings: Path, tmp_path: Path) -> None:
     done = with_shared_memory(2**16, command(settings, tmp_path / "run", "data.workers=3"))
     assert done.returncode == 2, done.stderr

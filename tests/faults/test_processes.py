@@ -40,10 +40,8 @@ def test_processes__two_leave_one_run_folder(settings: Path, together: Path, str
     assert losses(together)[0][1] == pytest.approx(losses(straight)[0][1], rel=1e-5)  # the same batch and groups
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGUSR1, signal.SIGINT))],
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.slow
 def test_processes__a_signal_stops_all_at_one_step_and_resuming_is_bitwise(
     settings: Path, together: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
