@@ -10,13 +10,18 @@ import re
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medmoco import config
 from medmoco.errors import DataError, DistributedError, MedmocoError, SettingsError, Stopped
+
+if TYPE_CHECKING:
+    from medmoco.training.distributed import Group
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +38,9 @@ DATA, TRAINING, EVIDENCE, INSIGHT, USE = "Data", "Training", "Evidence", "What a
 Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")
+]
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine, one for each GPU (all GPUs if not given).")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
@@ -186,17 +194,30 @@ def pretrain(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    devices: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine, one for each GPU (all GPUs if not given).")
-    ] = None,
+    devices: Devices = None,
     allow_change: AllowChange = False,
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = config.load(config_file, overrides or ())
     from medmoco.evaluation.monitor import knn_monitor
+    from medmoco.training.pretrain import pretrain as run
+
+    changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
+    with _in_processes(settings, devices) as group:
+        group.first(lambda: _make_missing_pack(settings), patiently=True)
+        run(settings, monitor=knn_monitor, **changes, group=group)
+        if group.is_first:
+            print(f"run folder: {settings.out}")
+
+
+@contextmanager
+def _in_processes(settings: config.RunSettings, devices: int | None) -> Iterator[Group]:
+    """Start as many processes as are wanted, unless a launcher has; one of them says what goes wrong, and how to go on.
+
+    The process that starts others waits for them and ends with their exit code.
+    """
     from medmoco.training.distributed import joined
     from medmoco.training.launch import find_placement, launch, wanted_processes
-    from medmoco.training.pretrain import pretrain as run
 
     placement = find_placement(os.environ)
     processes = 1 if placement else wanted_processes(settings.train, devices)
@@ -204,23 +225,13 @@ def pretrain(
         raise typer.Exit(launch(sys.argv[1:], processes))
     with joined(settings.train, placement) as group:
         try:
-            group.first(lambda: _make_missing_pack(settings), patiently=True)
-            run(
-                settings,
-                monitor=knn_monitor,
-                resume=resume,
-                overwrite=overwrite,
-                allow_change=allow_change,
-                group=group,
-            )
+            yield group
         except DistributedError as error:
             raise DistributedError(f"process {group.rank}: {error}") from None
         except MedmocoError as error:
             if not group.is_first:
                 raise typer.Exit(error.exit_code) from None  # all have met it, the first says it
             raise _with_way_on(error) from None
-        if group.is_first:
-            print(f"run folder: {settings.out}")
 
 
 def _with_way_on(error: MedmocoError) -> MedmocoError:
@@ -353,7 +364,7 @@ def finetune(
     settings = config.load(config_file, overrides or ())
     from medmoco.evaluation.finetune import finetune as run
 
-    _refuse_several_processes("fine-tuning")
+    _refuse_several_processes()
     try:
         run(settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=_say)
     except MedmocoError as error:
@@ -376,29 +387,30 @@ def detect(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    devices: Devices = None,
     allow_change: AllowChange = False,
 ) -> None:
     """Train a detector on boxes with the encoder as its backbone, and score it by average precision."""
     settings = config.load(config_file, overrides or ())
     from medmoco.detection.detect import detect as run
 
-    _refuse_several_processes("detection")
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
-    try:
-        found = run(settings, encoder, out, test=test, against=against, pictures=pictures, **changes, say=_say)
-    except MedmocoError as error:
-        raise _with_way_on(error) from None
-    print(found.table)
-    print(f"run folder: {out}")
+    with _in_processes(settings, devices) as group:
+        found = run(
+            settings, encoder, out, test=test, against=against, pictures=pictures, **changes, say=_say, group=group
+        )
+        if found:
+            print(found.table)
+            print(f"run folder: {out}")
 
 
-def _refuse_several_processes(what: str) -> None:
+def _refuse_several_processes() -> None:
     from medmoco.training.launch import find_placement
 
     placement = find_placement(os.environ)
     if placement and placement.size > 1:
         raise SettingsError(
-            f"{what} runs in one process, and the launcher started {placement.size}; start it without one,\n"
+            f"fine-tuning runs in one process, and the launcher started {placement.size}; start it without one,\n"
             "or with one task (srun --ntasks=1)"
         )
 

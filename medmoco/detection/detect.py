@@ -16,7 +16,7 @@ from medmoco.config import RunSettings, Tree
 from medmoco.data.manifest import Split
 from medmoco.data.order import StepOrder
 from medmoco.data.quarantine import Quarantine
-from medmoco.data.workers import check_shared_memory
+from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.detection.boxes import Annotations, load_annotations
 from medmoco.detection.detectors import create_detector
 from medmoco.detection.drawing import draw_detections
@@ -37,15 +37,15 @@ from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines,
 from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.selection import Selection, loop_settings
 from medmoco.evaluation.table import MACRO
-from medmoco.models.batch_norm import split_batch_norm
+from medmoco.models.batch_norm import split_batch_norm, sync_batch_norm
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device, choose_precision, memory_explained
-from medmoco.training.distributed import ALONE
+from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import TrainState, fit
 from medmoco.training.mishaps import Mishaps
 from medmoco.training.optim import create_optimizer
 from medmoco.training.run_folder import HARMLESS, Start, describe_run, enter_folder, facts_of, keeping_status
-from medmoco.training.runlog import RunLog, saying_what_disk_refuses, write_json
+from medmoco.training.runlog import RunLog, SilentLog, saying_what_disk_refuses, write_json
 
 _UNUSED = ("method.", "evaluate.", "finetune.", "data.labels")
 _USED = ("evaluate.where",)
@@ -74,7 +74,8 @@ def detect(
     overwrite: bool = False,
     allow_change: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> Detected:
+    group: Group = ALONE,
+) -> Detected | None:
     """Train a detector on the boxes of train, keep the epoch that is best on val, and score it.
 
     The run folder gets detections.csv, scores.json and table.txt besides what every run folder has.
@@ -90,60 +91,71 @@ def detect(
         overwrite: Delete a run that is in the folder.
         allow_change: Resume although settings, the manifest or the boxes have changed.
         say: Told of damaged checkpoints of the encoder.
+        group: The processes that train together; the first of them scores, writes and speaks.
+
+    Returns:
+        What the run came to; None on all processes but the first.
 
     Raises:
         SettingsError: there is nothing to learn, the encoder has no feature maps, or the folder holds another run.
         ManifestError: manifest or boxes cannot be used, or test shares patients or images with what was learned from.
-        CheckpointError, DataError, DivergedError, Stopped: see there; status.json then says which.
+        CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
-    settings = settings_of_run(settings, out)
+    settings = settings_of_run(settings, out, group.size)
     device = choose_device(settings.train)
     precision, why = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    annotations, notes = _load(settings, encoder, test)
-    other = read_detections(against, annotations, _scored(annotations)) if against else None
-    backbone, source = load_backbone(encoder, settings, say)
-    facts = _facts(settings, annotations, backbone, source)
+    beside = group.tell(shared_memory_place()).count(shared_memory_place())  # processes on this machine, with this one
+    with group.one_fate():
+        annotations, notes = _load(settings, encoder, test, group.size, beside)
+        other = read_detections(against, annotations, _scored(annotations)) if against else None
+        backbone, source = load_backbone(encoder, settings, say if group.is_first else lambda _: None)
+    facts = {**_facts(settings, annotations, backbone, source), "processes": group.size}
     model = create_detector(backbone, settings, len(annotations.labels))
     run = _Run(settings, annotations, model, encoder, source, device, precision)
     with ExitStack() as stack:
         start = enter_folder(
-            stack, settings, facts, lambda: _create_state(model, settings, device, precision),
-            resume=resume, overwrite=overwrite, allow_change=allow_change, harmless=_HARMLESS,
+            stack, settings, facts, lambda: _create_state(model, settings, device, precision, group),
+            resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
         )  # fmt: skip
-        describe_run(settings.out, settings, device, precision, facts)
-        _train(stack, run, start, facts, [*notes, f"{device.type}, {precision} ({why})"])
-        return run.finish(other, pictures)
+        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
+        where = f"{f'{group.size} processes on ' if group.size > 1 else ''}{device.type}, {precision} ({why})"
+        _train(stack, run, start, facts, [*notes, where], group)
+        return group.first(lambda: run.finish(other, pictures), patiently=True)
 
 
-def _train(stack: ExitStack, run: _Run, start: Start, facts: Tree, notes: Sequence[str]) -> None:
+def _train(stack: ExitStack, run: _Run, start: Start, facts: Tree, notes: Sequence[str], group: Group) -> None:
     """Train to the end, and put the best epoch's weights into the model."""
     settings, state, train = run.settings, start.state, run.annotations.splits["train"]
     order = StepOrder(settings.seed, len(train), settings.train.global_batch_size, settings.train.epochs)
-    log = stack.enter_context(RunLog(settings.out, steps=order.steps, start_step=state.step))
+    make_log = RunLog if group.is_first else SilentLog
+    log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
     for text in (*notes, *(f"warning: {warning}" for warning in start.warnings)):
         log.say(text)
     log.say(
         f"{'resuming' if start.saved else 'training'} {settings.detection.detector} on {settings.model.backbone},"
         f" up to {order.steps} steps of {order.batch_size}, from step {state.step}"
     )
-    stack.enter_context(keeping_status(settings.out, state, order.steps))
+    if group.is_first:
+        stack.enter_context(keeping_status(settings.out, state, order.steps))
     quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
-    mishaps = Mishaps(order, train.split, state, log, ALONE, quarantine)
+    mishaps = Mishaps(order, train.split, state, log, group, quarantine)
     mishaps.say_what_is_known()
-    selection = Selection(settings.out, order, state, facts, log, mishaps, settings.detection.patience, run.measure)
+    selection = Selection(
+        settings.out, order, state, facts, log, mishaps, settings.detection.patience, run.measure, group=group
+    )
     selection.take_up(start.saved)
-    batches = stack.enter_context(closing(detector_batches(train, settings, order, state.step)))
+    batches = stack.enter_context(closing(detector_batches(train, settings, order, state.step, group.share)))
     with memory_explained(settings.train):
-        task = Detecting(run.model, train, settings, run.device, run.precision)
-        fit(task, batches, state, order, settings.train, log, selection.hooks())
+        task = Detecting(run.model, train, settings, run.device, run.precision, group)
+        fit(task, batches, state, order, settings.train, log, selection.hooks(), group)
     mishaps.say_what_came()
     selection.take_best()
     log.say(f"done: {selection.best.validated} epochs; number {selection.best.epoch + 1} is the best on val")
 
 
-def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
+def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
     """Return the settings that the loop follows: `detection` takes the place of what it has a say in.
 
     Raises:
@@ -153,10 +165,10 @@ def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
     train = loop_settings(settings.train, chosen)
     if train.compile:
         raise SettingsError("train.compile: detectors meet images of any size and are not compiled; set it to false")
-    if train.global_batch_size % train.accumulation_steps:
+    if train.global_batch_size % (processes * train.accumulation_steps):
         raise SettingsError(
-            f"train.accumulation_steps {train.accumulation_steps} does not divide detection.global_batch_size"
-            f" {train.global_batch_size}"
+            f"detection.global_batch_size {train.global_batch_size} does not divide among {processes} process(es)"
+            f" x train.accumulation_steps {train.accumulation_steps}"
         )
     if not settings.data.pack:  # a pack's canvases are as they are
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"canvas_size": chosen.size})})
@@ -168,7 +180,9 @@ def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
     return settings.model_copy(update={"out": out, "train": train})
 
 
-def _load(settings: RunSettings, encoder: str, test: bool) -> tuple[Annotations, list[str]]:
+def _load(
+    settings: RunSettings, encoder: str, test: bool, processes: int, beside: int
+) -> tuple[Annotations, list[str]]:
     """Load images and boxes, and refuse what cannot be learned or honestly scored."""
     annotations = load_annotations(settings, ("train", "val", *(["test"] if test else [])))
     if MACRO in annotations.labels:
@@ -183,7 +197,7 @@ def _load(settings: RunSettings, encoder: str, test: bool) -> tuple[Annotations,
             f"detection.global_batch_size {batch} is more than the {len(splits['train'])} annotated images of train"
         )
     canvas = settings.views.model_copy(update={"size": settings.data.canvas_size})
-    check_shared_memory(settings.model_copy(update={"views": canvas}), batch, 1, views=1)
+    check_shared_memory(settings.model_copy(update={"views": canvas}), batch // processes, beside, views=1)
     counts = [
         f"{name} {len(found)} images with {len(found.labels)} boxes in {np.unique(found.images).size}"
         for name, found in annotations.splits.items()
@@ -195,8 +209,13 @@ def _scored(annotations: Annotations) -> list[str]:
     return [name for name in annotations.splits if name != "train"]
 
 
-def _create_state(model: nn.Module, settings: RunSettings, device: torch.device, precision: str) -> TrainState:
-    split_batch_norm(model, 1)  # statistics that move with the step, not with its parts
+def _create_state(
+    model: nn.Module, settings: RunSettings, device: torch.device, precision: str, group: Group
+) -> TrainState:
+    if group.size == 1:
+        split_batch_norm(model, 1)  # statistics that move with the step, not with its parts
+    else:
+        sync_batch_norm(model, lambda own: group.gather_trained(own, "statistics"))
     model.to(device).to(memory_format=torch.channels_last if settings.train.channels_last else torch.contiguous_format)
     optimizer = create_optimizer(settings.train, model)
     return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
@@ -212,7 +231,7 @@ def _facts(settings: RunSettings, annotations: Annotations, backbone: nn.Module,
         "table of boxes": f"SHA-256 {annotations.sha256[:16]}",
         "validation manifest": f"{len(val)} rows, SHA-256 {val.sha256[:16]}",
     }
-    return {**facts, "settings": used, "processes": 1}
+    return {**facts, "settings": used}
 
 
 @dataclass

@@ -60,6 +60,8 @@ class Pyramid(nn.Module):
         for module in self._still:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
+        for parameter in _behind_the_maps(self):
+            parameter.requires_grad_(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's maps (B, C, H / stride, W / stride), finest first."""
@@ -154,6 +156,20 @@ def _frozen_modules(encoder: Backbone, detection: DetectionSettings) -> Iterator
         yield from (modules[name] for name in _up_to(encoder, 2**detection.frozen_stages, list(modules)))
     if detection.norm == "frozen":
         yield from (module for module in modules.values() if isinstance(module, _BatchNorm))
+
+
+def _behind_the_maps(pyramid: Pyramid) -> list[nn.Parameter]:
+    """Return what some encoders end in and no level needs; several processes would wait for its gradient."""
+    trained = [parameter for parameter in pyramid.net.parameters() if parameter.requires_grad]
+    if not trained:
+        return []
+    modes = {module: module.training for module in pyramid.net.modules()}
+    pyramid.net.eval()  # leaves the statistics of norms alone
+    maps = pyramid.features(trained[0].new_zeros(1, 1, 64, 64))
+    gradients = torch.autograd.grad(maps, trained, [torch.ones_like(each) for each in maps], allow_unused=True)
+    for module, mode in modes.items():
+        module.training = mode
+    return [parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None]
 
 
 def _up_to(encoder: Backbone, stride: int, names: Sequence[str]) -> list[str]:

@@ -16,12 +16,13 @@ from medmoco.config import RunSettings
 from medmoco.data import views as view_maker
 from medmoco.data.images import Canvas, fitted
 from medmoco.data.loading import Batch, Batches, evaluation_batches, training_batches
-from medmoco.data.order import StepOrder
+from medmoco.data.order import WHOLE, Share, StepOrder
 from medmoco.detection.boxes import Annotated, Corners, Integers
 from medmoco.detection.detectors import FIRST_LABEL
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
 from medmoco.training.device import autocast
+from medmoco.training.distributed import ALONE, Group, gradients_stay_here
 
 Target = dict[str, Tensor]
 
@@ -46,10 +47,12 @@ class Detections:
 # Views: the whole image in a canvas, mirrored and with other grey levels
 
 
-def detector_batches(annotated: Annotated, settings: RunSettings, order: StepOrder, start_step: int) -> Batches:
-    """Yield the batches of training, each image in a canvas; see `training_batches`."""
+def detector_batches(
+    annotated: Annotated, settings: RunSettings, order: StepOrder, start_step: int, share: Share = WHOLE
+) -> Batches:
+    """Yield this process's share of the batches of training, each image in a canvas; see `training_batches`."""
     make = partial(_training_views, settings=settings)
-    return training_batches(annotated.split, settings, order, start_step, views=1, make=make)
+    return training_batches(annotated.split, settings, order, start_step, share, views=1, make=make)
 
 
 def _training_views(
@@ -91,9 +94,16 @@ class Detecting:
     """The task of the training loop: the losses of torchvision's detectors, summed."""
 
     def __init__(
-        self, model: nn.Module, annotated: Annotated, settings: RunSettings, device: torch.device, precision: str
+        self,
+        model: nn.Module,
+        annotated: Annotated,
+        settings: RunSettings,
+        device: torch.device,
+        precision: str,
+        group: Group = ALONE,
     ) -> None:
         self.model = model
+        self._apply = group.wrap(model, device)
         self._annotated = annotated
         self._settings = settings
         self._device = device
@@ -109,10 +119,12 @@ class Detecting:
         )  # fmt: skip
         size = len(images) // parts
         for part in range(0, len(images), size):
-            with autocast(self._device, self._precision):
-                found: dict[str, Tensor] = self.model(images[part : part + size], targets[part : part + size])
-            values = {name: value.float() / parts for name, value in found.items()}
-            yield {"loss": torch.stack(list(values.values())).sum(), **(values if measure else {})}
+            own = slice(part, part + size)
+            with gradients_stay_here(self._apply, part + size < len(images)):
+                with autocast(self._device, self._precision):
+                    found: dict[str, Tensor] = self._apply(images[own], targets[own])
+                values = {name: value.float() / parts for name, value in found.items()}
+                yield {"loss": torch.stack(list(values.values())).sum(), **(values if measure else {})}
 
     def after_step(self) -> None:
         """Let the running statistics move."""

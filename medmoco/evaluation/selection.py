@@ -15,6 +15,7 @@ from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder
 from medmoco.errors import Stopped
 from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, TrainState
 from medmoco.training.mishaps import Mishaps
 from medmoco.training.run_folder import CHECKPOINTS, write_status
@@ -80,6 +81,7 @@ class Selection:
         measure: Scores val, given what tells whether the run is asked to stop; returns the score that chooses, higher
             is better, and all that is worth recording.
         best: So far.
+        group: The processes that train together; the first of them scores.
     """
 
     out: Path
@@ -91,6 +93,7 @@ class Selection:
     patience: int
     measure: Measure
     best: Best = field(default_factory=Best)
+    group: Group = field(default_factory=lambda: ALONE)
 
     def hooks(self) -> Hooks:
         """Return what `fit` takes."""
@@ -106,10 +109,15 @@ class Selection:
             self.log.record(self.state.step, self.after_epoch(epochs - 1, lambda: False))
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, after making sure that all processes hold the same."""
         content = {**state.as_content(), **self.facts, "best": self.best.as_content()}
-        save_checkpoint(self.out / CHECKPOINTS, state.step, content)
-        write_status(self.out, "running", state.step, self.order.steps)
+        self.group.check_same("the weights", list(state.model.state_dict().values()))
+
+        def write() -> None:
+            save_checkpoint(self.out / CHECKPOINTS, state.step, content)
+            write_status(self.out, "running", state.step, self.order.steps)
+
+        self.group.first(write)
 
     def replaced(self, batch: Batch) -> None:
         """List the images that cannot be used."""
@@ -121,10 +129,17 @@ class Selection:
 
     def after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
         """Score val, and keep the weights if they are the best so far."""
-        try:
-            score, values = self.measure(stop_asked)
-        except Stopped:
-            return {}  # the loop saves now; `take_up` scores this epoch
+
+        def measure() -> tuple[float, dict[str, float]] | None:
+            try:
+                return self.measure(stop_asked)
+            except Stopped:
+                return None  # the loop saves now; `take_up` scores this epoch
+
+        found = self.group.from_first(measure, patiently=True)
+        if not found:
+            return {}
+        score, values = found
         self.best.take(score, self.state.model)
         return values
 

@@ -6,6 +6,8 @@ issue 47).
 
 The running statistics wait until a step is complete and then move once, towards the mean over all of its groups. So
 they depend neither on how many processes or parts share the batch, nor on a step that turned out to be no good.
+
+Detectors want the opposite: few images to a process, and statistics over all of them.
 """
 
 from __future__ import annotations
@@ -56,6 +58,69 @@ def _split_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
         return torch.cat(out) if len(out) > 1 else out[0]
 
     return type(f"Split{base.__name__}", (base,), {"forward": forward})
+
+
+def sync_batch_norm(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
+    """Make every batch norm inside `module` take its statistics over the batches of all processes.
+
+    What `torch.nn.SyncBatchNorm` does, which needs a GPU, for any device and subclass. Names, parameters and evaluation
+    mode stay as they are. In training `settle_statistics` must follow every step.
+
+    Args:
+        module: Changed in place.
+        gather: Takes (1, n) to (processes, n), the same rows on all processes; gradients pass through.
+    """
+    split_batch_norm(module, 1)
+    for layer in _split_layers(module):
+        layer.__class__ = _synced_class(type(layer))  # type: ignore[arg-type]
+        layer.gather = gather
+
+
+@cache
+def _synced_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
+    """Return the subclass of a batch norm that normalises by what all processes see in training."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+        if not self.training:
+            return base.forward(self, x)
+        mean, variance, count = _joint_statistics(x, self.gather)
+        self.groups.append(torch.stack([mean, variance * count / (count - 1)]).detach())
+        self.num_batches_tracked.add_(1)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        whitened = (_wide(x) - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        return _affine(self, base, whitened.to(x.dtype))
+
+    return type(f"Synced{base.__name__}", (base,), {"forward": forward})
+
+
+def _joint_statistics(x: Tensor, gather: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and variance (C,) over all processes and how many values they are of, in float32 or more.
+
+    Processes may hold batches of different sizes. Source: Chan, Golub and LeVeque 1983, on combining variances.
+    """
+    own_variance, own_mean = torch.var_mean(_wide(x), [0, *range(2, x.ndim)], correction=0)
+    own_count = own_mean.new_full((1,), x.numel() / x.shape[1])
+    every = gather(torch.cat([own_mean, own_variance, own_count])[None])  # (processes, 2 C + 1)
+    means, variances, counts = every.split([x.shape[1], x.shape[1], 1], 1)
+    shares = counts / counts.sum()
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0), counts.sum()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _affine(layer: Any, base: type[_BatchNorm], whitened: Tensor) -> Tensor:
+    """Let a layer do what it does to a batch that is normalised already: scale, shift, and what timm has fused."""
+    kept = layer.running_mean, layer.running_var
+    layer.running_mean, layer.running_var = torch.zeros_like(kept[0]), torch.full_like(kept[1], 1 - layer.eps)
+    layer.training = False
+    try:
+        return base.forward(layer, whitened)
+    finally:
+        layer.training = True
+        layer.running_mean, layer.running_var = kept
 
 
 @torch.no_grad()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from medmoco.config import RunSettings
 from medmoco.data.loading import Batch, to_float
@@ -19,7 +17,7 @@ from medmoco.models.backbones import create_backbone
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.moco import MoCo, create_moco, info_nce
 from medmoco.training.device import autocast
-from medmoco.training.distributed import ALONE, Group
+from medmoco.training.distributed import ALONE, Group, gradients_stay_here
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer
 
@@ -47,7 +45,7 @@ class Contrast:
             self._keys = model.embed_keys(self._floats(batch.views[1]), shuffle, parts)  # (B, D)
         own = self._keys[self._group.share.of(whole_batch)]  # (b, D)
         for part, (views, k) in enumerate(zip(batch.views[0].chunk(parts), own.chunk(parts), strict=True)):
-            with self._gradients_stay_here(part < parts - 1):
+            with gradients_stay_here(self._encode, part < parts - 1):
                 with autocast(self._device, self._precision):
                     q = functional.normalize(self._encode(self._floats(views)), dim=1)  # (b, D)
                     positive, negative = model.compare(q, k)
@@ -58,10 +56,6 @@ class Contrast:
 
     def _floats(self, views: Tensor) -> Tensor:
         return to_float(views, self._settings.views, self._device, channels_last=self._settings.train.channels_last)
-
-    def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[None]:
-        """Keep the gradients of all parts but the last on this process; averaging their sum is enough."""
-        return self._encode.no_sync() if wanted and isinstance(self._encode, DistributedDataParallel) else nullcontext()
 
     def after_step(self) -> None:
         """Let the keys become negatives and the running statistics move."""

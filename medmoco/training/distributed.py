@@ -12,7 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -73,6 +73,14 @@ class Group:
         every = own.new_empty(self.size * len(own), *own.shape[1:])
         dist.all_gather(list(every.chunk(self.size)), own.detach().contiguous())
         self.sent[purpose] += _bytes(own) * (self.size - 1)
+        return every
+
+    def gather_trained(self, own: Tensor, purpose: str) -> Tensor:
+        """Join (b, ...) of every process, in the order of their ranks, to (B, ...); gradients find their way back."""
+        if self.size == 1:
+            return own
+        self.sent[purpose] += 2 * _bytes(own) * (self.size - 1)
+        every: Tensor = _GatherTrained.apply(own, self.rank, self.size)
         return every
 
     def reduce(self, terms: Tensor) -> Tensor:
@@ -176,6 +184,16 @@ class Group:
         with self.one_fate(patiently=patiently):
             return action() if self.is_first else None
 
+    def from_first(self, action: Callable[[], Result], *, patiently: bool = False) -> Result:
+        """Do something on the first process alone, and return on all what it returns, which JSON can hold.
+
+        Raises:
+            MedmocoError: see `first`.
+        """
+        text = json.dumps(self.first(action, patiently=patiently))
+        found: Result = json.loads(self.tell(text)[0])
+        return found
+
     def check_same(self, what: str, tensors: list[Tensor]) -> None:
         """Make sure that tensors hold the same bits on every process.
 
@@ -234,6 +252,31 @@ class Group:
 
 
 ALONE = Group()
+
+
+class _GatherTrained(torch.autograd.Function):
+    """Joins tensors of all processes; the gradient of a part is the sum of what all processes want of it."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rank, ctx.size = rank, size
+        every = own.new_empty(size * len(own), *own.shape[1:])
+        dist.all_gather(list(every.chunk(size)), own.contiguous())
+        return every
+
+    @staticmethod
+    def backward(ctx: Any, *wanted: Tensor) -> tuple[Tensor, None, None]:
+        total = wanted[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(ctx.size)[ctx.rank], None, None
+
+
+def gradients_stay_here(wrapped: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Keep gradients of what `Group.wrap` gave on this process, if wanted: of all parts but the last of a step.
+
+    Averaging their sum is enough.
+    """
+    return wrapped.no_sync() if wanted and isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -20,8 +20,10 @@ from medmoco.detection.learning import Detecting
 from medmoco.errors import ManifestError, SettingsError, Stopped
 from medmoco.evaluation.ledger import looks
 from medmoco.training.checkpoint import load_backbone, load_checkpoint
+from medmoco.training.distributed import Group
 from tests.detection.rectangles import SECRET, make_settings, read_boxes, write_boxes, write_images
 from tests.faults.runs import assert_same
+from tests.together import run_together
 
 
 @pytest.fixture
@@ -113,6 +115,38 @@ def test_detect__resumed_is_bitwise_the_uninterrupted_run(
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
 
 
+def _detect(group: Group, manifest: Path, out: Path, stop_at: int) -> str:
+    """Run, or stop at a step and then resume; return how the first attempt ended, and the table."""
+    settings, ended = make_settings(manifest), ""
+    if stop_at:
+        module.Detecting = Interrupted if group.rank else Detecting  # type: ignore[misc]  # in this process alone
+        Interrupted.stop_at = stop_at
+        with pytest.raises(Stopped, match=f"after step {stop_at + 1} "):
+            detect(settings, "random", out, test=True, group=group)
+        ended, module.Detecting = "stopped ", Detecting  # type: ignore[misc]
+    found = detect(settings, "random", out, test=True, resume=bool(stop_at), group=group)
+    return ended + (found.table if found else "")
+
+
+@pytest.mark.slow
+def test_detect__two_processes_leave_one_run_and_resume_bitwise(manifest: Path) -> None:
+    runs = [manifest.parent / name for name in ("straight", "broken", "alone")]
+    straight = run_together(2, _detect, manifest, runs[0], 0)
+    broken = run_together(2, _detect, manifest, runs[1], 1)
+    assert broken == [f"stopped {straight[0]}", "stopped "]
+    assert "look 1 at a test split" in straight[0]
+    one, other = map(checkpoint, runs[:2])
+    for part in ("model", "optimizer", "best"):
+        assert_same(one[part], other[part])
+    detect(make_settings(manifest), "random", runs[2], test=True)
+    assert {file.name for file in runs[0].iterdir()} == {file.name for file in runs[2].iterdir()}
+    losses = [
+        [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs
+    ]
+    assert losses[0] == losses[1]
+    assert [value for value in losses[0] if value] == pytest.approx([value for value in losses[2] if value], rel=1e-2)
+
+
 def test_detect__resumes_only_what_it_started(manifest: Path) -> None:
     run, settings = manifest.parent / "run", make_settings(manifest, "detection.epochs=1")
     detect(settings, "random", run)
@@ -131,7 +165,7 @@ def test_detect__refuses_what_cannot_be_learned_or_honestly_scored(manifest: Pat
     out = manifest.parent / "run"
     with pytest.raises(SettingsError, match=r"detection.global_batch_size 16 is more than the 12 annotated images"):
         detect(make_settings(manifest, "detection.global_batch_size=16"), "random", out)
-    with pytest.raises(SettingsError, match=r"train.accumulation_steps 3 does not divide"):
+    with pytest.raises(SettingsError, match=r"4 does not divide among 1 .* x train.accumulation_steps 3"):
         settings_of_run(make_settings(manifest, "train.accumulation_steps=3"), out)
     with pytest.raises(SettingsError, match=r"train.compile"):
         settings_of_run(make_settings(manifest, "train.compile=true"), out)

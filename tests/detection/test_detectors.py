@@ -46,6 +46,21 @@ def test_pyramid__features_are_those_of_the_plain_encoder(name: str) -> None:
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("test_convnext", {"head.norm.weight", "head.norm.bias"}),
+        ("test_efficientnet", {"conv_head.weight", "bn2.weight", "bn2.bias"}),
+        ("test_resnet", set()),
+    ],
+)
+def test_pyramid__trains_only_what_a_level_needs(name: str, left_out: set[str]) -> None:
+    pyramid = Pyramid(encoder(name), settings().detection)
+    assert {key for key, parameter in pyramid.net.named_parameters() if not parameter.requires_grad} == left_out
+    assert all(module.training for module in pyramid.modules())
+    assert all((value == 1).all() for key, value in pyramid.state_dict().items() if key.endswith("running_var"))
+
+
 @pytest.mark.parametrize("detector", ["faster_rcnn", "retinanet"])
 def test_create_detector__learns_from_images_with_and_without_boxes(detector: str) -> None:
     chosen = settings(f"detection.detector={detector}", "detection.proposals=16")

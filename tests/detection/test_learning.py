@@ -7,15 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmoco.config import RunSettings
 from medmoco.data.loading import Batch
 from medmoco.data.order import StepOrder
 from medmoco.detection.boxes import Annotated, load_annotations
+from medmoco.detection.detectors import create_detector
 from medmoco.detection.learning import Detecting, detector_batches, find_boxes, images_in, sizes_in_canvas, targets_of
 from medmoco.errors import CheckpointError, Stopped
+from medmoco.models.backbones import create_backbone
+from medmoco.models.batch_norm import settle_statistics, sync_batch_norm
+from medmoco.training.distributed import ALONE, Group
 from tests.detection.rectangles import make_settings, write_images
+from tests.together import run_together
 
 CPU = torch.device("cpu")
 
@@ -134,3 +140,29 @@ def test_detecting__parts_of_a_batch_are_means_over_parts(manifest: Path, parts:
     assert model.seen == [4 // parts] * parts
     assert sum(float(part["loss"]) for part in outputs) == 4 / parts + 2
     assert set(outputs[0]) == {"loss", "loss_a", "loss_b"}
+
+
+def _gradients(group: Group, settings: RunSettings) -> dict[str, NDArray[np.float32]]:
+    """Return what a step of this process's share of a batch leaves: gradients, and statistics of batch norm."""
+    train = annotated_of(settings)
+    model = create_detector(create_backbone(settings.model, seed=0, size=32), settings, len(train.labels)).train()
+    sync_batch_norm(model, lambda own: group.gather_trained(own, "statistics"))
+    task = Detecting(model, train, settings, CPU, "fp32", group)
+    order = StepOrder(0, len(train), settings.detection.global_batch_size, 1)
+    for part in task.losses(next(detector_batches(train, settings, order, 0, group.share)), measure=False):
+        part["loss"].backward()
+    settle_statistics(model)
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    found |= {name: value for name, value in model.named_buffers() if name.endswith("running_var")}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def test_detecting__two_processes_come_to_the_gradient_of_one(manifest: Path) -> None:
+    """With batch norms in encoder and pyramid, and an encoder that ends in layers no level needs."""
+    settings = settings_of(manifest, "detection.global_batch_size=8", "model.backbone=test_efficientnet")
+    with torch.random.fork_rng():
+        whole = _gradients(ALONE, settings)
+    for found in run_together(2, _gradients, settings):
+        assert found.keys() == whole.keys()
+        for name, expected in whole.items():
+            assert np.linalg.norm(found[name] - expected) < 1e-3 * np.linalg.norm(expected) + 1e-9, name

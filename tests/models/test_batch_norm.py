@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
-from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
+from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm, sync_batch_norm
+from medmoco.training.distributed import ALONE, Group
+from tests.together import run_together
 
 
 def make_norm() -> nn.BatchNorm2d:
@@ -81,3 +85,52 @@ def test_split_batch_norm__keeps_fused_activations_and_survives_copying() -> Non
     expected = torch.cat([copy.deepcopy(net).train()(group) for group in x.chunk(2)])
     split_batch_norm(net, 2)
     torch.testing.assert_close(copy.deepcopy(net).train()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def _normalise(group: Group, shares: list[slice]) -> dict[str, Any]:
+    """Return a layer's output, gradients and statistics, given shares of one batch; the layer has fused a ReLU."""
+    torch.manual_seed(0)
+    x = torch.randn(7, 3, 4, 5, dtype=torch.float64) * 3 + 100
+    layer = timm.layers.BatchNormAct2d(3).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    sync_batch_norm(layer, lambda own: group.gather_trained(own, "statistics"))
+    own = x[shares[group.rank]].requires_grad_()
+    out = layer.train()(own)
+    (out**3).sum().backward()  # of all processes together, the loss of the whole batch
+    settle_statistics(layer)
+    return {
+        "out": out.tolist(), "input": own.grad.tolist(), "mean": layer.running_mean.tolist(),
+        "variance": layer.running_var.tolist(), "weight": layer.weight.grad.tolist(),
+        "count": int(layer.num_batches_tracked),
+    }  # fmt: skip
+
+
+def test_sync_batch_norm__of_unequal_processes_is_that_of_the_whole_batch() -> None:
+    """Outputs, gradients and running statistics, of timm's layer that also applies an activation."""
+    torch.manual_seed(0)
+    x = torch.randn(7, 3, 4, 5, dtype=torch.float64) * 3 + 100
+    layer = timm.layers.BatchNormAct2d(3).double().train()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x.requires_grad_()
+    out = layer(x)
+    (out**3).sum().backward()
+    shares = [slice(0, 4), slice(4, 5), slice(5, 7)]
+    for found in ([_normalise(ALONE, [slice(0, 7)])], run_together(3, _normalise, shares)):
+        for name, expected in (("out", out.detach()), ("input", x.grad)):
+            joined = torch.tensor([each for one in found for each in one[name]], dtype=torch.float64)
+            torch.testing.assert_close(joined, expected)
+        assert np.sum([one["weight"] for one in found], 0) == pytest.approx(layer.weight.grad.numpy())
+        for one in found:
+            assert one["mean"] == pytest.approx(layer.running_mean.tolist())
+            assert one["variance"] == pytest.approx(layer.running_var.tolist())
+            assert one["count"] == 1
+
+
+def test_sync_batch_norm__evaluation_and_names_are_unchanged() -> None:
+    plain, synced = make_norm(), make_norm()
+    sync_batch_norm(synced, pytest.fail)
+    x = torch.randn(3, 3, 5, 5)
+    assert torch.equal(synced.eval()(x), plain.eval()(x))
+    assert synced.state_dict().keys() == plain.state_dict().keys()

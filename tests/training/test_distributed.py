@@ -25,6 +25,7 @@ def _exchange(group: Group) -> dict[str, Any]:
         "any": group.any_of(group.rank == 1, False),
         "tell": group.tell("é" * group.rank),
         "first": group.first(lambda: "done"),
+        "from first": group.from_first(lambda: [group.rank, 0.1]),
         "sent": dict(group.sent),
     }
 
@@ -37,6 +38,7 @@ def test_group__exchanges_tensors_and_words() -> None:
         assert found["any"] == (True, False)
         assert found["tell"] == ["", "é", "éé"]
         assert found["first"] == ("done" if rank == 0 else None)
+        assert found["from first"] == [0, 0.1]
         assert found["sent"]["embeddings"] == 2 * 2 * 4  # two floats to each of two others
 
 
@@ -46,7 +48,8 @@ def test_group__alone_is_a_no_op() -> None:
     assert ALONE.wrap(layer, torch.device("cpu")) is layer
     assert ALONE.any_of(True, False) == (True, False)
     assert ALONE.tell("word") == ["word"]
-    assert ALONE.first(lambda: 7) == 7
+    assert ALONE.first(lambda: 7) == ALONE.from_first(lambda: 7) == 7
+    assert ALONE.gather_trained(x, "statistics") is x
     with pytest.raises(ImageError), ALONE.one_fate():
         raise ImageError("row 7")
 
