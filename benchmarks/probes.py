@@ -41,6 +41,7 @@ def run(settings: RunSettings, encoder: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = finetune(settings, encoder, Path(folder) / "run", splits=("val", "test"))
     published_seconds = time.perf_counter() - start
+    assert found  # this process is alone
     splits = found.splits
     _, lesson, _ = load_lesson(settings, encoder)
     start = time.perf_counter()

@@ -358,18 +358,20 @@ def finetune(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    devices: Devices = None,
     allow_change: AllowChange = False,
 ) -> None:
     """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
     settings = config.load(config_file, overrides or ())
     from medmoco.evaluation.finetune import finetune as run
 
-    _refuse_several_processes()
-    try:
-        run(settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=_say)
-    except MedmocoError as error:
-        raise _with_way_on(error) from None
-    print(f"run folder: {out}")
+    with _in_processes(settings, devices) as group:
+        run(
+            settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=_say,
+            group=group,
+        )  # fmt: skip
+        if group.is_first:
+            print(f"run folder: {out}")
 
 
 @app.command(rich_help_panel=EVIDENCE)
@@ -402,17 +404,6 @@ def detect(
         if found:
             print(found.table)
             print(f"run folder: {out}")
-
-
-def _refuse_several_processes() -> None:
-    from medmoco.training.launch import find_placement
-
-    placement = find_placement(os.environ)
-    if placement and placement.size > 1:
-        raise SettingsError(
-            f"fine-tuning runs in one process, and the launcher started {placement.size}; start it without one,\n"
-            "or with one task (srun --ntasks=1)"
-        )
 
 
 @app.command(rich_help_panel=USE)

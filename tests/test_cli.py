@@ -209,19 +209,6 @@ def test_evaluate__real_films_give_the_known_score_of_raw_pixels(call: Call, sha
     assert found["untrained", "test"]["auroc"] > 0.7
 
 
-def test_finetune__refuses_several_processes(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, value in {
-        "RANK": 0,
-        "WORLD_SIZE": 2,
-        "LOCAL_RANK": 0,
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": 1,
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    done = call("finetune", "--config", "configs/cxr.yaml", "--encoder", "random", "--out", tmp_path / "run", code=2)
-    assert "fine-tuning runs in one process, and the launcher started 2" in done.stderr
-
-
 def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(call: Call, tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "pack"
     call("phantom", "--out", data, "--patients", 10, "--image-size", 64)

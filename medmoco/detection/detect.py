@@ -37,10 +37,9 @@ from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines,
 from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.selection import Selection, loop_settings
 from medmoco.evaluation.table import MACRO
-from medmoco.models.batch_norm import split_batch_norm, sync_batch_norm
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device, choose_precision, memory_explained
-from medmoco.training.distributed import ALONE, Group
+from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from medmoco.training.engine import TrainState, fit
 from medmoco.training.mishaps import Mishaps
 from medmoco.training.optim import create_optimizer
@@ -106,9 +105,8 @@ def detect(
     precision, why = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    beside = group.tell(shared_memory_place()).count(shared_memory_place())  # processes on this machine, with this one
     with group.one_fate():
-        annotations, notes = _load(settings, encoder, test, group.size, beside)
+        annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
         backbone, source = load_backbone(encoder, settings, say if group.is_first else lambda _: None)
     facts = {**_facts(settings, annotations, backbone, source), "processes": group.size}
@@ -180,10 +178,10 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     return settings.model_copy(update={"out": out, "train": train})
 
 
-def _load(
-    settings: RunSettings, encoder: str, test: bool, processes: int, beside: int
-) -> tuple[Annotations, list[str]]:
+def _load(settings: RunSettings, encoder: str, test: bool, group: Group) -> tuple[Annotations, list[str]]:
     """Load images and boxes, and refuse what cannot be learned or honestly scored."""
+    place = shared_memory_place()
+    beside = group.tell(place).count(place)  # processes on this machine, with this one
     annotations = load_annotations(settings, ("train", "val", *(["test"] if test else [])))
     if MACRO in annotations.labels:
         raise SettingsError(f"'{MACRO}' is the mean over labels in every table; rename that label")
@@ -197,7 +195,7 @@ def _load(
             f"detection.global_batch_size {batch} is more than the {len(splits['train'])} annotated images of train"
         )
     canvas = settings.views.model_copy(update={"size": settings.data.canvas_size})
-    check_shared_memory(settings.model_copy(update={"views": canvas}), batch // processes, beside, views=1)
+    check_shared_memory(settings.model_copy(update={"views": canvas}), batch // group.size, beside, views=1)
     counts = [
         f"{name} {len(found)} images with {len(found.labels)} boxes in {np.unique(found.images).size}"
         for name, found in annotations.splits.items()
@@ -212,10 +210,7 @@ def _scored(annotations: Annotations) -> list[str]:
 def _create_state(
     model: nn.Module, settings: RunSettings, device: torch.device, precision: str, group: Group
 ) -> TrainState:
-    if group.size == 1:
-        split_batch_norm(model, 1)  # statistics that move with the step, not with its parts
-    else:
-        sync_batch_norm(model, lambda own: group.gather_trained(own, "statistics"))
+    join_batch_norm(model, group)
     model.to(device).to(memory_format=torch.channels_last if settings.train.channels_last else torch.contiguous_format)
     optimizer = create_optimizer(settings.train, model)
     return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))

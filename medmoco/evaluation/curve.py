@@ -113,6 +113,7 @@ def _finetune_answers(study: Study, share: RunSettings, out: Path, say: Callable
             found = finetune(
                 share.model_copy(update={"finetune": how}), source, folder, splits=study.scored, resume=True, say=say
             )
+            assert found  # this process is alone
             for split in study.scored:
                 for column, label in enumerate(found.labels):
                     scores.setdefault(Key(label, split, "finetune", name), []).append(found.scores[split][:, column])

@@ -19,7 +19,7 @@ from medmoco.data.loading import training_batches
 from medmoco.data.manifest import Split
 from medmoco.data.order import WEIGHTS, StepOrder, hashed
 from medmoco.data.quarantine import Quarantine
-from medmoco.data.workers import check_shared_memory
+from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.errors import SettingsError
 from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
 from medmoco.evaluation.clinical import describe_judgements, judge
@@ -28,10 +28,9 @@ from medmoco.evaluation.metrics import auroc, undefined
 from medmoco.evaluation.selection import Selection, loop_settings
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
-from medmoco.models.batch_norm import split_batch_norm
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device, choose_precision, memory_explained
-from medmoco.training.distributed import ALONE
+from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from medmoco.training.engine import TrainState, fit
 from medmoco.training.mishaps import Mishaps
 from medmoco.training.optim import create_layered_optimizer
@@ -43,7 +42,7 @@ from medmoco.training.run_folder import (
     facts_of,
     keeping_status,
 )
-from medmoco.training.runlog import RunLog
+from medmoco.training.runlog import RunLog, SilentLog
 
 Floats = NDArray[np.float64]
 
@@ -98,7 +97,8 @@ def finetune(
     overwrite: bool = False,
     allow_change: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> Finetuned:
+    group: Group = ALONE,
+) -> Finetuned | None:
     """Train an encoder and a classifier on the labels of train, and leave a run folder with the classifier in it.
 
     Args:
@@ -110,67 +110,85 @@ def finetune(
         overwrite: Delete a run that is in the folder.
         allow_change: Resume although settings or the manifest have changed.
         say: Told of damaged checkpoints of the encoder.
+        group: The processes that train together; the first of them scores, writes and speaks.
+
+    Returns:
+        What the run came to; None on all processes but the first.
 
     Raises:
         SettingsError: there is nothing to learn, or the folder holds another run.
         ManifestError: the manifest cannot be used, or test shares patients or images with what was learned from.
-        CheckpointError, DataError, DivergedError, Stopped: see there; status.json then says which.
+        CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
-    settings = settings_of_run(settings, out)
+    settings = settings_of_run(settings, out, group.size)
     device = choose_device(settings.train)
-    precision, _ = choose_precision(settings.train, device)
+    precision, why = choose_precision(settings.train, device)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
-    loaded, lesson, notes = load_lesson(settings, encoder, splits)
-    check_shared_memory(settings, settings.train.global_batch_size, 1, views=1)
-    model, source = _create_model(settings, encoder, lesson, say)
-    facts = _facts(settings, loaded, model, source)
-    order = StepOrder(settings.seed, len(lesson.train), settings.train.global_batch_size, settings.train.epochs)
+    place = shared_memory_place()
+    beside = group.tell(place).count(place)  # processes on this machine, with this one
+    with group.one_fate():
+        loaded, lesson, notes = load_lesson(settings, encoder, splits)
+        check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views=1)
+        model, source = _create_model(settings, encoder, lesson, say if group.is_first else lambda _: None)
+    facts = {**_facts(settings, loaded, model, source), "processes": group.size}
+    run = _Run(settings, loaded, lesson, model, facts, source, device, precision, why)
     with ExitStack() as stack:
         start = enter_folder(
-            stack, settings, facts, lambda: _create_state(model, source, settings, device, precision),
-            resume=resume, overwrite=overwrite, allow_change=allow_change, harmless=_HARMLESS,
+            stack, settings, facts, lambda: _create_state(model, source, settings, device, precision, group),
+            resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
         )  # fmt: skip
-        describe_run(settings.out, settings, device, precision, facts)
-        state = start.state
-        log = stack.enter_context(RunLog(settings.out, steps=order.steps, start_step=state.step))
-        _say_start(settings, order, start, device, notes, log)
-        stack.enter_context(keeping_status(settings.out, state, order.steps))
-        quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
-        mishaps = Mishaps(order, lesson.train, state, log, ALONE, quarantine)
-        mishaps.say_what_is_known()
-        run = _Run(settings, loaded, lesson, model, facts, source, log, device, precision)
-        selection = Selection(settings.out, order, state, facts, log, mishaps, settings.finetune.patience, run.measure)
-        selection.take_up(start.saved)
-        batches = stack.enter_context(closing(training_batches(lesson.train, settings, order, state.step, views=1)))
-        with memory_explained(settings.train):
-            task = Supervision(model, lesson, settings, device, precision)
-            fit(task, batches, state, order, settings.train, log, selection.hooks())
-        mishaps.say_what_came()
-        return run.finish(selection)
+        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
+        selection = _train(stack, run, start, notes, group)
+        return group.first(lambda: run.finish(selection), patiently=True)
 
 
-def _say_start(
-    settings: RunSettings, order: StepOrder, start: Start, device: torch.device, notes: Sequence[str], log: RunLog
-) -> None:
+def _train(stack: ExitStack, run: _Run, start: Start, notes: Sequence[str], group: Group) -> Selection:
+    """Train to the end, and put the best epoch's weights into the model."""
+    settings, state, lesson = run.settings, start.state, run.lesson
+    order = StepOrder(settings.seed, len(lesson.train), settings.train.global_batch_size, settings.train.epochs)
+    make_log = RunLog if group.is_first else SilentLog
+    log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
     for note in notes:
         log.say(note)
     for warning in start.warnings:
         log.warn(warning)
-    precision, why = choose_precision(settings.train, device)
     log.say(
         f"{'resuming' if start.saved else 'fine-tuning'} {settings.model.backbone} by {settings.finetune.protocol},"
-        f" up to {order.steps} steps of {order.batch_size}, from step {start.state.step}, {device.type}, {precision}"
-        f" ({why})"
+        f" up to {order.steps} steps of {order.batch_size}, from step {state.step},"
+        f" {f'{group.size} processes on ' if group.size > 1 else ''}{run.device.type}, {run.precision} ({run.why})"
     )
+    if group.is_first:
+        stack.enter_context(keeping_status(settings.out, state, order.steps))
+    quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
+    mishaps = Mishaps(order, lesson.train, state, log, group, quarantine)
+    mishaps.say_what_is_known()
+    selection = Selection(
+        settings.out, order, state, run.facts, log, mishaps, settings.finetune.patience, run.measure, group=group
+    )
+    selection.take_up(start.saved)
+    batches = training_batches(lesson.train, settings, order, state.step, group.share, views=1)
+    stack.enter_context(closing(batches))
+    with memory_explained(settings.train):
+        task = Supervision(run.model, lesson, settings, run.device, run.precision, group)
+        fit(task, batches, state, order, settings.train, log, selection.hooks(), group)
+    mishaps.say_what_came()
+    selection.take_best()
+    return selection
 
 
-def settings_of_run(settings: RunSettings, out: Path) -> RunSettings:
+def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
     """Return the settings that the loop and the views follow: `finetune` takes the place of what it has a say in."""
     chosen = settings.finetune
     views = settings.views.model_copy(update=_CROP_FLIP if chosen.augmentation == "crop_flip" else {})
     train = loop_settings(settings.train, chosen)
-    if train.global_batch_size // train.accumulation_steps < 2:
+    passes = processes * train.accumulation_steps
+    if processes > 1 and train.global_batch_size % passes:
+        raise SettingsError(
+            f"finetune.global_batch_size {train.global_batch_size} does not divide among {processes} processes"
+            f" x train.accumulation_steps {train.accumulation_steps}"
+        )
+    if train.global_batch_size // passes < 2:
         raise SettingsError(
             f"train.accumulation_steps {train.accumulation_steps} leaves parts of less than 2 images of"
             f" finetune.global_batch_size {train.global_batch_size}; lower it"
@@ -193,12 +211,17 @@ def _create_model(
 
 
 def _create_state(
-    model: Classifier, source: dict[str, Any], settings: RunSettings, device: torch.device, precision: str
+    model: Classifier,
+    source: dict[str, Any],
+    settings: RunSettings,
+    device: torch.device,
+    precision: str,
+    group: Group,
 ) -> TrainState:
     chosen = settings.finetune
     # What knows nothing yet has nothing to keep: from scratch, the first layers learn as fast as the last.
     decay = 1.0 if source["kind"] == "random" else chosen.layer_decay
-    split_batch_norm(model, 1)  # statistics that move with the step, not with its parts
+    join_batch_norm(model, group)
     model.to(device).to(memory_format=torch.channels_last if settings.train.channels_last else torch.contiguous_format)
     if settings.train.compile:
         model.compile()
@@ -216,7 +239,7 @@ def _facts(settings: RunSettings, splits: Mapping[str, Split], model: Classifier
         "encoder": f"{source['kind']}, SHA-256 {fingerprint(model.backbone)[:16]}",
         "validation manifest": f"{len(splits['val'])} rows, SHA-256 {splits['val'].sha256[:16]}",
     }
-    return {**facts, "settings": used, "processes": 1}
+    return {**facts, "settings": used}
 
 
 @dataclass
@@ -229,9 +252,9 @@ class _Run:
     model: Classifier
     facts: Tree
     source: dict[str, Any]
-    log: RunLog
     device: torch.device
     precision: str
+    why: str
 
     def measure(self, stop_asked: Callable[[], bool]) -> tuple[float, dict[str, float]]:
         """Score val: the mean AUROC, and that of every label."""
@@ -258,7 +281,6 @@ class _Run:
 
     def finish(self, selection: Selection) -> Finetuned:
         """Score with the best epoch's weights, and leave them as a classifier."""
-        selection.take_best()
         self._check_frozen()
         scores = {name: self.score(name, "fp32") for name in self.splits if name != "train"}
         targets = {name: targets_of(self.splits[name], self.lesson) for name in scores}
@@ -276,7 +298,7 @@ class _Run:
         )
         save_classifier(self.settings.out / CLASSIFIER, self.model, self._describe(result))
         _write_scores(self.settings.out / VAL_SCORES, result)
-        self.log.say(_in_words(result, selection.finished()))
+        selection.log.say(_in_words(result, selection.finished()))
         return result
 
     def _check_frozen(self) -> None:

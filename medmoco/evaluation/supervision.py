@@ -17,15 +17,24 @@ from medmoco.evaluation.classifier import Classifier
 from medmoco.evaluation.targets import Lesson
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
 from medmoco.training.device import autocast
+from medmoco.training.distributed import ALONE, Group, gradients_stay_here
 
 
 class Supervision:
     """The task of the training loop: each known label of a batch counts the same, missing ones not at all."""
 
     def __init__(
-        self, model: Classifier, lesson: Lesson, settings: RunSettings, device: torch.device, precision: str
+        self,
+        model: Classifier,
+        lesson: Lesson,
+        settings: RunSettings,
+        device: torch.device,
+        precision: str,
+        group: Group = ALONE,
     ) -> None:
         self.model = model
+        self._group = group
+        self._score = group.wrap(model, device)
         self._targets = torch.from_numpy(lesson.targets)
         self._weights = class_weights(lesson, settings.finetune.class_weights).to(device)
         self._gamma = settings.finetune.focal_gamma if settings.finetune.loss == "focal" else 0.0
@@ -40,15 +49,17 @@ class Supervision:
             self.model.backbone.eval()  # its batch norms too stay as they are
         parts, exclusive = self._settings.train.accumulation_steps, self.model.exclusive
         targets = self._targets_of(batch.samples)  # (B, L)
-        known = counted(targets, exclusive=exclusive).sum().clamp(min=1)
-        for views, answers in zip(batch.views[0].chunk(parts), targets.chunk(parts), strict=True):
+        # Of all processes, whose gradients are averaged: a label counts the same wherever it is.
+        known = self._group.mean(counted(targets, exclusive=exclusive).sum().double()).clamp(min=1 / self._group.size)
+        for part, (views, answers) in enumerate(zip(batch.views[0].chunk(parts), targets.chunk(parts), strict=True)):
             floats = to_float(
                 views, self._settings.views, self._device, channels_last=self._settings.train.channels_last
             )
-            with autocast(self._device, self._precision):
-                scores = self.model(floats)  # (b, L)
-            losses = cell_losses(scores, answers, self._weights, gamma=self._gamma, exclusive=exclusive)
-            yield {"loss": losses.sum() / known}
+            with gradients_stay_here(self._score, part < parts - 1):
+                with autocast(self._device, self._precision):
+                    scores = self._score(floats)  # (b, L)
+                losses = cell_losses(scores, answers, self._weights, gamma=self._gamma, exclusive=exclusive)
+                yield {"loss": losses.sum() / known.to(losses.dtype)}
 
     def _targets_of(self, samples: Tensor) -> Tensor:
         targets = self._targets[samples].to(self._device)

@@ -25,6 +25,7 @@ from medmoco import errors
 from medmoco.config import TrainSettings
 from medmoco.data.order import Share
 from medmoco.errors import DistributedError, MedmocoError, SettingsError
+from medmoco.models.batch_norm import split_batch_norm, sync_batch_norm
 from medmoco.training.launch import Placement
 
 Result = TypeVar("Result")
@@ -277,6 +278,17 @@ def gradients_stay_here(wrapped: nn.Module, wanted: bool) -> AbstractContextMana
     Averaging their sum is enough.
     """
     return wrapped.no_sync() if wanted and isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def join_batch_norm(module: nn.Module, group: Group) -> None:
+    """Make every batch norm inside `module` take its statistics over what all processes are given, in place.
+
+    The running ones move with the step, not with its parts; see `settle_statistics`.
+    """
+    if group.size == 1:
+        split_batch_norm(module, 1)
+    else:
+        sync_batch_norm(module, lambda own: group.gather_trained(own, "statistics"))
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -21,8 +21,10 @@ from medmoco.evaluation.finetune import finetune
 from medmoco.evaluation.metrics import auroc
 from medmoco.evaluation.supervision import Supervision
 from medmoco.training.checkpoint import load_backbone, load_checkpoint
+from medmoco.training.distributed import Group
 from tests.evaluation.supervised import SECRET, make_settings, write_images
 from tests.faults.runs import assert_same
+from tests.together import run_together
 
 
 @pytest.fixture
@@ -137,6 +139,34 @@ def test_finetune__resumed_is_bitwise_the_uninterrupted_run(
     assert scores[0] == scores[1]
 
 
+def _finetune(group: Group, manifest: Path, out: Path, stop_at: int) -> str:
+    """Run, or stop at a step and then resume; return how the first attempt ended, and whether there is a result."""
+    settings, ended = make_settings(manifest), ""
+    if stop_at:
+        module.Supervision = Interrupted if group.rank else Supervision  # type: ignore[misc]  # in this process alone
+        Interrupted.stop_at = stop_at
+        with pytest.raises(Stopped, match=f"after step {stop_at + 1} "):
+            finetune(settings, "random", out, group=group)
+        ended, module.Supervision = "stopped", Supervision  # type: ignore[misc]
+    found = finetune(settings, "random", out, resume=bool(stop_at), group=group)
+    return ended + (" and done" if found else "")
+
+
+@pytest.mark.slow
+def test_finetune__two_processes_leave_one_run_and_resume_bitwise(manifest: Path) -> None:
+    runs = [manifest.parent / name for name in ("straight", "broken", "alone")]
+    assert run_together(2, _finetune, manifest, runs[0], 0) == [" and done", ""]
+    assert run_together(2, _finetune, manifest, runs[1], 2) == ["stopped and done", "stopped"]
+    one, other = map(checkpoint, runs[:2])
+    for part in ("model", "optimizer", "best"):
+        assert_same(one[part], other[part])
+    assert records(runs[0]) == records(runs[1])
+    finetune(make_settings(manifest), "random", runs[2])
+    assert {file.name for file in runs[0].iterdir()} == {file.name for file in runs[2].iterdir()}
+    together, alone = ([record["loss"] for record in records(run) if "loss" in record] for run in runs[1:])
+    assert together[:3] == pytest.approx(alone[:3], rel=1e-3)  # later, rounding has been multiplied
+
+
 def test_finetune__stops_early_and_keeps_the_best_epoch(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = iter([0.6, 0.9, 0.7, 0.8, 0.95])
     weights: list[torch.Tensor] = []
@@ -241,6 +271,14 @@ def test_finetune__refuses_what_it_cannot_choose_an_epoch_by(manifest: Path) -> 
     with pytest.raises(SettingsError, match="accumulation_steps 8 leaves parts of less than 2"):
         finetune(make_settings(manifest, "train.accumulation_steps=8"), "random", manifest.parent / "run")
     assert not (manifest.parent / "run").exists()
+
+
+def test_settings_of_run__refuses_what_the_processes_cannot_divide(manifest: Path) -> None:
+    settings = make_settings(manifest, "finetune.global_batch_size=8")
+    with pytest.raises(SettingsError, match="global_batch_size 8 does not divide among 3 processes"):
+        module.settings_of_run(settings, manifest, 3)
+    with pytest.raises(SettingsError, match="leaves parts of less than 2 images"):
+        module.settings_of_run(settings, manifest, 8)
 
 
 def test_finetune__resume_with_another_loss_shows_the_difference(manifest: Path) -> None:

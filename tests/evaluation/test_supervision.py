@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +19,8 @@ from medmoco.evaluation.features import fingerprint
 from medmoco.evaluation.supervision import Supervision, accuracies, cell_losses, class_weights
 from medmoco.evaluation.targets import Lesson, choose_lesson
 from medmoco.models.backbones import create_backbone
-from medmoco.models.batch_norm import split_batch_norm
+from medmoco.training.distributed import ALONE, Group, join_batch_norm
+from tests.together import run_together
 
 CPU = torch.device("cpu")
 
@@ -33,13 +35,13 @@ def make_lesson(folder: Path, *overrides: str) -> tuple[Lesson, config.RunSettin
     return choose_lesson(load_manifest(settings.data, ("train",))["train"], settings), settings
 
 
-def make_task(folder: Path, *overrides: str, frozen: bool = False) -> Supervision:
+def make_task(folder: Path, *overrides: str, frozen: bool = False, group: Group = ALONE) -> Supervision:
     lesson, settings = make_lesson(folder, *overrides)
     backbone = create_backbone(ModelSettings(backbone="test_resnet"), seed=0, size=32).requires_grad_(not frozen)
     torch.manual_seed(0)
     model = Classifier(backbone, nn.Linear(backbone.feature_dim, len(lesson.names)), exclusive=lesson.exclusive)
-    split_batch_norm(model, 1)
-    return Supervision(model.train(), lesson, settings, CPU, "fp32")
+    join_batch_norm(model, group)
+    return Supervision(model.train(), lesson, settings, CPU, "fp32", group)
 
 
 def make_batch(samples: Tensor) -> Batch:
@@ -108,6 +110,36 @@ def test_supervision__parts_of_a_batch_have_its_gradient(tmp_path: Path, overrid
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0])
+
+
+def _gradients(group: Group, folder: Path, overrides: list[str], frozen: bool) -> dict[str, NDArray[np.float32]]:
+    """Return what this process's share of a batch leaves; the shares have different numbers of known labels."""
+    torch.manual_seed(0)
+    batch, share = make_batch(torch.tensor([0, 2, 4, 6, 1, 3, 5, 8])), group.share.of(8)
+    batch = Batch([batch.views[0][share]], batch.samples[share], 0, 0)
+    own = folder / str(group.rank)
+    own.mkdir(exist_ok=True)
+    task = make_task(own, *overrides, frozen=frozen, group=group)
+    for outputs in task.losses(batch, measure=False):
+        outputs["loss"].backward()
+    task.after_step()
+    found = {name: weight.grad for name, weight in task.model.named_parameters() if weight.grad is not None}
+    found |= {name: value for name, value in task.model.named_buffers() if name.endswith("running_var")}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "frozen"),
+    [([], False), (["finetune.classes=Class"], False), (["train.accumulation_steps=2"], True)],
+)
+def test_supervision__two_processes_come_to_the_gradient_of_one(
+    tmp_path: Path, overrides: list[str], frozen: bool
+) -> None:
+    whole = _gradients(ALONE, tmp_path, overrides, frozen)
+    for found in run_together(2, _gradients, tmp_path, overrides, frozen):
+        assert found.keys() == whole.keys()
+        for name, expected in whole.items():
+            assert np.linalg.norm(found[name] - expected) < 1e-3 * np.linalg.norm(expected) + 1e-9, name
 
 
 def test_supervision__looks_labels_up_by_sample(tmp_path: Path) -> None:
