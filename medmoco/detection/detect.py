@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from torch import nn
 
 from medmoco.config import RunSettings, Tree
 from medmoco.data.manifest import Split
-from medmoco.data.order import StepOrder
-from medmoco.data.quarantine import Quarantine
 from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.detection.boxes import Annotations, load_annotations
 from medmoco.detection.detectors import create_detector
@@ -35,16 +33,15 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features import fingerprint
 from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.ledger import add_look, ledger_of
-from medmoco.evaluation.selection import Selection, loop_settings
+from medmoco.evaluation.selection import Selection, loop_settings, train_and_select
 from medmoco.evaluation.table import MACRO
 from medmoco.training.checkpoint import load_backbone
-from medmoco.training.device import choose_device, choose_precision, memory_explained
+from medmoco.training.device import prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
-from medmoco.training.engine import TrainState, fit
-from medmoco.training.mishaps import Mishaps
+from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer
-from medmoco.training.run_folder import HARMLESS, Start, describe_run, enter_folder, facts_of, keeping_status
-from medmoco.training.runlog import RunLog, SilentLog, saying_what_disk_refuses, write_json
+from medmoco.training.run_folder import HARMLESS, describe_run, enter_folder, facts_of
+from medmoco.training.runlog import saying_what_disk_refuses, write_json
 
 _UNUSED = ("method.", "evaluate.", "finetune.", "data.labels")
 _USED = ("evaluate.where",)
@@ -90,10 +87,7 @@ def detect(
         overwrite: Delete a run that is in the folder.
         allow_change: Resume although settings, the manifest or the boxes have changed.
         say: Told of damaged checkpoints of the encoder.
-        group: The processes that train together; the first of them scores, writes and speaks.
-
-    Returns:
-        What the run came to; None on all processes but the first.
+        group: The processes that train together; the first scores, writes and speaks, the others return None.
 
     Raises:
         SettingsError: there is nothing to learn, the encoder has no feature maps, or the folder holds another run.
@@ -101,15 +95,12 @@ def detect(
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
     settings = settings_of_run(settings, out, group.size)
-    device = choose_device(settings.train)
-    precision, why = choose_precision(settings.train, device)
-    if settings.train.threads:
-        torch.set_num_threads(settings.train.threads)
+    device, precision, why = prepare_device(settings.train)
     with group.one_fate():
         annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
         backbone, source = load_backbone(encoder, settings, say if group.is_first else lambda _: None)
-    facts = {**_facts(settings, annotations, backbone, source), "processes": group.size}
+    facts = _facts(settings, annotations, backbone, source) | {"processes": group.size}
     model = create_detector(backbone, settings, len(annotations.labels))
     run = _Run(settings, annotations, model, encoder, source, device, precision)
     with ExitStack() as stack:
@@ -118,39 +109,15 @@ def detect(
             resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
         )  # fmt: skip
         group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
-        where = f"{f'{group.size} processes on ' if group.size > 1 else ''}{device.type}, {precision} ({why})"
-        _train(stack, run, start, facts, [*notes, where], group)
-        return group.first(lambda: run.finish(other, pictures), patiently=True)
-
-
-def _train(stack: ExitStack, run: _Run, start: Start, facts: Tree, notes: Sequence[str], group: Group) -> None:
-    """Train to the end, and put the best epoch's weights into the model."""
-    settings, state, train = run.settings, start.state, run.annotations.splits["train"]
-    order = StepOrder(settings.seed, len(train), settings.train.global_batch_size, settings.train.epochs)
-    make_log = RunLog if group.is_first else SilentLog
-    log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
-    for text in (*notes, *(f"warning: {warning}" for warning in start.warnings)):
-        log.say(text)
-    log.say(
-        f"{'resuming' if start.saved else 'training'} {settings.detection.detector} on {settings.model.backbone},"
-        f" up to {order.steps} steps of {order.batch_size}, from step {state.step}"
-    )
-    if group.is_first:
-        stack.enter_context(keeping_status(settings.out, state, order.steps))
-    quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
-    mishaps = Mishaps(order, train.split, state, log, group, quarantine)
-    mishaps.say_what_is_known()
-    selection = Selection(
-        settings.out, order, state, facts, log, mishaps, settings.detection.patience, run.measure, group=group
-    )
-    selection.take_up(start.saved)
-    batches = stack.enter_context(closing(detector_batches(train, settings, order, state.step, group.share)))
-    with memory_explained(settings.train):
-        task = Detecting(run.model, train, settings, run.device, run.precision, group)
-        fit(task, batches, state, order, settings.train, log, selection.hooks(), group)
-    mishaps.say_what_came()
-    selection.take_best()
-    log.say(f"done: {selection.best.validated} epochs; number {selection.best.epoch + 1} is the best on val")
+        train = annotations.splits["train"]
+        selection = train_and_select(
+            stack, settings, start, facts, group, notes=notes,
+            what=f"{settings.detection.detector} with {settings.model.backbone} on {device.type}, {precision} ({why})",
+            split=train.split, patience=settings.detection.patience, measure=run.measure,
+            make_batches=lambda order, step: detector_batches(train, settings, order, step, group.share),
+            make_task=lambda: Detecting(model, train, settings, device, precision, group),
+        )  # fmt: skip
+        return group.first(lambda: run.finish(selection, other, pictures), patiently=True)
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
@@ -249,8 +216,12 @@ class _Run:
         values = {f"val_ap/{name}": float(value) for name, value in zip(labels, by_label, strict=True)}
         return mean, {"val_ap": mean, **values}
 
-    def finish(self, other: tuple[dict[str, Detections], str] | None, pictures: Path | None) -> Detected:
+    def finish(
+        self, selection: Selection, other: tuple[dict[str, Detections], str] | None, pictures: Path | None
+    ) -> Detected:
         """Score the best epoch's weights, and leave detections, scores and the table."""
+        best = selection.best
+        selection.log.say(f"done: {best.validated} epochs; number {best.epoch + 1} is the best on val")
         found = {
             name: find_boxes(self.model, self.annotations.splits[name], self.settings, self.device)
             for name in _scored(self.annotations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,27 @@ from torch import nn
 from medmoco.config import RunSettings, Tree
 from medmoco.data.loading import training_batches
 from medmoco.data.manifest import Split
-from medmoco.data.order import WEIGHTS, StepOrder, hashed
-from medmoco.data.quarantine import Quarantine
+from medmoco.data.order import WEIGHTS, hashed
 from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.errors import SettingsError
 from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
 from medmoco.evaluation.clinical import describe_judgements, judge
 from medmoco.evaluation.features import extract, fingerprint
 from medmoco.evaluation.metrics import auroc, undefined
-from medmoco.evaluation.selection import Selection, loop_settings
+from medmoco.evaluation.selection import Selection, loop_settings, train_and_select
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
 from medmoco.training.checkpoint import load_backbone
-from medmoco.training.device import choose_device, choose_precision, memory_explained
+from medmoco.training.device import prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
-from medmoco.training.engine import TrainState, fit
-from medmoco.training.mishaps import Mishaps
+from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_layered_optimizer
 from medmoco.training.run_folder import (
     HARMLESS,
-    Start,
     describe_run,
     enter_folder,
     facts_of,
-    keeping_status,
 )
-from medmoco.training.runlog import RunLog, SilentLog
 
 Floats = NDArray[np.float64]
 
@@ -110,10 +105,7 @@ def finetune(
         overwrite: Delete a run that is in the folder.
         allow_change: Resume although settings or the manifest have changed.
         say: Told of damaged checkpoints of the encoder.
-        group: The processes that train together; the first of them scores, writes and speaks.
-
-    Returns:
-        What the run came to; None on all processes but the first.
+        group: The processes that train together; the first scores, writes and speaks, the others return None.
 
     Raises:
         SettingsError: there is nothing to learn, or the folder holds another run.
@@ -121,10 +113,7 @@ def finetune(
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
     settings = settings_of_run(settings, out, group.size)
-    device = choose_device(settings.train)
-    precision, why = choose_precision(settings.train, device)
-    if settings.train.threads:
-        torch.set_num_threads(settings.train.threads)
+    device, precision, why = prepare_device(settings.train)
     place = shared_memory_place()
     beside = group.tell(place).count(place)  # processes on this machine, with this one
     with group.one_fate():
@@ -132,49 +121,23 @@ def finetune(
         check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views=1)
         model, source = _create_model(settings, encoder, lesson, say if group.is_first else lambda _: None)
     facts = {**_facts(settings, loaded, model, source), "processes": group.size}
-    run = _Run(settings, loaded, lesson, model, facts, source, device, precision, why)
+    run = _Run(settings, loaded, lesson, model, facts, source, device, precision)
     with ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: _create_state(model, source, settings, device, precision, group),
             resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
         )  # fmt: skip
         group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
-        selection = _train(stack, run, start, notes, group)
+        selection = train_and_select(
+            stack, settings, start, facts, group,
+            what=f"{settings.model.backbone} by {settings.finetune.protocol} on {device.type}, {precision} ({why})",
+            notes=notes, split=lesson.train, patience=settings.finetune.patience, measure=run.measure,
+            make_batches=lambda order, step: training_batches(
+                lesson.train, settings, order, step, group.share, views=1
+            ),
+            make_task=lambda: Supervision(model, lesson, settings, device, precision, group),
+        )  # fmt: skip
         return group.first(lambda: run.finish(selection), patiently=True)
-
-
-def _train(stack: ExitStack, run: _Run, start: Start, notes: Sequence[str], group: Group) -> Selection:
-    """Train to the end, and put the best epoch's weights into the model."""
-    settings, state, lesson = run.settings, start.state, run.lesson
-    order = StepOrder(settings.seed, len(lesson.train), settings.train.global_batch_size, settings.train.epochs)
-    make_log = RunLog if group.is_first else SilentLog
-    log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
-    for note in notes:
-        log.say(note)
-    for warning in start.warnings:
-        log.warn(warning)
-    log.say(
-        f"{'resuming' if start.saved else 'fine-tuning'} {settings.model.backbone} by {settings.finetune.protocol},"
-        f" up to {order.steps} steps of {order.batch_size}, from step {state.step},"
-        f" {f'{group.size} processes on ' if group.size > 1 else ''}{run.device.type}, {run.precision} ({run.why})"
-    )
-    if group.is_first:
-        stack.enter_context(keeping_status(settings.out, state, order.steps))
-    quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
-    mishaps = Mishaps(order, lesson.train, state, log, group, quarantine)
-    mishaps.say_what_is_known()
-    selection = Selection(
-        settings.out, order, state, run.facts, log, mishaps, settings.finetune.patience, run.measure, group=group
-    )
-    selection.take_up(start.saved)
-    batches = training_batches(lesson.train, settings, order, state.step, group.share, views=1)
-    stack.enter_context(closing(batches))
-    with memory_explained(settings.train):
-        task = Supervision(run.model, lesson, settings, run.device, run.precision, group)
-        fit(task, batches, state, order, settings.train, log, selection.hooks(), group)
-    mishaps.say_what_came()
-    selection.take_best()
-    return selection
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
@@ -254,7 +217,6 @@ class _Run:
     source: dict[str, Any]
     device: torch.device
     precision: str
-    why: str
 
     def measure(self, stop_asked: Callable[[], bool]) -> tuple[float, dict[str, float]]:
         """Score val: the mean AUROC, and that of every label."""

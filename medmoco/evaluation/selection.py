@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from medmoco.config import DetectionSettings, FinetuneSettings, TrainSettings, Tree
-from medmoco.data.loading import Batch
+from medmoco.config import DetectionSettings, FinetuneSettings, RunSettings, TrainSettings, Tree
+from medmoco.data.loading import Batch, Batches
+from medmoco.data.manifest import Split
 from medmoco.data.order import StepOrder
+from medmoco.data.quarantine import Quarantine
 from medmoco.errors import Stopped
 from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
-from medmoco.training.engine import Hooks, TrainState
+from medmoco.training.engine import Hooks, Task, TrainState, fit
 from medmoco.training.mishaps import Mishaps
-from medmoco.training.run_folder import CHECKPOINTS, write_status
-from medmoco.training.runlog import RunLog
+from medmoco.training.run_folder import CHECKPOINTS, Start, keeping_status, write_status
+from medmoco.training.runlog import RunLog, SilentLog
 
 Measure = Callable[[Callable[[], bool]], tuple[float, dict[str, float]]]
 
@@ -152,3 +156,64 @@ class Selection:
         if self.best.validated < self.state.step // self.order.steps_per_epoch:
             raise Stopped(f"stopped after step {self.state.step} before its epoch was scored; everything is saved")
         self.state.model.load_state_dict(self.best.model)
+
+
+def train_and_select(
+    stack: ExitStack,
+    settings: RunSettings,
+    start: Start,
+    facts: Tree,
+    group: Group,
+    *,
+    what: str,
+    notes: Sequence[str],
+    split: Split,
+    patience: int,
+    measure: Measure,
+    make_batches: Callable[[StepOrder, int], Batches],
+    make_task: Callable[[], Task],
+) -> Selection:
+    """Train until the order ends or patience does, and put the best epoch's weights into the model.
+
+    Args:
+        stack: Closes the log, and says in status.json how the run ended.
+        settings: Of the run; `train` is what the loop follows.
+        start: Of the run.
+        facts: What a checkpoint remembers of the run.
+        group: The processes that train together.
+        what: Is trained and where, for the log.
+        notes: For the log, before all else.
+        split: That is learned from.
+        patience: See Selection.
+        measure: See Selection.
+        make_batches: Yields this process's share of the batches of an order from a step on.
+        make_task: Makes the task of the training loop.
+
+    Raises:
+        DataError, DistributedError, DivergedError, Stopped: see `fit`.
+    """
+    train, state = settings.train, start.state
+    order = StepOrder(settings.seed, len(split), train.global_batch_size, train.epochs)
+    make_log = RunLog if group.is_first else SilentLog
+    log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
+    for note in notes:
+        log.say(note)
+    for warning in start.warnings:
+        log.warn(warning)
+    processes = f", {group.size} processes" if group.size > 1 else ""
+    log.say(
+        f"{'resuming' if start.saved else 'training'} {what}{processes}, up to {order.steps} steps"
+        f" of {order.batch_size}, from step {state.step}"
+    )
+    if group.is_first:
+        stack.enter_context(keeping_status(settings.out, state, order.steps))
+    mishaps = Mishaps(order, split, state, log, group, Quarantine(settings.out, settings.data.bad_images_budget))
+    mishaps.say_what_is_known()
+    selection = Selection(settings.out, order, state, facts, log, mishaps, patience, measure, group=group)
+    selection.take_up(start.saved)
+    batches = stack.enter_context(closing(make_batches(order, state.step)))
+    with memory_explained(train):
+        fit(make_task(), batches, state, order, train, log, selection.hooks(), group)
+    mishaps.say_what_came()
+    selection.take_best()
+    return selection

@@ -13,6 +13,18 @@ from medmoco.errors import SettingsError
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def prepare_device(train: TrainSettings) -> tuple[torch.device, str, str]:
+    """Return device, precision and the reason for that, and let torch take as many threads as it is given.
+
+    Raises:
+        SettingsError: see `choose_device` and `choose_precision`.
+    """
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    device = choose_device(train)
+    return device, *choose_precision(train, device)
+
+
 def choose_device(train: TrainSettings) -> torch.device:
     """Return the device that `train.device` asks for.
 

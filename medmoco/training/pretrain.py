@@ -22,7 +22,7 @@ from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import save_checkpoint
 from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, traffic
-from medmoco.training.device import choose_device, choose_precision, memory_explained
+from medmoco.training.device import choose_precision, memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, TrainState, fit
 from medmoco.training.mishaps import Mishaps
@@ -65,10 +65,7 @@ def pretrain(
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
-    device = choose_device(settings.train)
-    precision, _ = choose_precision(settings.train, device)
-    if settings.train.threads:
-        torch.set_num_threads(settings.train.threads)
+    device, precision, _ = prepare_device(settings.train)
     splits = _load_splits(settings, group)
     facts = {**facts_of(settings, splits["train"]), "processes": group.size}
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
