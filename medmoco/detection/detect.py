@@ -147,8 +147,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
 
 def _load(settings: RunSettings, encoder: str, test: bool, group: Group) -> tuple[Annotations, list[str]]:
     """Load images and boxes, and refuse what cannot be learned or honestly scored."""
-    place = shared_memory_place()
-    beside = group.tell(place).count(place)  # processes on this machine, with this one
+    beside = group.beside(shared_memory_place())
     annotations = load_annotations(settings, ("train", "val", *(["test"] if test else [])))
     if MACRO in annotations.labels:
         raise SettingsError(f"'{MACRO}' is the mean over labels in every table; rename that label")

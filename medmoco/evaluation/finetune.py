@@ -114,8 +114,7 @@ def finetune(
     """
     settings = settings_of_run(settings, out, group.size)
     device, precision, why = prepare_device(settings.train)
-    place = shared_memory_place()
-    beside = group.tell(place).count(place)  # processes on this machine, with this one
+    beside = group.beside(shared_memory_place())
     with group.one_fate():
         loaded, lesson, notes = load_lesson(settings, encoder, splits)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views=1)

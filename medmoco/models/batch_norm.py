@@ -7,7 +7,8 @@ issue 47).
 The running statistics wait until a step is complete and then move once, towards the mean over all of its groups. So
 they depend neither on how many processes or parts share the batch, nor on a step that turned out to be no good.
 
-Detectors and classifiers have no short cut to take: with few images to a process, they want statistics over all of them.
+Detectors and classifiers have no short cut to take: where a process has few images, they want statistics over those of
+all processes.
 """
 
 from __future__ import annotations

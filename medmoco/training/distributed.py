@@ -185,6 +185,10 @@ class Group:
         with self.one_fate(patiently=patiently):
             return action() if self.is_first else None
 
+    def beside(self, place: str) -> int:
+        """Return how many processes, with this one, are in a place such as a machine's shared memory."""
+        return self.tell(place).count(place)
+
     def from_first(self, action: Callable[[], Result], *, patiently: bool = False) -> Result:
         """Do something on the first process alone, and return on all what it returns, which JSON can hold.
 

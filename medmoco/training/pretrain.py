@@ -103,8 +103,7 @@ def pretrain(
 
 def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
     """Return train, and val where features are to be scored, having checked that this machine can train on them."""
-    place = shared_memory_place()
-    beside = group.tell(place).count(place)  # processes on this machine, with this one
+    beside = group.beside(shared_memory_place())
     with group.one_fate():
         loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
         splits = {name: check_images(split, settings.data) for name, split in loaded.items()}

@@ -24,6 +24,7 @@ def _exchange(group: Group) -> dict[str, Any]:
         "mean": group.mean(torch.tensor([float(group.rank)])).item(),
         "any": group.any_of(group.rank == 1, False),
         "tell": group.tell("é" * group.rank),
+        "beside": group.beside("odd" if group.rank % 2 else "even"),
         "first": group.first(lambda: "done"),
         "from first": group.from_first(lambda: [group.rank, 0.1]),
         "sent": dict(group.sent),
@@ -38,6 +39,7 @@ def test_group__exchanges_tensors_and_words() -> None:
         assert found["any"] == (True, False)
         assert found["tell"] == ["", "é", "éé"]
         assert found["first"] == ("done" if rank == 0 else None)
+        assert found["beside"] == (1 if rank == 1 else 2)
         assert found["from first"] == [0, 0.1]
         assert found["sent"]["embeddings"] == 2 * 2 * 4  # two floats to each of two others
 
