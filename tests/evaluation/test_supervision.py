@@ -130,7 +130,11 @@ def _gradients(group: Group, folder: Path, overrides: list[str], frozen: bool) -
 
 @pytest.mark.parametrize(
     ("overrides", "frozen"),
-    [([], False), (["finetune.classes=Class"], False), (["train.accumulation_steps=2"], True)],
+    [
+        ([], False),
+        (["train.accumulation_steps=2"], True),
+        pytest.param(["finetune.classes=Class"], False, marks=pytest.mark.slow),
+    ],
 )
 def test_supervision__two_processes_come_to_the_gradient_of_one(
     tmp_path: Path, overrides: list[str], frozen: bool
