@@ -8,7 +8,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from medmoco.config import TrainSettings
+from medmoco.errors import Stopped
 from medmoco.training.distributed import Group, joined
 from medmoco.training.launch import Placement
 
@@ -42,6 +45,28 @@ def run_together(
         process.join(seconds)
         process.kill()
     return results
+
+
+def through_a_stop(
+    group: Group, module: Any, task: str, interrupted: Any, stop_at: int, run: Callable[[bool], Any]
+) -> Any:
+    """Call `run(False)`, which a signal to all but the first process stops, then `run(True)`; return what that does.
+
+    Args:
+        group: The processes.
+        module: Where the wiring finds its task, in this process alone.
+        task: The name it has there.
+        interrupted: Takes the task's place, and sends the signal at its `stop_at`.
+        stop_at: Step.
+        run: Told whether to resume.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(interrupted, "stop_at", stop_at)
+        if not group.is_first:
+            patched.setattr(module, task, interrupted)
+        with pytest.raises(Stopped, match=f"after step {stop_at + 1} "):
+            run(False)
+    return run(True)
 
 
 def _result(pipe: Any, seconds: float) -> Any:

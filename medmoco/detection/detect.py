@@ -33,7 +33,7 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features import fingerprint
 from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.ledger import add_look, ledger_of
-from medmoco.evaluation.selection import Selection, loop_settings, train_and_select
+from medmoco.evaluation.selection import Selection, check_parts, loop_settings, train_and_select
 from medmoco.evaluation.table import MACRO
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import prepare_device
@@ -130,11 +130,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     train = loop_settings(settings.train, chosen)
     if train.compile:
         raise SettingsError("train.compile: detectors meet images of any size and are not compiled; set it to false")
-    if train.global_batch_size % (processes * train.accumulation_steps):
-        raise SettingsError(
-            f"detection.global_batch_size {train.global_batch_size} does not divide among {processes} process(es)"
-            f" x train.accumulation_steps {train.accumulation_steps}"
-        )
+    check_parts("detection", train, processes)
     if not settings.data.pack:  # a pack's canvases are as they are
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"canvas_size": chosen.size})})
     elif settings.data.canvas_size < chosen.size:

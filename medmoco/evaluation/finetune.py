@@ -24,7 +24,7 @@ from medmoco.evaluation.classifier import Classifier, describe_classifier, save_
 from medmoco.evaluation.clinical import describe_judgements, judge
 from medmoco.evaluation.features import extract, fingerprint
 from medmoco.evaluation.metrics import auroc, undefined
-from medmoco.evaluation.selection import Selection, loop_settings, train_and_select
+from medmoco.evaluation.selection import Selection, check_parts, loop_settings, train_and_select
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
 from medmoco.training.checkpoint import load_backbone
@@ -144,16 +144,13 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     chosen = settings.finetune
     views = settings.views.model_copy(update=_CROP_FLIP if chosen.augmentation == "crop_flip" else {})
     train = loop_settings(settings.train, chosen)
-    passes = processes * train.accumulation_steps
-    if processes > 1 and train.global_batch_size % passes:
+    if processes > 1:
+        check_parts("finetune", train, processes)
+    if train.global_batch_size // (processes * train.accumulation_steps) < 2:
+        where, remedy = (f" on {processes} processes", "lower one of them") if processes > 1 else ("", "lower it")
         raise SettingsError(
-            f"finetune.global_batch_size {train.global_batch_size} does not divide among {processes} processes"
-            f" x train.accumulation_steps {train.accumulation_steps}"
-        )
-    if train.global_batch_size // passes < 2:
-        raise SettingsError(
-            f"train.accumulation_steps {train.accumulation_steps} leaves parts of less than 2 images of"
-            f" finetune.global_batch_size {train.global_batch_size}; lower it"
+            f"train.accumulation_steps {train.accumulation_steps}{where} leaves parts of less than 2 images of"
+            f" finetune.global_batch_size {train.global_batch_size}; {remedy}, or raise the batch size"
         )
     return settings.model_copy(update={"out": out, "train": train, "views": views})
 

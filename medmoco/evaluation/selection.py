@@ -16,7 +16,7 @@ from medmoco.data.loading import Batch, Batches
 from medmoco.data.manifest import Split
 from medmoco.data.order import StepOrder
 from medmoco.data.quarantine import Quarantine
-from medmoco.errors import Stopped
+from medmoco.errors import SettingsError, Stopped
 from medmoco.training.checkpoint import save_checkpoint
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
@@ -36,6 +36,26 @@ _OF_THE_LOOP = (
 def loop_settings(train: TrainSettings, chosen: FinetuneSettings | DetectionSettings) -> TrainSettings:
     """Return what the training loop follows: `chosen` takes the place of what it has a say in."""
     return train.model_copy(update={key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0})
+
+
+def check_parts(section: str, train: TrainSettings, processes: int) -> None:
+    """Refuse a batch that processes and the parts they work in do not divide evenly.
+
+    Args:
+        section: Of the settings, that says how large the batch is.
+        train: What the training loop follows.
+        processes: How many.
+
+    Raises:
+        SettingsError: they do not.
+    """
+    passes = processes * train.accumulation_steps
+    if train.global_batch_size % passes:
+        raise SettingsError(
+            f"{section}.global_batch_size {train.global_batch_size} does not divide among"
+            f" {processes} process{'es' * (processes > 1)} x train.accumulation_steps {train.accumulation_steps}.\n"
+            f"Set it to a multiple of {passes}, or change the number of processes (--devices) or parts."
+        )
 
 
 @dataclass

@@ -71,10 +71,8 @@ class Group:
         """Join (b, ...) of every process, in the order of their ranks, to (B, ...); without gradient."""
         if self.size == 1:
             return own
-        every = own.new_empty(self.size * len(own), *own.shape[1:])
-        dist.all_gather(list(every.chunk(self.size)), own.detach().contiguous())
         self.sent[purpose] += _bytes(own) * (self.size - 1)
-        return every
+        return _joined(own.detach(), self.size)
 
     def gather_trained(self, own: Tensor, purpose: str) -> Tensor:
         """Join (b, ...) of every process, in the order of their ranks, to (B, ...); gradients find their way back."""
@@ -259,15 +257,19 @@ class Group:
 ALONE = Group()
 
 
+def _joined(own: Tensor, size: int) -> Tensor:
+    every = own.new_empty(size * len(own), *own.shape[1:])
+    dist.all_gather(list(every.chunk(size)), own.contiguous())
+    return every
+
+
 class _GatherTrained(torch.autograd.Function):
     """Joins tensors of all processes; the gradient of a part is the sum of what all processes want of it."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, rank: int, size: int) -> Tensor:
         ctx.rank, ctx.size = rank, size
-        every = own.new_empty(size * len(own), *own.shape[1:])
-        dist.all_gather(list(every.chunk(size)), own.contiguous())
-        return every
+        return _joined(own, size)
 
     @staticmethod
     def backward(ctx: Any, *wanted: Tensor) -> tuple[Tensor, None, None]:

@@ -24,7 +24,7 @@ from medmoco.training.checkpoint import load_backbone, load_checkpoint
 from medmoco.training.distributed import Group
 from tests.evaluation.supervised import SECRET, make_settings, write_images
 from tests.faults.runs import assert_same
-from tests.together import run_together
+from tests.together import run_together, through_a_stop
 
 
 @pytest.fixture
@@ -139,24 +139,20 @@ def test_finetune__resumed_is_bitwise_the_uninterrupted_run(
     assert scores[0] == scores[1]
 
 
-def _finetune(group: Group, manifest: Path, out: Path, stop_at: int) -> str:
-    """Run, or stop at a step and then resume; return how the first attempt ended, and whether there is a result."""
-    settings, ended = make_settings(manifest), ""
-    if stop_at:
-        module.Supervision = Interrupted if group.rank else Supervision  # type: ignore[misc]  # in this process alone
-        Interrupted.stop_at = stop_at
-        with pytest.raises(Stopped, match=f"after step {stop_at + 1} "):
-            finetune(settings, "random", out, group=group)
-        ended, module.Supervision = "stopped", Supervision  # type: ignore[misc]
-    found = finetune(settings, "random", out, resume=bool(stop_at), group=group)
-    return ended + (" and done" if found else "")
+def _finetune(group: Group, manifest: Path, out: Path, stop_at: int) -> bool:
+    """Run, or stop at a step and then resume; return whether there is a result."""
+
+    def run(resume: bool) -> bool:
+        return finetune(make_settings(manifest), "random", out, resume=resume, group=group) is not None
+
+    return through_a_stop(group, module, "Supervision", Interrupted, stop_at, run) if stop_at else run(False)
 
 
 @pytest.mark.slow
 def test_finetune__two_processes_leave_one_run_and_resume_bitwise(manifest: Path) -> None:
     runs = [manifest.parent / name for name in ("straight", "broken", "alone")]
-    assert run_together(2, _finetune, manifest, runs[0], 0) == [" and done", ""]
-    assert run_together(2, _finetune, manifest, runs[1], 2) == ["stopped and done", "stopped"]
+    assert run_together(2, _finetune, manifest, runs[0], 0) == [True, False]
+    assert run_together(2, _finetune, manifest, runs[1], 2) == [True, False]
     one, other = map(checkpoint, runs[:2])
     for part in ("model", "optimizer", "best"):
         assert_same(one[part], other[part])
