@@ -3,8 +3,15 @@
 The map, in the order in which data flows:
 
 cli.py                  arguments in, exit codes out
-config.py               typed settings from YAML
 errors.py               what is refused, and why
+config/                 YAML to one typed tree
+    base.py             what settings are made of
+    data.py             files, canvases, views
+    training.py         encoder, method, loop
+    evidence.py         scoring, fine-tuning, detection
+    run.py              the whole tree, its consistency
+    reading.py          YAML and overrides to settings
+    describing.py       each value and its source
 data/                   CSV row to batch of views
     phantom.py          synthetic chests to try out
     thorax.py           an analytic chest

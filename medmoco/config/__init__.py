@@ -1,0 +1,22 @@
+"""One frozen tree of settings: defaults < recipe < YAML file < command line.
+
+The docstring under a field is its help text; the words after "Source:" say where the default comes from, and
+`medmoco config` prints them. Presets (`views.recipe`, `method.name`) are plain dictionaries of field values that stand
+below whatever the user writes. This module imports no torch, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+from medmoco.config.base import Float, Fraction, Int, Positive, Settings, Tree
+from medmoco.config.data import RECIPES, DataSettings, LabelPolicy, ViewSettings
+from medmoco.config.describing import describe
+from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
+from medmoco.config.reading import as_tree, flatten, load, to_yaml
+from medmoco.config.run import RunSettings
+from medmoco.config.training import METHODS, MethodSettings, ModelSettings, TrainSettings
+
+__all__ = [
+    "METHODS", "RECIPES", "DataSettings", "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float",
+    "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "RunSettings", "Settings",
+    "TrainSettings", "Tree", "ViewSettings", "as_tree", "describe", "flatten", "load", "to_yaml",
+]  # fmt: skip

@@ -1,0 +1,178 @@
+"""Settings of the way from a file to a view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
+
+
+class LabelPolicy(Settings):
+    """What a label cell that is neither 0 nor 1 counts as: left out, 0 or 1."""
+
+    uncertain: Literal["ignore", "zero", "one"] = "ignore"
+    """A cell of -1. Source: torchxrayvision leaves uncertain labels out; MoCo-CXR counts them as one."""
+
+    missing: Literal["ignore", "zero", "one"] = "ignore"
+    """A blank cell. Source: torchxrayvision leaves missing labels out; MoCo-CXR counts them as zero."""
+
+
+class DataSettings(Settings):
+    """Which images, and how a file becomes a canvas."""
+
+    manifest: Path
+    """Folder with train.csv, val.csv and test.csv, or one CSV with a Split column."""
+
+    root: str
+    """Folder that the Path column is relative to; {split} in it becomes train, val or test."""
+
+    labels: dict[str, LabelPolicy] = Field(default_factory=dict)
+    """Label columns: a list of names, or a mapping from name to policy."""
+
+    canvas_size: Annotated[Int, Field(ge=16, le=4096)] = 256
+    """Longer side in pixels of the stored image that views are cut from. Source: 256 for views of 224."""
+
+    bit_depth: Literal[8, 16] = 8
+    """Bits per canvas pixel. Source: measured, 8-bit arithmetic is ten times faster than float32."""
+
+    window: Literal["voi", "full"] | tuple[Float, Positive] = "voi"
+    """Grey levels of images deeper than 8 bits: the file's VOI window, its full range, or [centre, width].
+    Source: DICOM PS3.3 C.11.2."""
+
+    max_pixels: Count = 100_000_000
+    """Larger images are refused before decoding. Source: the largest detector plates hold some 30 million pixels."""
+
+    max_bytes: Count = 2_000_000_000
+    """Larger files are refused unopened. Source: tomosynthesis and ultrasound loops reach 1 to 2 GB."""
+
+    max_frames: Count = 10_000
+    """Files of more frames are refused before decoding. Source: enhanced CT and MR series hold some thousands."""
+
+    decode_seconds: Positive = 60.0
+    """`check` and `pack` give up a file after this time. Source: measured, JPEG 2000 takes 0.2 s per million pixels."""
+
+    decode_megabytes: Annotated[Int, Field(ge=64)] = 4096
+    """`check` and `pack` give up a file above it. Source: measured, an image of `max_pixels` takes up to 1,600."""
+
+    allow_symlinks: bool = False
+    """Symbolic links may lead out of `root`; those within it, and a root that is itself a link, always work."""
+
+    pack: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or URL (s3://, gs://, ...) of what `medmoco pack` made: canvases are read from it, not from the files.
+    `medmoco pretrain` makes a folder that is not there yet."""
+
+    pack_cache: Path | None = None
+    """Folder on a disk of this machine that a pack at a URL is copied to, once."""
+
+    pack_failures: Literal["refuse", "leave_out"] = "refuse"
+    """What to do about rows whose image could not be packed."""
+
+    bad_images: Literal["refuse", "quarantine"] = "refuse"
+    """What to do when an image turns out to be unusable while training: end the run, or put another image of the split
+    in its place in the batch and list its row in quarantine.csv."""
+
+    bad_images_budget: Annotated[Int, Field(ge=0)] = 100
+    """So many images may be put in quarantine; one more ends the run, as a disk, a download or a decoder is to blame.
+    Source: a judgement, a tenth of a per cent of 100,000 images."""
+
+    workers: Annotated[Int, Field(ge=0)] = 2
+    """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_as_mapping(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("labels"), list):
+            return {**tree, "labels": {name: {} for name in tree["labels"]}}
+        return tree
+
+
+RECIPES: dict[str, Tree] = {
+    "xray": {},
+    "moco_v1": {
+        "crop_scale": [0.2, 1.0], "rotation": 0.0, "brightness": 0.4, "contrast": 0.4, "gamma": 0.0,
+        "jitter_probability": 1.0, "blur_probability": 0.0, "noise_probability": 0.0, "flip_probability": 0.5,
+    },
+    "moco_v2": {
+        "crop_scale": [0.2, 1.0], "rotation": 0.0, "brightness": 0.4, "contrast": 0.4, "gamma": 0.0,
+        "jitter_probability": 0.8, "blur_probability": 0.5, "noise_probability": 0.0, "flip_probability": 0.5,
+    },
+    "moco_cxr": {
+        "crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "rotation": 10.0, "brightness": 0.0, "contrast": 0.0,
+        "gamma": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0, "noise_probability": 0.0,
+        "flip_probability": 0.5,
+    },
+}  # fmt: skip
+"""Source: moco_v1 and moco_v2, facebookresearch/moco `main_moco.py`, hue, saturation and grayscale left out because
+they do nothing to one channel; moco_cxr, Sowrirajan et al. 2021 (arXiv:2010.05352), section 3.2."""
+
+
+class ViewSettings(Settings):
+    """How a canvas becomes a view. Presets by `recipe`; any key given here replaces the preset's."""
+
+    recipe: Literal["xray", "moco_v1", "moco_v2", "moco_cxr"] = "xray"
+    """Preset that the other keys of this group start from."""
+
+    size: Annotated[Int, Field(ge=16, le=2048)] = 224
+    """Side of a view in pixels. Source: He et al. 2020."""
+
+    crop_scale: tuple[Fraction, Fraction] = (0.3, 1.0)
+    """Area of the crop as a share of the image. Source: moderate crops keep the organ in view; MoCo v2 has 0.2."""
+
+    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    """Aspect ratio of the crop. Source: Szegedy et al. 2015 (arXiv:1409.4842)."""
+
+    flip_probability: Fraction = 0.5
+    """Mirror left and right. Source: MoCo-CXR; set 0 where the side is the finding."""
+
+    rotation: Annotated[Float, Field(ge=0, le=180)] = 10.0
+    """Largest rotation in degrees, either way. Source: MoCo-CXR."""
+
+    brightness: Annotated[Float, Field(ge=0, le=1)] = 0.3
+    """Largest relative change of brightness. Source: MoCo v2 has 0.4, which turns the mediastinum white too often."""
+
+    contrast: Annotated[Float, Field(ge=0, le=1)] = 0.4
+    """Largest relative change of contrast about the image's mean. Source: MoCo v2."""
+
+    gamma: Annotated[Float, Field(ge=0, le=1)] = 0.2
+    """Largest change of the exponent, as |ln gamma|. Source: detectors differ by their tone curve."""
+
+    jitter_probability: Fraction = 0.8
+    """Chance that brightness, contrast and gamma change at all. Source: MoCo v2."""
+
+    blur_probability: Fraction = 0.5
+    """Chance of a Gaussian blur. Source: MoCo v2."""
+
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Blur in pixels of a 224-pixel view; it scales with `size`. Source: MoCo v2."""
+
+    noise_probability: Fraction = 0.5
+    """Chance of added Gaussian noise. Source: quantum noise differs with dose."""
+
+    noise: Annotated[Float, Field(ge=0, le=0.5)] = 0.03
+    """Largest standard deviation of the noise as a share of white, in a 224-pixel view; it scales with `size`, as
+    smaller pixels collect fewer quanta."""
+
+    cutout_probability: Fraction = 0.0
+    """Chance that one rectangle is filled with the image's mean."""
+
+    cutout_scale: tuple[Fraction, Fraction] = (0.02, 0.2)
+    """Area of the rectangle as a share of the view. Source: Zhong et al. 2017 (arXiv:1708.04896)."""
+
+    mean: Fraction = 0.5
+    """Subtracted from pixels in 0..1 on the training device. Source: MoCo-CXR has 0.502."""
+
+    std: Positive = 0.25
+    """Divides after the mean. Source: close to the spread of windowed radiographs."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ViewSettings:
+        for name in ("crop_scale", "crop_ratio", "blur_sigma", "cutout_scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} [{low:g}, {high:g}] is not [low, high]")
+        if self.crop_scale[0] <= 0:
+            raise ValueError("crop_scale must be above 0")
+        return self

@@ -1,0 +1,53 @@
+"""The resolved tree as text, each value with where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from medmoco.config.base import Tree
+from medmoco.config.reading import as_tree, field_of, flatten, load, merge, presets_for, read_file, read_overrides
+from medmoco.config.run import RunSettings
+
+
+def describe(path: Path | None, overrides: Sequence[str] = ()) -> str:
+    """Return the resolved tree as YAML, each line with where its value comes from."""
+    resolved = as_tree(load(path, overrides))
+    command_line = read_overrides(overrides)
+    file_tree = read_file(path) if path else {}
+    user = merge(file_tree, command_line)
+    layers = [
+        (dict(flatten(command_line)), "command line"),
+        (dict(flatten(file_tree)), str(path)),
+        (dict(flatten(presets_for(user))), "preset"),
+    ]
+    lines: list[str] = []
+    _describe_node(resolved, [], layers, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _describe_node(node: Tree, parents: list[str], layers: list[tuple[Tree, str]], lines: list[str]) -> None:
+    indent = "  " * len(parents)
+    for key, value in node.items():
+        path = [*parents, key]
+        if isinstance(value, dict) and value:
+            lines.append(f"{indent}{key}:")
+            _describe_node(value, path, layers, lines)
+            continue
+        text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+        lines.append(f"{f'{indent}{key}: {text}':<44} # {_source_of(path, layers)}")
+
+
+def _source_of(path: list[str], layers: list[tuple[Tree, str]]) -> str:
+    dotted = ".".join(path)
+    for leaves, name in layers:
+        if any(dotted == leaf or dotted.startswith(f"{leaf}.") for leaf in leaves):
+            if name == "preset":
+                group, (selector, _) = path[0], RunSettings.PRESETS[path[0]]
+                return f"preset of {group}.{selector}"
+            return name
+    field = field_of(path)
+    source = (field.description or "").partition("Source: ")[2].rstrip(".") if field else ""
+    return f"default: {source}" if source else "default"

@@ -1,0 +1,57 @@
+"""The whole tree, and what must hold between its branches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from medmoco.config.base import Int, Settings, Tree
+from medmoco.config.data import RECIPES, DataSettings, ViewSettings
+from medmoco.config.evidence import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings
+from medmoco.config.training import METHODS, MethodSettings, ModelSettings, TrainSettings
+
+
+class RunSettings(Settings):
+    """All settings of a run."""
+
+    out: Path
+    """Run folder."""
+
+    seed: Annotated[Int, Field(ge=0, lt=2**63)] = 0
+    """Of the weights at the start, of the order of samples and of every view."""
+
+    data: DataSettings
+    views: ViewSettings = ViewSettings()
+    model: ModelSettings = ModelSettings()
+    method: MethodSettings = MethodSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    detection: DetectionSettings = DetectionSettings()
+
+    PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
+        "views": ("recipe", RECIPES),
+        "method": ("name", METHODS),
+        "finetune": ("protocol", PROTOCOLS),
+    }
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunSettings:
+        batch, splits = self.train.global_batch_size, self.method.batch_norm_splits
+        if batch % splits or batch // splits < 2:
+            raise ValueError(
+                f"method.batch_norm_splits {splits} must split train.global_batch_size {batch} into groups of 2 or more"
+            )
+        if self.train.warmup_epochs >= self.train.epochs:
+            raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")
+        if self.finetune.warmup_epochs >= self.finetune.epochs:
+            raise ValueError(f"finetune.warmup_epochs {self.finetune.warmup_epochs:g} must be below finetune.epochs")
+        if self.detection.warmup_epochs >= self.detection.epochs:
+            raise ValueError(f"detection.warmup_epochs {self.detection.warmup_epochs:g} must be below detection.epochs")
+        if self.data.canvas_size < self.views.size // 2:
+            raise ValueError(
+                f"data.canvas_size {self.data.canvas_size} is less than half of views.size {self.views.size}; raise it"
+            )
+        return self

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medmoco import config
+from tests.config.written import MINIMAL, refusal, write
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("method.batch_norm_splits=3", "method.batch_norm_splits 3 must split train.global_batch_size 256"),
+        ("train.warmup_epochs=500", "train.warmup_epochs 500 must be below train.epochs"),
+        ("finetune.epochs=1", "finetune.warmup_epochs 1 must be below finetune.epochs"),
+    ],
+)
+def test_load__refuses(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, MINIMAL, override)
+
+
+def test_load__presets_stand_below_the_users_keys(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL + "views: {recipe: moco_v2, rotation: 5.0}\nmethod: {name: moco_v1}\n")
+    settings = config.load(file)
+    assert settings.views.crop_scale == (0.2, 1.0)
+    assert settings.views.rotation == 5.0
+    assert (settings.method.temperature, settings.method.projector) == (0.07, "linear")
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(group, name) for group, (_, choices) in config.RunSettings.PRESETS.items() for name in choices]
+)
+def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
+    selector = config.RunSettings.PRESETS[group][0]
+    config.load(write(tmp_path, MINIMAL), [f"{group}.{selector}={name}"])
