@@ -13,10 +13,10 @@ from medmoco.config.describing import describe
 from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
 from medmoco.config.reading import as_tree, flatten, load, to_yaml
 from medmoco.config.run import RunSettings
-from medmoco.config.training import METHODS, MethodSettings, ModelSettings, TrainSettings
+from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
 
 __all__ = [
     "METHODS", "RECIPES", "DataSettings", "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float",
-    "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "RunSettings", "Settings",
-    "TrainSettings", "Tree", "ViewSettings", "as_tree", "describe", "flatten", "load", "to_yaml",
+    "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "RunSettings",
+    "Settings", "TrainSettings", "Tree", "ViewSettings", "as_tree", "describe", "flatten", "load", "to_yaml",
 ]  # fmt: skip
