@@ -12,6 +12,12 @@ from timm.layers.hybrid_embed import HybridEmbed
 from timm.models.vision_transformer_hybrid import ConvStem
 
 
+def conv_stem_widths(embed_dim: int, patch_size: int = 16) -> list[int]:
+    """Return the channels of each convolution: half of the next one's, the last two the width of a token."""
+    halvings = patch_size.bit_length() - 1
+    return [*(embed_dim >> back for back in reversed(range(halvings))), embed_dim]
+
+
 def conv_stem(img_size: Any, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> HybridEmbed:
     """Build what timm takes as `embed_layer`: 3 x 3 convolutions that halve the image, then one of 1 x 1.
 
@@ -19,12 +25,12 @@ def conv_stem(img_size: Any, patch_size: int, in_chans: int, embed_dim: int, **_
         img_size: Side of the images in pixels.
         patch_size: That it takes the place of, a power of two.
         in_chans: Channels of the images.
-        embed_dim: Width of a token, which the last convolutions have; each before them has half of the next.
+        embed_dim: Width of a token.
     """
-    halvings = patch_size.bit_length() - 1
-    widths = [embed_dim >> back for back in reversed(range(halvings))]
+    widths = conv_stem_widths(embed_dim, patch_size)
+    halvings = len(widths) - 1
     stem = ConvStem(
-        in_chans, depth=halvings + 1, channels=(*widths, embed_dim), kernel_size=(*[3] * halvings, 1),
+        in_chans, depth=len(widths), channels=tuple(widths), kernel_size=(*[3] * halvings, 1),
         stride=(*[2] * halvings, 1),
     )  # fmt: skip
     return HybridEmbed(stem, img_size, patch_size=1, in_chans=in_chans, embed_dim=embed_dim, proj=False)
