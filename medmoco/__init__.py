@@ -2,7 +2,6 @@
 
 The map, in the order in which data flows:
 
-cli.py                  arguments in, exit codes out
 errors.py               what is refused, and why
 config/                 YAML to one typed tree
     base.py             what settings are made of
@@ -153,6 +152,17 @@ exporting/              encoder to files others load
     card.py             model card
     reload.py           one format, one library
     parity.py           proof by reading back
+cli/                    arguments in, exit codes out
+    options.py          arguments that commands share
+    processes.py        several processes, one speaks
+    settings.py         command: config
+    data.py             commands: phantom to pack
+    training.py         commands: pretrain and its like
+    evidence.py         commands: evaluate to report
+    use.py              commands: import, export and such
+    insight.py          commands: neighbours to saliency
+    program.py          table of commands, exit codes
+    __main__.py         for python -m
 """
 
 from __future__ import annotations

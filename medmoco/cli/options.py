@@ -1,0 +1,72 @@
+"""Arguments that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medmoco.errors import SettingsError
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")
+]
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine, one for each GPU (all GPUs if not given).")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
+AllowChange = Annotated[
+    bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
+]
+Encoder = Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')]
+ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
+Encoders = Annotated[
+    list[str],
+    typer.Option(
+        "--encoder",
+        metavar="[NAME=]SOURCE",
+        help='Run folder, weights file, or the word "random". Repeatable: others to compare with need names, '
+        "such as imagenet=FILE.",
+    ),
+]
+Test = Annotated[bool, typer.Option("--test", help="Look at the test split; each look is noted in the run's ledger.")]
+Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
+
+
+def named(encoders: list[str]) -> dict[str, str]:
+    """Return name -> source; the first is "run" unless it is named."""
+    sources: dict[str, str] = {}
+    for number, text in enumerate(encoders):
+        match = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
+        if not match and number:
+            raise SettingsError(f"--encoder {text}: name it, such as --encoder other={text}")
+        name, source = match.groups() if match else ("run", text)
+        if name in sources:
+            raise SettingsError(f"--encoder: two are named '{name}'; give them different names")
+        sources[name] = source
+    return sources
+
+
+def row_numbers(text: str) -> list[int]:
+    """Read --rows."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"--rows: {text!r} is not a list of row numbers such as 3,17") from None
+
+
+def split_name(name: str) -> str:
+    """Return the name of a split, if it is one."""
+    if name not in ("train", "val", "test"):
+        raise SettingsError(f"{name!r} is no split; name train, val or test")
+    return name
+
+
+def say(text: str) -> None:
+    """Tell the user how far it is, on stderr: stdout is for results."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,36 @@
+"""The table of commands, and errors to exit codes."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from medmoco.cli import data, evidence, insight, settings, training, use
+from medmoco.errors import MedmocoError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Pretrain image encoders on unlabelled grayscale medical images with momentum contrast, "
+    "and prove what that is worth.",
+    epilog="images + CSV -> pretrain -> evaluate -> report, export. Every command takes the same YAML file and "
+    "key=value overrides.",
+)
+for panel in (settings, data, training, evidence, use, insight):  # the order of the help
+    app.add_typer(panel.commands)
+
+
+def main() -> None:
+    """Run the command line; errors a user can cause end in their message and exit code, without a traceback."""
+    # Third-party deprecations are our business, not the user's; what medmoco has to say goes through the run log.
+    warnings.filterwarnings("ignore")
+    try:
+        app()
+    except MedmocoError as error:
+        print(f"medmoco: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)

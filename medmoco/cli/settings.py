@@ -1,0 +1,17 @@
+"""The commands about settings themselves."""
+
+from __future__ import annotations
+
+import typer
+
+from medmoco import config
+from medmoco.cli.options import Config, Overrides
+
+PANEL = "Settings"
+commands = typer.Typer()
+
+
+@commands.command("config", rich_help_panel=PANEL)
+def show_config(config_file: Config, overrides: Overrides = None) -> None:
+    """Print every setting with where its value comes from."""
+    print(config.describe(config_file, overrides or ()), end="")

@@ -1,0 +1,96 @@
+"""The commands that train encoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medmoco import config
+from medmoco.cli.data import make_missing_pack
+from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, say
+from medmoco.cli.processes import in_processes
+
+PANEL = "Training"
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PANEL)
+def bench(
+    config_file: Config,
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each of four measurements.")] = 20.0,
+) -> None:
+    """Measure on this machine what holds pretraining up, and say what would help."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.training.bench import bench as measure
+
+    print(measure(settings, seconds, say))
+
+
+@commands.command(rich_help_panel=PANEL)
+def pretrain(
+    config_file: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    devices: Devices = None,
+    allow_change: AllowChange = False,
+) -> None:
+    """Pretrain an encoder on the training split."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.monitor import knn_monitor
+    from medmoco.training.pretrain import pretrain as run
+
+    changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
+    with in_processes(settings, devices) as group:
+        group.first(lambda: make_missing_pack(settings), patiently=True)
+        run(settings, monitor=knn_monitor, **changes, group=group)
+        if group.is_first:
+            print(f"run folder: {settings.out}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def slurm(
+    config_file: Config,
+    out: Annotated[Path, typer.Option(help="Batch file to write, such as job.sbatch.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="On each node; one process for each.")] = 1,
+    hours: Annotated[float, typer.Option(min=0.25, help="At a time; then the job queues again and goes on.")] = 24.0,
+    cpus: Annotated[int | None, typer.Option(min=1, help="For each GPU; data.workers + 1 if not given.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of each node, such as 128G.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Queue to submit to.")] = None,
+    account: Annotated[str | None, typer.Option(help="Project to charge.")] = None,
+) -> None:
+    """Write a SLURM batch file that pretrains on one or several nodes and queues itself again until it is done."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.training.slurm import Resources, write_job
+
+    resources = Resources(nodes, gpus, hours, cpus, memory, partition, account)
+    print(write_job(out, config_file, overrides or (), settings, resources))
+
+
+@commands.command(rich_help_panel=PANEL)
+def finetune(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(help="Run folder of the fine-tuning.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    devices: Devices = None,
+    allow_change: AllowChange = False,
+) -> None:
+    """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.finetune import finetune as run
+
+    with in_processes(settings, devices) as group:
+        run(
+            settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=say,
+            group=group,
+        )  # fmt: skip
+        if group.is_first:
+            print(f"run folder: {out}")

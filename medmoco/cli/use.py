@@ -1,0 +1,109 @@
+"""The commands that bring encoders in and put them to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medmoco import config
+from medmoco.cli.options import Config, Overrides, ScoredSplit, say, split_name
+from medmoco.errors import SettingsError
+
+PANEL = "Use"
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PANEL)
+def predict(
+    config_file: Config,
+    classifier: Annotated[Path, typer.Option(help="Classifier folder, which finetune and evaluate leave.")],
+    out: Annotated[Path, typer.Option(help="CSV file for row numbers and probabilities.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "test",
+    with_path: Annotated[
+        bool, typer.Option("--with-path", help="Add each row's Path, which may name patients.")
+    ] = False,
+) -> None:
+    """Apply a classifier to the images of a manifest: a calibrated probability for each row and label."""
+    settings = config.load(config_file, overrides or ())
+    name = split_name(split)
+    from medmoco.evaluation.predict import predict as apply
+
+    rows = apply(settings, classifier, out, split=name, with_path=with_path, say=say)
+    print(f"{rows} rows of {name} are in {out}")
+
+
+@commands.command("import", rich_help_panel=PANEL)
+def import_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, told by its tensors.")] = None,
+    which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
+    scheme: Annotated[
+        str | None, typer.Option(help="Whose file it is, such as moco-cxr, where its keys do not tell.")
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keys not wanted, with *. Repeatable.")
+    ] = None,
+) -> None:
+    """Bring in weights of other projects, with an account of every key."""
+    if which not in ("query", "key"):
+        raise SettingsError(f"--which {which!r}: name query, or key for the moving average of it")
+    from medmoco.models.importing import import_weights
+
+    print(import_weights(
+        file, out, backbone=backbone, which="key" if which == "key" else "query", scheme=scheme,
+        leave_out=tuple(leave_out or ()),
+    ))  # fmt: skip
+
+
+@commands.command(rich_help_panel=PANEL)
+def export(
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder, whose encoder is exported.")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="Folder that evaluate or finetune left.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="Weights file, used as --config says.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings of --encoder.")] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="A,B|all",
+            help="safetensors, timm, torchvision, detectron2, huggingface, monai-bundle, onnx, program.",
+        ),
+    ] = "safetensors,onnx",
+    licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
+) -> None:
+    """Write an encoder or a classifier with all that a stranger needs to use it; every file is read back."""
+    given = [value for value in (run, classifier, encoder) if value is not None]
+    if len(given) != 1 or (encoder is None) != (config_file is None):
+        raise SettingsError("give one of --run, --classifier, and --encoder with --config")
+    from medmoco.exporting import sources
+    from medmoco.exporting.export import export as write
+    from medmoco.training.runlog import print_warning
+
+    if run is not None:
+        source = sources.from_run(run, licence, print_warning)
+    elif classifier is not None:
+        source = sources.from_classifier(classifier, licence, print_warning)
+    else:
+        assert encoder is not None
+        assert config_file is not None
+        source = sources.from_file(encoder, config.load(config_file), licence, print_warning)
+    for file in write(source, out, [name.strip() for name in formats.split(",")]):
+        print(file)
+
+
+@commands.command(rich_help_panel=PANEL)
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that export wrote.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Also load formats that can run code: program, monai-bundle.")
+    ] = False,
+) -> None:
+    """Check an export anywhere: hashes of all files, then outputs of each format, loaded in a new process."""
+    from medmoco.exporting.verify import verify as check_export
+
+    check_export(folder, print, trust=trust)

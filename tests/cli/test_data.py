@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.commands import Call, refused
+
+
+def test_split__writes_the_files_and_says_their_sizes(call: Call, tmp_path: Path) -> None:
+    rows = "".join(f"{number}.png,{number // 2},{number % 2},{number % 3 - 1}\n" for number in range(200))
+    (tmp_path / "all.csv").write_text(f"Path,Person,A,B\n{rows}")
+    options = ["--labels", "A, B", "--group", "Person", "--val", 0.2, "--fractions", "10, 50"]
+    out = call("split", "--csv", tmp_path / "all.csv", "--out", tmp_path / "out", *options, "--seed", 3).stdout
+    assert "val 40 rows of 20 patients, test 40 rows of 20 patients, train_10 12 rows of 6 patients" in out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"train.csv", "val.csv", "test.csv", "train_10.csv", "train_50.csv", "README.md"}
+
+
+def test_check__ends_with_exit_code_3_after_the_whole_report(call: Call, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    for name in ("secret1", "secret2"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "train.csv").write_text("Path,PatientID\nsecret1.png,hidden\n")
+    (tmp_path / "test.csv").write_text("Path,PatientID\nsecret2.png,hidden\nsecret3.png,other\n")
+    overrides = [f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels={}"]
+    done = call("check", "--config", "configs/demo.yaml", *overrides, "--out", tmp_path / "report", code=3)
+    assert "3 rows: train 1 of 1 patients, test 2 of 2 patients" in done.stdout
+    for kind in ("file missing", "patient in two splits", "pixels in two splits"):
+        assert f"fault             1  {kind}" in done.stdout
+        assert kind in done.stderr
+    assert done.stderr.startswith("medmoco: faults were found (file missing, ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stdout + done.stderr
+    assert "hidden" not in done.stdout + done.stderr
+    assert (tmp_path / "report/report.txt").read_text() == done.stdout
+    assert (tmp_path / "report/rows.csv").read_text().count("\n") > 3
+
+
+def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(call: Call, tmp_path: Path) -> None:
+    data, folder = tmp_path / "data", tmp_path / "pack"
+    call("phantom", "--out", data, "--patients", 10, "--image-size", 64)
+    next((data / "train").rglob("*.png")).write_bytes(b"")
+    settings = ["--config", "configs/demo.yaml", f"out={tmp_path / 'run'}", f"data.manifest={data}"]
+    settings += [f"data.root={data}/{{split}}", "data.labels={}"]
+    done = call("pack", "--out", folder, *settings, code=3)
+    assert "1 images could not be packed; failed.csv in the pack lists their rows and why" in done.stderr
+    assert (folder / "pack.json").is_file()
+    assert len(done.stderr.split("medmoco: ")[1].splitlines()) <= 5
+    refused = call("pretrain", *settings, f"data.pack={folder}", code=3)
+    assert "rows could not be packed (rows " in refused.stderr
+    assert len(refused.stderr.splitlines()) <= 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["split", "--csv", "absent.csv", "--out", "x"], 3, "absent.csv: cannot be opened"),
+        (["split", "--csv", "a.csv", "--out", "x", "--fractions", "1;5"], 2, "'1;5' is not a list of numbers"),
+        (["pack", "--config", "configs/cxr.yaml"], 2, "give --out, or set data.pack"),
+        (["pack", "--config", "configs/cxr.yaml", "data.pack=s3://b/p"], 2, "give --out, or set data.pack"),
+    ],
+)
+def test_errors__are_short_and_have_their_exit_code(call: Call, arguments: list[str], code: int, expected: str) -> None:
+    refused(call, arguments, code, expected)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from medmoco import cli
+from tests.cli.commands import Call, refused, start
+
+COMMANDS = {
+    "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "finetune",
+    "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "report", "export", "import",
+    "verify", "detect",
+}  # fmt: skip
+
+
+def test_commands__are_what_the_help_lists() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    assert set(group.commands) == COMMANDS
+    text = start("--help").stdout
+    assert all(f" {name} " in text for name in COMMANDS)
+
+
+def test_whole_journey__phantoms_to_export(call: Call, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    call("phantom", "--out", data, "--patients", 24, "--image-size", 64)
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"""
+out: {run}
+data: {{manifest: {data}, root: '{data}/{{split}}', labels: [Opacity, Interstitial], canvas_size: 40, workers: 1}}
+views: {{size: 32}}
+model: {{backbone: resnet10t}}
+method: {{queue_size: 16}}
+train: {{epochs: 2, global_batch_size: 8, lr: 0.03, knn_every: 1}}
+evaluate: {{bootstrap: 100}}
+""")
+    said = call("check", "--config", file).stdout
+    assert "looked for and not found: file missing" in said
+    assert f"no faults; the report and the list of rows are in {tmp_path / 'run-check'}" in said
+    call("preview", "--config", file, "--out", tmp_path / "views.png", "--images", 2, "--views", 3)
+    made = start("pretrain", "--config", file, f"data.pack={tmp_path / 'pack'}")
+    assert f"data.pack: {tmp_path / 'pack'} is not there yet or unfinished; making it first" in made.stderr
+    assert "use it with data.pack=" in call("pack", "--config", file, "--out", tmp_path / "pack").stdout
+    call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation", f"data.pack={tmp_path / 'pack'}")
+    call("export", "--run", run, "--out", tmp_path / "export")
+    scores = json.loads((run / "evaluation" / "scores.json").read_text())
+    assert {record["encoder"] for record in scores} == {"run", "untrained", "pixels"}
+    assert {"encoder.safetensors", "encoder.onnx", "preprocessing.json", "parity.json", "MODEL_CARD.md"} <= {
+        path.name for path in (tmp_path / "export").iterdir()
+    }
+
+
+def test_main__an_unknown_command_is_refused(call: Call) -> None:
+    refused(call, ["evaluat"], 2, "No such command")

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.commands import Call, refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["export", "--run", "absent", "--out", "x"], 4, "no run folder"),
+        (["predict", "--config", "configs/cxr.yaml", "--classifier", "x", "--out", "y"], 4, "no classifier folder"),
+        (["import", "w.pth", "--out", "x"], 4, "weights file w.pth does not exist"),
+        (["import", "w.pth", "--out", "x", "--which", "teacher"], 2, "name query, or key for the moving average"),
+    ],
+)
+def test_errors__are_short_and_have_their_exit_code(call: Call, arguments: list[str], code: int, expected: str) -> None:
+    refused(call, arguments, code, expected)
