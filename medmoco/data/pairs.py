@@ -106,11 +106,11 @@ class Partners:
         Raises:
             ManifestError: there is no PatientID, or no such column.
         """
-        for column in ("PatientID", *positives.agree, *positives.differ):
+        needed = {"PatientID": "image=patient", **dict.fromkeys(positives.agree, "agree")}
+        for column, setting in (needed | dict.fromkeys(positives.differ, "differ")).items():
             if column not in split.table.columns:
                 raise ManifestError(
-                    f"{split.csv.name} has no column {column}, which positives.image patient"
-                    f"{'' if column == 'PatientID' else ', agree and differ'} need; it has:"
+                    f"{split.csv.name} has no column {column}, which positives.{setting} needs; it has:"
                     f" {', '.join(split.table.columns[:12])}"
                 )
         self._seed = seed
