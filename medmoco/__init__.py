@@ -7,6 +7,7 @@ config/                 YAML to one typed tree
     base.py             what settings are made of
     data.py             files, canvases, views
     training.py         encoder, method, loop
+    decoder.py          reconstruction beside the contrast
     evidence.py         scoring, fine-tuning, detection
     run.py              the whole tree, its consistency
     reading.py          YAML and overrides to settings
@@ -49,6 +50,7 @@ data/                   CSV row to batch of views
     pack_dask.py        shards on a Dask cluster
     pack_cache.py       pack at a URL, copied
     stopping.py         Ctrl-C and SIGTERM as flag
+    emptiness.py        which pixels of views count
     quarantine.py       unusable images, replaced and listed
     workers.py          data workers that die, hang
     loading.py          workers, batches, normalisation
@@ -64,6 +66,7 @@ models/                 encoders and momentum contrast
     importing.py        wires an import
     batch_norm.py       batch norm in groups
     projectors.py       features to embedding to prediction
+    decoder.py          embedding back to its view
     moco.py             encoders, queue, InfoNCE
 training/               the loop and its surroundings
     launch.py           how processes start, their ranks

@@ -14,7 +14,7 @@ from medmoco.data.order import StepOrder, key_order
 from medmoco.data.pairs import plan_of
 from medmoco.errors import SettingsError
 from medmoco.models.moco import MoCo, info_nce
-from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, meters, traffic
+from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, meters, spread, traffic
 from medmoco.training.distributed import ALONE, Group
 from tests.together import run_together
 
@@ -154,7 +154,7 @@ def _v3_by_loops(settings: config.RunSettings, views: torch.Tensor) -> list[floa
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(float(loss))
+        found.append(float(loss.detach()))
     return found
 
 
@@ -283,24 +283,21 @@ def test_meters__equal_plain_loops() -> None:
     right = sum(all(positive[i] > other for other in negative[i]) for i in range(6)) / 6
     assert float(found["accuracy"]) == pytest.approx(right)
     assert float(found["positive_similarity"]) == pytest.approx(sum(float(q[i] @ k[i]) for i in range(6)) / 6, abs=1e-6)
+    found = spread(q)
     singular = np.linalg.svd(q.numpy(), compute_uv=False)
     share = singular / singular.sum()
     assert float(found["effective_rank"]) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
 
 
-def test_meters__tell_collapse_from_spread() -> None:
+def test_spread__tells_collapse_from_spread() -> None:
     torch.manual_seed(0)
-    spread = functional.normalize(torch.randn(512, 16), dim=1)
+    wide = functional.normalize(torch.randn(512, 16), dim=1)
     collapsed = functional.normalize(torch.ones(512, 16) + 1e-4 * torch.randn(512, 16), dim=1)
-    model = MoCo(nn.Identity(), torch.zeros(3, 16), key_momentum=0.9, temperature=0.2)
-    others = torch.zeros(512), model
-    assert float(meters(spread, *others)["embedding_std"]) == pytest.approx(1, abs=0.05)
-    assert float(meters(collapsed, *others)["embedding_std"]) < 0.01
-    assert float(meters(spread, *others)["effective_rank"]) > 15
-    assert float(meters(collapsed, *others)["effective_rank"]) < 1.2
+    assert float(spread(wide)["embedding_std"]) == pytest.approx(1, abs=0.05)
+    assert float(spread(collapsed)["embedding_std"]) < 0.01
+    assert float(spread(wide)["effective_rank"]) > 15
+    assert float(spread(collapsed)["effective_rank"]) < 1.2
 
 
-def test_meters__of_what_is_not_finite_are_not_a_number() -> None:
-    model = MoCo(nn.Identity(), torch.zeros(3, 16), key_momentum=0.9, temperature=0.2)
-    found = meters(torch.full((8, 16), float("nan")), torch.zeros(8), model)
-    assert found["effective_rank"].isnan()
+def test_spread__of_what_is_not_finite_is_not_a_number() -> None:
+    assert spread(torch.full((8, 16), float("nan")))["effective_rank"].isnan()
