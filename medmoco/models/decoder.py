@@ -53,7 +53,7 @@ def weighted_squared_error(made: Tensor, views: Tensor, weights: Tensor | None, 
 
     Source: grantmerz/moco, whose mean is over all pixels too, empty or not.
     """
-    error = torch.square(made.float() - views.float())
+    error = torch.square(made.to(views.dtype) - views)  # half precision ends here
     if weights is None:
         return error.mean()
     return (error * (empty_weight + (1 - empty_weight) * weights)).mean()

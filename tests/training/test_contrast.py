@@ -58,11 +58,14 @@ def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
         order_of_keys = torch.from_numpy(key_order(settings.seed, key.step, BATCH))
         own = [
             (views[view][order_of_keys] if shuffled else views[view])[part].to(torch.uint8)
-            for view, shuffled in plan_of(settings.method).wanted
+            for view, shuffled in plan_of(settings.method, settings.decoder).wanted
         ]
+        weights = ((views[0][part] % 256).to(torch.uint8),) if settings.decoder.weight else ()
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64)
-        for outputs in task.losses(Batch(own, torch.from_numpy(key.samples[part]), key.step, 0), measure=True):
+        for outputs in task.losses(
+            Batch(own, torch.from_numpy(key.samples[part]), key.step, 0, weights=weights), measure=True
+        ):
             outputs["loss"].backward()
             loss += outputs["loss"].detach()
         state.optimizer.step()
@@ -108,12 +111,20 @@ V3 = (
 )  # fmt: skip
 
 
+AUTOENCODER = (
+    "decoder={weight: 2, contrast: 0, channels: 32, empty: outside, empty_weight: 0.1}", "train.optimizer=adamw",
+)  # fmt: skip
+DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
+
+
 @pytest.mark.parametrize(
     ("processes", "method", "overrides"),
     [
         (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
         (4, OTHER_PATIENTS, ["method.queue_sharded=true"]),
         (4, V3, []),
+        (2, DECODER, ["train.accumulation_steps=2"]),
+        (2, AUTOENCODER, []),
     ],
 )
 def test_contrast__nor_where_keys_are_left_out_or_the_batch_is_the_bank(
