@@ -113,7 +113,9 @@ evaluation/             encoders to evidence
     pictures.py         patients' images, captioned, on demand
     neighbours.py       the most alike images
     projection.py       features on a plane
+    twins.py            images changed in one way
     placement.py        ranks of images' changed twins
+    reconstruct.py      what a decoder makes of images
     saliency.py         where a classifier looks
 detection/              boxes, and what finds them
     readers.py          several readers' boxes joined

@@ -11,8 +11,8 @@ from tests.cli.commands import Call, refused, start
 
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "finetune",
-    "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "report", "export", "import",
-    "verify", "detect",
+    "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "reconstruct", "report",
+    "export", "import", "verify", "detect",
 }  # fmt: skip
 
 
