@@ -8,6 +8,7 @@ config/                 YAML to one typed tree
     data.py             files, canvases, views
     training.py         encoder, method, loop
     evidence.py         scoring, fine-tuning, detection
+    tune.py             what a search tries
     run.py              the whole tree, its consistency
     reading.py          YAML and overrides to settings
     describing.py       each value and its source

@@ -11,6 +11,7 @@ from medmoco.config.base import Int, Settings, Tree
 from medmoco.config.data import RECIPES, DataSettings, ViewSettings
 from medmoco.config.evidence import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings
 from medmoco.config.training import METHODS, MethodSettings, ModelSettings, TrainSettings
+from medmoco.config.tune import TuneSettings
 
 
 class RunSettings(Settings):
@@ -30,6 +31,7 @@ class RunSettings(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     detection: DetectionSettings = DetectionSettings()
+    tune: TuneSettings = TuneSettings()
 
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
         "views": ("recipe", RECIPES),

@@ -50,8 +50,8 @@ def pretrain(
     overwrite: bool = False,
     allow_change: bool = False,
     group: Group = ALONE,
-) -> None:
-    """Pretrain an encoder on the training split and leave a run folder.
+) -> Backbone:
+    """Pretrain an encoder on the training split, leave a run folder, and return the query encoder's backbone.
 
     Args:
         settings: Of the run.
@@ -99,6 +99,7 @@ def pretrain(
             fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         mishaps.say_what_came()
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+        return run.model.query_encoder.backbone  # type: ignore[return-value]
 
 
 def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
