@@ -106,6 +106,9 @@ evaluation/             encoders to evidence
     curve.py            scores at growing label shares
     external.py         a frozen classifier on other data
     pictures.py         patients' images, captioned, on demand
+    proposals.py        what a search tries next
+    winner.py           best trial, luck of choosing
+    tune.py             wires a search
     neighbours.py       the most alike images
     projection.py       features on a plane
     placement.py        ranks of images' changed twins
