@@ -39,7 +39,7 @@ class TuneSettings(Settings):
     log: true}, method.queue_size: [1024, 4096]}."""
 
     trials: Count = 20
-    """Pretraining runs in all; the first is of the settings as given. Source: the first ten are drawn blindly."""
+    """Pretraining runs in all; the first is of the settings as given. Source: four more are drawn blindly."""
 
     epochs: Count | None = None
     """Passes of each trial over the training split; null is train.epochs."""

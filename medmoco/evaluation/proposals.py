@@ -1,8 +1,8 @@
 """What a search tries next: a pure function of the seed and of what was found so far.
 
-Optuna proposes, by its tree-structured Parzen estimator (Bergstra et al. 2011). It is told all trials anew and its
-sampler is seeded for each proposal, so that a search which was stopped goes on as if it had not been; nothing of Optuna
-is stored.
+Optuna proposes, by expected improvement under a Gaussian process (Jones et al. 1998, doi:10.1023/A:1008306431147): it
+needs fewest trials. It is told all trials anew and its sampler is seeded for each proposal, so that a search which was
+stopped goes on as if it had not been; nothing of Optuna is stored.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from medmoco.errors import SettingsError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
 Space = Mapping[str, Possible]
 
+_BLIND = 5  # trials before one is proposed from others
 _DIGITS = 3  # of a proposed number: more mean nothing and make settings hard to read
-_ATTEMPTS = 50  # after so many proposals that were all tried before, the space holds nothing new
+_ATTEMPTS = 200  # after so many proposals that were all tried before, the space holds nothing new
 
 
 @dataclass(frozen=True)
@@ -80,35 +80,32 @@ def propose(space: Space, trials: Sequence[Trial], seed: int) -> Tree | None:
     """
     tried = {json.dumps(trial.values, sort_keys=True) for trial in trials}
     for attempt in range(_ATTEMPTS):
-        values = _ask(space, trials, int(hashed(seed, PROPOSAL, len(trials), attempt)[0] >> np.uint64(33)))
+        draw = int(hashed(seed, PROPOSAL, len(trials), attempt)[0] >> np.uint64(33))
+        told = trials if attempt == 0 and len(trials) >= _BLIND else ()  # what was tried before is replaced blindly
+        values = _ask(space, told, draw)
         if json.dumps(values, sort_keys=True) not in tried:
             return values
     return None
 
 
 def _ask(space: Space, trials: Sequence[Trial], seed: int) -> Tree:
+    """Propose from trials, or blindly where there are none."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {key: _distribution(key, possible) for key, possible in space.items()}
-    search = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    samplers = optuna.samplers
+    sampler = samplers.GPSampler(seed=seed, n_startup_trials=1) if trials else samplers.RandomSampler(seed=seed)
+    search = optuna.create_study(direction="maximize", sampler=sampler)
+    worst = min((trial.score for trial in trials if trial.score is not None), default=0.0)
     for trial in trials:
-        if (told := _as_told(trial, space, distributions)) is not None:
-            search.add_trial(told)
+        parameters = {key: _position(possible, trial.values[key]) for key, possible in space.items()}
+        if None in parameters.values():
+            continue  # settings as given may lie outside the space
+        value = worst if trial.score is None else trial.score  # a trial that failed is as bad as the worst that did not
+        search.add_trial(optuna.create_trial(value=value, params=parameters, distributions=distributions))
     asked = search.ask(distributions)
     return {key: _value(key, possible, asked.params[key]) for key, possible in space.items()}
-
-
-def _as_told(trial: Trial, space: Space, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial | None:
-    """Return a trial as Optuna knows it; None for settings as given that lie outside the space."""
-    from optuna.trial import TrialState, create_trial
-
-    parameters = {key: _position(possible, trial.values[key]) for key, possible in space.items()}
-    if None in parameters.values():
-        return None
-    # One that failed counts as worse than any that did not: Optuna's word for that is pruned.
-    state = TrialState.PRUNED if trial.score is None else TrialState.COMPLETE
-    return create_trial(state=state, value=trial.score, params=parameters, distributions=dict(distributions))
 
 
 def _distribution(key: str, possible: Possible) -> BaseDistribution:

@@ -96,17 +96,19 @@ def _verdict(trials: Sequence[Trial], winner: Tree | None) -> list[str]:
     scored = sum(trial.score is not None for trial in trials)
     if winner["trial"] == 0:
         return [f"Nothing scored better than the settings as given, in {scored} trials with a score."]
-    lines = [f"The winner is trial {winner['trial']}: {winner['score']:.3f}."]
+    against = "; the settings as given have no score"
     if winner["given"] is not None:
         limits = span(winner["gain_low"], winner["gain_high"], "+")
-        lines = [
-            f"The winner is trial {winner['trial']}: {winner['score']:.3f}, against {winner['given']:.3f} with the"
-            f" settings as given: {winner['gain']:+.3f}, 95 % interval {limits}."
-        ]
-    luck = winner["optimism"]
-    about = f"some {max(luck, 0):.3f} of it may be luck of the choice, or more" if luck is not None else "part is luck"
-    return [
-        *lines,
-        f"It was chosen on val as the best of {scored} trials: {about}.",
-        "Only test is an unbiased score: pretrain with best.yaml and as given, then evaluate both with --test.",
+        against = (
+            f", against {winner['given']:.3f} with the settings as given: {winner['gain']:+.3f}, 95 % interval {limits}"
+        )
+    luck = "an unknown part" if winner["optimism"] is None else f"some {max(winner['optimism'], 0):.3f}, or more,"
+    lines = [
+        f"The winner is trial {winner['trial']}: {winner['score']:.3f}{against}.",
+        f"It was chosen on val as the best of {scored} trials: {luck} of its score is luck of the choice.",
     ]
+    if winner["gain_low"] is not None and winner["gain_low"] <= 0:
+        lines.append("The interval holds 0: with these patients the winner cannot be told from the settings as given.")
+    return [
+        *lines, "Only test is an unbiased score: pretrain with best.yaml and as given, then evaluate both with --test."
+    ]  # fmt: skip
