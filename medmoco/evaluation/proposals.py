@@ -7,7 +7,6 @@ stopped goes on as if it had not been; nothing of Optuna is stored.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,12 +77,11 @@ def propose(space: Space, trials: Sequence[Trial], seed: int) -> Tree | None:
         trials: All before it, in order.
         seed: Of the search.
     """
-    tried = {json.dumps(trial.values, sort_keys=True) for trial in trials}
     for attempt in range(_ATTEMPTS):
         draw = int(hashed(seed, PROPOSAL, len(trials), attempt)[0] >> np.uint64(33))
         told = trials if attempt == 0 and len(trials) >= _BLIND else ()  # what was tried before is replaced blindly
         values = _ask(space, told, draw)
-        if json.dumps(values, sort_keys=True) not in tried:
+        if all(values != trial.values for trial in trials):
             return values
     return None
 

@@ -19,7 +19,7 @@ from medmoco.data.loading import check_images
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.quarantine import Quarantine
 from medmoco.data.stopping import stop_requests
-from medmoco.errors import DivergedError, MedmocoError, SettingsError, Stopped
+from medmoco.errors import CheckpointError, DivergedError, MedmocoError, SettingsError, Stopped, first_line
 from medmoco.evaluation.metrics import Floats, auroc, bootstrap_auroc, or_none, share_interval, undefined
 from medmoco.evaluation.monitor import knn_monitor, validation_scores
 from medmoco.evaluation.proposals import Trial, ends_of, propose, require_optuna
@@ -110,7 +110,9 @@ def check_space(config_file: Path, overrides: Sequence[str], settings: RunSettin
             except SettingsError as error:
                 raise SettingsError(f"tune.space: {error}") from None
         if not key.startswith(_GROUPS) or key.startswith(HARMLESS):
-            raise SettingsError(f"tune.space: {key} does not change what is trained; take keys of views, method, train")
+            raise SettingsError(
+                f"tune.space: {key} does not change the training; take keys of views, model, method, train"
+            )
     if settings.tune.epochs and "train.epochs" in settings.tune.space:
         raise SettingsError("tune.space has train.epochs, which tune.epochs would replace; leave one of them out")
 
@@ -181,21 +183,16 @@ class _Search:
             if (self.out / CHECKPOINTS).exists():
                 raise SettingsError(f"{self.out} holds a run that is no search; choose another --out") from None
             return
-        was, now = saved["settings"] | saved["manifests"], self.described["settings"] | self.described["manifests"]
-        changed = [
-            key
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key) and not key.startswith(_HARMLESS)
-        ]
-        if changed:
-            lines = [f"{key}: was {was.get(key, 'not there')}, now {now.get(key, 'not there')}" for key in changed[:3]]
-            raise SettingsError("\n".join([
-                "--resume: this is not what the search was started with, so that trials could not be compared:", *lines,
-                "Take that back, or search anew in another folder.",
-            ]))  # fmt: skip
+        except (OSError, ValueError) as error:
+            raise _damaged(RECORD, error) from None
+        _refuse_changes(saved, self.described)
         self.trials = [Trial(**trial) for trial in saved["trials"]]
-        if self.trials:
+        if not self.trials:
+            return
+        try:
             self.draws = list(np.load(self.out / DRAWS)[: len(self.trials)])
+        except (OSError, ValueError) as error:
+            raise _damaged(DRAWS, error) from None
 
     def _write(self) -> None:
         """Write tune.json and best.yaml; the draws first, as tune.json says how many of them count."""
@@ -262,13 +259,10 @@ class _Search:
         splits = {"train": train.select(~np.isin(train.rows, unusable)), "val": val}
         answers = validation_scores(backbone, splits, settings, stop_asked)[:, self.labels]
         targets, chosen = val.labels[:, self.labels].astype(np.float64), self.settings.evaluate
-        value = float(np.mean([auroc(*pair) for pair in zip(targets.T, answers.T, strict=True)]))
-        draws = np.mean(
-            [
-                bootstrap_auroc(*pair, val.patients, draws=chosen.bootstrap, seed=self.settings.seed)
-                for pair in zip(targets.T, answers.T, strict=True)
-            ],
-            axis=0,
+        pairs = list(zip(targets.T, answers.T, strict=True))
+        value = float(np.mean([auroc(*pair) for pair in pairs]))
+        draws: Floats = np.mean(
+            [bootstrap_auroc(*pair, val.patients, draws=chosen.bootstrap, seed=settings.seed) for pair in pairs], axis=0
         )
         self.draws.append(draws)
         limits = share_interval(value, draws)
@@ -298,6 +292,27 @@ class _Search:
         """Return all trials and the verdict."""
         winner = compare(self.trials, np.array(self.draws))
         return table(self.trials, winner, self.described["score"])
+
+
+def _refuse_changes(saved: Tree, now: Tree) -> None:
+    """Raise SettingsError where trials of a search that goes on could not be compared with those it has."""
+    before, after = (described["settings"] | described["manifests"] for described in (saved, now))
+    changed = [
+        f"{key}: was {before.get(key, 'not there')}, now {after.get(key, 'not there')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(_HARMLESS)
+    ]
+    if changed:
+        raise SettingsError("\n".join([
+            "--resume: this is not what the search was started with, so that trials could not be compared:",
+            *changed[:3], "Take that back, or search anew in another folder.",
+        ]))  # fmt: skip
+
+
+def _damaged(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{name} of the search cannot be read: {first_line(error)}\nBring it back, or search anew with --overwrite."
+    )
 
 
 def _reason(error: MedmocoError) -> str:

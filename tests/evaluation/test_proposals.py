@@ -29,6 +29,13 @@ def search(
     return found
 
 
+def search_of(given: Trial) -> list[Trial]:
+    found = [given]
+    while (values := propose({"train.warmup_epochs": (0, 1)}, found, seed=3)) is not None:
+        found.append(Trial(len(found), values, 0.5))
+    return found
+
+
 def test_propose__a_search_that_goes_on_proposes_what_one_in_one_go_does() -> None:
     whole = search(7)
     assert search(7, trials=tuple(whole[:5])) == whole
@@ -64,6 +71,8 @@ def test_propose__nothing_twice_and_none_where_all_was_tried() -> None:
     found = search(20, space, trials=(Trial(0, {"train.lr": 0.1, "views.crop_scale": [0.2, 1.0]}, 0.5),))
     assert len(found) == 4
     assert len({str(sorted(trial.values.items())) for trial in found}) == 4
+    given = Trial(0, {"train.warmup_epochs": 1.0}, 0.5)  # as the settings have what the space calls 1
+    assert [trial.values for trial in search_of(given)] == [{"train.warmup_epochs": 1.0}, {"train.warmup_epochs": 0}]
 
 
 def test_ends_of__are_whole_where_the_setting_is() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from medmoco import config
 from medmoco.data.manifest import load_manifest
-from medmoco.errors import SettingsError, Stopped
+from medmoco.errors import CheckpointError, SettingsError, Stopped
 from medmoco.evaluation import tune as module
 from medmoco.evaluation.monitor import knn_monitor
 from medmoco.evaluation.tune import tune
@@ -154,8 +154,8 @@ def test_tune__failed_trials_are_recorded_and_the_search_goes_on(file: Path, tmp
         ("tune.space={train.lrr: [1]}", "did you mean 'train.lr'"),
         ("tune.space={trian.lr: [1]}", "did you mean 'train'"),
         ("tune.space={train.lr: [-1.0]}", "'train.lr'"),
-        ("tune.space={evaluate.neighbours: [3, 5]}", "does not change what is trained"),
-        ("tune.space={train.log_every: [3, 5]}", "does not change what is trained"),
+        ("tune.space={evaluate.neighbours: [3, 5]}", "does not change the training"),
+        ("tune.space={train.log_every: [3, 5]}", "does not change the training"),
         ("tune.space={train.epochs: [1, 2]}", "leave one of them out"),
         ("tune.label=Well", "tune.label Well is not among data.labels: Sick, Tube"),
         ("data.labels=[]", "needs a label"),
@@ -185,8 +185,13 @@ def test_tune__a_folder_holds_one_search(file: Path, tmp_path: Path) -> None:
     tune(file, ["tune.trials=1"], out, overwrite=True)
     assert "mean of Sick, Tube" in record_of(out)["score"]
     assert not (out / "trial-001").exists()
-    (tmp_path / "run").mkdir()
-    (out / "tune.json").rename(tmp_path / "run" / "tune.json")
+    (out / "draws.npy").write_bytes(b"?")
+    with pytest.raises(CheckpointError, match=r"draws\.npy of the search cannot be read"):
+        tune(file, ["tune.trials=1"], out, resume=True)
+    (out / "tune.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tune\.json of the search cannot be read"):
+        tune(file, ["tune.trials=1"], out, resume=True)
+    (out / "tune.json").unlink()
     (out / "checkpoints").mkdir()
     with pytest.raises(SettingsError, match="holds a run that is no search"):
         tune(file, ["tune.trials=1"], out, resume=True)
