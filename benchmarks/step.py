@@ -52,6 +52,7 @@ def _compare(size: int, batch: int, queue: int) -> None:
     def full_step(made: MoCo, optimizer: torch.optim.Optimizer) -> None:
         query, key = (to_float(view, ViewSettings(size=size), device, channels_last=True) for view in views)
         with autocast(device, precision):
+            made.update_key_encoder()
             keys = made.embed_keys(key, shuffle)
             q = functional.normalize(made.query_encoder(query), dim=1)
             loss = info_nce(*made.compare(q, keys))

@@ -42,6 +42,7 @@ data/                   CSV row to batch of views
     audit.py            wires check
     progress.py         how far a pass has come
     order.py            counted randomness, sample order
+    pairs.py            which images and views meet
     views.py            canvas to augmented view
     pack.py             decode-once canvases, found by Path
     pack_shards.py      images to one shard
@@ -60,8 +61,10 @@ models/                 encoders and momentum contrast
     finding.py          encoders in foreign files, recognised
     imports.py          foreign weights, every key explained
     backbones.py        name to one-channel encoder
+    conv_stem.py        transformers' convolutions instead of patches
     importing.py        wires an import
     batch_norm.py       batch norm in groups
+    projectors.py       features to embedding to prediction
     moco.py             encoders, queue, InfoNCE
 training/               the loop and its surroundings
     launch.py           how processes start, their ranks

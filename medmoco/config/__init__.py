@@ -13,12 +13,12 @@ from medmoco.config.describing import describe
 from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
 from medmoco.config.reading import as_tree, field_of, flatten, load, to_yaml
 from medmoco.config.run import RunSettings
-from medmoco.config.training import METHODS, MethodSettings, ModelSettings, TrainSettings
+from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
 from medmoco.config.tune import Possible, Range, TuneSettings
 
 __all__ = [
     "METHODS", "RECIPES", "DataSettings", "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float",
-    "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "Possible", "Range", "RunSettings",
-    "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree", "describe", "field_of", "flatten",
-    "load", "to_yaml",
+    "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible",
+    "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree", "describe",
+    "field_of", "flatten", "load", "to_yaml",
 ]  # fmt: skip

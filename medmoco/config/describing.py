@@ -49,5 +49,5 @@ def _source_of(path: list[str], layers: list[tuple[Tree, str]]) -> str:
                 return f"preset of {group}.{selector}"
             return name
     field = field_of(path)
-    source = (field.description or "").partition("Source: ")[2].rstrip(".") if field else ""
+    source = " ".join((field.description or "").partition("Source: ")[2].split()).rstrip(".") if field else ""
     return f"default: {source}" if source else "default"

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from medmoco.config.base import Int, Settings, Tree
 from medmoco.config.data import RECIPES, DataSettings, ViewSettings
 from medmoco.config.evidence import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings
-from medmoco.config.training import METHODS, MethodSettings, ModelSettings, TrainSettings
+from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
 from medmoco.config.tune import TuneSettings
 
 
@@ -27,6 +27,7 @@ class RunSettings(Settings):
     views: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()
     method: MethodSettings = MethodSettings()
+    positives: PositiveSettings = PositiveSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
@@ -45,6 +46,11 @@ class RunSettings(Settings):
         if batch % splits or batch // splits < 2:
             raise ValueError(
                 f"method.batch_norm_splits {splits} must split train.global_batch_size {batch} into groups of 2 or more"
+            )
+        if self.positives.image == "patient" and self.method.negatives == "other_images":
+            raise ValueError(
+                "method.negatives other_images would push a query away from its patient's other images, which\n"
+                "positives.image patient pulls it towards; set method.negatives to other_patients, or all"
             )
         if self.train.warmup_epochs >= self.train.epochs:
             raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")

@@ -5,54 +5,132 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
 
 METHODS: dict[str, Tree] = {
     "moco_v1": {"temperature": 0.07, "projector": "linear"},
     "moco_v2": {"temperature": 0.2, "projector": "mlp"},
-}
-"""Source: He et al. 2020 (arXiv:1911.05722) and Chen et al. 2020 (arXiv:2003.04297)."""
+    "moco_v3": {
+        "temperature": 0.2, "projector": "mlp_3", "hidden_dim": 4096, "embedding_dim": 256, "predictor": True,
+        "queue_size": 0, "symmetric": True, "loss_scale": 0.8, "key_momentum": 0.99, "key_momentum_end": 1.0,
+        "batch_norm": "joined",
+    },
+}  # fmt: skip
+"""Source: He et al. 2020 (arXiv:1911.05722), Chen et al. 2020 (arXiv:2003.04297) and Chen et al. 2021
+(arXiv:2104.02057) with the values of facebookresearch/moco-v3 for transformers; its ResNet-50 has temperature 1,
+loss_scale 4, projector mlp_2, and an optimiser that `train` names."""
 
 
 class ModelSettings(Settings):
     """The encoder."""
 
     backbone: str = "resnet50"
-    """A timm model name, monai/NAME for a MONAI network, or moco-v3/vit_small. Source: He et al. 2020."""
+    """A timm model name, monai/NAME for a MONAI network, or one of moco-v3's transformers: moco-v3/vit_small, and with
+    a convolutional stem moco-v3/vit_conv_small. Source: He et al. 2020."""
 
     init: Path | None = None
     """Weights file to start from, of medmoco or others (docs/import.md); RGB first layers are summed to gray."""
+
+    fixed_patches: bool = False
+    """A transformer's patch projection stays as it starts in pretraining. Source: Chen et al. 2021, section 4: more
+    stable."""
 
 
 class MethodSettings(Settings):
     """Momentum contrast. Presets by `name`; any key given here replaces the preset's."""
 
-    name: Literal["moco_v1", "moco_v2"] = "moco_v2"
+    name: Literal["moco_v1", "moco_v2", "moco_v3"] = "moco_v2"
     """Preset that the other keys of this group start from."""
 
-    queue_size: Count = 65536
-    """Negative keys held. Must not exceed the number of training images. Source: He et al. 2020."""
+    queue_size: Annotated[Int, Field(ge=0)] = 65536
+    """Negative keys held; 0 compares with the other keys of the batch instead, as v3. Source: He et al. 2020."""
+
+    negatives: Literal["all", "other_images", "other_patients"] = "all"
+    """Which keys a query is pushed away from: all, which allows no more than one of each training image; none of its
+    own image; none of its own patient. Source: all, He et al. 2020."""
+
+    symmetric: bool = False
+    """Each of the two views is query once and key once. Source: Chen et al. 2021; v1 and v2 are not."""
 
     key_momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.999
     """Share of the key encoder kept at each step. Source: He et al. 2020."""
 
+    key_momentum_end: Annotated[Float, Field(ge=0, le=1)] | None = None
+    """What that share has become at the end of training, along a half cosine; null leaves it as it is.
+    Source: Chen et al. 2021 end at 1."""
+
     temperature: Positive = 0.2
     """Divides the similarities. Source: Chen et al. 2020; v1 has 0.07."""
 
-    projector: Literal["linear", "mlp", "mlp_bn"] = "mlp"
-    """Layers between features and embedding; mlp_bn normalises the hidden one, as v3. Source: Chen et al. 2020."""
+    loss_scale: Positive = 1.0
+    """Multiplies the loss, which is the mean of both directions where it is symmetric. Source: v3 adds the directions
+    and multiplies by twice the temperature."""
+
+    projector: Literal["linear", "mlp", "mlp_bn", "mlp_2", "mlp_3"] = "mlp"
+    """Layers between features and embedding: v1's, v2's, v2's with a normalised hidden layer, and v3's of 2 (ResNets)
+    or 3 (transformers), all normalised. Source: Chen et al. 2020."""
+
+    hidden_dim: Count | None = None
+    """Width of the projector's and the predictor's hidden layers; null is that of the features. Source: Chen et al.
+    2020; v3 has 4096."""
 
     embedding_dim: Count = 128
     """Width of the embedding. Source: He et al. 2020."""
 
+    predictor: bool = False
+    """Two more layers after the query encoder's projector alone. Source: Chen et al. 2021."""
+
     queue_sharded: bool = False
     """Each process keeps a part of the queue instead of all of it: for queues that take much memory."""
+
+    batch_norm: Literal["split", "joined"] = "split"
+    """split: over batch_norm_splits groups of the batch, keys shuffled between them; joined: over the whole batch, of
+    all processes. Source: joined, facebookresearch/moco-v3."""
 
     batch_norm_splits: Count = 1
     """Batch norm over this many groups of the batch, keys shuffled between them; at least one for each process.
     Source: facebookresearch/moco issue 47."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> MethodSettings:
+        if self.queue_sharded and not self.queue_size:
+            raise ValueError("queue_sharded divides a queue; queue_size 0 has none")
+        if self.symmetric and self.queue_size and self.negatives == "all":
+            raise ValueError(
+                "symmetric with a queue puts two keys of each image into it, which more often meet its own queries;\n"
+                "set negatives to other_images, which leaves them out, or to other_patients"
+            )
+        if self.batch_norm == "joined" and self.batch_norm_splits > 1:
+            raise ValueError("batch_norm joined has no groups: leave batch_norm_splits at 1")
+        if self.key_momentum_end is not None and self.key_momentum_end < self.key_momentum:
+            raise ValueError(f"key_momentum_end {self.key_momentum_end:g} is below key_momentum {self.key_momentum:g}")
+        return self
+
+
+class PositiveSettings(Settings):
+    """Which image the key of a query is of. Columns are of the manifest; a blank cell neither agrees nor differs."""
+
+    image: Literal["same", "patient"] = "same"
+    """The query's own in another view, or another image of its patient. Source: same, He et al. 2020; patient, Vu et
+    al. 2021 (arXiv:2102.10663)."""
+
+    agree: tuple[str, ...] = ()
+    """Columns in which the patient's other image must be as the query's, such as [StudyID]. Source: Vu et al. 2021
+    found that best."""
+
+    differ: tuple[str, ...] = ()
+    """Columns in each of which it must be another, such as [Laterality] or [ViewPosition]."""
+
+    @model_validator(mode="after")
+    def _columns_mean_something(self) -> PositiveSettings:
+        if self.image == "same" and (self.agree or self.differ):
+            raise ValueError("agree and differ choose among a patient's images; set image=patient, or leave them out")
+        both = set(self.agree) & set(self.differ)
+        if both:
+            raise ValueError(f"{', '.join(sorted(both))} cannot both agree and differ")
+        return self
 
 
 class TrainSettings(Settings):
@@ -64,17 +142,18 @@ class TrainSettings(Settings):
     global_batch_size: Annotated[Int, Field(ge=2)] = 256
     """Images per step over all processes. Source: He et al. 2020."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Source: He et al. 2020."""
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    """Source: He et al. 2020; v3 trains ResNets with LARS (You et al. 2017, arXiv:1708.03888), transformers with AdamW
+    (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
     lr: Positive = 0.03
     """Peak learning rate, literally: nothing scales it. Source: He et al. 2020."""
 
     sgd_momentum: Fraction = 0.9
-    """Momentum of SGD. Source: He et al. 2020."""
+    """Momentum of SGD and LARS. Source: He et al. 2020."""
 
     weight_decay: Annotated[Float, Field(ge=0)] = 1e-4
-    """On every parameter for SGD; not on norms and biases for AdamW. Source: He et al. 2020."""
+    """On every parameter for SGD; not on norms and biases for AdamW and LARS. Source: He et al. 2020."""
 
     schedule: Literal["cosine", "step"] = "cosine"
     """Source: Chen et al. 2020."""

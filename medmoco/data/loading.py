@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from medmoco.data.manifest import Split
 from medmoco.data.order import WHOLE, BatchKey, Share, StepOrder, key_order
 from medmoco.data.pack import PackedRows, open_pack, packed_rows, usable_rows
 from medmoco.data.pack_cache import local_folder
+from medmoco.data.pairs import Partners, Plan, plan_of
 from medmoco.data.places import check_files
 from medmoco.data.quarantine import Found, Replacement, read_replacing, where
 from medmoco.data.workers import AHEAD, items_of, share, start_worker
@@ -39,8 +40,7 @@ class Batch:
     """Views of B samples.
 
     Attributes:
-        views: V tensors (B, 1, S, S), uint8 or uint16: in pretraining those of the queries, and in the order in which
-            the key encoder sees them those of the keys; one in fine-tuning and evaluation.
+        views: V tensors (B, 1, S, S), uint8 or uint16: in training those that the plan wants, one in evaluation.
         samples: (B,) int64, positions in the split, in pretraining of the queries.
         step: Of training; -1 in evaluation.
         epoch: Of training; -1 in evaluation.
@@ -67,9 +67,9 @@ Batches = Generator[Batch, None, None]
 
 
 class ViewDataset(Dataset[Batch | MedmocoError]):
-    """Maps a BatchKey to this process's share of it: query views, and key views for its share of the key order.
+    """Maps a BatchKey to this process's share of the views that a plan wants of it.
 
-    Where one view is wanted, it is that of the queries, or what `make` makes of each image instead.
+    Where one view is wanted, it may be what `make` makes of each image instead.
 
     Errors are returned, not raised: DataLoader would wrap a traceback, and with it file paths, around them.
     """
@@ -79,56 +79,81 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         split: Split,
         settings: RunSettings,
         share: Share = WHOLE,
-        views: Literal[1, 2] = 2,
+        plan: Plan | None = None,
         make: EpochViewMaker | None = None,
     ) -> None:
         self.read = canvas_reader(split, settings.data)
         self.split = split
         self.settings = settings
         self.share = share
-        self.views = views
+        self.plan = plan or plan_of(settings.method)
         self.make = make
+        patient = plan is None and settings.positives.image == "patient"
+        self.partners = Partners(split, settings.positives, settings.seed) if patient else None
 
     def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
-        settings = self.settings
         part = self.share.of(len(key.samples))
-        wanted_of_view = [key.samples[part]]
-        if self.views == 2:
-            wanted_of_view.append(key.samples[key_order(settings.seed, key.step, len(key.samples))][part])
-        wanted, places = np.unique(np.concatenate(wanted_of_view), return_inverse=True)  # one in both is read once
+        shuffled = key_order(self.settings.seed, key.step, len(key.samples))
+        pairs = [key.samples[shuffled][part] if wanted.shuffled else key.samples[part] for wanted in self.plan.wanted]
+        images = [
+            self._images_of(samples, view, key.epoch)
+            for samples, (view, _) in zip(pairs, self.plan.wanted, strict=True)
+        ]
+        # One image that is in several views is read once. Whoever shows a partner must know what becomes of its query.
+        also = pairs if self.partners and self.settings.data.bad_images == "quarantine" else []
+        wanted = np.unique(np.concatenate([*images, *also]))
         try:
             found = self._find(wanted, key.epoch)
         except MedmocoError as error:
             return error
-        of_view = np.split(places, self.views)
-        samples = [found.used[places] for places in of_view]
+        places = [np.searchsorted(wanted, found.shown(own, other)) for own, other in zip(pairs, images, strict=True)]
+        samples = found.used[places[0]]
         if self.make:
-            made = [self.make([found.canvases[i] for i in of_view[0]], samples[0], key.epoch)]
+            made = [self.make([found.canvases[i] for i in places[0]], samples, key.epoch)]
         else:
-            made = self._make_views(found.canvases, of_view, samples, key.epoch)
+            made = self._make_views(found.canvases, places, found.used, key.epoch)
         return Batch(
-            [torch.from_numpy(view) for view in made], torch.from_numpy(samples[0]), key.step, key.epoch,
-            found.notices, found.replacements(wanted_of_view),
+            [torch.from_numpy(view) for view in made], torch.from_numpy(samples), key.step, key.epoch,
+            found.notices, found.replacements(pairs, images),
         )  # fmt: skip
 
+    def _images_of(self, samples: Samples, view: int, epoch: int) -> Samples:
+        return self.partners.of(samples, epoch) if self.partners and view == 1 else samples
+
     def _make_views(
-        self, canvases: list[Canvas], of_view: list[Samples], samples: list[Samples], epoch: int
+        self, canvases: list[Canvas], places: list[Samples], used: Samples, epoch: int
     ) -> list[view_maker.Pixels]:
+        """Make what the plan wants; a view that is a query and a key is made once."""
+        of_view: dict[int, list[int]] = {}
+        for number, (view, _) in enumerate(self.plan.wanted):
+            of_view.setdefault(view, []).append(number)
+        sets: list[Samples] = []
+        takes: dict[int, Samples] = {}
+        for numbers in of_view.values():
+            whole = places[numbers[0]]
+            if len(numbers) > 1:
+                whole, back = np.unique(np.concatenate([places[number] for number in numbers]), return_inverse=True)
+                takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
+            sets.append(whole)
         drawn = [
             view_maker.draw(
-                self.settings.views, [canvases[i] for i in places],
-                seed=self.settings.seed, epoch=epoch, samples=samples[view], view=view,
+                self.settings.views, [canvases[i] for i in whole],
+                seed=self.settings.seed, epoch=epoch, samples=used[whole], view=view,
             )
-            for view, places in enumerate(of_view)
+            for whole, view in zip(sets, of_view, strict=True)
         ]  # fmt: skip
-        return view_maker.render(self.settings.views, canvases, drawn, of_view)
+        made = dict(zip(of_view, view_maker.render(self.settings.views, canvases, drawn, sets), strict=True))
+        return [
+            made[view][takes[number]] if number in takes else made[view]
+            for number, (view, _) in enumerate(self.plan.wanted)
+        ]
 
     def _find(self, wanted: Samples, epoch: int) -> Found:
         if self.settings.data.bad_images == "quarantine":
             return read_replacing(self.read, self.split, wanted, seed=self.settings.seed, epoch=epoch)
         try:
             canvases, notices = self.read(wanted)
-            return Found(wanted, canvases, notices)
+            return Found(wanted, wanted, canvases, notices)
         except ImageError as error:
             raise ImageError(
                 f"{error}\nLeave the row out ('medmoco check' finds all such rows), or set data.bad_images=quarantine;"
@@ -240,10 +265,12 @@ def training_batches(
     order: StepOrder,
     start_step: int,
     share: Share = WHOLE,
-    views: Literal[1, 2] = 2,
+    plan: Plan | None = None,
     make: EpochViewMaker | None = None,
 ) -> Batches:
     """Yield this process's share of the batches of steps start_step, start_step + 1, ... to the end of the run.
+
+    Without a plan they are the pairs of views that the method compares.
 
     One loader serves all epochs, so that workers never idle at an epoch's end. Close it where the run may end early:
     a process waits for workers in the end, and they for their loader, which an exception may keep alive.
@@ -251,7 +278,7 @@ def training_batches(
     Raises:
         DataError: an image cannot be used; a data worker was killed or hangs.
     """
-    return _raising(_loader(ViewDataset(split, settings, share, views, make), order.from_step(start_step), settings))
+    return _raising(_loader(ViewDataset(split, settings, share, plan, make), order.from_step(start_step), settings))
 
 
 def evaluation_batches(split: Split, settings: RunSettings, size: int, make: ViewMaker | None = None) -> Batches:

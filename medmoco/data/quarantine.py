@@ -2,7 +2,8 @@
 
 A batch keeps its size, which batch norm's groups and the gathers between processes rest on. What takes the place is a
 pure function of the sample (`order.substitute`), so that both views of a pair are of one image even when two processes
-make them, and resuming gives the same. The views are drawn as those of the image that is there.
+make them, and resuming gives the same. The views are drawn as those of the image that is there. Where a key is of a
+partner, another image of the patient, and either of the two cannot be used, both views are of one image.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from medmoco.data.images import Canvas
 from medmoco.data.manifest import Split
 from medmoco.data.order import substitute
+from medmoco.data.pairs import Plan
 from medmoco.errors import DataError, ImageError
 
 QUARANTINE = "quarantine.csv"
@@ -32,12 +34,14 @@ class Replacement:
     """A place in one view of a batch where another image stands in.
 
     Attributes:
-        view: 0 of the queries, 1 of the keys.
-        sample: Whose place it is, as a position in the split.
-        bad: Of its own image, and of those that were tried in its place and cannot be used either.
+        view: Place in the plan.
+        pair: Whose query's pair it is, as a position in the split.
+        sample: Whose image cannot be used: the pair's own, or its partner's.
+        bad: Of that image, and of those that were tried in its place and cannot be used either.
     """
 
     view: int
+    pair: int
     sample: int
     bad: tuple[Bad, ...]
 
@@ -47,25 +51,40 @@ class Found:
     """What was read for N samples.
 
     Attributes:
+        wanted: (N,) the samples, in rising order.
         used: (N,) the samples that were read: those wanted, or what takes their place.
         canvases: N of them.
         notices: What the reader remarked on.
         bad: Of the wanted samples that another stands in for.
     """
 
+    wanted: NDArray[np.int64]
     used: NDArray[np.int64]
     canvases: list[Canvas]
     notices: tuple[str, ...]
     bad: dict[int, tuple[Bad, ...]] = field(default_factory=dict)
 
-    def replacements(self, samples: Iterable[NDArray[np.int64]]) -> tuple[Replacement, ...]:
-        """Return the places in each view's samples where another image stands in."""
-        return tuple(
-            Replacement(view, sample, self.bad[sample])
-            for view, wanted in enumerate(samples)
-            for sample in wanted.tolist()
-            if sample in self.bad
-        )
+    def shown(self, pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which of the wanted samples stand in a view, (B,): a pair's own where a partner cannot be used.
+
+        Args:
+            pairs: (B,) the queries.
+            images: (B,) what the view is of: their own images, or their partners'.
+        """
+        if not self.bad:
+            return images
+        either = np.isin(pairs, list(self.bad)) | np.isin(images, list(self.bad))
+        return np.where(either, pairs, images)
+
+    def replacements(
+        self, pairs: Iterable[NDArray[np.int64]], images: Iterable[NDArray[np.int64]]
+    ) -> tuple[Replacement, ...]:
+        """Return the places in each view where another image stands in; arguments as of `shown`, for each view."""
+        met = []
+        for view, (own, other) in enumerate(zip(pairs, images, strict=True)):
+            for pair, image in zip(own.tolist(), other.tolist(), strict=True):
+                met += [Replacement(view, pair, bad, self.bad[bad]) for bad in {pair, image} & self.bad.keys()]
+        return tuple(met)
 
 
 def where(split: Split, sample: int) -> str:
@@ -86,7 +105,7 @@ def read_replacing(
     Args:
         read: See `loading.canvas_reader`.
         split: Of the samples.
-        wanted: (N,) positions in it.
+        wanted: (N,) positions in it, in rising order.
         seed: Of the run.
         epoch: Of the batch.
 
@@ -117,24 +136,26 @@ def read_replacing(
             )
         if met:
             bad[sample] = tuple(met)
-    return Found(used, canvases, tuple(notices), bad)
+    return Found(wanted, used, canvases, tuple(notices), bad)
 
 
-def check_pairs(found: Iterable[Replacement], split: Split) -> None:
-    """Make sure that whoever made one view of a pair replaced it as who made the other did.
+def check_pairs(found: Iterable[Replacement], split: Split, plan: Plan) -> None:
+    """Make sure that whoever made one view of a pair replaced it as who made the others did.
 
     Args:
         found: In a whole batch, by all processes.
         split: Of the samples.
+        plan: Of the views.
 
     Raises:
         DataError: a file could be read here and not there.
     """
-    views = defaultdict(list)
+    met: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
     for replacement in found:
-        views[replacement.sample].append([row for row, _ in replacement.bad])
-    for sample, rows in views.items():
-        if len(rows) != 2 or rows[0] != rows[1]:
+        met[replacement.pair, replacement.sample].append([row for row, _ in replacement.bad])
+    for (pair, sample), rows in met.items():
+        makers = [wanted for wanted in plan.wanted if pair == sample or wanted.view == 1]
+        if len(rows) != len(makers) or any(each != rows[0] for each in rows):
             raise DataError(
                 f"{where(split, sample)}: an image could be read by one process and not by another, so that the\n"
                 "storage fails now and then rather than the file. Look at it (dmesg, the file server's log), then go\n"

@@ -245,7 +245,7 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
         f"data.workers {workers}: what they make ahead takes up to {needed / 1e6:.3g} MB of shared memory, but"
         f" {SHARED_MEMORY} has {free / 1e6:.3g} MB free\n"
         f"({f'{processes} processes x ' * (processes > 1)}{AHEAD * workers + _IN_HAND} batches of {share_of_batch}"
-        f" {'pairs of ' * (views == 2)}views).\n"
+        f" {'pairs of ' * (views > 1)}views).\n"
         f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which does without' * (not fewer)}."
     )
 

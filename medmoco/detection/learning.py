@@ -17,6 +17,7 @@ from medmoco.data import views as view_maker
 from medmoco.data.images import Canvas, fitted
 from medmoco.data.loading import Batch, Batches, evaluation_batches, training_batches
 from medmoco.data.order import WHOLE, Share, StepOrder
+from medmoco.data.pairs import ONE_VIEW
 from medmoco.detection.boxes import Annotated, Corners, Integers
 from medmoco.detection.detectors import FIRST_LABEL
 from medmoco.errors import CheckpointError, Stopped
@@ -52,7 +53,7 @@ def detector_batches(
 ) -> Batches:
     """Yield this process's share of the batches of training, each image in a canvas; see `training_batches`."""
     make = partial(_training_views, settings=settings)
-    return training_batches(annotated.split, settings, order, start_step, share, views=1, make=make)
+    return training_batches(annotated.split, settings, order, start_step, share, ONE_VIEW, make)
 
 
 def _training_views(

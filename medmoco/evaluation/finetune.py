@@ -18,6 +18,7 @@ from medmoco.config import RunSettings, Tree
 from medmoco.data.loading import training_batches
 from medmoco.data.manifest import Split
 from medmoco.data.order import WEIGHTS, hashed
+from medmoco.data.pairs import ONE_VIEW
 from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.errors import SettingsError
 from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
@@ -132,7 +133,7 @@ def finetune(
             what=f"{settings.model.backbone} by {settings.finetune.protocol} on {device.type}, {precision} ({why})",
             notes=notes, split=lesson.train, patience=settings.finetune.patience, measure=run.measure,
             make_batches=lambda order, step: training_batches(
-                lesson.train, settings, order, step, group.share, views=1
+                lesson.train, settings, order, step, group.share, ONE_VIEW
             ),
             make_task=lambda: Supervision(model, lesson, settings, device, precision, group),
         )  # fmt: skip

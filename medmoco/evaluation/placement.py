@@ -29,7 +29,7 @@ from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation.features import Features, extract, thumbnails
 from medmoco.evaluation.inputs import load_controls, load_splits, make_folder, on_device
 from medmoco.evaluation.metrics import draw_counts
-from medmoco.models.moco import projector
+from medmoco.models.projectors import projector
 from medmoco.training.checkpoint import load_checkpoint, load_run
 from medmoco.training.runlog import write_json
 
@@ -157,7 +157,7 @@ def load_projector(run: Path, settings: RunSettings) -> nn.Module:
     model = content.get("model", {})
     state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
     try:
-        layers = projector(method.projector, next(iter(state.values())).shape[1], method.embedding_dim)
+        layers = projector(method, next(iter(state.values())).shape[1])
         layers.load_state_dict(state)
     except (RuntimeError, StopIteration, IndexError):
         raise CheckpointError(

@@ -36,7 +36,7 @@ RECORD = "tune.json"
 BEST = "best.yaml"
 DRAWS = "draws.npy"
 
-_GROUPS = ("views.", "model.", "method.", "train.")
+_GROUPS = ("views.", "model.", "method.", "positives.", "train.")
 # What may differ on --resume: it alters neither a trial nor its score.
 _HARMLESS = (*(key for key in HARMLESS if key not in ("evaluate.", "tune.")), "tune.trials")
 
@@ -110,9 +110,7 @@ def check_space(config_file: Path, overrides: Sequence[str], settings: RunSettin
             except SettingsError as error:
                 raise SettingsError(f"tune.space: {error}") from None
         if not key.startswith(_GROUPS) or key.startswith(HARMLESS):
-            raise SettingsError(
-                f"tune.space: {key} does not change the training; take keys of views, model, method, train"
-            )
+            raise SettingsError(f"tune.space: {key} does not change the training; see docs/tune.md for what does")
     if settings.tune.epochs and "train.epochs" in settings.tune.space:
         raise SettingsError("tune.space has train.epochs, which tune.epochs would replace; leave one of them out")
 

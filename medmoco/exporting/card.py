@@ -24,7 +24,8 @@ Record = dict[str, Any]
 
 # Settings that change the encoder; data.* beyond these and out name folders, evaluate.* leaves the encoder as it is.
 _SETTINGS = (
-    "seed", "data.canvas_size", "data.bit_depth", "data.window", "views.", "model.backbone", "method.", "train.epochs",
+    "seed", "data.canvas_size", "data.bit_depth", "data.window", "views.", "model.backbone", "model.fixed_patches",
+    "method.", "positives.", "train.epochs",
     "train.global_batch_size", "train.optimizer", "train.lr", "train.sgd_momentum", "train.weight_decay",
     "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision",
 )  # fmt: skip
@@ -244,8 +245,8 @@ def _method(settings: RunSettings) -> list[str]:
     chosen = {key: value for key, value in flatten(as_tree(settings)) if key.startswith(_SETTINGS)}
     start = "weights that the user gave" if settings.model.init else "random weights"
     return [
-        "- Momentum contrast (He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297); the query encoder "
-        "without its projector is what is exported",
+        "- Momentum contrast (He et al. 2020, arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297; Chen et al. 2021, "
+        "arXiv:2104.02057); the query encoder without its projector is what is exported",
         f"- Started from {start}",
         "",
         "```yaml",

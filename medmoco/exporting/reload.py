@@ -41,7 +41,8 @@ def load_safetensors(path: Path, contract: Contract) -> Run:
     if model["library"] == "timm":
         import timm
 
-        net: Any = timm.create_model(model["name"], **model["arguments"])
+        stem: dict[str, Any] = {"embed_layer": conv_stem(model["conv_stem"])} if "conv_stem" in model else {}
+        net: Any = timm.create_model(model["name"], **model["arguments"], **stem)
     else:
         import torch
         from monai.networks import nets
@@ -51,6 +52,26 @@ def load_safetensors(path: Path, contract: Contract) -> Run:
             net.set_submodule(model["replaced_by_identity"], torch.nn.Identity())
     net.load_state_dict(load_file(path), strict=True)
     return of_network(net, contract)
+
+
+def conv_stem(widths: list[int]) -> Callable[..., Any]:
+    """Return what builds a transformer's convolutional stem, which timm has the parts of."""
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    last = len(widths) - 1
+    shape: dict[str, Any] = {
+        "depth": last + 1,
+        "channels": widths,
+        "kernel_size": [3] * last + [1],
+        "stride": [2] * last + [1],
+    }
+
+    def embed(img_size: Any, in_chans: int, embed_dim: int, **_: Any) -> Any:
+        parts = ConvStem(in_chans, **shape)
+        return HybridEmbed(parts, img_size, patch_size=1, in_chans=in_chans, embed_dim=embed_dim, proj=False)
+
+    return embed
 
 
 def load_onnx(path: Path, contract: Contract) -> Run:

@@ -16,7 +16,8 @@ from medmoco.config import RunSettings, Tree
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.classifier import Classifier, load_classifier
 from medmoco.models.backbones import Backbone
-from medmoco.models.naming import timm_model
+from medmoco.models.conv_stem import conv_stem_widths
+from medmoco.models.naming import has_conv_stem, timm_model
 from medmoco.models.state_dicts import plain_tensors
 from medmoco.training.checkpoint import load_backbone
 
@@ -178,7 +179,9 @@ def network(subject: Subject) -> dict[str, Any]:
         fixed = {"img_size": backbone.fixed_size} if backbone.fixed_size else {}
         name, other = timm_model(backbone.name)
         arguments = {"in_chans": 1, "num_classes": labels, **other, **fixed}
-        return {"library": "timm", "name": name, "function": "timm.create_model", "arguments": arguments}
+        # timm has the parts of a convolutional stem, but no name for the whole.
+        stem = {"conv_stem": conv_stem_widths(backbone.feature_dim)} if has_conv_stem(backbone.name) else {}
+        return {"library": "timm", "name": name, "function": "timm.create_model", "arguments": arguments, **stem}
     kind = type(backbone.net)
     classes = "out_channels" if "out_channels" in inspect.signature(kind).parameters else "num_classes"
     return {
@@ -188,6 +191,11 @@ def network(subject: Subject) -> dict[str, Any]:
         "arguments": {"spatial_dims": 2, "in_channels": 1, classes: labels or 1},
         "replaced_by_identity": None if labels else classifier_name(subject),
     }
+
+
+def refusal_by_name(subject: Subject) -> str | None:
+    """Say why the network cannot be built by a name and plain arguments; None where it can."""
+    return f"timm has no name for the whole of {subject.backbone.name}" if "conv_stem" in network(subject) else None
 
 
 def written(arguments: Mapping[str, Any]) -> str:

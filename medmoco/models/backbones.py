@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from medmoco.config import ModelSettings
 from medmoco.data.order import WEIGHTS, hashed
 from medmoco.errors import SettingsError
+from medmoco.models.conv_stem import conv_stem
 from medmoco.models.imports import fit
-from medmoco.models.naming import VARIANTS, timm_model
+from medmoco.models.naming import VARIANTS, has_conv_stem, timm_model
 from medmoco.models.state_dicts import read_contents
 
 # Some 2-D networks of MONAI, by the name and with the arguments they have there.
@@ -88,7 +89,8 @@ def _create(name: str, size: int) -> Backbone:
     pretrained = timm.models.get_pretrained_cfg(plain, allow_unregistered=True)
     # Transformers with a fixed grid of patches must be told the size of the views.
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
-    net: Any = timm.create_model(plain, pretrained=False, in_chans=1, num_classes=0, **other, **fixed_size)
+    stem: dict[str, Any] = {"embed_layer": conv_stem} if has_conv_stem(name) else {}
+    net: Any = timm.create_model(plain, pretrained=False, in_chans=1, num_classes=0, **other, **fixed_size, **stem)
     _wake_branches(net)
     width = getattr(net, "head_hidden_size", net.num_features)  # some have layers between pooling and classifier
     return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"))
@@ -103,6 +105,24 @@ def _wake_branches(net: nn.Module) -> None:
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d) and not layer.weight.any():
             nn.init.ones_(layer.weight)
+
+
+def fix_patches(backbone: Backbone) -> None:
+    """Keep a transformer's patch projection out of training, in place.
+
+    Source: Chen et al. 2021 (arXiv:2104.02057), section 4: a random one is enough, and spikes of its gradient are what
+    makes training unstable.
+
+    Raises:
+        SettingsError: the network has none, or none that is a single layer.
+    """
+    projection = getattr(getattr(backbone.net, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d):
+        raise SettingsError(
+            f"model.fixed_patches: {backbone.name} projects no patches by one layer, as plain transformers do;"
+            " leave it false"
+        )
+    projection.requires_grad_(False)
 
 
 def _drop_classifier(net: nn.Module) -> int:

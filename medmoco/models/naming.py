@@ -136,7 +136,7 @@ TABLES: dict[str, dict[str, Rows]] = {
 _KINDS = {
     "resnet": r"(wide_)?res(net|next)\d",
     "densenet": r"(monai/)?densenet\d",
-    "vit": r"(moco-v3/)?vit_",
+    "vit": r"(moco-v3/)?vit_(?!conv_)",
     "convnext": r"convnext_",
 }
 
@@ -145,12 +145,20 @@ _KINDS = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "moco-v3/vit_tiny": ("vit_tiny_patch16_224", {"num_heads": 12}),
     "moco-v3/vit_small": ("vit_small_patch16_224", {"num_heads": 12}),
+    "moco-v3/vit_conv_tiny": ("vit_tiny_patch16_224", {"num_heads": 12, "depth": 11}),
+    "moco-v3/vit_conv_small": ("vit_small_patch16_224", {"num_heads": 12, "depth": 11}),
+    "moco-v3/vit_conv_base": ("vit_base_patch16_224", {"num_heads": 12, "depth": 11}),
 }
 
 
 def timm_model(backbone: str) -> tuple[str, dict[str, Any]]:
     """Return timm's name of a backbone, and arguments that make it of the network with that name."""
     return VARIANTS.get(backbone, (backbone, {}))
+
+
+def has_conv_stem(backbone: str) -> bool:
+    """Tell whether a backbone has convolutions in place of timm's patch projection, see `conv_stem`."""
+    return backbone.startswith("moco-v3/vit_conv_")
 
 
 def kind_of(backbone: str) -> str | None:

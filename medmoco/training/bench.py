@@ -22,9 +22,10 @@ from medmoco.data import views as view_maker
 from medmoco.data.loading import Batch, canvas_reader, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder, permutation
+from medmoco.data.pairs import plan_of
 from medmoco.data.workers import AHEAD
 from medmoco.models.moco import MoCo
-from medmoco.training.contrast import Contrast, check_sizes, create_state
+from medmoco.training.contrast import Contrast, check_sizes, create_state, negative_numbers
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.engine import Hooks, fit
 from medmoco.training.runlog import RunLog
@@ -290,7 +291,7 @@ def _train(
     train = settings.train.model_copy(update={"log_every": _ENDLESS, "checkpoint_every": _ENDLESS})
     model = state.model
     assert isinstance(model, MoCo)
-    task = Contrast(model, settings, device, precision)
+    task = Contrast(model, settings, device, precision, numbers=negative_numbers(split, settings.method))
     hooks = Hooks(lambda _: None, lambda *_: {}, lambda *_: None)
     timed = stopwatch.passing(batches)
     with (
@@ -343,5 +344,6 @@ def _made_up(settings: RunSettings) -> Batch:
     """Return a batch of noise: the step's time does not depend on what is in the images."""
     size, batch = settings.views.size, settings.train.global_batch_size
     dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16
-    views = [torch.randint(0, 256, (batch, 1, size, size)).to(dtype) for _ in range(2)]
+    wanted = plan_of(settings.method).wanted
+    views = [torch.randint(0, 256, (batch, 1, size, size)).to(dtype) for _ in wanted]
     return Batch(views, torch.arange(batch), step=0, epoch=0)

@@ -4,63 +4,118 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from medmoco.config import RunSettings
+from medmoco.config import MethodSettings, RunSettings
 from medmoco.data.loading import Batch, to_float
+from medmoco.data.manifest import Split
 from medmoco.data.order import WEIGHTS, hashed, key_order
+from medmoco.data.pairs import plan_of
 from medmoco.errors import SettingsError
-from medmoco.models.backbones import create_backbone
+from medmoco.models.backbones import create_backbone, fix_patches
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.moco import MoCo, create_moco, info_nce
 from medmoco.training.device import autocast
-from medmoco.training.distributed import ALONE, Group, gradients_stay_here
+from medmoco.training.distributed import ALONE, Group, gradients_stay_here, join_batch_norm
 from medmoco.training.engine import TrainState
-from medmoco.training.optim import create_optimizer
+from medmoco.training.optim import create_optimizer, key_momentum
 
 
 class Contrast:
-    """The task of the training loop: InfoNCE between two views."""
+    """The task of the training loop: InfoNCE between two views, in one direction or both."""
 
     def __init__(
-        self, model: MoCo, settings: RunSettings, device: torch.device, precision: str, group: Group = ALONE
+        self,
+        model: MoCo,
+        settings: RunSettings,
+        device: torch.device,
+        precision: str,
+        group: Group = ALONE,
+        *,
+        numbers: Tensor | None = None,
+        steps: int = 1,
     ) -> None:
+        """Wire the task.
+
+        Args:
+            model: On the device.
+            settings: Of the run.
+            device: To train on.
+            precision: "fp32", "bf16" or "fp16".
+            group: The processes that train together.
+            numbers: (N,) int64, of the split's samples; see `negative_numbers`.
+            steps: Of the whole run, along which the key momentum may change.
+        """
         self.model = model
         self._settings = settings
         self._device = device
         self._precision = precision
         self._group = group
-        self._encode = group.wrap(model.query_encoder, device)
-        self._keys: Tensor | None = None
+        self._numbers = numbers
+        self._steps = steps
+        self._plan = plan_of(settings.method)
+        self._encode = group.wrap(model.branches(), device)
+        self._keys: list[Tensor] = []
+        self._key_numbers: Tensor | None = None
 
     def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
-        """Yield the loss of each part of a two-view batch, and meters of collapse and short cuts."""
-        model, parts = self.model, self._settings.train.accumulation_steps
-        whole_batch = len(batch.samples) * self._group.size
-        shuffle = torch.from_numpy(key_order(self._settings.seed, batch.step, whole_batch)).to(self._device)
-        with autocast(self._device, self._precision):
-            self._keys = model.embed_keys(self._floats(batch.views[1]), shuffle, parts)  # (B, D)
-        own = self._keys[self._group.share.of(whole_batch)]  # (b, D)
-        for part, (views, k) in enumerate(zip(batch.views[0].chunk(parts), own.chunk(parts), strict=True)):
+        """Yield the loss of each part of a batch, and meters of collapse and short cuts."""
+        parts = self._settings.train.accumulation_steps
+        numbers = self._numbers[batch.samples].to(self._device) if self._numbers is not None else None  # (b,)
+        self._key_numbers = None if numbers is None else self._group.gather(numbers, "numbers")  # (B,)
+        self._keys = self._embed_keys(batch, parts)  # (B, D) for each direction
+        views = [batch.views[place].chunk(parts) for place in self._plan.queries]
+        share = self._group.share.of(len(batch.samples) * self._group.size)
+        places = torch.arange(share.start, share.stop, device=self._device)  # of own samples in the whole batch
+        for part, own in enumerate(places.chunk(parts)):
+            asking = None if numbers is None else numbers[own - share.start]
             with gradients_stay_here(self._encode, part < parts - 1):
                 with autocast(self._device, self._precision):
-                    q = functional.normalize(self._encode(self._floats(views)), dim=1)  # (b, D)
-                    positive, negative = model.compare(q, k)
-                outputs = {"loss": info_nce(positive, negative)}
+                    queries = self._encode([self._floats(of_view[part]) for of_view in views])  # (b, D) each
+                terms = [self._compare(q, keys, own, asking) for q, keys in zip(queries, self._keys, strict=True)]
+                losses = [info_nce(positive, negative) for positive, negative, _ in terms]
+                outputs = {"loss": self._settings.method.loss_scale * torch.stack(losses).mean()}
                 if measure:
-                    outputs |= meters(q, positive, model)
+                    positive, _, against = terms[0]
+                    outputs |= meters(queries[0], positive, self.model, against)
+                    outputs["chance"] = outputs["chance"] * self._settings.method.loss_scale
                 yield {name: value / parts for name, value in outputs.items()}
+
+    def _embed_keys(self, batch: Batch, parts: int) -> list[Tensor]:
+        """Move the key encoder on, and return the keys of the whole batch for each direction of the loss."""
+        whole_batch = len(batch.samples) * self._group.size
+        shuffle = None
+        if self._plan.shuffled:
+            shuffle = torch.from_numpy(key_order(self._settings.seed, batch.step, whole_batch)).to(self._device)
+        self.model.update_key_encoder(key_momentum(self._settings.method, batch.step / self._steps))
+        with autocast(self._device, self._precision):
+            return [
+                self.model.embed_keys(self._floats(batch.views[place]), shuffle, parts) for place in self._plan.keys
+            ]
+
+    def _compare(self, q: Tensor, keys: Tensor, own: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor, Against]:
+        """Compare queries (b, D) with their keys, which are at `own` (b,) in (B, D), and with their negatives."""
+        if self.model.queue_size:
+            against = Against(None, None if numbers is None else self.model.blocked(numbers))
+        else:
+            # A query's own key is its positive already.
+            blocked = own[:, None] == torch.arange(len(keys), device=keys.device)
+            if numbers is not None:
+                blocked |= numbers[:, None] == self._key_numbers
+            against = Against(keys, blocked)
+        positive, negative = self.model.compare(q, keys[own], others=against.others, blocked=against.blocked)
+        return positive, negative, against
 
     def _floats(self, views: Tensor) -> Tensor:
         return to_float(views, self._settings.views, self._device, channels_last=self._settings.train.channels_last)
 
     def after_step(self) -> None:
         """Let the keys become negatives and the running statistics move."""
-        assert self._keys is not None
-        self.model.enqueue(self._keys)
+        for keys in self._keys:
+            self.model.enqueue(keys, self._key_numbers)
         settle_statistics(self.model, self._group.mean)
 
     def skip_step(self) -> None:
@@ -68,17 +123,38 @@ class Contrast:
         forget_statistics(self.model)
 
 
+class Against(NamedTuple):
+    """What queries are compared with besides their own keys; see `MoCo.compare`."""
+
+    others: Tensor | None = None
+    blocked: Tensor | None = None
+
+
+QUEUE = Against()
+
+
+def negative_numbers(split: Split, method: MethodSettings) -> Tensor | None:
+    """Return a number for each of a split's N samples, (N,) int64: keys of a query's number are no negatives of it.
+
+    None where all keys are.
+    """
+    if method.negatives == "all":
+        return None
+    return torch.arange(len(split)) if method.negatives == "other_images" else torch.from_numpy(split.patients)
+
+
 @torch.no_grad()
-def meters(q: Tensor, positive: Tensor, model: MoCo) -> dict[str, Tensor]:
+def meters(q: Tensor, positive: Tensor, model: MoCo, against: Against = QUEUE) -> dict[str, Tensor]:
     """Measure how the embedding fares.
 
     Args:
         q: (B, D), unit L2 norm.
         positive: (B,) logits.
         model: Holds the queue.
+        against: What else the queries were compared with.
 
     Returns:
-        chance: Loss of a guess, ln(1 + K), nats.
+        chance: Loss of a guess, the mean of ln(1 + negatives), nats.
         accuracy: Share of queries closer to their key than to every negative.
         positive_similarity: Mean cosine of query and key.
         embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
@@ -87,11 +163,12 @@ def meters(q: Tensor, positive: Tensor, model: MoCo) -> dict[str, Tensor]:
     finite = torch.where(q.isfinite().all(), q.float(), 0.0)  # LAPACK refuses anything else; zeros end as nan
     singular = torch.linalg.svdvals(finite)
     share = singular / singular.sum()
+    nearest, count = model.hardest_negative(q, others=against.others, blocked=against.blocked)
     return {
-        "chance": torch.tensor(math.log(1 + model.queue_size)),
-        "accuracy": (positive > model.hardest_negative(q)).float().mean(),
+        "chance": count.double().log1p().mean(),
+        "accuracy": (positive > nearest).float().mean(),
         "positive_similarity": positive.mean() * model.temperature,
-        "embedding_std": q.std(0).mean() * math.sqrt(q.shape[1]),
+        "embedding_std": q.float().std(0).mean() * q.shape[1] ** 0.5,
         "effective_rank": torch.exp(-(share * torch.log(share + 1e-12)).sum()),
     }
 
@@ -101,37 +178,42 @@ def create_state(settings: RunSettings, device: torch.device, precision: str, gr
     backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
     seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
     model = create_moco(backbone, settings.method, seed=seed, processes=group)
-    passes = group.size * settings.train.accumulation_steps
-    split_batch_norm(model, batch_norm_groups(settings, group.size) // passes)
+    if settings.model.fixed_patches:
+        fix_patches(backbone)
+    if settings.method.batch_norm == "joined":
+        join_batch_norm(model, group)
+    else:
+        passes = group.size * settings.train.accumulation_steps
+        split_batch_norm(model, batch_norm_groups(settings, group.size) // passes)
     layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
     model = model.to(device).to(memory_format=layout)
     if settings.train.compile:
         model.query_encoder.compile()
         model.key_encoder.compile()
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return TrainState(model, create_optimizer(settings.train, model.query_encoder), scaler)
+    return TrainState(model, create_optimizer(settings.train, model.branches()), scaler)
 
 
 def batch_norm_groups(settings: RunSettings, processes: int) -> int:
     """Return over how many groups of the whole batch batch norm takes its statistics.
 
-    As many as `method.batch_norm_splits` says, but at least one for each forward pass: of each process, and of each
-    part that a process works through its share in.
+    As many as `method.batch_norm_splits` says, but at least one for each forward pass: of each process, unless they are
+    joined, and of each part that a process works through its share in.
 
     Raises:
         SettingsError: the batch does not divide so.
     """
     train, splits = settings.train, settings.method.batch_norm_splits
     passes = processes * train.accumulation_steps
-    groups = math.lcm(splits, passes)
-    if train.global_batch_size % groups or train.global_batch_size // groups < 2:
+    pieces = math.lcm(splits, passes)
+    if train.global_batch_size % pieces or train.global_batch_size // pieces < 2:
         raise SettingsError(
-            f"train.global_batch_size {train.global_batch_size} does not divide into {groups} equal groups of 2 or"
+            f"train.global_batch_size {train.global_batch_size} does not divide into {pieces} equal groups of 2 or"
             f" more:\n{processes} processes x train.accumulation_steps {train.accumulation_steps}, and"
-            f" method.batch_norm_splits {splits}.\nSet it to a multiple of {groups}, such as"
-            f" {max(2, round(train.global_batch_size / groups)) * groups}."
+            f" method.batch_norm_splits {splits}.\nSet it to a multiple of {pieces}, such as"
+            f" {max(2, round(train.global_batch_size / pieces)) * pieces}."
         )
-    return groups
+    return train.accumulation_steps if settings.method.batch_norm == "joined" else pieces
 
 
 def traffic(group: Group, settings: RunSettings, steps: int, model: MoCo) -> str:
@@ -139,7 +221,7 @@ def traffic(group: Group, settings: RunSettings, steps: int, model: MoCo) -> str
 
     Source: facebookresearch/moco gathers the key views of all processes as float32 (`_batch_shuffle_ddp`).
     """
-    weights = sum(p.numel() * p.element_size() for p in model.query_encoder.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in model.branches().parameters() if p.requires_grad)
     sent = {"gradients": 2 * weights * (group.size - 1) // group.size}  # a ring's share; DDP does not tell
     sent |= {purpose: count // max(steps, 1) for purpose, count in group.sent.items()}
     shares = ", ".join(f"{purpose} {count / 1e6:.3g}" for purpose, count in sent.items() if count > 0)
@@ -159,10 +241,11 @@ def check_sizes(images: int, settings: RunSettings, processes: int = 1) -> None:
     queue, batch = settings.method.queue_size, settings.train.global_batch_size
     if batch > images:
         raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
-    if queue > images:
+    if queue > images and settings.method.negatives == "all":
         raise SettingsError(
             f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
-            f"the query's own image and push the two apart. Set method.queue_size to {images} or less."
+            f"the query's own image and push the two apart. Set method.queue_size to {images} or less, or\n"
+            "method.negatives to other_images, which leaves them out."
         )
     if settings.method.queue_sharded and queue % processes:
         raise SettingsError(

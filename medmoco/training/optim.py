@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from timm.models import group_parameters
+from timm.optim.lars import Lars
 from torch import nn
 
-from medmoco.config import TrainSettings
+from medmoco.config import MethodSettings, TrainSettings
 
 
 def learning_rate(train: TrainSettings, epoch: float) -> float:
@@ -25,8 +26,19 @@ def learning_rate(train: TrainSettings, epoch: float) -> float:
     return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def key_momentum(method: MethodSettings, progress: float) -> float:
+    """Return the share of the key encoder that a step keeps, given how far training is, from 0 to 1.
+
+    Source: Chen et al. 2021 (arXiv:2104.02057), section 4: a half cosine.
+    """
+    if method.key_momentum_end is None:
+        return method.key_momentum
+    left = 0.5 * (1 + math.cos(math.pi * progress))
+    return method.key_momentum_end - left * (method.key_momentum_end - method.key_momentum)
+
+
 def create_optimizer(train: TrainSettings, module: nn.Module) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over the trainable parameters of `module`."""
+    """Build SGD, AdamW or LARS over the trainable parameters of `module`."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     if train.optimizer == "sgd":
         return torch.optim.SGD(parameters, train.lr, train.sgd_momentum, weight_decay=train.weight_decay)
@@ -35,6 +47,8 @@ def create_optimizer(train: TrainSettings, module: nn.Module) -> torch.optim.Opt
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if train.optimizer == "lars":  # of timm; what does not decay, it does not adapt either, as published
+        return Lars(groups, train.lr, train.sgd_momentum)
     return torch.optim.AdamW(groups, train.lr)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,21 @@ from medmoco.data.loading import Batch, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder
 from medmoco.data.overlap import overlap_notices
+from medmoco.data.pairs import partner_notices, plan_of
 from medmoco.data.quarantine import Quarantine, check_pairs
 from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.errors import ImageError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import save_checkpoint
-from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, traffic
+from medmoco.training.contrast import (
+    Contrast,
+    batch_norm_groups,
+    check_sizes,
+    create_state,
+    negative_numbers,
+    traffic,
+)
 from medmoco.training.device import choose_precision, memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, TrainState, fit
@@ -92,7 +100,8 @@ def pretrain(
         mishaps = Mishaps(order, splits["train"], state, log, group, quarantine)
         mishaps.say_what_is_known()
         run = _Run(settings, splits, order, state, facts, log, monitor, group, mishaps, state.step)
-        task = Contrast(run.model, settings, device, precision, group)
+        numbers = negative_numbers(splits["train"], settings.method)
+        task = Contrast(run.model, settings, device, precision, group, numbers=numbers, steps=order.steps)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
         with memory_explained(settings.train):
@@ -108,16 +117,20 @@ def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
     with group.one_fate():
         loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
         splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-        check_sizes(len(splits["train"]), settings, group.size)
-        check_shared_memory(settings, settings.train.global_batch_size // group.size, beside)
+        train = splits["train"]
+        notices = (*train.notices, *partner_notices(train, settings.positives))
+        splits["train"] = replace(train, notices=notices)
+        check_sizes(len(train), settings, group.size)
+        views = len(plan_of(settings.method).wanted)
+        check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views)
     return splits
 
 
 def _take_own_part_of_queue(state: TrainState, saved: dict[str, Any]) -> None:
     model = state.model
     assert isinstance(model, MoCo)
-    if "queue" in saved["model"]:
-        saved["model"]["queue"] = model.own_part(saved["model"]["queue"])
+    for name in saved["model"].keys() & set(model.divided):
+        saved["model"][name] = model.own_part(saved["model"][name])
 
 
 def _say_start(
@@ -173,10 +186,11 @@ class _Run:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, after making sure that all processes hold the same."""
         model = self.model
-        shared = {name: tensor for name, tensor in model.state_dict().items() if name != "queue" or not model.sharded}
-        self.group.check_same("the weights", list(shared.values()))
+        divided = model.divided
+        shared = [tensor for name, tensor in model.state_dict().items() if name not in divided]
+        self.group.check_same("the weights", shared)
         content = {**state.as_content(), **self.facts}
-        content["model"]["queue"] = model.whole_queue()
+        content["model"] |= {name: model.whole(content["model"][name]) for name in divided}
 
         def write() -> None:
             save_checkpoint(self.settings.out / CHECKPOINTS, state.step, content)
@@ -211,5 +225,5 @@ class _Run:
     def replaced(self, batch: Batch) -> None:
         """List the images that cannot be used, having made sure that both views of a pair are of one image."""
         found = self.mishaps.replacements(batch)
-        check_pairs(found, self.splits["train"])
+        check_pairs(found, self.splits["train"], plan_of(self.settings.method))
         self.mishaps.replaced(found)

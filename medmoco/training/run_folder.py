@@ -40,7 +40,10 @@ HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", 
 # What may change too, but alters the weights: the log says so.
 _FREE = ("train.epochs",)
 # What decides the shape of the saved state, so that --allow-change cannot help.
-_FIXED = ("model.backbone", "method.projector", "method.embedding_dim", "method.queue_size", "train.optimizer")
+_FIXED = (
+    "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim", "method.embedding_dim",
+    "method.predictor", "method.queue_size", "method.negatives", "train.optimizer",
+)  # fmt: skip
 
 
 # One run at a time

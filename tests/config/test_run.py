@@ -20,6 +20,12 @@ def test_load__refuses(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in refusal(tmp_path, MINIMAL, override)
 
 
+def test_load__keys_of_patients_are_not_pushed_away_from_their_other_images(tmp_path: Path) -> None:
+    said = refusal(tmp_path, MINIMAL, "positives.image=patient", "method.negatives=other_images")
+    assert "set method.negatives to other_patients, or all" in said
+    config.load(write(tmp_path, MINIMAL), ["positives.image=patient", "method.negatives=other_patients"])
+
+
 def test_load__presets_stand_below_the_users_keys(tmp_path: Path) -> None:
     file = write(tmp_path, MINIMAL + "views: {recipe: moco_v2, rotation: 5.0}\nmethod: {name: moco_v1}\n")
     settings = config.load(file)

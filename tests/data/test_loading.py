@@ -23,6 +23,7 @@ from medmoco.data.loading import (
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import Share, StepOrder, key_order, substitute
 from medmoco.data.pack_writing import make_pack
+from medmoco.data.pairs import ONE_VIEW, Partners
 from medmoco.data.views import draw, render, whole
 from medmoco.errors import DataError, ImageError, ManifestError
 
@@ -70,6 +71,34 @@ def test_training_batches__are_the_drawn_views_in_order_whatever_the_workers(
             assert made.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_training_batches__in_both_directions_and_with_partners(
+    settings: config.RunSettings, tmp_path: Path, processes: int
+) -> None:
+    """Each view of a pair is that of the second of its images, whether it is a query or a key."""
+    lines = [f"{number}.png,{number // 4}" for number in range(13)]
+    (tmp_path / "train.csv").write_text("\n".join(["Path,PatientID", *lines]))
+    chosen = settings.model_copy(update={
+        "method": config.MethodSettings(symmetric=True, negatives="other_patients"),
+        "positives": config.PositiveSettings(image="patient"),
+    })  # fmt: skip
+    split = train_split(chosen)
+    partners = Partners(split, chosen.positives, 0)
+    shares = [list(training_batches(split, chosen, ORDER, 4, Share(rank, processes))) for rank in range(processes)]
+    for batches in zip(*shares, strict=True):
+        key = ORDER.batch(batches[0].step)
+        shuffled = key.samples[key_order(0, key.step, 4)]
+        expected = [
+            (0, key.samples), (1, partners.of(shuffled, key.epoch)),
+            (1, partners.of(key.samples, key.epoch)), (0, shuffled),
+        ]  # fmt: skip
+        for number, (view, samples) in enumerate(expected):
+            canvases = [to_canvas(read_image(split.files[sample]), 32, 8) for sample in samples]
+            drawn = draw(chosen.views, canvases, seed=0, epoch=key.epoch, samples=samples, view=view)
+            made = torch.cat([batch.views[number] for batch in batches])
+            np.testing.assert_array_equal(made.numpy(), render(chosen.views, canvases, [drawn])[0])
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_training_batches__shares_of_all_processes_are_the_whole(settings: config.RunSettings, processes: int) -> None:
     split = train_split(settings)
@@ -109,7 +138,7 @@ def test_batches__an_unreadable_image_is_named_by_row(
 def test_training_batches__one_view_is_that_of_the_queries(settings: config.RunSettings, workers: int) -> None:
     split, settings = train_split(settings), with_workers(settings, workers)
     pairs = training_batches(split, settings, ORDER, 1)
-    singles = list(training_batches(split, settings, ORDER, 1, views=1))
+    singles = list(training_batches(split, settings, ORDER, 1, plan=ONE_VIEW))
     for pair, single in zip(pairs, singles, strict=True):
         assert len(single.views) == 1
         assert torch.equal(single.views[0], pair.views[0])

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from medmoco.config import MethodSettings
 from medmoco.data.images import Canvas
 from medmoco.data.manifest import Split
 from medmoco.data.order import substitute
+from medmoco.data.pairs import plan_of
 from medmoco.data.quarantine import QUARANTINE, Found, Quarantine, Replacement, check_pairs, read_replacing, where
 from medmoco.errors import DataError, ImageError
 
@@ -87,24 +89,41 @@ def test_read_replacing__other_errors_are_no_matter_of_images(split: Split) -> N
 
 
 def test_found__lists_the_places_of_each_view() -> None:
-    found = Found(np.array([1, 5]), [], (), {4: ((6, "broken"),)})
-    assert found.replacements([np.array([4, 1]), np.array([1, 1])]) == (Replacement(0, 4, ((6, "broken"),)),)
-    assert [one.view for one in found.replacements([np.array([4]), np.array([4])])] == [0, 1]
+    found = Found(np.array([1, 4]), np.array([1, 5]), [], (), {4: ((6, "broken"),)})
+    views = [np.array([4, 1]), np.array([1, 1])]
+    assert found.replacements(views, views) == (Replacement(0, 4, 4, ((6, "broken"),)),)
+    assert [one.view for one in found.replacements([np.array([4])] * 2, [np.array([4])] * 2)] == [0, 1]
+
+
+def test_found__where_one_of_two_partners_is_bad_the_pair_is_of_one_image() -> None:
+    found = Found(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 9]), [], (), {4: ((6, "broken"),)})
+    pairs, images = np.array([1, 2, 4]), np.array([4, 3, 1])
+    assert found.shown(pairs, images).tolist() == [1, 3, 4]
+    told = found.replacements([pairs, pairs], [pairs, images])
+    assert [(one.view, one.pair, one.sample) for one in told] == [(0, 4, 4), (1, 1, 4), (1, 4, 4)]
 
 
 def test_check_pairs__refuses_what_only_one_process_could_read(split: Split) -> None:
     one, two = ((6, "broken"),), ((6, "broken"), (8, "cut off"))
-    check_pairs([], split)
-    check_pairs([Replacement(0, 4, one), Replacement(1, 5, two), Replacement(1, 4, one), Replacement(0, 5, two)], split)
-    for pair in ([Replacement(1, 4, one)], [Replacement(0, 4, one), Replacement(1, 4, two)]):
+    plan = plan_of(MethodSettings())
+    check_pairs([], split, plan)
+    alike = [(0, 4, one), (1, 5, two), (1, 4, one), (0, 5, two)]
+    check_pairs([Replacement(view, sample, sample, bad) for view, sample, bad in alike], split, plan)
+    check_pairs([Replacement(1, 5, 4, one)], split, plan)  # a partner, whom the makers of queries do not read
+    for pair in ([Replacement(1, 4, 4, one)], [Replacement(0, 4, 4, one), Replacement(1, 4, 4, two)]):
         with pytest.raises(DataError, match=r"^train\.csv row 6: .*by one process and not by another"):
-            check_pairs(pair, split)
+            check_pairs(pair, split, plan)
+    both_ways = plan_of(MethodSettings(symmetric=True, negatives="other_images"))
+    check_pairs([Replacement(place, 4, 4, one) for place in range(4)], split, both_ways)
+    check_pairs([Replacement(place, 5, 4, one) for place in (1, 2)], split, both_ways)
+    with pytest.raises(DataError, match="not by another"):
+        check_pairs([Replacement(place, 4, 4, one) for place in range(3)], split, both_ways)
 
 
 def test_quarantine__lists_each_row_once_also_on_resuming(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path, 2)
     assert not quarantine
-    found = [Replacement(view, 4, ((6, 'no "end", cut off'), (3, "empty"))) for view in range(2)]
+    found = [Replacement(view, 4, 4, ((6, 'no "end", cut off'), (3, "empty"))) for view in range(2)]
     assert quarantine.add(found) == [(3, "empty"), (6, 'no "end", cut off')]
     assert quarantine.add(found) == []
     quarantine.write()
@@ -116,6 +135,6 @@ def test_quarantine__lists_each_row_once_also_on_resuming(tmp_path: Path) -> Non
     assert resumed.rows() == [3, 6]
     assert resumed.add(found) == []
     resumed.check_budget("train.csv")
-    assert resumed.add([Replacement(0, 9, ((11, "empty"),))]) == [(11, "empty")]
+    assert resumed.add([Replacement(0, 9, 9, ((11, "empty"),))]) == [(11, "empty")]
     with pytest.raises(DataError, match=r"^3 images of train\.csv cannot be used, more than data\.bad_images_budget 2"):
         resumed.check_budget("train.csv")

@@ -10,7 +10,7 @@ from torch import nn
 
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.models.backbones import create_backbone, load_weights
+from medmoco.models.backbones import create_backbone, fix_patches, load_weights
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,16 @@ def test_create_backbone__a_network_that_timm_builds_when_told() -> None:
     backbone = create_backbone(ModelSettings(backbone="moco-v3/vit_tiny"), seed=0, size=64)
     assert (backbone.name, backbone.feature_dim, backbone.fixed_size) == ("moco-v3/vit_tiny", 192, 64)
     assert backbone.net.blocks[0].attn.num_heads == 12  # type: ignore[index, union-attr]
+
+
+def test_fix_patches__of_a_plain_transformer_alone() -> None:
+    backbone = create_backbone(ModelSettings(backbone="vit_tiny_patch16_224"), seed=0, size=32)
+    fix_patches(backbone)
+    fixed = {name for name, parameter in backbone.net.named_parameters() if not parameter.requires_grad}
+    assert fixed == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+    for name in ("resnet10t", "moco-v3/vit_conv_tiny"):
+        with pytest.raises(SettingsError, match=f"model.fixed_patches: {name} projects no patches by one layer"):
+            fix_patches(create_backbone(ModelSettings(backbone=name), seed=0, size=32))
 
 
 def test_create_backbone__starts_from_a_file(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_moco__matches_published_implementation(file: Path) -> None:
     model.train()
     for step in range(facts["steps"]):
         shuffle = vectors["shuffle_index"][step].long()
+        model.update_key_encoder()
         keys = model.embed_keys(vectors["im_k"][step].double()[shuffle], shuffle)
         q = functional.normalize(model.query_encoder(vectors["im_q"][step].double()), dim=1)
         positive, negative = model.compare(q, keys)
@@ -116,7 +117,7 @@ def _train_shares(group: Group, file: Path) -> list[str]:
     torch.set_num_threads(1)
     facts, vectors = load_vectors(file)
     model = build_model({**facts, "world": 1}, vectors, group)
-    encode = group.wrap(model.query_encoder, torch.device("cpu"))
+    encode = group.wrap(model.branches(), torch.device("cpu"))
     optimizer = torch.optim.SGD(model.query_encoder.parameters(), facts["lr"], momentum=0.9, weight_decay=1e-4)
     model.train()
     wrong = []
@@ -128,8 +129,9 @@ def _train_shares(group: Group, file: Path) -> list[str]:
     for step in range(facts["steps"]):
         shuffle = vectors["shuffle_index"][step].long()
         part = group.share.of(len(shuffle))
+        model.update_key_encoder()
         keys = model.embed_keys(vectors["im_k"][step].double()[shuffle][part], shuffle)
-        q = functional.normalize(encode(vectors["im_q"][step].double()[part]), dim=1)
+        (q,) = encode([vectors["im_q"][step].double()[part]])
         positive, negative = model.compare(q, keys[part])
         loss = info_nce(positive, negative)
         optimizer.zero_grad()

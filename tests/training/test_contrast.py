@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 from medmoco import config
-from medmoco.data.loading import Batch
+from medmoco.data.loading import Batch, to_float
 from medmoco.data.order import StepOrder, key_order
+from medmoco.data.pairs import plan_of
 from medmoco.errors import SettingsError
 from medmoco.models.moco import MoCo, info_nce
 from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, meters, traffic
@@ -34,20 +37,29 @@ class DoubleContrast(Contrast):
         return super()._floats(views).double()
 
 
+PATIENTS = torch.arange(BATCH * STEPS) // 3
+
+
 def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
     """Train on noise; return the mean loss of each step, what the queue holds and the running statistics."""
     torch.set_num_threads(1)
     state = create_state(settings, torch.device("cpu"), "fp32", group)
     model = state.model.double()
     assert isinstance(model, MoCo)
-    task = DoubleContrast(model, settings, torch.device("cpu"), "fp32", group)
+    task = DoubleContrast(
+        model, settings, torch.device("cpu"), "fp32", group,
+        numbers=None if settings.method.negatives == "all" else PATIENTS, steps=STEPS,
+    )  # fmt: skip
     task.model.train()
     order, losses = StepOrder(settings.seed, BATCH * STEPS, BATCH, 1), []
     part = group.share.of(BATCH)
     for key in order.from_step(0):
         views = torch.randint(0, 256, (2, BATCH, 1, 32, 32), generator=torch.Generator().manual_seed(key.step))
-        shuffled = views[1][torch.from_numpy(key_order(settings.seed, key.step, BATCH))]
-        own = [views[0][part].to(torch.uint8), shuffled[part].to(torch.uint8)]
+        order_of_keys = torch.from_numpy(key_order(settings.seed, key.step, BATCH))
+        own = [
+            (views[view][order_of_keys] if shuffled else views[view])[part].to(torch.uint8)
+            for view, shuffled in plan_of(settings.method).wanted
+        ]
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64)
         for outputs in task.losses(Batch(own, torch.from_numpy(key.samples[part]), key.step, 0), measure=True):
@@ -60,7 +72,7 @@ def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
     statistics = next(buffer for name, buffer in model.key_encoder.named_buffers() if name.endswith("running_var"))
     return {
         "losses": losses,
-        "queue": model.whole_queue().flatten().tolist(),
+        "queue": model.whole(model.queue).flatten().tolist(),
         "pointer": [float(model.pointer)],
         "weights": weights.flatten().tolist(),
         "statistics": statistics.tolist(),
@@ -89,6 +101,108 @@ def test_contrast__processes_parts_and_shards_change_nothing(processes: int, ove
         assert_equal_within_float_error(found, expected)
 
 
+OTHER_PATIENTS = ("method.negatives=other_patients", "method.symmetric=true")
+V3 = (
+    "method.name=moco_v3", "method.hidden_dim=32", "method.embedding_dim=16", "method.projector=mlp_2",
+    "method.batch_norm_splits=1", "method.negatives=other_patients", "train.optimizer=lars",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("processes", "method", "overrides"),
+    [
+        (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
+        (4, OTHER_PATIENTS, ["method.queue_sharded=true"]),
+        (4, V3, []),
+    ],
+)
+def test_contrast__nor_where_keys_are_left_out_or_the_batch_is_the_bank(
+    processes: int, method: tuple[str, ...], overrides: list[str]
+) -> None:
+    settings = make_settings(*method)
+    expected = train(ALONE, settings)
+    for found in run_together(processes, train, make_settings(*method, *overrides)):
+        assert not isinstance(found, Exception), found
+        assert_equal_within_float_error(found, expected)
+
+
+def _v3_by_loops(settings: config.RunSettings, views: torch.Tensor) -> list[float]:
+    """Two steps of v3 as its paper's algorithm 1 has them, in loops over the batch; return the losses.
+
+    Nothing of medmoco's but the networks is used: no queue, no mask, no plan.
+    """
+    model = create_state(settings, torch.device("cpu"), "fp32").model.double().train()
+    optimizer = torch.optim.SGD(
+        [*model.query_encoder.parameters(), *model.predictor.parameters()],
+        settings.train.lr, 0.9, weight_decay=settings.train.weight_decay,
+    )  # fmt: skip
+    floats = [to_float(view, settings.views, torch.device("cpu"), channels_last=False).double() for view in views]
+    found = []
+    for step in range(2):
+        momentum = 1 - (1 - settings.method.key_momentum) * (math.cos(math.pi * step / STEPS) + 1) / 2
+        with torch.no_grad():
+            for key, query in zip(model.key_encoder.parameters(), model.query_encoder.parameters(), strict=True):
+                key.copy_(key * momentum + query * (1 - momentum))
+            keys = [functional.normalize(model.key_encoder(view), dim=1) for view in floats]
+        queries = [functional.normalize(model.predictor(model.query_encoder(view)), dim=1) for view in floats]
+        loss = torch.zeros((), dtype=torch.float64)
+        for q, k in ((queries[0], keys[1]), (queries[1], keys[0])):
+            for i in range(BATCH):
+                logits = torch.stack([torch.dot(q[i], other) for other in k]) / settings.method.temperature
+                loss = loss - torch.log(torch.exp(logits[i]) / torch.exp(logits).sum()) / BATCH
+        loss = 2 * settings.method.temperature * loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss))
+    return found
+
+
+def test_contrast__v3_is_that_of_its_paper() -> None:
+    settings = make_settings(
+        "method.name=moco_v3", "method.hidden_dim=32", "method.embedding_dim=16", "method.queue_size=0",
+        "method.batch_norm_splits=1", "method.projector=mlp_3",
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randint(0, 256, (2, BATCH, 1, 32, 32), generator=generator).to(torch.uint8)
+    state = create_state(settings, torch.device("cpu"), "fp32")
+    task = DoubleContrast(state.model.double(), settings, torch.device("cpu"), "fp32", steps=STEPS)  # type: ignore[arg-type]
+    state.model.train()
+    found = []
+    for step in range(2):
+        (outputs,) = task.losses(Batch(list(views), torch.arange(BATCH), step, 0), measure=True)
+        state.optimizer.zero_grad()
+        outputs["loss"].backward()
+        state.optimizer.step()
+        task.after_step()
+        found.append(float(outputs["loss"].detach()))
+        assert float(outputs["chance"]) == pytest.approx(0.8 * math.log(BATCH))
+    assert found == pytest.approx(_v3_by_loops(settings, views), rel=1e-9)
+
+
+def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
+    """A queue longer than the split, both directions: what is blocked is exactly what the queue holds of the image."""
+    settings = make_settings("method.symmetric=true", "method.negatives=other_images", "method.queue_size=200")
+    state = create_state(settings, torch.device("cpu"), "fp32")
+    model = state.model
+    assert isinstance(model, MoCo)
+    task = Contrast(model, settings, torch.device("cpu"), "fp32", numbers=torch.arange(24), steps=STEPS)
+    model.train()
+    held: list[int] = []
+    for key in StepOrder(0, 24, BATCH, 6).from_step(0):
+        own = [torch.randint(0, 256, (BATCH, 1, 32, 32)).to(torch.uint8) for _ in plan_of(settings.method).wanted]
+        (outputs,) = task.losses(Batch(own, torch.from_numpy(key.samples), key.step, 0), measure=True)
+        outputs["loss"].backward()
+        open_keys = [200 - held.count(sample) for sample in key.samples.tolist()]
+        assert float(outputs["chance"]) == pytest.approx(np.log1p(open_keys).mean())
+        task.after_step()
+        held = (held + 2 * key.samples.tolist())[-200:]
+        assert sorted(model.queue_numbers[model.queue_numbers >= 0].tolist()) == sorted(held)
+    check_sizes(24, settings)
+    with pytest.raises(SettingsError, match=r"method\.negatives to other_images, which leaves them out"):
+        check_sizes(24, make_settings("method.queue_size=200"))
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_contrast__parts_on_one_process_change_nothing(parts: int) -> None:
     found = train(ALONE, make_settings(f"train.accumulation_steps={parts}"))
@@ -111,7 +225,7 @@ def _gradient(group: Group) -> list[float]:
     loss = info_nce(*model.compare(own, k[part]))
     loss.backward()
     assert own.grad is not None
-    return [loss.item(), *model.hardest_negative(own).tolist(), *own.grad.flatten().tolist()]
+    return [loss.item(), *model.hardest_negative(own)[0].tolist(), *own.grad.flatten().tolist()]
 
 
 def test_contrast__divided_queue_gives_the_gradient_of_a_whole_one() -> None:

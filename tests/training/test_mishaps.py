@@ -31,7 +31,7 @@ def make_mishaps(folder: Path, log: RunLog, *, budget: int = 2, scaling: bool = 
 
 
 def batch_with(*bad: tuple[int, str]) -> Batch:
-    replaced = tuple(Replacement(0, row - 2, ((row, reason),)) for row, reason in bad)
+    replaced = tuple(Replacement(0, row - 2, row - 2, ((row, reason),)) for row, reason in bad)
     return Batch([], torch.arange(4), 0, 0, replaced=replaced)
 
 

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from medmoco.config import ModelSettings, TrainSettings
+from medmoco.config import METHODS, MethodSettings, ModelSettings, TrainSettings
 from medmoco.models.backbones import create_backbone
-from medmoco.training.optim import create_layered_optimizer, create_optimizer, layer_depths, learning_rate
+from medmoco.training.optim import (
+    create_layered_optimizer,
+    create_optimizer,
+    key_momentum,
+    layer_depths,
+    learning_rate,
+)
 
 
 def test_learning_rate__cosine_falls_from_lr_to_zero() -> None:
@@ -31,6 +37,33 @@ def test_learning_rate__steps_of_a_tenth() -> None:
     train = TrainSettings(schedule="step", lr=1.0)
     found = [learning_rate(train, epoch) for epoch in (0, 119.99, 120, 159, 160, 199)]
     assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_key_momentum__rises_along_a_half_cosine_or_stays() -> None:
+    v3 = MethodSettings(**METHODS["moco_v3"])
+    assert [key_momentum(v3, progress) for progress in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1])
+    assert key_momentum(v3, 0.25) == pytest.approx(1 - 0.01 * (1 + math.cos(math.pi / 4)) / 2)
+    assert [key_momentum(MethodSettings(), progress) for progress in (0, 1)] == [0.999, 0.999]
+
+
+def test_create_optimizer__lars_steps_equal_formula() -> None:
+    """Two steps by the paper's algorithm 1; a vector is neither decayed nor adapted."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    train = TrainSettings(optimizer="lars", lr=0.5, weight_decay=0.1)
+    optimizer = create_optimizer(train, layer)
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    speed, drift = torch.zeros_like(weight), torch.zeros_like(bias)
+    for _ in range(2):
+        gradient = torch.randn(2, 3), torch.randn(2)
+        layer.weight.grad, layer.bias.grad = gradient[0].clone(), gradient[1].clone()
+        optimizer.step()
+        trust = 0.001 * weight.norm() / (gradient[0].double().norm() + 0.1 * weight.norm())
+        speed = 0.9 * speed + trust * (gradient[0] + 0.1 * weight)
+        drift = 0.9 * drift + gradient[1]
+        weight, bias = weight - 0.5 * speed, bias - 0.5 * drift
+    torch.testing.assert_close(layer.weight.detach().double(), weight, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(layer.bias.detach().double(), bias, rtol=1e-5, atol=1e-6)
 
 
 def test_create_optimizer__adamw_spares_norms_and_biases() -> None:

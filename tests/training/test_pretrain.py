@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from medmoco import config
 from medmoco.data.pack_writing import make_pack
 from medmoco.errors import DataError, ImageError, SettingsError, Stopped
 from medmoco.evaluation.monitor import knn_monitor
+from medmoco.models.backbones import create_backbone
 from medmoco.training import pretrain as module
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.contrast import Contrast
@@ -103,14 +105,7 @@ def test_pretrain__moves_every_weight_of_the_query_encoder_and_lets_the_key_enco
     assert distance["key_encoder"] < 0.1 * distance["query_encoder"]
 
 
-@pytest.mark.parametrize(("stop_at", "workers"), [(0, 0), (1, 1), (2, 0), (4, 2), (7, 0)])
-def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
-    manifest: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, workers: int
-) -> None:
-    """Stopped inside an epoch, at its end and at its start; resumed with another number of workers."""
-    straight, broken = make_settings(manifest, "straight"), make_settings(manifest, "broken")
-    run(straight)
-
+def stop_during(monkeypatch: pytest.MonkeyPatch, stop_at: int, go: Callable[[], None]) -> None:
     class Interrupted(Contrast):
         def losses(self, batch: Any, measure: bool) -> Any:
             if batch.step == stop_at:
@@ -119,14 +114,79 @@ def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "Contrast", Interrupted)
-        with pytest.raises(Stopped, match=f"after step {stop_at + 1} of 9"):
-            run(broken)
+        with pytest.raises(Stopped, match=f"after step {stop_at + 1} of "):
+            go()
+
+
+@pytest.mark.parametrize(("stop_at", "workers"), [(0, 0), (1, 1), (2, 0), (4, 2), (7, 0)])
+def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, workers: int
+) -> None:
+    """Stopped inside an epoch, at its end and at its start; resumed with another number of workers."""
+    straight, broken = make_settings(manifest, "straight"), make_settings(manifest, "broken")
+    run(straight)
+
+    stop_during(monkeypatch, stop_at, lambda: run(broken))
     assert json.loads((broken.out / "status.json").read_text())["state"] == "stopped"
     run(make_settings(manifest, "broken", f"data.workers={workers}"), resume=True)
     for part in ("model", "optimizer"):
         assert_same(final(straight)[part], final(broken)[part])
     weights = [records(settings)[-1]["loss"] for settings in (straight, broken)]
     assert stop_at + 1 > 8 or weights[0] == weights[1]
+
+
+V3 = (
+    "method.name=moco_v3", "method.queue_size=0", "method.hidden_dim=32", "method.batch_norm_splits=1",
+    "train.optimizer=adamw", "train.lr=0.001",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((*V3, "method.projector=mlp_2", "train.optimizer=lars"), id="v3-lars", marks=pytest.mark.slow),
+        pytest.param(
+            (*V3, "model.backbone=vit_tiny_patch16_224", "model.fixed_patches=true"),
+            id="v3-fixed-patches",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (*V3, "model.backbone=moco-v3/vit_conv_tiny", "method.negatives=other_patients"),
+            id="v3-conv-stem",
+        ),
+        pytest.param(
+            (
+                "method.symmetric=true",
+                "method.negatives=other_patients",
+                "method.queue_size=50",
+                "positives.image=patient",
+            ),
+            id="symmetric-patient",
+        ),
+    ],
+)
+def test_pretrain__of_the_family_resumed_is_bitwise_the_uninterrupted_run(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    straight, broken = (
+        make_settings(manifest, out, *overrides, "train.epochs=2", "train.knn_every=0")
+        for out in ("straight", "broken")
+    )
+    run(straight)
+    stop_during(monkeypatch, 3, lambda: run(broken))
+    run(broken, resume=True)
+    for part in ("model", "optimizer"):
+        assert_same(final(straight)[part], final(broken)[part])
+    model, start = final(straight)["model"], "query_encoder.backbone.net.patch_embed.proj.weight"
+    if "model.fixed_patches=true" in overrides:
+        untrained = create_backbone(straight.model, seed=straight.seed, size=32).net.state_dict()
+        assert torch.equal(model[start], untrained["patch_embed.proj.weight"])
+
+
+def test_pretrain__says_how_many_rows_have_no_partner(manifest: Path) -> None:
+    settings = make_settings(manifest, "run", "positives.image=patient", "train.epochs=1", "train.knn_every=0")
+    run(settings)
+    assert "train: 0 of 24 rows have no other image of their patient" in (settings.out / "log.txt").read_text()
 
 
 def test_pretrain__starts_from_the_query_encoder_of_another_project(manifest: Path) -> None:

@@ -23,7 +23,8 @@ def describe(subject: Subject) -> dict[str, Any]:
     build = network(subject)
     arguments = written(build["arguments"])
     if build["library"] == "timm":
-        made = [f'net = timm.create_model("{build["name"]}", {arguments})']
+        stem = _stem(build["conv_stem"]) if "conv_stem" in build else []
+        made = [*stem, f'net = timm.create_model("{build["name"]}", {arguments}{", embed_layer=stem" if stem else ""})']
     else:
         made = [f"net = {build['function']}({arguments})"]
         if build["replaced_by_identity"]:
@@ -37,6 +38,19 @@ def describe(subject: Subject) -> dict[str, Any]:
             "outputs = net.eval()(images)",
         ],
     }
+
+
+def _stem(widths: list[int]) -> list[str]:
+    """Return what builds a transformer's convolutional stem of timm's parts."""
+    depth = len(widths) - 1
+    shape = f"depth={depth + 1}, channels={widths}, kernel_size={[3] * depth + [1]}, stride={[2] * depth + [1]}"
+    return [
+        "from timm.layers import HybridEmbed",
+        "from timm.models.vision_transformer_hybrid import ConvStem",
+        f"convolutions = ConvStem(in_chans=1, {shape})",
+        "stem = lambda img_size, in_chans, embed_dim, **_: HybridEmbed(",
+        "    convolutions, img_size, patch_size=1, in_chans=in_chans, embed_dim=embed_dim, proj=False)",
+    ]
 
 
 def _name(subject: Subject) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from medmoco.exporting.formats import safetensors_file, timm_file
+from medmoco.exporting.formats import huggingface, monai_bundle, safetensors_file, timm_file
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -43,3 +43,9 @@ def test_describe__timm_is_strict(tmp_path: Path, make_subject, monkeypatch: pyt
 
 def test_refusal__names_other_libraries(make_subject) -> None:
     assert timm_file.refusal(make_subject("monai/densenet121")) == "monai/densenet121 is no network of timm"
+
+
+@pytest.mark.parametrize("form", [timm_file, huggingface, monai_bundle])
+def test_refusal__of_what_has_no_name(make_subject, form) -> None:
+    said = form.refusal(make_subject("moco-v3/vit_conv_tiny"))
+    assert said == "timm has no name for the whole of moco-v3/vit_conv_tiny"

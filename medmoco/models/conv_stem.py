@@ -1,0 +1,36 @@
+"""A convolutional stem in place of a transformer's patch projection, which few images teach it badly.
+
+Source: Xiao et al. 2021 (arXiv:2106.14881), section 4; widths as in vits.py of facebookresearch/moco-v3, which takes
+one block off the transformer for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.models.vision_transformer_hybrid import ConvStem
+
+
+def conv_stem_widths(embed_dim: int, patch_size: int = 16) -> list[int]:
+    """Return the channels of each convolution: half of the next one's, the last two the width of a token."""
+    halvings = patch_size.bit_length() - 1
+    return [*(embed_dim >> back for back in reversed(range(halvings))), embed_dim]
+
+
+def conv_stem(img_size: Any, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> HybridEmbed:
+    """Build what timm takes as `embed_layer`: 3 x 3 convolutions that halve the image, then one of 1 x 1.
+
+    Args:
+        img_size: Side of the images in pixels.
+        patch_size: That it takes the place of, a power of two.
+        in_chans: Channels of the images.
+        embed_dim: Width of a token.
+    """
+    widths = conv_stem_widths(embed_dim, patch_size)
+    halvings = len(widths) - 1
+    stem = ConvStem(
+        in_chans, depth=len(widths), channels=tuple(widths), kernel_size=(*[3] * halvings, 1),
+        stride=(*[2] * halvings, 1),
+    )  # fmt: skip
+    return HybridEmbed(stem, img_size, patch_size=1, in_chans=in_chans, embed_dim=embed_dim, proj=False)
