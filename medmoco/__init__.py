@@ -7,6 +7,7 @@ config/                 YAML to one typed tree
     base.py             what settings are made of
     data.py             files, canvases, views
     training.py         encoder, method, loop
+    decoder.py          reconstruction beside the contrast
     evidence.py         scoring, fine-tuning, detection
     tune.py             what a search tries
     run.py              the whole tree, its consistency
@@ -50,6 +51,7 @@ data/                   CSV row to batch of views
     pack_dask.py        shards on a Dask cluster
     pack_cache.py       pack at a URL, copied
     stopping.py         Ctrl-C and SIGTERM as flag
+    emptiness.py        which pixels of views count
     quarantine.py       unusable images, replaced and listed
     workers.py          data workers that die, hang
     loading.py          workers, batches, normalisation
@@ -65,6 +67,7 @@ models/                 encoders and momentum contrast
     importing.py        wires an import
     batch_norm.py       batch norm in groups
     projectors.py       features to embedding to prediction
+    decoder.py          embedding back to its view
     moco.py             encoders, queue, InfoNCE
 training/               the loop and its surroundings
     launch.py           how processes start, their ranks

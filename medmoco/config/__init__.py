@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from medmoco.config.base import Float, Fraction, Int, Positive, Settings, Tree
 from medmoco.config.data import RECIPES, DataSettings, LabelPolicy, ViewSettings
+from medmoco.config.decoder import DecoderSettings
 from medmoco.config.describing import describe
 from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
 from medmoco.config.reading import as_tree, field_of, flatten, load, to_yaml
@@ -17,8 +18,8 @@ from medmoco.config.training import METHODS, MethodSettings, ModelSettings, Posi
 from medmoco.config.tune import Possible, Range, TuneSettings
 
 __all__ = [
-    "METHODS", "RECIPES", "DataSettings", "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float",
-    "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible",
-    "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree", "describe",
-    "field_of", "flatten", "load", "to_yaml",
+    "METHODS", "RECIPES", "DataSettings", "DecoderSettings", "DetectionSettings", "EvaluateSettings",
+    "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive",
+    "PositiveSettings", "Possible", "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings",
+    "ViewSettings", "as_tree", "describe", "field_of", "flatten", "load", "to_yaml",
 ]  # fmt: skip

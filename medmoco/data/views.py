@@ -145,6 +145,25 @@ def render(
     return views
 
 
+def render_weights(weights: Sequence[Canvas], drawn: ViewParameters, size: int, *, reflect: bool) -> Pixels:
+    """Look at B weights as views look at their images: the same crops, mirrored and turned alike, and nothing else.
+
+    Args:
+        weights: B canvases of the images' shapes, 255 where a pixel counts.
+        drawn: Of the views.
+        size: Side S of the views in pixels.
+        reflect: What a turned view shows of beyond the image counts as what it mirrors there, instead of nothing.
+
+    Returns:
+        (B, 1, S, S) uint8.
+    """
+    views = np.empty((len(weights), 1, size, size), np.uint8)
+    look = _geometry(drawn, weights, size)
+    for i, canvas in enumerate(weights):
+        _warp(_Pyramid(canvas), look, i, views[i, 0], cv2.BORDER_REFLECT_101 if reflect else cv2.BORDER_CONSTANT)
+    return views
+
+
 def toned(canvases: Sequence[Canvas], drawn: ViewParameters) -> Pixels:
     """Change the canvases' grey levels and mirror their images, and nothing else: for boxes, which move with them.
 
@@ -278,8 +297,11 @@ def _geometry(drawn: ViewParameters, canvases: Sequence[Canvas], size: int) -> _
     )
 
 
-def _warp(pyramid: _Pyramid, look: _Geometry, i: int, out: Pixels) -> None:
-    """Crop, resize, mirror and rotate in one bilinear resampling; without rotation with edges on whole pixels."""
+def _warp(pyramid: _Pyramid, look: _Geometry, i: int, out: Pixels, border: int = cv2.BORDER_REFLECT_101) -> None:
+    """Crop, resize, mirror and rotate in one bilinear resampling; without rotation with edges on whole pixels.
+
+    Reflection at the border: rotated corners show plausible anatomy instead of black wedges that give the angle away.
+    """
     size, level = out.shape[::-1], look.levels[i]
     if not look.turned[i]:
         x0, y0, x1, y1 = look.boxes[i]
@@ -287,8 +309,7 @@ def _warp(pyramid: _Pyramid, look: _Geometry, i: int, out: Pixels) -> None:
         if look.mirrored[i]:
             cv2.flip(out, 1, dst=out)
         return
-    # Reflection: rotated corners show plausible anatomy instead of black wedges that give the angle away.
-    flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT_101
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     if out.dtype == np.uint8:  # by way of float32, which is a fifth faster and rounds to the same
         floats = cv2.warpAffine(pyramid.floats(level), look.matrices[i], size, flags=flags, borderMode=border)
         cv2.convertScaleAbs(floats, dst=out)

@@ -36,7 +36,7 @@ RECORD = "tune.json"
 BEST = "best.yaml"
 DRAWS = "draws.npy"
 
-_GROUPS = ("views.", "model.", "method.", "positives.", "train.")
+_GROUPS = ("views.", "model.", "method.", "positives.", "decoder.", "train.")
 # What may differ on --resume: it alters neither a trial nor its score.
 _HARMLESS = (*(key for key in HARMLESS if key not in ("evaluate.", "tune.")), "tune.trials")
 

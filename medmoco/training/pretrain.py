@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from medmoco.config import RunSettings, Tree
+from medmoco.data.emptiness import masks_of
 from medmoco.data.loading import Batch, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder
@@ -120,8 +121,9 @@ def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
         train = splits["train"]
         notices = (*train.notices, *partner_notices(train, settings.positives))
         splits["train"] = replace(train, notices=notices)
+        masks_of(train, settings.data, settings.decoder)
         check_sizes(len(train), settings, group.size)
-        views = len(plan_of(settings.method).wanted)
+        views = len(plan_of(settings.method, settings.decoder).wanted)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views)
     return splits
 
@@ -225,5 +227,5 @@ class _Run:
     def replaced(self, batch: Batch) -> None:
         """List the images that cannot be used, having made sure that both views of a pair are of one image."""
         found = self.mishaps.replacements(batch)
-        check_pairs(found, self.splits["train"], plan_of(self.settings.method))
+        check_pairs(found, self.splits["train"], plan_of(self.settings.method, self.settings.decoder))
         self.mishaps.replaced(found)

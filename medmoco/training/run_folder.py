@@ -42,7 +42,8 @@ _FREE = ("train.epochs",)
 # What decides the shape of the saved state, so that --allow-change cannot help.
 _FIXED = (
     "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim", "method.embedding_dim",
-    "method.predictor", "method.queue_size", "method.negatives", "train.optimizer",
+    "method.predictor", "method.queue_size", "method.negatives",
+    "decoder.weight", "decoder.channels", "train.optimizer",
 )  # fmt: skip
 
 

@@ -163,6 +163,15 @@ V3 = (
             ),
             id="symmetric-patient",
         ),
+        pytest.param(
+            (
+                "decoder={weight: 1, channels: 32, empty: threshold, threshold: 0.2}",
+                "train.optimizer=adamw",
+                "train.lr=0.001",
+            ),
+            id="decoder",
+        ),
+        pytest.param(("decoder={weight: 1, contrast: 0, channels: 32}",), id="autoencoder", marks=pytest.mark.slow),
     ],
 )
 def test_pretrain__of_the_family_resumed_is_bitwise_the_uninterrupted_run(
@@ -181,6 +190,21 @@ def test_pretrain__of_the_family_resumed_is_bitwise_the_uninterrupted_run(
     if "model.fixed_patches=true" in overrides:
         untrained = create_backbone(straight.model, seed=straight.seed, size=32).net.state_dict()
         assert torch.equal(model[start], untrained["patch_embed.proj.weight"])
+
+
+def test_pretrain__a_decoder_learns_what_views_look_like(manifest: Path) -> None:
+    """The error falls below that of the mean view, whose error is the views' variance."""
+    settings = make_settings(
+        manifest, "run", "decoder={weight: 1, contrast: 0, channels: 32}", "train.epochs=12", "train.knn_every=0",
+        "train.optimizer=adamw", "train.lr=0.003",
+    )  # fmt: skip
+    run(settings)
+    found = records(settings)
+    assert found[-1]["reconstruction"] < 0.7 * found[0]["reconstruction"]
+    assert "chance" not in found[-1]
+    content = final(settings)["model"]
+    assert any(name.startswith("decoder.") for name in content)
+    assert not content["pointer"]
 
 
 def test_pretrain__says_how_many_rows_have_no_partner(manifest: Path) -> None:
