@@ -9,6 +9,7 @@ config/                 YAML to one typed tree
     training.py         encoder, method, loop
     decoder.py          reconstruction beside the contrast
     evidence.py         scoring, fine-tuning, detection
+    tune.py             what a search tries
     run.py              the whole tree, its consistency
     reading.py          YAML and overrides to settings
     describing.py       each value and its source
@@ -111,6 +112,9 @@ evaluation/             encoders to evidence
     curve.py            scores at growing label shares
     external.py         a frozen classifier on other data
     pictures.py         patients' images, captioned, on demand
+    proposals.py        what a search tries next
+    winner.py           best trial, luck of choosing
+    tune.py             wires a search
     neighbours.py       the most alike images
     projection.py       features on a plane
     twins.py            images changed in one way

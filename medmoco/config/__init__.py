@@ -12,13 +12,14 @@ from medmoco.config.data import RECIPES, DataSettings, LabelPolicy, ViewSettings
 from medmoco.config.decoder import DecoderSettings
 from medmoco.config.describing import describe
 from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
-from medmoco.config.reading import as_tree, flatten, load, to_yaml
+from medmoco.config.reading import as_tree, field_of, flatten, load, to_yaml
 from medmoco.config.run import RunSettings
 from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
+from medmoco.config.tune import Possible, Range, TuneSettings
 
 __all__ = [
     "METHODS", "RECIPES", "DataSettings", "DecoderSettings", "DetectionSettings", "EvaluateSettings",
     "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive",
-    "PositiveSettings", "RunSettings", "Settings", "TrainSettings", "Tree", "ViewSettings", "as_tree", "describe",
-    "flatten", "load", "to_yaml",
+    "PositiveSettings", "Possible", "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings",
+    "ViewSettings", "as_tree", "describe", "field_of", "flatten", "load", "to_yaml",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from medmoco.config.data import RECIPES, DataSettings, ViewSettings
 from medmoco.config.decoder import DecoderSettings
 from medmoco.config.evidence import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings
 from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
+from medmoco.config.tune import TuneSettings
 
 
 class RunSettings(Settings):
@@ -33,6 +34,7 @@ class RunSettings(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     detection: DetectionSettings = DetectionSettings()
+    tune: TuneSettings = TuneSettings()
 
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
         "views": ("recipe", RECIPES),

@@ -59,8 +59,8 @@ def pretrain(
     overwrite: bool = False,
     allow_change: bool = False,
     group: Group = ALONE,
-) -> None:
-    """Pretrain an encoder on the training split and leave a run folder.
+) -> Backbone:
+    """Pretrain an encoder on the training split, leave a run folder, and return the query encoder's backbone.
 
     Args:
         settings: Of the run.
@@ -101,16 +101,15 @@ def pretrain(
         mishaps = Mishaps(order, splits["train"], state, log, group, quarantine)
         mishaps.say_what_is_known()
         run = _Run(settings, splits, order, state, facts, log, monitor, group, mishaps, state.step)
-        task = Contrast(
-            run.model, settings, device, precision, group,
-            numbers=negative_numbers(splits["train"], settings.method), steps=order.steps,
-        )  # fmt: skip
+        numbers = negative_numbers(splits["train"], settings.method)
+        task = Contrast(run.model, settings, device, precision, group, numbers=numbers, steps=order.steps)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
         with memory_explained(settings.train):
             fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         mishaps.say_what_came()
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+        return run.model.query_encoder.backbone  # type: ignore[return-value]
 
 
 def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
