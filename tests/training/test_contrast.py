@@ -90,10 +90,8 @@ def assert_equal_within_float_error(found: dict[str, list[float]], expected: dic
 @pytest.mark.parametrize(
     ("processes", "overrides"),
     [
-        (2, []),
         (4, []),
         (2, ["train.accumulation_steps=2"]),
-        (2, ["method.queue_sharded=true"]),
         (4, ["method.queue_sharded=true"]),
     ],
 )
@@ -124,7 +122,7 @@ DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
         (4, OTHER_PATIENTS, ["method.queue_sharded=true"]),
         (4, V3, []),
         (2, DECODER, ["train.accumulation_steps=2"]),
-        (2, AUTOENCODER, []),
+        pytest.param(2, AUTOENCODER, [], marks=pytest.mark.slow),
     ],
 )
 def test_contrast__nor_where_keys_are_left_out_or_the_batch_is_the_bank(
