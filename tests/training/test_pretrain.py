@@ -33,8 +33,19 @@ SECRET = "DOE-JANE-4711"
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """24 training and 8 validation images, named and numbered after a patient whose name must not travel."""
-    folder = tmp_path / "data"
+    return write_images(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> config.RunSettings:
+    """Settings of a run that nothing happened to, for tests that read it and change nothing."""
+    settings = make_settings(write_images(tmp_path_factory.mktemp("straight") / "data"))
+    run(settings)
+    return settings
+
+
+def write_images(folder: Path) -> Path:
+    """Write 24 training and 8 validation images, named and numbered after a patient whose name must not travel."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, count in (("train", 24), ("val", 8)):
@@ -52,7 +63,7 @@ def manifest(tmp_path: Path) -> Path:
 def make_settings(manifest: Path, out: str = "run", *overrides: str) -> config.RunSettings:
     base = [
         f"out={manifest.parent / out}", f"data.manifest={manifest}", f"data.root={manifest}", "data.labels=[Sick]",
-        "data.canvas_size=40", "data.workers=0", "views.size=32", "model.backbone=resnet10t", "method.queue_size=20",
+        "data.canvas_size=40", "data.workers=0", "views.size=32", "model.backbone=test_resnet", "method.queue_size=20",
         "method.batch_norm_splits=2", "train.epochs=3", "train.global_batch_size=8", "train.log_every=2",
         "train.knn_every=2", "train.precision=fp32", "train.device=cpu", "train.lr=0.1",
     ]  # fmt: skip
@@ -73,20 +84,18 @@ def records(settings: config.RunSettings) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
 
 
-def test_pretrain__leaves_a_complete_run_folder(manifest: Path) -> None:
-    settings = make_settings(manifest)
-    run(settings)
-    names = {file.name for file in settings.out.iterdir()}
+def test_pretrain__leaves_a_complete_run_folder(straight: config.RunSettings) -> None:
+    names = {file.name for file in straight.out.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "log.txt", "tensorboard", "checkpoints",
     }  # fmt: skip
-    assert json.loads((settings.out / "status.json").read_text())["state"] == "done"
-    assert config.load(settings.out / "config.yaml") == settings
-    found = records(settings)
+    assert json.loads((straight.out / "status.json").read_text())["state"] == "done"
+    assert config.load(straight.out / "config.yaml") == straight
+    found = records(straight)
     assert [record["step"] for record in found if "loss" in record] == [2, 4, 6, 8, 9]
     assert [record["step"] for record in found if "knn_auroc/Sick" in record] == [6]
     assert found[0]["chance"] == pytest.approx(math.log(21))
-    content = final(settings)
+    content = final(straight)
     assert content["step"] == 9
     assert int(content["model"]["pointer"]) == 9 * 8 % 20
 
@@ -122,12 +131,10 @@ def stop_during(monkeypatch: pytest.MonkeyPatch, stop_at: int, go: Callable[[], 
 
 @pytest.mark.parametrize(("stop_at", "workers"), [(1, 1), (2, 0), (4, 2)])
 def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
-    manifest: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, workers: int
+    manifest: Path, straight: config.RunSettings, monkeypatch: pytest.MonkeyPatch, stop_at: int, workers: int
 ) -> None:
     """Stopped inside an epoch, at its end and at its start; resumed with another number of workers."""
-    straight, broken = make_settings(manifest, "straight"), make_settings(manifest, "broken")
-    run(straight)
-
+    broken = make_settings(manifest, "broken")
     stop_during(monkeypatch, stop_at, lambda: run(broken))
     assert json.loads((broken.out / "status.json").read_text())["state"] == "stopped"
     run(make_settings(manifest, "broken", f"data.workers={workers}"), resume=True)
@@ -243,7 +250,7 @@ def test_pretrain__starts_from_the_query_encoder_of_another_project(manifest: Pa
     file = manifest.parent / "moco.pth.tar"
     state = {f"module.encoder_{role}.{key}": value for role in "qk" for key, value in theirs.items()}
     torch.save({"epoch": 200, "state_dict": state | {"module.queue": torch.zeros(128, 32)}}, file)
-    still = ("train.lr=1e-12", "train.epochs=1", "train.knn_every=0")
+    still = ("model.backbone=resnet10t", "train.lr=1e-12", "train.epochs=1", "train.knn_every=0")
     settings = make_settings(manifest, "run", f"model.init={file}", *still)
     run(settings)
     model, new = final(settings)["model"], make_settings(manifest, "new", *still)
@@ -271,26 +278,22 @@ def test_pretrain__seed_decides_and_workers_do_not(manifest: Path) -> None:
     assert not torch.equal(final(runs["a"])["model"]["queue"], final(runs["c"])["model"]["queue"])
 
 
-def test_pretrain__from_a_pack_gives_the_same_weights_to_the_bit(manifest: Path) -> None:
-    files = make_settings(manifest, "files")
-    run(files)
-    make_pack(files.data, manifest.parent / "pack", lambda _: None)
+def test_pretrain__from_a_pack_gives_the_same_weights_to_the_bit(manifest: Path, straight: config.RunSettings) -> None:
+    make_pack(make_settings(manifest).data, manifest.parent / "pack", lambda _: None)
     packed = make_settings(manifest, "packed", f"data.pack={manifest.parent / 'pack'}", "data.workers=2")
     for image in manifest.glob("*.png"):
         image.unlink()
     run(packed)
     for part in ("model", "optimizer"):
-        assert_same(final(files)[part], final(packed)[part])
-    assert records(files) == records(packed)
+        assert_same(final(straight)[part], final(packed)[part])
+    assert records(straight) == records(packed)
     for file in (packed.out / "checkpoints").glob("*.pt"):
         assert b"pack" not in file.read_bytes().replace(b"pack_failures", b"")
 
 
 def test_pretrain__goes_on_from_a_pack_after_a_start_from_files(
-    manifest: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Path, straight: config.RunSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = make_settings(manifest, "straight")
-    run(straight)
 
     class Interrupted(Contrast):
         def losses(self, batch: Any, measure: bool) -> Any:
@@ -309,10 +312,9 @@ def test_pretrain__goes_on_from_a_pack_after_a_start_from_files(
     assert_same(final(straight)["model"], final(broken)["model"])
 
 
-def test_pretrain__nothing_it_writes_names_a_patient_or_path(manifest: Path) -> None:
-    settings = make_settings(manifest)
-    run(settings)
-    for file in settings.out.rglob("*"):
+def test_pretrain__nothing_it_writes_names_a_patient_or_path(straight: config.RunSettings) -> None:
+    manifest = straight.data.manifest
+    for file in straight.out.rglob("*"):
         if file.is_file():
             content = file.read_bytes()
             assert SECRET.encode() not in content, file.name
