@@ -8,7 +8,7 @@ below whatever the user writes. This module imports no torch, so that the comman
 from __future__ import annotations
 
 from medmoco.config.base import Float, Fraction, Int, Positive, Settings, Tree
-from medmoco.config.data import RECIPES, RGB_RECIPES, Channels, DataSettings, LabelPolicy, ViewSettings
+from medmoco.config.data import RECIPES, RGB_RECIPES, Channels, DataSettings, LabelPolicy, ViewSettings, channel_count
 from medmoco.config.describing import describe
 from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
 from medmoco.config.reading import as_tree, flatten, load, to_yaml
@@ -18,6 +18,6 @@ from medmoco.config.training import METHODS, MethodSettings, ModelSettings, Posi
 __all__ = [
     "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "DataSettings", "DetectionSettings", "EvaluateSettings",
     "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive",
-    "PositiveSettings", "RunSettings", "Settings", "TrainSettings", "Tree", "ViewSettings", "as_tree", "describe",
+    "PositiveSettings", "RunSettings", "Settings", "TrainSettings", "Tree", "ViewSettings", "as_tree", "channel_count", "describe",
     "flatten", "load", "to_yaml",
 ]  # fmt: skip

@@ -19,6 +19,11 @@ def _refuse_other_channels(value: Any) -> Any:
 Channels = Annotated[Literal["gray", "rgb"] | int, BeforeValidator(_refuse_other_channels)]
 
 
+def channel_count(channels: Channels) -> int:
+    """Return how many channels `data.channels` means."""
+    return channels if isinstance(channels, int) else {"gray": 1, "rgb": 3}[channels]
+
+
 class LabelPolicy(Settings):
     """What a label cell that is neither 0 nor 1 counts as: left out, 0 or 1."""
 
@@ -103,7 +108,7 @@ class DataSettings(Settings):
     @property
     def channel_count(self) -> int:
         """How many channels a canvas has."""
-        return {"gray": 1, "rgb": 3}.get(self.channels, 0) if isinstance(self.channels, str) else self.channels
+        return channel_count(self.channels)
 
     @model_validator(mode="after")
     def _bands(self) -> DataSettings:

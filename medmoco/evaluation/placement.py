@@ -186,7 +186,7 @@ def make_twins(
         seed: Of the views.
 
     Returns:
-        (B, V, S, S) of the canvases' dtype.
+        (B, V * C, S, S) of the canvases' dtype.
     """
     drawn = [
         draw(views, canvases, seed=seed, epoch=0, samples=rows[samples], view=0)
@@ -209,15 +209,15 @@ def _changed(whole: ViewParameters, twin: Twin) -> ViewParameters:
 
 
 class _OfView(nn.Module):
-    """An encoder that is given V views and looks at one, (B, V, S, S) -> (B, F)."""
+    """An encoder that is given V views and looks at one, (B, V * C, S, S) -> (B, F)."""
 
-    def __init__(self, encoder: nn.Module, view: int) -> None:
+    def __init__(self, encoder: nn.Module, view: int, channels: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.view = view
+        self.channels = slice(view * channels, (view + 1) * channels)
 
     def forward(self, views: Tensor) -> Tensor:
-        features: Tensor = self.encoder(views[:, self.view, None])
+        features: Tensor = self.encoder(views[:, self.channels])
         return features
 
 
@@ -234,7 +234,7 @@ def place_split(
 
     Args:
         split: N rows.
-        encoders: (B, 1, S, S) -> (B, F), by name.
+        encoders: (B, C, S, S) -> (B, F), by name.
         heads: What an encoder's features are also ranked behind: as "NAME embedding".
         twins: How they differ.
         views: See `make_twins`.
@@ -254,7 +254,7 @@ def place_split(
         say(f"twins of images {start + 1} to {start + len(some)}")
         make = partial(make_twins, twins=twins, views=views, rows=some.rows, seed=settings.seed)
         lookers = {
-            f"{name} {twin}": _OfView(module, view)
+            f"{name} {twin}": _OfView(module, view, settings.data.channel_count)
             for name, module in encoders.items()
             for view, twin in enumerate(twins)
         }

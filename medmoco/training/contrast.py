@@ -175,7 +175,9 @@ def meters(q: Tensor, positive: Tensor, model: MoCo, against: Against = QUEUE) -
 
 def create_state(settings: RunSettings, device: torch.device, precision: str, group: Group = ALONE) -> TrainState:
     """Return the model at its start, on the device, with its optimiser."""
-    backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
+    backbone = create_backbone(
+        settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
+    )
     seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
     model = create_moco(backbone, settings.method, seed=seed, processes=group)
     if settings.model.fixed_patches:
