@@ -18,6 +18,6 @@ from medmoco.config.training import METHODS, MethodSettings, ModelSettings, Posi
 __all__ = [
     "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "DataSettings", "DetectionSettings", "EvaluateSettings",
     "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive",
-    "PositiveSettings", "RunSettings", "Settings", "TrainSettings", "Tree", "ViewSettings", "as_tree", "channel_count", "describe",
-    "flatten", "load", "to_yaml",
+    "PositiveSettings", "RunSettings", "Settings", "TrainSettings", "Tree", "ViewSettings", "as_tree", "channel_count",
+    "describe", "flatten", "load", "to_yaml",
 ]  # fmt: skip

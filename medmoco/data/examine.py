@@ -16,13 +16,10 @@ from medmoco.data.grey_levels import CONSTANT
 from medmoco.data.guarded import Failure, map_guarded
 from medmoco.data.images import FileFormat, file_format, read_as_set
 
-FILE_FAULTS = (
-    "file missing", "file empty", "file cut off", "file damaged", "file too large", "other channels", "file unreadable"
-)  # fmt: skip
+FILE_FAULTS = ("file missing", "file empty", "file cut off", "file damaged", "file too large", "file unreadable")
 
 _KINDS = {
     "data.max_": "file too large",
-    "data.channels": "other channels",
     "has no end": "file cut off",
     "ends inside": "file cut off",
     "damaged": "file damaged",  # also where it crashed the decoder

@@ -24,7 +24,8 @@ Record = dict[str, Any]
 
 # Settings that change the encoder; data.* beyond these and out name folders, evaluate.* leaves the encoder as it is.
 _SETTINGS = (
-    "seed", "data.canvas_size", "data.bit_depth", "data.window", "data.channels", "data.scale", "data.band_ranges", "views.", "model.backbone", "model.fixed_patches",
+    "seed", "data.canvas_size", "data.channels", "data.scale", "data.band_ranges", "data.bit_depth", "data.window",
+    "views.", "model.backbone", "model.fixed_patches",
     "method.", "positives.", "train.epochs",
     "train.global_batch_size", "train.optimizer", "train.lr", "train.sgd_momentum", "train.weight_decay",
     "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision",

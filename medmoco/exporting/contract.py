@@ -44,8 +44,8 @@ _COLOURS = (
 _ARRAYS = "NumPy array (C, H, W) or (H, W, C); of one band also (H, W). All values are finite"
 _BANDS = (
     "of each band: low and high are its pair of ranges, or the one pair of all. scale log: low and high are above 0; "
-    "v = log10(max(v, low)), low and high by log10 too. Then (v - low) / (high - low), cut to 0..1, times 65535, rounded "
-    "to the nearest integer. Where ranges is null: 8-bit arrays on a linear scale stay as they are, of white 255; else "
+    "v = log10(max(v, low)), low and high by log10 too. Then (v - low) / (high - low), cut to 0..1, times 65535, to "
+    "the nearest integer. Where ranges is null: 8-bit arrays on a linear scale stay as they are, of white 255; else "
     "low and high are the band's own smallest and largest value, on a log scale of its positive ones"
 )
 _HALVING = "halve both sides by the mean of 2 x 2 pixels, rounded with halves up, leaving out an odd last line"

@@ -5,8 +5,8 @@
     image = prepare.image("film.dcm", contract)  # (C, S, S) float32
 
 This file is part of an export and may be copied into any project (Apache-2.0). It reads DICOM (with the decoders that
-pydicom finds), PNG and JPEG, and for bands NumPy arrays. It trusts its input: the size of an image is not limited, and a damaged file is noticed
-only where the decoders notice it.
+pydicom finds), PNG and JPEG, and for bands NumPy arrays. It trusts its input: the size of an image is not limited, and
+a damaged file is noticed only where the decoders notice it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
         planes.append(cv2.resize(pixels, (resize["width"], resize["height"]), interpolation=cv2.INTER_LINEAR))
     mean, std = (np.reshape(np.asarray(normalise[name], np.float64), (-1, 1, 1)) for name in ("mean", "std"))
     shares = np.stack(planes).astype(np.float32) * (1 / (canvas["white"] * std)).astype(np.float32)
-    return shares - (mean / std).astype(np.float32)
+    prepared: NDArray[np.float32] = shares - (mean / std).astype(np.float32)
+    return prepared
 
 
 def gray(file: str | Path, window: str | list[float], frame: int = 1) -> tuple[Pixels, int]:

@@ -185,8 +185,8 @@ def _misfit(contents: Contents, backbone: str, wrong: _Wrong, found: Found, othe
     stems = [(there[1], here[1]) for there, here in wrong.shapes.values() if len(there) == len(here) == 4]
     if len(wrong.shapes) == 1 and stems and stems[0][0] != stems[0][1]:
         lines.append(
-            f"Its first layer takes {stems[0][0]} channels, data.channels gives {stems[0][1]}: only RGB (3) becomes"
-            " gray (1), by a sum.\nSet data.channels to what the file was trained with."
+            f"Its first layer takes {stems[0][0]} channels; only those of gray (1) and RGB (3) images are known, the"
+            f" latter also for gray.\ndata.channels gives {stems[0][1]}; set it to what the file was trained with."
         )
     elif other and other != backbone:
         lines.append(NAME_IT.format(other))

@@ -230,11 +230,12 @@ def _of_model(run: Run) -> dict[str, str]:
     channels = chosen.get("data.channels", "gray")
     gray, window = channels == "gray", chosen.get("data.window")
     levels = f"One gray channel, window {window}" if gray else f"Channels: {channels}"
+    taken = "one input channel" if gray else f"input of {channels} channels"
     facts = {
         "preprocessing": f"{levels}, longer side {canvas} pixels, "
         f"{chosen.get('data.bit_depth')} bits, then {size} x {size}; minus {chosen.get('views.mean')}, divided by "
         f"{chosen.get('views.std')}.",
-        "model": f"{network} with {'one input channel' if gray else f'input of {channels} channels'}, {size} x {size} pixels, {kind}.",
+        "model": f"{network} with {taken}, {size} x {size} pixels, {kind}.",
         "start": f"{_start(run)}, seed {chosen.get('seed')}.",
         "training": f"{chosen.get('train.epochs')} epochs, batch {chosen.get('train.global_batch_size')}, "
         f"{chosen.get('train.optimizer')}, learning rate {chosen.get('train.lr')}, "

@@ -305,8 +305,9 @@ def _readme(subject: Subject) -> str:
     return f"""\
 # {subject.backbone.name} {subject.stem}
 
-**This is not a medical device.** A network of {subject.preparation.images} of {size} x {size} pixels, pretrained by momentum
-contrast, which gives {_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
+**This is not a medical device.** A network of {subject.preparation.images} of {size} x {size} pixels,
+pretrained by momentum contrast, which gives
+{_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
 
 ```bash
 pip install "monai[fire,ignite]" timm pydicom opencv-python-headless
