@@ -32,7 +32,9 @@ data/                   CSV row to batch of views
     limits.py           what is refused before decoding
     structure.py        what streams claim before decoding
     overlap.py          what two splits share
-    images.py           file to grayscale array
+    bands.py            arrays of numbers to grey levels
+    kinds.py            files recognised by their content
+    images.py           file to gray, colours, bands
     dicom.py            DICOM to grayscale array
     grey_levels.py      windows, polarity, bit depth
     guarded.py          crashes, hangs cost one item
@@ -44,6 +46,9 @@ data/                   CSV row to batch of views
     progress.py         how far a pass has come
     order.py            counted randomness, sample order
     pairs.py            which images and views meet
+    colours.py          hue, saturation, loss of colour
+    noise.py            windows of one Gaussian tile
+    warps.py            where views look, one resampling
     views.py            canvas to augmented view
     pack.py             decode-once canvases, found by Path
     pack_shards.py      images to one shard
@@ -62,7 +67,7 @@ models/                 encoders and momentum contrast
     schemes.py          who writes which checkpoints
     finding.py          encoders in foreign files, recognised
     imports.py          foreign weights, every key explained
-    backbones.py        name to one-channel encoder
+    backbones.py        name to encoder of channels
     conv_stem.py        transformers' convolutions instead of patches
     importing.py        wires an import
     batch_norm.py       batch norm in groups

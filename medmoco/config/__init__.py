@@ -8,7 +8,7 @@ below whatever the user writes. This module imports no torch, so that the comman
 from __future__ import annotations
 
 from medmoco.config.base import Float, Fraction, Int, Positive, Settings, Tree
-from medmoco.config.data import RECIPES, DataSettings, LabelPolicy, ViewSettings
+from medmoco.config.data import RECIPES, RGB_RECIPES, Channels, DataSettings, LabelPolicy, ViewSettings, channel_count
 from medmoco.config.decoder import DecoderSettings
 from medmoco.config.describing import describe
 from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
@@ -18,8 +18,9 @@ from medmoco.config.training import METHODS, MethodSettings, ModelSettings, Posi
 from medmoco.config.tune import Possible, Range, TuneSettings
 
 __all__ = [
-    "METHODS", "RECIPES", "DataSettings", "DecoderSettings", "DetectionSettings", "EvaluateSettings",
-    "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive",
-    "PositiveSettings", "Possible", "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings",
-    "ViewSettings", "as_tree", "describe", "field_of", "flatten", "load", "to_yaml",
+    "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "DataSettings", "DecoderSettings", "DetectionSettings",
+    "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings",
+    "ModelSettings", "Positive", "PositiveSettings", "Possible", "Range", "RunSettings", "Settings", "TrainSettings",
+    "Tree", "TuneSettings", "ViewSettings", "as_tree", "channel_count", "describe", "field_of", "flatten", "load",
+    "to_yaml",
 ]  # fmt: skip

@@ -5,9 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
+
+
+def _refuse_other_channels(value: Any) -> Any:
+    if value in ("gray", "rgb") or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
+        return value
+    raise ValueError(f"{value!r} is neither gray, rgb nor a number of bands from 1 to 256")
+
+
+Channels = Annotated[Literal["gray", "rgb"] | int, BeforeValidator(_refuse_other_channels)]
+
+
+def channel_count(channels: Channels) -> int:
+    """Return how many channels `data.channels` means."""
+    return channels if isinstance(channels, int) else {"gray": 1, "rgb": 3}[channels]
 
 
 class LabelPolicy(Settings):
@@ -34,6 +48,16 @@ class DataSettings(Settings):
 
     canvas_size: Annotated[Int, Field(ge=16, le=4096)] = 256
     """Longer side in pixels of the stored image that views are cut from. Source: 256 for views of 224."""
+
+    channels: Channels = "gray"
+    """Of a canvas: gray, to which colours are reduced; rgb; or the number of bands of NumPy arrays and TIFF files."""
+
+    scale: Literal["linear", "log"] = "linear"
+    """Of bands. log is for positive data over orders of magnitude. Source: Merz et al., galaxies (grantmerz/moco)."""
+
+    band_ranges: Annotated[tuple[tuple[Float, Float], ...], Field(min_length=1)] | None = None
+    """[low, high] of each band, or of all, that become black and white; values beyond are cut. Without it 8-bit bands
+    keep their full range, and others are spread from the smallest to the largest value of each image."""
 
     bit_depth: Literal[8, 16] = 8
     """Bits per canvas pixel. Source: measured, 8-bit arithmetic is ten times faster than float32."""
@@ -81,6 +105,28 @@ class DataSettings(Settings):
     workers: Annotated[Int, Field(ge=0)] = 2
     """Data worker processes; 0 loads in the training process. Source: measured, two cores feed any current GPU."""
 
+    @property
+    def channel_count(self) -> int:
+        """How many channels a canvas has."""
+        return channel_count(self.channels)
+
+    @model_validator(mode="after")
+    def _bands(self) -> DataSettings:
+        if isinstance(self.channels, str):
+            if self.scale != "linear" or self.band_ranges:
+                raise ValueError("scale and band_ranges are for bands: set channels to their number, or leave them out")
+            return self
+        if self.window != "voi":
+            raise ValueError("window is for gray and rgb; bands have band_ranges")
+        ranges = self.band_ranges or ()
+        if len(ranges) not in (0, 1, self.channels):
+            raise ValueError(f"band_ranges has {len(ranges)} pairs for {self.channels} channels; give one, or one each")
+        for low, high in ranges:
+            if low >= high or (self.scale == "log" and low <= 0):
+                needs = "0 < low < high" if self.scale == "log" else "low < high"
+                raise ValueError(f"band_ranges [{low:g}, {high:g}] is not [low, high] with {needs}")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _labels_as_mapping(cls, tree: Any) -> Any:
@@ -105,8 +151,14 @@ RECIPES: dict[str, Tree] = {
         "flip_probability": 0.5,
     },
 }  # fmt: skip
-"""Source: moco_v1 and moco_v2, facebookresearch/moco `main_moco.py`, hue, saturation and grayscale left out because
-they do nothing to one channel; moco_cxr, Sowrirajan et al. 2021 (arXiv:2010.05352), section 3.2."""
+"""Source: moco_v1 and moco_v2, facebookresearch/moco `main_moco.py`; hue, saturation and grayscale, which do nothing to
+one channel, are in `RGB_RECIPES`; moco_cxr, Sowrirajan et al. 2021 (arXiv:2010.05352), section 3.2."""
+
+RGB_RECIPES: dict[str, Tree] = {
+    "moco_v1": {"saturation": 0.4, "hue": 0.4, "grayscale_probability": 0.2},
+    "moco_v2": {"saturation": 0.4, "hue": 0.1, "grayscale_probability": 0.2},
+}
+"""What recipes have besides where `data.channels` is rgb. Source: facebookresearch/moco `main_moco.py`."""
 
 
 class ViewSettings(Settings):
@@ -139,8 +191,17 @@ class ViewSettings(Settings):
     gamma: Annotated[Float, Field(ge=0, le=1)] = 0.2
     """Largest change of the exponent, as |ln gamma|. Source: detectors differ by their tone curve."""
 
+    saturation: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Largest relative change of saturation; of rgb alone. Source: MoCo v2 has 0.4, by its recipe."""
+
+    hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.0
+    """Largest turn of the hue as a share of the circle; of rgb alone. Source: MoCo v2 has 0.1, by its recipe."""
+
     jitter_probability: Fraction = 0.8
-    """Chance that brightness, contrast and gamma change at all. Source: MoCo v2."""
+    """Chance that brightness, contrast, gamma, saturation and hue change at all. Source: MoCo v2."""
+
+    grayscale_probability: Fraction = 0.0
+    """Chance that a view loses its colours; of rgb alone. Source: MoCo v2 has 0.2, by its recipe."""
 
     blur_probability: Fraction = 0.5
     """Chance of a Gaussian blur. Source: MoCo v2."""
@@ -161,11 +222,12 @@ class ViewSettings(Settings):
     cutout_scale: tuple[Fraction, Fraction] = (0.02, 0.2)
     """Area of the rectangle as a share of the view. Source: Zhong et al. 2017 (arXiv:1708.04896)."""
 
-    mean: Fraction = 0.5
-    """Subtracted from pixels in 0..1 on the training device. Source: MoCo-CXR has 0.502."""
+    mean: Fraction | tuple[Fraction, ...] = 0.5
+    """Subtracted from pixels in 0..1 on the training device; a number, or one for each channel. Source: MoCo-CXR has
+    0.502."""
 
-    std: Positive = 0.25
-    """Divides after the mean. Source: close to the spread of windowed radiographs."""
+    std: Positive | tuple[Positive, ...] = 0.25
+    """Divides after the mean; a number, or one for each channel. Source: close to the spread of windowed films."""
 
     @model_validator(mode="after")
     def _ranges(self) -> ViewSettings:

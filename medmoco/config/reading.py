@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from medmoco.config.base import Tree
-from medmoco.config.data import LabelPolicy
+from medmoco.config.data import RGB_RECIPES, LabelPolicy
 from medmoco.config.run import RunSettings
 from medmoco.errors import SettingsError
 
@@ -104,6 +104,8 @@ def presets_for(user: Tree) -> Tree:
         default = RunSettings.model_fields[group].annotation.model_fields[selector].default  # type: ignore[union-attr]
         name = given.get(selector, default) if isinstance(given, dict) else default
         presets[group] = choices.get(name, {}) if isinstance(name, str) else {}
+        if group == "views" and isinstance(user.get("data"), dict) and user["data"].get("channels") == "rgb":
+            presets[group] = {**presets[group], **RGB_RECIPES.get(str(name), {})}
     return presets
 
 
@@ -117,11 +119,14 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
     return list(node.model_fields)
 
 
+_TYPE = re.compile(r"[\[(]|^constrained-")  # what pydantic adds to a key that may be of several types
+
+
 def _explain(error: ValidationError) -> str:
     """Put pydantic's findings into at most four lines, one per key, without its jargon."""
     lines = []
     for finding in error.errors():
-        location = [str(part) for part in finding["loc"]]
+        location = [str(part) for part in finding["loc"] if not _TYPE.search(str(part))]
         parent, key = location[:-1], ".".join(location)
         if finding["type"] == "extra_forbidden":
             known = _known_keys(parent)

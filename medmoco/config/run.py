@@ -62,8 +62,24 @@ class RunSettings(Settings):
             raise ValueError(f"finetune.warmup_epochs {self.finetune.warmup_epochs:g} must be below finetune.epochs")
         if self.detection.warmup_epochs >= self.detection.epochs:
             raise ValueError(f"detection.warmup_epochs {self.detection.warmup_epochs:g} must be below detection.epochs")
+        self._check_channels()
         if self.data.canvas_size < self.views.size // 2:
             raise ValueError(
                 f"data.canvas_size {self.data.canvas_size} is less than half of views.size {self.views.size}; raise it"
             )
         return self
+
+    def _check_channels(self) -> None:
+        """Refuse settings of views that are not for the channels of the data."""
+        channels = self.data.channel_count
+        for name in ("mean", "std"):
+            value = getattr(self.views, name)
+            if isinstance(value, tuple) and len(value) != channels:
+                raise ValueError(
+                    f"views.{name} has {len(value)} numbers for {channels} channels; give one, or one each"
+                )
+        for name in ("saturation", "hue", "grayscale_probability"):
+            if getattr(self.views, name) and self.data.channels != "rgb":
+                raise ValueError(
+                    f"views.{name} needs colours: data.channels is {self.data.channels}, not rgb; set it to 0"
+                )

@@ -9,11 +9,11 @@ import math
 import os
 import struct
 import zlib
+from dataclasses import replace
 from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
@@ -39,12 +39,12 @@ from pydicom.uid import (
 
 from medmoco.data.grey_levels import (
     DAMAGED,
-    LUMA,
     WINDOWS,
     GrayImage,
     Pixels,
     Window,
     linear,
+    of_colours,
     quantise,
     rescale,
     spread,
@@ -71,7 +71,7 @@ _JPEG_FAMILY = _DECODERS.keys() - {RLELossless}
 _PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
-def read_dicom(path: Path, frame: int, window: Window, limits: Limits) -> GrayImage:
+def read_dicom(path: Path, frame: int, window: Window, limits: Limits, *, rgb: bool = False) -> GrayImage:
     """Decode one frame; the arguments are those of `medmoco.data.images.read_image`.
 
     Raises:
@@ -81,7 +81,7 @@ def read_dicom(path: Path, frame: int, window: Window, limits: Limits) -> GrayIm
         with _Stream(FileIO(path)) as stream:
             header, pixels = _decode_dicom(stream, frame, limits)
         if pixels.ndim == 3:
-            return _color_image(pixels, int(header.BitsStored))
+            return _color_image(pixels, int(header.BitsStored), rgb=rgb)
         return _grey_image(header, pixels, frame, window)
     except ImageError:
         raise
@@ -212,9 +212,9 @@ def _undecodable(syntax: UID) -> ImageError:
     )
 
 
-def _color_image(pixels: Pixels, bits: int) -> GrayImage:
-    luma = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
-    return GrayImage(rescale(luma, bits, 8 if bits <= 8 else 16), 8 if bits <= 8 else 16, (LUMA,))
+def _color_image(pixels: Pixels, bits: int, *, rgb: bool) -> GrayImage:
+    image, depth = of_colours(pixels[..., :3], bits, rgb=rgb), 8 if bits <= 8 else 16
+    return replace(image, pixels=rescale(image.pixels, bits, depth), bits=depth)
 
 
 def _grey_image(header: Dataset, pixels: Pixels, frame: int, window: Window) -> GrayImage:

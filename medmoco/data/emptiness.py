@@ -60,8 +60,9 @@ class Emptiness:
         """
         self._decoder = decoder
         self._masks = masks_of(split, data, decoder)
-        # Masks have no window, and are read at the depth that every file has.
-        self._data = data.model_copy(update={"window": "full", "bit_depth": 8})
+        # Masks are gray whatever their images are, have no window, and are read at the depth that every file has.
+        plain = {"channels": "gray", "scale": "linear", "band_ranges": None, "window": "full", "bit_depth": 8}
+        self._data = data.model_copy(update=plain)
 
     def weights(self, canvases: Sequence[Canvas], samples: Samples, drawn: ViewParameters, size: int) -> Pixels:
         """Return 255 where a view shows what counts, 0 where it shows empty space.

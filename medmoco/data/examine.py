@@ -14,8 +14,7 @@ from medmoco.config import DataSettings
 from medmoco.data.fingerprints import CELLS, Patterns, pattern, pixel_digest
 from medmoco.data.grey_levels import CONSTANT
 from medmoco.data.guarded import Failure, map_guarded
-from medmoco.data.images import FileFormat, file_format, read_image
-from medmoco.data.limits import limits_of
+from medmoco.data.images import FileFormat, file_format, read_as_set
 
 FILE_FAULTS = ("file missing", "file empty", "file cut off", "file damaged", "file too large", "file unreadable")
 
@@ -81,11 +80,10 @@ def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSet
         data: How to read them, with how many workers.
         track: Shows the progress.
     """
-    limits = limits_of(data)
 
     def look(at: int) -> _Look:
-        image = read_image(files[at], frame=int(frames[at]), window=data.window, limits=limits)
-        height, width = image.pixels.shape
+        image = read_as_set(files[at], int(frames[at]), data)
+        height, width = image.pixels.shape[:2]
         return _Look(
             pixel_digest(image.pixels), pattern(image.pixels), (height, width), file_format(files[at]), image.notices
         )

@@ -34,7 +34,7 @@ _CHUNK = 2**14  # pairs compared at once, 128 MiB of patterns
 
 
 def pixel_digest(pixels: Pixels) -> bytes:
-    """Return the SHA-256 of an image's shape, depth and pixels (H, W): equal for equal images, whatever their files."""
+    """Return the SHA-256 of an image's shape, depth and pixels: equal for equal images, whatever their files."""
     digest = hashlib.sha256(f"{pixels.shape} {pixels.itemsize}\n".encode())
     digest.update(np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("<")).data)
     return digest.digest()
@@ -47,7 +47,12 @@ def canvas_digest(canvas: Canvas) -> bytes:
 
 
 def pattern(pixels: Pixels) -> Patterns:
-    """Return the ranks of an image's 32 x 32 cells, (1024,), 0 to 255, ties at their middle; any shape is squeezed."""
+    """Return the ranks of an image's 32 x 32 cells, (1024,), 0 to 255, ties at their middle; any shape is squeezed.
+
+    Of channels it is that of their mean.
+    """
+    if pixels.ndim == 3:
+        pixels = pixels.mean(2, dtype=np.float32)
     while min(pixels.shape) >= 16 * CELLS:  # halving is far faster than one fractional step
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
         pixels = cv2.resize(pixels[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)

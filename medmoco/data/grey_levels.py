@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,7 @@ Window = Literal["voi", "full"] | tuple[float, float]
 
 CONSTANT = "constant: all pixels have the same value"
 LUMA = "stored in colour; reduced to luma (ITU-R BT.601)"
+REPEATED = "stored in gray; repeated for red, green and blue"
 DAMAGED = "it is damaged or cut off; fetch it again from where it came from"
 
 
@@ -21,7 +23,7 @@ class GrayImage:
     """A decoded image.
 
     Attributes:
-        pixels: (H, W) uint8 or uint16, brighter is denser as displayed.
+        pixels: (H, W) uint8 or uint16, brighter is denser as displayed; (H, W, C) where channels are asked for.
         bits: White is 2**bits - 1.
         notices: What a user should know about how the pixels came about.
         full_size: Height and width in the file, where the pixels were decoded at a reduced size.
@@ -31,6 +33,12 @@ class GrayImage:
     bits: int
     notices: tuple[str, ...]
     full_size: tuple[int, int] | None = None
+
+
+def of_colours(pixels: Pixels, bits: int, *, rgb: bool) -> GrayImage:
+    """Return (H, W, 3) red, green and blue as they are, or reduced to luma."""
+    pixels = np.ascontiguousarray(pixels)
+    return GrayImage(pixels, bits, ()) if rgb else GrayImage(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), bits, (LUMA,))
 
 
 def dtype_of(bits: int) -> type[np.uint8] | type[np.uint16]:

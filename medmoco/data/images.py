@@ -1,4 +1,4 @@
-"""One image file in, one grayscale array out: PNG, JPEG, TIFF and DICOM at their full bit depth.
+"""One image file in, one array out, gray or of channels: PNG, JPEG, TIFF and DICOM at their full bit depth, and .npy.
 
 The content decides the file type, not the suffix, and the size is checked before anything is decoded. A file that is
 cut off is refused, never returned in part. Brighter is denser, as a viewer displays it. Messages and notices carry
@@ -7,42 +7,42 @@ neither paths nor patient data; the caller adds the row.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pydicom
 import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
 from medmoco.config import DataSettings
+from medmoco.data.bands import read_bands
 from medmoco.data.dicom import read_dicom
 from medmoco.data.grey_levels import (
     CONSTANT,
     DAMAGED,
     LUMA,
+    REPEATED,
     GrayImage,
     Pixels,
     Window,
     dtype_of,
     linear,
+    of_colours,
     quantise,
     rescale,
 )
+from medmoco.data.kinds import FileFormat, Kind, file_format, kind_of, quiet
 from medmoco.data.limits import DEFAULT_LIMITS, Limits, check_file, check_frame, check_size, limits_of
 from medmoco.data.structure import check_pages, check_scans
 from medmoco.errors import ImageError
 
 __all__ = [
-    "Canvas", "FileFormat", "GrayImage", "Limits", "Window", "file_format", "fitted", "kind_of", "quiet", "read_canvas",
-    "read_header", "read_image", "to_canvas",
+    "Canvas", "FileFormat", "GrayImage", "Limits", "Window", "file_format", "fitted", "kind_of", "quiet",
+    "read_as_set", "read_canvas", "read_header", "read_image", "to_canvas",
 ]  # fmt: skip
 
 
@@ -51,28 +51,16 @@ class Canvas:
     """An image scaled to a square.
 
     Attributes:
-        pixels: (S, S) uint8 or uint16, zero below and to the right of the image.
+        pixels: (S, S) uint8 or uint16, or (S, S, C) of more than one channel; zero below and right of the image.
         height: Rows of the image; the longer of height and width is S.
         width: Columns of the image.
+        rgb: The channels are red, green and blue, not bands.
     """
 
     pixels: Pixels
     height: int
     width: int
-
-
-class FileFormat(NamedTuple):
-    """How a file stores its pixels.
-
-    Attributes:
-        kind: PNG, JPEG, TIFF or DICOM.
-        bits: Stored per pixel and channel.
-        photometric: What the pixel values mean, in DICOM's words. Source: DICOM PS3.3 C.7.6.3.1.2.
-    """
-
-    kind: str
-    bits: int
-    photometric: str
+    rgb: bool = False
 
 
 def read_canvas(file: str | Path, frame: int, data: DataSettings) -> tuple[Canvas, tuple[str, ...]]:
@@ -84,8 +72,19 @@ def read_canvas(file: str | Path, frame: int, data: DataSettings) -> tuple[Canva
     Raises:
         ImageError: see `read_image`.
     """
-    image = read_image(file, frame=frame, window=data.window, limits=limits_of(data), at_least=data.canvas_size)
-    return to_canvas(image, data.canvas_size, data.bit_depth), image.notices
+    image = read_as_set(file, frame, data, at_least=data.canvas_size)
+    canvas = to_canvas(image, data.canvas_size, data.bit_depth)
+    return replace(canvas, rgb=data.channels == "rgb"), image.notices
+
+
+def read_as_set(file: str | Path, frame: int, data: DataSettings, *, at_least: int | None = None) -> GrayImage:
+    """Decode a file as the settings say; `at_least` and errors are those of `read_image`."""
+    limits = limits_of(data)
+    if isinstance(data.channels, str):
+        rgb = data.channels == "rgb"
+        return read_image(file, frame=frame, window=data.window, limits=limits, at_least=at_least, rgb=rgb)
+    with quiet():
+        return _remarking(read_bands(Path(file), _checked_kind(Path(file), limits), frame, data))
 
 
 def read_image(
@@ -95,8 +94,9 @@ def read_image(
     window: Window = "voi",
     limits: Limits = DEFAULT_LIMITS,
     at_least: int | None = None,
+    rgb: bool = False,
 ) -> GrayImage:
-    """Decode a PNG, JPEG, TIFF or DICOM file to one grayscale plane.
+    """Decode a PNG, JPEG, TIFF or DICOM file to one grayscale plane, or to red, green and blue.
 
     Args:
         file: The file.
@@ -108,40 +108,55 @@ def read_image(
         limits: Larger files and images are refused.
         at_least: A JPEG file may be decoded at half, a quarter or an eighth of its size, as long as its longer side
             keeps so many pixels. None is the full size.
+        rgb: Keep the colours, (H, W, 3); gray files become three equal planes, with a notice.
 
     Raises:
         ImageError: missing, damaged, cut off, too large, transparent, of an unknown type, or not an image.
     """
     path = Path(file)
+    kind = _checked_kind(path, limits)
+    with quiet():
+        if kind == "DICOM":
+            image = read_dicom(path, frame, window, limits, rgb=rgb)
+        elif kind == "TIFF":
+            image = _read_tiff(path, frame, window, limits, rgb=rgb)
+        elif kind == "PNG":
+            image = _read_png(path, frame, window, limits, rgb=rgb)
+        elif kind == "JPEG":
+            image = _read_jpeg(path, frame, limits, at_least, rgb=rgb)
+        else:
+            raise ImageError("a NumPy array; set data.channels to the number of its bands")
+    if rgb and image.pixels.ndim == 2:
+        image = replace(image, pixels=np.repeat(image.pixels[..., None], 3, 2), notices=(*image.notices, REPEATED))
+    return _remarking(image)
+
+
+def _checked_kind(path: Path, limits: Limits) -> Kind:
     check_file(path, limits)
     try:
         with path.open("rb") as stream:
-            kind = kind_of(stream.read(132))
+            return kind_of(stream.read(132))
     except OSError as error:
         raise ImageError(f"the file cannot be opened: {error.strerror}") from None
-    with quiet():
-        if kind == "DICOM":
-            image = read_dicom(path, frame, window, limits)
-        elif kind == "TIFF":
-            image = _read_tiff(path, frame, window, limits)
-        elif kind == "PNG":
-            image = _read_png(path, frame, window, limits)
-        else:
-            image = _read_jpeg(path, frame, limits, at_least)
-    if image.pixels.min() == image.pixels.max():
-        return replace(image, notices=(*image.notices, CONSTANT))
-    return image
+
+
+def _remarking(image: GrayImage) -> GrayImage:
+    is_constant = image.pixels.min() == image.pixels.max()
+    return replace(image, notices=(*image.notices, CONSTANT)) if is_constant else image
 
 
 def to_canvas(image: GrayImage, size: int, bit_depth: int) -> Canvas:
     """Scale an image so that its longer side is `size`, and pad it to a square.
 
     Args:
-        image: (H, W) image.
+        image: (H, W) image, or (H, W, C), whose channels are treated alike.
         size: Side S of the canvas in pixels.
         bit_depth: 8 or 16; white becomes 255 or 65535.
     """
-    pixels, full_size = image.pixels, image.full_size or image.pixels.shape
+    if image.pixels.ndim == 3:
+        planes = [to_canvas(replace(image, pixels=plane), size, bit_depth) for plane in cv2.split(image.pixels)]
+        return replace(planes[0], pixels=np.stack([plane.pixels for plane in planes], axis=-1))
+    pixels, full_size = image.pixels, image.full_size or image.pixels.shape[:2]
     # Halving is the exact area filter and 20 times faster than cv2's fractional one; an odd last line is left out.
     while max(pixels.shape) >= 2 * size and min(pixels.shape) >= 2:
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
@@ -161,70 +176,12 @@ def fitted(full_size: tuple[int, int], size: int) -> tuple[int, int]:
     return height, width
 
 
-def file_format(file: str | Path) -> FileFormat:
-    """Look up what the header says of a file that `read_image` can read."""
-    path = Path(file)
-    with path.open("rb") as stream:
-        start = stream.read(132)
-    with quiet():
-        kind = kind_of(start)
-        if kind == "DICOM":
-            header = pydicom.dcmread(
-                path, stop_before_pixels=True, specific_tags=["BitsStored", "PhotometricInterpretation"]
-            )
-            return FileFormat("DICOM", int(header.BitsStored), str(header.PhotometricInterpretation))
-        if kind == "PNG":
-            return FileFormat("PNG", start[24], _PNG_COLORS[start[25]])
-        with Image.open(path, formats=["JPEG", "TIFF"]) as image:
-            if image.format == "JPEG":
-                return FileFormat("JPEG", 8, "MONOCHROME2" if image.mode == "L" else "RGB")
-            tags = image.tag_v2  # type: ignore[attr-defined]
-            return FileFormat(
-                "TIFF", max(tags.get(_BITS_PER_SAMPLE, (1,))), _TIFF_COLORS.get(tags[_PHOTOMETRIC], "RGB")
-            )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' warnings off the console: they quote header values, which may identify a patient."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 # TIFF and EXIF tags
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 258, 262, 274, 322, 323
-_TIFF_COLORS = {0: "MONOCHROME1", 1: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR"}
-_PNG_COLORS = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2", 6: "RGB"}
 _GRAY_ALPHA = 4  # PNG's colour type
-_Kind = Literal["DICOM", "TIFF", "PNG", "JPEG"]
 
 
-def kind_of(start: bytes) -> _Kind:
-    """Tell the file type from the first 132 bytes."""
-    if not start:
-        raise ImageError("the file is empty; fetch it again from where it came from")
-    if start[128:] == b"DICM":  # before TIFF, because a DICOM preamble may hold a TIFF header
-        return "DICOM"
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if start.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if start.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "TIFF"
-    raise ImageError(
-        "neither PNG, JPEG, TIFF nor DICOM by its content; convert it to one of them\n"
-        "(a DICOM file must have its 128-byte preamble)"
-    )
-
-
-def _read_png(path: Path, frame: int, window: Window, limits: Limits) -> GrayImage:
+def _read_png(path: Path, frame: int, window: Window, limits: Limits, *, rgb: bool) -> GrayImage:
     header = read_header(path, "PNG", limits)
     check_frame(frame, 1, limits)
     data = np.fromfile(path, np.uint8)
@@ -241,10 +198,10 @@ def _read_png(path: Path, frame: int, window: Window, limits: Limits) -> GrayIma
         planes = pixels[None]
     else:  # BGR, or BGRA also for gray + alpha
         planes = pixels.transpose(2, 0, 1)[[0, 3] if data[25] == _GRAY_ALPHA else [2, 1, 0, 3][: pixels.shape[2]]]
-    return _as_displayed(_upright(planes, header.orientation), window)
+    return _as_displayed(_upright(planes, header.orientation), window, rgb=rgb)
 
 
-def _read_jpeg(path: Path, frame: int, limits: Limits, at_least: int | None) -> GrayImage:
+def _read_jpeg(path: Path, frame: int, limits: Limits, at_least: int | None, *, rgb: bool) -> GrayImage:
     header = read_header(path, "JPEG", limits)
     check_frame(frame, 1, limits)
     if header.mode == "CMYK":
@@ -254,11 +211,11 @@ def _read_jpeg(path: Path, frame: int, limits: Limits, at_least: int | None) -> 
     scale = next((scale for scale in (8, 4, 2) if at_least and _may_reduce(header, scale, at_least)), 1)
     try:
         if scale > 1:
-            return _reduced_jpeg(path, header, scale)
+            return _reduced_jpeg(path, header, scale, rgb=rgb)
         planes = decode_image(torch.from_numpy(data), ImageReadMode.UNCHANGED).numpy()
     except (RuntimeError, OSError, SyntaxError, ValueError):
         raise _undecodable(header) from None
-    return _as_displayed(_upright(planes, header.orientation), "full")
+    return _as_displayed(_upright(planes, header.orientation), "full", rgb=rgb)
 
 
 def _may_reduce(header: _Header, scale: int, at_least: int) -> bool:
@@ -267,7 +224,7 @@ def _may_reduce(header: _Header, scale: int, at_least: int) -> bool:
     return max(header.width, header.height) // scale >= at_least and (header.orientation == 1 or ends_whole)
 
 
-def _reduced_jpeg(path: Path, header: _Header, scale: int) -> GrayImage:
+def _reduced_jpeg(path: Path, header: _Header, scale: int, *, rgb: bool) -> GrayImage:
     """Decode by the low frequencies of each 8 x 8 block alone, which are its pixels' means at a scale of 8.
 
     On films the canvas differs from that of a full decode by 0.5 grey levels of 255 in the mean and by 3 at the 99.9th
@@ -275,10 +232,12 @@ def _reduced_jpeg(path: Path, header: _Header, scale: int) -> GrayImage:
     """
     width, height = (max(1, side // scale) for side in (header.width, header.height))
     with Image.open(path, formats=["JPEG"]) as image:
-        image.draft("L", (width, height))
-        plane = _upright(np.asarray(image)[:height, :width], header.orientation)
+        image.draft("RGB" if rgb and header.mode != "L" else "L", (width, height))
+        planes = np.atleast_3d(np.asarray(image)[:height, :width]).transpose(2, 0, 1)
+    upright = _upright(planes, header.orientation)
+    pixels = np.ascontiguousarray(upright[0] if len(upright) == 1 else upright.transpose(1, 2, 0))
     full_size = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
-    return GrayImage(np.ascontiguousarray(plane), 8, () if header.mode == "L" else (LUMA,), full_size)
+    return GrayImage(pixels, 8, () if rgb or header.mode == "L" else (LUMA,), full_size)
 
 
 class _Header(NamedTuple):
@@ -288,7 +247,7 @@ class _Header(NamedTuple):
     orientation: int  # EXIF, 1 to 8
 
 
-def read_header(path: Path, kind: _Kind, limits: Limits) -> _Header:
+def read_header(path: Path, kind: Kind, limits: Limits) -> _Header:
     """Read what is needed before decoding a PNG or JPEG file."""
     try:
         with Image.open(path, formats=[kind]) as image:
@@ -324,7 +283,7 @@ def _bomb() -> ImageError:
     return ImageError(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which Pillow refuses; crop or shrink it")
 
 
-def _read_tiff(path: Path, frame: int, window: Window, limits: Limits) -> GrayImage:
+def _read_tiff(path: Path, frame: int, window: Window, limits: Limits, *, rgb: bool) -> GrayImage:
     with path.open("rb") as stream:
         check_pages(stream, frame, limits)
     try:
@@ -340,7 +299,7 @@ def _read_tiff(path: Path, frame: int, window: Window, limits: Limits) -> GrayIm
         raise _bomb() from None
     except Exception:
         raise ImageError(f"the TIFF file cannot be decoded; {DAMAGED}") from None
-    return _as_displayed(planes, window)
+    return _as_displayed(planes, window, rgb=rgb)
 
 
 def _tiff_planes(image: Image.Image) -> Pixels:
@@ -360,15 +319,15 @@ def _tiff_planes(image: Image.Image) -> Pixels:
     return np.atleast_3d(np.asarray(plain)).transpose(2, 0, 1)
 
 
-def _as_displayed(planes: Pixels, window: Window) -> GrayImage:
-    """Reduce (C, H, W) gray, gray + alpha, RGB or RGBA of a plain image file to one plane."""
+def _as_displayed(planes: Pixels, window: Window, *, rgb: bool) -> GrayImage:
+    """Reduce (C, H, W) gray, gray + alpha, RGB or RGBA of a plain image file to one plane, or colours to three."""
     bits = 8 * planes.dtype.itemsize
     if len(planes) in (2, 4):
         if planes[-1].min() < 2**bits - 1:
             raise ImageError("it has transparent pixels, whose grey level is undefined; flatten it first")
         planes = planes[:-1]
     if len(planes) == 3:
-        return GrayImage(cv2.cvtColor(planes.transpose(1, 2, 0).copy(), cv2.COLOR_RGB2GRAY), bits, (LUMA,))
+        return of_colours(planes.transpose(1, 2, 0), bits, rgb=rgb)
     plane = np.ascontiguousarray(planes[0])
     if bits == 16 and isinstance(window, tuple):
         levels = linear(np.arange(2**16, dtype=np.float64), *window)

@@ -2,7 +2,7 @@
 
     pack.json         how it was made, with a SHA-256 for every other file; written last, so it marks a complete pack
     index.npy         one record of ROW per canvas
-    shard-00000.npy   (n, S, S) uint8 or uint16 canvases
+    shard-00000.npy   (n, S, S) uint8 or uint16 canvases, or (n, S, S, C) of more than one channel
     failed.csv        rows whose image could not be used, and why
     notices.csv       rows that the image reader remarked on
 
@@ -32,7 +32,9 @@ from medmoco.data.manifest import Split
 from medmoco.errors import DataError, SettingsError, first_line
 
 FORMAT = 1
+FORMAT_OF_CHANNELS = 2  # the same with more than one channel, which a version that knows gray alone must not open
 RECIPE = ("canvas_size", "bit_depth", "window")  # the settings that decide a canvas's pixels
+RECIPE_OF_CHANNELS = {"channels": "gray", "scale": "linear", "band_ranges": None}  # not written where they are so
 INFO, INDEX, FAILED, NOTICES = "pack.json", "index.npy", "failed.csv", "notices.csv"
 
 ROW = np.dtype([
@@ -94,14 +96,15 @@ def shard_name(number: int) -> str:
 def recipe_of(data: DataSettings) -> dict[str, Any]:
     """Return what decides a canvas's pixels, as pack.json holds it."""
     tree = as_tree(data)
-    return {key: tree[key] for key in RECIPE}
+    other = {key: tree[key] for key, usual in RECIPE_OF_CHANNELS.items() if tree[key] != usual}
+    return {**{key: tree[key] for key in RECIPE}, **other}
 
 
 def refuse_other_recipe(made: dict[str, Any], data: DataSettings, remedy: str) -> None:
     """Raise SettingsError with the keys in which a pack differs from the settings."""
-    wanted = recipe_of(data)
+    made, wanted = {**RECIPE_OF_CHANNELS, **made}, {**RECIPE_OF_CHANNELS, **recipe_of(data)}
     changed = [
-        f"data.{key}: pack {made.get(key)}, settings {wanted[key]}" for key in RECIPE if made.get(key) != wanted[key]
+        f"data.{key}: pack {made.get(key)}, settings {wanted[key]}" for key in wanted if made.get(key) != wanted[key]
     ]
     if changed:
         raise SettingsError("\n".join(["the pack was made with other settings than these:", *changed, remedy]))
@@ -166,7 +169,7 @@ def parse_info(raw: bytes) -> dict[str, Any]:
         info = json.loads(raw)
     except ValueError:
         raise DataError(f"{INFO} of the pack is damaged; make the pack again") from None
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
+    if not isinstance(info, dict) or info.get("format") not in (FORMAT, FORMAT_OF_CHANNELS):
         raise DataError(f"the pack is not of format {FORMAT}, which this version reads; make it again")
     names = [*info["files"]]
     if any(Path(name).name != name for name in names):
@@ -223,8 +226,14 @@ def packed_rows(pack: Pack, split: Split, data: DataSettings) -> PackedRows:
         found[name].astype(np.int64) for name in ("shard", "position", "height", "width")
     )
     heights[places < 0] = 0
-    shape = (data.canvas_size, data.canvas_size)
-    return PackedRows(pack.folder, shards, positions, heights, widths, shape, dtype_of(data.bit_depth))
+    shape, rgb = canvas_shape(data), data.channels == "rgb"
+    return PackedRows(pack.folder, shards, positions, heights, widths, shape, dtype_of(data.bit_depth), rgb)
+
+
+def canvas_shape(data: DataSettings) -> tuple[int, ...]:
+    """Return the shape of a canvas's pixels, (S, S) or (S, S, C)."""
+    sides = (data.canvas_size, data.canvas_size)
+    return sides if data.channel_count == 1 else (*sides, data.channel_count)
 
 
 @dataclass
@@ -237,8 +246,9 @@ class PackedRows:
         positions: (N,) in it.
         heights: (N,) of the image in the canvas, 0 where there is none.
         widths: (N,)
-        shape: (S, S) of a canvas.
+        shape: (S, S) or (S, S, C) of a canvas.
         dtype: Of a canvas.
+        rgb: The channels are red, green and blue.
     """
 
     folder: Path
@@ -246,8 +256,9 @@ class PackedRows:
     positions: NDArray[np.int64]
     heights: NDArray[np.int64]
     widths: NDArray[np.int64]
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: type[Any]
+    rgb: bool = False
     _open: dict[int, tuple[io.FileIO, int]] = field(default_factory=dict, repr=False)
 
     def read(self, sample: int) -> Canvas:
@@ -259,7 +270,7 @@ class PackedRows:
         height, width = int(self.heights[sample]), int(self.widths[sample])
         if not height:
             raise DataError(f"its image is not in the pack, or could not be packed; {FAILED} of the pack says why")
-        return Canvas(self._pixels(int(self.shards[sample]), int(self.positions[sample])), height, width)
+        return Canvas(self._pixels(int(self.shards[sample]), int(self.positions[sample])), height, width, self.rgb)
 
     def _pixels(self, shard: int, position: int) -> NDArray[Any]:
         canvas = np.empty(self.shape, self.dtype)

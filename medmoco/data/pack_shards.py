@@ -23,7 +23,7 @@ from medmoco.data.files import sha256_of, sync_folder
 from medmoco.data.grey_levels import dtype_of
 from medmoco.data.guarded import Failure, map_guarded
 from medmoco.data.images import read_canvas
-from medmoco.data.pack import shard_name
+from medmoco.data.pack import canvas_shape, shard_name
 from medmoco.errors import DataError
 
 RECORDS = "unfinished"  # the folder of records, which goes away when the pack is complete
@@ -123,17 +123,17 @@ def write_shards(
 
 @dataclass
 class _Draft:
-    canvases: NDArray[Any]  # (n, S, S), zero where there is no image
+    canvases: NDArray[Any]  # (n, S, S) or (n, S, S, C), zero where there is no image
     images: list[Found]
     missing: set[int]
 
 
 def _start(folder: Path, shard: Shard, data: DataSettings) -> _Draft:
-    length, side = len(shard.files), data.canvas_size
+    length = len(shard.files)
     if shard.known:
         canvases = np.load(folder / shard_name(shard.number), allow_pickle=False)
     else:
-        canvases = np.zeros((length, side, side), dtype_of(data.bit_depth))
+        canvases = np.zeros((length, *canvas_shape(data)), dtype_of(data.bit_depth))
     images = [shard.known.get(position, Found()) for position in range(length)]
     return _Draft(canvases, images, set(range(length)) - shard.known.keys())
 

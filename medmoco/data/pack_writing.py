@@ -33,11 +33,13 @@ from medmoco.data.manifest import Split, load_manifest, present_splits
 from medmoco.data.pack import (
     FAILED,
     FORMAT,
+    FORMAT_OF_CHANNELS,
     INDEX,
     INFO,
     NOTICES,
     ROW,
     Pack,
+    canvas_shape,
     keys_of,
     load_pack,
     read_info,
@@ -94,7 +96,7 @@ class Plan:
     @property
     def canvas_bytes(self) -> int:
         """Size of a canvas."""
-        return self.data.canvas_size**2 * (self.data.bit_depth // 8)
+        return bytes_of_canvas(self.data)
 
     @property
     def shards(self) -> int:
@@ -115,6 +117,11 @@ class Plan:
         part = self.part(number)
         known = {i: image for i, image in enumerate(record.images) if not image.failure} if record else {}
         return Shard(number, self.files[part].tolist(), self.index["frame"][part].tolist(), known)
+
+
+def bytes_of_canvas(data: DataSettings) -> int:
+    """Return the size of a canvas."""
+    return math.prod(canvas_shape(data)) * (data.bit_depth // 8)
 
 
 def make_pack(data: DataSettings, out: Path, say: Say, write: Writer | None = None) -> int:
@@ -183,7 +190,7 @@ def _make_plan(data: DataSettings) -> Plan:
     _, first = np.unique(keys, return_index=True)  # one canvas for an image that several splits share
     first.sort()
     index = np.zeros(len(first), ROW)
-    per_shard = max(1, SHARD_BYTES // (data.canvas_size**2 * data.bit_depth // 8))
+    per_shard = max(1, SHARD_BYTES // bytes_of_canvas(data))
     index["key"], index["row"], index["frame"] = keys[first], rows[first], frames[first]
     index["split"] = np.array(names, "S5")[first]
     manifest = {name: {"sha256": split.sha256, "rows": len(split)} for name, split in splits.items()}
@@ -372,7 +379,7 @@ def _finish(plan: Plan, out: Path, say: Say) -> int:
     hashes[NOTICES] = _write_list(out / NOTICES, "notice", noticed)
     _drop_half_written(out)  # by a worker of a cluster that was killed
     info = {
-        "format": FORMAT,
+        "format": FORMAT if plan.data.channels == "gray" else FORMAT_OF_CHANNELS,
         "medmoco": __version__,
         "recipe": recipe_of(plan.data),
         "images": len(index),

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
+from medmoco.data.colours import displayed
 from medmoco.data.images import Canvas
 from medmoco.data.loading import check_images, read_canvases, trained_rows
 from medmoco.data.manifest import load_manifest
-from medmoco.data.views import Pixels, draw, render, whole
+from medmoco.data.views import Pixels, channels_first, draw, render, whole
 from medmoco.errors import SettingsError
 
 _GAP = 4  # pixels between tiles
@@ -45,7 +46,7 @@ def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6
     canvases, _ = read_canvases(few, np.arange(len(few)), settings)
     tiles = _tiles(settings, canvases, samples, views)
     lines = [
-        np.concatenate([_label(f"row {row}", settings.views.size), *map(_framed, line)], axis=1)
+        np.concatenate([_label(f"row {row}", line[0].shape), *map(_framed, line)], axis=1)
         for row, line in zip(few.rows, tiles, strict=True)
     ]
     _write_png(np.concatenate(lines), out)
@@ -53,34 +54,38 @@ def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6
 
 
 def _tiles(settings: RunSettings, canvases: list[Canvas], samples: Samples, views: int) -> list[list[Picture]]:
-    """Return per image the whole of it and its views, each (size, size) uint8."""
+    """Return per image the whole of it and its views, each (size, size) uint8, or (size, size, 3) of colours."""
     drawn = [
         draw(settings.views, canvases, seed=settings.seed, epoch=number // 2, samples=samples, view=number % 2)
         for number in range(views)
     ]
     made = render(settings.views, canvases, drawn)
+    wholes = channels_first([whole(canvas, settings.views.size) for canvas in canvases])
     return [
-        [_to_8_bits(whole(canvas, settings.views.size)), *(_to_8_bits(view[i, 0]) for view in made)]
-        for i, canvas in enumerate(canvases)
+        [_tile(planes, rgb=canvas.rgb) for planes in (seen, *(view[i] for view in made))]
+        for i, (canvas, seen) in enumerate(zip(canvases, wholes, strict=True))
     ]
 
 
-def _to_8_bits(pixels: Pixels) -> Picture:
+def _tile(planes: Pixels, *, rgb: bool) -> Picture:
+    """Return channels (C, size, size) as a picture, (size, size), or (size, size, 3) of colours."""
+    pixels = displayed(planes, rgb=rgb)
     return (pixels // 257 if pixels.dtype == np.uint16 else pixels).astype(np.uint8)
 
 
 def _framed(tile: Picture) -> Picture:
-    return np.pad(tile, _GAP // 2)
+    return np.pad(tile, [(_GAP // 2, _GAP // 2)] * 2 + [(0, 0)] * (tile.ndim - 2))
 
 
-def _label(text: str, size: int) -> Picture:
-    strip = np.zeros((size, _LABEL_WIDTH), np.uint8)
-    cv2.putText(strip, text, (4, size // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
+def _label(text: str, shape: tuple[int, ...]) -> Picture:
+    strip = np.zeros((shape[0], _LABEL_WIDTH, *shape[2:]), np.uint8)
+    white = (255,) * (3 if len(shape) == 3 else 1)
+    cv2.putText(strip, text, (4, shape[0] // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, 1, cv2.LINE_AA)
     return _framed(strip)
 
 
 def _write_png(picture: Picture, out: Path) -> None:
-    _, encoded = cv2.imencode(".png", picture)
+    _, encoded = cv2.imencode(".png", picture[..., ::-1] if picture.ndim == 3 else picture)  # OpenCV writes BGR
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(encoded.tobytes())

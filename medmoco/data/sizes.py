@@ -52,6 +52,8 @@ def image_size(file: str | Path, frame: int, limits: Limits) -> tuple[int, int]:
             height, width = _dicom_size(path, frame, limits)
         elif kind == "TIFF":
             height, width = _tiff_size(path, frame)
+        elif kind == "NPY":
+            raise ImageError("boxes in NumPy arrays are not supported; save the images as TIFF")
         else:
             header = read_header(path, kind, limits)
             lying = header.orientation >= 5

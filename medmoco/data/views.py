@@ -1,10 +1,12 @@
-"""Canvas -> augmented view: one warp, one separable blur, one point-wise table, then noise and cut-out.
+"""Canvas -> augmented view: one warp, one separable blur, one point-wise table, colours, then noise and cut-out.
 
 Every random parameter is drawn for a whole batch at once from (seed, epoch, sample, view, parameter), see `order.py`;
 the pixels are then made image by image, which beats every batched formulation on a CPU (benchmarks/views.py). Order and
 distributions are torchvision's (RandomResizedCrop, ColorJitter, GaussianBlur) with these deviations: crop, flip and
 rotation are one resampling; a crop that does not fit is clamped to the image instead of drawn again; brightness,
-contrast and gamma come in fixed order; blur comes before them.
+contrast, gamma, saturation, hue and grayscale come in fixed order; blur comes before them.
+
+Channels are planes with the same parameters. Contrast turns about the mean of a band, or of the luma of colours.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -20,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import ViewSettings
+from medmoco.data.colours import LUMA_WEIGHTS, recolour
 from medmoco.data.images import Canvas
+from medmoco.data.noise import add_noise, noise_windows
 from medmoco.data.order import VIEW, uniform
+from medmoco.data.warps import Pyramid, geometry_of, warp
 
 Pixels = NDArray[Any]  # uint8 or uint16; OpenCV's stubs cannot tell
 Floats = NDArray[np.float64]
@@ -30,10 +34,10 @@ Floats = NDArray[np.float64]
 _PARAMETERS = (
     "area", "ratio", "left", "top", "flip", "angle", "jitter", "brightness", "contrast", "gamma", "blur", "sigma",
     "noise", "noise_std", "noise_x", "noise_y", "cutout", "cutout_area", "cutout_ratio", "cutout_x", "cutout_y",
+    "saturation", "hue", "grayscale",
 )  # fmt: skip
 
 REFERENCE_SIZE = 224  # views.blur_sigma and views.noise are meant for a view this large
-_TILE, _TILE_STD = 1024, 32.0  # side and standard deviation of the fixed noise that views take windows from
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class ViewParameters:
     noise: Floats  # standard deviation as a share of white, 0 is none
     noise_at: NDArray[np.int64]  # (B, 2), corner of the window in the noise tile
     cutout: NDArray[np.int64]  # (B, 4), x0 y0 x1 y1 in pixels of the view, all 0 is none
+    saturation: Floats  # factor; these three of colours alone
+    hue: Floats  # share of the circle
+    grayscale: NDArray[np.bool_]
 
 
 def draw(
@@ -82,7 +89,7 @@ def draw(
     blurred = u["blur"] < settings.blur_probability
     noisy = u["noise"] < settings.noise_probability
     detail = settings.size / REFERENCE_SIZE
-    windows = max(_TILE - settings.size, 0) + 1
+    windows = noise_windows(settings.size)
     return ViewParameters(
         centre_x=width / 2 + u["left"] * (valid_width - width),
         centre_y=height / 2 + u["top"] * (valid_height - height),
@@ -97,6 +104,9 @@ def draw(
         noise=np.where(noisy, u["noise_std"] * settings.noise * detail, 0.0),
         noise_at=(np.stack([u["noise_x"], u["noise_y"]], 1) * windows).astype(np.int64),
         cutout=_draw_rectangle(settings, u),
+        saturation=1 + jittered * _around_zero(u["saturation"], settings.saturation),
+        hue=jittered * _around_zero(u["hue"], settings.hue),
+        grayscale=u["grayscale"] < settings.grayscale_probability,
     )
 
 
@@ -110,38 +120,43 @@ def render(
 
     Args:
         settings: The recipe.
-        canvases: N images of one bit depth.
+        canvases: N images of one bit depth and number of channels.
         drawn: V sets of parameters.
         places: For each set the positions of its B canvases; without it a set is of all canvases.
 
     Returns:
-        V arrays (B, 1, size, size) of the canvases' dtype.
+        V arrays (B, C, size, size) of the canvases' dtype.
     """
     if places is None:
         places = [np.arange(len(canvases))] * len(drawn)
     dtype = canvases[0].pixels.dtype
-    views = [np.empty((len(place), 1, settings.size, settings.size), dtype) for place in places]
-    means = np.array([cv2.mean(canvas.pixels[: canvas.height, : canvas.width])[0] for canvas in canvases])
+    planes = [_planes(canvas) for canvas in canvases]
+    means = _means(planes)
+    views = [np.empty((len(place), len(planes[0]), settings.size, settings.size), dtype) for place in places]
     wanted: list[list[tuple[int, int]]] = [[] for _ in canvases]  # of each canvas: which set, which view in it
     geometry, tones = [], []
     for number, (parameters, place) in enumerate(zip(drawn, places, strict=True)):
-        geometry.append(_geometry(parameters, [canvases[i] for i in place], settings.size))
-        tones.append(_Tones(parameters, means[place], dtype))
+        geometry.append(geometry_of(parameters, [canvases[i] for i in place], settings.size))
+        tones.append(_tones(parameters, means[place], dtype, rgb=canvases[0].rgb))
         for position, i in enumerate(place.tolist()):
             wanted[i].append((number, position))
     for i, canvas in enumerate(canvases):
-        pyramid = _Pyramid(canvas)
+        pyramids = [Pyramid(plane) for plane in planes[i]]
         for number, position in wanted[i]:
             parameters = drawn[number]
-            pixels = views[number][position, 0]  # worked on in place: new memory each time costs as much as a step
-            _warp(pyramid, geometry[number], position, pixels)
-            _blur(pixels, parameters.sigma[position])
-            tones[number].apply(pixels, position)
-            if parameters.noise[position] > 0:
-                _add_noise(pixels, parameters, position)
-            if settings.cutout_probability:
-                x0, y0, x1, y1 = parameters.cutout[position]
-                pixels[y0:y1, x0:x1] = means[i]
+            view = list(views[number][position])  # worked on in place: new memory each time costs as much as a step
+            for channel, pixels in enumerate(view):
+                warp(pyramids[channel], geometry[number], position, pixels)
+                _blur(pixels, parameters.sigma[position])
+                tones[number][channel].apply(pixels, position)
+            if canvas.rgb:
+                _recolour(views[number][position], parameters, position)
+            for channel, pixels in enumerate(view):
+                if parameters.noise[position] > 0:
+                    add_noise(pixels, parameters.noise[position], parameters.noise_at[position], channel)
+                if settings.cutout_probability:
+                    x0, y0, x1, y1 = parameters.cutout[position]
+                    pixels[y0:y1, x0:x1] = means[i, channel]
     return views
 
 
@@ -158,40 +173,52 @@ def render_weights(weights: Sequence[Canvas], drawn: ViewParameters, size: int, 
         (B, 1, S, S) uint8.
     """
     views = np.empty((len(weights), 1, size, size), np.uint8)
-    look = _geometry(drawn, weights, size)
+    look = geometry_of(drawn, weights, size)
     for i, canvas in enumerate(weights):
-        _warp(_Pyramid(canvas), look, i, views[i, 0], cv2.BORDER_REFLECT_101 if reflect else cv2.BORDER_CONSTANT)
+        (plane,) = _planes(canvas)
+        warp(Pyramid(plane), look, i, views[i, 0], cv2.BORDER_REFLECT_101 if reflect else cv2.BORDER_CONSTANT)
     return views
 
 
 def toned(canvases: Sequence[Canvas], drawn: ViewParameters) -> Pixels:
-    """Change the canvases' grey levels and mirror their images, and nothing else: for boxes, which move with them.
+    """Change the canvases' grey levels and colours and mirror their images: for boxes, which move with them.
 
     Args:
         canvases: B images of one size and bit depth.
-        drawn: Their parameters, of which brightness, contrast, gamma and `mirrored` are used.
+        drawn: Their parameters, of which those of grey levels and colours and `mirrored` are used.
 
     Returns:
-        (B, 1, S, S), each image in the top left corner, with zeros below and to the right.
+        (B, C, S, S), each image in the top left corner, with zeros below and to the right.
     """
-    pixels = np.zeros((len(canvases), 1, *canvases[0].pixels.shape), canvases[0].pixels.dtype)
-    inside = [canvas.pixels[: canvas.height, : canvas.width] for canvas in canvases]
-    tones = _Tones(drawn, np.array([cv2.mean(image)[0] for image in inside]), pixels.dtype)
-    for number, image in enumerate(inside):
-        own = cv2.flip(image, 1) if drawn.mirrored[number] else image.copy()
-        tones.apply(own, number)
-        pixels[number, 0, : own.shape[0], : own.shape[1]] = own
+    inside = [_planes(canvas) for canvas in canvases]
+    pixels = np.zeros((len(canvases), len(inside[0]), *canvases[0].pixels.shape[:2]), canvases[0].pixels.dtype)
+    tones = _tones(drawn, _means(inside), pixels.dtype, rgb=canvases[0].rgb)
+    for number, (canvas, planes) in enumerate(zip(canvases, inside, strict=True)):
+        for channel, image in enumerate(planes):
+            own = cv2.flip(image, 1) if drawn.mirrored[number] else image.copy()
+            tones[channel].apply(own, number)
+            pixels[number, channel, : own.shape[0], : own.shape[1]] = own
+        if canvas.rgb:
+            _recolour(pixels[number, :, : canvas.height, : canvas.width], drawn, number)
     return pixels
 
 
 def whole(canvas: Canvas, size: int) -> Pixels:
-    """Return the whole valid image as one (size, size) view: what evaluation and clinical use see.
+    """Return the whole valid image as one view, (size, size) or (size, size, C): what evaluation and clinical use see.
 
     Aspect ratio is not kept, so that neither padding nor a shape can tell an image's origin.
     """
-    pixels = np.empty((size, size), canvas.pixels.dtype)
-    _warp(_Pyramid(canvas), _geometry(unchanged([canvas]), [canvas], size), 0, pixels)
-    return pixels
+    look, planes = geometry_of(unchanged([canvas]), [canvas], size), []
+    for plane in _planes(canvas):
+        planes.append(np.empty((size, size), canvas.pixels.dtype))
+        warp(Pyramid(plane), look, 0, planes[-1])
+    return planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
+
+
+def channels_first(images: Sequence[Pixels]) -> Pixels:
+    """Stack B images (S, S) or (S, S, C) as (B, C, S, S), which networks take."""
+    stacked = np.stack(images)
+    return stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
 
 def unchanged(canvases: Sequence[Canvas]) -> ViewParameters:
@@ -213,6 +240,9 @@ def unchanged(canvases: Sequence[Canvas]) -> ViewParameters:
         noise=zeros,
         noise_at=np.zeros((len(canvases), 2), np.int64),
         cutout=np.zeros((len(canvases), 4), np.int64),
+        saturation=ones,
+        hue=zeros,
+        grayscale=zeros.astype(bool),
     )
 
 
@@ -234,87 +264,15 @@ def _draw_rectangle(settings: ViewSettings, u: dict[str, Floats]) -> NDArray[np.
     return corners
 
 
-class _Pyramid:
-    """The valid part of a canvas and its halvings, made when they are first asked for and shared by the views."""
-
-    def __init__(self, canvas: Canvas) -> None:
-        self._levels: list[Pixels] = [canvas.pixels[: canvas.height, : canvas.width]]
-        self._floats: dict[int, Pixels] = {}
-
-    def level(self, number: int) -> Pixels:
-        """Return the image after so many exact halvings by an area filter."""
-        while len(self._levels) <= number:
-            height, width = (side // 2 for side in self._levels[-1].shape)
-            even = self._levels[-1][: 2 * height, : 2 * width]
-            self._levels.append(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA))
-        return self._levels[number]
-
-    def floats(self, number: int) -> Pixels:
-        """Return a level as float32."""
-        if number not in self._floats:
-            self._floats[number] = self.level(number).astype(np.float32)
-        return self._floats[number]
+def _planes(canvas: Canvas) -> list[Pixels]:
+    """Return the valid part of each channel, (height, width)."""
+    image = canvas.pixels[: canvas.height, : canvas.width]
+    return [image] if image.ndim == 2 else list(cv2.split(image))
 
 
-@dataclass(frozen=True)
-class _Geometry:
-    """Where B views look, in plain numbers: arithmetic on NumPy's scalars takes as long as a step on the pixels."""
-
-    levels: list[int]  # of the pyramid
-    turned: list[bool]
-    mirrored: list[bool]
-    boxes: list[list[int]]  # x0 y0 x1 y1 on whole pixels of the level
-    matrices: Floats  # (B, 2, 3), from pixels of the view to pixels of the level
-
-
-def _geometry(drawn: ViewParameters, canvases: Sequence[Canvas], size: int) -> _Geometry:
-    """Work out levels, boxes and matrices.
-
-    Bilinear sampling reads every source pixel up to a shrinkage of two. Beyond that, exact halvings come first.
-    """
-    sides = np.array([(canvas.width, canvas.height) for canvas in canvases])
-    levels = np.maximum(np.log2(np.maximum(drawn.width, drawn.height) / size), 0)
-    levels = np.minimum(levels, np.log2(sides.min(1))).astype(np.int64)  # a strip one pixel wide has no half
-    shrink = 0.5**levels
-    centres = np.stack([drawn.centre_x, drawn.centre_y], 1) * shrink[:, None]
-    lengths = np.stack([drawn.width, drawn.height], 1) * shrink[:, None]
-
-    limits = sides >> levels[:, None]
-    starts = np.minimum(np.rint(centres - lengths / 2).astype(np.int64), limits - 1)
-    stops = np.clip(np.rint(centres + lengths / 2).astype(np.int64), starts + 1, limits)
-
-    steps = lengths / size * np.where(drawn.mirrored[:, None], (-1, 1), (1, 1))
-    cos, sin = np.cos(drawn.angle), np.sin(drawn.angle)
-    turns = np.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2) * steps[:, None, :]
-    # The middle of the view looks at the middle of the crop; pixel centres lie at half-integers.
-    offsets = centres - 0.5 - turns.sum(2) * (size - 1) / 2
-    return _Geometry(
-        levels.tolist(),
-        (drawn.angle != 0).tolist(),
-        drawn.mirrored.tolist(),
-        np.concatenate([starts, stops], 1).tolist(),
-        np.concatenate([turns, offsets[:, :, None]], 2),
-    )
-
-
-def _warp(pyramid: _Pyramid, look: _Geometry, i: int, out: Pixels, border: int = cv2.BORDER_REFLECT_101) -> None:
-    """Crop, resize, mirror and rotate in one bilinear resampling; without rotation with edges on whole pixels.
-
-    Reflection at the border: rotated corners show plausible anatomy instead of black wedges that give the angle away.
-    """
-    size, level = out.shape[::-1], look.levels[i]
-    if not look.turned[i]:
-        x0, y0, x1, y1 = look.boxes[i]
-        cv2.resize(pyramid.level(level)[y0:y1, x0:x1], size, dst=out, interpolation=cv2.INTER_LINEAR)
-        if look.mirrored[i]:
-            cv2.flip(out, 1, dst=out)
-        return
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    if out.dtype == np.uint8:  # by way of float32, which is a fifth faster and rounds to the same
-        floats = cv2.warpAffine(pyramid.floats(level), look.matrices[i], size, flags=flags, borderMode=border)
-        cv2.convertScaleAbs(floats, dst=out)
-    else:
-        cv2.warpAffine(pyramid.level(level), look.matrices[i], size, dst=out, flags=flags, borderMode=border)
+def _means(planes: Sequence[Sequence[Pixels]]) -> Floats:
+    """Return the mean of each plane, (N, C)."""
+    return np.array([[cv2.mean(plane)[0] for plane in image] for image in planes])
 
 
 def _blur(pixels: Pixels, sigma: float) -> None:
@@ -347,6 +305,17 @@ class _Tones:
             cv2.addWeighted(pixels, self._slopes[i], pixels, 0, self._shifts[i], dst=pixels)
 
 
+def _tones(drawn: ViewParameters, means: Floats, dtype: np.dtype[Any], *, rgb: bool) -> list[_Tones]:
+    """Return those of each channel; means are (B, C)."""
+    if rgb:
+        return [_Tones(drawn, means @ LUMA_WEIGHTS, dtype)] * 3
+    return [_Tones(drawn, mean, dtype) for mean in means.T]
+
+
+def _recolour(planes: Pixels, drawn: ViewParameters, i: int) -> None:
+    recolour(planes, float(drawn.saturation[i]), float(drawn.hue[i]), grayscale=bool(drawn.grayscale[i]))
+
+
 def _tables(drawn: ViewParameters, means: Floats, white: int, only: int | None = None) -> Pixels:
     """Return brightness, contrast and gamma as look-up tables, (B, white + 1), or (1, white + 1) for one image."""
     chosen = slice(None) if only is None else slice(only, only + 1)
@@ -357,24 +326,3 @@ def _tables(drawn: ViewParameters, means: Floats, white: int, only: int | None =
     mean = (means[chosen, None] / white).astype(np.float32) * brightness
     out = np.clip((grey * brightness - mean) * contrast + mean, 0, 1) ** gamma
     return np.rint(out * white).astype(np.uint8 if white == 255 else np.uint16)
-
-
-@lru_cache(maxsize=1)
-def _noise_tile() -> Pixels:
-    """Make fixed Gaussian noise about 128; a window at a random place costs a tenth of drawing per pixel."""
-    u = uniform(VIEW, 0, np.arange(_TILE * _TILE)), uniform(VIEW, 1, np.arange(_TILE * _TILE))
-    normal = np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])  # Box and Muller 1958
-    tile: Pixels = np.clip(np.rint(128 + _TILE_STD * normal), 0, 255).astype(np.uint8).reshape(_TILE, _TILE)
-    return tile
-
-
-def _add_noise(pixels: Pixels, drawn: ViewParameters, i: int) -> None:
-    size = pixels.shape[0]
-    x, y = drawn.noise_at[i]
-    if size <= _TILE:
-        window = _noise_tile()[y : y + size, x : x + size]
-    else:  # the tile is repeated
-        window = _noise_tile().take(range(size), 0, mode="wrap").take(range(size), 1, mode="wrap")
-    scale = drawn.noise[i] * float(np.iinfo(pixels.dtype).max) / _TILE_STD
-    window = window.astype(pixels.dtype, copy=False)
-    cv2.addWeighted(pixels, 1.0, window, scale, -128.0 * scale, dst=pixels)

@@ -257,7 +257,7 @@ def _free_bytes(folder: Path) -> int:
 
 def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int, views: int = 2) -> int:
     """Return what the batches under way take at most: of training, and of the kNN score on the first process."""
-    batches, pixel = AHEAD * workers + _IN_HAND, settings.data.bit_depth // 8
+    batches, pixel = AHEAD * workers + _IN_HAND, settings.data.channel_count * settings.data.bit_depth // 8
     training = processes * batches * share_of_batch * views * settings.views.size**2 * pixel
     if not (settings.data.labels and settings.train.knn_every):
         return training

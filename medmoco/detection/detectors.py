@@ -46,6 +46,7 @@ class Pyramid(nn.Module):
         strides = STRIDES[detection.detector]
         stages = _stages(encoder)
         self.net = encoder.net
+        self.channels = encoder.channels
         self._indices = [stages[stride]["index"] for stride in strides]
         channels = [stages[stride]["num_chs"] for stride in strides]
         self.c5_norm = nn.BatchNorm2d(channels[-1]) if detection.extra_norm == "c5" else nn.Identity()
@@ -113,7 +114,8 @@ def create_detector(encoder: Backbone, settings: RunSettings, labels: int) -> Fa
 
 
 def _normalisation(views: ViewSettings) -> dict[str, list[float]]:
-    return {"image_mean": [views.mean], "image_std": [views.std]}
+    mean, std = (list(value) if isinstance(value, tuple) else [value] for value in (views.mean, views.std))
+    return {"image_mean": mean, "image_std": std}
 
 
 def _anchors(smallest: float, scales: int) -> AnchorGenerator:
@@ -165,7 +167,7 @@ def _behind_the_maps(pyramid: Pyramid) -> list[nn.Parameter]:
         return []
     modes = {module: module.training for module in pyramid.net.modules()}
     pyramid.net.eval()  # leaves the statistics of norms alone
-    maps = pyramid.features(trained[0].new_zeros(1, 1, 64, 64))
+    maps = pyramid.features(trained[0].new_zeros(1, pyramid.channels, 64, 64))
     gradients = torch.autograd.grad(maps, trained, [torch.ones_like(each) for each in maps], allow_unused=True)
     for module, mode in modes.items():
         module.training = mode

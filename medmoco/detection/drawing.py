@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
+from medmoco.data.colours import displayed
 from medmoco.data.loading import read_canvases
+from medmoco.data.views import channels_first
 from medmoco.detection.boxes import Annotated, Corners
 from medmoco.detection.learning import Detections
 from medmoco.evaluation.pictures import Tile, write_picture
@@ -44,8 +46,9 @@ def draw_detections(
     canvases, _ = read_canvases(annotated.split, positions, settings)
     tiles = []
     for position, canvas in zip(positions.tolist(), canvases, strict=True):
-        gray = canvas.pixels[: canvas.height, : canvas.width]
-        eight = gray if gray.dtype == np.uint8 else (gray >> 8).astype(np.uint8)
+        image = canvas.pixels[: canvas.height, : canvas.width]
+        seen = displayed(channels_first([image])[0], rgb=canvas.rgb)
+        eight = seen if seen.dtype == np.uint8 else (seen >> 8).astype(np.uint8)
         found = np.flatnonzero(detections.images == position)
         best = found[np.argsort(-detections.scores[found], kind="stable")][:_SHOWN]
         truth = annotated.boxes_of(position)
@@ -73,11 +76,12 @@ def choose(annotated: Annotated) -> NDArray[np.int64]:
     return np.concatenate(chosen)
 
 
-def enlarged(gray: Picture) -> Picture:
-    """Return an RGB picture of (H, W) pixels whose longer side is that of a tile, so that lines are thin."""
-    scale = _SIDE / max(gray.shape)
-    size = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
-    return np.repeat(cv2.resize(gray, size, interpolation=cv2.INTER_LINEAR)[..., None], 3, axis=2)
+def enlarged(seen: Picture) -> Picture:
+    """Return an RGB picture of (H, W) or (H, W, 3) whose longer side is that of a tile, so that lines are thin."""
+    scale = _SIDE / max(seen.shape)
+    size = (max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale)))
+    large: Picture = np.asarray(cv2.resize(seen, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return large if large.ndim == 3 else np.repeat(large[..., None], 3, axis=2)
 
 
 def paint(picture: Picture, corners: Corners, colour: tuple[int, int, int]) -> None:

@@ -64,7 +64,7 @@ def _training_views(
 
 
 def _plain_views(canvases: list[Canvas], samples: NDArray[np.int64]) -> view_maker.Pixels:
-    return np.stack([canvas.pixels for canvas in canvases])[:, None]
+    return view_maker.channels_first([canvas.pixels for canvas in canvases])
 
 
 def _is_mirrored(settings: RunSettings, samples: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
@@ -76,7 +76,7 @@ def _is_mirrored(settings: RunSettings, samples: NDArray[np.int64], epoch: int) 
 
 
 def images_in(views: Tensor, sizes: list[tuple[int, int]], device: torch.device) -> list[Tensor]:
-    """Cut images out of their canvases: (B, 1, S, S) uint8 or uint16 to B tensors (1, H, W) float32, 0 to 1."""
+    """Cut images out of their canvases: (B, C, S, S) uint8 or uint16 to B tensors (C, H, W) float32, 0 to 1."""
     white = 255.0 if views.dtype == torch.uint8 else 65535.0
     floats = views.to(device, non_blocking=True).to(torch.float32).mul_(1 / white)
     return [image[:, :height, :width] for image, (height, width) in zip(floats, sizes, strict=True)]

@@ -23,7 +23,19 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from medmoco import __version__
-from medmoco.config import Float, Fraction, Int, LabelPolicy, ModelSettings, Positive, RunSettings, Settings, Tree
+from medmoco.config import (
+    Channels,
+    Float,
+    Fraction,
+    Int,
+    LabelPolicy,
+    ModelSettings,
+    Positive,
+    RunSettings,
+    Settings,
+    Tree,
+    channel_count,
+)
 from medmoco.data.files import sync_folder
 from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError, first_line
@@ -57,7 +69,7 @@ class Classifier(nn.Module):
         self.exclusive = exclusive
 
     def forward(self, views: Tensor) -> Tensor:
-        """Return scores: log-odds of each label, (B, 1, S, S) -> (B, L) float32."""
+        """Return scores: log-odds of each label, (B, C, S, S) -> (B, L) float32."""
         features = self.backbone(views)
         if self.mirror and not self.training:
             features = (features + self.backbone(views.flip(-1))) / 2
@@ -106,11 +118,14 @@ class _Canvas(Settings):
     canvas_size: Int
     bit_depth: Literal[8, 16]
     window: Literal["voi", "full"] | tuple[_Finite, Positive]
+    channels: Channels = "gray"  # these three are missing in folders that were written when there was gray alone
+    scale: Literal["linear", "log"] = "linear"
+    band_ranges: tuple[tuple[_Finite, _Finite], ...] | None = None
 
 
 class _Normalisation(Settings):
-    mean: Fraction
-    std: Positive
+    mean: Fraction | tuple[Fraction, ...]
+    std: Positive | tuple[Positive, ...]
 
 
 class _Calibration(Settings):
@@ -270,7 +285,8 @@ def load_classifier(folder: Path) -> tuple[Classifier, Tree]:
             "Copy the folder again, or make it anew."
         )
     try:
-        backbone = create_backbone(ModelSettings(backbone=tree["backbone"]), seed=0, size=tree["size"])
+        model, channels = ModelSettings(backbone=tree["backbone"]), channel_count(tree["data"]["channels"])
+        backbone = create_backbone(model, seed=0, size=tree["size"], channels=channels)
         classifier = Classifier(
             backbone,
             nn.Linear(backbone.feature_dim, len(tree["labels"])),
@@ -315,6 +331,16 @@ def _read_facts(folder: Path) -> Tree:
 # Using it
 
 
+def fixed(facts: Tree) -> Tree:
+    """Return facts as settings have them, with tuples in the place of JSON's lists."""
+    return {
+        key: tuple(tuple(each) if isinstance(each, list) else each for each in value)
+        if isinstance(value, list)
+        else value
+        for key, value in facts.items()
+    }
+
+
 def prepared(settings: RunSettings, facts: Tree) -> tuple[RunSettings, list[str]]:
     """Return settings that prepare images as the classifier's were, and what was changed for that, a line each.
 
@@ -322,11 +348,10 @@ def prepared(settings: RunSettings, facts: Tree) -> tuple[RunSettings, list[str]
         settings: Name the data and the machine.
         facts: Of the classifier.
     """
-    window = facts["data"]["window"]
     wanted: dict[str, Tree] = {
         "model": {"backbone": facts["backbone"]},
-        "data": {**facts["data"], "window": window if isinstance(window, str) else tuple(window)},
-        "views": facts["views"],
+        "data": fixed(facts["data"]),
+        "views": fixed(facts["views"]),
         "evaluate": {"mirror": facts["mirror"], "size": facts["size"]},
     }
     own = {"evaluate": {"size": settings.evaluate.size or settings.views.size}}

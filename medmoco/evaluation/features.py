@@ -39,13 +39,13 @@ class Extracted(NamedTuple):
 def thumbnails(size: int = 32) -> nn.Module:
     """Return the raw-pixel control: an "encoder" whose features are the view averaged down to size x size pixels.
 
-    (B, 1, S, S) -> (B, size * size). It sees the very view that the encoders see.
+    (B, C, S, S) -> (B, C * size * size). It sees the very view that the encoders see.
     """
     return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Flatten())
 
 
 class Mirrored(nn.Module):
-    """The mean of an encoder's features of an image and of its mirror image, (B, 1, S, S) -> (B, F)."""
+    """The mean of an encoder's features of an image and of its mirror image, (B, C, S, S) -> (B, F)."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -69,13 +69,13 @@ def extract(
     """Compute the features of every row; each image is decoded once for all encoders.
 
     Args:
-        encoders: Modules (B, 1, S, S) -> (B, F), already on the device. Their train or eval modes are restored.
+        encoders: Modules (B, C, S, S) -> (B, F), already on the device. Their train or eval modes are restored.
         split: Rows to encode, N of them.
         settings: `evaluate.size` (or `views.size`), `evaluate.batch_size` and the normalisation are used.
         device: Of the encoders.
         precision: fp32, bf16 or fp16; less than fp32 only where speed matters more, as for a monitor.
         stop_asked: Asked before every batch.
-        make: What the encoders get of an image instead of its whole view: (B, V, S, S) for V views.
+        make: What the encoders get of an image instead of its whole view: (B, V * C, S, S) for V views.
 
     Returns:
         The features, and what came along.

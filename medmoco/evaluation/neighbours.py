@@ -15,7 +15,7 @@ from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features import Features
 from medmoco.evaluation.inputs import features_of, find_rows, load_encoder, load_splits
-from medmoco.evaluation.pictures import Tile, positives, read_views, write_picture
+from medmoco.evaluation.pictures import Tile, positives, read_views, shown, write_picture
 
 COLUMNS = ("split", "row", "place", "bank", "neighbour_row", "cosine", "same_patient")
 
@@ -112,12 +112,12 @@ def _draw(table: pd.DataFrame, asked: Split, bank: Split, settings: RunSettings,
     images = read_views(asked, np.arange(len(asked)), settings)
     for position, row in enumerate(asked.rows):
         found = table[table["row"] == row]
-        line = [Tile(images[position], f"{asked.name} row {row}\n{positives(asked, position)}")]
+        line = [Tile(shown(images[position], settings.data), f"{asked.name} row {row}\n{positives(asked, position)}")]
         places = find_rows(bank, found["neighbour_row"].tolist())
         views = read_views(bank, places, settings) if places.size else ()
         for place, near, pixels in zip(places, found.itertuples(), views, strict=True):
             patient = ", same patient" if near.same_patient else ""
             title = f"{bank.name} row {near.neighbour_row}\ncosine {near.cosine:.3f}{patient}\n"
-            line.append(Tile(pixels, title + positives(bank, place)))
+            line.append(Tile(shown(pixels, settings.data), title + positives(bank, place)))
         lines.append(line)
     write_picture(lines, out)

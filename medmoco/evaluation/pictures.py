@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings
+from medmoco.config import DataSettings, RunSettings
+from medmoco.data.colours import displayed
 from medmoco.data.loading import read_canvases, whole_views
 from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
@@ -37,13 +38,19 @@ class Tile:
 
 
 def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings) -> NDArray[Any]:
-    """Return the whole-image views of a few rows as encoders see them, (B, S, S) uint8 or uint16.
+    """Return the whole-image views of a few rows as encoders see them, (B, C, S, S) uint8 or uint16.
 
     Raises:
         DataError: an image cannot be used.
     """
     canvases, _ = read_canvases(split, positions, settings)
-    return whole_views(canvases, positions, size=settings.evaluate.size or settings.views.size)[:, 0]
+    return whole_views(canvases, positions, size=settings.evaluate.size or settings.views.size)
+
+
+def shown(view: NDArray[Any], data: DataSettings) -> NDArray[Any]:
+    """Return channels (C, S, S) as a tile's pixels: colours as (S, S, 3) uint8, bands as their mean."""
+    pixels = displayed(view, rgb=data.channels == "rgb")
+    return (pixels >> 8).astype(np.uint8) if pixels.ndim == 3 and pixels.dtype == np.uint16 else pixels
 
 
 def write_picture(lines: Sequence[Sequence[Tile]], out: Path) -> None:

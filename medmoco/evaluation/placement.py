@@ -137,15 +137,15 @@ def load_projector(run: Path, settings: RunSettings) -> nn.Module:
 
 
 class _OfView(nn.Module):
-    """An encoder that is given V views and looks at one, (B, V, S, S) -> (B, F)."""
+    """An encoder that is given V views and looks at one, (B, V * C, S, S) -> (B, F)."""
 
-    def __init__(self, encoder: nn.Module, view: int) -> None:
+    def __init__(self, encoder: nn.Module, view: int, channels: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.view = view
+        self.channels = slice(view * channels, (view + 1) * channels)
 
     def forward(self, views: Tensor) -> Tensor:
-        features: Tensor = self.encoder(views[:, self.view, None])
+        features: Tensor = self.encoder(views[:, self.channels])
         return features
 
 
@@ -162,7 +162,7 @@ def place_split(
 
     Args:
         split: N rows.
-        encoders: (B, 1, S, S) -> (B, F), by name.
+        encoders: (B, C, S, S) -> (B, F), by name.
         heads: What an encoder's features are also ranked behind: as "NAME embedding".
         twins: How they differ.
         views: See `make_twins`.
@@ -182,7 +182,7 @@ def place_split(
         say(f"twins of images {start + 1} to {start + len(some)}")
         make = partial(make_twins, twins=twins, views=views, rows=some.rows, seed=settings.seed)
         lookers = {
-            f"{name} {twin}": _OfView(module, view)
+            f"{name} {twin}": _OfView(module, view, settings.data.channel_count)
             for name, module in encoders.items()
             for view, twin in enumerate(twins)
         }

@@ -17,7 +17,7 @@ from medmoco.data.manifest import Split
 from medmoco.data.views import unchanged
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.inputs import find_rows, load_splits, on_device
-from medmoco.evaluation.pictures import Tile, write_picture
+from medmoco.evaluation.pictures import Tile, shown, write_picture
 from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import load_checkpoint, load_run
 from medmoco.training.contrast import create_state
@@ -57,7 +57,8 @@ def reconstruct(
     """
     trained = load_run(run)
     model = load_with_decoder(run, trained, say)
-    prepared = {key: getattr(trained.data, key) for key in ("canvas_size", "bit_depth", "window")}
+    kept = ("canvas_size", "bit_depth", "window", "channels", "scale", "band_ranges")
+    prepared = {key: getattr(trained.data, key) for key in kept}
     data = settings.data.model_copy(update=prepared)
     settings = settings.model_copy(update={"views": trained.views, "data": data})
     found = load_splits(settings, (split,))[split]
@@ -68,17 +69,17 @@ def reconstruct(
     with torch.inference_mode():
         _, (made,) = model.branches()([views])
     back = _as_shown(made, trained)
-    truth = images[:, 0].astype(np.float32) / np.iinfo(images.dtype).max
+    truth = images.astype(np.float32) / np.iinfo(images.dtype).max
     tiles, text = [], []
     for place, row in enumerate(few.rows.tolist()):
-        error = np.sqrt(weights[place]) * np.abs(back[place] - truth[place])
-        even = np.sqrt(weights[place]) * np.abs(truth[place].mean() - truth[place])
+        error = _errors(back[place], truth[place], weights[place])
+        even = _errors(truth[place].mean((1, 2), keepdims=True), truth[place], weights[place])
         told = f"error {_root_mean_square(error):.3f} of white"
         text.append(f"{split} row {row}: {told}; of an even picture {_root_mean_square(even):.3f}")
         tiles.append([
-            Tile(_to_8_bits(truth[place]), f"{split} row {row}"),
-            Tile(_to_8_bits(back[place]), "from its embedding"),
-            Tile(_to_8_bits(truth[place]), told, np.minimum(error / _FULL, 1)),
+            Tile(_pixels(truth[place], settings), f"{split} row {row}"),
+            Tile(_pixels(back[place], settings), "from its embedding"),
+            Tile(_pixels(truth[place], settings), told, np.minimum(error / _FULL, 1)),
         ])  # fmt: skip
     write_picture(tiles, out)
     scale = f"the strongest colour is an error of {_FULL:g} of white or more, weighed as in training"
@@ -104,7 +105,7 @@ def load_with_decoder(run: Path, trained: RunSettings, say: Callable[[str], None
 
 
 def _look(few: Split, settings: RunSettings, trained: RunSettings) -> tuple[NDArray[Any], Shares]:
-    """Return whole images (B, 1, S, S), and how much each of their pixels weighs, (B, S, S) from 0 to 1."""
+    """Return whole images (B, C, S, S), and how much each of their pixels weighs, (B, S, S) from 0 to 1."""
     positions = np.arange(len(few))
     canvases, _ = read_canvases(few, positions, settings)
     size = trained.views.size
@@ -118,13 +119,20 @@ def _look(few: Split, settings: RunSettings, trained: RunSettings) -> tuple[NDAr
 
 
 def _as_shown(made: torch.Tensor, trained: RunSettings) -> Shares:
-    """Return reconstructions (B, 1, S, S) as shares of white, (B, S, S)."""
-    shares: Shares = (made[:, 0].float() * trained.views.std + trained.views.mean).clamp(0, 1).cpu().numpy()
+    """Return reconstructions (B, C, S, S) as shares of white."""
+    mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (trained.views.mean, trained.views.std))
+    shares: Shares = (made.float().cpu() * std + mean).clamp(0, 1).numpy()
     return shares
 
 
-def _to_8_bits(shares: Shares) -> NDArray[np.uint8]:
-    return np.rint(255 * shares).astype(np.uint8)
+def _errors(made: Shares, truth: Shares, weights: Shares) -> Shares:
+    """Return how far each pixel is off, (C, S, S) -> (S, S), root mean square over the channels."""
+    found: Shares = np.sqrt(weights * np.square(made - truth).mean(0))
+    return found
+
+
+def _pixels(shares: Shares, settings: RunSettings) -> NDArray[Any]:
+    return shown(np.rint(255 * shares).astype(np.uint8), settings.data)
 
 
 def _root_mean_square(values: Shares) -> float:

@@ -25,7 +25,7 @@ from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.classifier import Classifier, load_classifier, own_calibration, prepared
 from medmoco.evaluation.inputs import find_label, find_rows, load_splits, on_device
-from medmoco.evaluation.pictures import Tile, read_views, write_picture
+from medmoco.evaluation.pictures import Tile, read_views, shown, write_picture
 from medmoco.models.backbones import Backbone, create_backbone
 
 Maps = NDArray[np.float32]
@@ -73,21 +73,22 @@ def saliency(
     few = found.select(find_rows(found, rows))
     images = read_views(few, np.arange(len(few)), settings)
     device = on_device(model, settings)
-    views = to_float(torch.from_numpy(images[:, None]), settings.views, device, channels_last=False)
+    views = to_float(torch.from_numpy(images), settings.views, device, channels_last=False)
     index = facts["labels"].index(label)
     scores, maps = class_maps(model, views, index)
     control = random_maps(model, views, index)
     probabilities = own_calibration(facts, label).probabilities(scores)
     text, lines = [], []
     for place, row in enumerate(few.rows.tolist()):
+        picture = shown(images[place], settings.data)
         truth, score = _truth(few, place, label), f"score {scores[place]:+.2f}"
         probability = f"probability {probabilities[place]:.3f}"
         empty = "" if maps[place].any() else "\nno place raises the score"
         text.append(f"{split} row {row}: {truth}, {score}, {probability}; {_judge(maps[place], control[place])}")
         lines.append([
-            Tile(images[place], f"{split} row {row}\n{truth}"),
-            Tile(images[place], f"{score}\n{probability}{empty}", _overlay(maps[place], views.shape[-1])),
-            Tile(images[place], "control:\nrandom weights", _overlay(control[place], views.shape[-1])),
+            Tile(picture, f"{split} row {row}\n{truth}"),
+            Tile(picture, f"{score}\n{probability}{empty}", _overlay(maps[place], views.shape[-1])),
+            Tile(picture, "control:\nrandom weights", _overlay(control[place], views.shape[-1])),
         ])  # fmt: skip
     write_picture(lines, out)
     scale = f"a map has {maps.shape[1]} x {maps.shape[2]} places and is scaled to its own largest value"
@@ -103,7 +104,7 @@ def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Score
 
     Args:
         classifier: In eval mode.
-        views: (B, 1, S, S), normalised.
+        views: (B, C, S, S), normalised.
         index: Of the label.
 
     Returns:
@@ -145,7 +146,7 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
 
     Args:
         backbone: In eval mode.
-        view: (1, 1, S, S), to try it with.
+        view: (1, C, S, S), to try it with.
 
     Raises:
         SettingsError: it gives no map of channels and places, as in a transformer.
@@ -173,7 +174,8 @@ def random_maps(classifier: Classifier, views: Tensor, index: int) -> Maps:
 
     Whether a place speaks for the label or against it is chance then, so that both count.
     """
-    backbone = create_backbone(ModelSettings(backbone=classifier.backbone.name), seed=0, size=views.shape[-1])
+    model, channels = ModelSettings(backbone=classifier.backbone.name), classifier.backbone.channels
+    backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels)
     against = copy.deepcopy(classifier.head)
     with torch.no_grad():
         against.weight.neg_()

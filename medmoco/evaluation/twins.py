@@ -71,7 +71,7 @@ def make_twins(
         seed: Of the views.
 
     Returns:
-        (B, V, S, S) of the canvases' dtype.
+        (B, V * C, S, S) of the canvases' dtype.
     """
     drawn = [
         draw(views, canvases, seed=seed, epoch=0, samples=rows[samples], view=0)

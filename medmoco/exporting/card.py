@@ -24,7 +24,8 @@ Record = dict[str, Any]
 
 # Settings that change the encoder; data.* beyond these and out name folders, evaluate.* leaves the encoder as it is.
 _SETTINGS = (
-    "seed", "data.canvas_size", "data.bit_depth", "data.window", "views.", "model.backbone", "model.fixed_patches",
+    "seed", "data.canvas_size", "data.channels", "data.scale", "data.band_ranges", "data.bit_depth", "data.window",
+    "views.", "model.backbone", "model.fixed_patches",
     "method.", "positives.", "train.epochs",
     "train.global_batch_size", "train.optimizer", "train.lr", "train.sgd_momentum", "train.weight_decay",
     "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision",
@@ -34,7 +35,7 @@ _ID_COLUMNS = ("Path", "PatientID", "StudyID")
 _USE = """\
 ## Intended use
 
-- Research on grayscale medical images like the training images: {uses}
+- Research on medical images like the training images: {uses}
 - Whoever builds on it validates the result on data of the place where it will be used
 
 ## Out of scope
@@ -165,14 +166,15 @@ def write_plain_card(subject: Subject, contract: Record, parity: Record) -> str:
 
 
 def _card(what: str, backbone: str, origin: str, sections: Mapping[str, list[str]], contract: Record) -> str:
-    size, outputs = contract["input"]["shape"][-1], contract["outputs"]
+    (_, channels, _, size), outputs = contract["input"]["shape"], contract["outputs"]
+    images = "one-channel images" if channels == 1 else f"images of {channels} channels ({contract['steps'][0]})"
     gives = " and ".join(f"{output['shape'][1]} {output['name']}" for output in outputs)
     lines = [
         f"# {backbone}, {'pretrained' if what == 'encoder' else 'a classifier trained'} with medmoco",
         "",
         "**This is not a medical device.**",
         "",
-        f"{'An encoder' if what == 'encoder' else 'A classifier'} of one-channel images of {size} x {size} pixels to "
+        f"{'An encoder' if what == 'encoder' else 'A classifier'} of {images} of {size} x {size} pixels to "
         f"{gives}, {origin}.",
         "",
         _USE.format(what=what, **_USES[what]),

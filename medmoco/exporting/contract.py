@@ -22,7 +22,7 @@ import torch
 
 import medmoco
 from medmoco.data.files import sha256_of
-from medmoco.exporting.subject import INPUT, Subject, network
+from medmoco.exporting.subject import INPUT, Preparation, Subject, network
 
 _POLARITY = (
     "bright is dense, as a radiograph is displayed: bone white, air black. MONOCHROME1, and TIFF whose zero is white, "
@@ -37,6 +37,17 @@ _WINDOWS = {
     "explicit": "[centre, width] as a linear window (PS3.3 C.11.2.1.2.1) on DICOM values after modality LUT or rescale "
     "and on the stored values of 16-bit PNG and TIFF. PNG, JPEG and TIFF of 8 bits: full range, as displayed",
 }
+_COLOURS = (
+    "PNG, JPEG and TIFF as displayed, without colour management; DICOM palettes through their tables and YBR to RGB "
+    "(PS3.3 C.7.6.3.1.2). Gray files by the window, bright is dense, then the same plane three times"
+)
+_ARRAYS = "NumPy array (C, H, W) or (H, W, C); of one band also (H, W). All values are finite"
+_BANDS = (
+    "of each band: low and high are its pair of ranges, or the one pair of all. scale log: low and high are above 0; "
+    "v = log10(max(v, low)), low and high by log10 too. Then (v - low) / (high - low), cut to 0..1, times 65535, to "
+    "the nearest integer. Where ranges is null: 8-bit arrays on a linear scale stay as they are, of white 255; else "
+    "low and high are the band's own smallest and largest value, on a log scale of its positive ones"
+)
 _HALVING = "halve both sides by the mean of 2 x 2 pixels, rounded with halves up, leaving out an odd last line"
 _CANVAS = (
     "keep the aspect ratio: the longer side becomes longer_side, the other round(side * longer_side / longer side of "
@@ -62,18 +73,10 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
         folder: Of the export, which holds the formats' files and nothing else yet.
     """
     prepared, size, width = subject.preparation, subject.preparation.size, subject.backbone.feature_dim
-    window = prepared.window
+    levels = first_step(prepared)
     return {
-        "steps": ["grayscale", "canvas", "resize", "normalise", "mirror"],
-        "grayscale": {
-            "channels": 1,
-            "polarity": _POLARITY,
-            "colour": "reduced to luma, ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B",
-            "orientation": "as displayed; EXIF orientation of PNG and JPEG is applied",
-            "window": window,
-            "window_rule": _WINDOWS[window if isinstance(window, str) else "explicit"],
-            "bits": "8 for files of up to 8 bits, else 16; white is 2**bits - 1",
-        },
+        "steps": [*levels, "canvas", "resize", "normalise", "mirror"],
+        **levels,
         "canvas": {
             "longer_side": prepared.canvas_size,
             "bit_depth": prepared.bit_depth,
@@ -83,7 +86,12 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
         "resize": {"height": size, "width": size, "keep_aspect_ratio": False, "crop": None, "rule": _RESIZE},
         "normalise": {"mean": prepared.mean, "std": prepared.std, "rule": "(pixel / white - mean) / std"},
         "mirror": {"average": prepared.mirror, "rule": _mirror_rule(subject)},
-        "input": {"name": INPUT, "shape": ["batch", 1, size, size], "dtype": "float32", "layout": "NCHW"},
+        "input": {
+            "name": INPUT,
+            "shape": ["batch", subject.backbone.channels, size, size],
+            "dtype": "float32",
+            "layout": "NCHW",
+        },
         "outputs": [
             {"name": name, "shape": ["batch", width], "dtype": "float32", "meaning": meaning}
             for name, width, meaning in _outputs(subject, width)
@@ -98,6 +106,25 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
             for name in files_in(folder)
         },
     }
+
+
+def first_step(prepared: Preparation) -> dict[str, dict[str, Any]]:
+    """Return the step from a file to grey levels, under its name: grayscale, colour or bands."""
+    window, channels = prepared.window, prepared.channels
+    if isinstance(channels, int):
+        ranges = prepared.band_ranges and [list(pair) for pair in prepared.band_ranges]
+        bands = {"channels": channels, "files": _ARRAYS, "scale": prepared.scale, "ranges": ranges}
+        return {"bands": {**bands, "rule": _BANDS, "bits": "16; white is 65535"}}
+    of_gray = {
+        "orientation": "as displayed; EXIF orientation of PNG and JPEG is applied",
+        "window": window,
+        "window_rule": _WINDOWS[window if isinstance(window, str) else "explicit"],
+        "bits": "8 for files of up to 8 bits, else 16; white is 2**bits - 1",
+    }
+    if channels == "rgb":
+        return {"colour": {"channels": 3, "order": "red, green, blue", "rule": _COLOURS, **of_gray}}
+    luma = "reduced to luma, ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B"
+    return {"grayscale": {"channels": 1, "polarity": _POLARITY, "colour": luma, **of_gray}}
 
 
 def files_in(folder: Path) -> list[str]:

@@ -126,7 +126,7 @@ def _prove(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: li
     The synthetic images and their outputs stay in the export, so that it can be verified elsewhere; real ones do not.
     """
     prepared = subject.preparation
-    synthetic = synthetic_views(prepared.size, prepared.bit_depth)
+    synthetic = synthetic_views(prepared.size, prepared.bit_depth, channels=subject.backbone.channels)
     views = torch.from_numpy(np.concatenate([synthetic, *real]))
     images: Floats = to_float(views, prepared, torch.device("cpu"), channels_last=False).numpy()
     expected = _outputs(subject, images)

@@ -43,17 +43,17 @@ class NotInstalledError(Exception):
     """The format's library is not installed; the message is its name."""
 
 
-def synthetic_views(size: int, bit_depth: int, count: int = _SYNTHETIC) -> NDArray[Any]:
+def synthetic_views(size: int, bit_depth: int, count: int = _SYNTHETIC, channels: int = 1) -> NDArray[Any]:
     """Make seeded pictures of soft blobs and noise.
 
     Returns:
-        (count, 1, size, size) uint8 or uint16.
+        (count, channels, size, size) uint8 or uint16.
     """
     generator = np.random.default_rng(0)
-    blobs = generator.random((count, 6, 6), np.float32)
+    blobs = generator.random((count * channels, 6, 6), np.float32)
     soft = np.stack([cv2.resize(blob, (size, size), interpolation=cv2.INTER_LINEAR) for blob in blobs])
     shares = np.clip(soft + 0.03 * generator.standard_normal(soft.shape), 0, 1)
-    levels: NDArray[Any] = np.rint(shares[:, None] * (2**bit_depth - 1))
+    levels: NDArray[Any] = np.rint(shares.reshape(count, channels, size, size) * (2**bit_depth - 1))
     return levels.astype(np.uint8) if bit_depth == 8 else levels.astype(np.uint16)
 
 
@@ -75,7 +75,7 @@ def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floa
     Args:
         name: Of the format.
         folder: Of the export.
-        images: (N, 1, S, S), normalised.
+        images: (N, C, S, S), normalised.
         expected: Outputs by name, (N, F) or (N, L).
 
     Returns:

@@ -2,11 +2,11 @@
 
     import json, prepare
     contract = json.load(open("preprocessing.json"))
-    image = prepare.image("film.dcm", contract)  # (1, S, S) float32
+    image = prepare.image("film.dcm", contract)  # (C, S, S) float32
 
 This file is part of an export and may be copied into any project (Apache-2.0). It reads DICOM (with the decoders that
-pydicom finds), PNG and JPEG. It trusts its input: the size of an image is not limited, and a damaged file is noticed
-only where the decoders notice it.
+pydicom finds), PNG and JPEG, and for bands NumPy arrays. It trusts its input: the size of an image is not limited, and
+a damaged file is noticed only where the decoders notice it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,32 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
     """Return the network's input for one image.
 
     Args:
-        file: DICOM, PNG or JPEG, known by its content.
+        file: DICOM, PNG or JPEG, known by its content; for a network of bands a NumPy array.
         contract: Content of preprocessing.json.
         frame: Of a DICOM file, from 1.
 
     Returns:
-        (1, S, S), normalised.
+        (C, S, S), normalised.
 
     Raises:
         ValueError: the file is none of these, or cannot be decoded.
     """
     canvas, resize, normalise = contract["canvas"], contract["resize"], contract["normalise"]
-    pixels, white = gray(file, contract["grayscale"]["window"], frame)
-    pixels = _to_canvas(pixels, white, canvas["longer_side"], canvas["white"])
-    pixels = _halved(pixels, resize["height"])
-    pixels = cv2.resize(pixels, (resize["width"], resize["height"]), interpolation=cv2.INTER_LINEAR)
-    shares = pixels.astype(np.float32) * np.float32(1 / (canvas["white"] * normalise["std"]))
-    return (shares - np.float32(normalise["mean"] / normalise["std"]))[None]
+    if "bands" in contract:
+        levels, white = bands(file, contract["bands"])
+    elif "colour" in contract:
+        levels, white = colours(file, contract["colour"]["window"], frame)
+    else:
+        levels, white = gray(file, contract["grayscale"]["window"], frame)
+    planes = []
+    for plane in [levels] if levels.ndim == 2 else cv2.split(levels):
+        pixels = _to_canvas(plane, white, canvas["longer_side"], canvas["white"])
+        pixels = _halved(pixels, resize["height"])
+        planes.append(cv2.resize(pixels, (resize["width"], resize["height"]), interpolation=cv2.INTER_LINEAR))
+    mean, std = (np.reshape(np.asarray(normalise[name], np.float64), (-1, 1, 1)) for name in ("mean", "std"))
+    shares = np.stack(planes).astype(np.float32) * (1 / (canvas["white"] * std)).astype(np.float32)
+    prepared: NDArray[np.float32] = shares - (mean / std).astype(np.float32)
+    return prepared
 
 
 def gray(file: str | Path, window: str | list[float], frame: int = 1) -> tuple[Pixels, int]:
@@ -57,16 +66,61 @@ def gray(file: str | Path, window: str | list[float], frame: int = 1) -> tuple[P
         window: "voi", "full", or centre and width.
         frame: Of a DICOM file, from 1.
     """
+    return _read(file, window, frame, rgb=False)
+
+
+def colours(file: str | Path, window: str | list[float], frame: int = 1) -> tuple[Pixels, int]:
+    """Return (H, W, 3) red, green and blue of 8 or 16 bits and the level that is white; arguments as of `gray`."""
+    pixels, white = _read(file, window, frame, rgb=True)
+    return (pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)), white
+
+
+def bands(file: str | Path, step: Mapping[str, Any]) -> tuple[Pixels, int]:
+    """Return (H, W, C) levels of a NumPy array's bands, (H, W) of one, and the level that is white.
+
+    Args:
+        file: .npy.
+        step: "bands" of preprocessing.json.
+    """
+    values, count = np.load(file, allow_pickle=False), step["channels"]
+    if values.ndim == 2 and count == 1:
+        values = values[None]
+    elif values.ndim != 3 or (values.shape[0] == count) == (values.shape[2] == count):
+        raise ValueError(f"an array of shape {values.shape} does not have {count} bands at one of its ends")
+    elif values.shape[2] == count:
+        values = np.moveaxis(values, 2, 0)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("values that are not finite")
+    if values.dtype == np.uint8 and step["scale"] == "linear" and not step["ranges"]:
+        planes, white = list(values), 255
+    else:
+        ranges = step["ranges"] or [None]
+        ranges = ranges * count if len(ranges) == 1 else ranges
+        planes, white = [_band(*each, step["scale"]) for each in zip(values, ranges, strict=True)], 65535
+    return (planes[0] if count == 1 else np.stack(planes, axis=-1)), white
+
+
+def _band(values: Pixels, pair: list[float] | None, scale: str) -> Pixels:
+    band = values.astype(np.float64)
+    if scale == "linear":
+        return _quantised(_spread(band, np.array(pair) if pair else band), 65535)
+    positive = band[band > 0]
+    low, high = pair or ((positive.min(), positive.max()) if positive.size else (1.0, 1.0))
+    return _quantised(_spread(np.log10(np.maximum(band, low)), np.log10([low, high])), 65535)
+
+
+def _read(file: str | Path, window: str | list[float], frame: int, *, rgb: bool) -> tuple[Pixels, int]:
+    """Return (H, W) gray levels, or of a colour file (H, W, 3) where `rgb` says so, and the level that is white."""
     content = np.fromfile(file, np.uint8)
     if content[128:132].tobytes() == b"DICM":
-        return _dicom(pydicom.dcmread(file), window, frame)
+        return _dicom(pydicom.dcmread(file), window, frame, rgb=rgb)
     is_known = content[:4].tobytes() == b"\x89PNG" or content[:3].tobytes() == b"\xff\xd8\xff"
     pixels = cv2.imdecode(content, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if is_known else None
     if pixels is None:
         raise ValueError("neither DICOM, PNG nor JPEG, or damaged")
     white = 255 if pixels.dtype == np.uint8 else 65535
     if pixels.ndim == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), white
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if rgb else cv2.COLOR_BGR2GRAY), white
     if white == 65535 and not isinstance(window, str):
         return _quantised(_linear(np.arange(65536.0), *window), white)[pixels], white
     return pixels, white
@@ -96,7 +150,7 @@ def _halved(pixels: Pixels, wanted: int) -> Pixels:
 # ---- DICOM: PS3.3 C.11.1 modality, C.11.2 VOI, C.7.6.3.1.2 polarity ----
 
 
-def _dicom(header: Dataset, window: str | list[float], frame: int) -> tuple[Pixels, int]:
+def _dicom(header: Dataset, window: str | list[float], frame: int, *, rgb: bool) -> tuple[Pixels, int]:
     pixels, stored = pixel_array(header, index=frame - 1), int(header.BitsStored)
     if header.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, header)
@@ -105,8 +159,9 @@ def _dicom(header: Dataset, window: str | list[float], frame: int) -> tuple[Pixe
         raise ValueError(f"{stored} bits stored: only whole numbers of 1 to 16 bits can be read")
     white = 255 if stored <= 8 else 65535
     if pixels.ndim == 3:
-        luma = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
-        return _quantised(np.arange(2**stored) / (2**stored - 1), white)[luma], white
+        own = np.ascontiguousarray(pixels[..., :3])
+        own = own if rgb else cv2.cvtColor(own, cv2.COLOR_RGB2GRAY)
+        return _quantised(np.arange(2**stored) / (2**stored - 1), white)[own], white
     # A gray level depends on the stored value alone: worked out once for each value, looked up for each pixel.
     lowest = -(2 ** (stored - 1)) if header.get("PixelRepresentation", 0) == 1 else 0
     values = _modality(header, np.arange(lowest, lowest + 2**stored), frame)

@@ -103,17 +103,22 @@ def load_huggingface(path: Path, contract: Contract) -> Run:
 
 
 def load_torchvision(path: Path, contract: Contract) -> Run:
-    """Load into the network of torchvision with a one-channel first layer, strict about every key."""
+    """Load into the network of torchvision with a first layer of these channels, strict about every key."""
     import torch
     from torchvision import models
 
     build = contract["formats"]["torchvision"]
     net: Any = getattr(models, build["function"])(**build["arguments"])
     conv = net.get_submodule(build["first_conv"])
-    gray = torch.nn.Conv2d(
-        1, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None
+    first = torch.nn.Conv2d(
+        contract["input"]["shape"][1],
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        bias=conv.bias is not None,
     )
-    net.set_submodule(build["first_conv"], gray)
+    net.set_submodule(build["first_conv"], first)
     if build["replaced_by_identity"]:
         net.set_submodule(build["replaced_by_identity"], torch.nn.Identity())
     net.load_state_dict(torch.load(path, weights_only=True), strict=True)

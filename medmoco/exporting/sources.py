@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medmoco.config import RunSettings, load
 from medmoco.data.loading import check_images, read_canvases, trained_rows
 from medmoco.data.manifest import Split, load_manifest, present_splits
-from medmoco.data.views import whole
+from medmoco.data.views import channels_first, whole
 from medmoco.errors import DataError, SettingsError
 from medmoco.exporting import card, subject
 from medmoco.exporting.scan import Names, local_names, manifest_names
@@ -34,7 +34,7 @@ class Source:
         subject: The network.
         write_card: (preprocessing.json, parity.json) -> MODEL_CARD.md.
         names: That must not be in any file.
-        views: A few training images as (N, 1, S, S), to compare on; none where they cannot be read.
+        views: A few training images as (N, C, S, S), to compare on; none where they cannot be read.
     """
 
     subject: Subject
@@ -140,4 +140,4 @@ def _real_views(settings: RunSettings, size: int, train: Split | None) -> list[N
         canvases, _ = read_canvases(few, np.arange(len(few)), settings)
     except (DataError, SettingsError):  # the latter of a pack that is gone
         return []
-    return [np.stack([whole(canvas, size) for canvas in canvases])[:, None]]
+    return [channels_first([whole(canvas, size) for canvas in canvases])]

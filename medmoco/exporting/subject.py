@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from medmoco.config import RunSettings, Tree
+from medmoco.config import Channels, RunSettings, Tree, channel_count
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import Classifier, load_classifier
+from medmoco.evaluation.classifier import Classifier, fixed, load_classifier
 from medmoco.models.backbones import Backbone
 from medmoco.models.conv_stem import conv_stem_widths
 from medmoco.models.naming import has_conv_stem, timm_model
@@ -35,19 +35,51 @@ class Preparation:
         canvas_size: Longer side in pixels of the stored image.
         bit_depth: 8 or 16.
         window: "voi", "full", or centre and width.
-        mean: Subtracted from pixels as shares of white.
+        mean: Subtracted from pixels as shares of white, of all channels or of each.
         std: Divides them then.
         size: Side in pixels of the whole image as the network takes it.
         mirror: Outputs are meant as the mean over the image and its mirror image.
+        channels: "gray", "rgb" or a number of bands.
+        scale: "linear" or "log", of bands.
+        band_ranges: [low, high] of the bands; None for each image's own.
     """
 
     canvas_size: int
     bit_depth: int
     window: str | tuple[float, float]
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
     size: int
     mirror: bool
+    channels: Channels = "gray"
+    scale: str = "linear"
+    band_ranges: tuple[tuple[float, float], ...] | None = None
+
+    @property
+    def means(self) -> list[float]:
+        """The mean of each channel."""
+        return self._of_each(self.mean)
+
+    @property
+    def stds(self) -> list[float]:
+        """The standard deviation of each channel."""
+        return self._of_each(self.std)
+
+    def _of_each(self, value: float | tuple[float, ...]) -> list[float]:
+        return list(value) if isinstance(value, tuple) else [value] * channel_count(self.channels)
+
+    @property
+    def levels(self) -> str:
+        """How stored values become grey levels, in words."""
+        if isinstance(self.channels, int):
+            return f"{self.scale} scale, band ranges {self.band_ranges or 'of each image'}"
+        return f"bright is dense, window {self.window}" if self.channels == "gray" else "colours as displayed"
+
+    @property
+    def images(self) -> str:
+        """What the network takes, in words."""
+        words = {"gray": "one-channel images", "rgb": "RGB images"}
+        return words.get(str(self.channels), f"images of {self.channels} band{'s' * (self.channels != 1)}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +127,10 @@ def from_encoder(source: str, settings: RunSettings, warn: Callable[[str], None]
     backbone, facts = load_backbone(source, settings, warn)
     data, views, scored = settings.data, settings.views, settings.evaluate
     size = scored.size or views.size
-    preparation = Preparation(data.canvas_size, data.bit_depth, data.window, views.mean, views.std, size, scored.mirror)
+    preparation = Preparation(
+        data.canvas_size, data.bit_depth, data.window, views.mean, views.std, size, scored.mirror, data.channels,
+        data.scale, data.band_ranges,
+    )  # fmt: skip
     return Subject(backbone.float().eval().requires_grad_(requires_grad=False), preparation, facts)
 
 
@@ -106,12 +141,8 @@ def from_classifier(folder: Path) -> Subject:
         CheckpointError: it cannot be read.
     """
     classifier, facts = load_classifier(folder)
-    window = facts["data"]["window"]
     preparation = Preparation(
-        **{**facts["data"], "window": window if isinstance(window, str) else tuple(window)},
-        **facts["views"],
-        size=facts["size"],
-        mirror=facts["mirror"],
+        **fixed(facts["data"]), **fixed(facts["views"]), size=facts["size"], mirror=facts["mirror"]
     )
     classifier.requires_grad_(requires_grad=False)
     return Subject(classifier.backbone.float(), preparation, facts["encoder"], classifier.head, facts)
@@ -178,7 +209,7 @@ def network(subject: Subject) -> dict[str, Any]:
         # Transformers with a fixed grid of patches must be told the size of their input.
         fixed = {"img_size": backbone.fixed_size} if backbone.fixed_size else {}
         name, other = timm_model(backbone.name)
-        arguments = {"in_chans": 1, "num_classes": labels, **other, **fixed}
+        arguments = {"in_chans": backbone.channels, "num_classes": labels, **other, **fixed}
         # timm has the parts of a convolutional stem, but no name for the whole.
         stem = {"conv_stem": conv_stem_widths(backbone.feature_dim)} if has_conv_stem(backbone.name) else {}
         return {"library": "timm", "name": name, "function": "timm.create_model", "arguments": arguments, **stem}
@@ -188,7 +219,7 @@ def network(subject: Subject) -> dict[str, Any]:
         "library": "monai",
         "name": kind.__name__,
         "function": f"monai.networks.nets.{kind.__name__}",
-        "arguments": {"spatial_dims": 2, "in_channels": 1, classes: labels or 1},
+        "arguments": {"spatial_dims": 2, "in_channels": backbone.channels, classes: labels or 1},
         "replaced_by_identity": None if labels else classifier_name(subject),
     }
 

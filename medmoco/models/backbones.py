@@ -1,4 +1,4 @@
-"""Name -> encoder with one input channel and a known feature width."""
+"""Name -> encoder with a number of input channels and a known feature width."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from medmoco.models.imports import fit
 from medmoco.models.naming import VARIANTS, has_conv_stem, timm_model
 from medmoco.models.state_dicts import read_contents
 
-# Some 2-D networks of MONAI, by the name and with the arguments they have there.
+# Some 2-D networks of MONAI, by the name and with the arguments they have there besides their channels.
 _MONAI: dict[str, tuple[str, dict[str, int]]] = {
-    "densenet121": ("DenseNet121", {"spatial_dims": 2, "in_channels": 1, "out_channels": 1}),
-    "seresnet50": ("SEResNet50", {"spatial_dims": 2, "in_channels": 1, "num_classes": 1}),
+    "densenet121": ("DenseNet121", {"spatial_dims": 2, "out_channels": 1}),
+    "seresnet50": ("SEResNet50", {"spatial_dims": 2, "num_classes": 1}),
 }
 
 
@@ -33,31 +33,36 @@ class Backbone(nn.Module):
         feature_dim: Width F of the features.
         net: The plain timm or MONAI network; its state dict has their names.
         fixed_size: The only side of a view in pixels that it takes; None if it takes any.
+        channels: Of the images that it takes.
         start: What it was loaded from by `create_backbone`, in a line; None if its weights are random.
     """
 
     start: str | None = None
 
-    def __init__(self, name: str, net: nn.Module, feature_dim: int, fixed_size: int | None = None) -> None:
+    def __init__(
+        self, name: str, net: nn.Module, feature_dim: int, fixed_size: int | None = None, channels: int = 1
+    ) -> None:
         super().__init__()
+        self.channels = channels
         self.fixed_size = fixed_size
         self.name = name
         self.net = net
         self.feature_dim = feature_dim
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return pooled features, (B, 1, H, W) -> (B, F)."""
+        """Return pooled features, (B, C, H, W) -> (B, F)."""
         features: Tensor = self.net(images)
         return features
 
 
-def create_backbone(model: ModelSettings, *, seed: int, size: int) -> Backbone:
+def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int = 1) -> Backbone:
     """Build an encoder whose first weights depend on the seed alone.
 
     Args:
         model: Name, and weights to start from.
         seed: Of the run.
         size: Side of the views in pixels, which transformers need to know.
+        channels: Of the images, `data.channels`.
 
     Raises:
         SettingsError: no library has that name.
@@ -65,13 +70,13 @@ def create_backbone(model: ModelSettings, *, seed: int, size: int) -> Backbone:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hashed(seed, WEIGHTS)[0] >> 1))
-        backbone = _create(model.backbone, size)
+        backbone = _create(model.backbone, size, channels)
     if model.init:
         backbone.start = load_weights(backbone, model.init)
     return backbone
 
 
-def _create(name: str, size: int) -> Backbone:
+def _create(name: str, size: int, channels: int) -> Backbone:
     family, _, rest = name.rpartition("/")
     if family == "monai":
         if rest not in _MONAI:
@@ -79,8 +84,8 @@ def _create(name: str, size: int) -> Backbone:
         from monai.networks import nets  # here, because importing MONAI takes seconds
 
         class_name, arguments = _MONAI[rest]
-        network: nn.Module = getattr(nets, class_name)(**arguments)
-        return Backbone(name, network, _drop_classifier(network))
+        network: nn.Module = getattr(nets, class_name)(**arguments, in_channels=channels)
+        return Backbone(name, network, _drop_classifier(network), channels=channels)
     plain, other = timm_model(name)
     if not timm.is_model(plain) or "/" in plain:
         close = difflib.get_close_matches(name, [*VARIANTS, *timm.list_models()], n=3)
@@ -90,10 +95,11 @@ def _create(name: str, size: int) -> Backbone:
     # Transformers with a fixed grid of patches must be told the size of the views.
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
     stem: dict[str, Any] = {"embed_layer": conv_stem} if has_conv_stem(name) else {}
-    net: Any = timm.create_model(plain, pretrained=False, in_chans=1, num_classes=0, **other, **fixed_size, **stem)
+    own = {**other, **fixed_size, **stem}
+    net: Any = timm.create_model(plain, pretrained=False, in_chans=channels, num_classes=0, **own)
     _wake_branches(net)
     width = getattr(net, "head_hidden_size", net.num_features)  # some have layers between pooling and classifier
-    return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"))
+    return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"), channels=channels)
 
 
 def _wake_branches(net: nn.Module) -> None:

@@ -20,7 +20,7 @@ class Decoder(nn.Module):
     Instance norms between them take no statistics over the batch, so that neither groups nor processes matter.
     """
 
-    def __init__(self, embedding_dim: int, size: int, settings: DecoderSettings) -> None:
+    def __init__(self, embedding_dim: int, size: int, channels: int, settings: DecoderSettings) -> None:
         super().__init__()
         from monai.networks.nets.generator import Generator  # here, because importing MONAI takes seconds
 
@@ -28,18 +28,18 @@ class Decoder(nn.Module):
         grid = -(-size // 2**_DOUBLINGS)
         widths = [max(settings.channels >> halved, _LEAST_CHANNELS) for halved in range(_DOUBLINGS)]
         self.layers = Generator(
-            (embedding_dim,), (widths[0], grid, grid), (*widths[1:], 1), (2,) * _DOUBLINGS, num_res_units=0
+            (embedding_dim,), (widths[0], grid, grid), (*widths[1:], channels), (2,) * _DOUBLINGS, num_res_units=0
         )
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return normalised views, (B, D) -> (B, 1, S, S)."""
+        """Return normalised views, (B, D) -> (B, C, S, S)."""
         views: Tensor = self.layers(embedding)
         return views[..., : self.size, : self.size]
 
 
-def create_decoder(embedding_dim: int, size: int, settings: DecoderSettings) -> Decoder | None:
-    """Build the decoder for views of a size; None where it has no weight in the loss."""
-    return Decoder(embedding_dim, size, settings) if settings.weight else None
+def create_decoder(embedding_dim: int, size: int, channels: int, settings: DecoderSettings) -> Decoder | None:
+    """Build the decoder for views of a size and of some channels; None where it has no weight in the loss."""
+    return Decoder(embedding_dim, size, channels, settings) if settings.weight else None
 
 
 def weighted_squared_error(made: Tensor, views: Tensor, weights: Tensor | None, empty_weight: float) -> Tensor:

@@ -94,7 +94,8 @@ def fit(
 ) -> Imported:
     """Turn a file's encoder into the state dict of a network.
 
-    A three-channel first layer is summed over its channels: the same response to a gray image fed three times.
+    A three-channel first layer of a gray network's is summed over its channels: the same response to a gray image fed
+    three times. Into three channels it goes as it is; into others there is no way that anyone has shown to be right.
 
     Args:
         contents: Of the file.
@@ -181,9 +182,12 @@ def _misfit(contents: Contents, backbone: str, wrong: _Wrong, found: Found, othe
         parts.append(f"{len(wrong.shapes)} of another shape (first: {name}, {there} in the file, {here} here)")
     where = f" under '{found.prefix}'" if found.prefix else ""
     lines = [f"weights file {contents.name} does not fit {backbone} ({found.scheme.name}{where}):", "; ".join(parts)]
-    channels = next((there[1] for there, here in wrong.shapes.values() if len(there) == len(here) == 4), 1)
-    if len(wrong.shapes) == 1 and channels not in (1, 3):
-        lines.append(f"Its first layer takes {channels} channels; only those of gray (1) and RGB (3) images are known.")
+    stems = [(there[1], here[1]) for there, here in wrong.shapes.values() if len(there) == len(here) == 4]
+    if len(wrong.shapes) == 1 and stems and stems[0][0] != stems[0][1]:
+        lines.append(
+            f"Its first layer takes {stems[0][0]} channels; only those of gray (1) and RGB (3) images are known, the"
+            f" latter also for gray.\ndata.channels gives {stems[0][1]}; set it to what the file was trained with."
+        )
     elif other and other != backbone:
         lines.append(NAME_IT.format(other))
     elif wrong.infinite:

@@ -56,7 +56,7 @@ class Branches(nn.Module):
     def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return queries, for each view (b, 1, H, W) -> (b, D) unit L2 norm, and what the decoder makes of each.
 
-        The latter (b, 1, H, W) from the embedding before it is normalised; none without a decoder.
+        The latter (b, C, H, W) from the embedding before it is normalised; none without a decoder.
         """
         embeddings = [self.query_encoder(view) for view in views]
         queries = [functional.normalize(self._predict(embedding), dim=1) for embedding in embeddings]
@@ -298,7 +298,7 @@ def create_moco(
         encoder = Encoder(backbone, method)
         queue = functional.normalize(torch.randn(method.queue_size, method.embedding_dim), dim=1)
         ahead = predictor(method, backbone.feature_dim)
-        back = create_decoder(method.embedding_dim, size, decoder) if decoder else None
+        back = create_decoder(method.embedding_dim, size, backbone.channels, decoder) if decoder else None
     return MoCo(
         encoder, queue, key_momentum=method.key_momentum, temperature=method.temperature, predictor=ahead, decoder=back,
         numbered=method.negatives != "all", processes=processes, sharded=method.queue_sharded,

@@ -227,11 +227,15 @@ def _of_model(run: Run) -> dict[str, str]:
     size, canvas = chosen.get("views.size"), chosen.get("data.canvas_size")
     network = chosen.get("model.backbone")
     kind = "fine-tuned end to end on labels" if run.is_finetuned else "pretrained by momentum contrast without labels"
+    channels = chosen.get("data.channels", "gray")
+    gray, window = channels == "gray", chosen.get("data.window")
+    levels = f"One gray channel, window {window}" if gray else f"Channels: {channels}"
+    taken = "one input channel" if gray else f"input of {channels} channels"
     facts = {
-        "preprocessing": f"One gray channel, window {chosen.get('data.window')}, longer side {canvas} pixels, "
+        "preprocessing": f"{levels}, longer side {canvas} pixels, "
         f"{chosen.get('data.bit_depth')} bits, then {size} x {size}; minus {chosen.get('views.mean')}, divided by "
         f"{chosen.get('views.std')}.",
-        "model": f"{network} with one input channel, {size} x {size} pixels, {kind}.",
+        "model": f"{network} with {taken}, {size} x {size} pixels, {kind}.",
         "start": f"{_start(run)}, seed {chosen.get('seed')}.",
         "training": f"{chosen.get('train.epochs')} epochs, batch {chosen.get('train.global_batch_size')}, "
         f"{chosen.get('train.optimizer')}, learning rate {chosen.get('train.lr')}, "

@@ -239,7 +239,8 @@ def load_backbone(
         SettingsError: the run was fed differently from what the settings say, or cannot take evaluate.size.
     """
     untrained = settings.model.model_copy(update={"init": None})
-    backbone = create_backbone(untrained, seed=settings.seed, size=settings.views.size)
+    size, channels = settings.views.size, settings.data.channel_count
+    backbone = create_backbone(untrained, seed=settings.seed, size=size, channels=channels)
     if backbone.fixed_size and settings.evaluate.size not in (None, backbone.fixed_size):
         raise SettingsError(
             f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"
@@ -271,7 +272,8 @@ def load_backbone(
 
 def _refuse_other_input(trained: RunSettings, settings: RunSettings) -> None:
     """An encoder fed another way than it was trained gives plausible, wrong features; refuse it."""
-    keys = ("model.backbone", "views.mean", "views.std", "data.window", "data.bit_depth")
+    keys = ("model.backbone", "views.mean", "views.std", "data.channels", "data.window", "data.scale",
+            "data.band_ranges", "data.bit_depth")  # fmt: skip
     was, now = dict(flatten(as_tree(trained))), dict(flatten(as_tree(settings)))
     changed = [f"{key}: run {was[key]}, settings {now[key]}" for key in keys if was[key] != now[key]]
     if changed:

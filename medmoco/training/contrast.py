@@ -218,7 +218,9 @@ def spread(q: Tensor) -> dict[str, Tensor]:
 
 def create_state(settings: RunSettings, device: torch.device, precision: str, group: Group = ALONE) -> TrainState:
     """Return the model at its start, on the device, with its optimiser."""
-    backbone = create_backbone(settings.model, seed=settings.seed, size=settings.views.size)
+    backbone = create_backbone(
+        settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
+    )
     seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
     model = create_moco(
         backbone, settings.method, seed=seed, decoder=settings.decoder, size=settings.views.size, processes=group

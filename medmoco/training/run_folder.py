@@ -41,8 +41,8 @@ HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", 
 _FREE = ("train.epochs",)
 # What decides the shape of the saved state, so that --allow-change cannot help.
 _FIXED = (
-    "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim", "method.embedding_dim",
-    "method.predictor", "method.queue_size", "method.negatives",
+    "data.channels", "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim",
+    "method.embedding_dim", "method.predictor", "method.queue_size", "method.negatives",
     "decoder.weight", "decoder.channels", "train.optimizer",
 )  # fmt: skip
 

@@ -11,13 +11,13 @@ from medmoco.models.moco import create_moco
 
 @pytest.mark.parametrize("size", [16, 30, 96])
 def test_decoder__makes_views_of_any_size(size: int) -> None:
-    decoder = create_decoder(8, size, DecoderSettings(weight=1, channels=32))
+    decoder = create_decoder(8, size, 3, DecoderSettings(weight=1, channels=32))
     assert decoder is not None
-    assert decoder(torch.randn(2, 8)).shape == (2, 1, size, size)
+    assert decoder(torch.randn(2, 8)).shape == (2, 3, size, size)
 
 
 def test_create_decoder__only_where_it_has_a_weight() -> None:
-    assert create_decoder(8, 32, DecoderSettings()) is None
+    assert create_decoder(8, 32, 1, DecoderSettings()) is None
 
 
 def test_weighted_squared_error__equals_plain_loops() -> None:

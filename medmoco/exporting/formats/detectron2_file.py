@@ -33,8 +33,10 @@ _FILE = "encoder.detectron2.pth"
 
 
 def refusal(subject: Subject) -> str | None:
-    """Only ResNets have names there."""
+    """Only ResNets have names there, and only gray and RGB images are read."""
     name = subject.backbone.name
+    if isinstance(subject.preparation.channels, int):
+        return "detectron2 reads gray and RGB images, no bands"
     return None if name in _NETWORKS else f"{name} is no backbone of detectron2's ResNets: {', '.join(_NETWORKS)}"
 
 
@@ -46,15 +48,15 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded: with the settings that build this network, for images of one channel."""
+    """Say how it is loaded: with the settings that build this network, for images of its channels."""
     prepared = subject.preparation
     white = 2**prepared.bit_depth - 1
     settings = {
         **{f"MODEL.RESNETS.{key}": value for key, value in _NETWORKS[subject.backbone.name].items()},
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.PIXEL_MEAN": [prepared.mean * white],
-        "MODEL.PIXEL_STD": [prepared.std * white],
-        "INPUT.FORMAT": "L",
+        "MODEL.PIXEL_MEAN": [mean * white for mean in prepared.means],
+        "MODEL.PIXEL_STD": [std * white for std in prepared.stds],
+        "INPUT.FORMAT": "RGB" if prepared.channels == "rgb" else "L",
     }
     return {
         "library": "detectron2",

@@ -22,8 +22,8 @@ tags:
 
 # {title}
 
-**This is not a medical device.** One-channel images of {size} x {size} pixels, prepared as the file
-`preprocessing.json` of the same export says: bright is dense, window {window}, {bit_depth} bits, the longer side
+**This is not a medical device.** {images} of {size} x {size} pixels, prepared as the file
+`preprocessing.json` of the same export says: {levels}, {bit_depth} bits, the longer side
 brought to {canvas_size} pixels first, then the whole image to {size} x {size} without keeping its aspect ratio, and
 (pixel / {white} - {mean}) / {std}. `MODEL_CARD.md` of the export says where the weights come from and where they end.
 
@@ -79,13 +79,13 @@ def _config(subject: Subject) -> dict[str, Any]:
         **labels,
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [1, prepared.size, prepared.size],
+            "input_size": [subject.backbone.channels, prepared.size, prepared.size],
             "fixed_input_size": subject.backbone.fixed_size is not None,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
             "crop_mode": "squash",  # timm's word for the whole image whatever its aspect ratio
-            "mean": [prepared.mean],
-            "std": [prepared.std],
+            "mean": prepared.means,
+            "std": prepared.stds,
             "num_classes": classes,
             "first_conv": net.pretrained_cfg.get("first_conv"),
             "classifier": net.pretrained_cfg.get("classifier"),
@@ -101,6 +101,8 @@ def _readme(subject: Subject) -> str:
         title=f"{subject.backbone.name}, {what} pretrained with medmoco",
         licence=json.dumps(subject.licence),
         white=2**prepared.bit_depth - 1,
+        images=prepared.images[0].upper() + prepared.images[1:],
+        levels=prepared.levels,
         code="\n".join(["import timm", "", *describe(subject)["load"]]).replace(f"local-dir:{_FOLDER}", "local-dir:."),
-        **{key: getattr(prepared, key) for key in ("size", "window", "bit_depth", "canvas_size", "mean", "std")},
+        **{key: getattr(prepared, key) for key in ("size", "bit_depth", "canvas_size", "mean", "std")},
     )

@@ -20,7 +20,8 @@ import torch
 
 from medmoco import __version__
 from medmoco.exporting import prepare
-from medmoco.exporting.subject import Subject, network, plain_state, refusal_by_name
+from medmoco.exporting.contract import first_step
+from medmoco.exporting.subject import Preparation, Subject, network, plain_state, refusal_by_name
 from medmoco.models.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
@@ -163,13 +164,21 @@ def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
 def _contract(subject: Subject) -> dict[str, Any]:
     """Return the part of preprocessing.json that scripts/prepare.py reads."""
     wanted = subject.preparation
-    window = wanted.window if isinstance(wanted.window, str) else list(wanted.window)
+    read = ("window",) if isinstance(wanted.channels, str) else ("channels", "scale", "ranges")
+    levels = {name: {key: step[key] for key in read} for name, step in first_step(wanted).items()}
     return {
-        "grayscale": {"window": window},
+        **levels,
         "canvas": {"longer_side": wanted.canvas_size, "white": 2**wanted.bit_depth - 1},
         "resize": {"height": wanted.size, "width": wanted.size},
         "normalise": {"mean": wanted.mean, "std": wanted.std},
     }
+
+
+def _channels(wanted: Preparation) -> dict[str, str]:
+    if isinstance(wanted.channels, int):
+        return {str(number): f"band {number + 1}" for number in range(wanted.channels)}
+    names = ("red", "green", "blue") if wanted.channels == "rgb" else ("gray level, dense tissue bright",)
+    return {str(number): name for number, name in enumerate(names)}
 
 
 def _inferer(subject: Subject) -> dict[str, Any] | str:
@@ -214,10 +223,13 @@ def metadata(subject: Subject) -> dict[str, Any]:
         "value_range": [], "is_patch_data": False, "channel_def": {},
     }  # fmt: skip
     images = {
-        "type": "image", "format": "magnitude", "modality": "n/a", "num_channels": 1,
+        "type": "image", "format": "magnitude", "modality": "n/a", "num_channels": subject.backbone.channels,
         "spatial_shape": [wanted.size, wanted.size], "dtype": "float32",
-        "value_range": [-wanted.mean / wanted.std, (1 - wanted.mean) / wanted.std], "is_patch_data": False,
-        "channel_def": {"0": "gray level, dense tissue bright"},
+        "value_range": [
+            min(-mean / std for mean, std in zip(wanted.means, wanted.stds, strict=True)),
+            max((1 - mean) / std for mean, std in zip(wanted.means, wanted.stds, strict=True)),
+        ],
+        "is_patch_data": False, "channel_def": _channels(wanted),
     }  # fmt: skip
     data_format: dict[str, Any] = {"inputs": {"image": images}, "outputs": {"pred": pred}}
     if labels is not None:
@@ -234,14 +246,14 @@ def metadata(subject: Subject) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {**packages, "pytorch-ignite": "0.5.0", "fire": "0.6.0"},
         "name": f"{name} {subject.stem}",
-        "task": "Features of grayscale medical images" if labels is None else f"Probabilities of {', '.join(labels)}",
-        "description": f"{name}, pretrained by momentum contrast on unlabelled grayscale images: {wanted.size} x "
+        "task": f"Features of medical {wanted.images}" if labels is None else f"Probabilities of {', '.join(labels)}",
+        "description": f"{name}, pretrained by momentum contrast on unlabelled {wanted.images}: {wanted.size} x "
         f"{wanted.size} pixels to {outputs}",
         "authors": _NOT_STATED,
         "copyright": _NOT_STATED,
         "data_source": _NOT_STATED,
-        "data_type": "DICOM, PNG or JPEG",
-        "image_classes": "one channel, dense tissue bright, prepared by scripts/prepare.py",
+        "data_type": _files(wanted),
+        "image_classes": f"{wanted.images}, {wanted.levels}, prepared by scripts/prepare.py",
         "pred_classes": outputs,
         "intended_use": "Research. This is not a medical device.",
         "references": [
@@ -283,14 +295,19 @@ format=%(asctime)s %(levelname)s %(message)s
 """
 
 
+def _files(wanted: Preparation) -> str:
+    return "DICOM, PNG or JPEG" if isinstance(wanted.channels, str) else ".npy"
+
+
 def _readme(subject: Subject) -> str:
     labels, size = _labels(subject), subject.preparation.size
     given = "features" if labels is None else "calibrated probabilities"
     return f"""\
 # {subject.backbone.name} {subject.stem}
 
-**This is not a medical device.** A network of one-channel images of {size} x {size} pixels, pretrained by momentum
-contrast, which gives {_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
+**This is not a medical device.** A network of {subject.preparation.images} of {size} x {size} pixels,
+pretrained by momentum contrast, which gives
+{_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
 
 ```bash
 pip install "monai[fire,ignite]" timm pydicom opencv-python-headless
@@ -298,8 +315,8 @@ python -m monai.bundle run --config_file configs/inference.json --meta_file conf
     --logging_file configs/logging.conf --dataset_dir IMAGES --output_dir RESULTS
 ```
 
-Run it in this folder, or name the folder by `--bundle_root`. Every file in IMAGES, at any depth, must be a DICOM, PNG
-or JPEG image, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
+Run it in this folder, or name the folder by `--bundle_root`. Every file in IMAGES, at any depth, must be one of
+{_files(subject.preparation)}, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
 Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
 
 `scripts/prepare.py` prepares images exactly as for training: `preprocessing` in `configs/inference.json` calls it, and

@@ -33,7 +33,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     size = subject.preparation.size
     try:
         program = torch.onnx.export(
-            GraphNetwork(subject), (torch.zeros(2, 1, size, size),), input_names=[INPUT],
+            GraphNetwork(subject), (torch.zeros(2, subject.backbone.channels, size, size),), input_names=[INPUT],
             output_names=list(subject.outputs), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             opset_version=OPSET, verbose=False,
         )  # fmt: skip

@@ -25,7 +25,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
         CheckpointError: torch cannot trace the network.
     """
     size = subject.preparation.size
-    example = (torch.zeros(2, 1, size, size),)
+    example = (torch.zeros(2, subject.backbone.channels, size, size),)
     batch = torch.export.Dim("batch", min=1)
     try:
         program = torch.export.export(GraphNetwork(subject), example, dynamic_shapes=({0: batch},))

@@ -23,7 +23,7 @@ def describe(subject: Subject) -> dict[str, Any]:
     build = network(subject)
     arguments = written(build["arguments"])
     if build["library"] == "timm":
-        stem = _stem(build["conv_stem"]) if "conv_stem" in build else []
+        stem = _stem(build["conv_stem"], subject.backbone.channels) if "conv_stem" in build else []
         made = [*stem, f'net = timm.create_model("{build["name"]}", {arguments}{", embed_layer=stem" if stem else ""})']
     else:
         made = [f"net = {build['function']}({arguments})"]
@@ -40,14 +40,14 @@ def describe(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _stem(widths: list[int]) -> list[str]:
+def _stem(widths: list[int], channels: int) -> list[str]:
     """Return what builds a transformer's convolutional stem of timm's parts."""
     depth = len(widths) - 1
     shape = f"depth={depth + 1}, channels={widths}, kernel_size={[3] * depth + [1]}, stride={[2] * depth + [1]}"
     return [
         "from timm.layers import HybridEmbed",
         "from timm.models.vision_transformer_hybrid import ConvStem",
-        f"convolutions = ConvStem(in_chans=1, {shape})",
+        f"convolutions = ConvStem(in_chans={channels}, {shape})",
         "stem = lambda img_size, in_chans, embed_dim, **_: HybridEmbed(",
         "    convolutions, img_size, patch_size=1, in_chans=in_chans, embed_dim=embed_dim, proj=False)",
     ]

@@ -43,7 +43,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded: into the network with a one-channel first layer and, of an encoder, no classifier."""
+    """Say how it is loaded: into the network with a first layer of these channels and, of an encoder, no classifier."""
     backbone = subject.backbone
     kind = kind_of(backbone.name)
     assert kind is not None
@@ -52,7 +52,7 @@ def describe(subject: Subject) -> dict[str, Any]:
     if subject.head is not None:
         build["arguments"]["num_classes"] = subject.head.out_features
     layer = next(layer for layer in backbone.net.modules() if isinstance(layer, nn.Conv2d))
-    shape = f"1, {layer.out_channels}, {layer.kernel_size[0]}, {layer.stride[0]}, {layer.padding[0]}"
+    shape = f"{layer.in_channels}, {layer.out_channels}, {layer.kernel_size[0]}, {layer.stride[0]}, {layer.padding[0]}"
     bias = "" if layer.bias is not None else ", bias=False"
     return {
         "library": "torchvision",
