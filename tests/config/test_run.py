@@ -40,3 +40,32 @@ def test_load__presets_stand_below_the_users_keys(tmp_path: Path) -> None:
 def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
     selector = config.RunSettings.PRESETS[group][0]
     config.load(write(tmp_path, MINIMAL), [f"{group}.{selector}={name}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["views.hue=0.1"], "views.hue needs colours: data.channels is gray"),
+        (["data.channels=5", "views.grayscale_probability=0.2"], "needs colours: data.channels is 5"),
+        (["data.channels=rgb", "views.mean=[0.1, 0.2]"], "views.mean has 2 numbers for 3 channels"),
+        (["data.scale=log"], "are for bands"),
+        (["data.channels=blue"], "'data.channels': 'blue' is neither gray, rgb nor a number of bands"),
+        (["data.channels=0"], "'data.channels': 0 is neither"),
+        (["data.channels=3", "data.band_ranges=[[0, 1], [0, 2]]"], "band_ranges has 2 pairs for 3 channels"),
+        (["data.channels=3", "data.scale=log", "data.band_ranges=[[0, 1]]"], "with 0 < low < high"),
+        (["data.channels=3", "data.window=full"], "bands have band_ranges"),
+    ],
+)
+def test_channels__what_does_not_go_together_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    assert message in refusal(tmp_path, MINIMAL, *overrides)
+
+
+def test_channels__recipes_have_their_colours_where_the_data_has() -> None:
+    def views(*overrides: str) -> tuple[float, float, float]:
+        found = config.load(None, ["out=o", "data.manifest=m", "data.root=r", *overrides]).views
+        return found.saturation, found.hue, found.grayscale_probability
+
+    assert views("views.recipe=moco_v2") == (0, 0, 0)
+    assert views("views.recipe=moco_v2", "data.channels=rgb") == (0.4, 0.1, 0.2)
+    assert views("views.recipe=moco_v1", "data.channels=rgb", "views.hue=0.2") == (0.4, 0.2, 0.2)
+    assert views("data.channels=rgb") == (0, 0, 0)

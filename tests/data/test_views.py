@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import cv2
@@ -9,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medmoco.config import RECIPES, ViewSettings
-from medmoco.data.images import Canvas
+from medmoco.data.images import Canvas, GrayImage, to_canvas
 from medmoco.data.views import ViewParameters, draw, render, toned, unchanged, whole
 
 PLAIN = dict(
@@ -261,3 +262,29 @@ def test_toned__changes_grey_levels_as_render_does_and_mirrors_the_image_alone(d
     flipped = toned(canvases, replace(unchanged(canvases), mirrored=np.ones(3, bool)))
     np.testing.assert_array_equal(flipped[2, 0, :20], pixels[2, :20, ::-1])
     np.testing.assert_array_equal(canvases[0].pixels, pixels[0])  # canvases are left alone
+
+
+@pytest.mark.parametrize(
+    ("dtype", "digest"), [(np.uint8, "730269cdbab28e1a"), (np.uint16, "d64f0b1085352e88")], ids=["8 bits", "16 bits"]
+)
+def test_gray__canvases_and_views_are_bitwise_those_from_before_there_were_channels(dtype: type, digest: str) -> None:
+    """The digests were computed before; a resampling filter of another OpenCV may round otherwise."""
+
+    def made(height: int, width: int, size: int, seed: int) -> Canvas:
+        y, x = np.mgrid[:height, :width]
+        pixels = np.zeros((size, size), dtype)
+        pixels[:height, :width] = ((x * (7 + seed) + y * 13 + x * y // 5) % 251) * (np.iinfo(dtype).max // 255)
+        return Canvas(pixels, height, width)
+
+    found = hashlib.sha256()
+    for name in ("moco_cxr", "moco_v1", "moco_v2", "xray"):
+        settings = ViewSettings(**{"recipe": name, "size": 48, "cutout_probability": 0.5, **RECIPES[name]})
+        canvases = [made(80, 60 + seed, 80, seed) for seed in range(3)]
+        drawn = [draw(settings, canvases, seed=3, epoch=1, samples=np.arange(3), view=view) for view in range(2)]
+        for views in render(settings, canvases, drawn):
+            found.update(views.tobytes())
+        found.update(toned(canvases, drawn[0]).tobytes())
+        found.update(whole(canvases[0], 40).tobytes())
+    film = GrayImage(made(300, 211, 300, 4).pixels[:300, :211].copy(), 8 * np.dtype(dtype).itemsize, ())
+    found.update(to_canvas(film, 64, 8).pixels.tobytes())
+    assert found.hexdigest()[:16] == digest

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from medmoco.config import ViewSettings
-from medmoco.data.images import read_image, to_canvas
-from medmoco.data.loading import to_float
+from medmoco.config import DataSettings, ViewSettings
+from medmoco.data.images import read_canvas, read_image, to_canvas
+from medmoco.data.loading import to_float, whole_views
 from medmoco.data.phantom import make_phantoms
 from medmoco.data.views import whole
 from medmoco.errors import ImageError
@@ -160,3 +160,45 @@ def test_script__needs_three_libraries() -> None:
     imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     imports |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert {name.partition(".")[0] for name in imports} - sys.stdlib_module_names == {"numpy", "cv2", "pydicom"}
+
+
+def ours_of(file: Path, contract: Contract, **data: Any) -> NDArray[np.float32]:
+    settings = DataSettings(manifest=Path(), root="", canvas_size=contract["canvas"]["longer_side"], **data)
+    canvas, _ = read_canvas(file, 1, settings)
+    views = torch.from_numpy(whole_views([canvas], np.array([0]), size=contract["resize"]["height"]))
+    normalise = ViewSettings(**contract["normalise"])
+    out: NDArray[np.float32] = to_float(views, normalise, torch.device("cpu"), channels_last=False)[0].numpy()
+    return out
+
+
+@pytest.mark.parametrize("kind", ["colour.png", "colour.jpg", "gray.png", "ybr.dcm"])
+def test_image__colours_are_those_of_training(tmp_path: Path, kind: str) -> None:
+    photo = cv2.resize(np.random.default_rng(1).integers(0, 256, (6, 7, 3), np.uint8), (90, 70))
+    file = tmp_path / kind
+    if kind == "ybr.dcm":
+        save_dicom(file, photo, 8, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL", PlanarConfiguration=0)
+    else:
+        cv2.imwrite(str(file), photo[..., 0] if kind == "gray.png" else photo)
+    contract = make_contract(size=32, canvas=64)
+    contract["colour"] = contract.pop("grayscale")
+    contract["normalise"] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    theirs, own = prepare.image(file, contract), ours_of(file, contract, channels="rgb")
+    assert theirs.shape == (3, 32, 32)
+    level = 1.01 / 255 / 0.224
+    assert np.abs(theirs - own).max() <= (2 * level if kind == "colour.jpg" else 1e-6)  # two decoders of JPEG
+    means = theirs.mean((1, 2)) * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]
+    assert (np.ptp(means) < 1e-5) == (kind == "gray.png")
+
+
+@pytest.mark.parametrize("ranges", [None, [[0.1, 1000.0]], [[0.1, 10.0 * (k + 1)] for k in range(5)]])
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_image__bands_are_those_of_training(tmp_path: Path, scale: str, ranges: list[list[float]] | None) -> None:
+    values = 10 ** np.random.default_rng(2).normal(0, 1, (5, 40, 50)).astype(np.float32)
+    values[:, 3, 4] = -1
+    np.save(tmp_path / "bands.npy", values)
+    contract = make_contract(size=32, canvas=64)
+    contract["bands"] = {"channels": 5, "scale": scale, "ranges": ranges}
+    contract["normalise"] = {"mean": [0.1, 0.2, 0.3, 0.4, 0.5], "std": 0.25}
+    given = {"scale": scale, "band_ranges": ranges and tuple(map(tuple, ranges))}
+    own = ours_of(tmp_path / "bands.npy", contract, channels=5, **given)
+    np.testing.assert_array_equal(prepare.image(tmp_path / "bands.npy", contract), own)
