@@ -3,20 +3,100 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from medmoco import config
-from medmoco.data.audit import check
 from medmoco.data.pack_writing import make_pack
+from medmoco.errors import SettingsError
 from medmoco.evaluation.evaluate import evaluate
+from medmoco.evaluation.monitor import knn_monitor
 from medmoco.exporting import prepare
 from medmoco.exporting.export import export
 from medmoco.exporting.sources import from_classifier, from_run
 from medmoco.exporting.verify import verify
 from medmoco.training.pretrain import pretrain
+
+RGB = [
+    "data.channels=rgb",
+    "views.recipe=moco_v2",
+    "views.mean=[0.485, 0.456, 0.406]",
+    "views.std=[0.229, 0.224, 0.225]",
+]
+BANDS = ["data.channels=5", "data.scale=log", "data.band_ranges=[[0.1, 1000]]", "views.std=[0.2, 0.2, 0.2, 0.2, 0.3]"]
+
+
+def write_photo(file: Path, rng: np.random.Generator, label: int) -> None:
+    photo = cv2.resize(rng.integers(0, 256, (6, 7, 3), np.uint8), (70, 60))
+    photo[..., 2] = np.clip(photo[..., 2].astype(int) + 90 * label, 0, 255)
+    cv2.imwrite(str(file.with_suffix(".jpg")), photo)
+
+
+def write_bands(file: Path, rng: np.random.Generator, label: int) -> None:
+    bands = 10 ** (cv2.resize(rng.normal(0, 1, (6, 7, 5)), (50, 50)) + label)
+    bands[0, 0] = -1
+    np.save(file.with_suffix(".npy"), bands.astype(np.float32))
+
+
+def write_data(folder: Path, write: Callable[[Path, np.random.Generator, int], None], suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for split, count in {"train": 16, "val": 8}.items():
+        rows = ["Path,PatientID,Finding"]
+        for number in range(count):
+            write(folder / f"{split}-{number}", rng, number % 2)
+            rows.append(f"{split}-{number}{suffix},{split}-{number // 2},{number % 2}")
+        (folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
+
+
+def settings_of(folder: Path, overrides: list[str]) -> config.RunSettings:
+    given = [
+        f"out={folder / 'run'}", f"data.manifest={folder / 'data'}", f"data.root={folder / 'data'}",
+        "data.labels=[Finding]", "data.canvas_size=48", "data.workers=0", "views.size=32", "model.backbone=resnet10t",
+        "method.queue_size=8", "train.global_batch_size=4", "train.epochs=1", "train.warmup_epochs=0",
+        "train.device=cpu", "evaluate.bootstrap=50",
+    ]  # fmt: skip
+    return config.load(None, [*given, *overrides])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("overrides", "suffix"), [(RGB, ".jpg"), (BANDS, ".npy")], ids=["rgb", "bands"])
+def test_channels__from_files_to_a_verified_export(tmp_path: Path, overrides: list[str], suffix: str) -> None:
+    write_data(tmp_path / "data", write_photo if suffix == ".jpg" else write_bands, suffix)
+    pack = tmp_path / "pack"
+    plain = settings_of(tmp_path, overrides)
+    channels = plain.data.channel_count
+    assert make_pack(plain.data, pack, lambda _: None) == 0
+    assert np.load(pack / "shard-00000.npy").shape == (24, 48, 48, channels)
+    assert json.loads((pack / "pack.json").read_text())["format"] == 2
+
+    settings = settings_of(tmp_path, [*overrides, f"data.pack={pack}"])
+    pretrain(settings, monitor=knn_monitor)
+    evaluate(settings, {"run": str(settings.out)}, tmp_path / "scores")
+    with pytest.raises(SettingsError, match=r"data\.channels: run"):
+        evaluate(settings_of(tmp_path, []), {"run": str(settings.out)}, tmp_path / "other")
+
+    sources = {
+        "encoder": from_run(settings.out, "not stated", pytest.fail),
+        "classifier": from_classifier(tmp_path / "scores/classifier", "not stated", lambda _: None),
+    }
+    for name, source in sources.items():
+        export(source, tmp_path / name, ["safetensors", "onnx"])
+        verify(tmp_path / name, lambda _: None)
+        contract = json.loads((tmp_path / name / "preprocessing.json").read_text())
+        assert contract["input"]["shape"] == ["batch", channels, 32, 32]
+        image = prepare.image(tmp_path / f"data/train-0{suffix}", contract)
+        expected = source.subject.preparation
+        assert image.shape == (channels, 32, 32)
+        check_range(image, expected.means, expected.stds)
+
+
+def check_range(image: NDArray[Any], means: list[float], stds: list[float]) -> None:
+    shares = image * np.reshape(stds, (-1, 1, 1)) + np.reshape(means, (-1, 1, 1))
+    assert -1e-6 <= shares.min() < 0.3 < shares.max() <= 1 + 1e-6
