@@ -10,6 +10,9 @@ READY := $(VENV)/.installed-from-pyproject
 # The recipes below then read as a user would type them.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
+# Compiled modules are kept: else each of the many processes that tests start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-slow test-gpu lint format bench clean
 
 help: ## list the targets

@@ -7,7 +7,9 @@ config/                 YAML to one typed tree
     base.py             what settings are made of
     data.py             files, canvases, views
     training.py         encoder, method, loop
+    decoder.py          reconstruction beside the contrast
     evidence.py         scoring, fine-tuning, detection
+    tune.py             what a search tries
     run.py              the whole tree, its consistency
     reading.py          YAML and overrides to settings
     describing.py       each value and its source
@@ -46,6 +48,7 @@ data/                   CSV row to batch of views
     pairs.py            which images and views meet
     colours.py          hue, saturation, loss of colour
     noise.py            windows of one Gaussian tile
+    warps.py            where views look, one resampling
     views.py            canvas to augmented view
     pack.py             decode-once canvases, found by Path
     pack_shards.py      images to one shard
@@ -53,6 +56,7 @@ data/                   CSV row to batch of views
     pack_dask.py        shards on a Dask cluster
     pack_cache.py       pack at a URL, copied
     stopping.py         Ctrl-C and SIGTERM as flag
+    emptiness.py        which pixels of views count
     quarantine.py       unusable images, replaced and listed
     workers.py          data workers that die, hang
     loading.py          workers, batches, normalisation
@@ -68,6 +72,7 @@ models/                 encoders and momentum contrast
     importing.py        wires an import
     batch_norm.py       batch norm in groups
     projectors.py       features to embedding to prediction
+    decoder.py          embedding back to its view
     moco.py             encoders, queue, InfoNCE
 training/               the loop and its surroundings
     launch.py           how processes start, their ranks
@@ -112,9 +117,14 @@ evaluation/             encoders to evidence
     curve.py            scores at growing label shares
     external.py         a frozen classifier on other data
     pictures.py         patients' images, captioned, on demand
+    proposals.py        what a search tries next
+    winner.py           best trial, luck of choosing
+    tune.py             wires a search
     neighbours.py       the most alike images
     projection.py       features on a plane
+    twins.py            images changed in one way
     placement.py        ranks of images' changed twins
+    reconstruct.py      what a decoder makes of images
     saliency.py         where a classifier looks
 detection/              boxes, and what finds them
     readers.py          several readers' boxes joined

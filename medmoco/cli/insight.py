@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from medmoco import config
-from medmoco.cli.options import Config, Encoder, Overrides, Rows, ScoredSplit, row_numbers, say, split_name
+from medmoco.cli.options import (
+    Config,
+    Encoder,
+    Encoders,
+    Overrides,
+    Rows,
+    ScoredSplit,
+    named,
+    row_numbers,
+    say,
+    split_name,
+)
 
 PANEL = "What an encoder sees"
 commands = typer.Typer()
@@ -58,8 +69,8 @@ def projection(
 @commands.command(rich_help_panel=PANEL)
 def placement(
     config_file: Config,
-    encoder: Encoder,
-    out: Annotated[Path, typer.Option(help="Folder for placement.json, histogram.csv and the table.")],
+    encoder: Encoders,
+    out: Annotated[Path, typer.Option(help="Folder for placement.json, histogram.csv, figures and the table.")],
     overrides: Overrides = None,
     split: ScoredSplit = "val",
     twin: Annotated[
@@ -71,7 +82,7 @@ def placement(
     settings = config.load(config_file, overrides or ())
     from medmoco.evaluation.placement import placement as place
 
-    print(place(settings, encoder, out, split=split_name(split), twins=twin or (), say=say), end="")
+    print(place(settings, named(encoder), out, split=split_name(split), twins=twin or (), say=say), end="")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -89,3 +100,19 @@ def saliency(
     from medmoco.evaluation.saliency import saliency as draw
 
     print(draw(settings, classifier, out, row_numbers(rows), label, split=split_name(split), say=say))
+
+
+@commands.command(rich_help_panel=PANEL)
+def reconstruct(
+    config_file: Config,
+    run: Annotated[Path, typer.Option(help="Run folder of a run with a decoder.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    rows: Rows,
+    overrides: Overrides = None,
+    split: ScoredSplit = "val",
+) -> None:
+    """Draw what a run's decoder makes of some images' embeddings."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.reconstruct import reconstruct as draw
+
+    print(draw(settings, run, out, row_numbers(rows), split=split_name(split), say=say))

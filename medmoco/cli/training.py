@@ -52,6 +52,29 @@ def pretrain(
 
 
 @commands.command(rich_help_panel=PANEL)
+def tune(
+    config_file: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the search [OUT-tune].")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    devices: Devices = None,
+) -> None:
+    """Search tune.space for settings whose features score best on val, one pretraining run after the other."""
+    settings = config.load(config_file, overrides or ())
+    from medmoco.evaluation.tune import tune as search
+
+    folder = out or settings.out.with_name(f"{settings.out.name}-tune")
+    with in_processes(settings, devices) as group:
+        group.first(lambda: make_missing_pack(settings), patiently=True)
+        table = search(
+            config_file, overrides or (), folder, resume=resume, overwrite=overwrite, say=say, group=group
+        )  # fmt: skip
+        if group.is_first:
+            print(f"{table}\nsearch folder: {folder}")
+
+
+@commands.command(rich_help_panel=PANEL)
 def slurm(
     config_file: Config,
     out: Annotated[Path, typer.Option(help="Batch file to write, such as job.sbatch.")],

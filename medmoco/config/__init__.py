@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from medmoco.config.base import Float, Fraction, Int, Positive, Settings, Tree
 from medmoco.config.data import RECIPES, RGB_RECIPES, Channels, DataSettings, LabelPolicy, ViewSettings, channel_count
+from medmoco.config.decoder import DecoderSettings
 from medmoco.config.describing import describe
 from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
-from medmoco.config.reading import as_tree, flatten, load, to_yaml
+from medmoco.config.reading import as_tree, field_of, flatten, load, to_yaml
 from medmoco.config.run import RunSettings
 from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
+from medmoco.config.tune import Possible, Range, TuneSettings
 
 __all__ = [
-    "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "DataSettings", "DetectionSettings", "EvaluateSettings",
-    "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive",
-    "PositiveSettings", "RunSettings", "Settings", "TrainSettings", "Tree", "ViewSettings", "as_tree", "channel_count",
-    "describe", "flatten", "load", "to_yaml",
+    "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "DataSettings", "DecoderSettings", "DetectionSettings",
+    "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings",
+    "ModelSettings", "Positive", "PositiveSettings", "Possible", "Range", "RunSettings", "Settings", "TrainSettings",
+    "Tree", "TuneSettings", "ViewSettings", "as_tree", "channel_count", "describe", "field_of", "flatten", "load",
+    "to_yaml",
 ]  # fmt: skip

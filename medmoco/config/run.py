@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 
 from medmoco.config.base import Int, Settings, Tree
 from medmoco.config.data import RECIPES, DataSettings, ViewSettings
+from medmoco.config.decoder import DecoderSettings
 from medmoco.config.evidence import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings
 from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
+from medmoco.config.tune import TuneSettings
 
 
 class RunSettings(Settings):
@@ -27,10 +29,12 @@ class RunSettings(Settings):
     model: ModelSettings = ModelSettings()
     method: MethodSettings = MethodSettings()
     positives: PositiveSettings = PositiveSettings()
+    decoder: DecoderSettings = DecoderSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     detection: DetectionSettings = DetectionSettings()
+    tune: TuneSettings = TuneSettings()
 
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
         "views": ("recipe", RECIPES),
@@ -45,6 +49,8 @@ class RunSettings(Settings):
             raise ValueError(
                 f"method.batch_norm_splits {splits} must split train.global_batch_size {batch} into groups of 2 or more"
             )
+        if self.method.predictor and not self.decoder.contrast:
+            raise ValueError("method.predictor has nothing to predict with decoder.contrast 0; set it to false")
         if self.positives.image == "patient" and self.method.negatives == "other_images":
             raise ValueError(
                 "method.negatives other_images would push a query away from its patient's other images, which\n"

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medmoco.config import DataSettings, RunSettings
 from medmoco.data import views as view_maker
+from medmoco.data.emptiness import Emptiness
 from medmoco.data.fingerprints import canvas_digest
 from medmoco.data.images import Canvas, read_canvas
 from medmoco.data.manifest import Split
@@ -46,6 +47,8 @@ class Batch:
         epoch: Of training; -1 in evaluation.
         notices: What the reader remarked on, each with its row.
         replaced: Where images that cannot be used have another in their place.
+        weights: Of the queries' views in a decoder's loss, where some pixels are empty: for each direction of the loss
+            (B, 1, S, S) uint8, 255 what counts.
         digests: In evaluation B of them, see `fingerprints.canvas_digest`.
     """
 
@@ -56,10 +59,12 @@ class Batch:
     notices: tuple[str, ...] = ()
     replaced: tuple[Replacement, ...] = ()
     digests: tuple[bytes, ...] = ()
+    weights: tuple[Tensor, ...] = ()
 
     def pin_memory(self) -> Batch:
         """Page-lock the views, so that the copy to a GPU overlaps with its work; called by DataLoader."""
         self.views = [view.pin_memory() for view in self.views]
+        self.weights = tuple(weights.pin_memory() for weights in self.weights)
         return self
 
 
@@ -86,8 +91,10 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         self.split = split
         self.settings = settings
         self.share = share
-        self.plan = plan or plan_of(settings.method)
+        self.plan = plan or plan_of(settings.method, settings.decoder)
         self.make = make
+        weighs = plan is None and settings.decoder.empty != "none"
+        self.emptiness = Emptiness(split, settings.data, settings.decoder) if weighs else None
         patient = plan is None and settings.positives.image == "patient"
         self.partners = Partners(split, settings.positives, settings.seed) if patient else None
 
@@ -104,9 +111,11 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         wanted = np.unique(np.concatenate([*images, *also]))
         try:
             found = self._find(wanted, key.epoch)
+            shown = [found.shown(own, other) for own, other in zip(pairs, images, strict=True)]
+            places = [np.searchsorted(wanted, samples) for samples in shown]
+            weights = self._weigh(found, places, key.epoch)
         except MedmocoError as error:
             return error
-        places = [np.searchsorted(wanted, found.shown(own, other)) for own, other in zip(pairs, images, strict=True)]
         samples = found.used[places[0]]
         if self.make:
             made = [self.make([found.canvases[i] for i in places[0]], samples, key.epoch)]
@@ -114,7 +123,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             made = self._make_views(found.canvases, places, found.used, key.epoch)
         return Batch(
             [torch.from_numpy(view) for view in made], torch.from_numpy(samples), key.step, key.epoch,
-            found.notices, found.replacements(pairs, images),
+            found.notices, found.replacements(pairs, images), weights=weights,
         )  # fmt: skip
 
     def _images_of(self, samples: Samples, view: int, epoch: int) -> Samples:
@@ -135,18 +144,32 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
                 whole, back = np.unique(np.concatenate([places[number] for number in numbers]), return_inverse=True)
                 takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
             sets.append(whole)
-        drawn = [
-            view_maker.draw(
-                self.settings.views, [canvases[i] for i in whole],
-                seed=self.settings.seed, epoch=epoch, samples=used[whole], view=view,
-            )
-            for whole, view in zip(sets, of_view, strict=True)
-        ]  # fmt: skip
+        drawn = [self._draw(canvases, whole, used, epoch, view) for whole, view in zip(sets, of_view, strict=True)]
         made = dict(zip(of_view, view_maker.render(self.settings.views, canvases, drawn, sets), strict=True))
         return [
             made[view][takes[number]] if number in takes else made[view]
             for number, (view, _) in enumerate(self.plan.wanted)
         ]
+
+    def _draw(
+        self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int
+    ) -> view_maker.ViewParameters:
+        return view_maker.draw(
+            self.settings.views, [canvases[i] for i in places],
+            seed=self.settings.seed, epoch=epoch, samples=used[places], view=view,
+        )  # fmt: skip
+
+    def _weigh(self, found: Found, places: list[Samples], epoch: int) -> tuple[Tensor, ...]:
+        """Return which pixels of the queries' views count, for each direction of the loss; nothing where all do."""
+        if self.emptiness is None:
+            return ()
+        made = []
+        for number in self.plan.queries:
+            of_view, view = places[number], self.plan.wanted[number].view
+            drawn = self._draw(found.canvases, of_view, found.used, epoch, view)
+            canvases = [found.canvases[i] for i in of_view]
+            made.append(self.emptiness.weights(canvases, found.used[of_view], drawn, self.settings.views.size))
+        return tuple(torch.from_numpy(weights) for weights in made)
 
     def _find(self, wanted: Samples, epoch: int) -> Found:
         if self.settings.data.bad_images == "quarantine":
@@ -310,7 +333,7 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -
 def _hand_over(item: Any) -> Any:
     if isinstance(item, Batch):
         try:
-            share([*item.views, item.samples])
+            share([*item.views, item.samples, *item.weights])
         except DataError as error:
             return error
     return item

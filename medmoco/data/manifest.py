@@ -188,7 +188,7 @@ def _check_paths(file: CsvFile, key: list[str]) -> None:
     paths = file.table["Path"].tolist()
     joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
     if any(alarm in joined for alarm in _PATH_ALARMS):
-        reasons = np.array([_path_fault(path) for path in paths], dtype=object)
+        reasons = np.array([path_fault(path) for path in paths], dtype=object)
         for reason in dict.fromkeys(reasons[reasons != ""]):
             file.refuse(reasons == reason, reason)
     columns = file.table[[name for name in key if name in file.table.columns]]
@@ -198,7 +198,7 @@ def _check_paths(file: CsvFile, key: list[str]) -> None:
         file.refuse(repeated, f"the same {' and '.join(columns.columns)} as row {file.rows[first]}; remove one")
 
 
-def _path_fault(path: str) -> str:
+def path_fault(path: str) -> str:
     """Say what is wrong with a Path, or nothing."""
     path = path.strip().replace("\\", "/")
     if not path:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medmoco.config import MethodSettings, PositiveSettings
+from medmoco.config import DecoderSettings, MethodSettings, PositiveSettings
 from medmoco.data.manifest import Split
 from medmoco.data.order import PARTNER, uniform
 from medmoco.errors import ManifestError
@@ -56,15 +56,17 @@ class Plan:
 
 
 ONE_VIEW = Plan((Wanted(0, False),), (0,), ())
-"""What fine-tuning and detection want."""
+"""What fine-tuning, detection and autoencoders want."""
 
 
-def plan_of(method: MethodSettings) -> Plan:
-    """Return the views that a method compares.
+def plan_of(method: MethodSettings, decoder: DecoderSettings | None = None) -> Plan:
+    """Return the views that a method compares; one where there is nothing but a decoder to train.
 
     Shuffled keys are of views made for them, so that only embeddings need to travel between processes. Where batch
     norm has no groups there is nothing to shuffle for, and a view serves as query and key.
     """
+    if decoder and not decoder.contrast:
+        return ONE_VIEW
     shuffled = method.batch_norm == "split"
     first, second = Wanted(0, False), Wanted(1, False)
     if not method.symmetric:

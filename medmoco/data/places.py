@@ -27,13 +27,16 @@ class FileFault(Enum):
     )
 
 
-def check_files(split: Split, data: DataSettings, refused: Iterable[FileFault] = FileFault) -> None:
+def check_files(
+    split: Split, data: DataSettings, refused: Iterable[FileFault] = FileFault, column: str = "Path"
+) -> None:
     """Look for every file on disk, without opening it.
 
     Args:
         split: Rows whose files are looked for.
         data: Names the root, and says whether symbolic links may leave it.
         refused: What is looked for.
+        column: Of the manifest that names the files.
 
     Raises:
         ManifestError: some are missing, no files or outside the root; gives the count and the first three rows.
@@ -46,7 +49,7 @@ def check_files(split: Split, data: DataSettings, refused: Iterable[FileFault] =
             first = ", ".join(str(row) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
             raise ManifestError(
                 f"{split.csv}: {len(rows)} of {len(split)} {split.name} files {fault.value[0]} (rows {first});\n"
-                f"{fault.value[1]}"
+                f"{fault.value[1].replace('Path', column)}"
             )
 
 

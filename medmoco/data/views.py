@@ -25,6 +25,7 @@ from medmoco.data.colours import LUMA_WEIGHTS, recolour
 from medmoco.data.images import Canvas
 from medmoco.data.noise import add_noise, noise_windows
 from medmoco.data.order import VIEW, uniform
+from medmoco.data.warps import Pyramid, geometry_of, warp
 
 Pixels = NDArray[Any]  # uint8 or uint16; OpenCV's stubs cannot tell
 Floats = NDArray[np.float64]
@@ -135,17 +136,17 @@ def render(
     wanted: list[list[tuple[int, int]]] = [[] for _ in canvases]  # of each canvas: which set, which view in it
     geometry, tones = [], []
     for number, (parameters, place) in enumerate(zip(drawn, places, strict=True)):
-        geometry.append(_geometry(parameters, [canvases[i] for i in place], settings.size))
+        geometry.append(geometry_of(parameters, [canvases[i] for i in place], settings.size))
         tones.append(_tones(parameters, means[place], dtype, rgb=canvases[0].rgb))
         for position, i in enumerate(place.tolist()):
             wanted[i].append((number, position))
     for i, canvas in enumerate(canvases):
-        pyramids = [_Pyramid(plane) for plane in planes[i]]
+        pyramids = [Pyramid(plane) for plane in planes[i]]
         for number, position in wanted[i]:
             parameters = drawn[number]
             view = list(views[number][position])  # worked on in place: new memory each time costs as much as a step
             for channel, pixels in enumerate(view):
-                _warp(pyramids[channel], geometry[number], position, pixels)
+                warp(pyramids[channel], geometry[number], position, pixels)
                 _blur(pixels, parameters.sigma[position])
                 tones[number][channel].apply(pixels, position)
             if canvas.rgb:
@@ -156,6 +157,26 @@ def render(
                 if settings.cutout_probability:
                     x0, y0, x1, y1 = parameters.cutout[position]
                     pixels[y0:y1, x0:x1] = means[i, channel]
+    return views
+
+
+def render_weights(weights: Sequence[Canvas], drawn: ViewParameters, size: int, *, reflect: bool) -> Pixels:
+    """Look at B weights as views look at their images: the same crops, mirrored and turned alike, and nothing else.
+
+    Args:
+        weights: B canvases of the images' shapes, 255 where a pixel counts.
+        drawn: Of the views.
+        size: Side S of the views in pixels.
+        reflect: What a turned view shows of beyond the image counts as what it mirrors there, instead of nothing.
+
+    Returns:
+        (B, 1, S, S) uint8.
+    """
+    views = np.empty((len(weights), 1, size, size), np.uint8)
+    look = geometry_of(drawn, weights, size)
+    for i, canvas in enumerate(weights):
+        (plane,) = _planes(canvas)
+        warp(Pyramid(plane), look, i, views[i, 0], cv2.BORDER_REFLECT_101 if reflect else cv2.BORDER_CONSTANT)
     return views
 
 
@@ -187,10 +208,10 @@ def whole(canvas: Canvas, size: int) -> Pixels:
 
     Aspect ratio is not kept, so that neither padding nor a shape can tell an image's origin.
     """
-    look, planes = _geometry(unchanged([canvas]), [canvas], size), []
+    look, planes = geometry_of(unchanged([canvas]), [canvas], size), []
     for plane in _planes(canvas):
         planes.append(np.empty((size, size), canvas.pixels.dtype))
-        _warp(_Pyramid(plane), look, 0, planes[-1])
+        warp(Pyramid(plane), look, 0, planes[-1])
     return planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
 
 
@@ -252,87 +273,6 @@ def _planes(canvas: Canvas) -> list[Pixels]:
 def _means(planes: Sequence[Sequence[Pixels]]) -> Floats:
     """Return the mean of each plane, (N, C)."""
     return np.array([[cv2.mean(plane)[0] for plane in image] for image in planes])
-
-
-class _Pyramid:
-    """The valid part of a plane and its halvings, made when they are first asked for and shared by the views."""
-
-    def __init__(self, plane: Pixels) -> None:
-        self._levels: list[Pixels] = [plane]
-        self._floats: dict[int, Pixels] = {}
-
-    def level(self, number: int) -> Pixels:
-        """Return the image after so many exact halvings by an area filter."""
-        while len(self._levels) <= number:
-            height, width = (side // 2 for side in self._levels[-1].shape)
-            even = self._levels[-1][: 2 * height, : 2 * width]
-            self._levels.append(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA))
-        return self._levels[number]
-
-    def floats(self, number: int) -> Pixels:
-        """Return a level as float32."""
-        if number not in self._floats:
-            self._floats[number] = self.level(number).astype(np.float32)
-        return self._floats[number]
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """Where B views look, in plain numbers: arithmetic on NumPy's scalars takes as long as a step on the pixels."""
-
-    levels: list[int]  # of the pyramid
-    turned: list[bool]
-    mirrored: list[bool]
-    boxes: list[list[int]]  # x0 y0 x1 y1 on whole pixels of the level
-    matrices: Floats  # (B, 2, 3), from pixels of the view to pixels of the level
-
-
-def _geometry(drawn: ViewParameters, canvases: Sequence[Canvas], size: int) -> _Geometry:
-    """Work out levels, boxes and matrices.
-
-    Bilinear sampling reads every source pixel up to a shrinkage of two. Beyond that, exact halvings come first.
-    """
-    sides = np.array([(canvas.width, canvas.height) for canvas in canvases])
-    levels = np.maximum(np.log2(np.maximum(drawn.width, drawn.height) / size), 0)
-    levels = np.minimum(levels, np.log2(sides.min(1))).astype(np.int64)  # a strip one pixel wide has no half
-    shrink = 0.5**levels
-    centres = np.stack([drawn.centre_x, drawn.centre_y], 1) * shrink[:, None]
-    lengths = np.stack([drawn.width, drawn.height], 1) * shrink[:, None]
-
-    limits = sides >> levels[:, None]
-    starts = np.minimum(np.rint(centres - lengths / 2).astype(np.int64), limits - 1)
-    stops = np.clip(np.rint(centres + lengths / 2).astype(np.int64), starts + 1, limits)
-
-    steps = lengths / size * np.where(drawn.mirrored[:, None], (-1, 1), (1, 1))
-    cos, sin = np.cos(drawn.angle), np.sin(drawn.angle)
-    turns = np.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2) * steps[:, None, :]
-    # The middle of the view looks at the middle of the crop; pixel centres lie at half-integers.
-    offsets = centres - 0.5 - turns.sum(2) * (size - 1) / 2
-    return _Geometry(
-        levels.tolist(),
-        (drawn.angle != 0).tolist(),
-        drawn.mirrored.tolist(),
-        np.concatenate([starts, stops], 1).tolist(),
-        np.concatenate([turns, offsets[:, :, None]], 2),
-    )
-
-
-def _warp(pyramid: _Pyramid, look: _Geometry, i: int, out: Pixels) -> None:
-    """Crop, resize, mirror and rotate in one bilinear resampling; without rotation with edges on whole pixels."""
-    size, level = out.shape[::-1], look.levels[i]
-    if not look.turned[i]:
-        x0, y0, x1, y1 = look.boxes[i]
-        cv2.resize(pyramid.level(level)[y0:y1, x0:x1], size, dst=out, interpolation=cv2.INTER_LINEAR)
-        if look.mirrored[i]:
-            cv2.flip(out, 1, dst=out)
-        return
-    # Reflection: rotated corners show plausible anatomy instead of black wedges that give the angle away.
-    flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT_101
-    if out.dtype == np.uint8:  # by way of float32, which is a fifth faster and rounds to the same
-        floats = cv2.warpAffine(pyramid.floats(level), look.matrices[i], size, flags=flags, borderMode=border)
-        cv2.convertScaleAbs(floats, dst=out)
-    else:
-        cv2.warpAffine(pyramid.level(level), look.matrices[i], size, dst=out, flags=flags, borderMode=border)
 
 
 def _blur(pixels: Pixels, sigma: float) -> None:

@@ -63,6 +63,7 @@ class Line:
         colour: Number of the colour and marker.
         dash: Number of the dash pattern; the colour's where not given.
         marked: Draw a marker at every point.
+        stepped: The line keeps its level until the next point.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Line:
     colour: int = 0
     dash: int | None = None
     marked: bool = False
+    stepped: bool = False
 
 
 @matplotlib.rc_context(_STYLE)
@@ -131,6 +133,24 @@ def curve_figure(rows: Sequence[Record], label: str, split: str) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=0)
     axes.set(xlabel="labelled training patients, %", ylabel="AUROC", title=f"{label}, {split}")
+    _legend(figure, axes)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def rank_figure(lines: Sequence[Line], title: str) -> Figure:
+    """Draw the share of images whose twin has a rank or a better one, every rank from 1 on for itself.
+
+    Args:
+        lines: x is the rank, y the share.
+        title: Over the figure.
+    """
+    figure, axes = _new()
+    for line in lines:
+        _draw(axes, line)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set(xlabel="rank of the twin, 1 is the nearest", ylabel="share of images", title=title, ylim=(0, 1.02))
     _legend(figure, axes)
     return figure
 
@@ -242,7 +262,8 @@ def _draw(axes: Axes, line: Line) -> None:
     colour = _COLOURS[line.colour % len(_COLOURS)]
     dash = _DASHES[(line.colour if line.dash is None else line.dash) % len(_DASHES)]
     marker = _MARKERS[line.colour % len(_MARKERS)] if line.marked else ""
-    axes.plot(line.x, line.y, color=colour, linestyle=dash, marker=marker, label=_shortened(line.name))
+    style = "steps-post" if line.stepped else "default"
+    axes.plot(line.x, line.y, color=colour, linestyle=dash, marker=marker, drawstyle=style, label=_shortened(line.name))
     if line.low:
         axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +93,11 @@ def load_encoder(encoder: str, settings: RunSettings, say: Callable[[str], None]
     return Mirrored(backbone) if settings.evaluate.mirror else backbone
 
 
-def load_controls(encoder: str, settings: RunSettings, say: Callable[[str], None]) -> dict[str, Backbone]:
-    """Load an encoder, named run, and itself untrained; only the latter where it is "random". See `load_encoder`."""
-    encoders = {"untrained": load_backbone("random", settings)[0]}
-    return encoders if encoder == "random" else {"run": load_backbone(encoder, settings, say)[0], **encoders}
+def load_controls(sources: Mapping[str, str], settings: RunSettings, say: Callable[[str], None]) -> dict[str, Backbone]:
+    """Load encoders by name, and behind them the untrained one, which also "random" stands for. See `load_encoder`."""
+    named = {name: source for name, source in sources.items() if source != "random"}
+    found = {name: load_backbone(source, settings, say)[0] for name, source in named.items()}
+    return {**found, "untrained": load_backbone("random", settings)[0]}
 
 
 def features_of(split: Split, encoder: nn.Module, settings: RunSettings) -> Features:

@@ -9,7 +9,6 @@ of those places that are among the first k. Chance is k / N. Other images of the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from medmoco.config import RunSettings, ViewSettings
-from medmoco.data.images import Canvas
 from medmoco.data.manifest import Split
-from medmoco.data.views import Pixels, ViewParameters, draw, render, unchanged
-from medmoco.errors import CheckpointError, ManifestError, SettingsError
+from medmoco.errors import CheckpointError, ManifestError
 from medmoco.evaluation.features import Features, extract, thumbnails
+from medmoco.evaluation.figures import Line, rank_figure, save
 from medmoco.evaluation.inputs import load_controls, load_splits, make_folder, on_device
 from medmoco.evaluation.metrics import draw_counts
+from medmoco.evaluation.twins import AMOUNTS, Twin, make_twins, parse_twin
 from medmoco.models.projectors import projector
 from medmoco.training.checkpoint import load_checkpoint, load_run
 from medmoco.training.runlog import write_json
@@ -36,26 +35,12 @@ from medmoco.training.runlog import write_json
 Record = dict[str, Any]
 Ranks = NDArray[np.float64]
 
-AMOUNTS: dict[str, float | None] = {"flip": None, "rotate": 10.0, "crop": 0.7, "intensity": 0.2, "view": None}
-"""Twins, and how much of the change there is unless said otherwise: degrees, share of the area kept from the middle,
-share by which the image is brighter. Source: rotation and intensity lie within the views of recipe xray."""
-
 TIE = 1e-6
 """Cosines closer than this are equal: the error of a sum of some thousand float32 products."""
 
 _RECALLS = (1, 5, 10, 50, 100)
 _ROWS_AT_A_TIME = 2048  # twins whose features are held at once
 _CELLS = 2**19  # cosines held at once, 2 MiB: they are counted while they are in the cache
-
-
-class Twin(NamedTuple):
-    """A change that an encoder may or may not care about."""
-
-    kind: str
-    amount: float | None
-
-    def __str__(self) -> str:
-        return self.kind if self.amount is None else f"{self.kind}:{self.amount:g}"
 
 
 class Placed(NamedTuple):
@@ -75,25 +60,26 @@ class Placed(NamedTuple):
 
 def placement(
     settings: RunSettings,
-    encoder: str,
+    sources: Mapping[str, str],
     out: Path,
     *,
     split: str = "val",
     twins: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Rank every image's twins by an encoder's features, beside its untrained self and raw pixels.
+    """Rank every image's twins by encoders' features, beside an untrained one's and raw pixels.
 
-    Writes placement.json, histogram.csv (how many twins have each rank) and table.txt. Every image is read twice,
+    Writes placement.json, histogram.csv (how many twins have each rank), a figure of the ranks for each twin, and
+    table.txt. Every image is read twice,
     however many twins there are; memory holds the features of the split, never all cosines.
 
     Args:
         settings: Of the data, of how the encoder is fed, of the bootstrap. `evaluate.mirror` is not applied: an image
             and its mirror image would be one.
-        encoder: A run folder, whose embedding (after the projector) is ranked too, a weights file, or "random".
+        sources: By name a run folder, whose embedding (after the projector) is ranked too, a weights file, or "random".
         out: Folder.
         split: Name in the manifest.
-        twins: See `parse_twin`; all kinds if empty. The views are of the run's recipe if there is a run.
+        twins: See `parse_twin`; all kinds if empty. The views are of the first run's recipe if there is a run.
         say: Told what is being done.
 
     Returns:
@@ -110,40 +96,24 @@ def placement(
     found = load_splits(settings, (split,))[split]
     if len(found) < 2:
         raise ManifestError(f"{found.csv.name}: one {split} image alone has no rank; give it company")
-    encoders = {**load_controls(encoder, settings, say), "pixels": thumbnails()}
-    run = Path(encoder) if Path(encoder).is_dir() else None
-    heads = {"run": load_projector(run, settings)} if run else {}
-    recipe = load_run(run).views if run else settings.views
+    encoders = {**load_controls(sources, settings, say), "pixels": thumbnails()}
+    runs = {name: Path(source) for name, source in sources.items() if Path(source).is_dir()}
+    heads = {name: load_projector(run, settings) for name, run in runs.items()}
+    recipe = load_run(next(iter(runs.values()))).views if runs else settings.views
     views = recipe.model_copy(update={"size": settings.evaluate.size or settings.views.size})
     placed = place_split(found, encoders, heads, chosen, views, settings, say)
     records = [_record(placing, *key, found, settings) for key, placing in placed.items()]
     write_json(out / "placement.json", records)
     _histogram(placed).to_csv(out / "histogram.csv", index=False)
+    for twin in map(str, chosen):
+        lines = [_line(name, placing, at) for at, (name, placing) in enumerate(_of_twin(placed, twin).items())]
+        save(
+            rank_figure(lines, f"{twin}, {found.name}: {len(found)} images"),
+            out / f"ranks_{twin.replace(':', '_')}.svg",
+        )
     table = layout(records, settings)
     (out / "table.txt").write_text(table, encoding="utf-8")
     return table
-
-
-def parse_twin(text: str) -> Twin:
-    """Read "flip", "view", or "rotate", "crop" and "intensity" with ":AMOUNT" where it is not the usual.
-
-    Raises:
-        SettingsError: it is none of these.
-    """
-    kind, colon, number = text.partition(":")
-    if kind not in AMOUNTS:
-        raise SettingsError(f"--twin {text}: there is {', '.join(AMOUNTS)}")
-    amount = AMOUNTS[kind]
-    if colon:
-        try:
-            amount = float(number) if amount is not None else None
-        except ValueError:
-            amount = None
-        limits = {"rotate": (-180.0, 180.0), "crop": (0.01, 0.99), "intensity": (-0.9, 10.0)}.get(kind, (0.0, 0.0))
-        if amount is None or not limits[0] <= amount <= limits[1] or amount == 0:
-            what = f"a number between {limits[0]:g} and {limits[1]:g}, not 0" if any(limits) else "no number"
-            raise SettingsError(f"--twin {text}: {kind} takes {what}")
-    return Twin(kind, amount)
 
 
 def load_projector(run: Path, settings: RunSettings) -> nn.Module:
@@ -164,48 +134,6 @@ def load_projector(run: Path, settings: RunSettings) -> nn.Module:
             f"the checkpoint of step {content['step']} does not hold the projector of the run's settings"
         ) from None
     return layers.eval()
-
-
-def make_twins(
-    canvases: list[Canvas],
-    samples: NDArray[np.int64],
-    *,
-    twins: Sequence[Twin],
-    views: ViewSettings,
-    rows: NDArray[np.int64],
-    seed: int,
-) -> Pixels:
-    """Change B images in V ways.
-
-    Args:
-        canvases: The images.
-        samples: (B,) positions in `rows`.
-        twins: The V ways.
-        views: The recipe of the twin "view", and the size.
-        rows: (N,) of the manifest: a row's view is the same whatever else is ranked.
-        seed: Of the views.
-
-    Returns:
-        (B, V * C, S, S) of the canvases' dtype.
-    """
-    drawn = [
-        draw(views, canvases, seed=seed, epoch=0, samples=rows[samples], view=0)
-        if twin.kind == "view"
-        else _changed(unchanged(canvases), twin)
-        for twin in twins
-    ]
-    return np.concatenate(render(views, canvases, drawn), axis=1)
-
-
-def _changed(whole: ViewParameters, twin: Twin) -> ViewParameters:
-    amount = twin.amount or 0.0
-    if twin.kind == "flip":
-        return replace(whole, mirrored=~whole.mirrored)
-    if twin.kind == "rotate":
-        return replace(whole, angle=np.full_like(whole.angle, np.deg2rad(amount)))
-    if twin.kind == "crop":
-        return replace(whole, width=whole.width * amount**0.5, height=whole.height * amount**0.5)
-    return replace(whole, brightness=whole.brightness * (1 + amount))
 
 
 class _OfView(nn.Module):
@@ -357,6 +285,21 @@ def _histogram(placed: Mapping[tuple[str, str], Placed]) -> pd.DataFrame:
         ranks, counts = np.unique(placing.ranks(), return_counts=True)
         frames.append(pd.DataFrame({"encoder": encoder, "twin": twin, "rank": ranks, "images": counts}))
     return pd.concat(frames)
+
+
+def _of_twin(placed: Mapping[tuple[str, str], Placed], twin: str) -> dict[str, Placed]:
+    return {encoder: placing for (encoder, kind), placing in placed.items() if kind == twin}
+
+
+def _line(name: str, placed: Placed, at: int) -> Line:
+    """Return the share of twins that have each rank or a better one, from rank 1 to the last."""
+    ranks, counts = np.unique(placed.ranks(), return_counts=True)
+    shares = np.cumsum(counts) / counts.sum()
+    if ranks[0] > 1:
+        ranks, shares = np.insert(ranks, 0, 1), np.insert(shares, 0, 0)
+    if ranks[-1] < len(placed.nearer):
+        ranks, shares = np.append(ranks, len(placed.nearer)), np.append(shares, 1)
+    return Line(name, ranks.tolist(), shares.tolist(), colour=at, stepped=True)
 
 
 def layout(records: Sequence[Record], settings: RunSettings) -> str:

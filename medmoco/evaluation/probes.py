@@ -172,20 +172,17 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
     return result
 
 
-def knn_auroc(bank: Features, targets: Floats, queries: Features, answers: Floats, neighbours: int) -> list[float]:
+def knn_auroc(scores: Floats, targets: Floats, answers: Floats) -> list[float]:
     """Return one AUROC per label of kNN scores: the monitor of a pretraining run.
 
     Args:
-        bank: (N, F) features of `train`.
+        scores: (M, L) of `val`, see `knn_scores`.
         targets: (N, L) of `train`.
-        queries: (M, F) features of `val`.
         answers: (M, L) of `val`.
-        neighbours: How many.
 
     Returns:
         L numbers; nan where a label has one class in either split.
     """
-    scores = knn_scores(bank, targets, queries, neighbours)
     return [
         float("nan") if undefined(targets[:, label]) else auroc(answers[:, label], scores[:, label])
         for label in range(targets.shape[1])

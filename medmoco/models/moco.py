@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medmoco.config import MethodSettings
+from medmoco.config import DecoderSettings, MethodSettings
 from medmoco.data.order import Share
 from medmoco.models.backbones import Backbone
+from medmoco.models.decoder import create_decoder
 from medmoco.models.projectors import predictor, projector
 
 
@@ -46,14 +47,20 @@ class Encoder(nn.Module):
 class Branches(nn.Module):
     """What the loss trains: the query encoder, and what follows it alone. One forward pass for all views of a step."""
 
-    def __init__(self, query_encoder: nn.Module, predictor: nn.Module | None) -> None:
+    def __init__(self, query_encoder: nn.Module, predictor: nn.Module | None, decoder: nn.Module | None) -> None:
         super().__init__()
         self.query_encoder = query_encoder
         self.predictor = predictor
+        self.decoder = decoder
 
-    def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """Return queries, for each view (b, 1, H, W) -> (b, D) unit L2 norm."""
-        return [functional.normalize(self._predict(self.query_encoder(view)), dim=1) for view in views]
+    def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return queries, for each view (b, 1, H, W) -> (b, D) unit L2 norm, and what the decoder makes of each.
+
+        The latter (b, C, H, W) from the embedding before it is normalised; none without a decoder.
+        """
+        embeddings = [self.query_encoder(view) for view in views]
+        queries = [functional.normalize(self._predict(embedding), dim=1) for embedding in embeddings]
+        return queries, [] if self.decoder is None else [self.decoder(embedding) for embedding in embeddings]
 
     def _predict(self, embedding: Tensor) -> Tensor:
         if self.predictor is None:
@@ -101,6 +108,7 @@ class MoCo(nn.Module):
         query_encoder: Trained by the loss.
         key_encoder: Follows it as a moving average of its parameters; batch-norm statistics are its own.
         predictor: Takes the query encoder's embedding to the key's; None where there is none.
+        decoder: Takes it back to the view; None where there is none.
         queue: (K, D) unit L2 norm, negative keys, the oldest at `pointer`; (K / P, D) where it is divided.
         queue_numbers: Of the image or patient that each key in the queue is of, -1 of none, (K,) or (K / P,) int64;
             only where some keys are no negatives of some queries.
@@ -119,6 +127,7 @@ class MoCo(nn.Module):
         key_momentum: float,
         temperature: float,
         predictor: nn.Module | None = None,
+        decoder: nn.Module | None = None,
         numbered: bool = False,
         processes: Processes = ALONE,
         sharded: bool = False,
@@ -128,6 +137,7 @@ class MoCo(nn.Module):
         self.query_encoder = query_encoder
         self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
         self.predictor = predictor
+        self.decoder = decoder
         self.key_momentum = key_momentum
         self.temperature = temperature
         self.processes = processes
@@ -142,7 +152,7 @@ class MoCo(nn.Module):
 
     def branches(self) -> Branches:
         """Return what the loss trains."""
-        return Branches(self.query_encoder, self.predictor)
+        return Branches(self.query_encoder, self.predictor, self.decoder)
 
     @property
     def divided(self) -> tuple[str, ...]:
@@ -264,15 +274,33 @@ class MoCo(nn.Module):
             self.queue_numbers[places] = numbers[last][here]
 
 
-def create_moco(backbone: Backbone, method: MethodSettings, *, seed: int, processes: Processes = ALONE) -> MoCo:
-    """Build the method around a backbone; projector and queue depend on the seed alone."""
+def create_moco(
+    backbone: Backbone,
+    method: MethodSettings,
+    *,
+    seed: int,
+    decoder: DecoderSettings | None = None,
+    size: int = 224,
+    processes: Processes = ALONE,
+) -> MoCo:
+    """Build the method around a backbone; all that is new depends on the seed alone.
+
+    Args:
+        backbone: Of the query encoder.
+        method: Of the run.
+        seed: Of the weights.
+        decoder: Whether there is a decoder, and how large.
+        size: Side in pixels of the views that it makes.
+        processes: That train together.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = Encoder(backbone, method)
         queue = functional.normalize(torch.randn(method.queue_size, method.embedding_dim), dim=1)
         ahead = predictor(method, backbone.feature_dim)
+        back = create_decoder(method.embedding_dim, size, backbone.channels, decoder) if decoder else None
     return MoCo(
-        encoder, queue, key_momentum=method.key_momentum, temperature=method.temperature, predictor=ahead,
+        encoder, queue, key_momentum=method.key_momentum, temperature=method.temperature, predictor=ahead, decoder=back,
         numbered=method.negatives != "all", processes=processes, sharded=method.queue_sharded,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,8 +148,10 @@ def _exclusions(run: Run) -> Iterable[Block]:
 
 # ---- curves ----
 
+_CONTRAST = "contrast"
 _CURVES = (
-    ("loss", "Contrastive loss", "It starts near chance, ln(1 + queue), and falls."),
+    (_CONTRAST, "Contrastive loss", "It starts near chance, ln(1 + negatives), and falls."),
+    ("reconstruction", "Reconstruction error", "Mean squared error of normalised pixels, as the decoder weighs them."),
     ("embedding_std", "Embedding spread", "1 fills the sphere; near 0 the embedding has collapsed."),
     ("effective_rank", "Effective rank", "Dimensions of the embedding in use; near 1 it has collapsed."),
     ("accuracy", "Accuracy", "Share of queries whose own key is nearer than every negative."),
@@ -185,7 +187,8 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
     lines, rows, chance = [], [], set()
     for at, run in enumerate(runs):
         for dash, key in enumerate(keys):
-            points = [(record["step"], record[key]) for record in run.metrics if _is_number(record.get(key))]
+            found = [(record["step"], _value(record, key)) for record in run.metrics]
+            points = [(step, value) for step, value in found if _is_number(value)]
             if not points:
                 continue
             name = run.name if len(keys) == 1 else f"{run.name}, {key.partition('auroc')[2].strip('_/. ') or 'mean'}"
@@ -194,7 +197,7 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
             colour, dashes = (at, dash if len(keys) > 1 else at) if len(runs) > 1 else (dash, dash)
             lines.append(Line(name, x, y, colour=colour, dash=dashes, marked=len(points) <= 40))
             rows += [[name, count(step), number(value)] for step, value in _some(points)]
-        if keys == ["loss"]:
+        if keys == [_CONTRAST]:
             chance |= {round(record["chance"], 3) for record in run.metrics if _is_number(record.get("chance"))}
     if not lines:
         return None
@@ -205,6 +208,13 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
     alt = f"{title} over training steps: {last}.{f' Chance is {level:.2f}.' if level is not None else ''}"
     table = Table(f"{title} over training steps", ["run", "step", title], rows)
     return Plot(figure, f"{title}. {words}", alt, table)
+
+
+def _value(record: Mapping[str, Any], key: str) -> Any:
+    """Return a measurement; the contrastive loss is the whole loss where no decoder has a part in it."""
+    if key == _CONTRAST and key not in record and "reconstruction" not in record:
+        return record.get("loss")
+    return record.get(key)
 
 
 def _is_number(value: Any) -> bool:

@@ -111,6 +111,13 @@ def _drop_old(folder: Path, step: int) -> None:
             _hash_file(file).unlink(missing_ok=True)
 
 
+def keep_newest(folder: Path) -> None:
+    """Drop all checkpoints of a finished run but the last."""
+    for file in checkpoint_files(folder)[1:]:
+        file.unlink(missing_ok=True)
+        _hash_file(file).unlink(missing_ok=True)
+
+
 def _refusal(folder: Path, content: dict[str, Any], error: Exception) -> str:
     """Tidy up after a failed save and put into words why it failed."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides a full disk in its own

@@ -1,9 +1,9 @@
-"""The task that pretraining trains on: momentum contrast between two views, on one process or several."""
+"""The task that pretraining trains on: momentum contrast between two views, a decoder beside it, or that alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from medmoco.data.pairs import plan_of
 from medmoco.errors import SettingsError
 from medmoco.models.backbones import create_backbone, fix_patches
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
+from medmoco.models.decoder import weighted_squared_error
 from medmoco.models.moco import MoCo, create_moco, info_nce
 from medmoco.training.device import autocast
 from medmoco.training.distributed import ALONE, Group, gradients_stay_here, join_batch_norm
@@ -56,7 +57,7 @@ class Contrast:
         self._group = group
         self._numbers = numbers
         self._steps = steps
-        self._plan = plan_of(settings.method)
+        self._plan = plan_of(settings.method, settings.decoder)
         self._encode = group.wrap(model.branches(), device)
         self._keys: list[Tensor] = []
         self._key_numbers: Tensor | None = None
@@ -65,24 +66,56 @@ class Contrast:
         """Yield the loss of each part of a batch, and meters of collapse and short cuts."""
         parts = self._settings.train.accumulation_steps
         numbers = self._numbers[batch.samples].to(self._device) if self._numbers is not None else None  # (b,)
-        self._key_numbers = None if numbers is None else self._group.gather(numbers, "numbers")  # (B,)
-        self._keys = self._embed_keys(batch, parts)  # (B, D) for each direction
+        if self._plan.keys:
+            self._key_numbers = None if numbers is None else self._group.gather(numbers, "numbers")  # (B,)
+            self._keys = self._embed_keys(batch, parts)  # (B, D) for each direction
         views = [batch.views[place].chunk(parts) for place in self._plan.queries]
+        weights = [of_view.chunk(parts) for of_view in batch.weights]
         share = self._group.share.of(len(batch.samples) * self._group.size)
         places = torch.arange(share.start, share.stop, device=self._device)  # of own samples in the whole batch
         for part, own in enumerate(places.chunk(parts)):
             asking = None if numbers is None else numbers[own - share.start]
+            floats = [self._floats(of_view[part]) for of_view in views]
             with gradients_stay_here(self._encode, part < parts - 1):
                 with autocast(self._device, self._precision):
-                    queries = self._encode([self._floats(of_view[part]) for of_view in views])  # (b, D) each
-                terms = [self._compare(q, keys, own, asking) for q, keys in zip(queries, self._keys, strict=True)]
-                losses = [info_nce(positive, negative) for positive, negative, _ in terms]
-                outputs = {"loss": self._settings.method.loss_scale * torch.stack(losses).mean()}
-                if measure:
-                    positive, _, against = terms[0]
-                    outputs |= meters(queries[0], positive, self.model, against)
-                    outputs["chance"] = outputs["chance"] * self._settings.method.loss_scale
+                    queries, made = self._encode(floats)  # (b, D) and (b, 1, S, S) each
+                outputs = self._contrast(queries, own, asking, measure)
+                if made:
+                    counting = [of_view[part] for of_view in weights] if weights else [None] * len(made)
+                    outputs |= self._with_reconstruction(outputs, made, floats, counting)
                 yield {name: value / parts for name, value in outputs.items()}
+
+    def _contrast(self, queries: list[Tensor], own: Tensor, numbers: Tensor | None, measure: bool) -> dict[str, Tensor]:
+        """Return the loss of queries (b, D) of each direction, whose keys are at `own`, and meters if wanted."""
+        terms = [self._compare(q, keys, own, numbers) for q, keys in zip(queries, self._keys, strict=False)]
+        outputs = spread(queries[0]) if measure else {}
+        if not terms:  # an autoencoder
+            return outputs
+        scale = self._settings.method.loss_scale
+        outputs["loss"] = scale * torch.stack([info_nce(positive, negative) for positive, negative, _ in terms]).mean()
+        if measure:
+            positive, _, against = terms[0]
+            outputs |= meters(queries[0], positive, self.model, against)
+            outputs["chance"] = outputs["chance"] * scale
+        return outputs
+
+    def _with_reconstruction(
+        self, outputs: dict[str, Tensor], made: list[Tensor], views: list[Tensor], weights: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Return the loss with the decoder's part in it, and the two parts."""
+        decoder = self._settings.decoder
+        errors = [
+            weighted_squared_error(
+                back, view, None if counting is None else counting.to(self._device) / 255, decoder.empty_weight
+            )
+            for back, view, counting in zip(made, views, weights, strict=True)
+        ]
+        error = torch.stack(errors).mean()
+        if "loss" not in outputs:
+            return {"loss": decoder.weight * error, "reconstruction": error.detach()}
+        contrast = outputs["loss"]
+        loss = decoder.contrast * contrast + decoder.weight * error
+        return {"loss": loss, "contrast": contrast.detach(), "reconstruction": error.detach()}
 
     def _embed_keys(self, batch: Batch, parts: int) -> list[Tensor]:
         """Move the key encoder on, and return the keys of the whole batch for each direction of the loss."""
@@ -145,7 +178,7 @@ def negative_numbers(split: Split, method: MethodSettings) -> Tensor | None:
 
 @torch.no_grad()
 def meters(q: Tensor, positive: Tensor, model: MoCo, against: Against = QUEUE) -> dict[str, Tensor]:
-    """Measure how the embedding fares.
+    """Measure how queries find their keys.
 
     Args:
         q: (B, D), unit L2 norm.
@@ -157,17 +190,27 @@ def meters(q: Tensor, positive: Tensor, model: MoCo, against: Against = QUEUE) -
         chance: Loss of a guess, the mean of ln(1 + negatives), nats.
         accuracy: Share of queries closer to their key than to every negative.
         positive_similarity: Mean cosine of query and key.
+    """
+    nearest, count = model.hardest_negative(q, others=against.others, blocked=against.blocked)
+    return {
+        "chance": count.double().log1p().mean(),
+        "accuracy": (positive > nearest).float().mean(),
+        "positive_similarity": positive.mean() * model.temperature,
+    }
+
+
+@torch.no_grad()
+def spread(q: Tensor) -> dict[str, Tensor]:
+    """Measure how much of the sphere embeddings (B, D) of unit L2 norm fill.
+
+    Returns:
         embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
         effective_rank: Dimensions in use, exp of the entropy of the singular values. Source: Roy and Vetterli 2007.
     """
     finite = torch.where(q.isfinite().all(), q.float(), 0.0)  # LAPACK refuses anything else; zeros end as nan
     singular = torch.linalg.svdvals(finite)
     share = singular / singular.sum()
-    nearest, count = model.hardest_negative(q, others=against.others, blocked=against.blocked)
     return {
-        "chance": count.double().log1p().mean(),
-        "accuracy": (positive > nearest).float().mean(),
-        "positive_similarity": positive.mean() * model.temperature,
         "embedding_std": q.float().std(0).mean() * q.shape[1] ** 0.5,
         "effective_rank": torch.exp(-(share * torch.log(share + 1e-12)).sum()),
     }
@@ -179,7 +222,9 @@ def create_state(settings: RunSettings, device: torch.device, precision: str, gr
         settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
     )
     seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
-    model = create_moco(backbone, settings.method, seed=seed, processes=group)
+    model = create_moco(
+        backbone, settings.method, seed=seed, decoder=settings.decoder, size=settings.views.size, processes=group
+    )
     if settings.model.fixed_patches:
         fix_patches(backbone)
     if settings.method.batch_norm == "joined":

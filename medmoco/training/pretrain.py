@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from medmoco.config import RunSettings, Tree
+from medmoco.data.emptiness import masks_of
 from medmoco.data.loading import Batch, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder
@@ -58,8 +59,8 @@ def pretrain(
     overwrite: bool = False,
     allow_change: bool = False,
     group: Group = ALONE,
-) -> None:
-    """Pretrain an encoder on the training split and leave a run folder.
+) -> Backbone:
+    """Pretrain an encoder on the training split, leave a run folder, and return the query encoder's backbone.
 
     Args:
         settings: Of the run.
@@ -100,16 +101,15 @@ def pretrain(
         mishaps = Mishaps(order, splits["train"], state, log, group, quarantine)
         mishaps.say_what_is_known()
         run = _Run(settings, splits, order, state, facts, log, monitor, group, mishaps, state.step)
-        task = Contrast(
-            run.model, settings, device, precision, group,
-            numbers=negative_numbers(splits["train"], settings.method), steps=order.steps,
-        )  # fmt: skip
+        numbers = negative_numbers(splits["train"], settings.method)
+        task = Contrast(run.model, settings, device, precision, group, numbers=numbers, steps=order.steps)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
         with memory_explained(settings.train):
             fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         mishaps.say_what_came()
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+        return run.model.query_encoder.backbone  # type: ignore[return-value]
 
 
 def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
@@ -121,8 +121,9 @@ def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
         train = splits["train"]
         notices = (*train.notices, *partner_notices(train, settings.positives))
         splits["train"] = replace(train, notices=notices)
+        masks_of(train, settings.data, settings.decoder)
         check_sizes(len(train), settings, group.size)
-        views = len(plan_of(settings.method).wanted)
+        views = len(plan_of(settings.method, settings.decoder).wanted)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views)
     return splits
 
@@ -226,5 +227,5 @@ class _Run:
     def replaced(self, batch: Batch) -> None:
         """List the images that cannot be used, having made sure that both views of a pair are of one image."""
         found = self.mishaps.replacements(batch)
-        check_pairs(found, self.splits["train"], plan_of(self.settings.method))
+        check_pairs(found, self.splits["train"], plan_of(self.settings.method, self.settings.decoder))
         self.mishaps.replaced(found)

@@ -36,14 +36,14 @@ _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydico
 HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames", "data.decode_",
              "data.allow_symlinks", "data.bad_images", "data.workers", "model.init", "train.hang_seconds",
              "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.", "finetune.",
-             "detection.")  # fmt: skip
+             "detection.", "tune.")  # fmt: skip
 # What may change too, but alters the weights: the log says so.
 _FREE = ("train.epochs",)
 # What decides the shape of the saved state, so that --allow-change cannot help.
 _FIXED = (
     "data.channels", "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim",
-    "method.embedding_dim",
-    "method.predictor", "method.queue_size", "method.negatives", "train.optimizer",
+    "method.embedding_dim", "method.predictor", "method.queue_size", "method.negatives",
+    "decoder.weight", "decoder.channels", "train.optimizer",
 )  # fmt: skip
 
 

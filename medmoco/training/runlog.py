@@ -182,7 +182,12 @@ def _in_words(values: Record) -> str:
     parts = []
     if values.get("loss") is not None:
         chance = f" (chance {values['chance']:.3f})" if "chance" in values else ""
-        parts.append(f"loss {values['loss']:.3f}{chance}")
+        if values.get("contrast") is not None:  # a decoder has a part in the loss, which alone has no chance
+            parts.append(f"loss {values['loss']:.3f}, contrast {values['contrast']:.3f}{chance}")
+        else:
+            parts.append(f"loss {values['loss']:.3f}{chance}")
+    if values.get("reconstruction") is not None:
+        parts.append(f"reconstruction {values['reconstruction']:.3f}")
     if values.get("accuracy") is not None:
         parts.append(f"accuracy {values['accuracy']:.0%}")
     if values.get("images_per_second") is not None:

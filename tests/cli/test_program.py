@@ -10,9 +10,9 @@ from medmoco import cli
 from tests.cli.commands import Call, refused, start
 
 COMMANDS = {
-    "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "slurm", "evaluate", "finetune",
-    "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "report", "export", "import",
-    "verify", "detect",
+    "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "tune", "slurm", "evaluate",
+    "finetune", "predict", "curve", "external", "neighbours", "projection", "placement", "saliency", "reconstruct",
+    "report", "export", "import", "verify", "detect",
 }  # fmt: skip
 
 

@@ -24,3 +24,13 @@ def test_stop_requests__a_second_ctrl_c_stops_at_once() -> None:
         assert asked()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_stop_requests__what_is_asked_inside_is_asked_outside_too() -> None:
+    with stop_requests() as outside:
+        with stop_requests() as inside:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inside()
+        assert outside()
+        with stop_requests() as inside:
+            assert not inside()

@@ -71,11 +71,11 @@ def test_load_encoder__mirrors_where_evaluate_does(tmp_path: Path) -> None:
 
 def test_load_controls__the_run_and_itself_untrained(tmp_path: Path) -> None:
     settings = make_data(tmp_path)
-    found = load_controls(make_run(settings), settings, print)
+    found = load_controls({"run": make_run(settings), "none": "random"}, settings, print)
     assert list(found) == ["run", "untrained"]
     weights = [next(found[name].parameters()) for name in found]
     assert not torch.equal(*weights)
-    assert list(load_controls("random", settings, print)) == ["untrained"]
+    assert list(load_controls({"run": "random"}, settings, print)) == ["untrained"]
 
 
 def test_make_folder__a_place_that_cannot_be_one(tmp_path: Path) -> None:

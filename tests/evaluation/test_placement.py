@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from medmoco.data.images import Canvas, read_image, to_canvas
-from medmoco.data.views import draw, render, whole
-from medmoco.errors import CheckpointError, ManifestError, SettingsError
+from medmoco.data.images import read_image, to_canvas
+from medmoco.data.views import whole
+from medmoco.errors import CheckpointError, ManifestError
 from medmoco.evaluation import placement as module
 from medmoco.evaluation.features import thumbnails
 from medmoco.evaluation.inputs import load_splits
@@ -24,13 +23,11 @@ from medmoco.evaluation.placement import (
     Twin,
     load_projector,
     make_twins,
-    parse_twin,
     place,
     place_split,
     placement,
 )
 from medmoco.training.checkpoint import save_checkpoint
-from tests.data.films import film
 from tests.evaluation.looks import make_data, make_run, names_a_secret
 
 
@@ -86,62 +83,6 @@ def test_placed__ties_share_the_places() -> None:
     assert placed.found(5).tolist() == [1, 1, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("text", "twin"),
-    [
-        ("flip", Twin("flip", None)),
-        ("view", Twin("view", None)),
-        ("rotate", Twin("rotate", 10)),
-        ("rotate:-25", Twin("rotate", -25)),
-        ("crop:0.5", Twin("crop", 0.5)),
-        ("intensity:-0.3", Twin("intensity", -0.3)),
-    ],
-)
-def test_parse_twin__kind_and_amount(text: str, twin: Twin) -> None:
-    assert parse_twin(text) == twin
-    assert parse_twin(str(twin)) == twin
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("mirror", "there is flip, rotate, crop, intensity, view"),
-        ("flip:3", "flip takes no number"),
-        ("view:", "view takes no number"),
-        ("rotate:much", "rotate takes a number between -180 and 180, not 0"),
-        ("rotate:0", "not 0"),
-        ("rotate:nan", "between"),
-        ("crop:1", "crop takes a number between 0.01 and 0.99"),
-        ("intensity:-1", "between -0.9 and 10"),
-    ],
-)
-def test_parse_twin__what_is_none_is_refused(text: str, expected: str) -> None:
-    with pytest.raises(SettingsError, match=expected):
-        parse_twin(text)
-
-
-@pytest.mark.parametrize("bit_depth", [8, 16])
-def test_make_twins__are_the_changes_they_are_named_after(tmp_path: Path, bit_depth: int) -> None:
-    settings = make_data(tmp_path, "views.cutout_probability=1")
-    factor = 1 if bit_depth == 8 else 257
-    canvases = [Canvas(film(seed, 64, 64).astype(f"uint{bit_depth}") * factor, 64, 64) for seed in range(3)]
-    plain = np.stack([whole(canvas, 64) for canvas in canvases]).astype(float)
-    twins = [Twin("flip", None), Twin("rotate", 90.0), Twin("crop", 0.25), Twin("intensity", 0.2), Twin("view", None)]
-    rows, samples = np.array([2, 5, 9, 11]), np.array([3, 0, 1])
-    made = make_twins(canvases, samples, twins=twins, views=settings.views, rows=rows, seed=4).astype(float)
-    assert made.shape == (3, 5, 64, 64)
-    white = 255 if bit_depth == 8 else 65535
-    np.testing.assert_array_equal(made[:, 0], plain[:, :, ::-1])
-    inside = slice(2, -2)
-    turned = [np.abs(made[:, 1] - np.rot90(plain, k, (1, 2)))[:, inside, inside].max() for k in (1, 3)]
-    assert min(turned) <= white / 255
-    middle = made[:, 2, ::2, ::2]  # twice as large
-    assert np.abs(middle - plain[:, 16:48, 16:48]).mean() < 0.02 * white
-    np.testing.assert_allclose(made[:, 3], np.minimum(1.2 * plain, white), atol=1)
-    drawn = draw(settings.views, canvases, seed=4, epoch=0, samples=np.array([11, 2, 5]), view=0)
-    np.testing.assert_array_equal(made[:, 4], render(settings.views, canvases, [drawn])[0][:, 0])
-
-
 def test_place_split__what_an_encoder_ignores_is_at_rank_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row profiles do not change when an image is mirrored; raw pixels do. The twins come in several parts."""
 
@@ -172,7 +113,7 @@ def test_place_split__what_an_encoder_ignores_is_at_rank_one(tmp_path: Path, mon
 def test_placement__files_hold_what_is_promised(tmp_path: Path) -> None:
     settings = make_data(tmp_path, "evaluate.where=Easy == 1")
     out = tmp_path / "out"
-    table = placement(settings, make_run(settings), out, twins=["flip", "crop:0.4", "flip"])
+    table = placement(settings, {"run": make_run(settings)}, out, twins=["flip", "crop:0.4", "flip"])
     records = json.loads((out / "placement.json").read_text(), parse_constant=pytest.fail)
     encoders = ["run", "run embedding", "untrained", "pixels"]
     wanted = [(encoder, twin) for encoder in encoders for twin in ("flip", "crop:0.4")]
@@ -196,8 +137,8 @@ def test_placement__files_hold_what_is_promised(tmp_path: Path) -> None:
 def test_placement__is_the_same_again_and_for_any_part_of_the_rows(tmp_path: Path) -> None:
     """A row's augmented view does not depend on what else is ranked."""
     settings = make_data(tmp_path)
-    first = placement(settings, "random", tmp_path / "a", twins=["view"])
-    assert placement(settings, "random", tmp_path / "b", twins=["view"]) == first
+    first = placement(settings, {"run": "random"}, tmp_path / "a", twins=["view"])
+    assert placement(settings, {"run": "random"}, tmp_path / "b", twins=["view"]) == first
     val = load_splits(settings, ("val",))["val"]
     canvases = [to_canvas(read_image(file), 64, 8) for file in val.files]
     kinds, views = [Twin("view", None)], settings.views
@@ -216,8 +157,8 @@ def test_placement__views_are_of_the_runs_recipe(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "place_split", place_nothing)
     run = make_run(make_data(tmp_path, "views.crop_scale=[0.9, 1.0]"))
     other = make_data(tmp_path / "other", "evaluate.size=48")
-    placement(other, run, tmp_path / "a")
-    placement(other, "random", tmp_path / "b")
+    placement(other, {"run": run}, tmp_path / "a")
+    placement(other, {"run": "random"}, tmp_path / "b")
     (of_run, names, heads, twins), (of_settings, *_) = seen
     assert (of_run.crop_scale, of_settings.crop_scale) == ((0.9, 1.0), (0.3, 1.0))
     assert of_run.size == of_settings.size == 48
@@ -252,17 +193,25 @@ def test_load_projector__is_the_runs(tmp_path: Path) -> None:
 def test_placement__one_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="one val image alone"):
         placement(make_data(tmp_path, "evaluate.where=Easy == 1 and Hard == 1 and PatientID == planted-val-1"),
-                  "random", tmp_path / "out")  # fmt: skip
+                  {"run": "random"}, tmp_path / "out")  # fmt: skip
 
 
-def test_changed__touches_nothing_else() -> None:
-    plain = module.unchanged([Canvas(film(0), 96, 80)])
-    touched = {"flip": {"mirrored"}, "rotate": {"angle"}, "crop": {"width", "height"}, "intensity": {"brightness"}}
-    for kind, names in touched.items():
-        changed = module._changed(plain, parse_twin(kind))
-        differ = {
-            field.name
-            for field in fields(plain)
-            if not np.array_equal(getattr(plain, field.name), getattr(changed, field.name))
-        }
-        assert differ == names
+def test_placement__of_several_encoders_side_by_side_with_figures(tmp_path: Path) -> None:
+    settings, out = make_data(tmp_path), tmp_path / "out"
+    sources = {"ours": make_run(settings), "again": make_run(settings), "none": "random"}
+    table = placement(settings, sources, out, twins=["flip", "rotate:90"])
+    records = json.loads((out / "placement.json").read_text())
+    of_flip = {record["encoder"]: record for record in records if record["twin"] == "flip"}
+    assert list(of_flip) == ["ours", "ours embedding", "again", "again embedding", "untrained", "pixels"]
+    assert of_flip["ours"]["recall"] == of_flip["again"]["recall"]
+    assert "again embedding" in table
+    for name in ("ranks_flip.svg", "ranks_rotate_90.svg"):
+        assert "rank of the twin, 1 is the nearest" in (out / name).read_text()
+
+
+def test_line__is_the_share_of_twins_at_each_rank_or_a_better_one() -> None:
+    placed = Placed(np.array([0, 0, 4, 8]), np.zeros(4, np.int64))
+    line = module._line("a", placed, 0)
+    assert list(zip(line.x, line.y, strict=True)) == [(1, 0.5), (5, 0.75), (9, 1.0)]
+    late = module._line("a", Placed(np.array([2, 2, 3]), np.array([0, 0, 1])), 0)
+    assert list(zip(late.x, late.y, strict=True)) == [(1, 0), (3, 2 / 3), (4.5, 1.0)]

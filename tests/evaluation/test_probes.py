@@ -149,9 +149,9 @@ def test_knn_auroc__is_per_label_and_nan_where_undefined() -> None:
     features, targets = splits()
     bank = np.stack([targets["train"], np.ones(120), targets["train"], np.full(120, np.nan)], 1)
     answers = np.stack([targets["val"], targets["val"], np.zeros(80), targets["val"]], 1)
-    found = knn_auroc(features["train"], bank, features["val"], answers, 20)
-    scores = knn_scores(features["train"], bank[:, :1], features["val"], 20)[:, 0]
-    assert found[0] == auroc(targets["val"], scores) > 0.5
+    scores = knn_scores(features["train"], bank, features["val"], 20)
+    found = knn_auroc(scores, bank, answers)
+    assert found[0] == auroc(targets["val"], scores[:, 0]) > 0.5
     assert np.isnan(found[1:]).all()
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-IMAGES, BATCH, EPOCHS = 24, 8, 16
+IMAGES, BATCH, EPOCHS = 24, 8, 10
 STEPS = EPOCHS * IMAGES // BATCH
 PATIENCE = 300.0  # seconds until a test gives up; a machine may be busy
 

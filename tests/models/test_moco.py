@@ -152,7 +152,7 @@ def test_branches__predict_after_the_query_encoder_alone() -> None:
     model = make_moco()
     model = MoCo(model.query_encoder, model.queue, key_momentum=0.9, temperature=0.2, predictor=predictor)
     views = [torch.randn(3, 1, 4, 4) for _ in range(2)]
-    for view, q in zip(views, model.branches()(views), strict=True):
+    for view, q in zip(views, model.branches()(views)[0], strict=True):
         torch.testing.assert_close(q, functional.normalize(predictor(model.query_encoder(view)), dim=1))
     torch.testing.assert_close(model.embed_keys(views[0]), functional.normalize(model.query_encoder(views[0]), dim=1))
     assert {id(p) for p in model.branches().parameters()} == {

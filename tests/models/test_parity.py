@@ -131,7 +131,7 @@ def _train_shares(group: Group, file: Path) -> list[str]:
         part = group.share.of(len(shuffle))
         model.update_key_encoder()
         keys = model.embed_keys(vectors["im_k"][step].double()[shuffle][part], shuffle)
-        (q,) = encode([vectors["im_q"][step].double()[part]])
+        (q,), _ = encode([vectors["im_q"][step].double()[part]])
         positive, negative = model.compare(q, keys[part])
         loss = info_nce(positive, negative)
         optimizer.zero_grad()

@@ -11,7 +11,7 @@ from medmoco import config
 from medmoco.data.files import sha256_of
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training import checkpoint
-from medmoco.training.checkpoint import load_backbone, load_checkpoint, portable_settings, save_checkpoint
+from medmoco.training.checkpoint import keep_newest, load_backbone, load_checkpoint, portable_settings, save_checkpoint
 from tests.harm import HARM, flip_bit
 
 
@@ -28,6 +28,15 @@ def test_save_checkpoint__keeps_three_and_loads_the_newest(tmp_path: Path) -> No
     content = load_checkpoint(tmp_path, pytest.fail)
     assert content["step"] == 20
     assert content["model"]["w"][0] == 20
+
+
+def test_keep_newest__drops_the_others_and_their_hashes(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    keep_newest(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["step-000000015.pt", "step-000000015.pt.sha256"]
+    assert load_checkpoint(tmp_path, pytest.fail)["step"] == 15
+    keep_newest(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("harm", HARM)

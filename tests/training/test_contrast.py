@@ -14,7 +14,7 @@ from medmoco.data.order import StepOrder, key_order
 from medmoco.data.pairs import plan_of
 from medmoco.errors import SettingsError
 from medmoco.models.moco import MoCo, info_nce
-from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, meters, traffic
+from medmoco.training.contrast import Contrast, batch_norm_groups, check_sizes, create_state, meters, spread, traffic
 from medmoco.training.distributed import ALONE, Group
 from tests.together import run_together
 
@@ -58,11 +58,14 @@ def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
         order_of_keys = torch.from_numpy(key_order(settings.seed, key.step, BATCH))
         own = [
             (views[view][order_of_keys] if shuffled else views[view])[part].to(torch.uint8)
-            for view, shuffled in plan_of(settings.method).wanted
+            for view, shuffled in plan_of(settings.method, settings.decoder).wanted
         ]
+        weights = ((views[0][part] % 256).to(torch.uint8),) if settings.decoder.weight else ()
         state.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64)
-        for outputs in task.losses(Batch(own, torch.from_numpy(key.samples[part]), key.step, 0), measure=True):
+        for outputs in task.losses(
+            Batch(own, torch.from_numpy(key.samples[part]), key.step, 0, weights=weights), measure=True
+        ):
             outputs["loss"].backward()
             loss += outputs["loss"].detach()
         state.optimizer.step()
@@ -87,10 +90,8 @@ def assert_equal_within_float_error(found: dict[str, list[float]], expected: dic
 @pytest.mark.parametrize(
     ("processes", "overrides"),
     [
-        (2, []),
         (4, []),
         (2, ["train.accumulation_steps=2"]),
-        (2, ["method.queue_sharded=true"]),
         (4, ["method.queue_sharded=true"]),
     ],
 )
@@ -108,12 +109,20 @@ V3 = (
 )  # fmt: skip
 
 
+AUTOENCODER = (
+    "decoder={weight: 2, contrast: 0, channels: 32, empty: outside, empty_weight: 0.1}", "train.optimizer=adamw",
+)  # fmt: skip
+DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
+
+
 @pytest.mark.parametrize(
     ("processes", "method", "overrides"),
     [
         (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
         (4, OTHER_PATIENTS, ["method.queue_sharded=true"]),
         (4, V3, []),
+        (2, DECODER, ["train.accumulation_steps=2"]),
+        pytest.param(2, AUTOENCODER, [], marks=pytest.mark.slow),
     ],
 )
 def test_contrast__nor_where_keys_are_left_out_or_the_batch_is_the_bank(
@@ -154,7 +163,7 @@ def _v3_by_loops(settings: config.RunSettings, views: torch.Tensor) -> list[floa
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(float(loss))
+        found.append(float(loss.detach()))
     return found
 
 
@@ -283,24 +292,21 @@ def test_meters__equal_plain_loops() -> None:
     right = sum(all(positive[i] > other for other in negative[i]) for i in range(6)) / 6
     assert float(found["accuracy"]) == pytest.approx(right)
     assert float(found["positive_similarity"]) == pytest.approx(sum(float(q[i] @ k[i]) for i in range(6)) / 6, abs=1e-6)
+    found = spread(q)
     singular = np.linalg.svd(q.numpy(), compute_uv=False)
     share = singular / singular.sum()
     assert float(found["effective_rank"]) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
 
 
-def test_meters__tell_collapse_from_spread() -> None:
+def test_spread__tells_collapse_from_spread() -> None:
     torch.manual_seed(0)
-    spread = functional.normalize(torch.randn(512, 16), dim=1)
+    wide = functional.normalize(torch.randn(512, 16), dim=1)
     collapsed = functional.normalize(torch.ones(512, 16) + 1e-4 * torch.randn(512, 16), dim=1)
-    model = MoCo(nn.Identity(), torch.zeros(3, 16), key_momentum=0.9, temperature=0.2)
-    others = torch.zeros(512), model
-    assert float(meters(spread, *others)["embedding_std"]) == pytest.approx(1, abs=0.05)
-    assert float(meters(collapsed, *others)["embedding_std"]) < 0.01
-    assert float(meters(spread, *others)["effective_rank"]) > 15
-    assert float(meters(collapsed, *others)["effective_rank"]) < 1.2
+    assert float(spread(wide)["embedding_std"]) == pytest.approx(1, abs=0.05)
+    assert float(spread(collapsed)["embedding_std"]) < 0.01
+    assert float(spread(wide)["effective_rank"]) > 15
+    assert float(spread(collapsed)["effective_rank"]) < 1.2
 
 
-def test_meters__of_what_is_not_finite_are_not_a_number() -> None:
-    model = MoCo(nn.Identity(), torch.zeros(3, 16), key_momentum=0.9, temperature=0.2)
-    found = meters(torch.full((8, 16), float("nan")), torch.zeros(8), model)
-    assert found["effective_rank"].isnan()
+def test_spread__of_what_is_not_finite_is_not_a_number() -> None:
+    assert spread(torch.full((8, 16), float("nan")))["effective_rank"].isnan()

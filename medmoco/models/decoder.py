@@ -1,0 +1,59 @@
+"""The reconstruction branch: an embedding back to the view it is of.
+
+Legend: B batch, D embedding, C channels, S side of a view.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medmoco.config import DecoderSettings
+
+_DOUBLINGS = 4
+_LEAST_CHANNELS = 16
+
+
+class Decoder(nn.Module):
+    """A linear layer to a coarse grid, which transposed convolutions double in side again and again; MONAI's.
+
+    Instance norms between them take no statistics over the batch, so that neither groups nor processes matter.
+    """
+
+    def __init__(self, embedding_dim: int, size: int, channels: int, settings: DecoderSettings) -> None:
+        super().__init__()
+        from monai.networks.nets.generator import Generator  # here, because importing MONAI takes seconds
+
+        self.size = size
+        grid = -(-size // 2**_DOUBLINGS)
+        widths = [max(settings.channels >> halved, _LEAST_CHANNELS) for halved in range(_DOUBLINGS)]
+        self.layers = Generator(
+            (embedding_dim,), (widths[0], grid, grid), (*widths[1:], channels), (2,) * _DOUBLINGS, num_res_units=0
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return normalised views, (B, D) -> (B, C, S, S)."""
+        views: Tensor = self.layers(embedding)
+        return views[..., : self.size, : self.size]
+
+
+def create_decoder(embedding_dim: int, size: int, channels: int, settings: DecoderSettings) -> Decoder | None:
+    """Build the decoder for views of a size and of some channels; None where it has no weight in the loss."""
+    return Decoder(embedding_dim, size, channels, settings) if settings.weight else None
+
+
+def weighted_squared_error(made: Tensor, views: Tensor, weights: Tensor | None, empty_weight: float) -> Tensor:
+    """Return the mean over all pixels of weight x squared error.
+
+    Args:
+        made: (B, C, S, S), what was reconstructed.
+        views: (B, C, S, S), normalised.
+        weights: (B, 1, S, S) from 0, empty space, to 1; all 1 if not given.
+        empty_weight: Of a pixel of empty space.
+
+    Source: grantmerz/moco, whose mean is over all pixels too, empty or not.
+    """
+    error = torch.square(made.to(views.dtype) - views)  # half precision ends here
+    if weights is None:
+        return error.mean()
+    return (error * (empty_weight + (1 - empty_weight) * weights)).mean()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medmoco import config
+from tests.config.written import MINIMAL, refusal, write
+
+SPACE = """
+tune:
+  space:
+    train.lr: {low: 3e-3, high: 0.3, log: true}
+    views.crop_scale: [[0.2, 1.0], [0.5, 1.0]]
+"""
+
+
+def test_space__choices_and_ranges_survive_the_way_through_yaml(tmp_path: Path) -> None:
+    space = config.load(write(tmp_path, MINIMAL + SPACE)).tune.space
+    assert space["train.lr"] == config.Range(low=0.003, high=0.3, log=True)
+    assert space["views.crop_scale"] == ([0.2, 1.0], [0.5, 1.0])
+    again = config.load(write(tmp_path, config.to_yaml(config.as_tree(config.load(tmp_path / "settings.yaml")))))
+    assert again.tune.space == space
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("tune.space={train.lr: 0.1}", "give train.lr a list of choices, or {low: ..., high: ..., log: true}"),
+        ("tune.space={train.lr: {low: 0.1}}", "give train.lr a list of choices"),
+        ("tune.space={train.lr: {low: 0.1, high: 0.1}}", "low 0.1 must be below high 0.1"),
+        ("tune.space={train.lr: {low: 0, high: 0.1, log: true}}", "and above 0"),
+        ("tune.space={train.lr: []}", "tune.space.train.lr"),
+        ("tune.trials=0", "'tune.trials'"),
+    ],
+)
+def test_load__refuses(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, MINIMAL, override)
