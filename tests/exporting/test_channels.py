@@ -60,7 +60,7 @@ def settings_of(folder: Path, overrides: list[str]) -> config.RunSettings:
         f"out={folder / 'run'}", f"data.manifest={folder / 'data'}", f"data.root={folder / 'data'}",
         "data.labels=[Finding]", "data.canvas_size=48", "data.workers=0", "views.size=32", "model.backbone=resnet10t",
         "method.queue_size=8", "train.global_batch_size=4", "train.epochs=1", "train.warmup_epochs=0",
-        "train.device=cpu", "evaluate.bootstrap=50",
+        "train.device=cpu", "evaluate.bootstrap=100",
     ]  # fmt: skip
     return config.load(None, [*given, *overrides])
 
