@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
+from medmoco.config import DataSettings
 from medmoco.data.images import read_image, to_canvas
 from medmoco.data.views import whole
 from medmoco.errors import SettingsError
 from medmoco.evaluation.inputs import load_splits
-from medmoco.evaluation.pictures import Tile, positives, read_views, write_picture
+from medmoco.evaluation.pictures import Tile, positives, read_views, shown, write_picture
 from tests.evaluation.looks import make_data, names_a_secret
 
 SIDE = int(1.9 * 120)  # of a tile, in pixels
@@ -64,9 +65,17 @@ def test_read_views__are_what_encoders_see(tmp_path: Path) -> None:
     val = load_splits(settings, ("val",))["val"]
     views = read_views(val, np.array([4, 1]), settings)
     for view, place in zip(views, (4, 1), strict=True):
-        np.testing.assert_array_equal(view, whole(to_canvas(read_image(val.files[place]), 64, 8), 48))
-    write_picture([[Tile(view, "") for view in views]], tmp_path / "a.png")
+        np.testing.assert_array_equal(view[0], whole(to_canvas(read_image(val.files[place]), 64, 8), 48))
+    write_picture([[Tile(shown(view, settings.data), "") for view in views]], tmp_path / "a.png")
     assert not names_a_secret(tmp_path / "a.png")
+
+
+def test_shown__colours_in_colour_and_bands_as_their_mean() -> None:
+    view = np.arange(3 * 4 * 4, dtype=np.uint16).reshape(3, 4, 4) * 1000
+    colours = shown(view, DataSettings(manifest=Path(), root="", channels="rgb"))
+    np.testing.assert_array_equal(colours, (view >> 8).transpose(1, 2, 0))
+    assert colours.dtype == np.uint8
+    np.testing.assert_array_equal(shown(view, DataSettings(manifest=Path(), root="", channels=3)), view[1])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -93,3 +94,22 @@ def test_load_weights__changes_nothing_where_it_refuses(tmp_path: Path) -> None:
     ):
         load_weights(backbone, tmp_path / "w.safetensors")
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "moco-v3/vit_conv_tiny", "monai/densenet121"])
+@pytest.mark.parametrize("channels", [3, 5])
+def test_create_backbone__takes_images_of_any_channels(name: str, channels: int) -> None:
+    backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=32, channels=channels).eval()
+    with torch.inference_mode():
+        assert backbone(torch.zeros(1, channels, 32, 32)).shape == (1, backbone.feature_dim)
+    assert backbone.channels == channels
+
+
+def test_load_weights__colours_stay_colours_and_no_other_channels_are_made_up(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    model = ModelSettings(backbone="resnet18", init=tmp_path / "w.pth")
+    backbone = create_backbone(model, seed=0, size=32, channels=3)
+    torch.testing.assert_close(backbone.net.state_dict()["conv1.weight"], state["conv1.weight"], rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match=r"takes 3 channels.*\n.*data\.channels gives 5"):
+        create_backbone(model, seed=0, size=32, channels=5)
