@@ -42,8 +42,9 @@ demo: $(READY) ## phantoms, pretraining, evaluation, report and export in a few 
 	@echo "  demo/run/report.html   all of it on one page; open it in a browser"
 	@echo "  demo/export            the encoder, how to feed it, and proof that it was read back right"
 
+# `worksteal` keeps the tests of a file together, so that what they share is made once.
 test: lint ## linters, then all tests that are neither slow nor need a GPU
-	pytest -n 2
+	pytest -n 2 --dist worksteal
 
 test-slow: $(READY) ## the slow tests
 	pytest -m "slow and not gpu"

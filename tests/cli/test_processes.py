@@ -27,7 +27,7 @@ def test_pretrain__a_signal_to_the_whole_process_group_saves_and_says_how_to_go_
     out = tmp_path / "run"
     overrides = [
         f"out={out}", f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels={}", "data.workers=2",
-        "data.canvas_size=32", "views.size=32", "model.backbone=resnet10t", "method.queue_size=8",
+        "data.canvas_size=32", "views.size=32", "model.backbone=test_resnet", "method.queue_size=8",
         "method.batch_norm_splits=1", "train.global_batch_size=4", "train.epochs=100000", "train.log_every=1",
     ]  # fmt: skip
     command = [sys.executable, "-m", "medmoco.cli", "pretrain", "--config", "configs/demo.yaml", *overrides]

@@ -31,7 +31,7 @@ def test_whole_journey__phantoms_to_export(call: Call, tmp_path: Path) -> None:
 out: {run}
 data: {{manifest: {data}, root: '{data}/{{split}}', labels: [Opacity, Interstitial], canvas_size: 40, workers: 1}}
 views: {{size: 32}}
-model: {{backbone: resnet10t}}
+model: {{backbone: test_resnet}}
 method: {{queue_size: 16}}
 train: {{epochs: 2, global_batch_size: 8, lr: 0.03, knn_every: 1}}
 evaluate: {{bootstrap: 100}}

@@ -126,9 +126,9 @@ def test_map_guarded__memory_is_counted_per_item() -> None:
     kept = []
 
     def keep(_: int) -> None:
-        kept.append(np.ones(300 * 2**20, np.uint8))
+        kept.append(np.ones(60 * 2**20, np.uint8))
 
-    assert _map(keep, range(3), workers=1) == {0: None, 1: None, 2: None}
+    assert _map(keep, range(3), workers=1, megabytes=100) == {0: None, 1: None, 2: None}
 
 
 def test_map_guarded__bug_is_raised_with_its_traceback() -> None:

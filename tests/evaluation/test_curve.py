@@ -23,7 +23,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunSetti
     folder = tmp_path_factory.mktemp("squares")
     write_images(folder, {"train": 60, "val": 30, "test": 40})
     paths = [f"out={folder / 'run'}", f"data.manifest={folder}", f"data.root={folder / 'images'}"]
-    keys = [*SMALL, "model.backbone=resnet10t", "evaluate.bootstrap=100", "evaluate.fractions=[0.2,1.0]"]
+    keys = [*SMALL, "model.backbone=test_resnet", "evaluate.bootstrap=100", "evaluate.fractions=[0.2,1.0]"]
     return lambda *more: load(None, [*paths, *keys, *more])
 
 

@@ -110,21 +110,35 @@ def digests_of(split: Split) -> tuple[bytes, ...]:
     return tuple(file.encode() for file in split.files)
 
 
-@pytest.fixture
-def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
-    """Stand-ins for manifest, encoders and images; a test changes the splits in place."""
+def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Split]:
+    """Put made splits and features in the places of manifest, encoders and images."""
     found = made_splits()
     for name in found:
-        (tmp_path / f"{name}.csv").touch()
+        (folder / f"{name}.csv").touch()
 
     def extract(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
         return Extracted({name: made_features(split, name) for name in encoders}, (), digests_of(split))
 
-    monkeypatch.setattr(inputs, "load_manifest", lambda _, names: {name: found[name] for name in names})
-    monkeypatch.setattr(inputs, "check_images", lambda split, _: split)
-    monkeypatch.setattr(study, "load_backbone", lambda *_: (Backbone("resnet18", nn.Linear(16, 16), 16), {"step": 7}))
-    monkeypatch.setattr(study, "extract", extract)
+    patch.setattr(inputs, "load_manifest", lambda _, names: {name: found[name] for name in names})
+    patch.setattr(inputs, "check_images", lambda split, _: split)
+    patch.setattr(study, "load_backbone", lambda *_: (Backbone("resnet18", nn.Linear(16, 16), 16), {"step": 7}))
+    patch.setattr(study, "extract", extract)
     return found
+
+
+@pytest.fixture
+def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
+    """Stand-ins that a test changes in place."""
+    return stand_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    """What the stand-ins score as they are, and its folder; for tests that read it and change nothing."""
+    folder = tmp_path_factory.mktemp("scored")
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(folder, patch)
+        return evaluate(settings_of(folder), "run-folder", folder / "scores"), folder / "scores"
 
 
 def record_of(records: list[dict[str, Any]], *key: str) -> dict[str, Any]:
@@ -133,12 +147,12 @@ def record_of(records: list[dict[str, Any]], *key: str) -> dict[str, Any]:
     return found
 
 
-def test_evaluate__records_hold_what_is_promised_and_files_are_strict(splits: Any, tmp_path: Path) -> None:
-    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-    text = (tmp_path / "scores/scores.json").read_text()
+def test_evaluate__records_hold_what_is_promised_and_files_are_strict(scored: tuple[Evaluation, Path]) -> None:
+    found, folder = scored
+    text = (folder / "scores.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == found.records
-    assert json.loads((tmp_path / "scores/differences.json").read_text()) == found.differences
-    assert (tmp_path / "scores/table.txt").read_text() == found.table
+    assert json.loads((folder / "differences.json").read_text()) == found.differences
+    assert (folder / "table.txt").read_text() == found.table
     assert len(found.records) == 3 * 2 * 2 * 3  # labels and macro, splits, methods, encoders
     assert len(found.differences) == 3 * 2 * 2 * 2
     for record in found.records:
@@ -148,7 +162,7 @@ def test_evaluate__records_hold_what_is_promised_and_files_are_strict(splits: An
         assert record["draws"] == 1
         assert record["where"] is None
     linear = record_of(found.records, "Hard", "test", "linear", "run")
-    assert linear["strength"][0] in settings_of(tmp_path).evaluate.strengths
+    assert linear["strength"][0] in settings_of(folder).evaluate.strengths
     assert linear["label_policy"] == {"uncertain": "ignore", "missing": "ignore"}
     assert record_of(found.records, "Hard", "test", "knn", "run")["neighbours"] == 20
 
@@ -156,19 +170,20 @@ def test_evaluate__records_hold_what_is_promised_and_files_are_strict(splits: An
 @pytest.mark.parametrize("method", ["linear", "knn"])
 @pytest.mark.parametrize("label", ["Easy", "Hard"])
 def test_evaluate__scores_are_those_of_its_predictions(
-    splits: dict[str, Split], tmp_path: Path, label: str, method: str
+    scored: tuple[Evaluation, Path], label: str, method: str
 ) -> None:
     """From predictions.csv alone, scikit-learn finds every number of the record."""
-    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+    found, folder = scored
     record = record_of(found.records, label, "test", method, "run")
-    with (tmp_path / "scores/predictions.csv").open() as file:
+    with (folder / "predictions.csv").open() as file:
         lines = [
             line
             for line in csv.DictReader(file)
             if (line["label"], line["split"], line["method"], line["encoder"]) == (label, "test", method, "run")
         ]
     targets, scores = (np.array([float(line[name]) for line in lines]) for name in ("target", "score"))
-    split, column = splits["test"], splits["test"].label_names.index(label)
+    split = made_splits()["test"]
+    column = split.label_names.index(label)
     known = ~np.isnan(split.labels[:, column])
     assert [int(line["row"]) for line in lines] == split.rows[known].tolist()
     assert targets.tolist() == split.labels[known, column].tolist()
@@ -179,8 +194,8 @@ def test_evaluate__scores_are_those_of_its_predictions(
     assert record["average_precision"] == pytest.approx(average_precision_score(targets, scores), abs=1e-9)
 
 
-def test_evaluate__differences_are_paired(splits: dict[str, Split], tmp_path: Path) -> None:
-    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+def test_evaluate__differences_are_paired(scored: tuple[Evaluation, Path]) -> None:
+    found, folder = scored
     run, control = (record_of(found.records, "Easy", "test", "linear", name) for name in ("run", "pixels"))
     difference = record_of(found.differences, "Easy", "test", "linear", "run", "pixels")
     assert difference["difference"] == pytest.approx(run["auroc"] - control["auroc"])
@@ -188,11 +203,11 @@ def test_evaluate__differences_are_paired(splits: dict[str, Split], tmp_path: Pa
     assert difference["excludes_zero"]
 
     scores = {}
-    with (tmp_path / "scores/predictions.csv").open() as file:
+    with (folder / "predictions.csv").open() as file:
         for line in csv.DictReader(file):
             if (line["label"], line["split"], line["method"]) == ("Easy", "test", "linear"):
                 scores.setdefault(line["encoder"], []).append(float(line["score"]))
-    test = splits["test"]
+    test = made_splits()["test"]
     draws = [
         bootstrap_auroc(test.labels[:, 0], np.array(scores[name]), test.patients, draws=200, seed=0)
         for name in ("run", "pixels")
@@ -229,16 +244,18 @@ def test_evaluate__a_label_that_cannot_be_learnt_is_undefined(splits: dict[str, 
     assert (tmp_path / "scores/predictions.csv").read_text().count("\n") == 1
 
 
-def test_evaluate__macro_is_the_mean_of_labels_in_every_draw(splits: dict[str, Split], tmp_path: Path) -> None:
-    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
+def test_evaluate__macro_is_the_mean_of_labels_in_every_draw(scored: tuple[Evaluation, Path]) -> None:
+    found, _ = scored
     easy, hard, macro = (record_of(found.records, name, "test", "knn", "run") for name in ("Easy", "Hard", "macro"))
     assert macro["auroc"] == pytest.approx((easy["auroc"] + hard["auroc"]) / 2)
     assert macro["auroc_high"] - macro["auroc_low"] < hard["auroc_high"] - hard["auroc_low"]
     assert macro["n"] == 160
-    assert macro["n_positive"] == (np.nan_to_num(splits["test"].labels) == 1).any(axis=1).sum()
+    assert macro["n_positive"] == (np.nan_to_num(made_splits()["test"].labels) == 1).any(axis=1).sum()
 
 
-def test_evaluate__a_share_of_patients_is_averaged_over_draws(splits: dict[str, Split], tmp_path: Path) -> None:
+def test_evaluate__a_share_of_patients_is_averaged_over_draws(
+    splits: dict[str, Split], scored: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
     settings = settings_of(tmp_path, "evaluate.label_fraction=0.1", "evaluate.label_draws=4")
     found = evaluate(settings, "run-folder", tmp_path / "scores")
     record = record_of(found.records, "Easy", "test", "linear", "run")
@@ -248,8 +265,7 @@ def test_evaluate__a_share_of_patients_is_averaged_over_draws(splits: dict[str, 
     assert record["auroc"] == pytest.approx(np.mean(record["auroc_of_draws"]))
     assert record["draws"] == len(record["strength"]) == 4
     assert record["label_fraction"] == 0.1
-    full = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-    assert record_of(full.records, "Easy", "test", "linear", "run")["auroc"] > record["auroc"]
+    assert record_of(scored[0].records, "Easy", "test", "linear", "run")["auroc"] > record["auroc"]
     taught = [record_of(found.records, "Hard", "test", method, "run") for method in ("linear", "knn")]
     assert taught[0]["n_train"] == taught[1]["n_train"]
 
@@ -381,7 +397,7 @@ def test_evaluate__table_fits_and_same_seed_same_bytes(splits: Any, tmp_path: Pa
 @pytest.fixture
 def real(tmp_path: Path) -> Callable[..., RunSettings]:
     write_images(tmp_path, {"train": 60, "val": 30, "test": 40})
-    keys = [*SMALL, f"data.root={tmp_path / 'images'}"]
+    keys = [*SMALL, "model.backbone=test_resnet", f"data.root={tmp_path / 'images'}"]
     return lambda *more: settings_of(tmp_path, *keys, *more)
 
 
@@ -474,9 +490,10 @@ def test_evaluate__others_are_compared_with_the_first(
         module.evaluate(settings_of(tmp_path), {"pixels": "weights.safetensors"}, tmp_path / "scores")
 
 
-def test_evaluate__delong_only_where_every_patient_has_one_row(splits: dict[str, Split], tmp_path: Path) -> None:
-    several = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "several")
-    assert record_of(several.records, "Easy", "test", "linear", "run")["delong_low"] is None
+def test_evaluate__delong_only_where_every_patient_has_one_row(
+    splits: dict[str, Split], scored: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
+    assert record_of(scored[0].records, "Easy", "test", "linear", "run")["delong_low"] is None
     splits["test"].patients[:] = 5000 + np.arange(160)
     single = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "single")
     record = record_of(single.records, "Easy", "test", "linear", "run")
@@ -484,9 +501,9 @@ def test_evaluate__delong_only_where_every_patient_has_one_row(splits: dict[str,
     assert record_of(single.differences, "Easy", "test", "linear", "run", "pixels")["delong_p"] < 0.05
 
 
-def test_evaluate__thresholds_and_calibration_come_from_validation(splits: dict[str, Split], tmp_path: Path) -> None:
-    found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-    table = pd.read_csv(tmp_path / "scores/predictions.csv")
+def test_evaluate__thresholds_and_calibration_come_from_validation(scored: tuple[Evaluation, Path]) -> None:
+    found, folder = scored
+    table = pd.read_csv(folder / "predictions.csv")
     mine = table[(table["label"] == "Easy") & (table["method"] == "linear") & (table["encoder"] == "run")]
     val, test = (mine[mine["split"] == split] for split in ("val", "test"))
     points = [
@@ -511,7 +528,9 @@ def test_evaluate__thresholds_and_calibration_come_from_validation(splits: dict[
     assert calibration["before"]["n"] == 150
 
 
-def test_evaluate__subgroups_are_those_asked_for(splits: dict[str, Split], tmp_path: Path) -> None:
+def test_evaluate__subgroups_are_those_asked_for(
+    splits: dict[str, Split], scored: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
     settings = settings_of(tmp_path, "evaluate.subgroups=[Side]", "evaluate.least_patients=10")
     found = evaluate(settings, "run-folder", tmp_path / "scores")
     mine = [
@@ -520,7 +539,7 @@ def test_evaluate__subgroups_are_those_asked_for(splits: dict[str, Split], tmp_p
     ]  # fmt: skip
     assert {record["group"] for record in mine} == {"L", "R"}
     assert sum(record["n"] for record in mine) == 160
-    assert not evaluate(settings_of(tmp_path), "run-folder", tmp_path / "none").clinical.subgroups
+    assert not scored[0].clinical.subgroups
 
 
 def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(

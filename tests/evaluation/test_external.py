@@ -20,7 +20,7 @@ from tests.evaluation.squares import SMALL, write_images
 
 def settings_of(folder: Path, *more: str) -> RunSettings:
     paths = [f"out={folder / 'run'}", f"data.manifest={folder}", f"data.root={folder / 'images'}"]
-    return load(None, [*paths, *SMALL, "model.backbone=resnet10t", "evaluate.bootstrap=200", *more])
+    return load(None, [*paths, *SMALL, "model.backbone=test_resnet", "evaluate.bootstrap=200", *more])
 
 
 @pytest.fixture(scope="module")

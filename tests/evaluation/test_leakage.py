@@ -43,7 +43,7 @@ def write(folder: Path, split: str, films: Sequence[int], patients: Sequence[obj
 def settings_of(folder: Path, *more: str) -> RunSettings:
     given = [
         f"out={folder / 'run'}", f"data.manifest={folder}", f"data.root={folder / 'images'}", "data.labels=[Sick]",
-        "data.canvas_size=48", "data.workers=0", "views.size=32", "model.backbone=resnet10t", "method.queue_size=4",
+        "data.canvas_size=48", "data.workers=0", "views.size=32", "model.backbone=test_resnet", "method.queue_size=4",
         "train.global_batch_size=4", "train.device=cpu", "evaluate.batch_size=4", "evaluate.bootstrap=100",
     ]  # fmt: skip
     return load(None, [*given, *more])

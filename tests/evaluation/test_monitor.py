@@ -25,7 +25,7 @@ def test_knn_monitor__sees_what_is_plain_and_leaves_the_encoder_in_training(tmp_
         (tmp_path / f"{name}.csv").write_text("\n".join(lines))
     overrides = [
         "out=run", f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels=[Bright, Coin, Never]",
-        "data.canvas_size=32", "data.workers=0", "views.size=32", "model.backbone=resnet10t", "train.device=cpu",
+        "data.canvas_size=32", "data.workers=0", "views.size=32", "model.backbone=test_resnet", "train.device=cpu",
         "evaluate.neighbours=5",
     ]  # fmt: skip
     settings = config.load(None, overrides)

@@ -85,8 +85,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path])
     (folder / "run").symlink_to(run)
     settings = load_run(run)
     encoder = from_encoder(str(run), settings, pytest.fail)
-    for name in ("torchvision", "huggingface", "monai-bundle", "program"):
-        FORMATS[name].write(encoder, desk / "exported")
 
     torch.manual_seed(1)
     head = nn.Linear(encoder.backbone.feature_dim, len(LABELS))
@@ -109,6 +107,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path])
     (folder / "blocked").mkdir()
     (folder / "blocked/medmoco.py").write_text("raise ImportError('an export needs no medmoco')")
     return desk
+
+
+@pytest.fixture(scope="module")
+def every_format(place: Path) -> Path:
+    """The same folder, where the export holds every format."""
+    encoder = from_encoder(str(place.parent / "run"), load_run(place.parent / "run"), pytest.fail)
+    for name in ("torchvision", "huggingface", "monai-bundle", "program"):
+        FORMATS[name].write(encoder, place / "exported")
+    return place
 
 
 def films_of(place: Path) -> list[Path]:
@@ -180,11 +187,11 @@ def test_use__films_to_features_and_probabilities_without_torch(
 
 
 @pytest.mark.slow
-def test_use__every_other_library_gives_the_same_features_and_a_new_head_learns(place: Path) -> None:
-    backbone, settings = backbone_of(place)
-    film = films_of(place)[0]
+def test_use__every_other_library_gives_the_same_features_and_a_new_head_learns(every_format: Path) -> None:
+    backbone, settings = backbone_of(every_format)
+    film = films_of(every_format)[0]
     blocks = blocks_of("python")
-    found = run_examples(place, blocks, [film])
+    found = run_examples(every_format, blocks, [film])
     assert found["loaded"].tolist() == ["torch"]
     with torch.inference_mode():
         expected = backbone(view_of(film, settings))
@@ -198,12 +205,12 @@ def test_use__every_other_library_gives_the_same_features_and_a_new_head_learns(
 
 
 @pytest.mark.slow
-def test_use__the_bundle_runs_from_the_command_line(place: Path) -> None:
-    backbone, settings = backbone_of(place)
-    films = sorted((place / "images").iterdir())
+def test_use__the_bundle_runs_from_the_command_line(every_format: Path) -> None:
+    backbone, settings = backbone_of(every_format)
+    films = sorted((every_format / "images").iterdir())
     (command,) = [block for block in blocks_of("bash") if "monai.bundle" in block]
-    run_alone(["bash", "-c", command], place)
-    with (place / "results/features.csv").open() as stream:
+    run_alone(["bash", "-c", command], every_format)
+    with (every_format / "results/features.csv").open() as stream:
         rows = {Path(row[0]).name: [float(cell) for cell in row[1:]] for row in list(csv.reader(stream))[1:]}
     assert sorted(rows) == sorted(film.name for film in films)
     for film in films:

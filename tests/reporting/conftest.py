@@ -26,10 +26,15 @@ def other_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def bare_run(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def bare_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of which there is nothing but its settings."""
     folder = tmp_path_factory.mktemp("runs") / "bare"
     folder.mkdir()
     for name in ("config.yaml", "environment.json"):
         (folder / name).write_bytes((run_folder / name).read_bytes())
-    return read_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bare_run(bare_folder: Path) -> Run:
+    return read_run(bare_folder)

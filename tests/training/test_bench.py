@@ -124,7 +124,7 @@ def test_stopwatch__counts_images_and_waiting() -> None:
 def test_bench__measures_all_four_and_speaks(tmp_path: Path, packed: bool) -> None:
     make_images(tmp_path, train=12)
     overrides = [
-        "data.workers=1", "views.size=32", "model.backbone=resnet10t", "method.queue_size=8",
+        "data.workers=1", "views.size=32", "model.backbone=test_resnet", "method.queue_size=8",
         "train.global_batch_size=4", "train.precision=fp32",
     ]  # fmt: skip
     if packed:
