@@ -12,7 +12,8 @@ from medmoco.config import RunSettings
 from medmoco.data.colours import displayed
 from medmoco.data.images import Canvas
 from medmoco.data.loading import check_images, read_canvases, trained_rows
-from medmoco.data.manifest import load_manifest
+from medmoco.data.manifest import Split, load_manifest
+from medmoco.data.pairs import Partners
 from medmoco.data.views import Pixels, channels_first, draw, render, whole
 from medmoco.errors import SettingsError
 
@@ -32,7 +33,8 @@ def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6
         settings: Of the run.
         out: PNG file; its folder is made, a file of that name replaced.
         images: Lines, evenly spread over the split; fewer where it has fewer.
-        views: Per image, in turn what the query and the key encoder would see.
+        views: Per image, in turn what the query and the key encoder would see, the latter of its partner where keys are
+            of another image of the patient.
         split: Name in the manifest.
 
     Raises:
@@ -41,29 +43,54 @@ def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6
     """
     found = trained_rows(load_manifest(settings.data, (split,))[split], settings.data)
     samples = np.unique(np.linspace(0, len(found) - 1, images).astype(np.int64))
-    few = found.select(samples)
+    shown = _images_of_views(settings, found, samples, views)
+    wanted = np.unique(np.concatenate([samples, *shown]))
+    few = found.select(wanted)
     check_images(few, settings.data)
     canvases, _ = read_canvases(few, np.arange(len(few)), settings)
-    tiles = _tiles(settings, canvases, samples, views)
+    tiles = _tiles(settings, canvases, wanted, samples, shown)
     lines = [
         np.concatenate([_label(f"row {row}", line[0].shape), *map(_framed, line)], axis=1)
-        for row, line in zip(few.rows, tiles, strict=True)
+        for row, line in zip(found.rows[samples], tiles, strict=True)
     ]
     _write_png(np.concatenate(lines), out)
     return out
 
 
-def _tiles(settings: RunSettings, canvases: list[Canvas], samples: Samples, views: int) -> list[list[Picture]]:
-    """Return per image the whole of it and its views, each (size, size) uint8, or (size, size, 3) of colours."""
+def _images_of_views(settings: RunSettings, split: Split, samples: Samples, views: int) -> list[Samples]:
+    """Return for each view which images it is of: where keys are of partners, every other one of those."""
+    if settings.positives.image == "same":
+        return [samples] * views
+    partners = Partners(split, settings.positives, settings.seed)
+    return [partners.of(samples, number // 2) if number % 2 else samples for number in range(views)]
+
+
+def _tiles(
+    settings: RunSettings, canvases: list[Canvas], read: Samples, samples: Samples, shown: list[Samples]
+) -> list[list[Picture]]:
+    """Return per image the whole of it and its views, each (size, size) uint8, or (size, size, 3) of colours.
+
+    Args:
+        settings: Of the run.
+        canvases: N images.
+        read: (N,) which they are, in rising order.
+        samples: (B,) those that have a line.
+        shown: For each view (B,) the images that it is of.
+    """
+    places = [np.searchsorted(read, of_view) for of_view in shown]
     drawn = [
-        draw(settings.views, canvases, seed=settings.seed, epoch=number // 2, samples=samples, view=number % 2)
-        for number in range(views)
-    ]
-    made = render(settings.views, canvases, drawn)
-    wholes = channels_first([whole(canvas, settings.views.size) for canvas in canvases])
+        draw(
+            settings.views, [canvases[i] for i in of_view], seed=settings.seed, epoch=number // 2,
+            samples=read[of_view], view=number % 2,
+        )
+        for number, of_view in enumerate(places)
+    ]  # fmt: skip
+    made = render(settings.views, canvases, drawn, places)
+    own = [canvases[i] for i in np.searchsorted(read, samples)]
+    wholes = channels_first([whole(canvas, settings.views.size) for canvas in own])
     return [
-        [_tile(planes, rgb=canvas.rgb) for planes in (seen, *(view[i] for view in made))]
-        for i, (canvas, seen) in enumerate(zip(canvases, wholes, strict=True))
+        [_tile(planes, rgb=own[0].rgb) for planes in (seen, *(view[i] for view in made))]
+        for i, seen in enumerate(wholes)
     ]
 
 

@@ -62,6 +62,22 @@ def test_preview__shows_whole_images_and_what_training_sees(tmp_path: Path, data
             np.testing.assert_allclose(tile(picture, line, column + 1), views[line, 0] >> shift, atol=1)
 
 
+def test_preview__keys_are_of_the_patients_other_image(tmp_path: Path, data: Path) -> None:
+    (data / "train.csv").write_text(
+        "Path,PatientID\n" + "\n".join(f"secret-{n}.png,p{n // 2}" for n in range(5)) + "\n"
+    )
+    settings = make_settings(data, "positives.image=patient")
+    picture = cv2.imread(str(preview(settings, tmp_path / "a.png", images=3, views=4)), cv2.IMREAD_UNCHANGED)
+    split = load_manifest(settings.data, ("train",))["train"]
+    for column, samples in enumerate(([0, 2, 4], [1, 3, 4], [0, 2, 4], [1, 3, 4])):
+        shown = np.array(samples)
+        canvases, _ = read_canvases(split, shown, settings)
+        drawn = draw(settings.views, canvases, seed=0, epoch=column // 2, samples=shown, view=column % 2)
+        (views,) = render(settings.views, canvases, [drawn])
+        for line in range(3):
+            np.testing.assert_array_equal(tile(picture, line, column + 1), views[line, 0])
+
+
 def test_preview__labels_are_rows_of_the_spreadsheet(tmp_path: Path, data: Path) -> None:
     picture = cv2.imread(str(preview(make_settings(data), tmp_path / "a.png", images=2, views=1)), 0)
     wanted = np.zeros((SIZE, 96), np.uint8)
