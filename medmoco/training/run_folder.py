@@ -265,10 +265,11 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
     Raises:
         SettingsError: a change is not allowed; shows the difference.
     """
-    was, wants = saved["settings"], now["settings"]
+    # A checkpoint from before a setting was made as its default makes them now.
+    was, wants = {**_defaults(), **saved["settings"]}, now["settings"]
     changed = [
         key
-        for key in sorted(was.keys() | wants.keys())
+        for key in sorted(saved["settings"].keys() | wants.keys())
         if was.get(key) != wants.get(key) and not key.startswith(harmless)
     ]
     lines = {key: f"{key}: was {was.get(key, 'not there')}, now {wants.get(key, 'not there')}" for key in changed}
@@ -282,6 +283,11 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
     if refused and not allow:
         _refuse(refused, "Take that back, or go on all the same with --allow-change.")
     return [f"changed since the run was started, which alters the result: {line}" for line in lines.values()]
+
+
+def _defaults() -> Tree:
+    """Return the defaults of all settings, as a checkpoint holds them."""
+    return portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
 
 
 def _refuse(lines: list[str], remedy: str) -> None:

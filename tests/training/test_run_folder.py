@@ -250,12 +250,15 @@ def test_check_changes__others_are_shown_unless_allowed() -> None:
     assert len(check_changes(facts(), now, allow=True)) == 3
 
 
-def test_check_changes__an_older_checkpoint_knows_no_rows_and_lacks_new_settings() -> None:
+def test_check_changes__an_older_checkpoint_knows_no_rows_and_has_defaults_of_new_settings() -> None:
     old = facts(sha256="bb")
     del old["manifest_rows"], old["settings"]["train.lr"]
     with pytest.raises(SettingsError) as caught:
         check_changes(old, facts(), allow=False)
-    assert "train.lr: was not there, now 0.1" in str(caught.value)
+    assert "train.lr: was 0.03, now 0.1" in str(caught.value)
+    assert (
+        check_changes({**old, "manifest_sha256": facts()["manifest_sha256"]}, facts(train__lr=0.03), allow=False) == []
+    )
     assert "was an unknown number of rows, now 24" in str(caught.value)
 
 
