@@ -67,7 +67,10 @@ def test_save_classifier__is_read_back_and_scores_the_same(tmp_path: Path) -> No
     views = torch.randn(3, 1, 32, 32)
     torch.testing.assert_close(again(views), classifier.eval()(views), rtol=0, atol=0)
     assert facts["labels"] == list(LABELS)
-    assert facts["data"] == {"canvas_size": 40, "bit_depth": 8, "window": [40.0, 400.0]}
+    assert facts["data"] == {
+        "canvas_size": 40, "bit_depth": 8, "window": [40.0, 400.0], "channels": "gray", "scale": "linear",
+        "band_ranges": None,
+    }  # fmt: skip
     assert facts["calibration"]["Sick"] == {"kind": "platt", "slope": 1.5, "intercept": -0.5}
     assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["classifier.json", "classifier.safetensors"]
 

@@ -219,7 +219,7 @@ def test_fit__saves_before_it_ends_for_what_a_hook_says_of_data(tmp_path: Path, 
     task, saved = Toy(), []
     optimizer = torch.optim.SGD(task.model.parameters(), 1e-3)
     state = TrainState(task.model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
-    replaced = (Replacement(0, 3, ((5, "truncated"),)),)
+    replaced = (Replacement(0, 3, 3, ((5, "truncated"),)),)
 
     def refuse(*_: object) -> dict[str, float]:
         raise DataError("too many")
