@@ -60,6 +60,7 @@ models/                 encoders and momentum contrast
     finding.py          encoders in foreign files, recognised
     imports.py          foreign weights, every key explained
     backbones.py        name to one-channel encoder
+    patches.py          features of each patch, unpooled
     importing.py        wires an import
     batch_norm.py       batch norm in groups
     moco.py             encoders, queue, InfoNCE
@@ -95,7 +96,8 @@ evaluation/             encoders to evidence
     study.py            encoders and controls, their features
     scoring.py          answers to scores and differences
     clinical.py         thresholds and calibration from validation
-    classifier.py       encoder and head, kept together
+    heads.py            encoder and linear layer joined
+    classifier.py       a classifier's folder, its use
     evaluate.py         wires scoring and controls
     targets.py          what fine-tuning learns from
     supervision.py      the task: labels from one view

@@ -23,7 +23,8 @@ from medmoco.config import ModelSettings, RunSettings
 from medmoco.data.loading import to_float
 from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
-from medmoco.evaluation.classifier import Classifier, load_classifier, own_calibration, prepared
+from medmoco.evaluation.classifier import load_classifier, own_calibration, prepared
+from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.inputs import find_label, find_rows, load_splits, on_device
 from medmoco.evaluation.pictures import Tile, read_views, write_picture
 from medmoco.models.backbones import Backbone, create_backbone

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from medmoco.config import RunSettings, Tree
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import Classifier, load_classifier
+from medmoco.evaluation.classifier import load_classifier
+from medmoco.evaluation.heads import Classifier
 from medmoco.models.backbones import Backbone
 from medmoco.models.naming import timm_model
 from medmoco.models.state_dicts import plain_tensors

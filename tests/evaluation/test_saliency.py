@@ -17,7 +17,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import saliency as module
-from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
+from medmoco.evaluation.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.saliency import class_maps, last_map, random_maps, rank_correlation, saliency
 from medmoco.models.backbones import Backbone, create_backbone
 from tests.evaluation.looks import make_data, names_a_secret
