@@ -55,7 +55,7 @@ def check_patches(backbone: Backbone, size: int, top: int) -> None:
             f"finetune.head=patches: {backbone.name} gives no features of each place of an image;\n{_REMEDY}"
         )
     backbone.eval()
-    features = patch_features(backbone, torch.zeros(1, 1, size, size))
+    features = patch_features(backbone, _blank(size))
     backbone.train(training)
     trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
     slopes = torch.autograd.grad(features.sum(), [parameter for _, parameter in trained], allow_unused=True)
@@ -80,7 +80,7 @@ def _has_patches(backbone: Backbone, size: int) -> bool:
         return False
     training = net.training
     with torch.inference_mode():
-        unpooled = net.eval().forward_features(torch.zeros(1, 1, size, size))
+        unpooled = net.eval().forward_features(_blank(size))
     net.train(training)
     if unpooled.ndim != 3:
         return bool(unpooled.ndim == 4)
@@ -88,3 +88,8 @@ def _has_patches(backbone: Backbone, size: int) -> bool:
         return False
     height, width = net.patch_embed.dynamic_feat_size((size, size))
     return bool(unpooled.shape[1] == net.num_prefix_tokens + height * width)
+
+
+def _blank(size: int) -> Tensor:
+    """Return an image to try an encoder with."""
+    return torch.zeros(1, 1, size, size)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, save_state
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, refuse_patches, save_state
 
 _FOLDER = "huggingface"
 
@@ -35,7 +35,9 @@ brought to {canvas_size} pixels first, then the whole image to {size} x {size} w
 
 def refusal(subject: Subject) -> str | None:
     """The folder is timm's."""
-    return None if network(subject)["library"] == "timm" else f"{subject.backbone.name} is no network of timm"
+    if network(subject)["library"] != "timm":
+        return f"{subject.backbone.name} is no network of timm"
+    return refuse_patches(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ import torch
 
 from medmoco import __version__
 from medmoco.exporting import prepare
-from medmoco.exporting.subject import Subject, network, plain_state
+from medmoco.exporting.subject import Subject, network, plain_state, refuse_patches
 from medmoco.models.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
@@ -32,8 +32,8 @@ _PREPARE = {"_target_": "scripts.prepare.image", "_mode_": "callable", "contract
 
 
 def refusal(subject: Subject) -> str | None:
-    """Every timm or MONAI network can be named in a bundle."""
-    return None
+    """Every timm or MONAI network can be named in a bundle, but for a head of patches."""
+    return refuse_patches(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, save_state, written
+from medmoco.exporting.subject import (
+    NETWORK_PRECISIONS,
+    Subject,
+    network,
+    plain_state,
+    refuse_patches,
+    save_state,
+    written,
+)
 
 
 def refusal(subject: Subject) -> str | None:
     """Networks of MONAI are not timm's."""
-    return None if network(subject)["library"] == "timm" else f"{subject.backbone.name} is no network of timm"
+    if network(subject)["library"] != "timm":
+        return f"{subject.backbone.name} is no network of timm"
+    return refuse_patches(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
