@@ -69,6 +69,7 @@ models/                 encoders and momentum contrast
     imports.py          foreign weights, every key explained
     backbones.py        name to encoder of channels
     conv_stem.py        transformers' convolutions instead of patches
+    patches.py          features of each patch, unpooled
     importing.py        wires an import
     batch_norm.py       batch norm in groups
     projectors.py       features to embedding to prediction
@@ -106,7 +107,8 @@ evaluation/             encoders to evidence
     study.py            encoders and controls, their features
     scoring.py          answers to scores and differences
     clinical.py         thresholds and calibration from validation
-    classifier.py       encoder and head, kept together
+    heads.py            encoder and linear layer joined
+    classifier.py       a classifier's folder, its use
     evaluate.py         wires scoring and controls
     targets.py          what fine-tuning learns from
     supervision.py      the task: labels from one view

@@ -95,7 +95,7 @@ def saliency(
     overrides: Overrides = None,
     split: ScoredSplit = "val",
 ) -> None:
-    """Draw where a convolutional classifier looks (Grad-CAM), for some images."""
+    """Draw where a classifier looks, for some images: the scores of patches, or Grad-CAM."""
     settings = config.load(config_file, overrides or ())
     from medmoco.evaluation.saliency import saliency as draw
 

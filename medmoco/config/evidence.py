@@ -89,6 +89,14 @@ class FinetuneSettings(Settings):
     classes: str | None = None
     """Text column that names one class for each image; it takes the place of `data.labels`."""
 
+    head: Literal["linear", "patches"] = "linear"
+    """Classifier: one linear layer on pooled features; or on those of each patch, of whose scores the highest count.
+    Source: Durand et al. 2016, "WELDON" (CVPR), for the latter."""
+
+    top_patches: Count = 8
+    """How many of an image's patches count in head `patches`: its score is their mean.
+    Source: a judgement, 4 % of the 196 patches of 16 pixels in 224 x 224."""
+
     label_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Share of training patients whose labels are used."""
 

@@ -1,4 +1,4 @@
-"""Encoder and linear layer as one, and the folder that it is kept in with all that is needed to use it.
+"""The folder that a classifier is kept in with all that is needed to use it.
 
 A classifier folder holds classifier.safetensors, tensors alone, and classifier.json, what they mean: the labels, how
 images are prepared, how scores become probabilities. It names no path, no patient and no machine. `evaluate` leaves one
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
 from medmoco import __version__
 from medmoco.config import (
@@ -41,7 +41,9 @@ from medmoco.data.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.evaluation.calibration import Calibration
 from medmoco.evaluation.features import extract
-from medmoco.models.backbones import Backbone, create_backbone
+from medmoco.evaluation.heads import Classifier
+from medmoco.models.backbones import create_backbone
+from medmoco.models.patches import check_patches
 from medmoco.models.state_dicts import plain_tensors
 
 Floats = NDArray[np.float64]
@@ -49,66 +51,6 @@ Floats = NDArray[np.float64]
 WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
 
 _Finite = Annotated[Float, Field(allow_inf_nan=False)]
-
-
-class Classifier(nn.Module):
-    """A backbone and a linear layer.
-
-    Attributes:
-        backbone: The encoder, of F features.
-        head: One row for each of L labels.
-        mirror: Outside of training, features are the mean of those of the image and of its mirror image.
-        exclusive: The labels are classes of which an image has exactly one.
-    """
-
-    def __init__(self, backbone: Backbone, head: nn.Linear, *, mirror: bool = False, exclusive: bool = False) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.mirror = mirror
-        self.exclusive = exclusive
-
-    def forward(self, views: Tensor) -> Tensor:
-        """Return scores: log-odds of each label, (B, C, S, S) -> (B, L) float32."""
-        features = self.backbone(views)
-        if self.mirror and not self.training:
-            features = (features + self.backbone(views.flip(-1))) / 2
-        with torch.autocast(views.device.type, enabled=False):  # log-odds of 8 bits would tie
-            logits: Tensor = self.head(features.float())
-        return one_versus_rest(logits) if self.exclusive else logits
-
-
-def one_versus_rest(logits: Tensor) -> Tensor:
-    """Return the log-odds log(p / (1 - p)) of softmax probabilities p.
-
-    Classes are then scored, calibrated and thresholded as independent labels are; their order stays that of p.
-
-    Args:
-        logits: (B, L), L at least 2.
-    """
-    top = logits.argmax(1, keepdim=True)
-    others = logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
-    log_p = logits.log_softmax(1)
-    # Of the largest p, 1 - p would lose its digits; the rest are at most one half.
-    rest = log_p - torch.log1p(-log_p.exp().clamp(max=0.5))
-    return rest.scatter(1, top, logits.gather(1, top) - others)
-
-
-def fold_probe(mean: Floats, scale: Floats, coefficients: Floats, intercepts: Floats) -> nn.Linear:
-    """Return the linear layer that gives on raw features what a linear probe gives on standardised ones.
-
-    Args:
-        mean: (F,) subtracted from the features.
-        scale: (F,) that divides them then; scikit-learn's `StandardScaler.scale_`.
-        coefficients: (L, F) of the probe.
-        intercepts: (L,).
-    """
-    weight = coefficients / scale
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(intercepts - weight @ mean))
-    return head
 
 
 # What classifier.json holds
@@ -143,6 +85,8 @@ class _Facts(Settings):
     format: Literal[1]
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
     exclusive: bool = False
+    head: Literal["linear", "patches"] = "linear"
+    top_patches: Annotated[Int, Field(ge=1)] | None = None
     label_policies: dict[str, LabelPolicy]
     backbone: str
     size: Annotated[Int, Field(ge=16)]
@@ -165,6 +109,12 @@ class _Facts(Settings):
                 raise ValueError(f"{name} does not name the labels")
         return self
 
+    @model_validator(mode="after")
+    def _head_is_described(self) -> _Facts:
+        if (self.head == "patches") != (self.top_patches is not None):
+            raise ValueError("head and top_patches contradict each other")
+        return self
+
 
 def describe_classifier(
     settings: RunSettings,
@@ -176,6 +126,7 @@ def describe_classifier(
     calibration: Mapping[str, Mapping[str, Any]],
     operating_points: Mapping[str, list[dict[str, float]]],
     exclusive: bool = False,
+    top_patches: int | None = None,
 ) -> Tree:
     """Return the facts that `save_classifier` takes, those of the images' preparation taken from the settings.
 
@@ -188,10 +139,13 @@ def describe_classifier(
         calibration: By label: kind, slope, intercept.
         operating_points: By label: specificity and threshold on the raw scores.
         exclusive: See `Classifier`.
+        top_patches: See `Classifier`.
     """
     return {
         "labels": list(labels),
         "exclusive": exclusive,
+        "head": "linear" if top_patches is None else "patches",
+        "top_patches": top_patches,
         "label_policies": {name: policy.model_dump() for name, policy in settings.data.labels.items()},
         "backbone": settings.model.backbone,
         "size": settings.evaluate.size or settings.views.size,
@@ -222,15 +176,16 @@ def save_classifier(folder: Path, classifier: Classifier, facts: Tree) -> None:
         CheckpointError: the weights are not finite, or the disk refuses.
         ValueError: the facts are not those of the classifier; a bug.
     """
-    if len(facts["labels"]) != classifier.head.out_features or facts["backbone"] != classifier.backbone.name:
+    own = (classifier.head.out_features, classifier.backbone.name, classifier.top_patches)
+    if own != (len(facts["labels"]), facts["backbone"], facts["top_patches"]):
         raise ValueError("the facts are another classifier's")
     state = {f"backbone.{name}": value for name, value in classifier.backbone.net.state_dict().items()}
     state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
         raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
     content = save(plain_tensors(state), metadata={"format": "pt"})
-    own = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
-    tree = _Facts.model_validate({**facts, **own}).model_dump(mode="json")
+    about = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
+    tree = _Facts.model_validate({**facts, **about}).model_dump(mode="json")
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +247,10 @@ def load_classifier(folder: Path) -> tuple[Classifier, Tree]:
             nn.Linear(backbone.feature_dim, len(tree["labels"])),
             mirror=tree["mirror"],
             exclusive=tree["exclusive"],
+            top_patches=tree["top_patches"],
         )
+        if classifier.top_patches is not None:
+            check_patches(backbone, tree["size"], classifier.top_patches)
         state = {_own_name(name): value for name, value in load(content).items()}
         classifier.load_state_dict(state)
     except SettingsError as error:

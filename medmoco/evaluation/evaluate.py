@@ -12,14 +12,9 @@ import pandas as pd
 from medmoco.config import RunSettings
 from medmoco.data.manifest import Split
 from medmoco.evaluation import metrics
-from medmoco.evaluation.classifier import (
-    Classifier,
-    describe_classifier,
-    fold_probe,
-    remove_classifier,
-    save_classifier,
-)
+from medmoco.evaluation.classifier import describe_classifier, remove_classifier, save_classifier
 from medmoco.evaluation.clinical import Clinical, clinical_records, describe_judgements, judge
+from medmoco.evaluation.heads import Classifier, fold_probe
 from medmoco.evaluation.inputs import make_folder
 from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.probes import standardise

@@ -21,13 +21,15 @@ from medmoco.data.order import WEIGHTS, hashed
 from medmoco.data.pairs import ONE_VIEW
 from medmoco.data.workers import check_shared_memory, shared_memory_place
 from medmoco.errors import SettingsError
-from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
+from medmoco.evaluation.classifier import describe_classifier, save_classifier
 from medmoco.evaluation.clinical import describe_judgements, judge
 from medmoco.evaluation.features import extract, fingerprint
+from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.metrics import auroc, undefined
 from medmoco.evaluation.selection import Selection, check_parts, loop_settings, train_and_select
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
+from medmoco.models.patches import check_patches
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
@@ -161,13 +163,21 @@ def _create_model(
 ) -> tuple[Classifier, dict[str, Any]]:
     """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
     backbone, source = load_backbone(encoder, settings, say)
+    chosen = settings.finetune
+    top_patches = chosen.top_patches if chosen.head == "patches" else None
+    if top_patches is not None:
+        size = settings.views.size
+        check_patches(backbone, min(size, settings.evaluate.size or size), top_patches)
     head = nn.Linear(backbone.feature_dim, len(lesson.names))
     generator = torch.Generator().manual_seed(int(hashed(settings.seed, WEIGHTS, 2)[0] >> 1))
     nn.init.normal_(head.weight, std=0.01, generator=generator)  # as the published linear probe starts
     nn.init.zeros_(head.bias)
-    if settings.finetune.protocol == "linear_sgd":
+    if chosen.protocol == "linear_sgd":
         backbone.requires_grad_(False)
-    return Classifier(backbone, head, mirror=settings.evaluate.mirror, exclusive=lesson.exclusive), source
+    model = Classifier(
+        backbone, head, mirror=settings.evaluate.mirror, exclusive=lesson.exclusive, top_patches=top_patches
+    )
+    return model, source
 
 
 def _create_state(
@@ -274,7 +284,8 @@ class _Run:
         }
         return describe_classifier(
             self.settings, result.labels, trained="fine-tuned", encoder=self.source, val_auroc=result.val_auroc,
-            exclusive=self.lesson.exclusive, **describe_judgements(judgements, chosen),
+            exclusive=self.lesson.exclusive, top_patches=self.model.top_patches,
+            **describe_judgements(judgements, chosen),
         )  # fmt: skip
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, RunSettings
@@ -30,11 +32,13 @@ class Tile:
         pixels: (S, S) uint8 or uint16, or (H, W, 3) uint8 in colour.
         caption: A few short lines.
         overlay: (S, S), 0 to 1, drawn in colour over the pixels.
+        outlined: (h, w) true where a place of a grid over the whole image gets a frame.
     """
 
     pixels: NDArray[Any]
     caption: str
     overlay: NDArray[np.floating[Any]] | None = None
+    outlined: NDArray[np.bool_] | None = None
 
 
 def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings) -> NDArray[Any]:
@@ -71,11 +75,20 @@ def write_picture(lines: Sequence[Sequence[Tile]], out: Path) -> None:
             if tile.overlay is not None:
                 opacity = np.interp(tile.overlay, (0, 1), (_SEEN_FROM, _STRONGEST))
                 axes.imshow(tile.overlay, cmap="inferno", vmin=0, vmax=1, alpha=opacity)
+            if tile.outlined is not None:
+                _outline(axes, tile.outlined, tile.pixels.shape[0])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, format="png")
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
+
+
+def _outline(axes: Axes, places: NDArray[np.bool_], size: int) -> None:
+    height, width = size / places.shape[0], size / places.shape[1]
+    for y, x in np.argwhere(places):
+        corner = (x * width - 0.5, y * height - 0.5)  # the middle of the first pixel is 0
+        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="cyan", linewidth=0.8))
 
 
 def positives(split: Split, position: int) -> str:

@@ -1,8 +1,9 @@
-"""Where a classifier looks: Grad-CAM class maps of a few images, `medmoco saliency`.
+"""Where a classifier looks: maps of a few images, `medmoco saliency`.
 
-A map says which places of the last feature map raised a score, on the coarse grid that this map has. It does not say
-that the finding is there, nor that the score is right; see docs/insight.md. So each map stands beside the one of the
-same network with random weights: what both show is the image's edges and the network's shape, not what was learned.
+Of a classifier that scores patches the map is these scores. Of any other it is Grad-CAM's: which places of the last
+feature map raised the score, on the coarse grid that this map has. Neither says that the finding is there, nor that the
+score is right; see docs/insight.md. So each map stands beside the one of the same network with random weights: what
+both show is the image's edges and the network's shape, not what was learned.
 Source: Adebayo et al. 2018 (arXiv:1810.03292).
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,8 @@ from medmoco.config import ModelSettings, RunSettings
 from medmoco.data.loading import to_float
 from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
-from medmoco.evaluation.classifier import Classifier, load_classifier, own_calibration, prepared
+from medmoco.evaluation.classifier import load_classifier, own_calibration, prepared
+from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.inputs import find_label, find_rows, load_splits, on_device
 from medmoco.evaluation.pictures import Tile, read_views, shown, write_picture
 from medmoco.models.backbones import Backbone, create_backbone
@@ -44,7 +47,7 @@ def saliency(
     split: str = "val",
     say: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Draw the class maps of chosen images; the picture shows patients.
+    """Draw the maps of chosen images; the picture shows patients.
 
     Args:
         settings: Of the data. Images are prepared as the classifier's were, whatever the settings say.
@@ -56,7 +59,8 @@ def saliency(
         say: Told what is done in another way than the settings say.
 
     Returns:
-        One line per image: its label, score and probability, and how like its map is to that of random weights.
+        One line per image: its label, score and probability, what patches score, and how like its map is to that of
+        random weights. Then what the maps are.
 
     Raises:
         SettingsError: there is no such label; the encoder has no feature map; `out` cannot be written.
@@ -71,28 +75,45 @@ def saliency(
         say(change)
     found = load_splits(settings, (split,))[split]
     few = found.select(find_rows(found, rows))
-    images = read_views(few, np.arange(len(few)), settings)
-    device = on_device(model, settings)
+    images, device = read_views(few, np.arange(len(few)), settings), on_device(model, settings)
     views = to_float(torch.from_numpy(images), settings.views, device, channels_last=False)
-    index = facts["labels"].index(label)
-    scores, maps = class_maps(model, views, index)
+    index, top = facts["labels"].index(label), model.top_patches
+    scores, maps = (class_maps if top is None else patch_maps)(model, views, index)
     control = random_maps(model, views, index)
     probabilities = own_calibration(facts, label).probabilities(scores)
     text, lines = [], []
     for place, row in enumerate(few.rows.tolist()):
         picture = shown(images[place], settings.data)
-        truth, score = _truth(few, place, label), f"score {scores[place]:+.2f}"
-        probability = f"probability {probabilities[place]:.3f}"
-        empty = "" if maps[place].any() else "\nno place raises the score"
-        text.append(f"{split} row {row}: {truth}, {score}, {probability}; {_judge(maps[place], control[place])}")
+        truth = _truth(few, place, label)
+        answer = f"score {scores[place]:+.2f}, probability {probabilities[place]:.3f}"
+        remarks = _describe(maps[place], top)
+        likeness = _liken(maps[place], control[place])
+        text.append("; ".join([f"{split} row {row}: {truth}, {answer}", *remarks, *likeness]))
+        caption = ["Grad-CAM" if top is None else "patch scores", answer, *remarks]
         lines.append([
             Tile(picture, f"{split} row {row}\n{truth}"),
-            Tile(picture, f"{score}\n{probability}{empty}", _overlay(maps[place], views.shape[-1])),
-            Tile(picture, "control:\nrandom weights", _overlay(control[place], views.shape[-1])),
+            _tile(picture, "\n".join(caption), maps[place], top),
+            _tile(picture, "control:\nrandom weights", control[place], top),
         ])  # fmt: skip
     write_picture(lines, out)
-    scale = f"a map has {maps.shape[1]} x {maps.shape[2]} places and is scaled to its own largest value"
-    return "\n".join([*text, scale, f"{out} shows them: keep it where the images may be"])
+    return "\n".join([*text, _legend(model, maps), f"{out} shows them: keep it where the images may be"])
+
+
+def patch_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Scores, Maps]:
+    """Return the scores of one label, and those of the patches that they are made of.
+
+    Args:
+        classifier: One that scores patches, in eval mode.
+        views: (B, C, S, S), normalised.
+        index: Of the label.
+
+    Returns:
+        (B,), and (B, h, w), of which each image's highest have its score as their mean.
+    """
+    with torch.inference_mode():
+        patches = classifier.score_patches(views)
+        scores = classifier.pool(patches)[:, index]
+    return scores.double().cpu().numpy(), patches[:, index].cpu().numpy()
 
 
 def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Scores, Maps]:
@@ -164,7 +185,7 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
     if not name or not shapes or len(shapes[0]) != 4 or shapes[0][1] != channels:
         raise SettingsError(
             f"{backbone.name} has no feature map of channels by places at its end, which Grad-CAM needs;\n"
-            "transformers have none. Use a convolutional network, such as a ResNet, DenseNet or ConvNeXt."
+            "transformers have none. Fine-tune it with finetune.head=patches, or use a convolutional network."
         )
     return str(name)
 
@@ -172,10 +193,15 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
 def random_maps(classifier: Classifier, views: Tensor, index: int) -> Maps:
     """Return the maps, (B, h, w), of the same classifier with an encoder of random weights.
 
-    Whether a place speaks for the label or against it is chance then, so that both count.
+    Whether a place speaks for the label or against it is chance then, so that both count in a class map.
     """
     model, channels = ModelSettings(backbone=classifier.backbone.name), classifier.backbone.channels
     backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels)
+    if classifier.top_patches is not None:
+        untrained = Classifier(
+            backbone.to(views.device), classifier.head, mirror=classifier.mirror, top_patches=classifier.top_patches
+        )
+        return patch_maps(untrained.eval(), views, index)[1]
     against = copy.deepcopy(classifier.head)
     with torch.no_grad():
         against.weight.neg_()
@@ -197,13 +223,30 @@ def rank_correlation(first: Maps, second: Maps) -> float | None:
     return float(ranks[0].corr(ranks[1]))
 
 
-def _judge(values: Maps, control: Maps) -> str:
+def _describe(values: Maps, top: int | None) -> list[str]:
+    """Say which scores patches have; of a class map, only that it means nothing."""
+    if top is None:
+        if values.min() < values.max():
+            return []
+        return ["all places raise the score alike" if values.any() else "no place raises the score"]
+    kept = values[_highest(values, top)].min()
+    return [f"patches {values.min():+.2f} to {values.max():+.2f}, kept from {kept:+.2f}"]
+
+
+def _liken(values: Maps, control: Maps) -> list[str]:
     alike = rank_correlation(values, control)
-    if not values.any():
-        return "no place raises the score"
-    if alike is None:
-        return "all places raise the score alike"
-    return f"rank correlation with the control {alike:+.2f}"
+    return [] if alike is None else [f"rank correlation with the control {alike:+.2f}"]
+
+
+def _legend(classifier: Classifier, maps: Maps) -> str:
+    grid = f"{maps.shape[1]} x {maps.shape[2]}"
+    if classifier.top_patches is None:
+        return f"Grad-CAM: a map has {grid} places and is scaled to its own largest value"
+    unit = "the class's logit before softmax" if classifier.exclusive else "the log-odds"
+    return (
+        f"patch scores: a map has {grid} patches, coloured from its own lowest to its highest; {unit} of an image is\n"
+        f"the mean of the {classifier.top_patches} that are outlined"
+    )
 
 
 def _truth(split: Split, position: int, label: str) -> str:
@@ -211,8 +254,22 @@ def _truth(split: Split, position: int, label: str) -> str:
     return f"{label} {values[0]:.0f}" if values.size and not np.isnan(values[0]) else f"{label} not known"
 
 
-def _overlay(values: Maps, size: int) -> Maps:
+def _tile(pixels: NDArray[Any], caption: str, values: Maps, top: int | None) -> Tile:
+    """Return an image under its map; of patch scores, the highest are outlined."""
+    if top is None:
+        return Tile(pixels, caption, _overlay(values, len(pixels)))
+    return Tile(pixels, caption, _overlay(values - values.min(), len(pixels), "nearest"), _highest(values, top))
+
+
+def _highest(values: Maps, top: int) -> NDArray[np.bool_]:
+    """Return the mask (h, w) of the highest values."""
+    kept = np.zeros(values.size, bool)
+    kept[torch.from_numpy(values).flatten().topk(top).indices.numpy()] = True
+    return kept.reshape(values.shape)
+
+
+def _overlay(values: Maps, size: int, mode: str = "bilinear") -> Maps:
     """Return a map as large as the image, its highest value 1."""
-    large = functional.interpolate(torch.from_numpy(values)[None, None], (size, size), mode="bilinear")[0, 0]
+    large = functional.interpolate(torch.from_numpy(values)[None, None], (size, size), mode=mode)[0, 0]
     shown: Maps = (large / large.max().clamp(min=torch.finfo(large.dtype).tiny)).numpy()
     return shown

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from medmoco.config import RunSettings
 from medmoco.data.loading import Batch, to_float
-from medmoco.evaluation.classifier import Classifier
+from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.targets import Lesson
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
 from medmoco.training.device import autocast
@@ -91,7 +91,7 @@ def cell_losses(scores: Tensor, targets: Tensor, weights: Tensor, *, gamma: floa
         targets: (B, L), 1, 0 or nan.
         weights: (2, L), w of negatives and of positives.
         gamma: Of the focal loss.
-        exclusive: The scores are those of classes, see `classifier.one_versus_rest`.
+        exclusive: The scores are those of classes, see `heads.one_versus_rest`.
 
     Returns:
         (B, L), nats.

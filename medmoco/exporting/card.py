@@ -196,9 +196,11 @@ def _labels(classifier: Record) -> list[str]:
         auroc, kind = classifier["val_auroc"][label], classifier["calibration"][label]["kind"]
         rows.append(_row([label, policy, _number(auroc), kind, "; ".join(points) or "none"]))
     exclusive = "Of these labels an image has exactly one. " if classifier["exclusive"] else ""
+    top = classifier.get("top_patches")
+    patches = f"A label's logit is the mean of its {top} highest patch scores. " if top else ""
     return [
-        f"{exclusive}Scores of the test split are not kept with a classifier: `medmoco evaluate`, `finetune` and "
-        "`external` write them.",
+        f"{exclusive}{patches}Scores of the test split are not kept with a classifier: "
+        "`medmoco evaluate`, `finetune` and `external` write them.",
         "",
         _row(titles),
         _rule(len(titles)),

@@ -93,8 +93,8 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
             "layout": "NCHW",
         },
         "outputs": [
-            {"name": name, "shape": ["batch", width], "dtype": "float32", "meaning": meaning}
-            for name, width, meaning in _outputs(subject, width)
+            {"name": name, "shape": ["batch", *shape], "dtype": "float32", "meaning": meaning}
+            for name, shape, meaning in _outputs(subject, width)
         ],
         "classifier": _classifier(subject),
         "model": {**network(subject), "feature_dim": width},
@@ -146,23 +146,31 @@ def _mirror_rule(subject: Subject) -> str:
     )
 
 
-def _outputs(subject: Subject, width: int) -> list[tuple[str, int, str]]:
+def _outputs(subject: Subject, width: int) -> list[tuple[str, list[int | str], str]]:
     if subject.head is None:
-        return [("features", width, "pooled features before any classifier, not normalised")]
+        return [("features", [width], "pooled features before any classifier, not normalised")]
     labels = subject.head.out_features
-    return [
-        ("logits", labels, "log-odds of each label, to which the operating points' thresholds apply"),
-        ("probabilities", labels, "of each label, calibrated on validation"),
+    outputs: list[tuple[str, list[int | str], str]] = [
+        ("logits", [labels], "log-odds of each label, to which the operating points' thresholds apply"),
+        ("probabilities", [labels], "of each label, calibrated on validation"),
     ]
+    if subject.top_patches is not None:
+        outputs.append(("patch_scores", [labels, "height", "width"], "by label, rows of patches from the top"))
+    return outputs
 
 
 def _classifier(subject: Subject) -> dict[str, Any] | None:
     facts = subject.classifier
     if facts is None:
         return None
-    exclusive = "log(p / (1 - p)) of p = softmax(network's outputs)" if facts["exclusive"] else "the network's outputs"
+    outputs = "the network's outputs"
+    if subject.top_patches is not None:
+        outputs = f"the mean of each label's {subject.top_patches} highest patch scores"
+    exclusive = f"log(p / (1 - p)) of p = softmax({outputs})" if facts["exclusive"] else outputs
+    head = {"head": "patches", "top_patches": subject.top_patches} if subject.top_patches is not None else {}
     return {
         **{key: facts[key] for key in ("labels", "exclusive", "label_policies", "trained")},
+        **head,
         "logits_rule": f"{exclusive}, after the mirror rule",
         "calibration": facts["calibration"],
         "probabilities_rule": "1 / (1 + exp(-(slope * logit + intercept))), by label",

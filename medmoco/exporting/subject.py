@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from medmoco.config import Channels, RunSettings, Tree, channel_count
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import Classifier, fixed, load_classifier
+from medmoco.evaluation.classifier import fixed, load_classifier
+from medmoco.evaluation.heads import Classifier
 from medmoco.models.backbones import Backbone
 from medmoco.models.conv_stem import conv_stem_widths
 from medmoco.models.naming import has_conv_stem, timm_model
@@ -110,7 +111,14 @@ class Subject:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what it gives for images."""
-        return ("features",) if self.head is None else ("logits", "probabilities")
+        if self.head is None:
+            return ("features",)
+        return ("logits", "probabilities") if self.top_patches is None else ("logits", "probabilities", "patch_scores")
+
+    @property
+    def top_patches(self) -> int | None:
+        """How many patches make an image's score; None where the head has pooled features."""
+        return self.classifier.get("top_patches") if self.classifier else None
 
 
 def from_encoder(source: str, settings: RunSettings, warn: Callable[[str], None]) -> Subject:
@@ -155,7 +163,7 @@ class GraphNetwork(nn.Module):
     """From images to all outputs, for formats that hold the computation and not the weights alone.
 
     An encoder gives the features of each image as it is. A classifier does all that its outputs mean: the mean over
-    the mirror image, the log-odds of exclusive labels, the calibration.
+    the mirror image, the log-odds of exclusive labels, the calibration; and gives the scores of patches, if it has any.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -165,17 +173,27 @@ class GraphNetwork(nn.Module):
         if subject.head is not None and subject.classifier is not None:
             facts = subject.classifier
             self.network = Classifier(
-                subject.backbone, subject.head, mirror=subject.preparation.mirror, exclusive=facts["exclusive"]
-            )
+                subject.backbone, subject.head, mirror=subject.preparation.mirror, exclusive=facts["exclusive"],
+                top_patches=subject.top_patches,
+            )  # fmt: skip
             fitted = [facts["calibration"][label] for label in facts["labels"]]
             self.slopes = torch.tensor([line["slope"] for line in fitted])
             self.intercepts = torch.tensor([line["intercept"] for line in fitted])
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return features, or logits and probabilities."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return features, or logits, probabilities and, where patches are scored, those scores."""
+        if isinstance(self.network, Classifier) and self.network.top_patches is not None:
+            patches = self.network.score_patches(images)  # (B, L, h, w)
+            logits = self.network.pool(patches)
+            return logits, self._calibrate(logits), patches
         outputs: Tensor = self.network(images)
-        return outputs if self.slopes is None else (outputs, (self.slopes * outputs + self.intercepts).sigmoid())
+        return outputs if self.slopes is None else (outputs, self._calibrate(outputs))
+
+    def _calibrate(self, logits: Tensor) -> Tensor:
+        assert self.slopes is not None
+        probabilities: Tensor = (self.slopes * logits + self.intercepts).sigmoid()
+        return probabilities
 
 
 def plain_state(subject: Subject) -> dict[str, Tensor]:
@@ -184,6 +202,13 @@ def plain_state(subject: Subject) -> dict[str, Tensor]:
     if subject.head is not None:
         state |= {f"{classifier_name(subject)}.{name}": value for name, value in subject.head.state_dict().items()}
     return state
+
+
+def refuse_patches(subject: Subject) -> str | None:
+    """Say why a format of weights alone, for a plain network, cannot hold the subject; None if it can."""
+    if subject.top_patches is None:
+        return None
+    return "the head scores patches, and the plain network pools features first; onnx and program can hold it"
 
 
 def classifier_name(subject: Subject) -> str:
@@ -203,8 +228,12 @@ def classifier_name(subject: Subject) -> str:
 
 
 def network(subject: Subject) -> dict[str, Any]:
-    """Say how to build the plain network that `plain_state` loads into with strict=True."""
-    backbone, labels = subject.backbone, subject.head.out_features if subject.head is not None else 0
+    """Say how to build the plain network that `plain_state` loads into with strict=True.
+
+    Of a classifier of patches it is the encoder alone, as the plain network has no such head.
+    """
+    backbone = subject.backbone
+    labels = subject.head.out_features if subject.head is not None and subject.top_patches is None else 0
     if not backbone.name.startswith("monai/"):
         # Transformers with a fixed grid of patches must be told the size of their input.
         fixed = {"img_size": backbone.fixed_size} if backbone.fixed_size else {}

@@ -9,24 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from medmoco import config
 from medmoco.config import ModelSettings
 from medmoco.data.manifest import load_manifest
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import (
-    Classifier,
-    describe_classifier,
-    fold_probe,
-    load_classifier,
-    one_versus_rest,
-    prepared,
-    save_classifier,
-    score_split,
-)
+from medmoco.evaluation.classifier import describe_classifier, load_classifier, prepared, save_classifier, score_split
 from medmoco.evaluation.features import extract
+from medmoco.evaluation.heads import Classifier
 from medmoco.models.backbones import create_backbone
 
 LABELS = ("Sick", "Tube")
@@ -130,42 +121,6 @@ def test_load_classifier__refuses_what_is_damaged_or_foreign(tmp_path: Path) -> 
         facts.write_text(broken)
         with pytest.raises(CheckpointError, match="damaged or of another version"):
             load_classifier(folder)
-
-
-def test_fold_probe__gives_on_raw_features_what_the_probe_gives_on_standardised_ones() -> None:
-    generator = np.random.default_rng(0)
-    features = generator.normal(3, 5, (50, 8)).astype(np.float32)
-    features[:, 3] = 2.0  # a dead feature
-    scaler = StandardScaler().fit(features)
-    coefficients, intercepts = generator.normal(size=(2, 8)), generator.normal(size=2)
-    expected = scaler.transform(features) @ coefficients.T + intercepts
-    head = fold_probe(scaler.mean_, scaler.scale_, coefficients, intercepts)
-    np.testing.assert_allclose(head(torch.from_numpy(features)).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_one_versus_rest__is_the_log_odds_of_softmax() -> None:
-    logits = 4 * torch.randn(40, 5, dtype=torch.float64)
-    p = logits.softmax(1)
-    torch.testing.assert_close(one_versus_rest(logits), torch.log(p / (1 - p)))
-
-
-def test_one_versus_rest__stays_finite_and_differentiable_where_one_class_is_certain() -> None:
-    logits = torch.tensor([[90.0, 0.0, -50.0], [1.0, 1.0, 0.0]], requires_grad=True)
-    scores = one_versus_rest(logits)
-    torch.testing.assert_close(scores[0], torch.tensor([90.0, -90.0, -140.0]))
-    scores.sum().backward()
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
-
-
-def test_classifier__mirrors_in_eval_mode_alone() -> None:
-    classifier, views = make_classifier(mirror=True), torch.randn(4, 1, 32, 32)
-    classifier.eval()
-    torch.testing.assert_close(classifier(views), classifier(views.flip(-1)))
-    plain = make_classifier().eval()
-    mean = (plain(views) + plain(views.flip(-1))) / 2
-    torch.testing.assert_close(classifier(views), mean)
-    torch.testing.assert_close(classifier.train()(views), make_classifier().train()(views))
 
 
 def test_prepared__takes_the_preparation_of_the_classifier_and_says_so(tmp_path: Path) -> None:

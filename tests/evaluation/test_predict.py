@@ -11,13 +11,8 @@ from torch import nn
 from medmoco.config import ModelSettings
 from medmoco.data.manifest import load_manifest
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.classifier import (
-    Classifier,
-    describe_classifier,
-    load_classifier,
-    save_classifier,
-    score_split,
-)
+from medmoco.evaluation.classifier import describe_classifier, load_classifier, save_classifier, score_split
+from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.predict import predict
 from medmoco.models.backbones import create_backbone
 from tests.evaluation.supervised import SECRET, make_settings, write_images

@@ -17,9 +17,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import saliency as module
-from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
-from medmoco.evaluation.saliency import class_maps, last_map, random_maps, rank_correlation, saliency
+from medmoco.evaluation.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.heads import Classifier
+from medmoco.evaluation.saliency import class_maps, last_map, patch_maps, random_maps, rank_correlation, saliency
 from medmoco.models.backbones import Backbone, create_backbone
+from medmoco.models.patches import patch_features
 from tests.evaluation.looks import make_data, names_a_secret
 
 
@@ -114,8 +116,9 @@ def test_class_maps__leave_the_classifier_as_it_was(corner_net: Classifier) -> N
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_last_map__a_transformer_has_none(name: str) -> None:
     backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=64 if "vit" in name else 224).eval()
-    with pytest.raises(SettingsError, match=f"{name} has no feature map of channels by places"):
+    with pytest.raises(SettingsError, match=f"{name} has no feature map of channels by places") as caught:
         last_map(backbone, torch.zeros(1, 1, *[backbone.fixed_size or 64] * 2))
+    assert "finetune.head=patches" in str(caught.value)
 
 
 def test_random_maps__do_not_depend_on_the_weights(corner_net: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +132,36 @@ def test_random_maps__do_not_depend_on_the_weights(corner_net: Classifier, monke
     assert not np.allclose(control, class_maps(made, views, 0)[1])
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t"])
+def test_patch_maps__have_the_score_as_the_mean_of_their_highest(name: str, mirror: bool) -> None:
+    made = classifier_of(name, mirror=mirror, top_patches=3)
+    views = torch.randn(2, 1, 64, 64)
+    scores, maps = patch_maps(made, views, 1)
+    assert maps.shape == ((2, 4, 4) if name == "test_vit" else (2, 2, 2))
+    np.testing.assert_allclose(np.sort(maps.reshape(2, -1))[:, -3:].mean(1), scores, rtol=1e-5)
+    assert scores == pytest.approx(made(views)[:, 1].tolist(), rel=1e-5)
+    control = random_maps(made, views, 1)
+    assert control.shape == maps.shape
+    assert not np.allclose(control, maps)
+
+
+def test_patch_maps__show_the_patch_that_decides() -> None:
+    """A head that asks for what the square's patch has and the others do not finds it wherever it is."""
+    made = classifier_of("test_vit", top_patches=1)
+    for module_ in made.backbone.net.modules():
+        if type(module_).__name__ == "Attention":
+            nn.init.zeros_(module_.proj.weight)  # so that no patch knows of another
+    nn.init.zeros_(made.backbone.net.pos_embed)
+    views = torch.zeros(2, 1, 64, 64)
+    views[0, :, 16:32, 48:64] = views[1, :, 48:64, 0:16] = 1.5
+    with torch.no_grad():
+        features = patch_features(made.backbone, views)
+        made.head.weight[1] = features[0, 1, 3] - features[0, 0, 0]
+    _, maps = patch_maps(made, views, 1)
+    assert [np.unravel_index(values.argmax(), (4, 4)) for values in maps] == [(1, 3), (3, 0)]
+
+
 def test_rank_correlation__is_spearmans() -> None:
     first = np.array([[1, 2], [3, 4]], np.float32)
     assert rank_correlation(first, first**3) == pytest.approx(1)
@@ -137,11 +170,14 @@ def test_rank_correlation__is_spearmans() -> None:
     assert rank_correlation(first, np.zeros((2, 2), np.float32)) is None
 
 
-def test_judge__says_when_a_map_means_nothing() -> None:
-    control = np.arange(4, dtype=np.float32).reshape(2, 2)
-    assert module._judge(np.zeros_like(control), control) == "no place raises the score"
-    assert module._judge(np.ones_like(control), control) == "all places raise the score alike"
-    assert module._judge(control, control) == "rank correlation with the control +1.00"
+def test_describe__says_when_a_class_map_means_nothing() -> None:
+    values = np.arange(4, dtype=np.float32).reshape(2, 2)
+    assert module._describe(np.zeros_like(values), None) == ["no place raises the score"]
+    assert module._describe(np.ones_like(values), None) == ["all places raise the score alike"]
+    assert module._describe(values, None) == []
+    assert module._describe(values - 1, 2) == ["patches -1.00 to +2.00, kept from +1.00"]
+    assert module._liken(values, values) == ["rank correlation with the control +1.00"]
+    assert module._liken(values, np.zeros_like(values)) == []
 
 
 def test_overlay__is_scaled_to_its_largest_value() -> None:
@@ -177,13 +213,43 @@ def test_saliency__writes_the_picture_and_says_what_it_shows(tmp_path: Path, fol
     for line in lines[:3]:
         score, probability = (float(line.partition(word)[2].split(",")[0].split(";")[0]) for word in ("score ", "ity "))
         assert probability == pytest.approx(1 / (1 + np.exp(-(0.5 * score + 1))), abs=0.003)
-    assert lines[3] == "a map has 2 x 2 places and is scaled to its own largest value"
+    assert lines[3] == "Grad-CAM: a map has 2 x 2 places and is scaled to its own largest value"
     assert said == ["evaluate.size is 64, as the classifier was trained, not 48"]
     picture = cv2.imread(str(tmp_path / "new" / "maps.png"))
     assert picture.shape[1] / picture.shape[0] == pytest.approx(3 * 1.9 / (3 * 2.45), rel=0.01)
     assert np.ptp(picture.astype(int), axis=2).max() > 30  # there is colour
     assert not names_a_secret(tmp_path / "new" / "maps.png")
     assert "secret" not in text.replace(str(tmp_path), "")
+
+
+def test_saliency__of_patches_draws_their_scores_and_outlines_those_kept(tmp_path: Path) -> None:
+    settings = make_data(tmp_path, "model.backbone=test_vit")
+    facts = describe_classifier(
+        settings, ("Hard", "Other"), trained="fine-tuned", encoder={"kind": "run", "step": 3}, top_patches=3,
+        val_auroc={"Hard": 0.7, "Other": None}, operating_points={"Hard": [], "Other": []},
+        calibration={name: {"kind": "none", "slope": 1.0, "intercept": 0.0} for name in ("Hard", "Other")},
+    )  # fmt: skip
+    save_classifier(tmp_path / "patches", classifier_of("test_vit", top_patches=3), facts)
+    text = saliency(settings, tmp_path / "patches", tmp_path / "maps.png", [4, 2], "Hard")
+    lines = text.splitlines()
+    for line in lines[:2]:
+        score, lowest, highest, kept = (
+            float(line.partition(word)[2].split()[0].rstrip(",;")) for word in ("score ", "patches ", " to ", "from ")
+        )
+        assert lowest < kept < score + 0.01 < highest + 0.02
+    assert lines[2].startswith("patch scores: a map has 4 x 4 patches")
+    assert lines[3] == "the mean of the 3 that are outlined"
+    picture = cv2.imread(str(tmp_path / "maps.png")).astype(int)
+    cyan = (picture[..., 0] > 200) & (picture[..., 1] > 200) & (picture[..., 2] < 100)
+    assert 100 < cyan.sum() < cyan.size / 10
+    assert not cyan[:, : cyan.shape[1] // 3].any()  # not over the image itself
+
+
+def test_highest__are_the_places_that_count() -> None:
+    values = np.array([[3, 1], [2, 5]], np.float32)
+    assert module._highest(values, 2).tolist() == [[True, False], [False, True]]
+    tied = np.zeros((3, 3), np.float32)
+    assert module._highest(tied, 4).sum() == 4
 
 
 def test_saliency__what_cannot_be_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -14,8 +14,8 @@ from medmoco import config
 from medmoco.config import ModelSettings
 from medmoco.data.loading import Batch
 from medmoco.data.manifest import load_manifest
-from medmoco.evaluation.classifier import Classifier, one_versus_rest
 from medmoco.evaluation.features import fingerprint
+from medmoco.evaluation.heads import Classifier, one_versus_rest
 from medmoco.evaluation.supervision import Supervision, accuracies, cell_losses, class_weights
 from medmoco.evaluation.targets import Lesson, choose_lesson
 from medmoco.models.backbones import create_backbone

@@ -13,7 +13,8 @@ from torch import nn
 
 from medmoco import config
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import Classifier, describe_classifier, save_classifier
+from medmoco.evaluation.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.predict import probabilities_of
 from medmoco.exporting.subject import (
     GraphNetwork,

@@ -26,13 +26,8 @@ from medmoco.data.loading import to_float
 from medmoco.data.phantom import make_phantoms
 from medmoco.data.views import whole
 from medmoco.errors import ImageError
-from medmoco.evaluation.classifier import (
-    Classifier,
-    describe_classifier,
-    load_classifier,
-    own_calibration,
-    save_classifier,
-)
+from medmoco.evaluation.classifier import describe_classifier, load_classifier, own_calibration, save_classifier
+from medmoco.evaluation.heads import Classifier
 from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import from_classifier, from_encoder

@@ -6,7 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, refusal_by_name, save_state
+from medmoco.exporting.subject import (
+    NETWORK_PRECISIONS,
+    Subject,
+    network,
+    plain_state,
+    refusal_by_name,
+    refuse_patches,
+    save_state,
+)
 
 _FOLDER = "huggingface"
 
@@ -37,7 +45,7 @@ def refusal(subject: Subject) -> str | None:
     """The folder is timm's."""
     if network(subject)["library"] != "timm":
         return f"{subject.backbone.name} is no network of timm"
-    return refusal_by_name(subject)
+    return refusal_by_name(subject) or refuse_patches(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ import torch
 from medmoco import __version__
 from medmoco.exporting import prepare
 from medmoco.exporting.contract import first_step
-from medmoco.exporting.subject import Preparation, Subject, network, plain_state, refusal_by_name
+from medmoco.exporting.subject import Preparation, Subject, network, plain_state, refusal_by_name, refuse_patches
 from medmoco.models.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
@@ -33,8 +33,8 @@ _PREPARE = {"_target_": "scripts.prepare.image", "_mode_": "callable", "contract
 
 
 def refusal(subject: Subject) -> str | None:
-    """Every timm or MONAI network that has a name can be in a bundle."""
-    return refusal_by_name(subject)
+    """Every timm or MONAI network that has a name can be in a bundle, but for a head of patches."""
+    return refusal_by_name(subject) or refuse_patches(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

@@ -5,12 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, network, plain_state, save_state, written
+from medmoco.exporting.subject import (
+    NETWORK_PRECISIONS,
+    Subject,
+    network,
+    plain_state,
+    refuse_patches,
+    save_state,
+    written,
+)
 
 
 def refusal(subject: Subject) -> str | None:
-    """Every network has a state dict."""
-    return None
+    """Every network has a state dict, but for a head of patches."""
+    return refuse_patches(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

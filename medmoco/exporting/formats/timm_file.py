@@ -11,6 +11,7 @@ from medmoco.exporting.subject import (
     network,
     plain_state,
     refusal_by_name,
+    refuse_patches,
     save_state,
     written,
 )
@@ -20,7 +21,7 @@ def refusal(subject: Subject) -> str | None:
     """Networks of MONAI are not timm's."""
     if network(subject)["library"] != "timm":
         return f"{subject.backbone.name} is no network of timm"
-    return refusal_by_name(subject)
+    return refusal_by_name(subject) or refuse_patches(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
