@@ -29,7 +29,7 @@ from medmoco.evaluation.metrics import auroc, undefined
 from medmoco.evaluation.selection import Selection, check_parts, loop_settings, train_and_select
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
-from medmoco.models.patches import check_patches
+from medmoco.models.patches import check_all_learn, check_patches
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
@@ -168,6 +168,7 @@ def _create_model(
     if top_patches is not None:
         size = settings.views.size
         check_patches(backbone, min(size, settings.evaluate.size or size), top_patches)
+        check_all_learn(backbone, size)
     head = nn.Linear(backbone.feature_dim, len(lesson.names))
     generator = torch.Generator().manual_seed(int(hashed(settings.seed, WEIGHTS, 2)[0] >> 1))
     nn.init.normal_(head.weight, std=0.01, generator=generator)  # as the published linear probe starts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +41,7 @@ def patch_features(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def check_patches(backbone: Backbone, size: int, top: int) -> None:
-    """Refuse an encoder whose patches cannot take the place of its pooled features.
+    """Refuse an encoder without patches, or with fewer than are wanted.
 
     Args:
         backbone: Is tried, and left as it is.
@@ -47,29 +49,40 @@ def check_patches(backbone: Backbone, size: int, top: int) -> None:
         top: How many patches of an image count.
 
     Raises:
-        SettingsError: it has no patches, or fewer, or layers that only pooled features go through.
+        SettingsError: see above.
     """
-    net, training = backbone.net, backbone.training
     if not _has_patches(backbone, size):
         raise SettingsError(
             f"finetune.head=patches: {backbone.name} gives no features of each place of an image;\n{_REMEDY}"
         )
-    backbone.eval()
-    features = patch_features(backbone, _blank(backbone, size))
-    backbone.train(training)
-    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
-    slopes = torch.autograd.grad(features.sum(), [parameter for _, parameter in trained], allow_unused=True)
-    passed_by = [name for (name, _), slope in zip(trained, slopes, strict=True) if slope is None]
-    if passed_by:
-        raise SettingsError(
-            f"finetune.head=patches: {backbone.name} has layers behind its patches that would be left out, such as"
-            f" {passed_by[0]};\n{_REMEDY}"
-        )
-    places = features.shape[1] * features.shape[2]
+    with torch.inference_mode(), _in_eval_mode(backbone):
+        places = patch_features(backbone, _blank(backbone, size))[0, :, :, 0].numel()
     if top > places:
         raise SettingsError(
             f"finetune.top_patches {top}: {backbone.name} has only {places} patches in views of {size} pixels;\n"
             "lower it, or raise views.size and evaluate.size"
+        )
+
+
+def check_all_learn(backbone: Backbone, size: int) -> None:
+    """Refuse an encoder with layers that pooled features alone go through: nothing would train or use them.
+
+    Args:
+        backbone: That `check_patches` takes; is left as it is.
+        size: Side of the views in pixels.
+
+    Raises:
+        SettingsError: see above.
+    """
+    trained = {name: weights for name, weights in backbone.net.named_parameters() if weights.requires_grad}
+    with _in_eval_mode(backbone):
+        features = patch_features(backbone, _blank(backbone, size))
+    slopes = torch.autograd.grad(features.sum(), list(trained.values()), allow_unused=True)
+    idle = [name for name, slope in zip(trained, slopes, strict=True) if slope is None]
+    if idle:
+        raise SettingsError(
+            f"finetune.head=patches: {backbone.name} has layers behind its patches that would be left out, such as"
+            f" {idle[0]};\n{_REMEDY}"
         )
 
 
@@ -78,16 +91,25 @@ def _has_patches(backbone: Backbone, size: int) -> bool:
     net: Any = backbone.net
     if not hasattr(net, "forward_features") or not hasattr(net, "forward_head"):
         return False
-    training = net.training
-    with torch.inference_mode():
-        unpooled = net.eval().forward_features(_blank(backbone, size))
-    net.train(training)
+    with torch.inference_mode(), _in_eval_mode(backbone):
+        unpooled = net.forward_features(_blank(backbone, size))
     if unpooled.ndim != 3:
         return bool(unpooled.ndim == 4)
     if not all(hasattr(net, name) for name in ("num_prefix_tokens", "fc_norm", "head_drop", "patch_embed")):
         return False
     height, width = net.patch_embed.dynamic_feat_size((size, size))
     return bool(unpooled.shape[1] == net.num_prefix_tokens + height * width)
+
+
+@contextmanager
+def _in_eval_mode(backbone: Backbone) -> Iterator[None]:
+    """Keep running statistics as they are."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        yield
+    finally:
+        backbone.train(training)
 
 
 def _blank(backbone: Backbone, size: int) -> Tensor:

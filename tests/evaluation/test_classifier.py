@@ -31,7 +31,7 @@ def make_settings(tmp_path: Path, *overrides: str) -> config.RunSettings:
     return config.load(None, [*base, *overrides])
 
 
-def make_classifier(backbone: str = "test_resnet", labels: int = 2, **options: bool) -> Classifier:
+def make_classifier(backbone: str = "test_resnet", labels: int = 2, **options: Any) -> Classifier:
     encoder = create_backbone(ModelSettings(backbone=backbone), seed=3, size=32)
     torch.manual_seed(0)
     return Classifier(encoder, nn.Linear(encoder.feature_dim, labels), **options)
@@ -85,6 +85,31 @@ def test_save_classifier__refuses_what_is_not_finite_or_not_its_own(tmp_path: Pa
     with pytest.raises(CheckpointError, match="not finite"):
         save_classifier(tmp_path / "c", classifier, facts_of(settings))
     assert not (tmp_path / "c").exists()
+
+
+def test_save_classifier__of_patches_and_folders_from_before_there_were_any(tmp_path: Path) -> None:
+    settings, folder = make_settings(tmp_path), tmp_path / "c"
+    classifier = make_classifier("test_vit", top_patches=3)
+    with pytest.raises(ValueError, match="another classifier"):
+        save_classifier(folder, classifier, facts_of(settings, backbone="test_vit"))
+    save_classifier(folder, classifier, facts_of(settings, backbone="test_vit", head="patches", top_patches=3))
+    views = torch.randn(2, 1, 32, 32)
+    assert torch.equal(load_classifier(folder)[0](views), classifier.eval()(views))
+    for changes, reason in (
+        ({"head": "linear"}, "head and top_patches contradict"),
+        ({"top_patches": 5}, "has only 4 patches"),
+        ({"top_patches": 0}, "top_patches"),
+    ):
+        text = (folder / "classifier.json").read_text()
+        _change(folder / "classifier.json", **changes)
+        with pytest.raises(CheckpointError, match=reason):
+            load_classifier(folder)
+        (folder / "classifier.json").write_text(text)
+    save_classifier(folder, make_classifier(), facts_of(settings))
+    tree = json.loads((folder / "classifier.json").read_text())
+    del tree["head"], tree["top_patches"]
+    (folder / "classifier.json").write_text(json.dumps(tree))
+    assert load_classifier(folder)[0].top_patches is None
 
 
 def _change(file: Path, **values: Any) -> None:

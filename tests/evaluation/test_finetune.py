@@ -86,6 +86,32 @@ def test_finetune__learns_what_shows(manifest: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+def test_finetune__patches_are_scored_alike_by_the_classifier_left(manifest: Path, backbone: str) -> None:
+    settings = make_settings(
+        manifest, f"model.backbone={backbone}", "finetune.head=patches", "finetune.top_patches=2", "views.size=64",
+        "finetune.protocol=linear_sgd", "finetune.lr=1", "finetune.head_lr=1", "finetune.epochs=2",
+        "finetune.global_batch_size=8", "evaluate.mirror=true",
+    )  # fmt: skip
+    result, out = finetune(settings, "random", manifest.parent / "run"), manifest.parent / "run"
+    classifier, facts = load_classifier(out / "classifier")
+    assert (facts["head"], facts["top_patches"], classifier.top_patches) == ("patches", 2, 2)
+    again = score_split(classifier, facts, result.splits["val"], make_settings(manifest), torch.device("cpu"))
+    np.testing.assert_allclose(again, result.scores["val"], rtol=1e-5, atol=1e-6)
+    assert fingerprint(classifier.backbone) == fingerprint(load_backbone("random", settings)[0])
+
+
+def test_finetune__patches_that_there_are_not_are_refused_before_anything_is_written(manifest: Path) -> None:
+    for overrides, reason in (
+        (["finetune.top_patches=5", "views.size=64", "evaluate.size=48"], "has only 4 patches in views of 48"),
+        (["model.backbone=test_vit3", "finetune.top_patches=2"], "left out, such as attn_pool"),
+    ):
+        settings = make_settings(manifest, "finetune.head=patches", *overrides)
+        with pytest.raises(SettingsError, match=reason):
+            finetune(settings, "random", manifest.parent / "run")
+    assert not (manifest.parent / "run").exists()
+
+
 def test_finetune__from_scratch_all_layers_learn_alike(manifest: Path) -> None:
     settings, weights = make_settings(manifest, "finetune.epochs=1"), manifest.parent / "encoder.safetensors"
     backbone, _ = load_backbone("random", settings)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medmoco.config import ModelSettings
 from medmoco.evaluation.heads import Classifier, fold_probe, one_versus_rest
@@ -99,3 +100,28 @@ def test_classifier__of_patches_learns_from_the_highest_alone() -> None:
     )
     assert torch.equal(maps.grad[0, 1] > 0, maps[0, 1] >= maps[0, 1].flatten().topk(2).values[1])
     assert not maps.grad[0, [0, 2]].any()
+
+
+def test_classifier__of_patches_points_at_what_nobody_showed_it() -> None:
+    """A transformer told only whether there is a bright square finds out where: Zhang et al. 2016's pointing game."""
+    made = make_classifier("test_vit", top_patches=1)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=2e-3)
+    for _ in range(12):
+        views, _ = squares(16)
+        loss = binary_cross_entropy_with_logits(made(views)[:, 1], (torch.arange(16) % 2).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    views, places = squares(64)
+    with torch.no_grad():
+        pointed = made.eval().score_patches(views)[1::2, 1].flatten(1).argmax(1)
+    assert (pointed == places[1::2]).float().mean() > 0.9  # by chance 1 in 16
+
+
+def squares(count: int) -> tuple[Tensor, Tensor]:
+    """Make noise of 4 x 4 patches; every other image has a bright one somewhere, whose number is returned too."""
+    views, places = 0.3 * torch.randn(count, 1, 64, 64), torch.randint(0, 16, (count,))
+    for image, place in list(enumerate(places.tolist()))[1::2]:
+        y, x = 16 * (place // 4), 16 * (place % 4)
+        views[image, :, y : y + 16, x : x + 16] += 1
+    return views, places

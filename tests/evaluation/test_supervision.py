@@ -23,6 +23,7 @@ from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from tests.together import run_together
 
 CPU = torch.device("cpu")
+PATCHES = ["finetune.head=patches", "finetune.top_patches=1"]
 
 
 def make_lesson(folder: Path, *overrides: str) -> tuple[Lesson, config.RunSettings]:
@@ -39,7 +40,11 @@ def make_task(folder: Path, *overrides: str, frozen: bool = False, group: Group 
     lesson, settings = make_lesson(folder, *overrides)
     backbone = create_backbone(ModelSettings(backbone="test_resnet"), seed=0, size=32).requires_grad_(not frozen)
     torch.manual_seed(0)
-    model = Classifier(backbone, nn.Linear(backbone.feature_dim, len(lesson.names)), exclusive=lesson.exclusive)
+    top_patches = settings.finetune.top_patches if settings.finetune.head == "patches" else None
+    model = Classifier(
+        backbone, nn.Linear(backbone.feature_dim, len(lesson.names)), exclusive=lesson.exclusive,
+        top_patches=top_patches,
+    )  # fmt: skip
     join_batch_norm(model, group)
     return Supervision(model.train(), lesson, settings, CPU, "fp32", group)
 
@@ -97,7 +102,7 @@ def test_class_weights__balanced_ones_count_both_sides_alike_and_are_one_in_the_
     assert (class_weights(lesson, "none") == 1).all()
 
 
-@pytest.mark.parametrize("overrides", [[], ["finetune.classes=Class"], ["finetune.loss=focal"]])
+@pytest.mark.parametrize("overrides", [[], ["finetune.classes=Class"], ["finetune.loss=focal"], PATCHES])
 def test_supervision__parts_of_a_batch_have_its_gradient(tmp_path: Path, overrides: list[str]) -> None:
     """With the encoder frozen, whose batch norms would tell the parts apart."""
     gradients, batch = [], make_batch(torch.tensor([0, 1, 2, 3, 4, 5, 7, 9]))
@@ -134,6 +139,7 @@ def _gradients(group: Group, folder: Path, overrides: list[str], frozen: bool) -
         ([], False),
         (["train.accumulation_steps=2"], True),
         pytest.param(["finetune.classes=Class"], False, marks=pytest.mark.slow),
+        pytest.param(PATCHES, False, marks=pytest.mark.slow),
     ],
 )
 def test_supervision__two_processes_come_to_the_gradient_of_one(

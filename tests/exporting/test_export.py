@@ -14,15 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from medmoco import config
 from medmoco.errors import CheckpointError, SettingsError
+from medmoco.evaluation.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.heads import Classifier
 from medmoco.exporting import export as export_module
 from medmoco.exporting.export import ALL, FORMATS, export
 from medmoco.exporting.formats import safetensors_file
 from medmoco.exporting.parity import STATE_TOLERANCE, load_cases
-from medmoco.exporting.sources import Source, from_run
+from medmoco.exporting.sources import Source, from_classifier, from_run
 from medmoco.exporting.subject import Subject
 from medmoco.exporting.verify import verify
-from medmoco.models.backbones import load_weights
+from medmoco.models.backbones import create_backbone, load_weights
 from medmoco.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -238,6 +241,34 @@ def test_export__every_format_of_other_architectures(
         assert records[name]["max_relative_difference"] <= STATE_TOLERANCE
         assert set(records[name]["half_precision"]) == {"float16", "bfloat16"}
     _comes_back_in(source, out, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_export__a_classifier_of_patches_as_what_holds_the_computation(tmp_path: Path, backbone: str) -> None:
+    settings = config.load(None, [
+        "out=run", "data.manifest=data", "data.root=data", f"model.backbone={backbone}", "views.size=64",
+        "evaluate.mirror=true",
+    ])  # fmt: skip
+    encoder = create_backbone(settings.model, seed=0, size=64)
+    head = nn.Linear(encoder.feature_dim, 2)
+    facts = describe_classifier(
+        settings, ("A", "B"), trained="fine-tuned", encoder={}, val_auroc={"A": 0.8, "B": None}, top_patches=3,
+        calibration={name: {"kind": "platt", "slope": 1.5, "intercept": -0.5} for name in "AB"},
+        operating_points={"A": [], "B": []},
+    )  # fmt: skip
+    save_classifier(tmp_path / "c", Classifier(encoder, head, mirror=True, top_patches=3), facts)
+    told: list[str] = []
+    with pytest.raises(SettingsError, match=r"safetensors: the head scores patches.*onnx and program can hold it"):
+        export(from_classifier(tmp_path / "c", "not stated", told.append), tmp_path / "out")
+    export(from_classifier(tmp_path / "c", "not stated", told.append), tmp_path / "out", [ALL], told.append)
+    contract = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
+    assert {"onnx", "program"} == contract["formats"].keys()
+    assert contract["outputs"][2]["shape"] == ["batch", 2, "height", "width"]
+    assert (contract["classifier"]["head"], contract["classifier"]["top_patches"]) == ("patches", 3)
+    assert "the mean of its 3 highest patch scores" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    verify(tmp_path / "out", told.append, trust=True)
+    assert "onnx     logits, patch_scores, probabilities" in told[-1]
 
 
 def _comes_back_in(source: Source, out: Path, formats: Sequence[str] | set[str]) -> None:

@@ -16,6 +16,7 @@ from medmoco.errors import CheckpointError
 from medmoco.evaluation.classifier import describe_classifier, save_classifier
 from medmoco.evaluation.heads import Classifier
 from medmoco.evaluation.predict import probabilities_of
+from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import (
     GraphNetwork,
     Subject,
@@ -35,21 +36,25 @@ def make_settings(*overrides: str) -> config.RunSettings:
     return config.load(None, [*given, *overrides])
 
 
-@pytest.fixture(scope="module", params=[False, True])
+@pytest.fixture(scope="module", params=[(False, None), (True, None), (True, 2)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a classifier folder, of labels that exclude each other or not."""
-    settings = make_settings("evaluate.mirror=true", "data.window=[40, 400]", "data.labels=[A, B]")
+    """Return a classifier folder, of labels that exclude each other or not, of pooled features or of patches."""
+    exclusive, top_patches = request.param
+    settings = make_settings(
+        "evaluate.mirror=true", "data.window=[40, 400]", "data.labels=[A, B]", "model.backbone=test_vit"
+    )
     encoder = from_encoder("random", settings, pytest.fail)
     torch.manual_seed(3)
     classifier = Classifier(
-        encoder.backbone, nn.Linear(encoder.backbone.feature_dim, 2), mirror=True, exclusive=request.param
-    )
+        encoder.backbone, nn.Linear(encoder.backbone.feature_dim, 2), mirror=True, exclusive=exclusive,
+        top_patches=top_patches,
+    )  # fmt: skip
     facts = describe_classifier(
         settings, ("A", "B"), trained="fine-tuned", encoder={"kind": "random"}, val_auroc={"A": 0.7, "B": None},
         calibration={
             "A": {"kind": "platt", "slope": 1.5, "intercept": -0.5}, "B": {"kind": "none", "slope": 1, "intercept": 0},
         },
-        operating_points={"A": [], "B": []}, exclusive=request.param,
+        operating_points={"A": [], "B": []}, exclusive=exclusive, top_patches=top_patches,
     )  # fmt: skip
     place = tmp_path_factory.mktemp("run") / "classifier"
     save_classifier(place, classifier.eval(), facts)
@@ -69,7 +74,8 @@ def test_from_classifier__is_fed_as_it_was_trained(folder: Path) -> None:
     subject = from_classifier(folder)
     assert (subject.preparation.size, subject.preparation.mirror) == (32, True)
     assert subject.preparation.window == (40, 400)
-    assert (subject.stem, subject.outputs) == ("classifier", ("logits", "probabilities"))
+    assert subject.stem == "classifier"
+    assert subject.outputs == ("logits", "probabilities", "patch_scores")[: 2 if subject.top_patches is None else 3]
 
 
 def test_graph_network__is_the_classifier_that_predicts(folder: Path) -> None:
@@ -77,11 +83,22 @@ def test_graph_network__is_the_classifier_that_predicts(folder: Path) -> None:
 
     classifier, facts = load_classifier(folder)
     with torch.inference_mode():
-        logits, probabilities = GraphNetwork(from_classifier(folder))(IMAGES)
+        logits, probabilities, *patches = GraphNetwork(from_classifier(folder))(IMAGES)
         scores = classifier(IMAGES)
+        if classifier.top_patches:
+            torch.testing.assert_close(patches[0], classifier.score_patches(IMAGES))
     torch.testing.assert_close(logits, scores)
     expected = probabilities_of(scores.double().numpy(), facts)
     np.testing.assert_allclose(probabilities.numpy(), expected, atol=1e-6)
+
+
+def test_refusal__of_patches_by_what_holds_weights_alone(folder: Path) -> None:
+    subject = from_classifier(folder)
+    refused = {name for name, form in FORMATS.items() if "head scores patches" in (form.refusal(subject) or "")}
+    plain = {"safetensors", "timm", "huggingface", "monai-bundle"}  # torchvision has no such network at all
+    assert refused == (plain if subject.top_patches else set())
+    labels = network(subject)["arguments"]["num_classes"]
+    assert labels == (0 if subject.top_patches else 2)
 
 
 def test_graph_network__an_encoder_is_not_mirrored() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from medmoco.config import ModelSettings
 from medmoco.errors import SettingsError
 from medmoco.models.backbones import Backbone, create_backbone
-from medmoco.models.patches import check_patches, patch_features
+from medmoco.models.patches import check_all_learn, check_patches, patch_features
 
 
 def backbone_of(name: str, size: int = 64) -> Backbone:
@@ -85,10 +85,11 @@ def test_patch_features__of_channels_last_maps() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_vit", "resnet10t"])
-def test_check_patches__leaves_the_encoder_as_it_was(name: str) -> None:
+def test_checks__leave_the_encoder_as_it_was(name: str) -> None:
     backbone = backbone_of(name).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     check_patches(backbone, 64, 4)
+    check_all_learn(backbone, 64)
     assert backbone.training
     assert backbone.net.training
     assert all(parameter.grad is None for parameter in backbone.parameters())
@@ -98,7 +99,6 @@ def test_check_patches__leaves_the_encoder_as_it_was(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "top", "reason"),
     [
-        ("test_vit3", 2, "layers behind its patches that would be left out, such as attn_pool"),
         ("mixer_s32_224", 2, "no features of each place"),
         ("test_vit", 17, "finetune.top_patches 17: test_vit has only 16 patches in views of 64 pixels"),
         ("resnet10t", 5, "has only 4 patches"),
@@ -108,6 +108,14 @@ def test_check_patches__refuses_what_it_cannot_score(name: str, top: int, reason
     with pytest.raises(SettingsError, match=reason) as caught:
         check_patches(backbone_of(name), 64, top)
     assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_check_all_learn__refuses_what_would_be_left_out() -> None:
+    with pytest.raises(SettingsError, match="layers behind its patches that would be left out, such as attn_pool"):
+        check_all_learn(backbone_of("test_vit3"), 64)
+    backbone = backbone_of("test_vit3")
+    backbone.net.attn_pool.requires_grad_(False)  # what is frozen is not missed
+    check_all_learn(backbone, 64)
 
 
 def test_check_patches__refuses_networks_that_are_not_timms() -> None:

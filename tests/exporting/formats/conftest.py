@@ -27,7 +27,13 @@ def make_subject() -> Callable[..., Subject]:
     """Return a function that makes a network whose batch norms have seen something, with a head if wanted."""
 
     def make(
-        name: str, size: int = 32, *, head: bool = False, mirror: bool = False, exclusive: bool = False
+        name: str,
+        size: int = 32,
+        *,
+        head: bool = False,
+        mirror: bool = False,
+        exclusive: bool = False,
+        top_patches: int | None = None,
     ) -> Subject:
         backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=size).eval()
         backbone.requires_grad_(requires_grad=False)
@@ -44,6 +50,7 @@ def make_subject() -> Callable[..., Subject]:
         lines = enumerate(LABELS)
         facts = {
             "labels": list(LABELS), "exclusive": exclusive, "label_policies": {}, "trained": "linear probe",
+            "top_patches": top_patches,
             "calibration": {name: {"kind": "platt", "slope": 1.5 + i, "intercept": 0.3 - i} for i, name in lines},
             "operating_points": {name: [{"specificity": 0.9, "threshold": 0.25}] for name in LABELS},
         }  # fmt: skip

@@ -25,6 +25,16 @@ def test_write__holds_the_whole_computation_and_names_no_path(tmp_path: Path, ma
     assert Search(TRACES).content(file.read_bytes()) is None
 
 
+@pytest.mark.slow
+def test_write__scores_of_patches_come_along(tmp_path: Path, make_subject, read_back) -> None:
+    subject = make_subject("test_vit", head=True, mirror=True, exclusive=True, top_patches=2)
+    found, expected = read_back("program", subject, tmp_path)
+    assert set(found) == {"logits", "probabilities", "patch_scores"}
+    assert found["patch_scores"].shape == (3, 3, 2, 2)
+    for key, values in found.items():
+        np.testing.assert_allclose(values, expected[key], atol=1e-5)
+
+
 def test_write__unstripped_would_name_this_machine(
     tmp_path: Path, make_subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
