@@ -34,6 +34,7 @@ from medmoco.models.backbones import Backbone, create_backbone
 Maps = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
+_CONTROL = ("control:", "random weights")
 _LAST_OF_MONAI = {"monai/densenet121": "class_layers.relu", "monai/seresnet50": "layer4"}
 
 
@@ -83,18 +84,13 @@ def saliency(
     probabilities = own_calibration(facts, label).probabilities(scores)
     text, lines = [], []
     for place, row in enumerate(few.rows.tolist()):
-        picture = shown(images[place], settings.data)
-        truth = _truth(few, place, label)
+        names = (f"{split} row {row}", _truth(few, place, label))
         answer = f"score {scores[place]:+.2f}, probability {probabilities[place]:.3f}"
         remarks = _describe(maps[place], top)
-        likeness = _liken(maps[place], control[place])
-        text.append("; ".join([f"{split} row {row}: {truth}, {answer}", *remarks, *likeness]))
-        caption = ["Grad-CAM" if top is None else "patch scores", answer, *remarks]
-        lines.append([
-            Tile(picture, f"{split} row {row}\n{truth}"),
-            _tile(picture, "\n".join(caption), maps[place], top),
-            _tile(picture, "control:\nrandom weights", control[place], top),
-        ])  # fmt: skip
+        about = [*remarks, *_liken(maps[place], control[place])]
+        text.append(f"{': '.join(names)}, {'; '.join([answer, *about])}")
+        captions = (names, ("Grad-CAM" if top is None else "patch scores", answer, *remarks), _CONTROL)
+        lines.append(_tiles(shown(images[place], settings.data), captions, (maps[place], control[place]), top))
     write_picture(lines, out)
     return "\n".join([*text, _legend(model, maps), f"{out} shows them: keep it where the images may be"])
 
@@ -254,11 +250,19 @@ def _truth(split: Split, position: int, label: str) -> str:
     return f"{label} {values[0]:.0f}" if values.size and not np.isnan(values[0]) else f"{label} not known"
 
 
-def _tile(pixels: NDArray[Any], caption: str, values: Maps, top: int | None) -> Tile:
-    """Return an image under its map; of patch scores, the highest are outlined."""
-    if top is None:
-        return Tile(pixels, caption, _overlay(values, len(pixels)))
-    return Tile(pixels, caption, _overlay(values - values.min(), len(pixels), "nearest"), _highest(values, top))
+def _tiles(
+    pixels: NDArray[Any], captions: Sequence[Sequence[str]], maps: Sequence[Maps], top: int | None
+) -> list[Tile]:
+    """Return an image without and then under each map; of patch scores, the highest are outlined."""
+    plain, *others = ["\n".join(caption) for caption in captions]
+    tiles = [Tile(pixels, plain)]
+    for caption, values in zip(others, maps, strict=True):
+        if top is None:
+            tiles.append(Tile(pixels, caption, _overlay(values, len(pixels))))
+        else:
+            above = values - values.min()
+            tiles.append(Tile(pixels, caption, _overlay(above, len(pixels), "nearest"), _highest(values, top)))
+    return tiles
 
 
 def _highest(values: Maps, top: int) -> NDArray[np.bool_]:
