@@ -26,7 +26,7 @@ FLAGS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker that steals tests comes back to this file, and would make them again
 def pages(run_folder: Path, bare_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Reports of a full run, of several of two kinds, of one with nothing, and of one whose names are an attack."""
     folder = tmp_path_factory.mktemp("reports")
