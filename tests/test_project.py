@@ -204,7 +204,7 @@ def test_modules__nothing_is_unpickled() -> None:
 
 
 def test_help__imports_nothing_heavy() -> None:
-    heavy = ["cv2", "monai", "onnxruntime", "pandas", "pydicom", "sklearn", "timm", "torch", "torchvision"]
+    heavy = ["cv2", "monai", "onnxruntime", "pandas", "pydantic", "pydicom", "sklearn", "timm", "torch", "torchvision"]
     program = (
         "import sys; from medmoco.cli import main; sys.argv = ['medmoco', '--help']\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code, stop.code\n"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medmoco import config
-from medmoco.cli.options import Config, Overrides, say
+from medmoco.cli.options import Config, Overrides, load, say
 from medmoco.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from medmoco.config import RunSettings
 
 PANEL = "Data"
 commands = typer.Typer()
@@ -68,7 +70,7 @@ def preview(
     """Write a picture of a few images and their views."""
     from medmoco.data.preview import preview as write_preview
 
-    write_preview(config.load(config_file, overrides or ()), out, images=images, views=views)
+    write_preview(load(config_file, overrides), out, images=images, views=views)
     print(f"{images} images with {views} views each are in {out}")
 
 
@@ -85,7 +87,7 @@ def check(
     ] = None,
 ) -> None:
     """Read every row and file, and say what is wrong with them."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.data.audit import audit
     from medmoco.evaluation.shortcuts import find_shortcuts
 
@@ -106,7 +108,7 @@ def pack(
     overrides: Overrides = None,
 ) -> None:
     """Decode every image once, for training to read; go on with a pack that is there, or check it."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.data.pack_cache import is_url
 
     folder = out or settings.data.pack
@@ -122,7 +124,7 @@ def pack(
     print(f"use it with data.pack={folder}")
 
 
-def _make_pack(settings: config.RunSettings, folder: Path, dask: str | None = None) -> int:
+def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> int:
     from medmoco.data.pack_writing import make_pack
 
     if dask is None:
@@ -133,7 +135,7 @@ def _make_pack(settings: config.RunSettings, folder: Path, dask: str | None = No
         return make_pack(settings.data, folder, say, write)
 
 
-def make_missing_pack(settings: config.RunSettings) -> None:
+def make_missing_pack(settings: RunSettings) -> None:
     """Make the pack that the settings name, where there is none yet."""
     from medmoco.data.pack import INFO
     from medmoco.data.pack_cache import is_url

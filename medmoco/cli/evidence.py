@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from medmoco import config
 from medmoco.cli.options import (
     AllowChange,
     Config,
@@ -18,6 +17,7 @@ from medmoco.cli.options import (
     Overwrite,
     Resume,
     Test,
+    load,
     named,
     say,
 )
@@ -36,7 +36,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score the frozen encoder on the labels, next to its controls."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     encoders = named(encoder)
     from medmoco.evaluation.evaluate import evaluate as score
 
@@ -56,7 +56,7 @@ def curve(
     overrides: Overrides = None,
 ) -> None:
     """Score with labels of 1 to 100 % of the patients, on the same draws for every encoder."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     encoders = named(encoder)
     from medmoco.evaluation.curve import curve as score
 
@@ -72,7 +72,7 @@ def external(
     overrides: Overrides = None,
 ) -> None:
     """Score a frozen classifier on the test split of other data, and show the drop; both looks are noted."""
-    settings, theirs = config.load(config_file, overrides or ()), config.load(other)
+    settings, theirs = load(config_file, overrides), load(other)
     from medmoco.evaluation.external import external as score
 
     print(score(settings, theirs, classifier, out, say=say))
@@ -97,7 +97,7 @@ def detect(
     allow_change: AllowChange = False,
 ) -> None:
     """Train a detector on boxes with the encoder as its backbone, and score it by average precision."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.detection.detect import detect as run
 
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}

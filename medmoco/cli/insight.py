@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from medmoco import config
 from medmoco.cli.options import (
     Config,
     Encoder,
@@ -15,6 +14,7 @@ from medmoco.cli.options import (
     Overrides,
     Rows,
     ScoredSplit,
+    load,
     named,
     row_numbers,
     say,
@@ -40,7 +40,7 @@ def neighbours(
     ] = False,
 ) -> None:
     """Find the images that the encoder finds most like some of yours."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     wanted, names = row_numbers(rows), {"split": split_name(split), "bank": split_name(bank)}
     from medmoco.evaluation.neighbours import neighbours as find
 
@@ -60,7 +60,7 @@ def projection(
     colour: Annotated[str | None, typer.Option(help="Label that colours the points; without it, the first.")] = None,
 ) -> None:
     """Lay the features out on a plane, coloured by a label."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.evaluation.projection import projection as project
 
     print(project(settings, encoder, out, split=split_name(split), colour=colour, say=say))
@@ -79,7 +79,7 @@ def placement(
     ] = None,
 ) -> None:
     """Rank each image's changed twin among all images: what the features do not care about."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.evaluation.placement import placement as place
 
     print(place(settings, named(encoder), out, split=split_name(split), twins=twin or (), say=say), end="")
@@ -96,7 +96,7 @@ def saliency(
     split: ScoredSplit = "val",
 ) -> None:
     """Draw where a classifier looks, for some images: the scores of patches, or Grad-CAM."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.evaluation.saliency import saliency as draw
 
     print(draw(settings, classifier, out, row_numbers(rows), label, split=split_name(split), say=say))
@@ -112,7 +112,7 @@ def reconstruct(
     split: ScoredSplit = "val",
 ) -> None:
     """Draw what a run's decoder makes of some images' embeddings."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.evaluation.reconstruct import reconstruct as draw
 
     print(draw(settings, run, out, row_numbers(rows), split=split_name(split), say=say))

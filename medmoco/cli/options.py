@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medmoco.errors import SettingsError
+
+if TYPE_CHECKING:
+    from medmoco.config import RunSettings
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file.")]
 Overrides = Annotated[
@@ -36,6 +39,13 @@ Encoders = Annotated[
 ]
 Test = Annotated[bool, typer.Option("--test", help="Look at the test split; each look is noted in the run's ledger.")]
 Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
+
+
+def load(config_file: Path, overrides: list[str] | None = None) -> RunSettings:
+    """Read the settings of a command."""
+    from medmoco import config  # here, because --help needs no settings and importing them takes as long as the rest
+
+    return config.load(config_file, overrides or ())
 
 
 def named(encoders: list[str]) -> dict[str, str]:

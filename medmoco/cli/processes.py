@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from medmoco import config
 from medmoco.errors import DistributedError, MedmocoError, Stopped
 
 if TYPE_CHECKING:
+    from medmoco.config import RunSettings
     from medmoco.training.distributed import Group
 
 
 @contextmanager
-def in_processes(settings: config.RunSettings, devices: int | None) -> Iterator[Group]:
+def in_processes(settings: RunSettings, devices: int | None) -> Iterator[Group]:
     """Start as many processes as are wanted, unless a launcher has; one of them says what goes wrong, and how to go on.
 
     The process that starts others waits for them and ends with their exit code.

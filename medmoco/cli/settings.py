@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from medmoco import config
 from medmoco.cli.options import Config, Overrides
 
 PANEL = "Settings"
@@ -14,4 +13,6 @@ commands = typer.Typer()
 @commands.command("config", rich_help_panel=PANEL)
 def show_config(config_file: Config, overrides: Overrides = None) -> None:
     """Print every setting with where its value comes from."""
+    from medmoco import config
+
     print(config.describe(config_file, overrides or ()), end="")

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from medmoco import config
 from medmoco.cli.data import make_missing_pack
-from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, say
+from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, say
 from medmoco.cli.processes import in_processes
 
 PANEL = "Training"
@@ -23,7 +22,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="For each of four measurements.")] = 20.0,
 ) -> None:
     """Measure on this machine what holds pretraining up, and say what would help."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.training.bench import bench as measure
 
     print(measure(settings, seconds, say))
@@ -39,7 +38,7 @@ def pretrain(
     allow_change: AllowChange = False,
 ) -> None:
     """Pretrain an encoder on the training split."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.evaluation.monitor import knn_monitor
     from medmoco.training.pretrain import pretrain as run
 
@@ -61,7 +60,7 @@ def tune(
     devices: Devices = None,
 ) -> None:
     """Search tune.space for settings whose features score best on val, one pretraining run after the other."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.evaluation.tune import tune as search
 
     folder = out or settings.out.with_name(f"{settings.out.name}-tune")
@@ -88,7 +87,7 @@ def slurm(
     account: Annotated[str | None, typer.Option(help="Project to charge.")] = None,
 ) -> None:
     """Write a SLURM batch file that pretrains on one or several nodes and queues itself again until it is done."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.training.slurm import Resources, write_job
 
     resources = Resources(nodes, gpus, hours, cpus, memory, partition, account)
@@ -107,7 +106,7 @@ def finetune(
     allow_change: AllowChange = False,
 ) -> None:
     """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     from medmoco.evaluation.finetune import finetune as run
 
     with in_processes(settings, devices) as group:

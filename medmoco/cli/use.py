@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medmoco import config
-from medmoco.cli.options import Config, Overrides, ScoredSplit, say, split_name
+from medmoco.cli.options import Config, Overrides, ScoredSplit, load, say, split_name
 from medmoco.errors import SettingsError
 
 PANEL = "Use"
@@ -27,7 +26,7 @@ def predict(
     ] = False,
 ) -> None:
     """Apply a classifier to the images of a manifest: a calibrated probability for each row and label."""
-    settings = config.load(config_file, overrides or ())
+    settings = load(config_file, overrides)
     name = split_name(split)
     from medmoco.evaluation.predict import predict as apply
 
@@ -91,7 +90,7 @@ def export(
     else:
         assert encoder is not None
         assert config_file is not None
-        source = sources.from_file(encoder, config.load(config_file), licence, print_warning)
+        source = sources.from_file(encoder, load(config_file), licence, print_warning)
     for file in write(source, out, [name.strip() for name in formats.split(",")]):
         print(file)
 

@@ -70,8 +70,8 @@ def placement(
     """Rank every image's twins by encoders' features, beside an untrained one's and raw pixels.
 
     Writes placement.json, histogram.csv (how many twins have each rank), a figure of the ranks for each twin, and
-    table.txt. Every image is read twice,
-    however many twins there are; memory holds the features of the split, never all cosines.
+    table.txt. Every image is read twice, however many twins there are; memory holds the features of the split, never
+    all cosines.
 
     Args:
         settings: Of the data, of how the encoder is fed, of the bootstrap. `evaluate.mirror` is not applied: an image

@@ -275,5 +275,5 @@ def _highest(values: Maps, top: int) -> NDArray[np.bool_]:
 def _overlay(values: Maps, size: int, mode: str = "bilinear") -> Maps:
     """Return a map as large as the image, its highest value 1."""
     large = functional.interpolate(torch.from_numpy(values)[None, None], (size, size), mode=mode)[0, 0]
-    shown: Maps = (large / large.max().clamp(min=torch.finfo(large.dtype).tiny)).numpy()
-    return shown
+    scaled: Maps = (large / large.max().clamp(min=torch.finfo(large.dtype).tiny)).numpy()
+    return scaled
