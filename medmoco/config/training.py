@@ -123,10 +123,14 @@ class PositiveSettings(Settings):
     differ: tuple[str, ...] = ()
     """Columns in each of which it must be another, such as [Laterality] or [ViewPosition]."""
 
+    probability: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Chance in each epoch that a row with such an image has it as its key's, instead of its own. Source: 1, Vu et al.
+    2021."""
+
     @model_validator(mode="after")
     def _columns_mean_something(self) -> PositiveSettings:
-        if self.image == "same" and (self.agree or self.differ):
-            raise ValueError("agree and differ choose among a patient's images; set image=patient, or leave them out")
+        if self.image == "same" and (self.agree or self.differ or self.probability != 1):
+            raise ValueError("agree, differ, probability are about a patient's images; set image=patient or drop them")
         both = set(self.agree) & set(self.differ)
         if both:
             raise ValueError(f"{', '.join(sorted(both))} cannot both agree and differ")

@@ -115,7 +115,7 @@ class Partners:
                     f"{split.csv.name} has no column {column}, which positives.{setting} needs; it has:"
                     f" {', '.join(split.table.columns[:12])}"
                 )
-        self._seed = seed
+        self._seed, self._probability = seed, positives.probability
         self._agree = _codes(split.table, positives.agree)
         self._differ = _codes(split.table, positives.differ)
         self._by_patient = np.argsort(split.patients, kind="stable")
@@ -124,12 +124,16 @@ class Partners:
         self._starts, self._counts = starts[dense], counts[dense]
 
     def of(self, samples: Samples, epoch: int) -> Samples:
-        """Return each sample's partner in an epoch, (B,), any of those that fit alike; itself where none does."""
+        """Return each sample's partner in an epoch, (B,), any of those that fit alike.
+
+        It is the sample itself where none fits, and by chance where that is wanted.
+        """
         others, numbers = self._candidates(samples)
-        chosen = np.floor(uniform(self._seed, PARTNER, epoch, samples) * numbers).astype(np.int64)
-        place = np.cumsum(numbers) - numbers + chosen
+        share = uniform(self._seed, PARTNER, epoch, samples) / self._probability  # below 1, it is uniform again
+        paired = (numbers > 0) & (share < 1)
+        place = np.cumsum(numbers) - numbers + np.floor(share * numbers).astype(np.int64)
         found = samples.copy()
-        found[numbers > 0] = others[place[numbers > 0]]
+        found[paired] = others[place[paired]]
         return found
 
     def alone(self) -> int:

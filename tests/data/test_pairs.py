@@ -71,6 +71,14 @@ def test_partners__all_that_fit_are_as_likely(split: Split) -> None:
     assert all(900 < count < 1100 for count in counts.values())
 
 
+def test_partners__probability_is_how_often_there_is_one(split: Split) -> None:
+    partners = Partners(split, PositiveSettings(image="patient", probability=0.25), 0)
+    counts = Counter(int(partners.of(np.array([1]), epoch)[0]) for epoch in range(4000))
+    assert set(counts) == {0, 1, 2, 3}
+    assert 2900 < counts[1] < 3100
+    assert all(270 < counts[other] < 400 for other in (0, 2, 3))
+
+
 def test_partners__depend_on_seed_epoch_and_sample_alone(split: Split) -> None:
     positives = PositiveSettings(image="patient")
     every, some = np.arange(7), np.array([5, 0, 3])
