@@ -27,7 +27,7 @@ from medmoco.evaluation.scoring import (
     score_all,
 )
 from medmoco.evaluation.study import UNTRAINED, Study, begin
-from medmoco.evaluation.table import MACRO, span
+from medmoco.evaluation.table import MACRO, name_width, span
 from medmoco.training.runlog import write_json
 
 Record = dict[str, Any]
@@ -172,20 +172,21 @@ def _layout(rows: Sequence[Record], differences: Sequence[Record], study: Study)
     """Lay out one block per split and label, in it one line per method, encoder and share of labels."""
     first, labels = study.encoders[0], {row["label"] for row in rows}
     against = {tuple(d[name] for name in ("split", "label", "method", "control", "fraction")): d for d in differences}
+    width = name_width(rows)
     lines: list[str] = []
     for (split, label), block in groupby(rows, lambda row: (row["split"], row["label"])):
         if label == MACRO and len(labels) == 2:
             continue  # the mean over one label repeats it
         lines += [
             f"{split}: {label}",
-            f"  {'method':<9}{'encoder':<12}{'labels':<8}{'patients':<10}{'draws':<7}{'AUROC':<8}{'95 % interval':<18}"
-            f"{first} minus it, 95 % interval",
+            f"  {'method':<9}{'encoder':<{width}}{'labels':<8}{'patients':<10}{'draws':<7}{'AUROC':<8}"
+            f"{'95 % interval':<18}{first} minus it, 95 % interval",
         ]
         for (method, encoder), cells in groupby(block, lambda row: (row["method"], row["encoder"])):
             for number, row in enumerate(cells):
-                name = f"{method:<9}{encoder:<12}" if number == 0 else ""
+                name = f"{method:<9}{encoder:<{width}}" if number == 0 else ""
                 difference = against.get((split, label, method, encoder, row["fraction"]))
-                lines.append(f"  {name:<21}{_cells(row, difference)}".rstrip())
+                lines.append(f"  {name:<{9 + width}}{_cells(row, difference)}".rstrip())
         lines.append("")
     return "\n".join(lines + study.notes) + "\n"
 

@@ -27,6 +27,7 @@ from medmoco.evaluation.features import Features, extract, thumbnails
 from medmoco.evaluation.figures import Line, rank_figure, save
 from medmoco.evaluation.inputs import load_controls, load_splits, make_folder, on_device
 from medmoco.evaluation.metrics import draw_counts
+from medmoco.evaluation.table import name_width
 from medmoco.evaluation.twins import AMOUNTS, Twin, make_twins, parse_twin
 from medmoco.models.projectors import projector
 from medmoco.training.checkpoint import load_checkpoint, load_run
@@ -320,13 +321,14 @@ def layout(records: Sequence[Record], settings: RunSettings) -> str:
         f"k / {first['n']} and a median rank of {(first['n'] + 1) / 2:g}",
         f"95 % intervals: {first['bootstrap']} draws of patients",
     ]
+    width = name_width(records)
     for twin in dict.fromkeys(record["twin"] for record in records):
-        lines += ["", f"{twin:<16}{head}median rank (quartiles)"]
+        lines += ["", f"{twin:<{2 + width}}{head}median rank (quartiles)"]
         for record in (record for record in records if record["twin"] == twin):
             recalls = [record["recall"][place] for place in shown]
             cells = [f"{cell['recall']:.3f}  {cell['low']:.3f} to {cell['high']:.3f}" for cell in recalls]
             lower, upper = record["quartiles"]
             ranks = f"{record['median_rank']:g} ({lower:g} to {upper:g})"
             ties = f", {record['n_ties']} tied" if record["n_ties"] else ""
-            lines.append(f"  {record['encoder']:<14}" + "".join(f"{cell:<25}" for cell in cells) + ranks + ties)
+            lines.append(f"  {record['encoder']:<{width}}" + "".join(f"{cell:<25}" for cell in cells) + ranks + ties)
     return "\n".join(lines) + "\n"

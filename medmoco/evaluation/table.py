@@ -53,20 +53,26 @@ def layout(records: Sequence[Record], differences: Sequence[Record], head: Seque
     """
     against = {(d["label"], d["split"], d["method"], d["control"]): d for d in differences}
     labels = {record["label"] for record in records}
+    width = name_width(records)
     lines = [*head, ""]
     for (_, label), group in groupby(records, lambda record: (record["split"], record["label"])):
         if label == MACRO and len(labels) == 2:
             continue  # the mean over one label repeats it
         rows = list(group)
-        lines += _block_head(rows)
+        lines += _block_head(rows, width)
         for row in rows:
             difference = against.get((label, row["split"], row["method"], row["encoder"]))
-            lines.append(f"  {row['method']:<8}{row['encoder']:<12}{_cells(row, difference)}".rstrip())
+            lines.append(f"  {row['method']:<8}{row['encoder']:<{width}}{_cells(row, difference)}".rstrip())
         lines.append("")
     return "\n".join([*lines, *_notes(records), *notes]) + "\n"
 
 
-def _block_head(rows: Sequence[Record]) -> list[str]:
+def name_width(records: Sequence[Record]) -> int:
+    """Return how wide a column of encoders' names is: users choose them."""
+    return max(12, 2 + max(len(record["encoder"]) for record in records))
+
+
+def _block_head(rows: Sequence[Record], width: int) -> list[str]:
     first = rows[0]
     if first["label"] == MACRO:
         remark = f"mean of {first['n_labels_defined']} of {first['n_labels']} labels"
@@ -78,7 +84,7 @@ def _block_head(rows: Sequence[Record]) -> list[str]:
     return [
         f"{first['split']}: {first['label']}  ({counts}; {remark})",
         *(f"  ! {line}" for line in leak_lines({first["split"]: first["leakage"]})),
-        f"  {'method':<8}{'encoder':<12}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
+        f"  {'method':<8}{'encoder':<{width}}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
         f"{first['encoder']} minus control, 95 % interval",
     ]
 

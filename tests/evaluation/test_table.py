@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+import pytest
+
 from medmoco.evaluation.table import MACRO, layout
 
 VAL_NOTE = "val also chose the strength of the linear probe: only test is an unbiased score"
@@ -60,10 +62,12 @@ def test_layout__leaks_stand_above_the_scores_they_spoil() -> None:
     assert max(map(len, lines)) <= 120
 
 
-def test_layout__columns_stand_below_their_heads() -> None:
+@pytest.mark.parametrize("other", ["pixels", "a_name_that_users_chose"])
+def test_layout__columns_stand_below_their_heads(other: str) -> None:
+    encoders = ("run", "untrained", other)
     records = [
         record(method=method, encoder=encoder, flag=flag)
-        for method, encoder, flag in product(("linear", "knn"), ("run", "untrained", "pixels"), (None, "constant"))
+        for method, encoder, flag in product(("linear", "knn"), encoders, (None, "constant"))
     ]
     controls = [difference(method=method) for method in ("linear", "knn")]
     head, *lines = layout(records, controls, [], []).splitlines()[2 : 3 + len(records)]
