@@ -17,6 +17,10 @@ from medmoco.data.pack_writing import make_pack
 from medmoco.errors import SettingsError
 from medmoco.evaluation.evaluate import evaluate
 from medmoco.evaluation.monitor import knn_monitor
+from medmoco.evaluation.neighbours import neighbours
+from medmoco.evaluation.placement import placement
+from medmoco.evaluation.projection import projection
+from medmoco.evaluation.saliency import saliency
 from medmoco.exporting import prepare
 from medmoco.exporting.export import export
 from medmoco.exporting.sources import from_classifier, from_run
@@ -95,6 +99,20 @@ def test_channels__from_files_to_a_verified_export(tmp_path: Path, overrides: li
         expected = source.subject.preparation
         assert image.shape == (channels, 32, 32)
         check_range(image, expected.means, expected.stds)
+
+    check_pictures(settings, tmp_path, coloured=suffix == ".jpg")
+
+
+def check_pictures(settings: config.RunSettings, folder: Path, *, coloured: bool) -> None:
+    """Look at what the encoder sees: pictures are as coloured as the images."""
+    run = str(settings.out)
+    saliency(settings, folder / "scores/classifier", folder / "saliency.png", [2, 3], "Finding")
+    placement(settings, {"run": run}, folder / "placement", twins=["flip"])
+    projection(settings, run, folder / "projection", split="train")
+    neighbours(settings, run, folder / "neighbours.png", [2, 3], count=2)
+    pixels = cv2.imread(str(folder / "neighbours.png"))
+    assert pixels is not None
+    assert (np.ptp(pixels.astype(int), axis=2).max() > 60) == coloured
 
 
 def check_range(image: NDArray[Any], means: list[float], stds: list[float]) -> None:
