@@ -164,6 +164,7 @@ def compare_pixels(
     extracted: Mapping[str, Extracted],
     settings: RunSettings,
     say: Callable[[str], None],
+    seen: dict[str, Sequence[bytes]],
 ) -> tuple[Leaks, list[str]]:
     """Count again, with images that are the same by their pixels.
 
@@ -173,6 +174,7 @@ def compare_pixels(
         extracted: Of it, with a digest for each row.
         settings: Of the evaluation, whose canvases are compared.
         say: Told when more files are read.
+        seen: What was read for encoders before, which is added to: runs on the same images are read once.
 
     Returns:
         The counts, and a note where some images could not be compared.
@@ -186,13 +188,17 @@ def compare_pixels(
         known += [read[key] for key in keys if key in read]
         unread = ~keys.isin(read).to_numpy()
         if unread.any():
-            more, notes = _digests_of_unread(pretraining, pretraining.split.select(unread), settings, say)
+            more, notes = _digests_of_unread(pretraining, pretraining.split.select(unread), settings, say, seen)
             known += more
     return find_leaks(splits, pretraining, digests, known), notes
 
 
 def _digests_of_unread(
-    pretraining: Pretraining, rest: Split, settings: RunSettings, say: Callable[[str], None]
+    pretraining: Pretraining,
+    rest: Split,
+    settings: RunSettings,
+    say: Callable[[str], None],
+    seen: dict[str, Sequence[bytes]],
 ) -> tuple[Sequence[bytes], list[str]]:
     """Read the pretraining images that evaluation does not read, once for each run and kind of canvas."""
     assert pretraining.run
@@ -200,8 +206,10 @@ def _digests_of_unread(
     canvas = {key: getattr(settings.data, key) for key in ("canvas_size", "bit_depth", "window")}
     data = pretraining.settings.data.model_copy(update=canvas)
     name = hashlib.sha256(f"{rest.sha256} {rest.rows.tolist()} {data.root} {canvas}".encode()).hexdigest()
-    if (kept := _read_cache(pretraining.run / _CACHE, name)) is not None:
-        return kept, []
+    if name not in seen and (kept := _read_cache(pretraining.run / _CACHE, name)) is not None:
+        seen[name] = kept
+    if name in seen:
+        return seen[name], []
     say(f"pixels of {len(rest)} more pretraining images, to compare with val and test")
     reason = ""
     for pack in dict.fromkeys((data.pack, None)):  # the run's pack may be gone, or hold other canvases than these
@@ -212,6 +220,7 @@ def _digests_of_unread(
             reason = str(error)
             continue
         _write_cache(pretraining.run / _CACHE, name, found)
+        seen[name] = found
         return found, []
     return [], [f"val and test were not compared with all pretraining images by pixels: {reason}"]
 

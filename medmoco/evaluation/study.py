@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,9 @@ def begin(
     }
     extracted = _extract_all({**modules, PIXELS: thumbnails()}, splits, settings, say)
     leaks: Leaks = {}
+    seen: dict[str, Sequence[bytes]] = {}
     for number, pretraining in enumerate(trained):
-        found, unknown = compare_pixels(pretraining, splits, extracted, settings, say)
+        found, unknown = compare_pixels(pretraining, splits, extracted, settings, say, seen)
         refuse_leaks(found, settings)
         leaks = found if number == 0 else leaks
         notes += [*pretraining.notes, *unknown]

@@ -82,7 +82,7 @@ def leaks_of(settings: RunSettings, encoder: str) -> tuple[Leaks, Leaks, list[st
         name: extract({}, split, settings, torch.device("cpu")) for name, split in splits.items()
     }
     said: list[str] = []
-    by_pixels, notes = compare_pixels(pretraining, splits, extracted, settings, said.append)
+    by_pixels, notes = compare_pixels(pretraining, splits, extracted, settings, said.append, {})
     return find_leaks(splits, pretraining), by_pixels, [*pretraining.notes, *notes], said
 
 
@@ -246,6 +246,14 @@ def test_evaluate__a_leaking_run_is_refused_and_allowed_with_every_score_saying_
     monkeypatch.setattr(leakage, "extract", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(ManifestError, match="1 patients and 0 images"):
         evaluate(own(tmp_path, [20, 21, 22], "xyc"), {"run": str(other)}, tmp_path / "scores", test=True)
+
+
+def test_evaluate__images_that_several_runs_saw_are_read_once(tmp_path: Path, other: Path) -> None:
+    twin = shutil.copytree(other, tmp_path / "twin")
+    said: list[str] = []
+    runs = {"run": str(other), "twin": str(twin)}
+    evaluate(own(tmp_path, [20, 21, 22], "xyz"), runs, tmp_path / "scores", test=True, say=said.append)
+    assert sum("more pretraining images" in line for line in said) == 1
 
 
 def test_evaluate__where_leaves_the_rest_of_pretraining_to_be_compared(tmp_path: Path) -> None:
