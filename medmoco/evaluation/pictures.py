@@ -19,7 +19,7 @@ from medmoco.data.loading import read_canvases, whole_views
 from medmoco.data.manifest import Split
 from medmoco.errors import SettingsError
 
-_INCHES, _CAPTION = 1.9, 0.55  # side of a tile; height of the text above it
+_INCHES, _LINE, _GAP = 1.9, 0.15, 0.1  # side of a tile; height of a line of text above it, and of what is above that
 _RESOLUTION = 120  # pixels per inch
 _SEEN_FROM, _STRONGEST = 0.0, 0.6  # opacity of a map where it is 0 and 1, so that the image shows through
 
@@ -64,10 +64,12 @@ def write_picture(lines: Sequence[Sequence[Tile]], out: Path) -> None:
         SettingsError: the file cannot be written.
     """
     height, width = len(lines), max(map(len, lines))
-    figure = Figure(figsize=(_INCHES * width, (_INCHES + _CAPTION) * height), dpi=_RESOLUTION)
+    longest = max(tile.caption.count("\n") + 1 for line in lines for tile in line)
+    row = _INCHES + _LINE * longest + _GAP
+    figure = Figure(figsize=(_INCHES * width, row * height), dpi=_RESOLUTION)
     for y, line in enumerate(lines):
         for x, tile in enumerate(line):
-            place = (x / width, 1 - (y + 1) / height, 0.97 / width, _INCHES / (_INCHES + _CAPTION) / height)
+            place = (x / width, 1 - (y + 1) / height, 0.97 / width, _INCHES / row / height)
             axes = figure.add_axes(place)
             axes.set_axis_off()
             axes.set_title(tile.caption, fontsize=7.5, pad=2)
