@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, DecoderSettings
 from medmoco.data.images import Canvas, read_canvas
-from medmoco.data.manifest import Split, path_fault
+from medmoco.data.manifest import Split, path_fault, require_column
 from medmoco.data.places import check_files
 from medmoco.data.views import Pixels, ViewParameters, render_weights
 from medmoco.errors import ImageError, ManifestError
@@ -25,15 +25,11 @@ def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Spli
     """Return the rows of a split with their masks in place of their images; None where there are none.
 
     Raises:
-        ManifestError: there is no such column, or a Path in it is blank, leaves the root or has no file.
+        ManifestError: there is no such column, or a Path in it is blank or leaves the root.
     """
     if decoder.mask is None:
         return None
-    if decoder.mask not in split.table.columns:
-        raise ManifestError(
-            f"{split.csv.name} has no column {decoder.mask}, which decoder.mask names; it has:"
-            f" {', '.join(split.table.columns[:12])}"
-        )
+    require_column(split, decoder.mask, "decoder.mask names")
     paths = split.table[decoder.mask].astype(str).tolist()
     faults = np.array([path_fault(path) for path in paths], dtype=object)
     if (faults != "").any():
@@ -44,9 +40,18 @@ def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Spli
         )
     root = data.root.replace("{split}", split.name)
     files = np.array([f"{root}/{path.strip()}" for path in paths], dtype=split.files.dtype)
-    masks = replace(split, files=files)
-    check_files(masks, data, column=decoder.mask)
-    return masks
+    return replace(split, files=files)
+
+
+def check_masks(split: Split, data: DataSettings, decoder: DecoderSettings) -> None:
+    """Make sure that every row has a mask, where there are to be any.
+
+    Raises:
+        ManifestError: see `masks_of`; or a file does not exist.
+    """
+    masks = masks_of(split, data, decoder)
+    if masks is not None:
+        check_files(masks, data, column=decoder.mask or "")
 
 
 class Emptiness:

@@ -198,6 +198,23 @@ def _check_paths(file: CsvFile, key: list[str]) -> None:
         file.refuse(repeated, f"the same {' and '.join(columns.columns)} as row {file.rows[first]}; remove one")
 
 
+def require_column(split: Split, column: str, wanted_by: str) -> None:
+    """Make sure that the manifest has a column.
+
+    Args:
+        split: Of the manifest.
+        column: Its name.
+        wanted_by: Ends "which ...", such as "decoder.mask names".
+
+    Raises:
+        ManifestError: it has not.
+    """
+    if column not in split.table.columns:
+        raise ManifestError(
+            f"{split.csv.name} has no column {column}, which {wanted_by}; it has: {', '.join(split.table.columns[:12])}"
+        )
+
+
 def path_fault(path: str) -> str:
     """Say what is wrong with a Path, or nothing."""
     path = path.strip().replace("\\", "/")

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import DecoderSettings, MethodSettings, PositiveSettings
-from medmoco.data.manifest import Split
+from medmoco.data.manifest import Split, require_column
 from medmoco.data.order import PARTNER, uniform
 from medmoco.errors import ManifestError
 
@@ -110,11 +110,7 @@ class Partners:
         """
         needed = {"PatientID": "image=patient", **dict.fromkeys(positives.agree, "agree")}
         for column, setting in (needed | dict.fromkeys(positives.differ, "differ")).items():
-            if column not in split.table.columns:
-                raise ManifestError(
-                    f"{split.csv.name} has no column {column}, which positives.{setting} needs; it has:"
-                    f" {', '.join(split.table.columns[:12])}"
-                )
+            require_column(split, column, f"positives.{setting} needs")
         self._seed, self._probability = seed, positives.probability
         self._agree = _codes(split.table, positives.agree)
         self._differ = _codes(split.table, positives.differ)

@@ -24,6 +24,7 @@ from medmoco.config import RunSettings
 from medmoco.data.loading import trained_rows
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.overlap import also_in, image_keys, patient_ids
+from medmoco.data.pack import RECIPE, RECIPE_OF_CHANNELS
 from medmoco.errors import DataError, ManifestError, SettingsError
 from medmoco.evaluation.features import Digests, Extracted, extract
 from medmoco.training.checkpoint import load_run
@@ -203,7 +204,7 @@ def _digests_of_unread(
     """Read the pretraining images that evaluation does not read, once for each run and kind of canvas."""
     assert pretraining.run
     assert pretraining.settings
-    canvas = {key: getattr(settings.data, key) for key in ("canvas_size", "bit_depth", "window")}
+    canvas = {key: getattr(settings.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}
     data = pretraining.settings.data.model_copy(update=canvas)
     name = hashlib.sha256(f"{rest.sha256} {rest.rows.tolist()} {data.root} {canvas}".encode()).hexdigest()
     if name not in seen and (kept := _read_cache(pretraining.run / _CACHE, name)) is not None:

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
-from medmoco.data.emptiness import Emptiness
+from medmoco.data.emptiness import Emptiness, check_masks
 from medmoco.data.loading import read_canvases, to_float, whole_views
 from medmoco.data.manifest import Split
+from medmoco.data.pack import RECIPE, RECIPE_OF_CHANNELS
 from medmoco.data.views import unchanged
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.inputs import find_rows, load_splits, on_device
@@ -57,8 +58,7 @@ def reconstruct(
     """
     trained = load_run(run)
     model = load_with_decoder(run, trained, say)
-    kept = ("canvas_size", "bit_depth", "window", "channels", "scale", "band_ranges")
-    prepared = {key: getattr(trained.data, key) for key in kept}
+    prepared = {key: getattr(trained.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}
     data = settings.data.model_copy(update=prepared)
     settings = settings.model_copy(update={"views": trained.views, "data": data})
     found = load_splits(settings, (split,))[split]
@@ -112,6 +112,7 @@ def _look(few: Split, settings: RunSettings, trained: RunSettings) -> tuple[NDAr
     images = whole_views(canvases, positions, size=size)
     if trained.decoder.empty == "none":
         return images, np.ones((len(few), size, size), np.float32)
+    check_masks(few, settings.data, trained.decoder)
     emptiness = Emptiness(few, settings.data, trained.decoder)
     counting = emptiness.weights(canvases, positions, unchanged(canvases), size)[:, 0].astype(np.float32) / 255
     empty = trained.decoder.empty_weight

@@ -258,6 +258,13 @@ def refusal_by_name(subject: Subject) -> str | None:
     return f"timm has no name for the whole of {subject.backbone.name}" if "conv_stem" in network(subject) else None
 
 
+def refuse_all_but_timm(subject: Subject) -> str | None:
+    """Say why a format that timm reads by a network's name cannot hold the subject; None where it can."""
+    if network(subject)["library"] != "timm":
+        return f"{subject.backbone.name} is no network of timm"
+    return refusal_by_name(subject) or refuse_patches(subject)
+
+
 def written(arguments: Mapping[str, Any]) -> str:
     """Write keyword arguments as they stand in a call, for the card."""
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())

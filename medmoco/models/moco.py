@@ -54,7 +54,7 @@ class Branches(nn.Module):
         self.decoder = decoder
 
     def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return queries, for each view (b, 1, H, W) -> (b, D) unit L2 norm, and what the decoder makes of each.
+        """Return queries, for each view (b, C, H, W) -> (b, D) unit L2 norm, and what the decoder makes of each.
 
         The latter (b, C, H, W) from the embedding before it is normalised; none without a decoder.
         """

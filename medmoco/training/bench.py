@@ -19,6 +19,7 @@ import torch
 
 from medmoco.config import RunSettings
 from medmoco.data import views as view_maker
+from medmoco.data.emptiness import check_masks
 from medmoco.data.loading import Batch, canvas_reader, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder, permutation
@@ -104,6 +105,7 @@ def bench(settings: RunSettings, seconds: float, say: Callable[[str], None]) -> 
         SettingsError, DataError: as pretraining would.
     """
     split = check_images(load_manifest(settings.data, ("train",))["train"], settings.data)
+    check_masks(split, settings.data, settings.decoder)
     check_sizes(len(split), settings)
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.emptiness import masks_of
+from medmoco.data.emptiness import check_masks
 from medmoco.data.loading import Batch, check_images, training_batches
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.order import StepOrder
@@ -121,7 +121,7 @@ def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
         train = splits["train"]
         notices = (*train.notices, *partner_notices(train, settings.positives))
         splits["train"] = replace(train, notices=notices)
-        masks_of(train, settings.data, settings.decoder)
+        check_masks(train, settings.data, settings.decoder)
         check_sizes(len(train), settings, group.size)
         views = len(plan_of(settings.method, settings.decoder).wanted)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medmoco import config
-from medmoco.data.emptiness import Emptiness, masks_of
+from medmoco.data.emptiness import Emptiness, check_masks
 from medmoco.data.images import Canvas
 from medmoco.data.loading import read_canvases, training_batches
 from medmoco.data.manifest import Split, load_manifest
@@ -127,9 +127,9 @@ def test_weights__a_mask_of_another_shape_is_named_by_its_row(folder: Path) -> N
         ("Path,Mask\nsecret-0.png,masks/secret-9.png\n", r"1 of 1 train files do not exist \(rows 2\);\n.*Mask column"),
     ],
 )
-def test_masks_of__what_cannot_be_used_is_said_before_training(folder: Path, text: str, expected: str) -> None:
+def test_check_masks__what_cannot_be_used_is_said_before_training(folder: Path, text: str, expected: str) -> None:
     (folder / "train.csv").write_text(text)
     settings = make_settings(folder, "decoder.empty=mask", "decoder.mask=Mask")
     with pytest.raises(ManifestError, match=expected) as caught:
-        masks_of(train_split(settings), settings.data, settings.decoder)
+        check_masks(train_split(settings), settings.data, settings.decoder)
     assert "secret-" not in str(caught.value)

@@ -11,8 +11,7 @@ from medmoco.exporting.subject import (
     Subject,
     network,
     plain_state,
-    refusal_by_name,
-    refuse_patches,
+    refuse_all_but_timm,
     save_state,
 )
 
@@ -43,9 +42,7 @@ brought to {canvas_size} pixels first, then the whole image to {size} x {size} w
 
 def refusal(subject: Subject) -> str | None:
     """The folder is timm's."""
-    if network(subject)["library"] != "timm":
-        return f"{subject.backbone.name} is no network of timm"
-    return refusal_by_name(subject) or refuse_patches(subject)
+    return refuse_all_but_timm(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

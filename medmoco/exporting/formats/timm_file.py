@@ -10,8 +10,7 @@ from medmoco.exporting.subject import (
     Subject,
     network,
     plain_state,
-    refusal_by_name,
-    refuse_patches,
+    refuse_all_but_timm,
     save_state,
     written,
 )
@@ -19,9 +18,7 @@ from medmoco.exporting.subject import (
 
 def refusal(subject: Subject) -> str | None:
     """Networks of MONAI are not timm's."""
-    if network(subject)["library"] != "timm":
-        return f"{subject.backbone.name} is no network of timm"
-    return refusal_by_name(subject) or refuse_patches(subject)
+    return refuse_all_but_timm(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
