@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 from medmoco.config import DataSettings
-from medmoco.data.grey_levels import DAMAGED
+from medmoco.data.grey_levels import DAMAGED, Admit
 from medmoco.errors import ImageError
 
 
@@ -61,12 +62,25 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         )
 
 
-def check_frame(frame: int, frames: int, limits: Limits) -> None:
-    """Refuse a frame that the file does not have, and a file that says it has very many."""
-    if frames > limits.max_frames:
-        raise ImageError(
-            f"{frames} frames are more than data.max_frames = {limits.max_frames};\n"
-            "raise it if the file is meant to have that many"
-        )
-    if not 1 <= frame <= frames:
-        raise ImageError(f"frame {frame} is asked for, but the file has {frames}; check the Frame column")
+def within(limits: Limits) -> Admit:
+    """Return what refuses an image that is larger than the limits, or has very many frames, by its header."""
+
+    def admit(width: int, height: int, frames: int) -> None:
+        check_size(width, height, limits)
+        if frames > limits.max_frames:
+            raise ImageError(
+                f"{frames} frames are more than data.max_frames = {limits.max_frames};\n"
+                "raise it if the file is meant to have that many"
+            )
+
+    return admit
+
+
+class BoundedReader(BufferedReader):
+    """Reads what is there: for a length of gigabytes in a damaged file, Python would reserve them first."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most what is left of the file."""
+        if size and size > 2**16:
+            size = max(0, min(size, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)

@@ -2,82 +2,97 @@
 
 from __future__ import annotations
 
+from io import FileIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medmoco.config import DataSettings
 from medmoco.data.dicom import read_dicom
-from medmoco.data.images import kind_of, quiet, read_header
-from medmoco.data.limits import Limits, check_file, check_size, limits_of
+from medmoco.data.dicom_levels import pixel_aspect
+from medmoco.data.images import reading
+from medmoco.data.limits import BoundedReader, Limits, check_size, limits_of, within
 from medmoco.data.manifest import Split
+from medmoco.data.png_jpeg import jpeg_header, png_header
 from medmoco.data.quarantine import where
+from medmoco.data.tiff import tiff_size
 from medmoco.errors import ImageError
 
 
-def image_sizes(split: Split, data: DataSettings) -> NDArray[np.int64]:
-    """Look up the height and width (N, 2) of every image of a split as it is displayed.
+class ImageSize(NamedTuple):
+    """The size that `read_image` decodes a file to, upright.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+        aspect: Height of a pixel as a multiple of its width.
+    """
+
+    height: int
+    width: int
+    aspect: float = 1.0
+
+
+def image_sizes(split: Split, data: DataSettings) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Look up the height and width (N, 2) of every image of a split as displayed, and the aspect of its pixels (N,).
 
     Where `data.bad_images` is quarantine, an image whose header cannot be read has a size of 0; training will say why.
 
     Raises:
         ImageError: a header cannot be read; names the manifest and the row.
     """
-    sizes = np.zeros((len(split), 2), np.int64)
+    sizes, aspects = np.zeros((len(split), 2), np.int64), np.ones(len(split))
     limits = limits_of(data)
     for position, (file, frame) in enumerate(zip(split.files, split.frames.tolist(), strict=True)):
         try:
-            sizes[position] = image_size(file, frame, limits)
+            *sizes[position], aspects[position] = image_size(file, frame, limits)
         except ImageError as error:
             if data.bad_images == "refuse":
                 raise ImageError(f"{where(split, position)}: {error}") from None
-    return sizes
+    return sizes, aspects
 
 
-def image_size(file: str | Path, frame: int, limits: Limits) -> tuple[int, int]:
-    """Look up the height and width that `read_image` decodes a file to.
+def image_size(file: str | Path, frame: int, limits: Limits) -> ImageSize:
+    """Look up the size of an image without decoding it.
 
     Raises:
         ImageError: missing, of an unknown type, too large, or its header is damaged.
     """
     path = Path(file)
-    check_file(path, limits)
-    with quiet(), path.open("rb") as stream:
-        kind = kind_of(stream.read(132))
+    with reading(path, limits) as kind:
         if kind == "DICOM":
-            height, width = _dicom_size(path, frame, limits)
+            size = _dicom_size(path, frame, limits)
         elif kind == "TIFF":
-            height, width = _tiff_size(path, frame)
+            size = ImageSize(*tiff_size(path, frame))
         elif kind == "NPY":
             raise ImageError("boxes in NumPy arrays are not supported; save the images as TIFF")
-        else:
-            header = read_header(path, kind, limits)
-            lying = header.orientation >= 5
-            height, width = (header.width, header.height) if lying else (header.height, header.width)
-    check_size(width, height, limits)
-    return height, width
+        else:  # mapped, so that the pixels stay on the disk
+            with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+                header = png_header(content) if kind == "PNG" else jpeg_header(content)
+            size = ImageSize(*header.upright_size)
+    check_size(size.width, size.height, limits)
+    return size
 
 
-def _dicom_size(path: Path, frame: int, limits: Limits) -> tuple[int, int]:
+def _dicom_size(path: Path, frame: int, limits: Limits) -> ImageSize:
+    wanted = [
+        "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
+        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    ]  # fmt: skip
     try:
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-            return int(header.Rows), int(header.Columns)
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted)
+            return ImageSize(int(header.Rows), int(header.Columns), pixel_aspect(header, frame)[0])
     except Exception as error:  # its text may quote the header, which may name a patient
         raise ImageError(f"the DICOM header cannot be read ({type(error).__name__})") from None
-    height, width = read_dicom(path, frame, "full", limits).pixels.shape  # deflated: only this inflates within bounds
-    return height, width
-
-
-def _tiff_size(path: Path, frame: int) -> tuple[int, int]:
-    try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            image.seek(frame - 1)
-            return image.height, image.width
-    except Exception as error:
-        raise ImageError(f"the TIFF header cannot be read ({type(error).__name__})") from None
+    with BoundedReader(FileIO(path)) as stream:  # deflated: only this inflates within bounds
+        most = 2 * limits.max_pixels + 2**24
+        image = read_dicom(stream, frame, "full", rgb=False, admit=within(limits), inflate_to=most)
+    height, width = image.pixels.shape
+    return ImageSize(height, width, image.full_size[0] / height if image.full_size else 1.0)

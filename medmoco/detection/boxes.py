@@ -42,6 +42,7 @@ class Annotated:
         images: (M,) position in the split of the image of each box, in ascending order.
         corners: (M, 4) in pixels of the image, inside it.
         labels: (M,) from 0.
+        aspects: (N,) height of a pixel as a multiple of its width; without it they are square.
     """
 
     split: Split
@@ -49,6 +50,7 @@ class Annotated:
     images: Integers
     corners: Corners
     labels: Integers
+    aspects: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -210,7 +212,7 @@ def _annotate(
         )
         split = split.select(listed)
         position = pd.Series(np.arange(len(split)), _keys_of(split, settings))
-    sizes = image_sizes(split, settings.data)
+    sizes, aspects = image_sizes(split, settings.data)
     boxes = rows[rows["label"].isin(labels)]
     if others := int((rows["label"] != "").sum()) - len(boxes):
         notes.append(f"{split.name}: {others} boxes with other labels are left out")
@@ -226,7 +228,7 @@ def _annotate(
     codes = {label: code for code, label in enumerate(labels)}
     return Annotated(
         split, sizes, boxes["image"].to_numpy(np.int64), boxes[CORNERS].to_numpy(float),
-        np.array([codes[label] for label in boxes["label"]], np.int64),
+        np.array([codes[label] for label in boxes["label"]], np.int64), aspects,
     ), notes  # fmt: skip
 
 

@@ -84,8 +84,10 @@ def images_in(views: Tensor, sizes: list[tuple[int, int]], device: torch.device)
 
 def sizes_in_canvas(annotated: Annotated, samples: NDArray[np.int64], settings: RunSettings) -> list[tuple[int, int]]:
     """Return the height and width that images have in their canvases."""
-    sizes = annotated.sizes[samples].tolist()
-    return [fitted((height, width), settings.data.canvas_size) for height, width in sizes]
+    sizes = annotated.sizes[samples].astype(np.float64)
+    if annotated.aspects is not None:
+        sizes[:, 0] *= annotated.aspects[samples]
+    return [fitted(size, settings.data.canvas_size) for size in sizes.tolist()]
 
 
 # Training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from medmoco.data.files import sha256_of
 from medmoco.data.loading import to_float
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.exporting import prepare
 from medmoco.exporting.contract import files_in, preprocessing
 from medmoco.exporting.formats import (
     Format,
@@ -31,6 +29,7 @@ from medmoco.exporting.formats import (
 from medmoco.exporting.parity import CASES, SUMS, Floats, NotInstalledError, compare, save_cases, synthetic_views
 from medmoco.exporting.scan import folder_names, refuse_names
 from medmoco.exporting.sources import Source, Warn
+from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import GraphNetwork, Subject
 from medmoco.training.runlog import print_warning, write_json
 
@@ -104,7 +103,7 @@ def _fill(folder: Path, source: Source, chosen: dict[str, Format]) -> None:
     """Write all files of an export."""
     subject = source.subject
     described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
-    shutil.copyfile(prepare.__file__, folder / "prepare.py")
+    (folder / "prepare.py").write_text(standalone_source(), encoding="utf-8")
     contract = preprocessing(subject, described, folder)
     write_json(folder / "preprocessing.json", contract)
     parity = _prove(subject, source.views, folder, list(chosen))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from medmoco.config import DataSettings
 from medmoco.data.bands import OWN_RANGE, band_axis, levels_of, npy_header
+from medmoco.data.grey_levels import Unreadable
 from medmoco.data.images import read_as_set, read_canvas
 from medmoco.errors import ImageError
 
@@ -113,7 +114,7 @@ def test_npy_header__a_claim_of_more_than_the_file_holds_allocates_nothing(tmp_p
     with file.open("wb") as stream:
         header = {"descr": "<f8", "fortran_order": False, "shape": (5, 10**6, 10**6)}
         np.lib.format.write_array_header_1_0(stream, header)
-    with pytest.raises(ImageError, match="ends inside"):
+    with pytest.raises(Unreadable, match="ends inside"):
         npy_header(file)
 
 

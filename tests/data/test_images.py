@@ -393,3 +393,8 @@ def test_file_format__of_white_is_zero_and_of_dicom(tmp_path: Path) -> None:
     assert file_format(tmp_path / "inverse.tif") == ("TIFF", 8, "MONOCHROME1")
     save_dicom(tmp_path / "film.tif", RAMP12, PhotometricInterpretation="MONOCHROME1", PatientName="A^B")
     assert file_format(tmp_path / "film.tif") == ("DICOM", 12, "MONOCHROME1")
+
+
+def test_file_format__of_an_array_is_its_type(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.float32))
+    assert file_format(tmp_path / "a.npy") == ("NPY", 32, "float32")

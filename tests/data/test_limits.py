@@ -12,9 +12,9 @@ from medmoco.data.limits import (
     DEFAULT_LIMITS,
     Limits,
     check_file,
-    check_frame,
     check_size,
     limits_of,
+    within,
 )
 from medmoco.errors import ImageError
 
@@ -35,14 +35,12 @@ def test_check_size__limits() -> None:
             check_size(width, height, Limits())
 
 
-def test_check_frame__limits() -> None:
-    check_frame(1, 1, Limits())
-    check_frame(3, 3, Limits(max_frames=3))
-    for frame in (0, -1, 4):
-        with pytest.raises(ImageError, match=f"frame {frame} is asked for, but the file has 3"):
-            check_frame(frame, 3, Limits())
+def test_within__size_and_frames() -> None:
+    within(Limits(max_pixels=6, max_frames=3))(3, 2, 3)
     with pytest.raises(ImageError, match=r"3 frames are more than data\.max_frames = 2"):
-        check_frame(1, 3, Limits(max_frames=2))
+        within(Limits(max_frames=2))(1, 1, 3)
+    with pytest.raises(ImageError, match=r"3 x 2 pixels are more than data\.max_pixels = 5"):
+        within(Limits(max_pixels=5))(3, 2, 1)
 
 
 def test_check_file__size(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from medmoco.errors import ImageError
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
 def test_image_size__of_plain_files(tmp_path: Path, kind: str) -> None:
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a", kind)
-    assert image_size(tmp_path / "a", 1, DEFAULT_LIMITS) == (20, 30)
+    assert image_size(tmp_path / "a", 1, DEFAULT_LIMITS) == (20, 30, 1)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -28,7 +28,7 @@ def test_image_size__is_that_of_the_upright_image(tmp_path: Path, orientation: i
     exif = Image.Exif()
     exif[274] = orientation
     Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30)).save(tmp_path / "a.jpg", exif=exif)
-    assert image_size(tmp_path / "a.jpg", 1, DEFAULT_LIMITS) == read_image(tmp_path / "a.jpg").pixels.shape
+    assert image_size(tmp_path / "a.jpg", 1, DEFAULT_LIMITS)[:2] == read_image(tmp_path / "a.jpg").pixels.shape
 
 
 def test_image_size__equals_what_is_decoded(shared: Path) -> None:
@@ -39,7 +39,7 @@ def test_image_size__equals_what_is_decoded(shared: Path) -> None:
             decoded = read_image(file)
         except ImageError:
             continue
-        assert image_size(file, 1, DEFAULT_LIMITS) == decoded.pixels.shape, file.name
+        assert image_size(file, 1, DEFAULT_LIMITS)[:2] == decoded.pixels.shape, file.name
         compared += 1
     assert compared > 20
 
@@ -53,7 +53,7 @@ def test_image_size__refuses(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match="30 x 20 pixels"):
         image_size(tmp_path / "a.tif", 1, Limits(max_pixels=100))
-    with pytest.raises(ImageError, match="header cannot be read"):
+    with pytest.raises(ImageError, match="frame 2 is asked for, but the file has 1"):
         image_size(tmp_path / "a.tif", 2, DEFAULT_LIMITS)
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
     with pytest.raises(ImageError, match="DICOM header"):
@@ -70,4 +70,6 @@ def test_image_sizes__names_the_row_or_passes_over_it(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"train.csv row 3: the header"):
         image_sizes(split, data)
     lenient = data.model_copy(update={"bad_images": "quarantine"})
-    assert image_sizes(split, lenient).tolist() == [[20, 30], [0, 0]]
+    sizes, aspects = image_sizes(split, lenient)
+    assert sizes.tolist() == [[20, 30], [0, 0]]
+    assert aspects.tolist() == [1, 1]

@@ -21,11 +21,11 @@ from medmoco.evaluation.neighbours import neighbours
 from medmoco.evaluation.placement import placement
 from medmoco.evaluation.projection import projection
 from medmoco.evaluation.saliency import saliency
-from medmoco.exporting import prepare
 from medmoco.exporting.export import export
 from medmoco.exporting.sources import from_classifier, from_run
 from medmoco.exporting.verify import verify
 from medmoco.training.pretrain import pretrain
+from tests.exporting.shipped import shipped
 
 RGB = [
     "data.channels=rgb",
@@ -95,7 +95,7 @@ def test_channels__from_files_to_a_verified_export(tmp_path: Path, overrides: li
         verify(tmp_path / name, lambda _: None)
         contract = json.loads((tmp_path / name / "preprocessing.json").read_text())
         assert contract["input"]["shape"] == ["batch", channels, 32, 32]
-        image = prepare.image(tmp_path / f"data/train-0{suffix}", contract)
+        image = shipped().image(tmp_path / f"data/train-0{suffix}", contract)
         expected = source.subject.preparation
         assert image.shape == (channels, 32, 32)
         check_range(image, expected.means, expected.stds)

@@ -19,8 +19,8 @@ import timm
 import torch
 
 from medmoco import __version__
-from medmoco.exporting import prepare
 from medmoco.exporting.contract import first_step
+from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import Preparation, Subject, network, plain_state, refusal_by_name, refuse_patches
 from medmoco.models.state_dicts import plain_tensors
 
@@ -51,7 +51,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
         "docs/README.md": _readme(subject),
         "docs/data_license.txt": f"Licence of the training data: {_NOT_STATED}\n",
         "scripts/__init__.py": "",
-        "scripts/prepare.py": Path(prepare.__file__).read_text(encoding="utf-8"),
+        "scripts/prepare.py": standalone_source(),
     }
     for name, text in texts.items():
         (root / name).write_text(text, encoding="utf-8")

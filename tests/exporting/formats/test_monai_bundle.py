@@ -15,11 +15,11 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from medmoco.config import ModelSettings
-from medmoco.exporting import prepare
 from medmoco.exporting.formats import monai_bundle
 from medmoco.exporting.subject import GraphNetwork, Preparation, Subject
 from medmoco.models.backbones import create_backbone
 from tests.data.dicom_files import RAMP12, save_dicom
+from tests.exporting.shipped import shipped
 
 LABELS = ("Mass, large", 'the "$other"', "@50%")
 
@@ -104,7 +104,7 @@ def run_bundle(root: Path, images: Path, out: Path, patch: pytest.MonkeyPatch) -
 
 def expected(subject: Subject, root: Path, files: list[Path]) -> Any:
     contract = json.loads((root / "configs/inference.json").read_text())["contract"]
-    images = torch.from_numpy(np.stack([prepare.image(file, contract) for file in files]))
+    images = torch.from_numpy(np.stack([shipped().image(file, contract) for file in files]))
     with torch.inference_mode():
         outputs = GraphNetwork(subject)(images)
     return (outputs[-1] if isinstance(outputs, tuple) else outputs).numpy()
