@@ -16,6 +16,7 @@ from medmoco.config import DataSettings, RunSettings, load
 from medmoco.data import findings
 from medmoco.data.examine import Examined, examine
 from medmoco.data.findings import Finding, Rows, Shortcut, gather_rows, pixel_codes
+from medmoco.data.grey_levels import FIRST_OF_SEVERAL
 from medmoco.data.manifest import Split, load_manifest, present_splits
 from medmoco.data.places import FileFault, check_files
 from medmoco.data.progress import track
@@ -75,6 +76,8 @@ def audit(
         raise SettingsError(f"{out} cannot be the folder of the report: {error.strerror}") from None
     rows, files, frames = gather_rows(splits, [split for split, _ in others])
     examined = examine(files, frames, data, partial(track, what="reading"))
+    if all(split.names_frames for split in splits):
+        examined.notices.pop(FIRST_OF_SEVERAL, None)
     pixels = pixel_codes(rows, examined)
     found = [
         *findings.unreadable(rows, examined),

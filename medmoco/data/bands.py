@@ -132,7 +132,10 @@ def _npy_values(path: Path, count: int, admit: Admit) -> Pixels:
 
 
 def _tiff_values(path: Path, count: int, admit: Admit) -> Pixels:
-    with tiff_pages(path, lambda width, height, frames: admit(width * count, height, frames)) as (pages, page_of):
+    def admit_bands(width: int, height: int, frames: int) -> None:
+        admit(width * count, height, frames)
+
+    with tiff_pages(path, admit_bands, _AS_BANDS) as (pages, page_of):
         if pages not in (1, count):
             raise Unreadable(f"a TIFF file of {pages} pages for {count} bands;\n{_NOT_ITS_BANDS}")
         planes = [plane for number in range(1, pages + 1) for plane in _page_values(page_of(number))]
@@ -151,10 +154,10 @@ def _page_values(page: TiffPage) -> Pixels:
         or page.form not in ("unsigned", "signed", "floating-point")
         or (several and page.bits > 8)
     ):
-        raise page.unsupported(_AS_BANDS)
+        raise page.unsupported()
     samples = page.samples()
     if len(samples) != page.declared:
-        raise page.unsupported(_AS_BANDS)
+        raise page.unsupported()
     if page.form == "signed" and page.bits == 8:
         return samples.view(np.int8)
     return samples.view(np.uint32) if page.form == "unsigned" and page.bits == 32 else samples

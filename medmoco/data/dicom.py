@@ -6,12 +6,14 @@ Source: DICOM PS3.5 8.1 (where samples lie in their cells) and A.4 (encapsulated
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -87,12 +89,12 @@ _NO_PIXELS = "the DICOM file holds no pixel data (or is cut off); take the row o
 
 
 def read_dicom(
-    stream: BinaryIO, frame: int, window: Window, *, rgb: bool, admit: Admit = admit_all, inflate_to: int = -1
+    path: Path, frame: int, window: Window, *, rgb: bool, admit: Admit = admit_all, inflate_to: int = -1
 ) -> GrayImage:
     """Decode one frame of a DICOM file.
 
     Args:
-        stream: The file, open.
+        path: The file.
         frame: From 1.
         window: See `gray`.
         rgb: Keep the colours of a colour image, (H, W, 3).
@@ -102,21 +104,32 @@ def read_dicom(
     Raises:
         Unreadable: damaged, cut off, not an image, contradictory, or stored in a way without a free decoder.
     """
-    with _in_our_words():
-        header, source, syntax = _header(stream, inflate_to)
-        frames = _check_header(header, syntax)
-    admit(int(header.Columns), int(header.Rows), frames)
-    check_frame(frame, frames)
-    with _in_our_words():
-        pixels = _decoded(header, source, syntax, frame, frames)
-        found = (
-            coloured(header, pixels, rgb=rgb)
-            if pixels.ndim == 3
-            else grey(header, _stored(header, pixels, syntax), frame, window)
-        )
-        aspect, notices = pixel_aspect(header, frame)
+    with _BoundedReader(FileIO(path)) as stream:
+        with _in_our_words():
+            header, source, syntax = _header(stream, inflate_to)
+            frames = _check_header(header, syntax)
+        admit(int(header.Columns), int(header.Rows), frames)
+        check_frame(frame, frames)
+        with _in_our_words():
+            pixels = _decoded(header, source, syntax, frame, frames)
+            found = (
+                coloured(header, pixels, rgb=rgb)
+                if pixels.ndim == 3
+                else grey(header, _stored(header, pixels, syntax), frame, window)
+            )
+            aspect, notices = pixel_aspect(header, frame)
     full_size = None if aspect == 1 else (pixels.shape[0] * aspect, float(pixels.shape[1]))
     return replace(found, full_size=full_size, notices=(*found.notices, *notices, *of_several(frame, frames)))
+
+
+class _BoundedReader(BufferedReader):
+    """Reads what is there: for a length of gigabytes in a damaged file, Python would reserve them first."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most what is left of the file."""
+        if size and size > 2**16:
+            size = max(0, min(size, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 @contextmanager

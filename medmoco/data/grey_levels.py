@@ -31,7 +31,7 @@ DARK = "16-bit file that uses 12 bits or fewer: dark; set data.window: [centre, 
 NOT_SQUARE = "its pixels are not square: scaled to their true proportions"
 NOT_BELIEVED = "its pixels are said to be over 16 times as long as wide, which is not believable: taken as square"
 FIRST_OF_SEVERAL = "it has several frames or pages, and only the first is read: add a Frame column, with a row for each"
-THUMBNAIL = "the page that is read is marked as a reduced version of another page: name that one in a Frame column"
+THUMBNAIL = "the page that is read is a thumbnail of another page: name that one in a Frame column"
 
 
 class Unreadable(ValueError):
@@ -57,7 +57,14 @@ class GrayImage:
 
 
 def admit_all(width: int, height: int, frames: int) -> None:
-    """Refuse nothing."""
+    """Refuse only what has no pixels."""
+    if width < 1 or height < 1:
+        raise Unreadable(f"the header says {width} x {height} pixels; {DAMAGED}")
+
+
+def worth_saying(notices: Sequence[str], *, frames_are_named: bool) -> tuple[str, ...]:
+    """Leave out that there are more frames where the manifest says which one is meant."""
+    return tuple(notice for notice in notices if not (frames_are_named and notice == FIRST_OF_SEVERAL))
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from medmoco.data import bands, prepare
 from medmoco.data.dicom import read_dicom
 from medmoco.data.grey_levels import CONSTANT, REPEATED, GrayImage, Pixels, Unreadable, Window, fitted, on_canvas, quiet
 from medmoco.data.kinds import Kind, kind_of
-from medmoco.data.limits import DEFAULT_LIMITS, BoundedReader, Limits, check_file, limits_of, within
+from medmoco.data.limits import DEFAULT_LIMITS, Limits, check_file, limits_of, within
 from medmoco.data.png_jpeg import read_jpeg
 from medmoco.data.structure import check_pages, check_scans
 from medmoco.errors import ImageError
@@ -130,9 +129,7 @@ def read_image(
     path, admit = Path(file), within(limits)
     with reading(path, limits) as kind:
         if kind == "DICOM":
-            with BoundedReader(FileIO(path)) as stream:
-                most = 2 * limits.max_pixels + 2**24
-                image = read_dicom(stream, frame, window, rgb=rgb, admit=admit, inflate_to=most)
+            image = read_dicom(path, frame, window, rgb=rgb, admit=admit, inflate_to=limits.inflated_bytes)
         elif kind == "JPEG":
             content = path.read_bytes()
             check_scans(content)

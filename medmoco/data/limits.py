@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 
 from medmoco.config import DataSettings
-from medmoco.data.grey_levels import DAMAGED, Admit
+from medmoco.data.grey_levels import Admit, Unreadable, admit_all
 from medmoco.errors import ImageError
 
 
@@ -20,6 +19,11 @@ class Limits:
     max_bytes: int = 2_000_000_000
     max_pixels: int = 100_000_000
     max_frames: int = 10_000
+
+    @property
+    def inflated_bytes(self) -> int:
+        """To which a deflated file may inflate: 16-bit pixels and a long header."""
+        return 2 * self.max_pixels + 2**24
 
 
 DEFAULT_LIMITS = Limits()
@@ -53,8 +57,10 @@ def check_file(path: Path, limits: Limits) -> None:
 
 def check_size(width: int, height: int, limits: Limits) -> None:
     """Refuse an image by the size in its header."""
-    if width < 1 or height < 1:
-        raise ImageError(f"the header says {width} x {height} pixels; {DAMAGED}")
+    try:
+        admit_all(width, height, 1)
+    except Unreadable as error:
+        raise ImageError(str(error)) from None
     if width * height > limits.max_pixels:
         raise ImageError(
             f"{width} x {height} pixels are more than data.max_pixels = {limits.max_pixels};\n"
@@ -74,13 +80,3 @@ def within(limits: Limits) -> Admit:
             )
 
     return admit
-
-
-class BoundedReader(BufferedReader):
-    """Reads what is there: for a length of gigabytes in a damaged file, Python would reserve them first."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most what is left of the file."""
-        if size and size > 2**16:
-            size = max(0, min(size, os.fstat(self.fileno()).st_size - self.tell()))
-        return super().read(size)

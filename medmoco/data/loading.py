@@ -19,6 +19,7 @@ from medmoco.config import DataSettings, RunSettings
 from medmoco.data import views as view_maker
 from medmoco.data.emptiness import Emptiness
 from medmoco.data.fingerprints import canvas_digest
+from medmoco.data.grey_levels import worth_saying
 from medmoco.data.images import Canvas, read_canvas
 from medmoco.data.manifest import Split
 from medmoco.data.order import WHOLE, BatchKey, Share, StepOrder, key_order
@@ -268,7 +269,8 @@ def _read_files(split: Split, data: DataSettings, samples: Samples) -> tuple[lis
         except ImageError as error:
             raise ImageError(f"{where(split, sample)}: {error}") from None
         canvases.append(canvas)
-        notices += [f"{where(split, sample)}: {notice}" for notice in remarks]
+        said = worth_saying(remarks, frames_are_named=split.names_frames)
+        notices += [f"{where(split, sample)}: {notice}" for notice in said]
     return canvases, tuple(notices)
 
 

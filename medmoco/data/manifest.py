@@ -65,6 +65,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def names_frames(self) -> bool:
+        """Whether the manifest has a Frame column, so that a first frame is meant."""
+        return "Frame" in self.table.columns
+
     def select(self, which: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Split:
         """Return the rows that a mask (N,) or positions (M,) choose, in that order."""
         return replace(

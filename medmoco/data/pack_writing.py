@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from medmoco import __version__
 from medmoco.config import DataSettings
 from medmoco.data.files import sha256_of
+from medmoco.data.grey_levels import worth_saying
 from medmoco.data.guarded import map_guarded
 from medmoco.data.manifest import Split, load_manifest, present_splits
 from medmoco.data.pack import (
@@ -85,6 +86,7 @@ class Plan:
         files: (N,) paths.
         per_shard: Canvases of a full shard.
         manifest: SHA-256 and number of rows of each split.
+        frames_are_named: The manifest has a Frame column.
     """
 
     data: DataSettings
@@ -92,6 +94,7 @@ class Plan:
     files: NDArray[Any]
     per_shard: int
     manifest: dict[str, Any]
+    frames_are_named: bool = False
 
     @property
     def canvas_bytes(self) -> int:
@@ -194,7 +197,8 @@ def _make_plan(data: DataSettings) -> Plan:
     index["key"], index["row"], index["frame"] = keys[first], rows[first], frames[first]
     index["split"] = np.array(names, "S5")[first]
     manifest = {name: {"sha256": split.sha256, "rows": len(split)} for name, split in splits.items()}
-    return Plan(data, index, files[first], per_shard, manifest)
+    frames_are_named = all(split.names_frames for split in splits.values())
+    return Plan(data, index, files[first], per_shard, manifest, frames_are_named)
 
 
 def _refuse_wrong_root(split: Split, data: DataSettings) -> None:
@@ -372,7 +376,8 @@ def _finish(plan: Plan, out: Path, say: Say) -> int:
             rows[column] = [getattr(image, column) for image in record.images]
         for row, image in zip(rows, record.images, strict=True):
             where = row["split"].decode(), int(row["row"])
-            noticed += [(*where, notice) for notice in image.notices]
+            said = worth_saying(image.notices, frames_are_named=plan.frames_are_named)
+            noticed += [(*where, notice) for notice in said]
             failed += [(*where, image.failure)] if image.failure else []
     hashes[INDEX] = write_atomically(out / INDEX, lambda stream: np.save(stream, index))
     hashes[FAILED] = _write_list(out / FAILED, "reason", failed)

@@ -52,13 +52,15 @@ def orientation_of(exif: bytes, xmp: bytes) -> int:
 
 def _exif_orientation(tiff: bytes) -> int | None:
     """Return tag 274 of the first directory; None where there is none or the data are damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if not order:
+        return None
     try:
         (start,) = struct.unpack_from(f"{order}L", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
         for at in range(start + 2, start + 2 + 12 * count, 12):
             tag, form = struct.unpack_from(f"{order}HH", tiff, at)
-            if order and tag == 274 and form in (1, 3, 4):  # byte, short, long
+            if tag == 274 and form in (1, 3, 4):  # byte, short, long
                 return int(struct.unpack_from(order + {1: "B", 3: "H", 4: "L"}[form], tiff, at + 8)[0])
     except struct.error:
         pass

@@ -121,8 +121,8 @@ def read(path: Path, frame: int, window: Window, *, rgb: bool, admit: Admit = ad
     """
     with path.open("rb") as stream:
         kind = kind_of(stream.read(132))
-        if kind == "DICOM":
-            return read_dicom(stream, frame, window, rgb=rgb, admit=admit)
+    if kind == "DICOM":
+        return read_dicom(path, frame, window, rgb=rgb, admit=admit)
     if kind == "TIFF":
         return read_tiff(path, frame, window, rgb=rgb, admit=admit)
     if kind == "NPY":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from io import FileIO
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from medmoco.config import DataSettings
 from medmoco.data.dicom import read_dicom
 from medmoco.data.dicom_levels import pixel_aspect
 from medmoco.data.images import reading
-from medmoco.data.limits import BoundedReader, Limits, check_size, limits_of, within
+from medmoco.data.limits import Limits, check_size, limits_of, within
 from medmoco.data.manifest import Split
 from medmoco.data.png_jpeg import jpeg_header, png_header
 from medmoco.data.quarantine import where
@@ -91,8 +90,7 @@ def _dicom_size(path: Path, frame: int, limits: Limits) -> ImageSize:
             return ImageSize(int(header.Rows), int(header.Columns), pixel_aspect(header, frame)[0])
     except Exception as error:  # its text may quote the header, which may name a patient
         raise ImageError(f"the DICOM header cannot be read ({type(error).__name__})") from None
-    with BoundedReader(FileIO(path)) as stream:  # deflated: only this inflates within bounds
-        most = 2 * limits.max_pixels + 2**24
-        image = read_dicom(stream, frame, "full", rgb=False, admit=within(limits), inflate_to=most)
+    # Deflated: only this inflates within bounds.
+    image = read_dicom(path, frame, "full", rgb=False, admit=within(limits), inflate_to=limits.inflated_bytes)
     height, width = image.pixels.shape
     return ImageSize(height, width, image.full_size[0] / height if image.full_size else 1.0)

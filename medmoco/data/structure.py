@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO
 
 from medmoco.data.grey_levels import DAMAGED
 from medmoco.data.limits import Limits, within
 from medmoco.data.png_jpeg import START_OF_SCAN, segments
+from medmoco.data.tiff import claims_of_pages
 from medmoco.errors import ImageError
 
 _MOST_SCANS = 1000  # a progressive JPEG has some ten
-_MOST_TAGS = 4096  # some 80 are defined
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 def check_scans(data: bytes) -> None:
@@ -33,37 +31,9 @@ def check_pages(stream: BinaryIO, limits: Limits) -> None:
     """
     size = stream.seek(0, 2)
     try:
-        claims = list(islice(_pages(stream), limits.max_frames + 1))
+        claims = list(islice(claims_of_pages(stream), limits.max_frames + 1))
     except (struct.error, ValueError, OSError):
         raise ImageError(f"the TIFF file has a directory that cannot be read; {DAMAGED}") from None
     within(limits)(1, 1, len(claims))
     if max(claims, default=0) > size:
         raise ImageError(f"the tags of a TIFF page claim more bytes than the file has; {DAMAGED}")
-
-
-def _pages(stream: BinaryIO) -> Iterator[int]:
-    """Yield the bytes that the tags of each page claim."""
-    stream.seek(0)
-    start = stream.read(16)
-    order = "<" if start[:2] == b"II" else ">"
-    big = struct.unpack_from(order + "H", start, 2)[0] == 43
-    offset = struct.unpack_from(order + ("8xQ" if big else "4xL"), start)[0]
-    count_of, word = ("Q", "Q") if big else ("H", "L")
-    entry = struct.Struct(f"{order}HH{word}{word}")
-    seen = set()
-    while offset:
-        if offset in seen:
-            raise ValueError
-        seen.add(offset)
-        stream.seek(offset)
-        entries = _read_one(stream, order + count_of)
-        if entries > _MOST_TAGS:
-            raise ValueError
-        tags = list(entry.iter_unpack(stream.read(entries * entry.size)))
-        yield sum(count * _TYPE_BYTES.get(kind, 0) for _, kind, count, _ in tags)
-        offset = _read_one(stream, order + word)
-
-
-def _read_one(stream: BinaryIO, form: str) -> int:
-    """Read one number of a struct format."""
-    return int(struct.unpack(form, stream.read(struct.calcsize(form)))[0])

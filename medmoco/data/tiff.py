@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,8 +35,16 @@ _WIDTH, _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES_PER
 _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILE_BYTES, _SAMPLE_FORMAT = 279, 322, 323, 325, 339
 _NEW_SUBFILE, _OLD_SUBFILE = 254, 255
 _PHOTOMETRICS = {0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
+_COMPRESSIONS = {
+    1: "uncompressed", 2: "CCITT RLE", 3: "CCITT Group 3", 4: "CCITT Group 4", 5: "LZW", 6: "old-style JPEG", 7: "JPEG",
+    8: "Deflate", 32773: "PackBits", 32946: "Deflate", 34712: "JPEG 2000", 34892: "lossy JPEG", 34925: "LZMA",
+    50000: "Zstandard", 50001: "WebP",
+}  # fmt: skip
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "unsigned", 5: "complex", 6: "complex"}
 _SHALLOW = ("1", "L", "LA", "P", "RGB", "RGBA")  # Pillow's modes of 8 bits that are shown
+_MOST_TAGS = 4096  # some 80 are defined
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_LOOKED_AT = 9  # pages, for one that is larger than the first
 _PILLOWS_ERRORS = (
     OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, OverflowError, EOFError, struct.error,
 )  # fmt: skip
@@ -53,9 +61,8 @@ class TiffPage:
         reduced: It says that it is a smaller version of another page.
     """
 
-    def __init__(self, picture: Image.Image, number: int, admit: Admit) -> None:
-        picture.seek(number - 1)
-        self.picture = picture
+    def __init__(self, picture: Image.Image, admit: Admit, remedy: str) -> None:
+        self.picture, self._remedy = picture, remedy
         self._tags = tags = dict(picture.tag_v2)  # type: ignore[attr-defined]
         self.bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
         self.form = _form_of(tags)
@@ -67,13 +74,13 @@ class TiffPage:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width as displayed: Pillow swaps them for the tag at once, but for XMP data when it decodes."""
-        lies = _ORIENTATION not in self._tags and self.picture.getexif().get(_ORIENTATION, 1) >= 5
+        lies = _ORIENTATION not in self._tags and self.picture.getexif().get(_ORIENTATION) in range(5, 9)
         return self.picture.size if lies else self.picture.size[::-1]
 
-    def unsupported(self, wanted: str = CONVERT) -> Unreadable:
+    def unsupported(self) -> Unreadable:
         """Say what the page holds, which is not damaged."""
         order = self.picture.tag_v2.prefix  # type: ignore[attr-defined]
-        return Unreadable(f"a TIFF page of {_layout(self._tags, order)}, which is not supported;\n{wanted}")
+        return Unreadable(f"{_layout(self._tags, order)} is not supported;\n{self._remedy}")
 
     def samples(self) -> Pixels:
         """Decode to (C, H, W) as Pillow does: WhiteIsZero turned round up to 8 bits, a palette as its colours."""
@@ -106,33 +113,75 @@ def _form_of(tags: Mapping[int, Any]) -> str:
 
 
 def _layout(tags: Mapping[int, Any], order: bytes) -> str:
-    bits, photometric = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_PHOTOMETRIC, -1)
-    return (
-        f"{len(bits)} {_form_of(tags)} sample(s) of {max(bits)} bits ({'little' if order == b'II' else 'big'}-endian), "
-        f"{_PHOTOMETRICS.get(photometric, f'photometric interpretation {photometric}')},"
-        f" compression {tags.get(_COMPRESSION, 1)}"
+    bits, photometric, coding = tags.get(_BITS_PER_SAMPLE, (1,)), tags.get(_PHOTOMETRIC, -1), tags.get(_COMPRESSION, 1)
+    count = f"{len(bits)} x " if len(bits) > 1 else ""
+    facts = (
+        "little-endian" if order == b"II" else "big-endian",
+        _PHOTOMETRICS.get(photometric, f"photometric interpretation {photometric}"),
+        _COMPRESSIONS.get(coding, f"compression {coding}"),
     )
+    return f"a TIFF page of {count}{max(bits)}-bit {_form_of(tags)} samples ({', '.join(facts)})"
 
 
 @contextmanager
-def tiff_pages(path: Path, admit: Admit) -> Iterator[tuple[int, Callable[[int], TiffPage]]]:
-    """Open a TIFF file; yield how many pages it has and what opens one, from 1.
+def tiff_pages(path: Path, admit: Admit, remedy: str = CONVERT) -> Iterator[tuple[int, Callable[[int], TiffPage]]]:
+    """Open a TIFF file; yield how many pages it has and what turns to one, from 1.
 
     What Pillow raises meanwhile becomes `Unreadable`. It is given a stream, not a path: it maps files into memory, and
     then takes the turned size of an uncompressed page for that of its stored rows.
     """
+    at = 1
+
+    def page_of(number: int) -> TiffPage:
+        nonlocal at
+        at = number
+        picture.seek(number - 1)
+        return TiffPage(picture, admit, remedy)
+
     with path.open("rb") as stream:
         try:
             with Image.open(stream, formats=["TIFF"]) as picture:
-                yield picture.n_frames, lambda number: TiffPage(picture, number, admit)  # type: ignore[attr-defined]
+                yield sum(1 for _ in claims_of_pages(stream)), page_of
         except Unreadable:
             raise
         except Image.DecompressionBombError:
             raise bomb() from None
-        except UnidentifiedImageError:
-            raise _unknown_layout(stream) from None
+        except (UnidentifiedImageError, SyntaxError):  # of the first page, of another
+            raise _unknown_layout(stream, at, remedy) from None
         except _PILLOWS_ERRORS:
             raise Unreadable(f"the TIFF file cannot be decoded; {DAMAGED}") from None
+
+
+def claims_of_pages(stream: BinaryIO) -> Iterator[int]:
+    """Yield the bytes that the tags of each page claim. Source: TIFF 6.0, section 2.
+
+    Raises:
+        struct.error, ValueError: a directory cannot be read, or leads back to an earlier one.
+    """
+    stream.seek(0)
+    start = stream.read(16)
+    order = "<" if start[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", start, 2)[0] == 43
+    offset = struct.unpack_from(order + ("8xQ" if big else "4xL"), start)[0]
+    count_of, word = ("Q", "Q") if big else ("H", "L")
+    entry = struct.Struct(f"{order}HH{word}{word}")
+    seen = set()
+    while offset:
+        if offset in seen:
+            raise ValueError
+        seen.add(offset)
+        stream.seek(offset)
+        entries = _read_one(stream, order + count_of)
+        if entries > _MOST_TAGS:
+            raise ValueError
+        tags = list(entry.iter_unpack(stream.read(entries * entry.size)))
+        yield sum(count * _TYPE_BYTES.get(kind, 0) for _, kind, count, _ in tags)
+        offset = _read_one(stream, order + word)
+
+
+def _read_one(stream: BinaryIO, form: str) -> int:
+    """Read one number of a struct format."""
+    return int(struct.unpack(form, stream.read(struct.calcsize(form)))[0])
 
 
 def tiff_size(path: Path, frame: int) -> tuple[int, int]:
@@ -142,16 +191,17 @@ def tiff_size(path: Path, frame: int) -> tuple[int, int]:
         return page_of(frame).size
 
 
-def _unknown_layout(stream: BinaryIO) -> Unreadable:
-    """Say what the first page holds, where its directory can be read."""
+def _unknown_layout(stream: BinaryIO, number: int, remedy: str) -> Unreadable:
+    """Say what a page holds, where its directory can be read."""
     try:
         stream.seek(0)
         start = stream.read(8)
         tags = ImageFileDirectory_v2(start + stream.read(8) if 43 in start[2:4] else start)
-        stream.seek(tags.next)
-        tags.load(stream)
+        for _ in range(number):
+            stream.seek(tags.next)
+            tags.load(stream)
         if tags.get(_WIDTH) and tags.get(_PHOTOMETRIC) is not None:
-            return Unreadable(f"a TIFF page of {_layout(tags, start[:2])}, which is not supported;\n{CONVERT}")
+            return Unreadable(f"{_layout(tags, start[:2])} is not supported;\n{remedy}")
     except _PILLOWS_ERRORS:
         pass
     return Unreadable(f"the TIFF file cannot be decoded; {DAMAGED}")
@@ -166,6 +216,13 @@ def read_tiff(path: Path, frame: int, window: Window, *, rgb: bool, admit: Admit
         if page.form != "unsigned" or not (deep or (page.bits <= 8 and page.picture.mode in _SHALLOW)):
             raise page.unsupported()
         planes = rescale(page.samples().astype(np.uint16), page.bits, 16) if deep else page.samples()
+        reduced = count > 1 and (page.reduced or (frame == 1 and _is_outsized(planes.shape[1:], count, page_of)))
     found = as_displayed(planes, window, rgb=rgb)
-    notices = (THUMBNAIL,) if page.reduced and count > 1 else of_several(frame, count)
-    return replace(found, notices=(*found.notices, *notices))
+    return replace(found, notices=(*found.notices, *((THUMBNAIL,) if reduced else of_several(frame, count))))
+
+
+def _is_outsized(shape: Sequence[int], count: int, page_of: Callable[[int], TiffPage]) -> bool:
+    """Tell whether one of the next pages is larger, by height and by width."""
+    with suppress(Exception):  # whatever is wrong with such a page: it is not the one that is wanted
+        return any(min(np.subtract(page_of(number).size, shape)) > 0 for number in range(2, min(count, _LOOKED_AT) + 1))
+    return False

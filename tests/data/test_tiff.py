@@ -1,0 +1,178 @@
+"""TIFF files written tag by tag: every layout shows what was written, upright, or is refused for what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from medmoco.config import DataSettings
+from medmoco.data.grey_levels import FIRST_OF_SEVERAL, LUMA, THUMBNAIL
+from medmoco.data.images import GrayImage, read_as_set
+from medmoco.data.limits import DEFAULT_LIMITS
+from medmoco.data.sizes import image_size
+from medmoco.errors import ImageError
+from tests.data.both import read_both
+from tests.data.tiff_files import UPRIGHT, page_of, tiff
+from tests.exporting.shipped import shipped
+
+RANDOM = np.random.default_rng(0)
+GRAY8 = RANDOM.integers(0, 256, (20, 30), np.uint8)
+GRAY16 = RANDOM.integers(0, 65536, (20, 30), np.uint16)
+COLOUR = RANDOM.integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def saved(folder: Path, content: bytes) -> Path:
+    (folder / "a.tif").write_bytes(content)
+    return folder / "a.tif"
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    orientation=st.integers(0, 9),
+    deep=st.booleans(),
+    big_endian=st.booleans(),
+    deflated=st.booleans(),
+    tile=st.sampled_from([0, 16]),
+    photometric=st.sampled_from([0, 1]),
+    by_xmp=st.booleans(),
+    page=st.sampled_from([1, 2]),
+)
+def test_read_image__every_layout_is_upright(
+    tmp_path_factory: pytest.TempPathFactory, orientation: int, deep: bool, big_endian: bool, deflated: bool, tile: int,
+    photometric: int, by_xmp: bool, page: int,
+) -> None:  # fmt: skip
+    order = ">" if big_endian else "<"
+    rows = (GRAY16 if deep else GRAY8).astype(f"{order}u{1 + deep}")
+    tags: dict[int, Any] = {262: photometric}
+    tags |= {700: f'<x tiff:Orientation="{orientation}"/>'.encode()} if by_xmp else {274: orientation}
+    pages = [page_of(rows, deflated=deflated, tile=tile, tags=tags)]
+    if page == 2:
+        pages.insert(0, page_of(np.zeros((20, 30), rows.dtype)))
+    file = saved(tmp_path_factory.getbasetemp(), tiff(*pages, order=order))
+    found = read_both(file, frame=page)
+    if isinstance(found, str):  # Pillow does not know it
+        assert deep
+        assert big_endian
+        assert photometric == 0
+        assert "16-bit unsigned samples (big-endian, WhiteIsZero" in found
+        return
+    white = 65535 if deep else 255
+    expected = UPRIGHT.get(orientation, UPRIGHT[1])(rows.astype(int))
+    np.testing.assert_array_equal(found.pixels, white - expected if photometric == 0 else expected)
+    assert image_size(file, page, DEFAULT_LIMITS) == (*found.pixels.shape, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (tiff(page_of(GRAY8.view(np.int8))), "8-bit signed samples (little-endian, BlackIsZero, uncompressed)"),
+        (tiff(page_of(GRAY8.view(np.int8), deflated=True), order=">"), "8-bit signed samples (big-endian"),
+        (tiff(page_of(GRAY16.view(np.int16), tile=16)), "16-bit signed samples"),
+        (tiff(page_of(GRAY8.view(np.int8), tags={262: 0})), "8-bit signed samples (little-endian, WhiteIsZero"),
+        (tiff(page_of(COLOUR.view(np.int8))), "3 x 8-bit signed"),
+        (tiff(page_of(GRAY8.astype(np.float32))), "32-bit floating-point samples"),
+        (tiff(page_of(GRAY8.astype(np.uint32))), "32-bit unsigned samples"),
+        (tiff(page_of(COLOUR.astype(np.uint16))), "3 x 16-bit unsigned samples"),
+        (tiff(page_of(np.dstack([COLOUR, GRAY8]), tags={262: 5})), "CMYK"),
+        (tiff(page_of(COLOUR, tags={262: 8})), "CIELab"),
+        (tiff(page_of(GRAY8, tags={259: 34712})), "JPEG 2000"),
+        (tiff(page_of(GRAY8, tags={339: 9})), "8-bit unknown samples"),
+        (tiff(([bytes(900)], {**page_of(GRAY8)[1], 258: 12}), order=">"), "12-bit unsigned samples (big-endian"),
+        (tiff(page_of(np.dstack([GRAY8, GRAY8]), tags={262: 1, 338: 1})), "2 x 8-bit"),
+    ],
+)  # fmt: skip
+def test_read_image__names_a_layout_that_is_not_read(tmp_path: Path, content: bytes, words: str) -> None:
+    found = read_both(saved(tmp_path, content))
+    assert isinstance(found, str)
+    assert words in found
+    assert "damaged" not in found
+    assert "convert it" in found
+
+
+def test_read_image__extra_samples(tmp_path: Path) -> None:
+    beside = np.dstack([GRAY8, GRAY8[::-1]])
+    unspecified = read_both(saved(tmp_path, tiff(page_of(beside, tags={262: 1, 338: 0}))))
+    assert isinstance(unspecified, GrayImage)
+    np.testing.assert_array_equal(unspecified.pixels, GRAY8)
+    for rows, photometric in ((beside, 1), (np.dstack([COLOUR, GRAY8]), 2)):
+        alpha = read_both(saved(tmp_path, tiff(page_of(rows, tags={262: photometric, 338: 2}))))
+        assert "transparent" in str(alpha)
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_read_image__rows_that_are_too_short(tmp_path: Path, tile: int) -> None:
+    """What lies behind them in the file is not part of the image."""
+    parts, tags = page_of(GRAY8, tile=tile)
+    parts[-1] = parts[-1][:-2]
+    found = read_both(saved(tmp_path, tiff((parts, tags)) + bytes(2000)))
+    assert "shorter than its image" in str(found)
+
+
+def test_read_image__several_pages(tmp_path: Path) -> None:
+    same, small = tiff(page_of(GRAY8), page_of(GRAY8)), page_of(GRAY8[:10, :15])
+    marked = page_of(GRAY8[:10], tags={254: 1})
+    for content, frame, notices in (
+        (tiff(page_of(GRAY8)), 1, ()),
+        (same, 1, (FIRST_OF_SEVERAL,)),
+        (same, 2, ()),
+        (tiff(marked, page_of(GRAY8)), 1, (THUMBNAIL,)),
+        (tiff(small, page_of(GRAY8)), 1, (THUMBNAIL,)),
+        (tiff(page_of(GRAY8), small), 1, (FIRST_OF_SEVERAL,)),
+        (tiff(small, page_of(GRAY8)), 2, ()),
+    ):
+        found = read_both(saved(tmp_path, content), frame=frame)
+        assert isinstance(found, GrayImage)
+        assert found.notices == notices
+    assert "frame 3 is asked for, but the file has 2" in str(read_both(saved(tmp_path, same), frame=3))
+
+
+def test_read_image__colour_is_upright(tmp_path: Path) -> None:
+    found = read_both(saved(tmp_path, tiff(page_of(COLOUR, tags={274: 8}))))
+    assert isinstance(found, GrayImage)
+    assert found.notices == (LUMA,)
+    assert np.abs(found.pixels - UPRIGHT[8](COLOUR) @ [0.299, 0.587, 0.114]).max() <= 0.51
+
+
+def bands_of(file: Path, count: int) -> NDArray[Any]:
+    """Levels of a file of bands, having made sure that both ways of reading agree."""
+    data = DataSettings(manifest=Path(), root="", channels=count, band_ranges=((-200, 70_000),))
+    own = read_as_set(file, 1, data).pixels
+    theirs, _ = shipped().bands(file, {"channels": count, "scale": "linear", "ranges": [[-200, 70_000]]})
+    np.testing.assert_array_equal(theirs, own)
+    return own.reshape(*own.shape[:2], count)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", ">u2", "<i2", ">i2", "<i4", "<f4", ">f4"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_read_as_set__pages_as_bands(tmp_path: Path, dtype: str, orientation: int) -> None:
+    planes = [(GRAY16.astype(int) % 256 - 128 * (dtype[-2] == "i") + step).astype(dtype) for step in range(3)]
+    order = ">" if dtype.startswith(">") else "<"
+    file = saved(tmp_path, tiff(*(page_of(plane, tags={274: orientation}) for plane in planes), order=order))
+    expected = [UPRIGHT[orientation](plane.astype(float) + 200) / 70_200 * 65535 for plane in planes]
+    assert np.abs(bands_of(file, 3) - np.stack(expected, axis=-1)).max() <= 0.51
+
+
+def test_read_as_set__unsigned_32_bits_and_white_is_zero(tmp_path: Path) -> None:
+    large = np.full((20, 30), 3_000_000_000, np.uint32)
+    assert bands_of(saved(tmp_path, tiff(page_of(large))), 1).min() == 65535
+    inverted = bands_of(saved(tmp_path, tiff(page_of(GRAY16, tags={262: 0}))), 1)[..., 0]
+    assert np.abs(inverted - (65535 - GRAY16 + 200.0) / 70_200 * 65535).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(page_of(COLOUR.astype(np.uint16))),  # which Pillow cuts to 8 bits
+        tiff(page_of(np.dstack([COLOUR, GRAY8]), tags={338: 0})),  # of which it leaves one out
+        tiff(page_of(COLOUR.view(np.int8))),
+    ],
+)
+def test_read_as_set__refuses_samples_that_would_be_lost(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ImageError, match="is not supported;\nsave each band"):
+        bands_of(saved(tmp_path, content), 3)
