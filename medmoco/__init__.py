@@ -29,14 +29,17 @@ data/                   CSV row to batch of views
     headers.py          DICOM headers to table columns
     source.py           a public data set's folder
     preparation.py      public data sets to manifests
-    limits.py           what is refused before decoding
-    structure.py        what streams claim before decoding
     overlap.py          what two splits share
-    bands.py            arrays of numbers to grey levels
+    grey_levels.py      images, their levels, their canvas
     kinds.py            files recognised by their content
-    images.py           file to gray, colours, bands
-    dicom.py            DICOM to grayscale array
-    grey_levels.py      windows, polarity, bit depth
+    png_jpeg.py         PNG and JPEG, headers and pixels
+    tiff.py             TIFF pages, upright, as declared
+    bands.py            arrays of numbers to grey levels
+    dicom_levels.py     windows, tables, padding, polarity
+    dicom.py            DICOM file to one frame
+    prepare.py          file to network input, also exported
+    limits.py           files too large to be read
+    images.py           file to image, or our error
     guarded.py          crashes, hangs cost one item
     fingerprints.py     equal and nearly equal images
     examine.py          facts about every file
@@ -164,7 +167,7 @@ exporting/              encoder to files others load
     export.py           files, contract, proof, card
     verify.py           the proof again, anywhere
     contract.py         how to feed the network
-    prepare.py          image to input, without medmoco
+    standalone.py       prepare.py, joined from data's modules
     card.py             model card
     reload.py           one format, one library
     parity.py           proof by reading back

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 
 from medmoco.data.grey_levels import (
     DAMAGED,
+    DARK_TABLE,
     NO_WINDOW,
     NOT_BELIEVED,
     NOT_SQUARE,
@@ -118,7 +119,8 @@ def _voi_shares(
         return spread(values, values), ()
     if tables := header.get("VOILUTSequence"):
         entries, bits = _look_up(header, tables[0], values)
-        return entries / (2**bits - 1), ()
+        shares: Floats = entries / (2**bits - 1)
+        return shares, (DARK_TABLE,) if shares.max() < 0.25 else ()
     source = _group(header, frame, "FrameVOILUTSequence")
     centre, width = _first(source.get("WindowCenter")), _first(source.get("WindowWidth"))
     function = str(source.get("VOILUTFunction") or "LINEAR").upper()

@@ -1,7 +1,7 @@
 """One image file in, one array out, gray or of channels: PNG, JPEG, TIFF and DICOM at their full bit depth, and .npy.
 
-Reading itself is `medmoco.data.prepare`'s, which exports contain. What this adds is what training needs beside it:
-limits for hostile files, JPEG decoded at a reduced size, canvases, and errors of ours.
+`medmoco.data.prepare` does the reading, here and in exports. This module adds what training needs: limits for hostile
+files, canvases, and errors of the package.
 
 The content decides the file type, not the suffix, and the size is checked before anything is decoded. A file that is
 cut off is refused, never returned in part. Brighter is denser, as a viewer displays it. Messages and notices carry
@@ -23,12 +23,9 @@ from PIL import Image
 
 from medmoco.config import DataSettings
 from medmoco.data import bands, prepare
-from medmoco.data.dicom import read_dicom
 from medmoco.data.grey_levels import CONSTANT, REPEATED, GrayImage, Pixels, Unreadable, Window, fitted, on_canvas, quiet
 from medmoco.data.kinds import Kind, kind_of
 from medmoco.data.limits import DEFAULT_LIMITS, Limits, check_file, limits_of, within
-from medmoco.data.png_jpeg import read_jpeg
-from medmoco.data.structure import check_pages, check_scans
 from medmoco.errors import ImageError
 
 __all__ = [
@@ -74,9 +71,7 @@ def read_as_set(file: str | Path, frame: int, data: DataSettings, *, at_least: i
     if isinstance(data.channels, str):
         rgb = data.channels == "rgb"
         return read_image(file, frame=frame, window=data.window, limits=limits, at_least=at_least, rgb=rgb)
-    with reading(Path(file), limits) as kind:
-        if kind == "TIFF":
-            _check_tiff(Path(file), limits)
+    with reading(Path(file), limits):
         values = bands.band_values(Path(file), data.channel_count, frame, within(limits))
         return _remarking(bands.levels_of(values, data.scale, data.band_ranges))
 
@@ -126,26 +121,14 @@ def read_image(
     Raises:
         ImageError: missing, damaged, cut off, too large, transparent, of an unknown type, or not an image.
     """
-    path, admit = Path(file), within(limits)
-    with reading(path, limits) as kind:
-        if kind == "DICOM":
-            image = read_dicom(path, frame, window, rgb=rgb, admit=admit, inflate_to=limits.inflated_bytes)
-        elif kind == "JPEG":
-            content = path.read_bytes()
-            check_scans(content)
-            image = read_jpeg(content, frame, rgb=rgb, admit=admit, at_least=at_least)
-        else:
-            if kind == "TIFF":
-                _check_tiff(path, limits)
-            image = prepare.read(path, frame, window, rgb=rgb, admit=admit)
+    path = Path(file)
+    with reading(path, limits):
+        image = prepare.read(
+            path, frame, window, rgb=rgb, at_least=at_least, admit=within(limits), inflate_to=limits.inflated_bytes
+        )
     if rgb and image.pixels.ndim == 2:
         image = replace(image, pixels=np.repeat(image.pixels[..., None], 3, 2), notices=(*image.notices, REPEATED))
     return _remarking(image)
-
-
-def _check_tiff(path: Path, limits: Limits) -> None:
-    with path.open("rb") as stream:
-        check_pages(stream, limits)
 
 
 def _remarking(image: GrayImage) -> GrayImage:

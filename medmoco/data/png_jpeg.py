@@ -193,6 +193,7 @@ def _undecodable(header: PlainHeader) -> Unreadable:
 
 END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 _START_OF_IMAGE, _APP1 = 0xD8, 0xE1
+_MOST_SCANS = 1000  # a progressive JPEG has some ten
 # Frame headers of JPEG (all but the markers between them that mean something else) and of JPEG-LS.
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _CODINGS = {0xC0: "baseline", 0xC1: "extended sequential", 0xC2: "progressive"}  # that libjpeg decodes
@@ -233,9 +234,9 @@ def jpeg_header(data: bytes | mmap) -> PlainHeader:
 
 
 def check_jpeg(data: bytes, header: PlainHeader) -> None:
-    """Refuse a JPEG file that is cut off, or that no decoder here reads.
+    """Refuse a JPEG file that is cut off, that no decoder here reads, or that is built to keep one busy.
 
-    Inside coded data an end marker cannot occur, as a zero follows each 0xFF there; a thumbnail before them has one.
+    Inside coded data no marker can occur, as a zero follows each 0xFF there; a thumbnail before them has its own.
     """
     if header.coding == 0xF7:
         raise Unreadable("a JPEG-LS file; convert it to PNG first")
@@ -253,6 +254,8 @@ def check_jpeg(data: bytes, header: PlainHeader) -> None:
     first_scan = max((position for _, position in segments(data)), default=0)
     if END_OF_IMAGE not in data[first_scan:]:
         raise Unreadable(f"the JPEG file has no end; {DAMAGED}")
+    if (scans := data.count(START_OF_SCAN, first_scan)) > _MOST_SCANS:
+        raise Unreadable(f"the JPEG file has {scans} scans, which would take hours to decode; save it anew")
 
 
 def read_jpeg(

@@ -74,7 +74,7 @@ def _as_the_contract_says(file: str | Path, contract: Mapping[str, Any], frame: 
     step = contract["colour" if "colour" in contract else "grayscale"]
     own = step["window"]
     window: Window = (own[0], own[1]) if isinstance(own, list | tuple) else own
-    return read(Path(file), frame, window, rgb="colour" in contract)
+    return read(Path(file), frame, window, rgb="colour" in contract, at_least=contract["canvas"]["longer_side"])
 
 
 def gray(file: str | Path, window: Window = "voi", frame: int = 1) -> tuple[Pixels, int]:
@@ -113,8 +113,27 @@ def bands(file: str | Path, step: Mapping[str, Any]) -> tuple[Pixels, int]:
 # ---- which kind of file, and who reads it ----
 
 
-def read(path: Path, frame: int, window: Window, *, rgb: bool, admit: Admit = admit_all) -> GrayImage:
+def read(
+    path: Path,
+    frame: int,
+    window: Window,
+    *,
+    rgb: bool,
+    at_least: int | None = None,
+    admit: Admit = admit_all,
+    inflate_to: int = -1,
+) -> GrayImage:
     """Decode a PNG, JPEG, TIFF or DICOM file to one grayscale plane, or a colour file to three where `rgb` is set.
+
+    Args:
+        path: The file.
+        frame: Of a DICOM file, or page of a TIFF file, from 1.
+        window: See `gray`.
+        rgb: Keep the colours of a colour image, (H, W, 3).
+        at_least: A JPEG file may be decoded at half, a quarter or an eighth of its size, as long as its longer side
+            keeps so many pixels.
+        admit: Called before anything is decoded.
+        inflate_to: Most bytes that a deflated DICOM file may inflate to; -1 is any number.
 
     Raises:
         Unreadable: see the message.
@@ -122,11 +141,11 @@ def read(path: Path, frame: int, window: Window, *, rgb: bool, admit: Admit = ad
     with path.open("rb") as stream:
         kind = kind_of(stream.read(132))
     if kind == "DICOM":
-        return read_dicom(path, frame, window, rgb=rgb, admit=admit)
+        return read_dicom(path, frame, window, rgb=rgb, admit=admit, inflate_to=inflate_to)
     if kind == "TIFF":
         return read_tiff(path, frame, window, rgb=rgb, admit=admit)
     if kind == "NPY":
         raise Unreadable("a NumPy array; set data.channels to the number of its bands")
     if kind == "PNG":
         return read_png(path.read_bytes(), frame, window, rgb=rgb, admit=admit)
-    return read_jpeg(path.read_bytes(), frame, rgb=rgb, admit=admit)
+    return read_jpeg(path.read_bytes(), frame, rgb=rgb, at_least=at_least, admit=admit)

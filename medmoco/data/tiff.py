@@ -139,9 +139,10 @@ def tiff_pages(path: Path, admit: Admit, remedy: str = CONVERT) -> Iterator[tupl
         return TiffPage(picture, admit, remedy)
 
     with path.open("rb") as stream:
+        count = _count_pages(stream, admit)
         try:
             with Image.open(stream, formats=["TIFF"]) as picture:
-                yield sum(1 for _ in claims_of_pages(stream)), page_of
+                yield count, page_of
         except Unreadable:
             raise
         except Image.DecompressionBombError:
@@ -150,6 +151,23 @@ def tiff_pages(path: Path, admit: Admit, remedy: str = CONVERT) -> Iterator[tupl
             raise _unknown_layout(stream, at, remedy) from None
         except _PILLOWS_ERRORS:
             raise Unreadable(f"the TIFF file cannot be decoded; {DAMAGED}") from None
+
+
+def _count_pages(stream: BinaryIO, admit: Admit) -> int:
+    """Count pages, unless their directories never end or would fill the memory.
+
+    Pillow holds the data of all tags of a page, which may be the same megabyte 65,535 times.
+    """
+    size = stream.seek(0, 2)
+    try:
+        claims = list(claims_of_pages(stream))
+    except (struct.error, ValueError, OSError):
+        raise Unreadable(f"the TIFF file has a directory that cannot be read; {DAMAGED}") from None
+    admit(1, 1, len(claims))
+    if max(claims, default=0) > size:
+        raise Unreadable(f"the tags of a TIFF page claim more bytes than the file has; {DAMAGED}")
+    stream.seek(0)
+    return len(claims)
 
 
 def claims_of_pages(stream: BinaryIO) -> Iterator[int]:

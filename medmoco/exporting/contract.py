@@ -31,7 +31,7 @@ _POLARITY = (
 _WINDOWS = {
     "voi": "DICOM: modality LUT or rescale, then the file's first VOI LUT or window (PS3.3 C.11.1, C.11.2); without "
     "one, files of up to 8 bits stored keep their full range and deeper ones are spread from their smallest to their "
-    "largest value, padding left out. PNG, JPEG and TIFF: full range, as displayed",
+    "largest value, padding left out. Padding is black. PNG, JPEG and TIFF: full range, as displayed",
     "full": "DICOM: modality LUT or rescale, then the full range that the stored bits can hold. PNG, JPEG and TIFF: "
     "full range, as displayed",
     "explicit": "[centre, width] as a linear window (PS3.3 C.11.2.1.2.1) on DICOM values after modality LUT or rescale "
@@ -51,7 +51,8 @@ _BANDS = (
 _HALVING = "halve both sides by the mean of 2 x 2 pixels, rounded with halves up, leaving out an odd last line"
 _CANVAS = (
     "keep the aspect ratio: the longer side becomes longer_side, the other round(side * longer_side / longer side of "
-    f"the file), at least 1. While the longer side is at least twice longer_side, {_HALVING}; then shrink by the area "
+    "the file), at least 1, sides being in millimetres where a DICOM file says that its pixels are not square. "
+    f"While the longer side is at least twice longer_side, {_HALVING}; then shrink by the area "
     "filter (OpenCV INTER_AREA), or enlarge bilinearly with half-pixel centres where the image is smaller. Scale so "
     "that the file's white becomes white, rounded to the nearest integer. In training, up to three of JPEG's first "
     "halvings are left to libjpeg's scaled decoding; on films that differs by 0.5 levels of 255 in the mean, at most"
@@ -116,7 +117,7 @@ def first_step(prepared: Preparation) -> dict[str, dict[str, Any]]:
         bands = {"channels": channels, "files": _ARRAYS, "scale": prepared.scale, "ranges": ranges}
         return {"bands": {**bands, "rule": _BANDS, "bits": "16; white is 65535"}}
     of_gray = {
-        "orientation": "as displayed; EXIF orientation of PNG and JPEG is applied",
+        "orientation": "as displayed; the orientation that PNG, JPEG and TIFF files name is applied",
         "window": window,
         "window_rule": _WINDOWS[window if isinstance(window, str) else "explicit"],
         "bits": "8 for files of up to 8 bits, else 16; white is 2**bits - 1",

@@ -2,7 +2,9 @@
 
 import csv
 import logging
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -20,10 +22,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medmoco.data.images import Limits, read_image
+from medmoco.data.grey_levels import DARK_TABLE, NO_WINDOW, NOT_BELIEVED, NOT_SQUARE
+from medmoco.data.images import GrayImage, Limits, read_image, to_canvas
+from medmoco.data.limits import DEFAULT_LIMITS
+from medmoco.data.sizes import image_size
+from tests.data.both import read_both
 from tests.data.dicom_files import RAMP12, refusal, save_dicom, table, window_oracle
-
-NO_WINDOW = "no VOI window in the file: spread from its smallest to its largest value"
 
 
 @pytest.mark.parametrize("window", [(2048.0, 4096.0), (1000.0, 301.0), (40.5, 1.5)])
@@ -308,3 +312,68 @@ def test_dicom__real_files_agree(shared: Path) -> None:
     np.testing.assert_array_equal(pixels("RG2_JLSL"), pixels("RG2_RLE"))
     for encoding in ("RLE", "bigendian", "implicit"):
         np.testing.assert_array_equal(pixels(f"MR_small_{encoding}"), pixels("MR_small"))
+
+
+# Files that contradict themselves; what is drawn at random is in test_contradictions.py
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_dicom__no_delimiter_before_another_element(tmp_path: Path, syntax: str) -> None:
+    path = tmp_path / "a"
+    data = compressed(path, syntax)
+    whole = read_image(path).pixels
+    padding = struct.pack("<HH2s2xL", 0xFFFC, 0xFFFC, b"OB", 64) + bytes(64)
+    path.write_bytes(data[:-8] + padding)
+    found = read_both(path)
+    assert isinstance(found, GrayImage)
+    np.testing.assert_array_equal(found.pixels, whole)
+
+
+def test_dicom__private_and_video_syntaxes_are_named(tmp_path: Path) -> None:
+    for syntax, name in (
+        ("1.2.840.113619.5.2", "1.2.840.113619.5.2, a private transfer syntax"),
+        ("1.2.840.10008.1.2.4.100", "MPEG2"),
+    ):
+        dataset = pydicom.dcmread(save_dicom(tmp_path / "a", RAMP12))
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = encapsulate([bytes(64)])
+        dataset.save_as(tmp_path / "a", implicit_vr=False, little_endian=True)
+        message = refusal(tmp_path / "a")
+        assert name in message
+        assert "damaged" not in message
+
+
+@pytest.mark.parametrize(
+    ("tags", "aspect"),
+    [
+        ({"PixelSpacing": [0.2, 0.1]}, 2),
+        ({"ImagerPixelSpacing": [0.1, 0.3]}, 1 / 3),
+        ({"PixelAspectRatio": [1, 2]}, 1 / 2),
+        ({"PixelSpacing": [0.1, 0.1], "PixelAspectRatio": [1, 2]}, 1),  # the spacing counts
+        ({"PixelSpacing": [0.1, 0.1004]}, 1),
+        ({"PixelSpacing": [0, 0.1], "ImagerPixelSpacing": [0.2, 0.1]}, 2),
+        ({"PixelSpacing": [100, 0.1]}, 1),
+    ],
+)
+def test_dicom__pixels_that_are_not_square(tmp_path: Path, tags: dict[str, Any], aspect: float) -> None:
+    """A disc is round on the canvas, whatever the shape of the pixels it is stored in."""
+    down, across = np.indices((60, round(60 * aspect)))
+    height, width = down.shape
+    disc = ((down - height / 2 + 0.5) / height) ** 2 + ((across - width / 2 + 0.5) / width) ** 2 < 0.2
+    path = save_dicom(tmp_path / "a", (disc * 4095).astype(np.uint16), WindowCenter=2048, WindowWidth=4096, **tags)
+    image = read_image(path)
+    canvas = to_canvas(image, 48, 8)
+    assert (canvas.height, canvas.width) == (48, 48)
+    lit = canvas.pixels > 127
+    assert abs(lit.any(axis=0).sum() - lit.any(axis=1).sum()) <= 2
+    assert (NOT_SQUARE in image.notices) == (aspect != 1)
+    assert (NOT_BELIEVED in image.notices) == (tags.get("PixelSpacing") == [100, 0.1])
+    size = image_size(path, 1, DEFAULT_LIMITS)
+    assert size == pytest.approx((height, width, aspect))
+
+
+def test_dicom__dark_table_is_remarked_on(tmp_path: Path) -> None:
+    for white, notices in ((4095, (DARK_TABLE,)), (65535, ())):
+        entries = np.linspace(0, white, 4096).astype(int).tolist()
+        path = save_dicom(tmp_path / "a", RAMP12, VOILUTSequence=table(4096, 0, 16, entries))
+        assert read_image(path).notices == notices

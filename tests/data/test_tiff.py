@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from medmoco.config import DataSettings
 from medmoco.data.grey_levels import FIRST_OF_SEVERAL, LUMA, THUMBNAIL
-from medmoco.data.images import GrayImage, read_as_set
-from medmoco.data.limits import DEFAULT_LIMITS
+from medmoco.data.images import GrayImage, read_as_set, read_image
+from medmoco.data.limits import DEFAULT_LIMITS, Limits
 from medmoco.data.sizes import image_size
 from medmoco.errors import ImageError
 from tests.data.both import read_both
@@ -176,3 +177,14 @@ def test_read_as_set__unsigned_32_bits_and_white_is_zero(tmp_path: Path) -> None
 def test_read_as_set__refuses_samples_that_would_be_lost(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ImageError, match="is not supported;\nsave each band"):
         bands_of(saved(tmp_path, content), 3)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_read_image__counts_pages_before_anything_is_decoded(tmp_path: Path, big: bool) -> None:
+    page = Image.fromarray(GRAY8)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 2, big_tiff=big, description="x" * 99)
+    assert isinstance(read_both(tmp_path / "a.tif", frame=3), GrayImage)
+    with pytest.raises(ImageError, match=r"3 frames are more than data\.max_frames = 2"):
+        read_image(tmp_path / "a.tif", limits=Limits(max_frames=2))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert "directory that cannot be read" in str(read_both(saved(tmp_path, content[:-760])))

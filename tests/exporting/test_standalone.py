@@ -45,7 +45,10 @@ def make_contract(window: Any = "voi", size: int = 224, canvas: int = 256, bits:
 def ours(file: Path, contract: Contract, frame: int = 1) -> NDArray[np.float32]:
     """What medmoco trains, evaluates and predicts with."""
     window = contract["grayscale"]["window"]
-    image = read_image(file, frame=frame, window=window if isinstance(window, str) else tuple(window))
+    at_least = contract["canvas"]["longer_side"]
+    image = read_image(
+        file, frame=frame, window=window if isinstance(window, str) else tuple(window), at_least=at_least
+    )
     bits = contract["canvas"]["white"].bit_length()
     canvas = to_canvas(image, contract["canvas"]["longer_side"], bits)
     view = torch.from_numpy(whole(canvas, contract["resize"]["height"]))[None, None]
@@ -151,7 +154,7 @@ def test_image__phantoms(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"II*\0 a TIFF file", "TIFF file cannot be decoded"),
+        (b"II*\0 a TIFF file", "TIFF file has a directory that cannot be read"),
         (b"\x89PNG\r\n\x1a\n cut off", "header cannot be read"),
         (b"no image at all" * 20, "neither PNG, JPEG, TIFF nor DICOM"),
     ],

@@ -310,7 +310,7 @@ pretrained by momentum contrast, which gives
 {_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
 
 ```bash
-pip install "monai[fire,ignite]" timm pydicom opencv-python-headless
+pip install "monai[fire,ignite]" timm pydicom opencv-python-headless pillow
 python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
     --logging_file configs/logging.conf --dataset_dir IMAGES --output_dir RESULTS
 ```
