@@ -217,7 +217,7 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
     vr, length = _value_of_pixels(stream, header)
     options = as_pixel_options(
         header, transfer_syntax_uid=syntax, pixel_keyword="PixelData", pixel_vr=vr, number_of_frames=frames,
-        correct_unused_bits=int(header.SamplesPerPixel) > 1,
+        correct_unused_bits=not _shift(header),
     )  # fmt: skip
     source, index = stream, frame - 1
     if syntax.is_encapsulated:
@@ -358,11 +358,10 @@ def _undecodable_syntax(syntax: UID) -> Unreadable:
 
 def _stored(header: Dataset, cells: Pixels, syntax: UID) -> Pixels:
     """Return the values of samples, without the unused bits of their cells, which may hold anything."""
-    stored, allocated = int(header.BitsStored), 8 * cells.dtype.itemsize
-    shift, signed = _shift(header), int(header.PixelRepresentation) == 1
-    if syntax not in _LOSSLESS or (stored == allocated and not shift):
+    stored, shift, signed = int(header.BitsStored), _shift(header), int(header.PixelRepresentation) == 1
+    lowest = -(2 ** (stored - 1)) if signed else 0
+    if syntax not in _LOSSLESS or (not shift and lowest <= cells.min() and cells.max() < lowest + 2**stored):
         return cells  # a lossy decoder overshoots, and what is above white should become white
     values: Pixels = (cells.astype(np.int32) >> shift) & (2**stored - 1)
-    sign = 2 ** (stored - 1) if signed else 0
-    values = (values ^ sign) - sign
+    values = (values ^ -lowest) + lowest
     return values
