@@ -1,6 +1,8 @@
 """One CSV file as text cells: every record with the row it has in a spreadsheet, no cell guessed at, none lost.
 
-The header is row 1 and the first record row 2. A record whose quoted cells hold line breaks is one row.
+The header is row 1 and the first record row 2. A record whose quoted cells hold line breaks is one row. Spaces around
+column names and ids are dropped here, and so nowhere else: "P01 " is the patient "P01".
+Source: DICOM PS3.5 table 6.2-1, values of LO may be padded with spaces, which are not significant.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +19,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medmoco.data.columns import PATIENT, STUDY, other_name
 from medmoco.data.tables import read_bytes
-from medmoco.data.where import did_you_mean
+from medmoco.data.where import decimal_comma, did_you_mean
 from medmoco.errors import ManifestError
+
+_UNNAMED = "Unnamed: "  # pandas' word for a column without a name
 
 
 @dataclass(frozen=True)
@@ -41,20 +47,29 @@ class CsvFile:
         """Return the records that a mask (N,) chooses."""
         return replace(self, table=self.table[mask], rows=self.rows[mask])
 
-    def refuse(self, bad: NDArray[np.bool_], what: str) -> None:
-        """Raise ManifestError for the first bad row, if there is one; `what` ends the sentence and says the remedy."""
+    def refuse(self, bad: NDArray[np.bool_], what: str, columns: Sequence[str] = ()) -> None:
+        """Raise ManifestError for the first bad row, if there is one.
+
+        Args:
+            bad: (N,), which are.
+            what: Ends the sentence and says the remedy.
+            columns: Where numbers belong: if a cell there has a decimal comma, the message says so.
+        """
         if bad.any():
+            first = int(bad.argmax())
             more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
-            raise ManifestError(f"{self.path}: row {self.rows[bad.argmax()]}{more}: {what}")
+            hints = [decimal_comma(str(self.table[column].iloc[first])) for column in columns]
+            raise ManifestError(f"{self.path}: row {self.rows[first]}{more}: {what}{max(hints, default='')}")
 
     def require(self, column: str, remedy: str) -> None:
         """Raise ManifestError unless there is such a column; `remedy` ends the sentence."""
         if column in self.table.columns:
             return
-        columns = [name for name in self.table.columns if not name.startswith("Unnamed: ")]
-        close = did_you_mean(column, columns)
+        columns = [name for name in self.table.columns if not name.startswith(_UNNAMED)]
         shown = ", ".join(repr(name) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
-        raise ManifestError(f"{self.path}: no column {column!r}{close}; {remedy}\nthe columns are: {shown}")
+        close = did_you_mean(column, columns)
+        rename = f" Then rename it to {column}" if other_name(column, columns) else ""
+        raise ManifestError(f"{self.path}: no column {column!r}{close}{rename}; {remedy}\nthe columns are: {shown}")
 
 
 def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
@@ -77,11 +92,15 @@ def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
         raise ManifestError(
             f"{path}: row {row + 1} has {widths[row]} cells, but the header has {len(header)};\n"
             f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
+            + ("; a number with a decimal comma (0,5) counts as two cells: write 0.5" if separator == "," else "")
         )
     table = pd.read_csv(
         io.BytesIO(raw), encoding="utf-8-sig", sep=separator, dtype=str, keep_default_na=False,
         skip_blank_lines=False, index_col=False,
     )  # fmt: skip
+    table.columns = pd.Index([name or f"{_UNNAMED}{number}" for number, name in enumerate(header)])
+    for name in table.columns.intersection([PATIENT, STUDY]):
+        table[name] = table[name].str.strip()
     for name in table.columns.intersection(list(repetitive)):
         table[name] = table[name].astype("category")  # not by read_csv, which makes numbers of such texts
     filled = widths[1:] > 0
@@ -104,12 +123,15 @@ def _check_text(path: Path, raw: bytes) -> None:
 
 def _header(path: Path, start: str) -> tuple[list[str], str]:
     """Return the column names and the separator, which is the one that yields a Path column or most columns."""
+    if start[:4].lower() == "sep=":
+        raise ManifestError(f"{path}: row 1 is a note to Excel, {start[:5]!r}; delete it, row 1 must name the columns")
     headers = {}
     for separator in (",", ";", "\t"):
         try:
-            headers[separator] = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True))
+            cells = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True))
         except csv.Error:
             continue
+        headers[separator] = [name.strip("\ufeff" + string.whitespace) for name in cells]
     if not headers:
         raise ManifestError(f"{path}: row 1 has an unclosed quote; its first row must name the columns")
     separator, header = max(headers.items(), key=lambda item: ("Path" in item[1], len(item[1])))

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from medmoco.data.examine import FILE_FAULTS, Examined
 from medmoco.data.fingerprints import near_duplicates
 from medmoco.data.images import FileFormat
-from medmoco.data.manifest import SPLITS, Split
+from medmoco.data.manifest import SPLITS, Split, also_without_point
 from medmoco.data.overlap import image_keys, patient_ids, study_ids
+from medmoco.data.places import FOUND
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -123,10 +124,13 @@ def gather_rows(splits: Sequence[Split], others: Sequence[Split]) -> tuple[Rows,
 
 
 def _codes(columns: Sequence[pd.Series[str] | None], sizes: Sequence[int]) -> Codes:
-    blank = [pd.Series([""] * size, dtype=object) for size in sizes]
-    texts = pd.concat([nothing if column is None else column for column, nothing in zip(columns, blank, strict=True)])
+    texts = pd.concat([_or_blank(column, size) for column, size in zip(columns, sizes, strict=True)])
     codes = pd.factorize(texts)[0].astype(np.int64)
-    return np.where((texts.str.strip() == "").to_numpy(), -1, codes)
+    return np.where((texts == "").to_numpy(), -1, codes)
+
+
+def _or_blank(column: pd.Series[str] | None, size: int) -> pd.Series[str]:
+    return pd.Series([""] * size, dtype=object) if column is None else column
 
 
 # Single files
@@ -139,7 +143,13 @@ def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
         kind_of[at] = FILE_FAULTS.index(kind)
     for number, kind in enumerate(FILE_FAULTS):
         bad = np.flatnonzero(rows.own & (kind_of == number)[rows.file])
-        yield Finding("fault", kind, bad, [files.faults[rows.file[at]][1] for at in bad])
+        details = [files.faults[rows.file[at]][1] for at in bad]
+        hints = (
+            f"{rows.name(at)}: {text.partition('; ')[2]}"
+            for at, text in zip(bad, details, strict=True)
+            if FOUND in text
+        )
+        yield Finding("fault", kind, bad, details, next(hints, ""))
     if not rows.own.all():
         bad = np.flatnonzero(~rows.own & (kind_of >= 0)[rows.file])
         details = [files.faults[rows.file[at]][1] for at in bad]
@@ -213,6 +223,16 @@ def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iter
                 remark = f"{finding.remark}; nothing but ids agrees, perhaps by chance"
                 finding = replace(finding, severity="warning", remark=remark)
             yield finding
+
+
+def spelt_as_floats(rows: Rows, every: Sequence[Split]) -> Finding:
+    """Report patients such as 12.0 where other rows have 12, anywhere: probably one, and taken as two."""
+    ids = pd.concat([_or_blank(patient_ids(split), len(split)) for split in every], ignore_index=True)
+    at = np.flatnonzero(also_without_point(ids.to_numpy(object)))
+    first = pd.Series(ids.index, ids)[lambda found: ~found.index.duplicated()]
+    details = [f"the id without .0 is that of {rows.name(first[ids[one].removesuffix('.0')])}" for one in at]
+    remark = "probably the same patients, taken as others: write 12 and 12.0 alike" if len(at) else ""
+    return Finding("warning", "patient id with .0 that is there without", at, details, remark)
 
 
 def same_pixels(rows: Rows, pixels: Codes) -> Finding:

@@ -133,6 +133,7 @@ def _parse(file: CsvFile) -> pd.DataFrame:
     file.refuse(
         ~np.isfinite(values).all(axis=1) & ~(empty & none_found),
         f"{', '.join(CORNERS)} must be numbers; only a row without a Label has them blank",
+        CORNERS,
     )
     file.refuse(none_found & ~empty, "it has a box but no Label; name what is inside, as the manifest's column does")
     file.refuse(

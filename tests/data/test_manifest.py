@@ -124,8 +124,8 @@ def test_load_manifest__frames(tmp_path: Path) -> None:
 
 
 def test_load_manifest__label_not_a_column(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "Path, Effusion,B\na,1,1\n", ("Effusion",))
-    assert "did you mean ' Effusion'" in message
+    message = refusal(tmp_path, "Path,effusion,B\na,1,1\n", ("Effusion",))
+    assert "did you mean 'effusion'" in message
     assert "data.labels" in message
 
 

@@ -91,7 +91,7 @@ def test_screen__without_labels_patients_or_readable_files(tmp_path: Path) -> No
     assert screen(splits, rows, files, [], []) == (
         "1 rows: train 1\n"
         "train data to compare with: 1 rows\n"
-        "no PatientID column in train: every row is its own patient, leaks by patient go unseen\n"
+        "no PatientID column in train, train: every row is its own patient, leaks by patient go unseen\n"
         "\n"
     )
 
