@@ -1,8 +1,8 @@
 """The one place that decides what a column's name means: `Patient ID`, `patient_id` and `subject` all mean PatientID.
 
 Case, spaces and punctuation do not count. The other names are those of public tables (ChestX-ray14, CheXpert, PadChest,
-MIMIC-CXR, VinDr, RSNA, SIIM, EMBED, BIDS), of DICOM and of trial databases. A name that may mean something else, such as
-"case", is not among them: commands say anyway when a table names no patient.
+MIMIC-CXR, VinDr, RSNA, SIIM, EMBED, BIDS), of DICOM and of trial databases. A name that may mean something else, such
+as "case", is not among them: commands say anyway when a table names no patient.
 """
 
 from __future__ import annotations

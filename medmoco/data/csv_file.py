@@ -67,9 +67,12 @@ class CsvFile:
             return
         columns = [name for name in self.table.columns if not name.startswith(_UNNAMED)]
         shown = ", ".join(repr(name) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
-        close = did_you_mean(column, columns)
-        rename = f" Then rename it to {column}" if other_name(column, columns) else ""
-        raise ManifestError(f"{self.path}: no column {column!r}{close}{rename}; {remedy}\nthe columns are: {shown}")
+        if close := did_you_mean(column, columns):
+            rename = f" Then rename it to {column}" if other_name(column, columns) else ""
+            remedy = f"{close}{rename} ({remedy})"
+        else:
+            remedy = f"; {remedy}"
+        raise ManifestError(f"{self.path}: no column {column!r}{remedy}\nthe columns are: {shown}")
 
 
 def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
@@ -92,7 +95,7 @@ def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
         raise ManifestError(
             f"{path}: row {row + 1} has {widths[row]} cells, but the header has {len(header)};\n"
             f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
-            + ("; a number with a decimal comma (0,5) counts as two cells: write 0.5" if separator == "," else "")
+            + ("; a number with a decimal comma (0,5) is two cells: write 0.5" if separator == "," else "")
         )
     table = pd.read_csv(
         io.BytesIO(raw), encoding="utf-8-sig", sep=separator, dtype=str, keep_default_na=False,

@@ -145,7 +145,7 @@ def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
         bad = np.flatnonzero(rows.own & (kind_of == number)[rows.file])
         details = [files.faults[rows.file[at]][1] for at in bad]
         hints = (
-            f"{rows.name(at)}: {text.partition('; ')[2]}"
+            f"{rows.name(int(at))}: {text.partition('; ')[2]}"
             for at, text in zip(bad, details, strict=True)
             if FOUND in text
         )
@@ -193,6 +193,8 @@ def _another_than_most(rows: Rows, files: Examined, what: str, value: Callable[[
 def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
     """Report patients, studies, files and pixels that are in two splits, at their row in the later split."""
     for kind, codes in _shareable(rows, pixels).items():
+        if kind in ("patient", "study") and (codes[rows.own] < 0).all():
+            continue  # there is nothing to look for, and no "not found" to say
         first = _first_with(codes, rows.own)
         later = np.flatnonzero(rows.own & (first >= 0))
         later = later[rows.source[first[later]] != rows.source[later]]
@@ -213,6 +215,8 @@ def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iter
     for source, is_same in enumerate(same_root, len(rows.sources) - len(same_root)):
         for kind in ("file", "pixels", "patient"):
             codes = _shareable(rows, pixels)[kind]
+            if kind == "patient" and any((codes[side] < 0).all() for side in (rows.own, rows.source == source)):
+                continue
             first = _first_with(codes, rows.source == source)
             at = np.flatnonzero(rows.held_out & (first >= 0))
             at = _in_other_files(rows, at, first) if kind == "pixels" else at

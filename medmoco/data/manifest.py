@@ -237,10 +237,9 @@ def require_column(split: Split, column: str, wanted_by: str) -> None:
     """
     columns = list(split.table.columns)
     if column not in columns:
-        close = did_you_mean(column, columns)
         raise ManifestError(
-            f"{split.csv.name} has no column {column}, which {wanted_by}{close}\n"
-            f"the columns are: {', '.join(columns[:12])}"
+            f"{split.csv.name} has no column {column}, which {wanted_by}; it has: {', '.join(columns[:12])}"
+            f"{did_you_mean(column, columns)}"
         )
 
 

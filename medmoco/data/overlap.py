@@ -1,7 +1,7 @@
 """What two sets of rows share, also when they come from different manifests: patients, studies, files.
 
-Ids are compared as text, "007" is not "7"; spaces around them were dropped when they were read. Two data sets may number
-their patients alike by chance: a shared id is a weaker sign than shared pixels.
+Ids are compared as text, "007" is not "7"; spaces around them were dropped when they were read. Two data sets may
+number their patients alike by chance: a shared id is a weaker sign than shared pixels.
 """
 
 from __future__ import annotations

@@ -141,7 +141,8 @@ def near_miss(file: str) -> str:
     differences: dict[str, None] = {}
     if "\\" in file:
         file, differences = file.replace("\\", "/"), {"with / in place of each backslash": None}
-    folder, missing = file, []
+    folder = file
+    missing: list[str] = []
     while not os.path.isdir(folder) and folder not in ("", "/"):
         folder, name = os.path.split(folder)
         missing.insert(0, name)

@@ -108,12 +108,12 @@ def patient_ids(table: pd.DataFrame, column: str = PATIENT) -> tuple[pd.Series[s
 
 
 def _refuse_two_spellings(file: Path, patients: pd.Series[str], column: str) -> None:
-    """Refuse numbers with and without ".0", as pandas writes them once a cell of the column was blank."""
+    """Refuse ids with ".0", as pandas writes where a cell of the column is blank, that are there without it too."""
     odd = also_without_point(patients.to_numpy())
     if odd.any():
         more = f" (and {odd.sum() - 1} more rows)" if odd.sum() > 1 else ""
         raise ManifestError(
-            f"{file}: row {patients.index[odd.argmax()]}{more}: {column} has .0 behind it (12.0), and other rows"
+            f"{file}: row {patients.index[int(odd.argmax())]}{more}: {column} has .0 behind it (12.0), and other rows"
             "\nhave the same number without (12): they would be two patients; write them alike"
         )
 
@@ -147,7 +147,9 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
     if keep:
         notes.append(f"The val and test rows of the column `{keep}` stayed; only the rest was split.")
     elif (official := other_name("Split", table.columns, labels)) and (_spelled(table[official]) == "test").any():
-        notes.append(f"The column {official!r} was not used; `--keep` keeps its val and test rows.")
+        notes.append(
+            f"The column {official!r} was not used; `--keep {shlex.quote(official)}` keeps its val and test rows."
+        )
     return notes
 
 

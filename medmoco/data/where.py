@@ -81,7 +81,11 @@ def did_you_mean(name: str, columns: Sequence[str]) -> str:
 
 def decimal_comma(cell: str) -> str:
     """Return what to do about a number such as "0,5", or nothing where a cell is none."""
-    return "; it has a decimal comma: write 0.5, not 0,5" if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", cell) else ""
+    return (
+        "; it has a decimal comma: write numbers with a point, as in 0.5"
+        if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", cell)
+        else ""
+    )
 
 
 def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition) -> NDArray[np.bool_]:
