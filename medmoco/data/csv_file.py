@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +60,20 @@ class CsvFile:
             more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
             hints = [decimal_comma(str(self.table[column].iloc[first])) for column in columns]
             raise ManifestError(f"{self.path}: row {self.rows[first]}{more}: {what}{max(hints, default='')}")
+
+    def refuse_other_name(self, column: str, how: str, labels: Collection[str] = ()) -> None:
+        """Raise ManifestError where an optional column is absent and another seems to be meant for it.
+
+        Args:
+            column: Reserved; see `medmoco.data.columns`.
+            how: Its cells are to be, such as "with frames counted from 1".
+            labels: Columns that are labels.
+        """
+        if column not in self.table and (other := other_name(column, self.table.columns, labels)):
+            raise ManifestError(
+                f"{self.path}: no column {column!r}; did you mean {other!r}? Then rename it to {column}, {how};\n"
+                "if it means something else, give it a name that says so"
+            )
 
     def require(self, column: str, remedy: str) -> None:
         """Raise ManifestError unless there is such a column; `remedy` ends the sentence."""

@@ -206,11 +206,7 @@ def _by_split(whole: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
 
 def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
     file.require("Path", "it must hold each image's path below data.root")
-    if "Frame" not in file.table and (other := other_name("Frame", file.table.columns, data.labels)):
-        raise ManifestError(
-            f"{file.path}: no column 'Frame'; did you mean {other!r}? Then rename it to Frame, with frames counted\n"
-            "from 1. If it means something else, give it a name that says so"
-        )
+    file.refuse_other_name("Frame", "with frames counted from 1", data.labels)
     paths = file.table["Path"].tolist()
     joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
     if any(alarm in joined for alarm in _PATH_ALARMS):

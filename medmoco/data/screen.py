@@ -83,7 +83,7 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
     meant = {column: other for split in splits for column in _DESCRIBING if (other := _other_name(column, split))}
     if meant:
         each = ", ".join(f"{other!r} to {column}" for column, other in meant.items())
-        yield from _wrapped(f"columns that are not read, as their names are others: rename {each} to have them used")
+        yield from _wrapped(f"these columns are not read under their names; rename {each}")
 
 
 def _other_name(column: str, split: Split) -> str | None:

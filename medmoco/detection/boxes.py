@@ -153,6 +153,7 @@ def _keys(file: CsvFile, settings: RunSettings) -> NDArray[Any]:
         file.require("Split", "Paths are relative to the folder of a split, so each row must name its split")
         split = file.table["Split"].str.strip().str.lower()
         file.refuse(~split.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
+    file.refuse_other_name("Frame", "with frames counted from 1")
     frame = file.table["Frame"].str.strip() if "Frame" in file.table.columns else pd.Series("", file.table.index)
     frame = frame.str.removesuffix(".0").replace("", "1")
     keys: NDArray[Any] = (split + "\0" + file.table["Path"] + "\0" + frame).to_numpy(object)
