@@ -56,16 +56,7 @@ def split_csv(
     """
     check_new_folder(out)
     table, values = read_table(file, labels)
-    if table.empty:
-        raise ManifestError(f"{file}: no rows below the header")
-    for column in (group, keep):
-        if column and column not in table:
-            raise SettingsError(f"{file}: no column {column!r}{did_you_mean(column, list(table.columns))}")
-    if group is None and (other := patient_column_meant(table, labels)):
-        raise SettingsError(
-            f"{file}: no row has a PatientID, but the column {other!r} seems to name the patient;\n"
-            f"did you mean --group {shlex.quote(other)}? If it means something else, give it a name that says so"
-        )
+    _check_table(file, table, labels, group, keep)
     patients, unnamed = patient_ids(table, group or PATIENT)
     _refuse_two_spellings(file, patients, group or PATIENT)
     official = _official(table, keep, file)
@@ -105,6 +96,20 @@ def patient_ids(table: pd.DataFrame, column: str = PATIENT) -> tuple[pd.Series[s
         studies = table[STUDY].str.strip()
         own = own.where(studies == "", _MARK + studies)
     return named.mask(blank, _MARK + own), int(blank.sum())
+
+
+def _check_table(file: Path, table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: str | None) -> None:
+    """Refuse a table without rows or a column that is asked for, and one that seems to name patients elsewhere."""
+    if table.empty:
+        raise ManifestError(f"{file}: no rows below the header")
+    for column in (group, keep):
+        if column and column not in table:
+            raise SettingsError(f"{file}: no column {column!r}{did_you_mean(column, list(table.columns))}")
+    if group is None and (other := patient_column_meant(table, labels)):
+        raise SettingsError(
+            f"{file}: no row has a PatientID, but the column {other!r} seems to name the patient;\n"
+            f"did you mean --group {shlex.quote(other)}? If it means something else, give it a name that says so"
+        )
 
 
 def _refuse_two_spellings(file: Path, patients: pd.Series[str], column: str) -> None:
