@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.data.columns import PATIENT, STUDY, other_name
+from medmoco.data.files import IMAGE_SUFFIXES
 from medmoco.data.tables import read_bytes
 from medmoco.data.where import decimal_comma, did_you_mean
 from medmoco.errors import ManifestError
@@ -154,6 +155,8 @@ def _header(path: Path, start: str) -> tuple[list[str], str]:
     separator, header = max(headers.items(), key=lambda item: ("Path" in item[1], len(item[1])))
     if not header:
         raise ManifestError(f"{path}: row 1 is an empty line; it must name the columns, Path among them")
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in header):
+        raise ManifestError(f"{path}: row 1 names a file; it must name the columns, Path among them: add a header")
     named = [name for name in header if name]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise ManifestError(f"{path}: row 1 names the column {twice[0]!r} twice; rename one")

@@ -102,9 +102,14 @@ def load_manifest(
     return {name: _make_split(name, files[name], own, data) for name, own in zip(names, patients, strict=True)}
 
 
+def names_patients(table: pd.DataFrame) -> bool:
+    """Return whether some row has a PatientID."""
+    return PATIENT in table and bool((table[PATIENT] != "").any())
+
+
 def patient_column_meant(table: pd.DataFrame, labels: Collection[str] = ()) -> str | None:
     """Return the column that seems to name the patient where PatientID does not; None where PatientID does or none."""
-    if PATIENT in table and (table[PATIENT] != "").any():
+    if names_patients(table):
         return None
     return other_name(PATIENT, (name for name in table.columns if name != PATIENT), labels)
 

@@ -15,12 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.data.columns import PATIENT, STUDY
-from medmoco.data.manifest import Split
+from medmoco.data.manifest import Split, names_patients
 
 
 def patient_ids(split: Split) -> pd.Series[str] | None:
     """Return the patient of every row, blank where it names none; None where no row names one."""
-    return split.table[PATIENT] if PATIENT in split.table and (split.table[PATIENT] != "").any() else None
+    return split.table[PATIENT] if names_patients(split.table) else None
 
 
 def study_ids(split: Split) -> pd.Series[str] | None:

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings
+from medmoco.data.files import IMAGE_SUFFIXES
 from medmoco.data.manifest import Split
 from medmoco.errors import ManifestError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 
 FOUND = "the file is there"
 """How what is known of a missing file begins."""

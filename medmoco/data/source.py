@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from medmoco.data.files import IMAGE_SUFFIXES
 from medmoco.data.headers import read_headers
 from medmoco.data.manifest import read_table
-from medmoco.data.places import IMAGE_SUFFIXES
 from medmoco.data.tables import PACKED, read_bytes
 from medmoco.data.where import decimal_comma, did_you_mean
 from medmoco.errors import ManifestError

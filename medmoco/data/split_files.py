@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from medmoco.data.columns import PATIENT, STUDY, other_name
-from medmoco.data.manifest import SPLITS, also_without_point, patient_column_meant, read_table
+from medmoco.data.manifest import SPLITS, also_without_point, names_patients, patient_column_meant, read_table
 from medmoco.data.splits import draw_splits, fraction_size, nested_places, text_keys
 from medmoco.data.tables import write_table
 from medmoco.data.where import did_you_mean
@@ -64,7 +64,9 @@ def split_csv(
     splits = assign(patients, values, official, wanted, seed=seed)
     _refuse_empty(splits, patients, wanted)
     notes = _notes(table, labels, group, keep, unnamed)
-    if group and PATIENT not in table:
+    if names_patients(table):
+        notes += _parted_notes(table[PATIENT], splits)
+    elif group:
         table[PATIENT] = table[group].str.strip()
     files = {name: table[splits == name] for name in SPLITS}
     files |= _fraction_files(files["train"], patients, fractions, seed)
@@ -85,13 +87,15 @@ def check_new_folder(out: Path) -> None:
 def patient_ids(table: pd.DataFrame, column: str = PATIENT) -> tuple[pd.Series[str], int]:
     """Return each row's patient, and how many rows name none.
 
-    Such rows count as one patient where they share a StudyID, or else a Path (frames of one file), or else all cells.
+    Such rows count as one patient where they share a StudyID, or else a Path (frames of one file), whatever its column
+    is called, or else all cells.
     """
     named = table[column].str.strip() if column in table else pd.Series("", table.index)
     blank = named == ""
     if not blank.any():
         return named, 0
-    own = table["Path"] if "Path" in table else table.agg(_MARK.join, axis=1)
+    path = "Path" if "Path" in table else other_name("Path", table.columns)
+    own = table[path].str.strip() if path else table.agg(_MARK.join, axis=1)
     if STUDY in table:
         studies = table[STUDY].str.strip()
         own = own.where(studies == "", _MARK + studies)
@@ -140,15 +144,17 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
     """Say what a user should know of how the patients and the splits were told apart."""
     notes = []
     if group is None and PATIENT not in table:
-        unit = "row with the same StudyID, or else each image," if STUDY in table else "image"
+        unit = "study (StudyID), or else each image," if STUDY in table else "image"
         notes.append(
             f"There is no PatientID column: each {unit} counts as its own patient, so one person may be in two splits. "
             "`--group` names the column of patients."
         )
     elif unnamed:
         notes.append(f"{unnamed:,} rows name no patient: one study, or else one image, is taken as one.")
-    if group and PATIENT not in table:
+    if group and not names_patients(table):
         notes.append(f"The column PatientID is a copy of {group!r}, so that the other commands group by it too.")
+    if "Path" not in table and (path := other_name("Path", table.columns, labels)):
+        notes.append(f"The column {path!r} is to be renamed to Path before other commands can read the files.")
     if keep:
         notes.append(f"The val and test rows of the column `{keep}` stayed; only the rest was split.")
     elif (official := other_name("Split", table.columns, labels)) and (_spelled(table[official]) == "test").any():
@@ -156,6 +162,15 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
             f"The column {official!r} was not used; `--keep {shlex.quote(official)}` keeps its val and test rows."
         )
     return notes
+
+
+def _parted_notes(patients: pd.Series[str], splits: pd.Series[str]) -> list[str]:
+    """Say how many patients are in two splits after all, as another column was to be grouped by."""
+    named = patients != ""
+    parted = int((splits[named].groupby(patients[named]).nunique() > 1).sum())
+    if not parted:
+        return []
+    return [f"{parted:,} patients (PatientID) are in two splits, as --group named another column."]
 
 
 def assign(

@@ -115,6 +115,14 @@ def test_split_csv__rows_without_patient_stay_with_their_study_or_file(tmp_path:
     assert "300 rows name no patient" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_split_csv__rows_of_one_image_stay_together_whatever_its_column(tmp_path: Path) -> None:
+    """VinDr's table has a row for each box, and neither Path nor PatientID."""
+    table = pd.DataFrame({"image_id": [f"{n // 5}" for n in range(600)], "x": [str(n) for n in range(600)]})
+    files = run(tmp_path, table)
+    images = [set(files[name]["image_id"]) for name in ("train", "val", "test")]
+    assert sum(map(len, images)) == len(set.union(*images)) == 120
+
+
 def test_split_csv__tables_without_path_or_patient(tmp_path: Path) -> None:
     table = make_table()[["A", "B"]].assign(Name=[f"row {number // 2}" for number in range(600)])
     assert sum(map(len, run(tmp_path, table).values())) == 600
@@ -219,6 +227,18 @@ def test_split_csv__says_what_it_did_not_group_by(tmp_path: Path) -> None:
     assert all(line in (tmp_path / "out" / "README.md").read_text() for line in said[1:])
     said = split_csv(tmp_path / "all.csv", tmp_path / "labelled", labels=["A"], group="Path").splitlines()
     assert said[1] == "The column PatientID is a copy of 'Path', so that the other commands group by it too."
+
+
+def test_split_csv__says_when_another_group_parts_patients(tmp_path: Path) -> None:
+    table = make_table().assign(Visit=[f"v{number}" for number in range(600)])
+    table.to_csv(tmp_path / "all.csv", index=False)
+    said = split_csv(tmp_path / "all.csv", tmp_path / "out", group="Visit").splitlines()
+    files = [pd.read_csv(tmp_path / "out" / f"{name}.csv", dtype=str) for name in ("train", "val", "test")]
+    parted = sum(sum(patient in people(part) for part in files) > 1 for patient in people(table))
+    assert said[1].startswith(f"{parted} patients (PatientID) are in two splits")
+    table.assign(Site="x", PatientID="").to_csv(tmp_path / "all.csv", index=False)
+    split_csv(tmp_path / "all.csv", tmp_path / "blank", group="Visit")
+    assert pd.read_csv(tmp_path / "blank" / "train.csv", dtype=str)["PatientID"].str.startswith("v").all()
 
 
 def test_split_csv__the_same_number_with_and_without_a_point(tmp_path: Path) -> None:
