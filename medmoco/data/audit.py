@@ -79,7 +79,7 @@ def audit(
     every = [*splits, *(split for split, _ in others)]
     found = [
         *findings.unreadable(rows, examined),
-        findings.spelt_as_floats(rows, every),
+        *findings.doubtful_ids(rows, every),
         *findings.in_two_splits(rows, pixels),
         *findings.in_pretraining(rows, pixels, [same_root for _, same_root in others]),
         *findings.odd_images(rows, examined, data.canvas_size),

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from medmoco.data.examine import FILE_FAULTS, Examined
 from medmoco.data.fingerprints import near_duplicates
+from medmoco.data.ids import DOUBTS, doubts
 from medmoco.data.images import FileFormat
-from medmoco.data.manifest import SPLITS, Split, also_without_point
+from medmoco.data.manifest import SPLITS, Split
 from medmoco.data.overlap import image_keys, patient_ids, study_ids
 from medmoco.data.places import FOUND
 
@@ -229,14 +230,14 @@ def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iter
             yield finding
 
 
-def spelt_as_floats(rows: Rows, every: Sequence[Split]) -> Finding:
-    """Report patients such as 12.0 where other rows have 12, anywhere: probably one, and taken as two."""
+def doubtful_ids(rows: Rows, every: Sequence[Split]) -> Iterator[Finding]:
+    """Report patients that are probably two spellings of one, or a word for many, anywhere in the data."""
     ids = pd.concat([_or_blank(patient_ids(split), len(split)) for split in every], ignore_index=True)
-    at = np.flatnonzero(also_without_point(ids.to_numpy(object)))
-    first = pd.Series(ids.index, ids)[lambda found: ~found.index.duplicated()]
-    details = [f"the id without .0 is that of {rows.name(first[ids[one].removesuffix('.0')])}" for one in at]
-    remark = "probably the same patients, taken as others: write 12 and 12.0 alike" if len(at) else ""
-    return Finding("warning", "patient id with .0 that is there without", at, details, remark)
+    if (rows.patient >= 0).any():
+        found = doubts(ids)
+        for kind, how in DOUBTS.items():
+            at = np.flatnonzero(found == kind)
+            yield Finding("warning", f"patient {kind}", at, [f"a PatientID {how}"] * len(at))
 
 
 def same_pixels(rows: Rows, pixels: Codes) -> Finding:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from medmoco.config import DataSettings, LabelPolicy
 from medmoco.data.columns import PATIENT, other_name
 from medmoco.data.csv_file import CsvFile, read_csv
+from medmoco.data.ids import DOUBTS, doubts
 from medmoco.data.where import did_you_mean, matching_rows
 from medmoco.errors import ManifestError
 
@@ -287,12 +288,12 @@ class _Patients(NamedTuple):
     Attributes:
         codes: (N,) int64, one code per patient.
         unnamed: Rows that name none.
-        floats: Rows whose id is written as 12.0 while others have 12.
+        doubts: (N,) kinds of doubt about the ids, blank where there is none.
     """
 
     codes: NDArray[np.int64]
     unnamed: int
-    floats: int
+    doubts: NDArray[np.object_]
 
 
 def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels: Collection[str]) -> Iterator[str]:
@@ -302,11 +303,9 @@ def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels
         yield f"{name}: no PatientID column; every row is taken as its own patient"
     elif patients.unnamed:
         yield f"{name}: {patients.unnamed} rows have a blank PatientID; each is taken as its own patient"
-    if patients.floats:
-        yield (
-            f"{name}: {patients.floats} rows have a PatientID with .0 behind it (12.0) that other rows have without"
-            " (12); they are taken as different patients: write them alike"
-        )
+    for kind, how in DOUBTS.items():
+        if count := int((patients.doubts == kind).sum()):
+            yield f"{name}: {count} rows have a PatientID {how}"
 
 
 def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSettings) -> Split:
@@ -337,16 +336,9 @@ def _patient_codes(tables: Sequence[pd.DataFrame]) -> list[_Patients]:
     blanks = [pd.Series([""] * len(table), dtype=object) for table in tables]
     ids = pd.concat([table.get(PATIENT, blank) for table, blank in zip(tables, blanks, strict=True)])
     codes, texts = pd.factorize(ids)
-    unnamed, floats = (texts == "")[codes], also_without_point(texts)[codes]
+    unnamed = (texts == "")[codes]
     codes[unnamed] = len(texts) + np.arange(unnamed.sum())
     codes = pd.factorize(codes)[0]  # dense again
     ends = np.cumsum([len(table) for table in tables])[:-1]
-    parts = (np.split(each, ends) for each in (codes, unnamed, floats))
-    return [_Patients(code, int(blank.sum()), int(point.sum())) for code, blank, point in zip(*parts, strict=True)]
-
-
-def also_without_point(ids: Sequence[str] | NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which ids (N,) are a whole number with ".0" behind it, as pandas writes, that is there without it too."""
-    whole = {text.removesuffix(".0") for text in ids if text.endswith(".0") and text[:-2].isdecimal()}
-    both = whole & set(ids) if whole else whole
-    return np.array([text.endswith(".0") and text[:-2] in both for text in ids], dtype=bool)
+    parts = (np.split(each, ends) for each in (codes, unnamed, doubts(ids)))
+    return [_Patients(code, int(blank.sum()), doubt) for code, blank, doubt in zip(*parts, strict=True)]

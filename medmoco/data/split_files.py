@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from medmoco.data.columns import PATIENT, STUDY, other_name
-from medmoco.data.manifest import SPLITS, also_without_point, names_patients, patient_column_meant, read_table
+from medmoco.data.ids import BLANK, DOUBTS, POINT, ROUNDED, doubts
+from medmoco.data.manifest import SPLITS, names_patients, patient_column_meant, read_table
 from medmoco.data.splits import draw_splits, fraction_size, nested_places, text_keys
 from medmoco.data.tables import write_table
 from medmoco.data.where import did_you_mean
@@ -63,7 +64,7 @@ def split_csv(
     wanted = _wanted(shares or {}, official, keep)
     splits = assign(patients, values, official, wanted, seed=seed)
     _refuse_empty(splits, patients, wanted)
-    notes = _notes(table, labels, group, keep, unnamed)
+    notes = [*_notes(table, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
     if names_patients(table):
         notes += _parted_notes(table[PATIENT], splits)
     elif group:
@@ -118,11 +119,11 @@ def _check_table(file: Path, table: pd.DataFrame, labels: Sequence[str], group: 
 
 def _refuse_two_spellings(file: Path, patients: pd.Series[str], column: str) -> None:
     """Refuse ids with ".0", as pandas writes where a cell of the column is blank, that are there without it too."""
-    odd = also_without_point(patients.to_numpy())
+    odd = doubts(patients) == POINT
     if odd.any():
         more = f" (and {odd.sum() - 1} more rows)" if odd.sum() > 1 else ""
         raise ManifestError(
-            f"{file}: row {patients.index[int(odd.argmax())]}{more}: {column} has .0 behind it (12.0), and other rows"
+            f"{file}: row {patients.index[int(odd.argmax())]}{more}: {column} ends in .0 (12.0), and other rows"
             "\nhave the same number without (12): they would be two patients; write them alike"
         )
 
@@ -151,6 +152,10 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
         )
     elif unnamed:
         notes.append(f"{unnamed:,} rows name no patient: one study, or else one image, is taken as one.")
+    if unnamed and STUDY not in table and (study := other_name(STUDY, table.columns, labels)):
+        notes.append(
+            f"The column {study!r} is not read as StudyID: rename it, and the images of a study stay together."
+        )
     if group and not names_patients(table):
         notes.append(f"The column PatientID is a copy of {group!r}, so that the other commands group by it too.")
     if "Path" not in table and (path := other_name("Path", table.columns, labels)):
@@ -162,6 +167,12 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
             f"The column {official!r} was not used; `--keep {shlex.quote(official)}` keeps its val and test rows."
         )
     return notes
+
+
+def _doubt_notes(patients: pd.Series[str], column: str) -> list[str]:
+    found = doubts(patients)
+    counts = {kind: int((found == kind).sum()) for kind in (BLANK, ROUNDED)}
+    return [f"{count:,} rows have a {column} {DOUBTS[kind]}." for kind, count in counts.items() if count]
 
 
 def _parted_notes(patients: pd.Series[str], splits: pd.Series[str]) -> list[str]:

@@ -233,22 +233,29 @@ def test_shortcut__warns_where_it_could_pass_for_a_result(low: float, warns: boo
     assert Shortcut("A", "width", 0.7, low, 0.8, None).warns == warns
 
 
-def test_spelt_as_floats__across_all_sources(tmp_path: Path) -> None:
+def test_doubtful_ids__across_all_sources(tmp_path: Path) -> None:
     for name, ids in {
-        "a/train": ["12", "7.0", "x.0", "x"],
-        "a/test": ["12.0", "1.2.0"],
-        "b/train": ["7", "1.2"],
+        "a/train": ["12", "7.0", "nan", "x"],
+        "a/test": ["12.0", "2.5E+09"],
+        "b/train": ["7", "nan"],
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         rows = "".join(f"{number}.png,{patient}\n" for number, patient in enumerate(ids))
         (tmp_path / f"{name}.csv").write_text(f"Path,PatientID\n{rows}")
     own = load_manifest(DataSettings(manifest=tmp_path / "a", root="films"), ("train", "test"))
     other = load_manifest(DataSettings(manifest=tmp_path / "b", root="films"), ("train",))["train"]
-    other = replace(other, name="pretraining")
-    rows, _, _ = gather_rows(list(own.values()), [other])
-    ((_, at, details),) = found([findings.spelt_as_floats(rows, [*own.values(), other])]).values()
-    assert [rows.name(one) for one in at] == ["train row 3", "test row 2"]
-    assert details == ["the id without .0 is that of pretraining row 2", "the id without .0 is that of train row 2"]
+    every = [*own.values(), replace(other, name="pretraining")]
+    rows, _, _ = gather_rows(every[:2], every[2:])
+    said = {
+        kind: [rows.name(at) for at in where]
+        for kind, (_, where, _) in found(findings.doubtful_ids(rows, every)).items()
+    }
+    assert said == {
+        "patient id with and without .0": ["train row 3", "test row 2"],
+        "patient id like a blank": ["train row 4", "pretraining row 3"],
+        "patient id rounded": ["test row 3"],
+    }
+    assert not list(findings.doubtful_ids(rows_of("tv"), every[:1]))
 
 
 def test_in_two_splits__says_nothing_of_patients_that_nobody_names() -> None:

@@ -337,7 +337,7 @@ def test_load_manifest__ids_that_differ_by_padding_or_a_point(tmp_path: Path) ->
     splits = load_manifest(settings(tmp_path))
     assert [split.patients.tolist() for split in splits.values()] == [[0, 1, 2], [0, 3], [0, 4, 5]]
     (notice,) = splits["train"].notices
-    assert notice.startswith("train: 1 rows have a PatientID with .0 behind it")
+    assert notice.startswith("train: 1 rows have a PatientID ending in .0")
     assert splits["val"].notices == splits["test"].notices == ()
 
 

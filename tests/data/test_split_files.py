@@ -219,11 +219,14 @@ def test_split_csv__patients_under_another_name(tmp_path: Path, column: str) -> 
 
 
 def test_split_csv__says_what_it_did_not_group_by(tmp_path: Path) -> None:
-    table = make_table(100).drop(columns="PatientID").assign(split=["train", "test"] * 50)
+    table = make_table(100).drop(columns="PatientID").assign(split=["train", "test"] * 50, study_id="s")
     table.to_csv(tmp_path / "all.csv", index=False)
     said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
     assert said[1].startswith("There is no PatientID column: each image counts as its own patient")
-    assert said[2:] == ["The column 'split' was not used; `--keep split` keeps its val and test rows."]
+    assert said[2:] == [
+        "The column 'study_id' is not read as StudyID: rename it, and the images of a study stay together.",
+        "The column 'split' was not used; `--keep split` keeps its val and test rows.",
+    ]
     assert all(line in (tmp_path / "out" / "README.md").read_text() for line in said[1:])
     said = split_csv(tmp_path / "all.csv", tmp_path / "labelled", labels=["A"], group="Path").splitlines()
     assert said[1] == "The column PatientID is a copy of 'Path', so that the other commands group by it too."
@@ -241,10 +244,19 @@ def test_split_csv__says_when_another_group_parts_patients(tmp_path: Path) -> No
     assert pd.read_csv(tmp_path / "blank" / "train.csv", dtype=str)["PatientID"].str.startswith("v").all()
 
 
+def test_split_csv__says_which_ids_are_doubtful(tmp_path: Path) -> None:
+    table = make_table()
+    table.loc[:9, "PatientID"] = ["nan"] * 8 + ["1.2E+10"] * 2
+    table.to_csv(tmp_path / "all.csv", index=False)
+    said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
+    assert said[1].startswith("8 rows have a PatientID that names nobody, such as nan")
+    assert said[2].startswith("2 rows have a PatientID that a spreadsheet rounded")
+
+
 def test_split_csv__the_same_number_with_and_without_a_point(tmp_path: Path) -> None:
     table = make_table()
     table["PatientID"] = [f"{number // 3}{'.0' if number == 2 else ''}" for number in range(600)]
-    with pytest.raises(ManifestError, match=r"row 4: PatientID has \.0 behind it"):
+    with pytest.raises(ManifestError, match=r"row 4: PatientID ends in \.0"):
         run(tmp_path, table)
     table["PatientID"] = [f"{number // 3}.0" for number in range(600)]
     assert sum(map(len, run(tmp_path, table).values())) == 600
