@@ -147,7 +147,7 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
     if group is None and PATIENT not in table:
         unit = "study (StudyID), or else each image," if STUDY in table else "image"
         notes.append(
-            f"There is no PatientID column: each {unit} counts as its own patient, so one person may be in two splits. "
+            f"There is no PatientID column: each {unit} counts as its own patient, so one person may be in two splits; "
             "`--group` names the column of patients."
         )
     elif unnamed:
