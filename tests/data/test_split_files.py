@@ -298,15 +298,19 @@ def tables_of_patients(draw: st.DrawFn) -> tuple[str, list[str], list[str]]:
     return draw(st.sampled_from(HEADERS)), spelt, patients
 
 
-@given(tables_of_patients(), st.integers(0, 9))
-def test_split_csv__never_parts_a_patient_in_silence(table: tuple[str, list[str], list[str]], seed: int) -> None:
+@given(tables_of_patients(), st.booleans(), st.integers(0, 9))
+def test_split_csv__never_parts_a_patient_in_silence(
+    table: tuple[str, list[str], list[str]], named: bool, seed: int
+) -> None:
     header, spelt, patients = table
+    options: dict[str, Any] = {"group": header.strip() if named else None, "seed": seed}
     with TemporaryDirectory() as folder:
         lines = [f"Path,{header}", *(f'{number}.png,"{text}"' for number, text in enumerate(spelt))]
         Path(folder, "all.csv").write_text("\n".join(lines) + "\n")
         try:
-            said = split_csv(Path(folder, "all.csv"), Path(folder, "out"), shares={"val": 0, "test": 0.4}, seed=seed)
+            said = split_csv(Path(folder, "all.csv"), Path(folder, "out"), shares={"val": 0, "test": 0.4}, **options)
         except SettingsError:
+            assert not named
             assert header not in ("PatientID", " PatientID ", "Who")
             return
         places: dict[str, set[str]] = {}
@@ -314,4 +318,4 @@ def test_split_csv__never_parts_a_patient_in_silence(table: tuple[str, list[str]
             for path in pd.read_csv(Path(folder, "out", f"{name}.csv"), dtype=str)["Path"]:
                 places.setdefault(patients[int(path.removesuffix(".png"))], set()).add(name)
     assert all(len(found) == 1 for found in places.values()) or "each image counts as its own patient" in said
-    assert ("own patient" in said) == (header == "Who")
+    assert ("own patient" in said) == (header == "Who" and not named)
