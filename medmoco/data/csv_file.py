@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import string
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +115,7 @@ def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
         io.BytesIO(raw), encoding="utf-8-sig", sep=separator, dtype=str, keep_default_na=False,
         skip_blank_lines=False, index_col=False,
     )  # fmt: skip
-    table.columns = pd.Index([name or f"{_UNNAMED}{number}" for number, name in enumerate(header)])
+    table = table.rename(columns=_bare)
     for name in table.columns.intersection([PATIENT, STUDY]):
         table[name] = table[name].str.strip()
     for name in table.columns.intersection(list(repetitive)):
@@ -139,6 +138,11 @@ def _check_text(path: Path, raw: bytes) -> None:
         raise ManifestError(f"{path}: line {line} holds a NUL byte; the file is damaged or not a CSV, export it again")
 
 
+def _bare(name: str) -> str:
+    """Return a column's name without spaces, and without a second byte-order mark."""
+    return name.strip("\ufeff").strip()
+
+
 def _header(path: Path, start: str) -> tuple[list[str], str]:
     """Return the column names and the separator, which is the one that yields a Path column or most columns."""
     if start[:4].lower() == "sep=":
@@ -149,7 +153,7 @@ def _header(path: Path, start: str) -> tuple[list[str], str]:
             cells = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True))
         except csv.Error:
             continue
-        headers[separator] = [name.strip("\ufeff" + string.whitespace) for name in cells]
+        headers[separator] = list(map(_bare, cells))
     if not headers:
         raise ManifestError(f"{path}: row 1 has an unclosed quote; its first row must name the columns")
     separator, header = max(headers.items(), key=lambda item: ("Path" in item[1], len(item[1])))

@@ -24,7 +24,7 @@ FOUND = "the file is there"
 
 _SHOWN = 3  # rows that a message names
 _MOST_NAMES = 200_000  # looked at in a folder, which takes some tenths of a second
-_MOST_FOLDERS = 1_000
+_MOST_FOLDERS = 20  # looked into for each missing file
 
 
 class FileFault(Enum):
@@ -196,7 +196,7 @@ def _differences(folder: str, missing: list[str]) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _listing(folder: str, _changed: int) -> _Listing:
     """List a folder, again when it has changed."""
     found = _Listing({}, {}, [])

@@ -67,12 +67,14 @@ def test_read_csv__select_and_require(tmp_path: Path) -> None:
 
 def test_read_csv__spaces_around_names_and_ids_do_not_count(tmp_path: Path) -> None:
     """ " EncodedPixels" stands in SIIM's table, padded ids in what DICOM tools write; notes stay as they are."""
-    text = "\ufeffPath , PatientID,StudyID, Note\na, P1 ,s\u00a0, x \nb,P1,\ts,y\n"
+    text = "\ufeff\ufeffPath , PatientID\u00a0,StudyID, Note\na, P1 ,s\u00a0, x \nb,P1,\ts,y\n"
     file = read(tmp_path, text)
     assert list(file.table.columns) == ["Path", "PatientID", "StudyID", "Note"]
     assert file.table["PatientID"].tolist() == ["P1", "P1"]
     assert file.table["StudyID"].tolist() == ["s", "s"]
     assert file.table["Note"].tolist() == [" x ", "y"]
+    saved_twice_by_pandas = read(tmp_path, ",Unnamed: 0,Path,\n0,0,a,\n")
+    assert saved_twice_by_pandas.table.columns.is_unique
     with pytest.raises(ManifestError, match="names the column 'A' twice"):
         read(tmp_path, "Path,A, A\na,1,1\n")
 
