@@ -106,10 +106,11 @@ def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
     odd = (widths != len(header)) & (widths != 0)  # 0 is an empty line
     if odd.any():
         row = int(odd.argmax())
+        comma = separator == "," and widths[row] > len(header)
         raise ManifestError(
             f"{path}: row {row + 1} has {widths[row]} cells, but the header has {len(header)};\n"
             f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
-            + ("; a number with a decimal comma (0,5) is two cells: write 0.5" if separator == "," else "")
+            + ("; a number with a decimal comma (0,5) is two cells: write 0.5" if comma else "")
         )
     table = pd.read_csv(
         io.BytesIO(raw), encoding="utf-8-sig", sep=separator, dtype=str, keep_default_na=False,
