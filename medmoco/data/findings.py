@@ -146,7 +146,7 @@ def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
         bad = np.flatnonzero(rows.own & (kind_of == number)[rows.file])
         details = [files.faults[rows.file[at]][1] for at in bad]
         hints = (
-            f"{rows.name(int(at))}: {text.partition('; ')[2]}"
+            f"{rows.name(int(at))}: {text.split('; ')[1]}"
             for at, text in zip(bad, details, strict=True)
             if FOUND in text
         )

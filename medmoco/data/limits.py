@@ -39,8 +39,8 @@ def check_file(path: Path, limits: Limits) -> None:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        hint = near_miss(str(path))
-        raise ImageError(f"the file does not exist; {hint or 'check the Path column and data.root'}") from None
+        hints = ["the file does not exist", near_miss(str(path)), "check the Path column and data.root"]
+        raise ImageError("; ".join(filter(None, hints))) from None
     except OSError as error:
         raise ImageError(f"the file cannot be opened: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):

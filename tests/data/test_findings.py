@@ -88,7 +88,7 @@ def test_gather_rows__codes_are_of_all_splits(tmp_path: Path) -> None:
 
 
 def test_unreadable__each_kind_by_itself() -> None:
-    hint = "gone; the file is there in another case"
+    hint = "gone; the file is there in another case; look again"
     faults = {1: ("file missing", hint), 3: ("file damaged", "odd"), 4: ("file missing", "away")}
     format_of = np.array([0, -1, 0, -1, -1], np.int16)
     files = files_of(5, faults=faults, format_of=format_of)
