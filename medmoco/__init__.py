@@ -19,7 +19,9 @@ data/                   CSV row to batch of views
     solids.py           rays through ellipsoids and tubes
     files.py            hashes, names that last
     tables.py           bounded, reproducible table files
+    columns.py          what a column's name means
     csv_file.py         CSV to rows of text
+    ids.py              ids that programs have spoiled
     manifest.py         rows, labels, patients, splits
     where.py            conditions on rows
     places.py           files there, inside the root

@@ -79,8 +79,10 @@ def audit(
     if all(split.names_frames for split in splits):
         examined.notices.pop(FIRST_OF_SEVERAL, None)
     pixels = pixel_codes(rows, examined)
+    every = [*splits, *(split for split, _ in others)]
     found = [
         *findings.unreadable(rows, examined),
+        *findings.doubtful_ids(rows, every),
         *findings.in_two_splits(rows, pixels),
         *findings.in_pretraining(rows, pixels, [same_root for _, same_root in others]),
         *findings.odd_images(rows, examined, data.canvas_size),
@@ -91,7 +93,7 @@ def audit(
     shortcuts = find_shortcuts(splits, _traits(rows, examined)) if find_shortcuts and data.labels else []
     shown = (splits, rows, examined, found, shortcuts)
     (out / "report.txt").write_text(screen(*shown, whole=True), encoding="utf-8")
-    _list_rows(rows, found, [*splits, *(split for split, _ in others)]).to_csv(out / "rows.csv", index=False)
+    _list_rows(rows, found, every).to_csv(out / "rows.csv", index=False)
     return Report(found, shortcuts, screen(*shown))
 
 

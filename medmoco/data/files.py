@@ -1,10 +1,12 @@
-"""What several rooms do with whole files: hash them, and make a new name last."""
+"""What several rooms do with whole files: know them by name, hash them, and make a new name last."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 
 
 def sha256_of(file: str | Path) -> str:

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from medmoco.data.examine import FILE_FAULTS, Examined
 from medmoco.data.fingerprints import near_duplicates
+from medmoco.data.ids import DOUBTS, doubts
 from medmoco.data.images import FileFormat
 from medmoco.data.manifest import SPLITS, Split
 from medmoco.data.overlap import image_keys, patient_ids, study_ids
+from medmoco.data.places import FOUND
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -123,10 +125,13 @@ def gather_rows(splits: Sequence[Split], others: Sequence[Split]) -> tuple[Rows,
 
 
 def _codes(columns: Sequence[pd.Series[str] | None], sizes: Sequence[int]) -> Codes:
-    blank = [pd.Series([""] * size, dtype=object) for size in sizes]
-    texts = pd.concat([nothing if column is None else column for column, nothing in zip(columns, blank, strict=True)])
+    texts = pd.concat([_or_blank(column, size) for column, size in zip(columns, sizes, strict=True)])
     codes = pd.factorize(texts)[0].astype(np.int64)
-    return np.where((texts.str.strip() == "").to_numpy(), -1, codes)
+    return np.where((texts == "").to_numpy(), -1, codes)
+
+
+def _or_blank(column: pd.Series[str] | None, size: int) -> pd.Series[str]:
+    return pd.Series([""] * size, dtype=object) if column is None else column
 
 
 # Single files
@@ -139,7 +144,13 @@ def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
         kind_of[at] = FILE_FAULTS.index(kind)
     for number, kind in enumerate(FILE_FAULTS):
         bad = np.flatnonzero(rows.own & (kind_of == number)[rows.file])
-        yield Finding("fault", kind, bad, [files.faults[rows.file[at]][1] for at in bad])
+        details = [files.faults[rows.file[at]][1] for at in bad]
+        hints = (
+            f"{rows.name(int(at))}: {text.split('; ')[1]}"
+            for at, text in zip(bad, details, strict=True)
+            if FOUND in text
+        )
+        yield Finding("fault", kind, bad, details, next(hints, ""))
     if not rows.own.all():
         bad = np.flatnonzero(~rows.own & (kind_of >= 0)[rows.file])
         details = [files.faults[rows.file[at]][1] for at in bad]
@@ -183,6 +194,8 @@ def _another_than_most(rows: Rows, files: Examined, what: str, value: Callable[[
 def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
     """Report patients, studies, files and pixels that are in two splits, at their row in the later split."""
     for kind, codes in _shareable(rows, pixels).items():
+        if kind in ("patient", "study") and (codes[rows.own] < 0).all():
+            continue  # there is nothing to look for, and no "not found" to say
         first = _first_with(codes, rows.own)
         later = np.flatnonzero(rows.own & (first >= 0))
         later = later[rows.source[first[later]] != rows.source[later]]
@@ -203,6 +216,8 @@ def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iter
     for source, is_same in enumerate(same_root, len(rows.sources) - len(same_root)):
         for kind in ("file", "pixels", "patient"):
             codes = _shareable(rows, pixels)[kind]
+            if kind == "patient" and any((codes[side] < 0).all() for side in (rows.own, rows.source == source)):
+                continue
             first = _first_with(codes, rows.source == source)
             at = np.flatnonzero(rows.held_out & (first >= 0))
             at = _in_other_files(rows, at, first) if kind == "pixels" else at
@@ -213,6 +228,16 @@ def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iter
                 remark = f"{finding.remark}; nothing but ids agrees, perhaps by chance"
                 finding = replace(finding, severity="warning", remark=remark)
             yield finding
+
+
+def doubtful_ids(rows: Rows, every: Sequence[Split]) -> Iterator[Finding]:
+    """Report patients that are probably two spellings of one, or a word for many, anywhere in the data."""
+    ids = pd.concat([_or_blank(patient_ids(split), len(split)) for split in every], ignore_index=True)
+    if (rows.patient >= 0).any():
+        found = doubts(ids)
+        for kind, how in DOUBTS.items():
+            at = np.flatnonzero(found == kind)
+            yield Finding("warning", f"patient {kind}", at, [f"a PatientID {how}"] * len(at))
 
 
 def same_pixels(rows: Rows, pixels: Codes) -> Finding:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medmoco.config import DataSettings
 from medmoco.data.grey_levels import Admit, Unreadable, admit_all
+from medmoco.data.places import near_miss
 from medmoco.errors import ImageError
 
 
@@ -43,7 +44,8 @@ def check_file(path: Path, limits: Limits) -> None:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise ImageError("the file does not exist; check the Path column and data.root") from None
+        hints = ["the file does not exist", near_miss(str(path)), "check the Path column and data.root"]
+        raise ImageError("; ".join(filter(None, hints))) from None
     except OSError as error:
         raise ImageError(f"the file cannot be opened: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,10 @@ from numpy.dtypes import StringDType
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, LabelPolicy
+from medmoco.data.columns import PATIENT, other_name
 from medmoco.data.csv_file import CsvFile, read_csv
-from medmoco.data.where import matching_rows
+from medmoco.data.ids import DOUBTS, doubts
+from medmoco.data.where import did_you_mean, matching_rows
 from medmoco.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
@@ -84,22 +86,47 @@ class Split:
         )
 
 
-def load_manifest(data: DataSettings, names: Sequence[str] = SPLITS) -> dict[str, Split]:
+def load_manifest(
+    data: DataSettings, names: Sequence[str] = SPLITS, *, patients_matter: bool = True
+) -> dict[str, Split]:
     """Read and check the splits; the files themselves are not touched, see `medmoco.data.places`.
 
     Args:
         data: Where the manifest and the images are, and the labels.
         names: The splits wanted, of train, val and test.
+        patients_matter: Refuse a manifest whose PatientID seems to have another name; without it a notice says so.
 
     Raises:
         ManifestError: a file, split, column or cell that is missing or cannot be used; names the file and the row.
     """
     files = _split_files(data, names)
-    codes, own = _patient_codes([files[name] for name in names])
-    splits = {}
-    for name, patients, own_patient in zip(names, codes, own, strict=True):
-        splits[name] = _make_split(name, files[name], patients, own_patient, data)
-    return splits
+    for file in files.values():
+        other = patient_column_meant(file.table, data.labels)
+        if other and patients_matter:
+            raise ManifestError(f"{file.path}: {no_patients(other)}")
+    patients = _patient_codes([files[name].table for name in names])
+    return {name: _make_split(name, files[name], own, data) for name, own in zip(names, patients, strict=True)}
+
+
+def names_patients(table: pd.DataFrame) -> bool:
+    """Return whether some row has a PatientID."""
+    return PATIENT in table and bool((table[PATIENT] != "").any())
+
+
+def patient_column_meant(table: pd.DataFrame, labels: Collection[str] = ()) -> str | None:
+    """Return the column that seems to name the patient where PatientID does not; None where PatientID does or none."""
+    if names_patients(table):
+        return None
+    return other_name(PATIENT, (name for name in table.columns if name != PATIENT), labels)
+
+
+def no_patients(other: str) -> str:
+    """Return what is wrong with a manifest where `other` seems to be the column of patients."""
+    return (
+        f"no row has a PatientID, but the column {other!r} seems to name the patient; rename it to PatientID.\n"
+        "As it is, every image counts as its own patient, and nobody sees a patient who is in two splits.\n"
+        "If the column means something else, give it a name that says so"
+    )
 
 
 def present_splits(data: DataSettings) -> tuple[str, ...]:
@@ -149,7 +176,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]
     if manifest.is_dir():
         files = {name: read_csv(_split_file(manifest, name), data.labels) for name in names}
         for file in files.values():
-            _check_paths(file, ["Path", "Frame"])
+            _check_paths(file, ["Path", "Frame"], data)
             if not len(file.rows):
                 raise ManifestError(f"{file.path}: no rows below the header; leave the split out or fill it")
         return files
@@ -159,7 +186,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]
             "or one CSV with a Split column"
         )
     whole = read_csv(manifest, data.labels)
-    _check_paths(whole, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"])
+    _check_paths(whole, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
     return _by_split(whole, names)
 
 
@@ -188,8 +215,9 @@ def _by_split(whole: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
 # Checking
 
 
-def _check_paths(file: CsvFile, key: list[str]) -> None:
+def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
     file.require("Path", "it must hold each image's path below data.root")
+    file.refuse_other_name("Frame", "with frames counted from 1", data.labels)
     paths = file.table["Path"].tolist()
     joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
     if any(alarm in joined for alarm in _PATH_ALARMS):
@@ -214,9 +242,11 @@ def require_column(split: Split, column: str, wanted_by: str) -> None:
     Raises:
         ManifestError: it has not.
     """
-    if column not in split.table.columns:
+    columns = list(split.table.columns)
+    if column not in columns:
         raise ManifestError(
-            f"{split.csv.name} has no column {column}, which {wanted_by}; it has: {', '.join(split.table.columns[:12])}"
+            f"{split.csv.name} has no column {column}, which {wanted_by}; it has: {', '.join(columns[:12])}"
+            f"{did_you_mean(column, columns)}"
         )
 
 
@@ -236,7 +266,7 @@ def _cell_values(file: CsvFile, column: str, known: dict[str, float], what: str)
     """Translate the cells of a column by `known`, once per distinct text; NaN in `known` stays NaN."""
     codes, texts = pd.factorize(file.table[column])
     cells = [text.strip() for text in texts.tolist()]
-    file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what)
+    file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what, [column])
     return np.array([known[cell] for cell in cells], np.float64)[codes]
 
 
@@ -257,41 +287,63 @@ def _apply_policy(raw: NDArray[np.float64], policy: LabelPolicy) -> NDArray[np.f
     return np.where(np.isnan(raw), _FILLS[policy.missing], values)
 
 
-def _make_split(name: str, file: CsvFile, patients: NDArray[np.int64], own_patient: int, data: DataSettings) -> Split:
+class _Patients(NamedTuple):
+    """Of one split.
+
+    Attributes:
+        codes: (N,) int64, one code per patient.
+        unnamed: Rows that name none.
+        doubts: (N,) kinds of doubt about the ids, blank where there is none.
+    """
+
+    codes: NDArray[np.int64]
+    unnamed: int
+    doubts: NDArray[np.object_]
+
+
+def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels: Collection[str]) -> Iterator[str]:
+    if other := patient_column_meant(table, labels):
+        yield f"{name}: {other!r} is not read as PatientID; every row is taken as its own patient"
+    elif PATIENT not in table:
+        yield f"{name}: no PatientID column; every row is taken as its own patient"
+    elif patients.unnamed:
+        yield f"{name}: {patients.unnamed} rows have a blank PatientID; each is taken as its own patient"
+    for kind, how in DOUBTS.items():
+        if count := int((patients.doubts == kind).sum()):
+            yield f"{name}: {count} rows have a PatientID {how}"
+
+
+def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSettings) -> Split:
     raw, labels = np.empty((2, len(file.rows), len(data.labels)), np.float32)
     for position, (label, policy) in enumerate(data.labels.items()):
         file.require(label, "data.labels must name columns of the CSV")
         values = _label_values(file, label)
         raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
     root = os.path.join(data.root.replace("{split}", name), "")
-    notices = []
-    if "PatientID" not in file.table.columns:
-        notices.append(f"{name}: no PatientID column; every row is taken as its own patient")
-    elif own_patient:
-        notices.append(f"{name}: {own_patient} rows have a blank PatientID; each is taken as its own patient")
     return Split(
         name=name,
         csv=file.path,
         rows=file.rows,
         files=np.strings.add(root, file.table["Path"].to_numpy(object).astype(StringDType())),
         frames=_frames(file),
-        patients=patients,
+        patients=patients.codes,
         label_names=tuple(data.labels),
         labels=labels,
         raw_labels=raw,
         table=file.table,
         sha256=file.sha256,
-        notices=tuple(notices),
+        notices=tuple(_patient_notices(name, file.table, patients, data.labels)),
     )
 
 
-def _patient_codes(files: Sequence[CsvFile]) -> tuple[list[NDArray[np.int64]], list[int]]:
-    """Number the patients over all files; also count the rows of each file that name none."""
-    blanks = [pd.Series([""] * len(file.rows), dtype=object) for file in files]
-    ids = pd.concat([file.table.get("PatientID", blank) for file, blank in zip(files, blanks, strict=True)])
+def _patient_codes(tables: Sequence[pd.DataFrame]) -> list[_Patients]:
+    """Number the patients over all tables."""
+    blanks = [pd.Series([""] * len(table), dtype=object) for table in tables]
+    ids = pd.concat([table.get(PATIENT, blank) for table, blank in zip(tables, blanks, strict=True)])
     codes, texts = pd.factorize(ids)
-    unnamed = np.array([not text.strip() for text in texts.tolist()], dtype=bool)[codes]
+    unnamed = (texts == "")[codes]
     codes[unnamed] = len(texts) + np.arange(unnamed.sum())
     codes = pd.factorize(codes)[0]  # dense again
-    ends = np.cumsum([len(file.rows) for file in files])[:-1]
-    return np.split(codes, ends), [int(part.sum()) for part in np.split(unnamed, ends)]
+    ends = np.cumsum([len(table) for table in tables])[:-1]
+    parts = (np.split(each, ends) for each in (codes, unnamed, doubts(ids)))
+    return [_Patients(code, int(blank.sum()), doubt) for code, blank, doubt in zip(*parts, strict=True)]

@@ -1,7 +1,7 @@
 """What two sets of rows share, also when they come from different manifests: patients, studies, files.
 
-Ids are compared as text, "007" is not "7". Two data sets may number their patients alike by chance: a shared id is a
-weaker sign than shared pixels.
+Ids are compared as text, "007" is not "7"; spaces around them were dropped when they were read. Two data sets may
+number their patients alike by chance: a shared id is a weaker sign than shared pixels.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medmoco.data.manifest import Split
+from medmoco.data.columns import PATIENT, STUDY
+from medmoco.data.manifest import Split, names_patients
 
 
 def patient_ids(split: Split) -> pd.Series[str] | None:
-    """Return the patient of every row, blank where it names none; None without a PatientID column."""
-    return split.table["PatientID"] if "PatientID" in split.table.columns else None
+    """Return the patient of every row, blank where it names none; None where no row names one."""
+    return split.table[PATIENT] if names_patients(split.table) else None
 
 
 def study_ids(split: Split) -> pd.Series[str] | None:
     """Return the study of every row: with its patient, as many data sets count studies for each patient anew."""
-    if "StudyID" not in split.table.columns:
+    if STUDY not in split.table.columns:
         return None
-    studies, patients = split.table["StudyID"], patient_ids(split)
-    named = studies.str.strip() != ""
-    return (studies if patients is None else patients + "\0" + studies).where(named, "")
+    studies, patients = split.table[STUDY], patient_ids(split)
+    return (studies if patients is None else patients + "\0" + studies).where(studies != "", "")
 
 
 def image_keys(split: Split) -> pd.Series[str]:
@@ -39,7 +39,7 @@ def image_keys(split: Split) -> pd.Series[str]:
 
 def also_in(one: pd.Series[str], other: pd.Series[str]) -> NDArray[np.bool_]:
     """Return the mask (N,) of the entries of `one` that `other` has too; blank ones never."""
-    return (one.isin(other) & (one.str.strip() != "")).to_numpy()
+    return (one.isin(other) & (one != "")).to_numpy()
 
 
 def overlap_notices(splits: Mapping[str, Split]) -> list[str]:

@@ -156,8 +156,9 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
         raise ManifestError(f"{source.folder}: no usable row of {about.name} was found")
     labels = kept[list(prepared.labels)].astype("float32")
     patients, unnamed = patient_ids(kept)
+    nobody = "The source names no patients: every image is its own, and one person may be in two splits."
     if "PatientID" not in kept:
-        notes.append("The source names no patients: every image is its own, and one person may be in two splits.")
+        notes.append(nobody)
     elif unnamed:
         notes.append(f"{unnamed:,} rows name no patient: one study, or else one image, is taken as one.")
     official = _official(prepared, table)[kept.index]
@@ -176,6 +177,8 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
     result = [f"{about.name}: {summary(files, patients)}"]
     if len(left_out):
         result.append(f"{len(left_out):,} rows were left out; README.md says why, left_out{suffix} lists them")
+    if nobody in notes:
+        result.append(nobody)
     return "\n".join([*result, f"read {source.out / 'README.md'}"])
 
 

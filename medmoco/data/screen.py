@@ -9,11 +9,13 @@ from itertools import groupby
 
 import numpy as np
 
+from medmoco.data.columns import STUDY, other_name
 from medmoco.data.examine import Examined
 from medmoco.data.findings import Finding, Rows, Shortcut
 from medmoco.data.manifest import Split
 from medmoco.data.overlap import patient_ids
 
+_DESCRIBING = (STUDY, "ViewPosition", "Sex", "Age", "Laterality")
 _WIDTH = 119
 _EXAMPLES = 4  # rows named for each finding
 _LABELS = 16  # lines of labels, where all do not fit
@@ -73,9 +75,19 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
         ]
         types = [f"{count:,} {kind}" for kind, count in kinds.most_common()]
         yield f"files: {', '.join(types)}; {', '.join(spans)} pixels"
-    unnamed = [split.name for split in splits if patient_ids(split) is None]
+    unnamed = [name for at, name in enumerate(rows.sources) if (rows.patient[rows.source == at] < 0).all()]
     if unnamed:
-        yield f"no PatientID column in {', '.join(unnamed)}: every row is its own patient, leaks by patient go unseen"
+        yield from _wrapped(
+            f"no PatientID column in {', '.join(unnamed)}: every row is its own patient, leaks by patient go unseen"
+        )
+    meant = {column: other for split in splits for column in _DESCRIBING if (other := _other_name(column, split))}
+    if meant:
+        each = ", ".join(f"{other!r} to {column}" for column, other in meant.items())
+        yield from _wrapped(f"these columns are not read under their names; rename {each}")
+
+
+def _other_name(column: str, split: Split) -> str | None:
+    return None if column in split.table else other_name(column, split.table.columns, split.label_names)
 
 
 def _examples(one: Finding, rows: Rows) -> str:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from medmoco.data.files import IMAGE_SUFFIXES
 from medmoco.data.headers import read_headers
 from medmoco.data.manifest import read_table
 from medmoco.data.tables import PACKED, read_bytes
-from medmoco.data.where import did_you_mean
+from medmoco.data.where import decimal_comma, did_you_mean
 from medmoco.errors import ManifestError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,13 @@ class Source:
         return None
 
     def table(self, *names: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """Read the table of one of these names as text, its column names without spaces around them; see `find`.
+        """Read the table of one of these names as text; see `find`.
 
         Raises:
             ManifestError: one of `columns` is not in it.
         """
         file = self.find(*names)
-        table = read_table(file)[0].rename(columns=str.strip)
+        table = read_table(file)[0]
         check_columns(table, columns, file)
         return table
 
@@ -133,8 +132,10 @@ def numbers(column: pd.Series[str]) -> pd.Series[float]:
     """
     texts = column.astype(str).str.strip()
     values = pd.to_numeric(texts, errors="coerce").astype(float)
-    if odd := int((values.isna() & (texts != "")).sum()):
-        raise ManifestError(f"a table's column {column.name!r} has {odd} cells that are no numbers; download it again")
+    odd = values.isna() & (texts != "")
+    if odd.any():
+        remedy = decimal_comma(texts[odd].iloc[0]) or "; download it again"
+        raise ManifestError(f"a table's column {column.name!r} has {odd.sum()} cells that are not numbers{remedy}")
     return values
 
 

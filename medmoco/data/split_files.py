@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from medmoco.data.manifest import SPLITS, read_table
+from medmoco.data.columns import PATIENT, STUDY, other_name
+from medmoco.data.ids import BLANK, DOUBTS, POINT, ROUNDED, doubts
+from medmoco.data.manifest import SPLITS, names_patients, patient_column_meant, read_table
 from medmoco.data.splits import draw_splits, fraction_size, nested_places, text_keys
 from medmoco.data.tables import write_table
 from medmoco.data.where import did_you_mean
@@ -36,41 +39,44 @@ def split_csv(
         file: Any CSV with label cells of 1, 0, -1 and blank.
         out: New or empty folder.
         labels: Columns to balance.
-        group: Column that names the patient; None is PatientID, or every row for itself where there is no such column.
+        group: Column that names the patient; None is PatientID, or every row for itself where no column seems to.
+            Where there is no PatientID, the files get one that is its copy, for the other commands to read.
         keep: Column with an official split: its val and test rows stay, and only the rest is split.
         shares: Of the rest's patients for val and test; None is 0.1 and 0.2.
         fractions: Percentages of the training patients that get files of their own, a smaller inside a larger.
         seed: Of the draw.
 
     Returns:
-        A line that says what was done.
+        Lines that say what was done, and what the user should know.
 
     Raises:
-        SettingsError: an argument cannot be used, or `out` is not an empty folder.
-        ManifestError: the file, a column or a cell cannot be used, or the kept rows share patients with the rest.
+        SettingsError: an argument cannot be used, `out` is not an empty folder, or a column other than PatientID seems
+            to name the patient.
+        ManifestError: the file, a column or a cell cannot be used, the kept rows share patients with the rest, or the
+            patients are too few for a split that is wanted.
     """
     check_new_folder(out)
     table, values = read_table(file, labels)
-    if table.empty:
-        raise ManifestError(f"{file}: no rows below the header")
-    for column in (group, keep):
-        if column and column not in table:
-            raise SettingsError(f"{file}: no column {column!r}{did_you_mean(column, list(table.columns))}")
-    patients, unnamed = patient_ids(table, group or "PatientID")
+    _check_table(file, table, labels, group, keep)
+    patients, unnamed = patient_ids(table, group or PATIENT)
+    _refuse_two_spellings(file, patients, group or PATIENT)
     official = _official(table, keep, file)
-    splits = assign(patients, values, official, _wanted(shares or {}, official, keep), seed=seed)
+    wanted = _wanted(shares or {}, official, keep)
+    splits = assign(patients, values, official, wanted, seed=seed)
+    _refuse_empty(splits, patients, wanted)
+    notes = [*_notes(table, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
+    if names_patients(table):
+        notes += _parted_notes(table[PATIENT], splits)
+    elif group:
+        table[PATIENT] = table[group].str.strip()
     files = {name: table[splits == name] for name in SPLITS}
     files |= _fraction_files(files["train"], patients, fractions, seed)
-    notes = [f"Seed {seed}. Shares are of patients; balanced by label: {', '.join(labels) or 'none was named'}."]
-    if unnamed:
-        notes.append(f"{unnamed:,} rows name no patient: one study, or else one image, is taken as one.")
-    if keep:
-        notes.append(f"The val and test rows of the column `{keep}` stayed; only the rest was split.")
+    about = f"Seed {seed}. Shares are of patients; balanced by label: {', '.join(labels) or 'none was named'}."
+    page = ["# Splits by patient", about, *notes, counts_page(files, patients, values)]
     if fractions:
-        notes.append("`train_NN.csv` holds the rows of NN % of the training patients, a smaller file inside a larger.")
-    page = ["# Splits by patient", *notes, counts_page(files, patients, values)]
+        page.insert(2, "`train_NN.csv` holds the rows of NN % of the training patients, smaller files inside larger.")
     write_folder(out, files, "\n\n".join(page))
-    return f"{summary(files, patients)}; README.md in {out} counts the labels"
+    return "\n".join([f"{summary(files, patients)}; README.md in {out} counts the labels", *notes])
 
 
 def check_new_folder(out: Path) -> None:
@@ -79,19 +85,103 @@ def check_new_folder(out: Path) -> None:
         raise SettingsError(f"{out} is not an empty folder; name a new one, or delete it first")
 
 
-def patient_ids(table: pd.DataFrame, column: str = "PatientID") -> tuple[pd.Series[str], int]:
+def patient_ids(table: pd.DataFrame, column: str = PATIENT) -> tuple[pd.Series[str], int]:
     """Return each row's patient, and how many rows name none.
 
-    Such rows count as one patient where they share a StudyID, or else a Path (frames of one file), or else all cells.
+    Such rows count as one patient where they share a StudyID, or else a Path (frames of one file), whatever its column
+    is called, or else all cells.
     """
-    named = table[column] if column in table else pd.Series("", table.index)
-    blank = named.str.strip() == ""
+    named = table[column].str.strip() if column in table else pd.Series("", table.index)
+    blank = named == ""
     if not blank.any():
         return named, 0
-    own = table["Path"] if "Path" in table else table.agg(_MARK.join, axis=1)
-    if "StudyID" in table:
-        own = own.where(table["StudyID"].str.strip() == "", _MARK + table["StudyID"])
+    path = "Path" if "Path" in table else other_name("Path", table.columns)
+    own = table[path].str.strip() if path else table.agg(_MARK.join, axis=1)
+    if STUDY in table:
+        studies = table[STUDY].str.strip()
+        own = own.where(studies == "", _MARK + studies)
     return named.mask(blank, _MARK + own), int(blank.sum())
+
+
+def _check_table(file: Path, table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: str | None) -> None:
+    """Refuse a table without rows or a column that is asked for, and one that seems to name patients elsewhere."""
+    if table.empty:
+        raise ManifestError(f"{file}: no rows below the header")
+    for column in (group, keep):
+        if column and column not in table:
+            raise SettingsError(f"{file}: no column {column!r}{did_you_mean(column, list(table.columns))}")
+    if group is None and (other := patient_column_meant(table, labels)):
+        raise SettingsError(
+            f"{file}: no row has a PatientID, but the column {other!r} seems to name the patient;\n"
+            f"did you mean --group {shlex.quote(other)}? If it means something else, give it a name that says so"
+        )
+
+
+def _refuse_two_spellings(file: Path, patients: pd.Series[str], column: str) -> None:
+    """Refuse ids with ".0", as pandas writes where a cell of the column is blank, that are there without it too."""
+    odd = doubts(patients) == POINT
+    if odd.any():
+        more = f" (and {odd.sum() - 1} more rows)" if odd.sum() > 1 else ""
+        raise ManifestError(
+            f"{file}: row {patients.index[int(odd.argmax())]}{more}: {column} ends in .0 (12.0), and other rows"
+            "\nhave the same number without (12): they would be two patients; write them alike"
+        )
+
+
+def _refuse_empty(splits: pd.Series[str], patients: pd.Series[str], shares: Mapping[str, float]) -> None:
+    """Refuse to leave a split empty that has a share."""
+    for name in [*(name for name, share in shares.items() if share), "train"]:
+        if not (splits == name).any():
+            count = patients[splits.isin([*shares, "train"])].nunique()
+            given = ", ".join(f"--{split} {share:g}" for split, share in shares.items())
+            if name != "train":
+                remedy = f"raise --{name}, or give --{name} 0 to go without"
+            else:
+                remedy = "lower them" if shares else "leave out --keep, which gives every row to val or test"
+            raise ManifestError(f"{count} patients with {given or 'no shares'}: {name} would be empty; {remedy}")
+
+
+def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: str | None, unnamed: int) -> list[str]:
+    """Say what a user should know of how the patients and the splits were told apart."""
+    notes = []
+    if group is None and PATIENT not in table:
+        unit = "study (StudyID), or else each image," if STUDY in table else "image"
+        notes.append(
+            f"There is no PatientID column: each {unit} counts as its own patient, so one person may be in two splits; "
+            "`--group` names the column of patients."
+        )
+    elif unnamed:
+        notes.append(f"{unnamed:,} rows name no patient: one study, or else one image, is taken as one.")
+    if unnamed and STUDY not in table and (study := other_name(STUDY, table.columns, labels)):
+        notes.append(
+            f"The column {study!r} is not read as StudyID: rename it, and the images of a study stay together."
+        )
+    if group and not names_patients(table):
+        notes.append(f"The column PatientID is a copy of {group!r}, so that the other commands group by it too.")
+    if "Path" not in table and (path := other_name("Path", table.columns, labels)):
+        notes.append(f"The column {path!r} is to be renamed to Path before other commands can read the files.")
+    if keep:
+        notes.append(f"The val and test rows of the column `{keep}` stayed; only the rest was split.")
+    elif (official := other_name("Split", table.columns, labels)) and (_spelled(table[official]) == "test").any():
+        notes.append(
+            f"The column {official!r} was not used; `--keep {shlex.quote(official)}` keeps its val and test rows."
+        )
+    return notes
+
+
+def _doubt_notes(patients: pd.Series[str], column: str) -> list[str]:
+    found = doubts(patients)
+    counts = {kind: int((found == kind).sum()) for kind in (BLANK, ROUNDED)}
+    return [f"{count:,} rows have a {column} {DOUBTS[kind]}." for kind, count in counts.items() if count]
+
+
+def _parted_notes(patients: pd.Series[str], splits: pd.Series[str]) -> list[str]:
+    """Say how many patients are in two splits after all, as another column was to be grouped by."""
+    named = patients != ""
+    parted = int((splits[named].groupby(patients[named]).nunique() > 1).sum())
+    if not parted:
+        return []
+    return [f"{parted:,} patients (PatientID) are in two splits, as --group named another column."]
 
 
 def assign(
@@ -130,11 +220,15 @@ def assign(
 def _official(table: pd.DataFrame, keep: str | None, file: Path) -> pd.Series[str]:
     if keep is None:
         return pd.Series("", table.index)
-    cells = table[keep].str.strip().str.lower()
+    cells = _spelled(table[keep])
     odd = ~cells.isin([*SPLITS, ""])
     if odd.any():
         raise ManifestError(f"{file}: row {odd.idxmax()}: {keep!r} must be train, val, test or blank")
     return cells.where(cells.isin(["val", "test"]), "")
+
+
+def _spelled(cells: pd.Series[str]) -> pd.Series[str]:
+    return cells.astype(str).str.strip().str.lower()
 
 
 def _wanted(given: Mapping[str, float | None], official: pd.Series[str], keep: str | None) -> dict[str, float]:

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medmoco.data.columns import PATIENT, STUDY, other_name
 from medmoco.errors import ManifestError, SettingsError
 
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
@@ -30,7 +31,7 @@ _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_TEXT_COLUMNS = ("Path", "PatientID", "StudyID")
+_TEXT_COLUMNS = ("Path", PATIENT, STUDY)
 _TOKEN = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|(==|!=|<=|>=|<|>|\(|\)|,)|([^\s"'=!<>(),]+))""")
 
 
@@ -70,10 +71,21 @@ def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str)
 
 
 def did_you_mean(name: str, columns: Sequence[str]) -> str:
-    """Return "; did you mean ...?" for a name that differs in case, spaces or a letter, or nothing."""
+    """Return "; did you mean ...?" for a name that means the same or differs by a letter or so, or nothing."""
+    if other := other_name(name, columns):
+        return f"; did you mean {other!r}?"
     plain = {column.strip().lower(): column for column in columns}
     close = difflib.get_close_matches(name.strip().lower(), plain, n=1, cutoff=0.7)
     return f"; did you mean {plain[close[0]]!r}?" if close else ""
+
+
+def decimal_comma(cell: str) -> str:
+    """Return what to do about a number such as "0,5", or nothing where a cell is none."""
+    return (
+        "; it has a decimal comma: write numbers with a point, as in 0.5"
+        if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", cell)
+        else ""
+    )
 
 
 def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition) -> NDArray[np.bool_]:
@@ -86,7 +98,7 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
         if bad.any():
             raise ManifestError(
                 f"where: '{condition.column} {condition.sign} ...' needs numbers, but row {rows[bad.argmax()]} "
-                f"({bad.sum()} rows in all) has none"
+                f"({bad.sum()} rows in all) has none{decimal_comma(cells.iloc[bad.argmax()])}"
             )
         compare = _ORDERS[condition.sign]
         return np.array([number is not None and bool(compare(number, limit)) for number in numbers], dtype=bool)[codes]

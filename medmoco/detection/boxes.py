@@ -135,6 +135,7 @@ def _parse(file: CsvFile) -> pd.DataFrame:
     file.refuse(
         ~np.isfinite(values).all(axis=1) & ~(empty & none_found),
         f"{', '.join(CORNERS)} must be numbers; only a row without a Label has them blank",
+        CORNERS,
     )
     file.refuse(none_found & ~empty, "it has a box but no Label; name what is inside, as the manifest's column does")
     file.refuse(
@@ -154,6 +155,7 @@ def _keys(file: CsvFile, settings: RunSettings) -> NDArray[Any]:
         file.require("Split", "Paths are relative to the folder of a split, so each row must name its split")
         split = file.table["Split"].str.strip().str.lower()
         file.refuse(~split.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
+    file.refuse_other_name("Frame", "with frames counted from 1")
     frame = file.table["Frame"].str.strip() if "Frame" in file.table.columns else pd.Series("", file.table.index)
     frame = frame.str.removesuffix(".0").replace("", "1")
     keys: NDArray[Any] = (split + "\0" + file.table["Path"] + "\0" + frame).to_numpy(object)

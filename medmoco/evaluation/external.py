@@ -14,7 +14,7 @@ import numpy as np
 
 from medmoco.config import RunSettings, Tree
 from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.overlap import also_in, image_keys
+from medmoco.data.overlap import also_in, image_keys, patient_ids
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation import metrics
 from medmoco.evaluation.classifier import load_classifier, own_calibration, score_split
@@ -71,10 +71,10 @@ def external(
         _check_labels(who, tree, facts)
     make_folder(out)
     splits = [load_splits(tree, ["test"])["test"] for tree in (settings, other)]
-    _refuse_overlap(settings, splits[1])
+    _refuse_overlap(settings, splits[1], say)
     sides = []
     for name, tree, split in zip(SIDES, (settings, other), splits, strict=True):
-        say(f"{name}: {len(split)} images")
+        say("; ".join([f"{name}: {len(split)} images", *split.notices]))
         scores = score_split(classifier, facts, split, tree, choose_device(settings.train))
         sides.append(_Side(name, tree, split, scores))
     judgements = {label: _judgement(facts, label) for label in facts["labels"]}
@@ -100,12 +100,20 @@ def _check_labels(who: str, settings: RunSettings, facts: Tree) -> None:
         )
 
 
-def _refuse_overlap(settings: RunSettings, theirs: Split) -> None:
-    """Refuse other data that hold files of this data: they are no external test."""
+def _refuse_overlap(settings: RunSettings, theirs: Split, say: Callable[[str], None]) -> None:
+    """Refuse other data that hold files of this data: they are no external test. Ids may agree by chance."""
     own = load_manifest(settings.data, ("train", "val", "test"))
-    shared = np.zeros(len(theirs), bool)
+    shared, known = np.zeros((2, len(theirs)), bool)
+    ids = patient_ids(theirs)
     for split in own.values():
         shared |= also_in(image_keys(theirs), image_keys(split))
+        if ids is not None and (others := patient_ids(split)) is not None:
+            known |= also_in(ids, others)
+    if known.any():
+        say(
+            f"{int(known.sum())} of {len(theirs)} external images have a PatientID that the classifier's own data have"
+            " too: if it is the same patient, this is not an external test"
+        )
     if shared.any() and not settings.evaluate.allow_leakage:
         raise ManifestError(
             f"{int(shared.sum())} of {len(theirs)} external images are files of the classifier's own data: no external"

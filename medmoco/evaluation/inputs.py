@@ -20,14 +20,14 @@ from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device
 
 
-def load_splits(settings: RunSettings, names: Sequence[str]) -> dict[str, Split]:
-    """Load splits together, so that their patients' codes agree, restricted by `evaluate.where`.
+def load_splits(settings: RunSettings, names: Sequence[str], *, patients_matter: bool = True) -> dict[str, Split]:
+    """Load splits together, so that their patients' codes agree, restricted by `evaluate.where`; see `load_manifest`.
 
     Raises:
         ManifestError: the manifest cannot be used, or no row of a split is left.
         SettingsError, DataError: an image or the pack is not there.
     """
-    splits = load_manifest(settings.data, tuple(dict.fromkeys(names)))
+    splits = load_manifest(settings.data, tuple(dict.fromkeys(names)), patients_matter=patients_matter)
     if settings.evaluate.where:
         splits = {name: select_where(split, settings.evaluate.where) for name, split in splits.items()}
     return {name: check_images(split, settings.data) for name, split in splits.items()}

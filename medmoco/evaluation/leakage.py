@@ -76,11 +76,16 @@ def find_pretraining(encoder: str) -> Pretraining:
         return Pretraining(notes=(f"a weights file does not say what it was pretrained on: {unchecked}",))
     settings = load_run(run)
     try:
-        split = load_manifest(settings.data.model_copy(update={"labels": {}}), ("train",))["train"]
+        data = settings.data.model_copy(update={"labels": {}})
+        split = load_manifest(data, ("train",), patients_matter=False)["train"]
     except ManifestError:
         return Pretraining(notes=(f"the manifest of the run cannot be read any more: {unchecked}",))
     split = trained_rows(split, settings.data)
     notes = []
+    if patient_ids(split) is None:
+        notes.append(
+            "the run's training rows have no PatientID: whether it has seen patients of val or test is unknown"
+        )
     if _recorded_manifest(run) != split.sha256:
         notes.append("the manifest of the run has changed since: val and test were compared with what it lists now")
     if settings.model.init:

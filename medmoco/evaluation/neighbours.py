@@ -59,6 +59,8 @@ def neighbours(
     if out.suffix.lower() not in (".png", ".csv"):
         raise SettingsError(f"--out {out.name}: name a .png for the picture and the table, or a .csv for the table")
     splits = load_splits(settings, (split, bank))
+    for notice in (notice for found in splits.values() for notice in found.notices):
+        say(notice)
     asked = splits[split].select(find_rows(splits[split], rows))
     model = load_encoder(encoder, settings, say)
     say(f"features of {bank}: {len(splits[bank])} images")

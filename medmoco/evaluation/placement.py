@@ -95,6 +95,8 @@ def placement(
     chosen = [parse_twin(text) for text in dict.fromkeys(twins or AMOUNTS)]
     make_folder(out)
     found = load_splits(settings, (split,))[split]
+    for notice in found.notices:
+        say(notice)
     if len(found) < 2:
         raise ManifestError(f"{found.csv.name}: one {split} image alone has no rank; give it company")
     encoders = {**load_controls(sources, settings, say), "pixels": thumbnails()}

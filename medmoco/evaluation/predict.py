@@ -52,7 +52,7 @@ def predict(
     for change in changes:
         say(change)
     unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
-    rows = load_splits(unlabelled, [split])[split]
+    rows = load_splits(unlabelled, [split], patients_matter=False)[split]
     if settings.evaluate.where:
         say(f"evaluate.where keeps {len(rows)} rows")
     for notice in rows.notices:

@@ -17,6 +17,7 @@ from medmoco import config
 from medmoco.config import RunSettings, Tree
 from medmoco.data.loading import check_images
 from medmoco.data.manifest import Split, load_manifest
+from medmoco.data.overlap import overlap_notices
 from medmoco.data.quarantine import Quarantine
 from medmoco.data.stopping import stop_requests
 from medmoco.errors import CheckpointError, DivergedError, MedmocoError, SettingsError, Stopped, first_line
@@ -145,6 +146,11 @@ class _Search:
         }
         stack.enter_context(holding(self.out, say))
         claim(self.out, resume=resume, overwrite=overwrite)
+        for notice in [
+            *(notice for split in self.splits.values() for notice in split.notices),
+            *overlap_notices(self.splits),
+        ]:
+            say(notice)
         if resume:
             self._read()
         device, precision, _ = prepare_device(self.settings.train)

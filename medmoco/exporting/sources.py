@@ -116,7 +116,7 @@ def _names(settings: RunSettings | None, folder: Path, warn: Warn) -> Names:
     given = (settings.out, data.manifest, data.root, data.pack, settings.model.init)
     folders = [Path(str(path).partition("{")[0]) for path in given if path is not None]
     try:
-        splits = load_manifest(data, present_splits(data)).values()
+        splits = load_manifest(data, present_splits(data), patients_matter=False).values()
     except DataError:
         warn("the manifest cannot be read, so its Paths and ids are not looked for in the export")
         splits = {}.values()
@@ -126,7 +126,7 @@ def _names(settings: RunSettings | None, folder: Path, warn: Warn) -> Names:
 def _training_split(settings: RunSettings) -> Split | None:
     """Return the training split; the data need not be where the export is made."""
     try:
-        return trained_rows(load_manifest(settings.data, ("train",))["train"], settings.data)
+        return trained_rows(load_manifest(settings.data, ("train",), patients_matter=False)["train"], settings.data)
     except DataError:
         return None
 

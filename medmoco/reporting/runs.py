@@ -329,7 +329,7 @@ def _read_manifest(tree: Record, sha256: Any) -> dict[str, Split] | None:
     """Read the manifest that the settings name; None where it is not there, or not what the run was trained on."""
     try:
         data = DataSettings.model_validate(tree.get("data"))
-        splits = load_manifest(data, present_splits(data))
+        splits = load_manifest(data, present_splits(data), patients_matter=False)
     except (MedmocoError, ValidationError, OSError):
         return None
     return splits if "train" in splits and splits["train"].sha256 == sha256 else None

@@ -19,6 +19,29 @@ def test_split__writes_the_files_and_says_their_sizes(call: Call, tmp_path: Path
     assert names == {"train.csv", "val.csv", "test.csv", "train_10.csv", "train_50.csv", "README.md"}
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["check", "pack", "pretrain", "tune", "bench", "evaluate", "curve", "finetune", "detect", "neighbours --rows 2",
+     "projection", "placement", "preview"],
+)  # fmt: skip
+def test_commands__never_take_each_image_for_a_patient_in_silence(call: Call, tmp_path: Path, command: str) -> None:
+    data = tmp_path / "data"
+    call("phantom", "--out", data, "--patients", 10, "--image-size", 64)
+    for name in ("train", "val", "test"):
+        table = data / f"{name}.csv"
+        table.write_text(table.read_text().replace("PatientID", "Patient ID", 1))
+    settings = [f"out={tmp_path / 'run'}", f"data.manifest={data}", f"data.root={data}/{{split}}", "data.workers=0"]
+    settings += ["data.labels=[Opacity]", "train.device=cpu", "tune.space={train.lr: [0.01, 0.1]}"]
+    pictures = ("preview", "projection", "neighbours --rows 2")
+    arguments = [*command.split(), "--config", "configs/demo.yaml"]
+    if command not in ("check", "pretrain", "tune", "bench"):
+        arguments += ["--out", tmp_path / "new.png" if command in pictures else tmp_path / "new"]
+    if command not in ("check", "pack", "pretrain", "tune", "bench", "preview"):
+        arguments += ["--encoder", "random"]
+    said = call(*arguments, *settings, code=3).stderr
+    assert "no row has a PatientID, but the column 'Patient ID' seems to name the patient; rename it" in said
+
+
 def test_check__ends_with_exit_code_3_after_the_whole_report(call: Call, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
     for name in ("secret1", "secret2"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,3 +63,44 @@ def test_read_csv__select_and_require(tmp_path: Path) -> None:
     file.require("Finding", "unused")
     with pytest.raises(ManifestError, match="did you mean 'Finding'"):
         file.require("finding", "name a column")
+
+
+def test_read_csv__spaces_around_names_and_ids_do_not_count(tmp_path: Path) -> None:
+    """ " EncodedPixels" stands in SIIM's table, padded ids in what DICOM tools write; notes stay as they are."""
+    text = "\ufeff\ufeffPath , PatientID\u00a0,StudyID, Note\na, P1 ,s\u00a0, x \nb,P1,\ts,y\n"
+    file = read(tmp_path, text)
+    assert list(file.table.columns) == ["Path", "PatientID", "StudyID", "Note"]
+    assert file.table["PatientID"].tolist() == ["P1", "P1"]
+    assert file.table["StudyID"].tolist() == ["s", "s"]
+    assert file.table["Note"].tolist() == [" x ", "y"]
+    saved_twice_by_pandas = read(tmp_path, ",Unnamed: 0,Path,\n0,0,a,\n")
+    assert saved_twice_by_pandas.table.columns.is_unique
+    with pytest.raises(ManifestError, match="names the column 'A' twice"):
+        read(tmp_path, "Path,A, A\na,1,1\n")
+
+
+@pytest.mark.parametrize("name", ["path", "Image Index", "filename", "image_path", "DicomPath"])
+def test_require__names_the_column_that_seems_meant(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ManifestError, match=f"; did you mean '{name}'. Then rename it to Path"):
+        read(tmp_path, f"{name},A\na,1\n").require("Path", "it must be there")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("Path,A\na,0,5\n", "a number with a decimal comma (0,5) is two cells: write 0.5"),
+        ("a.png,1\nb.png,0\n", "row 1 names a file; it must name the columns, Path among them: add a header"),
+        ("sep=;\nPath;A\na;1\n", "row 1 is a note to Excel, 'sep=;'; delete it"),
+    ],
+)
+def test_read_csv__what_spreadsheets_write(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(ManifestError, match=re.escape(part)):
+        read(tmp_path, text)
+
+
+def test_refuse__names_a_decimal_comma_in_the_first_bad_row(tmp_path: Path) -> None:
+    file = read(tmp_path, "Path;A;B\na;0;1\nb;1;0,5\nc;x;1\n")
+    for bad, expected in (([False, True, False], True), ([False, False, True], False)):
+        with pytest.raises(ManifestError) as caught:
+            file.refuse(np.array(bad), "mend it", ["A", "B"])
+        assert ("mend it; it has a decimal comma: write numbers with a point" in str(caught.value)) == expected

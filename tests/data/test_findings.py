@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medmoco.config import DataSettings
 from medmoco.data import findings
@@ -15,6 +20,7 @@ from medmoco.data.findings import Finding, Rows, Shortcut, gather_rows, pixel_co
 from medmoco.data.fingerprints import pattern
 from medmoco.data.images import FileFormat
 from medmoco.data.manifest import load_manifest
+from medmoco.data.overlap import overlap_notices
 from tests.data.films import edited, film
 
 GRAY = FileFormat("PNG", 8, "MONOCHROME2")
@@ -82,15 +88,18 @@ def test_gather_rows__codes_are_of_all_splits(tmp_path: Path) -> None:
 
 
 def test_unreadable__each_kind_by_itself() -> None:
-    faults = {1: ("file missing", "gone"), 3: ("file damaged", "odd"), 4: ("file missing", "away")}
+    hint = "gone; the file is there in another case; look again"
+    faults = {1: ("file missing", hint), 3: ("file damaged", "odd"), 4: ("file missing", "away")}
     format_of = np.array([0, -1, 0, -1, -1], np.int16)
     files = files_of(5, faults=faults, format_of=format_of)
     assert found(findings.unreadable(rows_of("ttvsp"), files)) == {
-        "file missing": ("fault", [1], ["gone"]),
+        "file missing": ("fault", [1], [hint]),
         "file damaged": ("fault", [3], ["odd"]),
         "no image in pretraining data": ("warning", [4], ["away"]),
     }
-    kinds = [one.kind for one in findings.unreadable(rows_of("ttvss"), files)]
+    missing, *others = findings.unreadable(rows_of("ttvss"), files)
+    assert missing.remark == "train row 3: the file is there in another case"
+    kinds = [missing.kind, *(one.kind for one in others)]
     assert kinds == ["file missing", "file empty", "file cut off", "file damaged", "file too large", "file unreadable"]
 
 
@@ -222,3 +231,63 @@ def test_pixel_codes__of_constant_and_unreadable_files_are_none() -> None:
 @pytest.mark.parametrize(("low", "warns"), [(0.59, False), (0.6, True)])
 def test_shortcut__warns_where_it_could_pass_for_a_result(low: float, warns: bool) -> None:
     assert Shortcut("A", "width", 0.7, low, 0.8, None).warns == warns
+
+
+def test_doubtful_ids__across_all_sources(tmp_path: Path) -> None:
+    for name, ids in {
+        "a/train": ["12", "7.0", "nan", "x"],
+        "a/test": ["12.0", "2.5E+09"],
+        "b/train": ["7", "nan"],
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        rows = "".join(f"{number}.png,{patient}\n" for number, patient in enumerate(ids))
+        (tmp_path / f"{name}.csv").write_text(f"Path,PatientID\n{rows}")
+    own = load_manifest(DataSettings(manifest=tmp_path / "a", root="films"), ("train", "test"))
+    other = load_manifest(DataSettings(manifest=tmp_path / "b", root="films"), ("train",))["train"]
+    every = [*own.values(), replace(other, name="pretraining")]
+    rows, _, _ = gather_rows(every[:2], every[2:])
+    said = {
+        kind: [rows.name(at) for at in where]
+        for kind, (_, where, _) in found(findings.doubtful_ids(rows, every)).items()
+    }
+    assert said == {
+        "patient id with and without .0": ["train row 3", "test row 2"],
+        "patient id like a blank": ["train row 4", "pretraining row 3"],
+        "patient id rounded": ["test row 3"],
+    }
+    assert not list(findings.doubtful_ids(rows_of("tv"), every[:1]))
+
+
+def test_in_two_splits__says_nothing_of_patients_that_nobody_names() -> None:
+    rows = rows_of("ttv", study=[0, 1, 2])
+    kinds = [one.kind for one in findings.in_two_splits(rows, np.arange(3))]
+    assert kinds == ["study in two splits", "file in two splits", "pixels in two splits"]
+    rows = rows_of("tsp", patient=[0, 1, -1])
+    assert [one.kind for one in findings.in_pretraining(rows, np.arange(3), [True])] == [
+        "file in pretraining data", "pixels in pretraining data"
+    ]  # fmt: skip
+
+
+PADDED = st.sampled_from(["{}", " {}", "{} ", "\u00a0{}"])
+IDS = st.lists(st.tuples(st.sampled_from(["", "P1", "p1", "1", "01", "1 2"]), PADDED), min_size=1, max_size=6)
+
+
+@given(st.tuples(IDS, IDS, IDS))
+def test_in_two_splits__patients_as_a_plain_loop_finds_them(ids: tuple[list[tuple[str, str]], ...]) -> None:
+    names = ("train", "val", "test")
+    with TemporaryDirectory() as folder:
+        for name, own in zip(names, ids, strict=True):
+            lines = [f'{name}{number}.png,"{shape.format(patient)}"' for number, (patient, shape) in enumerate(own)]
+            Path(folder, f"{name}.csv").write_text("\n".join(["Path,PatientID", *lines]) + "\n")
+        splits = load_manifest(DataSettings(manifest=Path(folder), root="films"), names)
+    rows, _, _ = gather_rows(list(splits.values()), [])
+    expected = [
+        f"{name} row {number}"
+        for at, (name, own) in enumerate(zip(names, ids, strict=True))
+        for number, (patient, _) in enumerate(own, 2)
+        if patient and any(patient == other for before in ids[:at] for other, _ in before)
+    ]
+    shared = found(findings.in_two_splits(rows, np.full(len(rows.file), -1))).get("patient in two splits", ("", [], []))
+    assert [rows.name(at) for at in shared[1]] == expected
+    pairs = sum(len({p for p, _ in a if p} & {p for p, _ in b if p}) for a, b in combinations(ids, 2))
+    assert sum(int(notice.split()[0]) for notice in overlap_notices(splits)) == pairs

@@ -62,3 +62,9 @@ def test_check_file__no_file(tmp_path: Path) -> None:
             check_file(path, Limits())
     with pytest.raises(ImageError, match="cannot be opened: Not a directory"):
         check_file(tmp_path / "file/below", Limits())
+
+
+def test_check_file__another_name(tmp_path: Path) -> None:
+    (tmp_path / "a.PNG").touch()
+    with pytest.raises(ImageError, match="the file does not exist; the file is there in another case"):
+        check_file(tmp_path / "a.png", Limits())

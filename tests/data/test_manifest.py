@@ -124,8 +124,8 @@ def test_load_manifest__frames(tmp_path: Path) -> None:
 
 
 def test_load_manifest__label_not_a_column(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "Path, Effusion,B\na,1,1\n", ("Effusion",))
-    assert "did you mean ' Effusion'" in message
+    message = refusal(tmp_path, "Path,effusion,B\na,1,1\n", ("Effusion",))
+    assert "did you mean 'effusion'" in message
     assert "data.labels" in message
 
 
@@ -298,3 +298,56 @@ def test_load_manifest__a_million_rows(tmp_path: Path) -> None:
     split = load_manifest(settings(tmp_path, ("A",)), ["train"])["train"]
     assert len(split) == 1_000_000
     assert split.patients[-1] == 333_333
+
+
+def test_load_manifest__a_decimal_comma_is_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "Path;A\na;1,0\n", ("A",))
+    assert "row 2" in message
+    assert "decimal comma: write numbers with a point" in message
+
+
+@pytest.mark.parametrize("column", ["Patient ID", "patient_id", "PatientId", "subject_id", "MRN"])
+def test_load_manifest__patients_under_another_name(tmp_path: Path, column: str) -> None:
+    message = refusal(tmp_path, f"Path,{column},A\na,1,0\n", ("A",))
+    assert f"the column '{column}' seems to name the patient; rename it to PatientID" in message
+    refusal(tmp_path, f"Path,{column},PatientID\na,1,\n")  # a column of blanks names nobody
+    split = train(tmp_path, f"Path,{column},PatientID\na,1,2\nb,1,3\n")
+    assert split.patients.tolist() == [0, 1]
+    assert split.notices == ()
+    assert len(train(tmp_path, f"Path,{column}\na,1\n", (column,))) == 1  # a label is no id
+
+
+def test_load_manifest__patients_under_another_name_in_one_split_alone(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    (tmp_path / "test.csv").write_text("Path,patient_id\ntest/0.png,1\n")
+    with pytest.raises(ManifestError, match=r"test\.csv: no row has a PatientID, but the column 'patient_id'"):
+        load_manifest(settings(tmp_path))
+
+
+def test_load_manifest__patients_under_another_name_where_they_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("Path,Patient ID\na,1\nb,1\n")
+    split = load_manifest(settings(tmp_path), ["train"], patients_matter=False)["train"]
+    assert split.notices == ("train: 'Patient ID' is not read as PatientID; every row is taken as its own patient",)
+
+
+def test_load_manifest__ids_that_differ_by_padding_or_a_point(tmp_path: Path) -> None:
+    for name, ids in {"train": ["P1 ", "012", "7.0"], "val": [" P1", "12"], "test": ["\u00a0P1", "7", "8.0"]}.items():
+        rows = "".join(f"{name}/{number}.png,{patient}\n" for number, patient in enumerate(ids))
+        (tmp_path / f"{name}.csv").write_text(f"Path,PatientID\n{rows}")
+    splits = load_manifest(settings(tmp_path))
+    assert [split.patients.tolist() for split in splits.values()] == [[0, 1, 2], [0, 3], [0, 4, 5]]
+    (notice,) = splits["train"].notices
+    assert notice.startswith("train: 1 rows have a PatientID ending in .0")
+    assert splits["val"].notices == splits["test"].notices == ()
+
+
+@pytest.mark.parametrize("column", ["frame", "Frame Number", "page"])
+def test_load_manifest__frames_under_another_name(tmp_path: Path, column: str) -> None:
+    assert f"did you mean '{column}'? Then rename it to Frame" in refusal(tmp_path, f"Path,{column}\na,1\na,2\n")
+
+
+@pytest.mark.parametrize("column", ["split", "Set Id", "subset"])
+def test_load_manifest__split_under_another_name(tmp_path: Path, column: str) -> None:
+    (tmp_path / "all.csv").write_text(f"Path,{column}\na,train\n")
+    with pytest.raises(ManifestError, match=f"did you mean '{column}'. Then rename it to Split"):
+        load_manifest(settings(tmp_path / "all.csv"), ["train"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medmoco.data.manifest import load_manifest
-from medmoco.data.places import FileFault, check_files, file_faults
+from medmoco.data.places import FileFault, check_files, file_faults, near_miss
 from medmoco.errors import ManifestError
 from tests.data.test_manifest import settings, train
 
@@ -148,3 +148,63 @@ def test_check_files__no_files_and_places_outside_the_root(tmp_path: Path) -> No
     assert "data.allow_symlinks: true" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
     check("out/b.png", "a.png", "up.png", allow_symlinks=True)
+
+
+NEAR = {
+    "Scans/p1/a.png": "in another case",
+    "scans/P1/a.PNG": "in another case",
+    "Scans/p1/b.png": "with other spaces at the ends of its name",
+    "Scans/p1/1.2.dcm ": "with other spaces at the ends of its name",
+    "Scans\\p1\\1.2.dcm": "with / in place of each backslash",
+    "scans\\p1\\1.2.dcm": "with / in place of each backslash and in another case",
+    "Scans/p1/M\u00fcller.png": "with letters in another Unicode form",
+    "Scans/p1/1.2": "with another suffix",
+    "Scans/p1/1.2.png": "with another suffix",
+    "Scans/p1/bare.dcm": "with another suffix",
+    "elsewhere/top.png": "without the first folder of its Path",
+    "a/b/top.png": "without the first 2 folders of its Path",
+    "p1/1.2.dcm": "in a folder that its Path leaves out",
+}
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "Scans" / "p1"
+    folder.mkdir(parents=True)
+    for name in ("a.PNG", "b.png ", "1.2.dcm", "Mu\u0308ller.png", "bare", "link.png", "../../top.png"):
+        (folder / name).touch()
+    (folder / "folder.png").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", NEAR)
+def test_near_miss__says_how_the_names_differ(scans: Path, path: str) -> None:
+    assert near_miss(f"{scans}/{path}").startswith(f"the file is there {NEAR[path]}")
+
+
+@pytest.mark.parametrize(
+    "path", ["Scans/p1/absent.png", "x/y/z.png", "Scans/p1/Folder.png", "top.png/below", "Scans/p2/a.png"]
+)
+def test_near_miss__nothing_is_like_it(scans: Path, path: str) -> None:
+    assert near_miss(f"{scans}/{path}") == ""
+
+
+def test_near_miss__sees_what_has_changed_since(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scans)
+    assert near_miss("New.png") == ""
+    (scans / "new.PNG").touch()
+    os.utime(scans, ns=(1, 1))  # a clock may be too coarse to tell
+    assert near_miss("New.png").startswith("the file is there in another case")
+
+
+def test_check_files__says_where_the_first_missing_ones_are(scans: Path) -> None:
+    paths = ["top.png", "Top.png", "Scans/p1/A.png", "Scans\\p1\\bare", "absent.png"]
+    (scans / "train.csv").write_text("\n".join(["Path", *paths]) + "\n")
+    data = settings(scans, root=str(scans))
+    with pytest.raises(ManifestError) as caught:
+        check_files(load_manifest(data, ["train"])["train"], data)
+    assert str(caught.value).splitlines()[1:] == [
+        "row 3, 4: the file is there in another case (capital and small letters);",
+        "row 5: the file is there with / in place of each backslash;",
+        "check data.root and the Path column",
+    ]

@@ -159,9 +159,10 @@ def test_write__a_label_cell_that_is_none(tmp_path: Path) -> None:
         go(tmp_path, table=table)
 
 
-def test_write__without_patients(tmp_path: Path) -> None:
+def test_write__without_patients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = go(tmp_path, table=make_table().drop(columns="PatientID"))["page"]
     assert "every image is its own, and one person may be in two splits" in page
+    assert "every image is its own, and one person may be in two splits" in capsys.readouterr().out
     blank = make_table()
     blank.loc[2:11, "PatientID"] = ""
     assert "10 rows name no patient" in go(tmp_path, table=blank)["page"]

@@ -91,7 +91,7 @@ def test_screen__without_labels_patients_or_readable_files(tmp_path: Path) -> No
     assert screen(splits, rows, files, [], []) == (
         "1 rows: train 1\n"
         "train data to compare with: 1 rows\n"
-        "no PatientID column in train: every row is its own patient, leaks by patient go unseen\n"
+        "no PatientID column in train, train: every row is its own patient, leaks by patient go unseen\n"
         "\n"
     )
 
@@ -115,3 +115,18 @@ def test_screen__is_one_screen_whatever_the_labels(tmp_path: Path) -> None:
     lines = text.splitlines()
     assert len(lines) < 50
     assert max(map(len, lines)) < 120
+
+
+def test_screen__columns_that_other_names_hide(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("Path,PatientID,study_id,View Position,age,Sex\n1,p,s,PA,1,F\n")
+    data = DataSettings.model_validate({"manifest": tmp_path, "root": "x", "labels": ["age"]})
+    splits = list(load_manifest(data, ("train",)).values())
+    rows, _, _ = gather_rows(splits, [])
+    one = Examined(
+        np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), np.zeros(1, bool),
+        np.full(1, -1, np.int16),
+    )  # fmt: skip
+    assert screen(splits, rows, one, [], []).splitlines()[1:3] == [
+        "these columns are not read under their names; rename 'study_id' to StudyID, 'View Position' to ViewPosition",
+        "",
+    ]

@@ -2,12 +2,16 @@
 
 import itertools
 import re
+import shlex
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medmoco.config import DataSettings
 from medmoco.data.manifest import load_manifest
@@ -111,6 +115,14 @@ def test_split_csv__rows_without_patient_stay_with_their_study_or_file(tmp_path:
     assert "300 rows name no patient" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_split_csv__rows_of_one_image_stay_together_whatever_its_column(tmp_path: Path) -> None:
+    """VinDr's table has a row for each box, and neither Path nor PatientID."""
+    table = pd.DataFrame({"image_id": [f"{n // 5}" for n in range(600)], "x": [str(n) for n in range(600)]})
+    files = run(tmp_path, table)
+    images = [set(files[name]["image_id"]) for name in ("train", "val", "test")]
+    assert sum(map(len, images)) == len(set.union(*images)) == 120
+
+
 def test_split_csv__tables_without_path_or_patient(tmp_path: Path) -> None:
     table = make_table()[["A", "B"]].assign(Name=[f"row {number // 2}" for number in range(600)])
     assert sum(map(len, run(tmp_path, table).values())) == 600
@@ -193,3 +205,117 @@ def test_write_folder__says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot write to"):
         write_folder(tmp_path / "file" / "out", {}, "page")
+
+
+@pytest.mark.parametrize("column", ["Patient ID", "patient_id", "PatientId", "subject_id", "Pat.-Nr."])
+def test_split_csv__patients_under_another_name(tmp_path: Path, column: str) -> None:
+    table = make_table().rename(columns={"PatientID": column})
+    with pytest.raises(SettingsError, match=re.escape(f"did you mean --group {shlex.quote(column)}?")):
+        run(tmp_path, table)
+    files = run(tmp_path, table, group=column)
+    for name in ("train", "val", "test"):
+        assert files[name][column].tolist() == files[name]["PatientID"].tolist()
+    assert not people(files["train"]) & people(files["test"])
+
+
+def test_split_csv__says_what_it_did_not_group_by(tmp_path: Path) -> None:
+    table = make_table(100).drop(columns="PatientID").assign(split=["train", "test"] * 50, study_id="s")
+    table.to_csv(tmp_path / "all.csv", index=False)
+    said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
+    assert said[1].startswith("There is no PatientID column: each image counts as its own patient")
+    assert said[2:] == [
+        "The column 'study_id' is not read as StudyID: rename it, and the images of a study stay together.",
+        "The column 'split' was not used; `--keep split` keeps its val and test rows.",
+    ]
+    assert all(line in (tmp_path / "out" / "README.md").read_text() for line in said[1:])
+    said = split_csv(tmp_path / "all.csv", tmp_path / "labelled", labels=["A"], group="Path").splitlines()
+    assert said[1] == "The column PatientID is a copy of 'Path', so that the other commands group by it too."
+
+
+def test_split_csv__says_when_another_group_parts_patients(tmp_path: Path) -> None:
+    table = make_table().assign(Visit=[f"v{number}" for number in range(600)])
+    table.to_csv(tmp_path / "all.csv", index=False)
+    said = split_csv(tmp_path / "all.csv", tmp_path / "out", group="Visit").splitlines()
+    files = [pd.read_csv(tmp_path / "out" / f"{name}.csv", dtype=str) for name in ("train", "val", "test")]
+    parted = sum(sum(patient in people(part) for part in files) > 1 for patient in people(table))
+    assert said[1].startswith(f"{parted} patients (PatientID) are in two splits")
+    table.assign(Site="x", PatientID="").to_csv(tmp_path / "all.csv", index=False)
+    split_csv(tmp_path / "all.csv", tmp_path / "blank", group="Visit")
+    assert pd.read_csv(tmp_path / "blank" / "train.csv", dtype=str)["PatientID"].str.startswith("v").all()
+
+
+def test_split_csv__says_which_ids_are_doubtful(tmp_path: Path) -> None:
+    table = make_table()
+    table.loc[:9, "PatientID"] = ["nan"] * 8 + ["1.2E+10"] * 2
+    table.to_csv(tmp_path / "all.csv", index=False)
+    said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
+    assert said[1].startswith("8 rows have a PatientID that names nobody, such as nan")
+    assert said[2].startswith("2 rows have a PatientID that a spreadsheet rounded")
+
+
+def test_split_csv__the_same_number_with_and_without_a_point(tmp_path: Path) -> None:
+    table = make_table()
+    table["PatientID"] = [f"{number // 3}{'.0' if number == 2 else ''}" for number in range(600)]
+    with pytest.raises(ManifestError, match=r"row 4: PatientID ends in \.0"):
+        run(tmp_path, table)
+    table["PatientID"] = [f"{number // 3}.0" for number in range(600)]
+    assert sum(map(len, run(tmp_path, table).values())) == 600
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "part"),
+    [
+        (
+            3,
+            {},
+            "3 patients with --val 0.1, --test 0.2: val would be empty; raise --val, or give --val 0 to go without",
+        ),
+        (2, {"shares": {"val": 0, "test": 0.05}}, "2 patients with --val 0, --test 0.05: test would be empty"),
+        (1, {"shares": {"val": 0, "test": 0.99}}, "train would be empty; lower them"),
+    ],
+)
+def test_split_csv__no_split_is_left_empty(tmp_path: Path, rows: int, options: dict[str, Any], part: str) -> None:
+    table = pd.DataFrame({"Path": [f"{n}.png" for n in range(rows)], "PatientID": [f"p{n}" for n in range(rows)]})
+    with pytest.raises(ManifestError, match=re.escape(part)):
+        run(tmp_path, table, **options, seed=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_split_csv__goes_without_a_split_on_request(tmp_path: Path) -> None:
+    assert sorted(run(tmp_path, shares={"val": 0})) == ["test", "train"]
+
+
+HEADERS = ("PatientID", " PatientID ", "patient_id", "Patient ID", "PATIENTID", "subject", "Who")
+PADDING = st.sampled_from(["", " ", "  ", "\u00a0", "\t"])
+
+
+@st.composite
+def tables_of_patients(draw: st.DrawFn) -> tuple[str, list[str], list[str]]:
+    """Return a header, ids as they are spelt, and the patients that they are."""
+    some = ["P1", "p1", "1", "01", "1 2", "12", "Ä", "x.0"]
+    patients = some + draw(st.lists(st.sampled_from(some), min_size=8, max_size=24))
+    spelt = [draw(PADDING) + patient + draw(PADDING) for patient in patients]
+    return draw(st.sampled_from(HEADERS)), spelt, patients
+
+
+@given(tables_of_patients(), st.booleans(), st.integers(0, 9))
+def test_split_csv__never_parts_a_patient_in_silence(
+    table: tuple[str, list[str], list[str]], named: bool, seed: int
+) -> None:
+    header, spelt, patients = table
+    options: dict[str, Any] = {"group": header.strip() if named else None, "seed": seed}
+    with TemporaryDirectory() as folder:
+        lines = [f"Path,{header}", *(f'{number}.png,"{text}"' for number, text in enumerate(spelt))]
+        Path(folder, "all.csv").write_text("\n".join(lines) + "\n")
+        try:
+            said = split_csv(Path(folder, "all.csv"), Path(folder, "out"), shares={"val": 0, "test": 0.4}, **options)
+        except SettingsError:
+            assert not named
+            assert header not in ("PatientID", " PatientID ", "Who")
+            return
+        places: dict[str, set[str]] = {}
+        for name in ("train", "test"):
+            for path in pd.read_csv(Path(folder, "out", f"{name}.csv"), dtype=str)["Path"]:
+                places.setdefault(patients[int(path.removesuffix(".png"))], set()).add(name)
+    assert all(len(found) == 1 for found in places.values()) or "each image counts as its own patient" in said
+    assert ("own patient" in said) == (header == "Who" and not named)

@@ -145,3 +145,13 @@ def test_matching_rows__cells_that_are_no_numbers() -> None:
 def test_did_you_mean__case_spaces_and_a_letter(name: str, answer: str) -> None:
     expected = f"; did you mean {answer!r}?" if answer else ""
     assert did_you_mean(name, ["Path", " Effusion", "Age"]) == expected
+
+
+def test_did_you_mean__a_column_that_means_the_same() -> None:
+    assert did_you_mean("subject_id", ["Path", "PatientID"]) == "; did you mean 'PatientID'?"
+    assert did_you_mean("Path", ["A", "Image Index"]) == "; did you mean 'Image Index'?"
+
+
+def test_matching_rows__a_decimal_comma_is_named() -> None:
+    with pytest.raises(ManifestError, match=r"row 3 \(1 rows in all\) has none; it has a decimal comma"):
+        meeting("A > 1", 'A\n1\n"1,5"\n')

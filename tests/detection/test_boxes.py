@@ -107,6 +107,7 @@ IMAGE = f"{SECRET}-0.png"
         (["train", IMAGE, "Mass", 5, 5, 5, 9], "x_max must be above x_min"),
         (["train", IMAGE, "Mass", "nan", 5, 6, 9], "must be numbers"),
         (["train", IMAGE, "Mass", "1e999", 5, 6, 9], "must be numbers"),
+        (["train", IMAGE, "Mass", "1,5", 5, 6, 9], "must be numbers.*it has a decimal comma"),
         (["train", IMAGE, "Mass", "", "", "", ""], "must be numbers"),
         (["train", IMAGE, "", 1, 1, "", 9], "must be numbers"),
         (["train", IMAGE, "", 1, 1, 5, 9], "no Label"),
@@ -166,3 +167,10 @@ def test_annotated__images_without_boxes_have_an_empty_slice(manifest: Path) -> 
     own = train.boxes_of(0)
     assert own.start == own.stop
     assert np.isin(np.arange(12), train.images).tolist() == [bool(n % 3) for n in range(12)]
+
+
+def test_load_annotations__frames_under_another_name(manifest: Path) -> None:
+    lines = ["Split,Path,Label,x_min,y_min,x_max,y_max,frame", f"train,{IMAGE},Mass,1,1,5,9,2"]
+    (manifest / "boxes.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ManifestError, match=r"no column 'Frame'; did you mean 'frame'\? Then rename it to Frame"):
+        load(manifest)

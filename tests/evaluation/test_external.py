@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -86,3 +87,24 @@ def test_external__labels_must_be_the_classifiers(data: Callable[[str], Path], t
     other = settings_of(data("other"), "data.labels=[Dark]")
     with pytest.raises(SettingsError, match=r"external settings do not name the classifier's label Bright.*Dark"):
         external(settings_of(data("own")), other, data("own") / "run/evaluation/classifier", tmp_path)
+
+
+def test_external__says_what_it_knows_of_patients(data: Callable[[str], Path], tmp_path: Path) -> None:
+    other = data("other")
+    test = pd.read_csv(other / "test.csv", dtype=str)
+    folder = tmp_path / "same"
+    folder.mkdir()
+    test.assign(PatientID=pd.read_csv(data("own") / "train.csv", dtype=str)["PatientID"][0] + " ").to_csv(
+        folder / "test.csv", index=False
+    )
+    said: list[str] = []
+    settings = settings_of(other, f"data.manifest={folder}")
+    external(
+        settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", said.append
+    )
+    assert "50 of 50 external images have a PatientID that the classifier's own data have too" in said[0]
+    test.drop(columns="PatientID").to_csv(folder / "test.csv", index=False)
+    external(
+        settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", said.append
+    )
+    assert "external: 50 images; test: no PatientID column; every row is taken as its own patient" in said

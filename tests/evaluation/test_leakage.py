@@ -275,3 +275,17 @@ def test_evaluate__where_leaves_the_rest_of_pretraining_to_be_compared(tmp_path:
     evaluate(
         within, {"run": "random"}, tmp_path / "scores", test=True
     )  # it learned from nothing, and the probe not from film 0
+
+
+def test_leaks__patients_of_a_run_that_cannot_be_known(tmp_path: Path, other: Path) -> None:
+    settings = own(tmp_path, [20, 21], "ax")
+    manifest = tmp_path / "other/train.csv"
+    manifest.write_text(manifest.read_text().replace("PatientID", "patient_id"))
+    before, _, notes, _ = leaks_of(settings, str(other))
+    assert before["test"]["pretraining"] == {"patients": None, "images": 0}
+    assert notes[0].startswith("the run's training rows have no PatientID")
+
+
+def test_leaks__ids_are_compared_without_padding(tmp_path: Path, other: Path) -> None:
+    before, _, _, _ = leaks_of(own(tmp_path, [20, 21, 22], ["a ", "\u00a0b", "3 "]), str(other))
+    assert before["test"] == {"pretraining": {"patients": 2, "images": 0}, "train": {"patients": 1, "images": 0}}

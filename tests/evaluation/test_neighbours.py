@@ -98,3 +98,14 @@ def test_neighbours__unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="cannot be written"):
         neighbours(make_data(tmp_path), "random", tmp_path / "file" / "a.csv", [2])
+
+
+def test_neighbours__says_that_nobody_is_named(tmp_path: Path) -> None:
+    settings = make_data(tmp_path)
+    for table in settings.data.manifest.glob("*.csv"):
+        table.write_text(table.read_text().replace("PatientID", "Site", 1))
+    said: list[str] = []
+    neighbours(settings, "random", tmp_path / "near.csv", [2], say=said.append)
+    assert {line for line in said if "own patient" in line} == {
+        f"{name}: no PatientID column; every row is taken as its own patient" for name in ("train", "val")
+    }

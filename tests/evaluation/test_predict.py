@@ -88,3 +88,12 @@ def test_predict__refuses_what_it_cannot_read_or_write(manifest: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be written"):
         predict(settings, manifest.parent / "classifier", manifest.parent / "file" / "p.csv")
     assert not (manifest.parent / "p.csv").exists()
+
+
+def test_predict__needs_no_patients(manifest: Path) -> None:
+    test = manifest / "test.csv"
+    test.write_text(test.read_text().replace("PatientID", "Patient ID"))
+    said: list[str] = []
+    settings = make_settings(manifest)
+    assert predict(settings, manifest.parent / "classifier", manifest.parent / "p.csv", say=said.append) == 10
+    assert "test: 'Patient ID' is not read as PatientID; every row is taken as its own patient" in said
