@@ -314,7 +314,7 @@ def test_dicom__real_files_agree(shared: Path) -> None:
         np.testing.assert_array_equal(pixels(f"MR_small_{encoding}"), pixels("MR_small"))
 
 
-# Files that contradict themselves; what is drawn at random is in test_contradictions.py
+# Files that contradict themselves; what is drawn at random is in test_dicom_levels.py
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
