@@ -169,7 +169,7 @@ exporting/              encoder to files others load
     export.py           files, contract, proof, card
     verify.py           the proof again, anywhere
     contract.py         how to feed the network
-    standalone.py       prepare.py, joined from data's modules
+    standalone.py       image to input, without medmoco
     card.py             model card
     reload.py           one format, one library
     parity.py           proof by reading back
