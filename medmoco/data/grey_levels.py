@@ -31,7 +31,7 @@ DARK = "16-bit file that uses 12 bits or fewer: dark; set data.window: [centre, 
 DARK_TABLE = "its VOI table uses less than a quarter of its range: dark; set data.window: [centre, width]"
 NOT_SQUARE = "its pixels are not square: scaled to their true proportions"
 NOT_BELIEVED = "its pixels are said to be over 16 times as long as wide, which is not believable: taken as square"
-FIRST_OF_SEVERAL = "it has several frames or pages, and only the first is read: add a Frame column, with a row for each"
+FIRST_OF_SEVERAL = "only the first of several frames or pages is read: add a Frame column, with a row for each"
 THUMBNAIL = "the page that is read is a thumbnail of another page: name that one in a Frame column"
 
 

@@ -12,6 +12,9 @@ from PIL import Image
 
 from medmoco.config import RunSettings, load
 from medmoco.data.audit import Report, audit
+from medmoco.data.loading import read_canvases
+from medmoco.data.manifest import load_manifest
+from medmoco.data.pack_writing import make_pack
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.shortcuts import find_shortcuts
 from tests.data.dicom_files import RAMP12, save_dicom
@@ -268,3 +271,20 @@ def test_audit__the_published_split_of_real_films_shares_patients(shared: Path, 
     report = audit(settings, tmp_path / "report")
     (fault,) = report.faults
     assert (fault.kind, len(fault.rows), fault.remark) == ("patient in two splits", 219, "115 patients")
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["without a Frame column", "with one"])
+def test_audit__several_pages_are_remarked_on_where_no_frame_is_named(tmp_path: Path, named: bool) -> None:
+    """So are they when a pack is made and when training reads the files."""
+    first, second = (Image.fromarray(film(seed)) for seed in (1, 2))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    (tmp_path / "train.csv").write_text("Path,PatientID,Frame\na.tif,P1,1\n" if named else "Path,PatientID\na.tif,P1\n")
+    settings = settings_of(tmp_path, tmp_path)
+    audit(settings, tmp_path / "report", find_shortcuts=find_shortcuts)
+    lines: list[str] = []
+    make_pack(settings.data, tmp_path / "pack", lines.append)
+    _, notices = read_canvases(load_manifest(settings.data, ("train",))["train"], np.array([0]), settings)
+    words = "only the first of several frames or pages is read"
+    for said in ((tmp_path / "report/rows.csv").read_text(), (tmp_path / "pack/notices.csv").read_text(), str(notices)):
+        assert (words in said) != named
+    assert any(words in line for line in lines) != named
