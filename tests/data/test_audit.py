@@ -119,7 +119,7 @@ def test_audit__the_list_of_rows_says_what_and_where(planted: Path) -> None:
     assert found["test", "6", "near duplicate in two splits"] == ("much like train row 3", "brighter.jpg")
     assert found["test", "5", "file in two splits"] == ("same file as val row 3", "secret7.png")
     assert found["train", "11", "smaller than the canvas"] == ("40 x 30 pixels", "small.png")
-    assert found["train", "13", "file unreadable"][0].startswith("neither PNG, JPEG, TIFF nor DICOM by its content;")
+    assert found["train", "13", "file unreadable"][0].startswith("a web page or XML in the place of the file;")
     assert [line["severity"] for line in lines] == sorted(line["severity"] for line in lines)  # faults first
 
 
