@@ -107,8 +107,8 @@ def read_dicom(
     with _BoundedReader(FileIO(path)) as stream:
         with _in_our_words():
             header, source, syntax = _header(stream, inflate_to)
-            frames = _check_header(header, syntax)
-        admit(int(header.Columns), int(header.Rows), frames)
+            width, height, frames = _check_header(header, syntax)
+        admit(width, height, frames)
         check_frame(frame, frames)
         with _in_our_words():
             pixels = _decoded(header, source, syntax, frame, frames)
@@ -175,8 +175,8 @@ def _inflated_dataset(stream: BinaryIO, most: int) -> bytes:
     return plain
 
 
-def _check_header(header: Dataset, syntax: UID) -> int:
-    """Refuse what is not a readable image, or says of itself what cannot be; return the number of frames."""
+def _check_header(header: Dataset, syntax: UID) -> tuple[int, int, int]:
+    """Refuse what is not a readable image, or says of itself what cannot be; return width, height and frames."""
     if kind := NO_IMAGE_CLASSES.get(str(header.get("SOPClassUID"))):
         raise Unreadable(f"it is {kind}, not an image; take the row out of the CSV")
     if "Rows" not in header or "Columns" not in header:
@@ -203,7 +203,7 @@ def _check_header(header: Dataset, syntax: UID) -> int:
             f"its High Bit is {stored - 1 + shift} for {stored} bits stored of {allocated}, where it must be"
             f" {stored - 1};\ncorrect the header, or convert the file with the software of its maker"
         )
-    return max(1, int(header.get("NumberOfFrames") or 1))
+    return int(header.Columns), int(header.Rows), max(1, int(header.get("NumberOfFrames") or 1))
 
 
 def _shift(header: Dataset) -> int:

@@ -57,8 +57,6 @@ def write(
     for name, value in tags.items():
         if isinstance(value, tuple):
             dataset.add(DataElement(pydicom.datadict.tag_for_keyword(name), *value))  # type: ignore[arg-type]
-        elif value is None:
-            delattr(dataset, name)
         else:
             setattr(dataset, name, value)
     dataset.PixelData = in_order(cells.tobytes(), syntax, bits)
@@ -274,11 +272,12 @@ def test_read_image__tables_whatever_their_vr_and_form(
 
 
 CONTRADICTIONS = {
-    "BitsAllocated": [1, 8, 12, 16, 24, 32, 64], "BitsStored": [0, 1, 8, 12, 16, 17, 33], "HighBit": [0, 7, 11, 15, 31],
-    "PixelRepresentation": [0, 1, 2], "SamplesPerPixel": [0, 1, 2, 3, 4], "Rows": [0, 1, 39, 41, 60000],
+    "BitsAllocated": [1, 8, 12, 16, 24, 32, 64], "BitsStored": [0, 1, 8, 12, 16, 17, None],
+    "HighBit": [0, 7, 11, 15, 31],
+    "PixelRepresentation": [0, 1, 2], "SamplesPerPixel": [0, 1, 2, 3, 4], "Rows": [0, 1, 39, 41, 60000, [40, 40]],
     "Columns": [0, 35, 36, 37],
     "PhotometricInterpretation": ["MONOCHROME1", "RGB", "YBR_FULL", "YBR_FULL_422", "PALETTE COLOR", "HSV", ""],
-    "NumberOfFrames": [0, 1, 2, 10**6], "PlanarConfiguration": [0, 1, 2],
+    "NumberOfFrames": [0, 1, 2, 10**6, -1, ""], "PlanarConfiguration": [0, 1, 2],
     "PixelAspectRatio": [[1, 2], [0, 1], [1, 10**6]],
     "PixelSpacing": [[0.5, 1], [0, 0], [1]], "WindowWidth": [0, -5, 1e300, 0.5], "WindowCenter": [[], 1e300],
     "RescaleSlope": [0, 1e300, -1], "PixelPaddingValue": [("US", 0)],
