@@ -4,6 +4,8 @@ The map, in the order in which data flows:
 
 errors.py               what is refused, and why
 config/                 YAML to one typed tree
+    yaml_text.py        YAML to plain values, and back
+    paths.py            ~ and variables in paths
     base.py             what settings are made of
     data.py             files, canvases, views
     training.py         encoder, method, loop

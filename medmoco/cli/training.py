@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medmoco.cli.data import make_missing_pack
-from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, say
+from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, path, say
 from medmoco.cli.processes import in_processes
 
 PANEL = "Training"
@@ -54,7 +54,7 @@ def pretrain(
 def tune(
     config_file: Config,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the search [OUT-tune].")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the search [OUT-tune].")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     devices: Devices = None,
@@ -76,7 +76,7 @@ def tune(
 @commands.command(rich_help_panel=PANEL)
 def slurm(
     config_file: Config,
-    out: Annotated[Path, typer.Option(help="Batch file to write, such as job.sbatch.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Batch file to write, such as job.sbatch.")],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="On each node; one process for each.")] = 1,
@@ -98,7 +98,7 @@ def slurm(
 def finetune(
     config_file: Config,
     encoder: Encoder,
-    out: Annotated[Path, typer.Option(help="Run folder of the fine-tuning.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Run folder of the fine-tuning.")],
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

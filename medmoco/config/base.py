@@ -6,17 +6,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from medmoco.config.yaml_text import shown
+
 Tree = dict[str, Any]
 
 
 def _refuse_bool_and_text(value: Any) -> Any:
     if isinstance(value, bool | str):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{shown(value)} is not a number")
     return value
 
 
 Int = Annotated[int, BeforeValidator(_refuse_bool_and_text)]
-Float = Annotated[float, BeforeValidator(_refuse_bool_and_text)]
+Float = Annotated[float, BeforeValidator(_refuse_bool_and_text), Field(allow_inf_nan=False)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Positive = Annotated[Float, Field(gt=0)]
 Count = Annotated[Int, Field(ge=1)]
