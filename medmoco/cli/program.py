@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -27,6 +28,8 @@ def main() -> None:
     """Run the command line; errors a user can cause end in their message and exit code, without a traceback."""
     # Third-party deprecations are our business, not the user's; what medmoco has to say goes through the run log.
     warnings.filterwarnings("ignore")
+    # Otherwise processes that are started would run a random.py in the working folder in place of Python's own.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
     except MedmocoError as error:

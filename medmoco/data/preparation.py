@@ -135,6 +135,7 @@ def run(about: About, prepare: Callable[[Source], Prepared], arguments: Sequence
     if about.dicom:
         parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read headers")
     given = parser.parse_args(arguments)
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that read headers import nothing of the working folder
     try:
         check_new_folder(given.out)
         if not given.source.exists():

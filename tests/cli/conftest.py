@@ -16,6 +16,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def run(*arguments: object, code: int = 0) -> Said:
         monkeypatch.setattr(sys, "argv", ["medmoco", *map(str, arguments)])
+        monkeypatch.setenv("PYTHONSAFEPATH", "")  # the command line sets it, for the processes of this test alone
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
