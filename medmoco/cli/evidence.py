@@ -105,7 +105,7 @@ def detect(
     from medmoco.detection.detect import detect as run
 
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, out) as group:
         found = run(
             settings, encoder, out, test=test, against=against, pictures=pictures, **changes, say=say, group=group
         )

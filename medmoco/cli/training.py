@@ -43,7 +43,7 @@ def pretrain(
     from medmoco.training.pretrain import pretrain as run
 
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, settings.out) as group:
         group.first(lambda: make_missing_pack(settings), patiently=True)
         run(settings, monitor=knn_monitor, **changes, group=group)
         if group.is_first:
@@ -64,7 +64,7 @@ def tune(
     from medmoco.evaluation.tune import tune as search
 
     folder = out or settings.out.with_name(f"{settings.out.name}-tune")
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, folder) as group:
         group.first(lambda: make_missing_pack(settings), patiently=True)
         table = search(
             config_file, overrides or (), folder, resume=resume, overwrite=overwrite, say=say, group=group
@@ -109,7 +109,7 @@ def finetune(
     settings = load(config_file, overrides)
     from medmoco.evaluation.finetune import finetune as run
 
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, out) as group:
         run(
             settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=say,
             group=group,

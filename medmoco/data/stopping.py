@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from medmoco.errors import Stopped
 
 
 class _Request:
@@ -38,3 +41,23 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number in numbers:
             signal.signal(number, request.before[number])
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Raise Stopped where SIGTERM, SIGUSR1 or Ctrl-C comes outside a loop that stops at a good place, see above."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # A run that is ending already ends for its own reason: a launcher tells the others to stop when one has failed.
+    if sys.exception() is None:
+        raise Stopped("stopped outside the training loop; --resume repeats what the last checkpoint does not hold")

@@ -20,7 +20,7 @@ import torch
 from medmoco.config import RunSettings, Tree, as_tree, flatten, load
 from medmoco.data.files import sha256_of, sync_folder
 from medmoco.errors import CheckpointError, SettingsError, first_line
-from medmoco.models.backbones import Backbone, create_backbone, load_weights
+from medmoco.models.backbones import Backbone, check_size, create_backbone, load_weights
 
 FORMAT = 1
 KEPT = 3
@@ -245,6 +245,7 @@ def load_backbone(
         raise SettingsError(
             f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"
         )
+    check_size(backbone, settings.evaluate.size or size, "evaluate.size" if settings.evaluate.size else "views.size")
     if source == "random":
         return backbone, {"kind": "random"}
     path = Path(source)

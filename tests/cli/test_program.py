@@ -71,3 +71,20 @@ def test_main__processes_that_it_starts_run_no_modules_of_the_working_folder(
     assert subprocess.run(child, check=False).returncode == 7
     call("--help")
     assert subprocess.run(child, check=False).returncode == 0
+
+
+def test_main__what_nobody_foresaw_is_a_sentence_and_its_traceback_is_kept(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied, of 'P0017'")
+
+    monkeypatch.setattr("medmoco.config.describe", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = call("config", "--config", "configs/cxr.yaml", code=1).stderr
+    assert said.startswith("medmoco: unexpected RuntimeError: mat1 and mat2 shapes cannot be multiplied, of ...\n")
+    assert "Traceback" not in said
+    (kept,) = tmp_path.glob("medmoco-*.txt")
+    assert str(kept) in said
+    assert "in fail" in kept.read_text()
+    assert "P0017" not in kept.read_text().split("raise RuntimeError")[1].partition("\n")[2]
