@@ -88,6 +88,7 @@ training/               the loop and its surroundings
     mishaps.py          skipped steps, replaced images, listed
     contrast.py         the task: two views contrasted
     run_folder.py       one run, safely, per folder
+    status.py           how a run ended, whatever ended it
     pretrain.py         wires a pretraining run
     slurm.py            settings to a cluster job
     bench.py            what holds training up

@@ -32,7 +32,7 @@ def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Itera
     """
     from medmoco.training.distributed import joined
     from medmoco.training.launch import find_placement, launch, wanted_processes
-    from medmoco.training.run_folder import note_death
+    from medmoco.training.status import note_death
 
     placement = find_placement(os.environ)
     processes = 1 if placement else wanted_processes(settings.train, devices)

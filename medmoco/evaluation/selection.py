@@ -21,8 +21,9 @@ from medmoco.training.checkpoint import save_checkpoint
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, Task, TrainState, fit
 from medmoco.training.mishaps import Mishaps
-from medmoco.training.run_folder import CHECKPOINTS, Start, reporting_end, write_status
+from medmoco.training.run_folder import CHECKPOINTS, Start
 from medmoco.training.runlog import RunLog, SilentLog
+from medmoco.training.status import reporting_end, write_status
 
 Measure = Callable[[Callable[[], bool]], tuple[float, dict[str, float]]]
 

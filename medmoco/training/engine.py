@@ -113,8 +113,7 @@ def fit(
         group: The processes that train together.
 
     Raises:
-        DivergedError: `train.max_skipped` steps in a row had no finite gradient, the last step had none, or weights are
-            not finite; the state is not saved.
+        DivergedError: see `Skips` and `_check_finite`; the state is not saved.
         Stopped: a signal asked for it; the state is saved.
         DataError: an image cannot be used, or data does not come; the state is saved.
         DistributedError: another process is gone or hangs.

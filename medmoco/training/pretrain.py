@@ -41,10 +41,9 @@ from medmoco.training.run_folder import (
     describe_run,
     enter_folder,
     facts_of,
-    reporting_end,
-    write_status,
 )
 from medmoco.training.runlog import RunLog, SilentLog
+from medmoco.training.status import reporting_end, write_status
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training. Asks the

@@ -127,7 +127,7 @@ NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4
         (PRETRAIN, "training.engine._step", _fails(MemoryError()), "failed", 2, "the machine has too little memory"),
         (PRETRAIN, "training.engine._step", _fails(RuntimeError(NO_MEMORY)), "failed", 2, "the machine has too little"),
         (PRETRAIN, "training.pretrain.training_batches", _interrupted, "stopped", 75, "Go on with: medmoco pretrain"),
-        (PRETRAIN, "training.pretrain.training_batches", _fails(OSError(11, "busy")), "failed", 1, "OSError: busy"),
+        (PRETRAIN, "training.pretrain.training_batches", _fails(OSError(5, "worn")), "failed", 1, "OSError: worn"),
         (PRETRAIN, "training.pretrain.save_checkpoint", _fails(RuntimeError("x")), "failed", 1, "RuntimeError: x"),
         (FINETUNE, "evaluation.finetune.save_classifier", _fails(ValueError("P0003")), "failed", 1, "ValueError\n"),
         (FINETUNE, "evaluation.finetune.save_classifier", _interrupted, "stopped", 75, "Go on with: medmoco finetune"),
