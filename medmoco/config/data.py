@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
+from medmoco.config.base import Count, Float, Fraction, Int, Positive, Seconds, Settings, Tree
 from medmoco.config.paths import PathSetting, PathText
 from medmoco.config.yaml_text import shown
 
@@ -78,7 +78,7 @@ class DataSettings(Settings):
     max_frames: Count = 10_000
     """Files of more frames are refused before decoding. Source: enhanced CT and MR series hold some thousands."""
 
-    decode_seconds: Positive = 60.0
+    decode_seconds: Seconds = 60.0
     """`check` and `pack` give up a file after this time. Source: measured, JPEG 2000 takes 0.2 s per million pixels."""
 
     decode_megabytes: Annotated[Int, Field(ge=64)] = 4096

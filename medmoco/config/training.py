@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
+from medmoco.config.base import Count, Float, Fraction, Int, Positive, Seconds, Settings, Tree
 from medmoco.config.paths import PathSetting
 
 METHODS: dict[str, Tree] = {
@@ -192,7 +192,7 @@ class TrainSettings(Settings):
     max_skipped: Count = 20
     """A step without a finite gradient is skipped; so many of them in a row end the run."""
 
-    hang_seconds: Positive = 600.0
+    hang_seconds: Seconds = 600.0
     """A process that does not answer for so long counts as hung; a data worker, after three quarters of it.
     Source: PyTorch waits 10 minutes for NCCL."""
 
