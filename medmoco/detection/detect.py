@@ -99,8 +99,7 @@ def detect(
     with group.one_fate():
         annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
-        warn = say if group.is_first else lambda _: None
-        backbone, source = load_backbone(encoder, settings, warn, whole_images=False)
+        backbone, source = load_backbone(encoder, settings, say if group.is_first else lambda _: None, whole=False)
     facts = _facts(settings, annotations, backbone, source) | {"processes": group.size}
     model = create_detector(backbone, settings, len(annotations.labels))
     run = _Run(settings, annotations, model, encoder, source, device, precision)

@@ -222,7 +222,7 @@ def load_run(run: Path) -> RunSettings:
 
 
 def load_backbone(
-    source: str, settings: RunSettings, warn: Callable[[str], None] = lambda _: None, *, whole_images: bool = True
+    source: str, settings: RunSettings, warn: Callable[[str], None] = lambda _: None, *, whole: bool = True
 ) -> tuple[Backbone, dict[str, Any]]:
     """Return the encoder that a run folder, a weights file or the word "random" stands for.
 
@@ -230,7 +230,7 @@ def load_backbone(
         source: Run folder, weights file of any known scheme, or "random" for the untrained network of the seed.
         settings: Name the architecture and how it is fed; a run must agree with them.
         warn: Told of damaged checkpoints.
-        whole_images: It is to see images of `evaluate.size` (or `views.size`), and not others, as a detector does.
+        whole: It is to see whole images, of `evaluate.size` (or `views.size`), unlike that of a detector.
 
     Returns:
         The backbone and what it is: kind, step and epoch.
@@ -246,7 +246,7 @@ def load_backbone(
         raise SettingsError(
             f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"
         )
-    if whole_images:
+    if whole:
         key = "evaluate.size" if settings.evaluate.size else "views.size"
         check_size(backbone, settings.evaluate.size or size, key)
     if source == "random":
