@@ -4,6 +4,8 @@ The map, in the order in which data flows:
 
 errors.py               what is refused, and why
 config/                 YAML to one typed tree
+    yaml_text.py        YAML to plain values, and back
+    paths.py            ~ and variables in paths
     base.py             what settings are made of
     data.py             files, canvases, views
     training.py         encoder, method, loop
@@ -91,6 +93,7 @@ training/               the loop and its surroundings
     mishaps.py          skipped steps, replaced images, listed
     contrast.py         the task: two views contrasted
     run_folder.py       one run, safely, per folder
+    status.py           how a run ended, whatever ended it
     pretrain.py         wires a pretraining run
     slurm.py            settings to a cluster job
     bench.py            what holds training up

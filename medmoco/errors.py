@@ -8,6 +8,7 @@
     ├── CheckpointError       4   a run folder or checkpoint that cannot be read or written
     ├── DivergedError         5   the loss is not finite
     ├── DistributedError      6   a process of the run that is gone, hangs or cannot be met
+    ├── UnexpectedError       1   what medmoco did not foresee: a bug of its own or of a library
     └── Stopped              75   interrupted, saved, and resumable
 
 A message says what happened, where (file, row or key), and what to do, in at most five lines. It carries row numbers
@@ -15,6 +16,9 @@ and settings keys; a patient id or an image path is never part of it.
 """
 
 from __future__ import annotations
+
+import re
+import traceback
 
 
 class MedmocoError(Exception):
@@ -51,6 +55,10 @@ class DistributedError(MedmocoError):
     exit_code = 6
 
 
+class UnexpectedError(MedmocoError):
+    pass
+
+
 class Stopped(MedmocoError):
     exit_code = 75
 
@@ -59,3 +67,27 @@ def first_line(error: BaseException) -> str:
     """Return what a library's exception says in one line; its type where it says nothing."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+# What others' exceptions say is shown where it is of shapes and memory, as that of torch; not where it may be of cells.
+_HARMLESS = (RuntimeError, MemoryError, TypeError, AttributeError, AssertionError, ImportError)
+_NAMES = re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|\S*[/\\]\S*")  # what is quoted or looks like a path
+
+
+def without_names(error: BaseException) -> str:
+    """Return the type of an exception, and what it says without anything that may name a patient or a file."""
+    kind = type(error).__name__
+    if isinstance(error, OSError):
+        return f"{kind}: {error.strerror}" if error.strerror else kind
+    lines = str(error).strip().splitlines() if isinstance(error, _HARMLESS) else []
+    if not lines:
+        return kind
+    # An exception of a data worker begins with "Caught", and ends with what it was.
+    said = _NAMES.sub("...", lines[-1 if lines[0].startswith("Caught ") else 0])
+    return said if said.startswith(f"{kind}: ") else f"{kind}: {said}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return a traceback, which ends as `without_names` says."""
+    frames = traceback.format_tb(error.__traceback__)
+    return "".join(["Traceback (most recent call last):\n", *frames, without_names(error)])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from medmoco import errors
 
 
@@ -24,3 +26,33 @@ def test_tree__docstring_draws_every_class_under_its_base_with_its_exit_code() -
         name: (kind.__base__.__name__ if kind is not errors.MedmocoError else None, kind.exit_code)
         for name, kind in classes.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("Kernel size: (3 x 3). Kernel size can't be greater\nmore"),
+         "RuntimeError: Kernel size: (3 x 3). Kernel size can't be greater"),
+        (RuntimeError("cannot read '/data/Doe^Jane/1.dcm' or img/7.png"), "RuntimeError: cannot read ... or ..."),
+        (RuntimeError("Caught ValueError in DataLoader worker process 0.\nTraceback ...\nValueError: bad shape\n"),
+         "RuntimeError: ValueError: bad shape"),
+        (FileNotFoundError(2, "No such file or directory", "Doe.png"), "FileNotFoundError: No such file or directory"),
+        (KeyError("P0017"), "KeyError"),
+        (ValueError("could not convert P0017 to float"), "ValueError"),
+        (MemoryError(), "MemoryError"),
+    ],
+)  # fmt: skip
+def test_without_names__says_what_cannot_name_a_patient(error: Exception, expected: str) -> None:
+    assert errors.without_names(error) == expected
+
+
+def test_traceback_of__shows_where_but_not_what() -> None:
+    def look_up(cell: str) -> int:
+        return {}[cell]
+
+    with pytest.raises(KeyError) as caught:
+        look_up("P0017")
+    text = errors.traceback_of(caught.value)
+    assert "in look_up" in text
+    assert text.endswith("\nKeyError")
+    assert "P0017" not in text.split("in look_up")[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medmoco.cli.options import Config, Overrides, load, say
+from medmoco.cli.options import Config, Overrides, load, path, say
 from medmoco.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def phantom(
-    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
     patients: Annotated[int, typer.Option(min=10, help="Number of synthetic patients.")] = 160,
     image_size: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -33,8 +33,10 @@ def phantom(
 
 @commands.command(rich_help_panel=PANEL)
 def split(
-    csv_file: Annotated[Path, typer.Option("--csv", help="Any table with a header; .csv.gz is read too.")],
-    out: Annotated[Path, typer.Option(help="New or empty folder for train.csv, val.csv, test.csv and README.md.")],
+    csv_file: Annotated[Path, typer.Option("--csv", parser=path, help="Any table with a header; .csv.gz is read too.")],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="New or empty folder for train.csv, val.csv, test.csv and README.md.")
+    ],
     labels: Annotated[str, typer.Option(metavar="A,B", help="Columns of 1, 0, -1 and blank to balance.")] = "",
     group: Annotated[str | None, typer.Option(help="Column that names the patient; PatientID if not given.")] = None,
     keep: Annotated[str | None, typer.Option(help="Official split column: its val and test rows stay.")] = None,
@@ -62,7 +64,7 @@ def split(
 @commands.command(rich_help_panel=PANEL)
 def preview(
     config_file: Config,
-    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows patients' images.")],
     overrides: Overrides = None,
     images: Annotated[int, typer.Option(min=1, max=50)] = 6,
     views: Annotated[int, typer.Option(min=1, max=20)] = 6,
@@ -79,11 +81,13 @@ def check(
     config_file: Config,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the report and the list of bad rows [OUT-check].")
+        Path | None, typer.Option(parser=path, help="Folder for the report and the list of bad rows [OUT-check].")
     ] = None,
     against: Annotated[
         list[Path] | None,
-        typer.Option(help="YAML file or manifest of other pretraining data, to seek in val and test. Repeatable."),
+        typer.Option(
+            parser=path, help="YAML file or manifest of other pretraining data, to seek in val and test. Repeatable."
+        ),
     ] = None,
 ) -> None:
     """Read every row and file, and say what is wrong with them."""
@@ -103,16 +107,16 @@ def check(
 @commands.command(rich_help_panel=PANEL)
 def pack(
     config_file: Config,
-    out: Annotated[str | None, typer.Option(help="Folder of the pack; without it, data.pack.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the pack; without it, data.pack.")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers do it.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Decode every image once, for training to read; go on with a pack that is there, or check it."""
     settings = load(config_file, overrides)
-    from medmoco.data.pack_cache import is_url
+    from medmoco.config.paths import is_url
 
     folder = out or settings.data.pack
-    if folder is None or is_url(folder):
+    if folder is None or is_url(str(folder)):
         raise SettingsError("give --out, or set data.pack to the folder that the pack shall be in")
     failed = _make_pack(settings, Path(folder), dask)
     if failed:
@@ -137,8 +141,8 @@ def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> 
 
 def make_missing_pack(settings: RunSettings) -> None:
     """Make the pack that the settings name, where there is none yet."""
+    from medmoco.config.paths import is_url
     from medmoco.data.pack import INFO
-    from medmoco.data.pack_cache import is_url
 
     place = settings.data.pack
     if place and not is_url(place) and not Path(place, INFO).is_file():

@@ -19,6 +19,7 @@ from medmoco.cli.options import (
     Test,
     load,
     named,
+    path,
     say,
 )
 from medmoco.cli.processes import in_processes
@@ -31,7 +32,7 @@ commands = typer.Typer()
 def evaluate(
     config_file: Config,
     encoder: Encoders,
-    out: Annotated[Path, typer.Option(help="Folder for scores, predictions, the probe and the table.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for scores, predictions, the probe and the table.")],
     test: Test = False,
     overrides: Overrides = None,
 ) -> None:
@@ -47,7 +48,7 @@ def evaluate(
 def curve(
     config_file: Config,
     encoder: Encoders,
-    out: Annotated[Path, typer.Option(help="Folder for curve.csv, curve.json and the figures.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for curve.csv, curve.json and the figures.")],
     draws: Annotated[int, typer.Option(min=1, help="Draws of patients for each share of labels below 100 %.")] = 5,
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Also train end to end, from the encoder and from nothing. Takes long.")
@@ -66,9 +67,11 @@ def curve(
 @commands.command(rich_help_panel=PANEL)
 def external(
     config_file: Config,
-    other: Annotated[Path, typer.Option(help="YAML file of the other data: its manifest, root and labels.")],
-    classifier: Annotated[Path, typer.Option(help="Folder that evaluate or finetune left.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    other: Annotated[
+        Path, typer.Option(parser=path, help="YAML file of the other data: its manifest, root and labels.")
+    ],
+    classifier: Annotated[Path, typer.Option(parser=path, help="Folder that evaluate or finetune left.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for the results.")],
     overrides: Overrides = None,
 ) -> None:
     """Score a frozen classifier on the test split of other data, and show the drop; both looks are noted."""
@@ -82,13 +85,14 @@ def external(
 def detect(
     config_file: Config,
     encoder: Encoder,
-    out: Annotated[Path, typer.Option(help="Run folder of the detector.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Run folder of the detector.")],
     test: Test = False,
     against: Annotated[
-        Path | None, typer.Option(help="Run folder of another detector, for paired differences on the same images.")
+        Path | None,
+        typer.Option(parser=path, help="Run folder of another detector, for paired differences on the same images."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="PNG file of boxes in a few images. It shows patients' images.")
+        Path | None, typer.Option(parser=path, help="PNG file of boxes in a few images. It shows patients' images.")
     ] = None,
     overrides: Overrides = None,
     resume: Resume = False,
@@ -101,7 +105,7 @@ def detect(
     from medmoco.detection.detect import detect as run
 
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, out) as group:
         found = run(
             settings, encoder, out, test=test, against=against, pictures=pictures, **changes, say=say, group=group
         )
@@ -112,11 +116,17 @@ def detect(
 
 @commands.command(rich_help_panel=PANEL)
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, to stand side by side.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write [report.html in the first folder].")] = None,
-    card: Annotated[Path | None, typer.Option(help="Model card of the first run [export/MODEL_CARD.md in it].")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(parser=path, metavar="RUN...", help="Run folders, to stand side by side.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="HTML file to write [report.html in the first folder].")
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option(parser=path, help="Model card of the first run [export/MODEL_CARD.md in it].")
+    ] = None,
     pictures: Annotated[
-        list[Path] | None, typer.Option(help="PNG file to show too; it may show patients. Repeatable.")
+        list[Path] | None, typer.Option(parser=path, help="PNG file to show too; it may show patients. Repeatable.")
     ] = None,
     title: Annotated[str, typer.Option(help="Of the page [the names of the folders].")] = "",
 ) -> None:

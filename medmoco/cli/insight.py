@@ -16,6 +16,7 @@ from medmoco.cli.options import (
     ScoredSplit,
     load,
     named,
+    path,
     row_numbers,
     say,
     split_name,
@@ -29,7 +30,9 @@ commands = typer.Typer()
 def neighbours(
     config_file: Config,
     encoder: Encoder,
-    out: Annotated[Path, typer.Option(help="NAME.png, which shows patients, with NAME.csv; or NAME.csv alone.")],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="NAME.png, which shows patients, with NAME.csv; or NAME.csv alone.")
+    ],
     rows: Rows,
     overrides: Overrides = None,
     split: ScoredSplit = "val",
@@ -54,7 +57,7 @@ def neighbours(
 def projection(
     config_file: Config,
     encoder: Encoder,
-    out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for the table and the figure.")],
     overrides: Overrides = None,
     split: ScoredSplit = "val",
     colour: Annotated[str | None, typer.Option(help="Label that colours the points; without it, the first.")] = None,
@@ -70,7 +73,9 @@ def projection(
 def placement(
     config_file: Config,
     encoder: Encoders,
-    out: Annotated[Path, typer.Option(help="Folder for placement.json, histogram.csv, figures and the table.")],
+    out: Annotated[
+        Path, typer.Option(parser=path, help="Folder for placement.json, histogram.csv, figures and the table.")
+    ],
     overrides: Overrides = None,
     split: ScoredSplit = "val",
     twin: Annotated[
@@ -88,8 +93,10 @@ def placement(
 @commands.command(rich_help_panel=PANEL)
 def saliency(
     config_file: Config,
-    classifier: Annotated[Path, typer.Option(help="Classifier folder, as evaluate and finetune leave it.")],
-    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    classifier: Annotated[
+        Path, typer.Option(parser=path, help="Classifier folder, as evaluate and finetune leave it.")
+    ],
+    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows patients' images.")],
     rows: Rows,
     label: Annotated[str, typer.Option(help="One of the classifier's labels.")],
     overrides: Overrides = None,
@@ -105,8 +112,8 @@ def saliency(
 @commands.command(rich_help_panel=PANEL)
 def reconstruct(
     config_file: Config,
-    run: Annotated[Path, typer.Option(help="Run folder of a run with a decoder.")],
-    out: Annotated[Path, typer.Option(help="PNG file to write. It shows patients' images.")],
+    run: Annotated[Path, typer.Option(parser=path, help="Run folder of a run with a decoder.")],
+    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows patients' images.")],
     rows: Rows,
     overrides: Overrides = None,
     split: ScoredSplit = "val",

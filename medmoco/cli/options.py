@@ -14,7 +14,23 @@ from medmoco.errors import SettingsError
 if TYPE_CHECKING:
     from medmoco.config import RunSettings
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="YAML settings file.")]
+
+def path(text: str) -> Path:
+    """Read an option that is a path: the shell leaves ~ alone in --out=~/runs, and all that is in quotes."""
+    from medmoco.config.paths import to_path  # here, as --help needs no settings, and they take as long as the rest
+
+    try:
+        return to_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def source(text: str) -> str:
+    """Read what is a path or the word "random"."""
+    return str(path(text))
+
+
+Config = Annotated[Path, typer.Option("--config", "-c", parser=path, help="YAML settings file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")
 ]
@@ -26,7 +42,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 AllowChange = Annotated[
     bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
 ]
-Encoder = Annotated[str, typer.Option(help='Run folder, weights file, or the word "random".')]
+Encoder = Annotated[str, typer.Option(parser=source, help='Run folder, weights file, or the word "random".')]
 ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
 Encoders = Annotated[
     list[str],
@@ -43,7 +59,7 @@ Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a
 
 def load(config_file: Path, overrides: list[str] | None = None) -> RunSettings:
     """Read the settings of a command."""
-    from medmoco import config  # here, because --help needs no settings and importing them takes as long as the rest
+    from medmoco import config
 
     return config.load(config_file, overrides or ())
 
@@ -55,10 +71,13 @@ def named(encoders: list[str]) -> dict[str, str]:
         match = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
         if not match and number:
             raise SettingsError(f"--encoder {text}: name it, such as --encoder other={text}")
-        name, source = match.groups() if match else ("run", text)
+        name, place = match.groups() if match else ("run", text)
         if name in sources:
             raise SettingsError(f"--encoder: two are named '{name}'; give them different names")
-        sources[name] = source
+        try:
+            sources[name] = source(place)
+        except typer.BadParameter as error:
+            raise SettingsError(f"--encoder: {error}") from None
     return sources
 
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -19,18 +20,28 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def in_processes(settings: RunSettings, devices: int | None) -> Iterator[Group]:
+def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Iterator[Group]:
     """Start as many processes as are wanted, unless a launcher has; one of them says what goes wrong, and how to go on.
 
     The process that starts others waits for them and ends with their exit code.
+
+    Args:
+        settings: Of the run.
+        devices: Processes to start, as asked for.
+        out: Run folder, whose status says how the processes ended where none of them can.
     """
     from medmoco.training.distributed import joined
     from medmoco.training.launch import find_placement, launch, wanted_processes
+    from medmoco.training.status import note_death
 
     placement = find_placement(os.environ)
     processes = 1 if placement else wanted_processes(settings.train, devices)
     if processes > 1:
-        raise typer.Exit(launch(sys.argv[1:], processes))
+        try:
+            raise typer.Exit(launch(sys.argv[1:], processes))
+        except DistributedError as error:
+            note_death(out, error)
+            raise
     with joined(settings.train, placement) as group:
         try:
             yield group

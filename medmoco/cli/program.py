@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import warnings
 
 import typer
 
+from medmoco import __version__
 from medmoco.cli import data, evidence, insight, settings, training, use
-from medmoco.errors import MedmocoError
+from medmoco.errors import MedmocoError, UnexpectedError, traceback_of, without_names
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +30,8 @@ def main() -> None:
     """Run the command line; errors a user can cause end in their message and exit code, without a traceback."""
     # Third-party deprecations are our business, not the user's; what medmoco has to say goes through the run log.
     warnings.filterwarnings("ignore")
+    # Otherwise processes that are started would run a random.py in the working folder in place of Python's own.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app()
     except MedmocoError as error:
@@ -34,3 +39,16 @@ def main() -> None:
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
+    except Exception as error:
+        print(f"medmoco: unexpected {without_names(error)}\n{_kept(traceback_of(error))}", file=sys.stderr)
+        sys.exit(UnexpectedError.exit_code)
+
+
+def _kept(text: str) -> str:
+    """Write a traceback where it can be found, and say where; return it where that cannot be."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="medmoco-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(f"medmoco {__version__}\n{text}\n")
+    except OSError:
+        return text
+    return f"This is a bug of medmoco or of a library that it uses; please report it with the traceback in {file.name}"

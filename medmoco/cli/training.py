@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medmoco.cli.data import make_missing_pack
-from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, say
+from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, path, say
 from medmoco.cli.processes import in_processes
 
 PANEL = "Training"
@@ -43,7 +43,7 @@ def pretrain(
     from medmoco.training.pretrain import pretrain as run
 
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, settings.out) as group:
         group.first(lambda: make_missing_pack(settings), patiently=True)
         run(settings, monitor=knn_monitor, **changes, group=group)
         if group.is_first:
@@ -54,7 +54,7 @@ def pretrain(
 def tune(
     config_file: Config,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the search [OUT-tune].")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the search [OUT-tune].")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     devices: Devices = None,
@@ -64,7 +64,7 @@ def tune(
     from medmoco.evaluation.tune import tune as search
 
     folder = out or settings.out.with_name(f"{settings.out.name}-tune")
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, folder) as group:
         group.first(lambda: make_missing_pack(settings), patiently=True)
         table = search(
             config_file, overrides or (), folder, resume=resume, overwrite=overwrite, say=say, group=group
@@ -76,7 +76,7 @@ def tune(
 @commands.command(rich_help_panel=PANEL)
 def slurm(
     config_file: Config,
-    out: Annotated[Path, typer.Option(help="Batch file to write, such as job.sbatch.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Batch file to write, such as job.sbatch.")],
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="On each node; one process for each.")] = 1,
@@ -98,7 +98,7 @@ def slurm(
 def finetune(
     config_file: Config,
     encoder: Encoder,
-    out: Annotated[Path, typer.Option(help="Run folder of the fine-tuning.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Run folder of the fine-tuning.")],
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -109,7 +109,7 @@ def finetune(
     settings = load(config_file, overrides)
     from medmoco.evaluation.finetune import finetune as run
 
-    with in_processes(settings, devices) as group:
+    with in_processes(settings, devices, out) as group:
         run(
             settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=say,
             group=group,

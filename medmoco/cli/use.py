@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medmoco.cli.options import Config, Overrides, ScoredSplit, load, say, split_name
+from medmoco.cli.options import Config, Overrides, ScoredSplit, load, path, say, split_name
 from medmoco.errors import SettingsError
 
 PANEL = "Use"
@@ -17,8 +17,10 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=PANEL)
 def predict(
     config_file: Config,
-    classifier: Annotated[Path, typer.Option(help="Classifier folder, which finetune and evaluate leave.")],
-    out: Annotated[Path, typer.Option(help="CSV file for row numbers and probabilities.")],
+    classifier: Annotated[
+        Path, typer.Option(parser=path, help="Classifier folder, which finetune and evaluate leave.")
+    ],
+    out: Annotated[Path, typer.Option(parser=path, help="CSV file for row numbers and probabilities.")],
     overrides: Overrides = None,
     split: ScoredSplit = "test",
     with_path: Annotated[
@@ -36,8 +38,10 @@ def predict(
 
 @commands.command("import", rich_help_panel=PANEL)
 def import_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")],
-    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    file: Annotated[
+        Path, typer.Argument(parser=path, metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")
+    ],
+    out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
     backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, told by its tensors.")] = None,
     which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
     scheme: Annotated[
@@ -60,11 +64,13 @@ def import_file(
 
 @commands.command(rich_help_panel=PANEL)
 def export(
-    out: Annotated[Path, typer.Option(help="New or empty folder.")],
-    run: Annotated[Path | None, typer.Option(help="Run folder, whose encoder is exported.")] = None,
-    classifier: Annotated[Path | None, typer.Option(help="Folder that evaluate or finetune left.")] = None,
-    encoder: Annotated[Path | None, typer.Option(help="Weights file, used as --config says.")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings of --encoder.")] = None,
+    out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
+    run: Annotated[Path | None, typer.Option(parser=path, help="Run folder, whose encoder is exported.")] = None,
+    classifier: Annotated[Path | None, typer.Option(parser=path, help="Folder that evaluate or finetune left.")] = None,
+    encoder: Annotated[Path | None, typer.Option(parser=path, help="Weights file, used as --config says.")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", parser=path, help="YAML settings of --encoder.")
+    ] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -97,7 +103,7 @@ def export(
 
 @commands.command(rich_help_panel=PANEL)
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that export wrote.")],
+    folder: Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="Folder that export wrote.")],
     trust: Annotated[
         bool, typer.Option("--trust", help="Also load formats that can run code: program, monai-bundle.")
     ] = False,

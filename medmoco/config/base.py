@@ -6,19 +6,24 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from medmoco.config.yaml_text import shown
+
 Tree = dict[str, Any]
 
 
-def _refuse_bool_and_text(value: Any) -> Any:
+def _refuse_no_number(value: Any) -> Any:
     if isinstance(value, bool | str):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{shown(value)} is not a number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{shown(value)} is beyond what a computer counts to")
     return value
 
 
-Int = Annotated[int, BeforeValidator(_refuse_bool_and_text)]
-Float = Annotated[float, BeforeValidator(_refuse_bool_and_text)]
+Int = Annotated[int, BeforeValidator(_refuse_no_number)]
+Float = Annotated[float, BeforeValidator(_refuse_no_number), Field(allow_inf_nan=False)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Positive = Annotated[Float, Field(gt=0)]
+Seconds = Annotated[Float, Field(gt=0, le=10_000_000)]  # some months; timers of the system overflow later
 Count = Annotated[Int, Field(ge=1)]
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
+from medmoco.config.base import Count, Float, Fraction, Int, Positive, Seconds, Settings, Tree
+from medmoco.config.paths import PathSetting, PathText
+from medmoco.config.yaml_text import shown
 
 
 def _refuse_other_channels(value: Any) -> Any:
-    if value in ("gray", "rgb") or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
+    if (isinstance(value, str) and value in ("gray", "rgb")) or (
+        isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256
+    ):
         return value
-    raise ValueError(f"{value!r} is neither gray, rgb nor a number of bands from 1 to 256")
+    raise ValueError(f"{shown(value)} is neither gray, rgb nor a number of bands from 1 to 256")
 
 
 Channels = Annotated[Literal["gray", "rgb"] | int, BeforeValidator(_refuse_other_channels)]
@@ -37,10 +40,10 @@ class LabelPolicy(Settings):
 class DataSettings(Settings):
     """Which images, and how a file becomes a canvas."""
 
-    manifest: Path
+    manifest: PathSetting
     """Folder with train.csv, val.csv and test.csv, or one CSV with a Split column."""
 
-    root: str
+    root: PathText
     """Folder that the Path column is relative to; {split} in it becomes train, val or test."""
 
     labels: dict[str, LabelPolicy] = Field(default_factory=dict)
@@ -75,7 +78,7 @@ class DataSettings(Settings):
     max_frames: Count = 10_000
     """Files of more frames are refused before decoding. Source: enhanced CT and MR series hold some thousands."""
 
-    decode_seconds: Positive = 60.0
+    decode_seconds: Seconds = 60.0
     """`check` and `pack` give up a file after this time. Source: measured, JPEG 2000 takes 0.2 s per million pixels."""
 
     decode_megabytes: Annotated[Int, Field(ge=64)] = 4096
@@ -84,11 +87,11 @@ class DataSettings(Settings):
     allow_symlinks: bool = False
     """Symbolic links may lead out of `root`; those within it, and a root that is itself a link, always work."""
 
-    pack: Annotated[str, Field(min_length=1)] | None = None
+    pack: PathText | None = None
     """Folder or URL (s3://, gs://, ...) of what `medmoco pack` made: canvases are read from it, not from the files.
     `medmoco pretrain` makes a folder that is not there yet."""
 
-    pack_cache: Path | None = None
+    pack_cache: PathSetting | None = None
     """Folder on a disk of this machine that a pack at a URL is copied to, once."""
 
     pack_failures: Literal["refuse", "leave_out"] = "refuse"
@@ -131,6 +134,9 @@ class DataSettings(Settings):
     @classmethod
     def _labels_as_mapping(cls, tree: Any) -> Any:
         if isinstance(tree, dict) and isinstance(tree.get("labels"), list):
+            for name in tree["labels"]:
+                if not isinstance(name, str):
+                    raise ValueError(f"labels: {shown(name)} is not the name of a column; put it in quotes if it is")
             return {**tree, "labels": {name: {} for name in tree["labels"]}}
         return tree
 

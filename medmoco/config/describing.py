@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from medmoco.config.base import Tree
 from medmoco.config.reading import as_tree, field_of, flatten, load, merge, presets_for, read_file, read_overrides
 from medmoco.config.run import RunSettings
+from medmoco.config.yaml_text import dump
 
 
 def describe(path: Path | None, overrides: Sequence[str] = ()) -> str:
@@ -33,11 +34,14 @@ def _describe_node(node: Tree, parents: list[str], layers: list[tuple[Tree, str]
     for key, value in node.items():
         path = [*parents, key]
         if isinstance(value, dict) and value:
-            lines.append(f"{indent}{key}:")
+            lines.append(f"{indent}{_in_line(key)}:")
             _describe_node(value, path, layers, lines)
             continue
-        text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-        lines.append(f"{f'{indent}{key}: {text}':<44} # {_source_of(path, layers)}")
+        lines.append(f"{f'{indent}{_in_line(key)}: {_in_line(value)}':<44} # {_source_of(path, layers)}")
+
+
+def _in_line(value: Any) -> str:
+    return dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def _source_of(path: list[str], layers: list[tuple[Tree, str]]) -> str:

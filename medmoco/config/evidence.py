@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from medmoco.config.base import Count, Float, Int, Positive, Settings, Tree
+from medmoco.config.paths import PathSetting
 
 PROTOCOLS: dict[str, Tree] = {
     "end_to_end": {},
@@ -162,7 +162,7 @@ class DetectionSettings(Settings):
     those of `views`.
     """
 
-    boxes: Path | None = None
+    boxes: PathSetting | None = None
     """Table of the boxes, see manifests/README.md; null is boxes.csv beside the manifest."""
 
     unlisted: Literal["ignore", "negative"] = "ignore"

@@ -3,77 +3,69 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from medmoco.config.base import Tree
 from medmoco.config.data import RGB_RECIPES, LabelPolicy
 from medmoco.config.run import RunSettings
+from medmoco.config.yaml_text import dump, parse, shown
 from medmoco.errors import SettingsError
 
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 1e-3 as a number (YAML 1.2; PyYAML is 1.1)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise SettingsError(f"line {key_node.start_mark.line + 1}: key {key!r} is written twice; keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except SettingsError as error:
-        raise SettingsError(f"{where}, {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+# The user's own names: giving them again replaces the set instead of adding to it.
+_REPLACED = ("labels",)
+_MOST_BYTES = 1_000_000  # of a settings file; who names an image or a checkpoint need not wait for it to be read
 
 
 def read_file(path: Path) -> Tree:
-    """Return what a YAML file says; SettingsError where it cannot be read or is no mapping."""
+    """Return what a YAML file says; SettingsError where it cannot be read or is not a mapping."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        text = content[:_MOST_BYTES].decode("utf-8-sig")
     except FileNotFoundError:
         raise SettingsError(f"settings file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"settings file {path} cannot be read: {error}") from None
-    tree = _parse_yaml(text, str(path))
+    except OSError as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise SettingsError(f"settings file {path} is not text in UTF-8; save it as that") from None
+    if len(content) > _MOST_BYTES:
+        raise SettingsError(f"settings file {path} has more than {_MOST_BYTES:,} bytes; is it another file?")
+    tree = parse(text, str(path))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise SettingsError(f"{path}: settings are a mapping of keys to values, not a {type(tree).__name__}")
+        raise SettingsError(f"{path}: settings are a mapping of keys to values, such as 'out: runs/a'")
     return tree
 
 
 def read_overrides(overrides: Sequence[str]) -> Tree:
-    """Return what `key=value` texts say; SettingsError where one is none."""
+    """Return what `key=value` texts say, of which a later one adds to an earlier one or replaces its value.
+
+    Raises:
+        SettingsError: a text is not key=value, or names a key inside what another gave a plain value.
+    """
     tree: Tree = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise SettingsError(f"'{text}' is not key=value, such as train.epochs=10")
         *parents, leaf = key.split(".")
+        if not equals or not all((*parents, leaf)):
+            raise SettingsError(f"{shown(text)} is not key=value, such as train.epochs=10")
         node = tree
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             node = node.setdefault(parent, {})
-        node[leaf] = _parse_yaml(value, f"'{text}'")
+            if not isinstance(node, dict):
+                outer = ".".join(parents[:depth])
+                raise SettingsError(
+                    f"{shown(text)}: {shown(outer)} has been given the value {shown(node)} before; drop one of them"
+                )
+        given = parse(value, shown(text))
+        both = isinstance(given, dict) and isinstance(node.get(leaf), dict) and leaf not in _REPLACED
+        node[leaf] = merge(node[leaf], given) if both else given
     return tree
 
 
@@ -81,8 +73,7 @@ def merge(base: Tree, over: Tree) -> Tree:
     """Lay one tree over another."""
     merged = dict(base)
     for key, value in over.items():
-        # Labels are the user's own names: giving them again replaces the set instead of adding to it.
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "labels"
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in _REPLACED
         merged[key] = merge(merged[key], value) if nested else value
     return merged
 
@@ -119,28 +110,55 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
     return list(node.model_fields)
 
 
-_TYPE = re.compile(r"[\[(]|^constrained-")  # what pydantic adds to a key that may be of several types
+_MOST_LINES = 4  # of findings, under the line that names the source
 
 
-def _explain(error: ValidationError) -> str:
-    """Put pydantic's findings into at most four lines, one per key, without its jargon."""
-    lines = []
+def _explain(error: ValidationError, tree: Tree) -> str:
+    """Put pydantic's findings into few lines, one or two per key, without its jargon."""
+    texts = []
     for finding in error.errors():
-        location = [str(part) for part in finding["loc"] if not _TYPE.search(str(part))]
-        parent, key = location[:-1], ".".join(location)
+        location = _location(finding, tree)
+        parent, key = location[:-1], ".".join(map(_on_one_line, location))
         if finding["type"] == "extra_forbidden":
             known = _known_keys(parent)
             close = difflib.get_close_matches(location[-1], known, n=1)
             hint = f"did you mean '{'.'.join([*parent, close[0]])}'?" if close else f"known: {', '.join(known)}"
-            lines.append(f"unknown key '{key}'; {hint}")
+            texts.append(f"unknown key '{key}'; {hint}")
+        elif finding["type"] == "missing" and isinstance(finding["loc"][-1], int):
+            texts.append(f"'{'.'.join(parent)}' has too few values")
         elif finding["type"] == "missing":
-            lines.append(f"'{key}' is required: {_help_of(location)}")
+            texts.append(f"'{key}' is required: {_help_of(location)}")
+        elif finding["type"] == "model_type":
+            texts.append(f"'{key}' is a group of settings: {', '.join(_known_keys(location))}")
         else:
             message = finding["msg"].removeprefix("Value error, ")
-            lines.append(f"'{key}': {message}" if key else message)
-    shown = list(dict.fromkeys(lines))
-    more = [f"and {len(shown) - 3} more"] if len(shown) > 4 else []
-    return "\n".join(shown[: 3 if more else 4] + more)
+            texts.append(f"'{key}': {message}" if key else message)
+    lines = [text.splitlines() for text in dict.fromkeys(texts)]
+    if sum(map(len, lines)) <= _MOST_LINES:
+        return "\n".join(chain.from_iterable(lines))
+    shown_lines: list[str] = []
+    for number, own in enumerate(lines):
+        if len(shown_lines) + len(own) >= _MOST_LINES:
+            return "\n".join([*shown_lines, f"and {len(lines) - number} more"])
+        shown_lines += own
+    return "\n".join(shown_lines)
+
+
+def _location(finding: Mapping[str, Any], tree: Tree) -> list[str]:
+    """Return the keys that lead to a finding, without the names of types that pydantic puts between them."""
+    location, node = [], cast(Any, tree)
+    for part in finding["loc"]:
+        inside = range(len(node)) if isinstance(node, list) else node if isinstance(node, dict) else ()
+        if part in inside:
+            node = node[part]
+        elif finding["type"] != "missing":
+            continue
+        location.append(str(part))
+    return location
+
+
+def _on_one_line(text: str) -> str:
+    return text if text.isprintable() and len(text) <= 80 else shown(text)
 
 
 def field_of(dotted: Sequence[str]) -> Any:
@@ -172,11 +190,12 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> RunSettings:
     """
     file_tree = read_file(path) if path else {}
     user = merge(file_tree, read_overrides(overrides))
+    tree = merge(presets_for(user), user)
     try:
-        return RunSettings.model_validate(merge(presets_for(user), user))
+        return RunSettings.model_validate(tree)
     except ValidationError as error:
         sources = [str(path)] * bool(path) + ["command line"] * bool(overrides)
-        raise SettingsError(f"{' and '.join(sources)}:\n{_explain(error)}") from None
+        raise SettingsError(f"{' and '.join(sources) or 'settings'}:\n{_explain(error, tree)}") from None
 
 
 def as_tree(settings: BaseModel) -> Tree:
@@ -186,4 +205,4 @@ def as_tree(settings: BaseModel) -> Tree:
 
 def to_yaml(tree: Tree) -> str:
     """Write a settings tree as YAML that `load` reads back."""
-    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+    return dump(tree, default_flow_style=None, width=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -11,6 +10,7 @@ from medmoco.config.base import Int, Settings, Tree
 from medmoco.config.data import RECIPES, DataSettings, ViewSettings
 from medmoco.config.decoder import DecoderSettings
 from medmoco.config.evidence import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings
+from medmoco.config.paths import PathSetting
 from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
 from medmoco.config.tune import TuneSettings
 
@@ -18,13 +18,15 @@ from medmoco.config.tune import TuneSettings
 class RunSettings(Settings):
     """All settings of a run."""
 
-    out: Path
+    out: PathSetting
     """Run folder."""
 
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = 0
     """Of the weights at the start, of the order of samples and of every view."""
 
     data: DataSettings
+    """Which images, of which `data.manifest` and `data.root` are required."""
+
     views: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()
     method: MethodSettings = MethodSettings()

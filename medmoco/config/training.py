@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
+from medmoco.config.base import Count, Float, Fraction, Int, Positive, Seconds, Settings, Tree
+from medmoco.config.paths import PathSetting
 
 METHODS: dict[str, Tree] = {
     "moco_v1": {"temperature": 0.07, "projector": "linear"},
@@ -30,7 +30,7 @@ class ModelSettings(Settings):
     """A timm model name, monai/NAME for a MONAI network, or one of moco-v3's transformers: moco-v3/vit_small, and with
     a convolutional stem moco-v3/vit_conv_small. Source: He et al. 2020."""
 
-    init: Path | None = None
+    init: PathSetting | None = None
     """Weights file to start from, of medmoco or others (docs/import.md); RGB first layers are summed to gray."""
 
     fixed_patches: bool = False
@@ -192,7 +192,7 @@ class TrainSettings(Settings):
     max_skipped: Count = 20
     """A step without a finite gradient is skipped; so many of them in a row end the run."""
 
-    hang_seconds: Positive = 600.0
+    hang_seconds: Seconds = 600.0
     """A process that does not answer for so long counts as hung; a data worker, after three quarters of it.
     Source: PyTorch waits 10 minutes for NCCL."""
 

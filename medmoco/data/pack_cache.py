@@ -17,17 +17,13 @@ from typing import Any
 import fsspec
 
 from medmoco.config import DataSettings
+from medmoco.config.paths import is_url
 from medmoco.data.files import sha256_of
 from medmoco.data.pack import INFO, parse_info
 from medmoco.data.progress import track
 from medmoco.errors import DataError, SettingsError, first_line
 
 _STREAMS = 8  # files fetched at a time
-
-
-def is_url(place: str) -> bool:
-    """Tell a URL from a folder."""
-    return "://" in place
 
 
 def local_folder(data: DataSettings) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medmoco.config.paths import to_path
 from medmoco.data.headers import years
 from medmoco.data.manifest import SPLITS
 from medmoco.data.source import Source, numbers
@@ -116,17 +117,25 @@ def add_header_columns(table: pd.DataFrame, source: Source) -> pd.DataFrame:
     return table.join(headers[["ViewPosition", "Sex", "Age"]]).fillna("")
 
 
+def _path(text: str) -> Path:
+    try:
+        return to_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def run(about: About, prepare: Callable[[Source], Prepared], arguments: Sequence[str] | None = None) -> None:
     """Be the command line of a script; errors a user can cause end in their message and exit code."""
     origin = f" Get it from {about.url}" if about.url else ""
     parser = argparse.ArgumentParser(description=f"Write manifests of {about.name}.{origin}")
-    parser.add_argument("--source", type=Path, required=True, help=about.source)
-    parser.add_argument("--out", type=Path, required=True, help="new or empty folder for the manifests")
+    parser.add_argument("--source", type=_path, required=True, help=about.source)
+    parser.add_argument("--out", type=_path, required=True, help="new or empty folder for the manifests")
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient (default: 0)")
     parser.add_argument("--gzip", action="store_true", help="write .csv.gz, which medmoco reads as well")
     if about.dicom:
         parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read headers")
     given = parser.parse_args(arguments)
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that read headers import nothing of the working folder
     try:
         check_new_folder(given.out)
         if not given.source.exists():

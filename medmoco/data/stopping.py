@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from medmoco.errors import Stopped
+
+_NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Request:
@@ -14,27 +19,50 @@ class _Request:
 
     def __init__(self) -> None:
         self.asked = False
-        self.before: dict[int, Any] = {}
+        self.before: dict[int, Any] = {number: signal.getsignal(number) for number in _NUMBERS}
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def tell(self, number: int) -> None:
         self.asked = True
         outer = self.before[number]
         if isinstance(outer, _Request):
-            outer(number, frame)
+            outer.tell(number)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.tell(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        for number in _NUMBERS:
+            signal.signal(number, self)
+        try:
+            yield
+        finally:
+            for number in _NUMBERS:
+                signal.signal(number, self.before[number])
+
+
+class _RequestAtOnce(_Request):
+    """A handler that raises."""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.tell(number)
+        # A run that is ending already ends for its own reason: a launcher tells the others to stop when one has failed.
+        if sys.exception() is None:
+            raise Stopped("stopped outside the training loop; --resume repeats what the last checkpoint does not hold")
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a flag; saving happens in the loop, never in the handler."""
     request = _Request()
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    request.before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, request)
-    try:
+    with request.handling():
         yield lambda: request.asked
-    finally:
-        for number in numbers:
-            signal.signal(number, request.before[number])
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Raise Stopped where one of these signals comes outside a loop that stops at a good place, see above."""
+    with _RequestAtOnce().handling():
+        yield

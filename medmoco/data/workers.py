@@ -104,7 +104,14 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
     """
     others = active_children()
     handler = signal.getsignal(signal.SIGCHLD)
-    items = iter(loader)
+    try:
+        items = iter(loader)
+    except OSError as error:
+        _kill([process for process in active_children() if process not in others])
+        raise DataError(
+            f"a data worker cannot be started: {error.strerror}. Lower data.workers (now {settings.data.workers}), or"
+            " allow\nmore processes (ulimit -u) and memory."
+        ) from None
     workers = [process for process in active_children() if process not in others]
     if workers and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)  # DataLoader's own raises wherever this process happens to be

@@ -36,7 +36,7 @@ from medmoco.evaluation.ledger import add_look, ledger_of
 from medmoco.evaluation.selection import Selection, check_parts, loop_settings, train_and_select
 from medmoco.evaluation.table import MACRO
 from medmoco.training.checkpoint import load_backbone
-from medmoco.training.device import prepare_device
+from medmoco.training.device import memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer
@@ -99,11 +99,11 @@ def detect(
     with group.one_fate():
         annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
-        backbone, source = load_backbone(encoder, settings, say if group.is_first else lambda _: None)
+        backbone, source = load_backbone(encoder, settings, say if group.is_first else lambda _: None, whole=False)
     facts = _facts(settings, annotations, backbone, source) | {"processes": group.size}
     model = create_detector(backbone, settings, len(annotations.labels))
     run = _Run(settings, annotations, model, encoder, source, device, precision)
-    with ExitStack() as stack:
+    with memory_explained(settings.train), ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: _create_state(model, settings, device, precision, group),
             resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,

@@ -167,7 +167,7 @@ def _behind_the_maps(pyramid: Pyramid) -> list[nn.Parameter]:
         return []
     modes = {module: module.training for module in pyramid.net.modules()}
     pyramid.net.eval()  # leaves the statistics of norms alone
-    maps = pyramid.features(trained[0].new_zeros(1, pyramid.channels, 64, 64))
+    maps = pyramid.features(trained[0].new_zeros(1, pyramid.channels, 128, 128))  # enough for any network
     gradients = torch.autograd.grad(maps, trained, [torch.ones_like(each) for each in maps], allow_unused=True)
     for module, mode in modes.items():
         module.training = mode

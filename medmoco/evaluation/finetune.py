@@ -29,9 +29,10 @@ from medmoco.evaluation.metrics import auroc, undefined
 from medmoco.evaluation.selection import Selection, check_parts, loop_settings, train_and_select
 from medmoco.evaluation.supervision import Supervision, accuracies
 from medmoco.evaluation.targets import Lesson, load_lesson, targets_of
+from medmoco.models.backbones import check_size
 from medmoco.models.patches import check_all_learn, check_patches
 from medmoco.training.checkpoint import load_backbone
-from medmoco.training.device import prepare_device
+from medmoco.training.device import memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_layered_optimizer
@@ -124,7 +125,7 @@ def finetune(
         model, source = _create_model(settings, encoder, lesson, say if group.is_first else lambda _: None)
     facts = {**_facts(settings, loaded, model, source), "processes": group.size}
     run = _Run(settings, loaded, lesson, model, facts, source, device, precision)
-    with ExitStack() as stack:
+    with memory_explained(settings.train), ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: _create_state(model, source, settings, device, precision, group),
             resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
@@ -163,6 +164,7 @@ def _create_model(
 ) -> tuple[Classifier, dict[str, Any]]:
     """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
     backbone, source = load_backbone(encoder, settings, say)
+    check_size(backbone, settings.views.size)
     chosen = settings.finetune
     top_patches = chosen.top_patches if chosen.head == "patches" else None
     if top_patches is not None:

@@ -18,12 +18,12 @@ from medmoco.data.order import StepOrder
 from medmoco.data.quarantine import Quarantine
 from medmoco.errors import SettingsError, Stopped
 from medmoco.training.checkpoint import save_checkpoint
-from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, Task, TrainState, fit
 from medmoco.training.mishaps import Mishaps
-from medmoco.training.run_folder import CHECKPOINTS, Start, keeping_status, write_status
+from medmoco.training.run_folder import CHECKPOINTS, Start
 from medmoco.training.runlog import RunLog, SilentLog
+from medmoco.training.status import reporting_end, write_status
 
 Measure = Callable[[Callable[[], bool]], tuple[float, dict[str, float]]]
 
@@ -215,6 +215,7 @@ def train_and_select(
     train, state = settings.train, start.state
     order = StepOrder(settings.seed, len(split), train.global_batch_size, train.epochs)
     make_log = RunLog if group.is_first else SilentLog
+    stack.enter_context(reporting_end(settings.out, state, order.steps, train, group))
     log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
     for note in notes:
         log.say(note)
@@ -225,15 +226,12 @@ def train_and_select(
         f"{'resuming' if start.saved else 'training'} {what}{processes}, up to {order.steps} steps"
         f" of {order.batch_size}, from step {state.step}"
     )
-    if group.is_first:
-        stack.enter_context(keeping_status(settings.out, state, order.steps))
     mishaps = Mishaps(order, split, state, log, group, Quarantine(settings.out, settings.data.bad_images_budget))
     mishaps.say_what_is_known()
     selection = Selection(settings.out, order, state, facts, log, mishaps, patience, measure, group=group)
     selection.take_up(start.saved)
     batches = stack.enter_context(closing(make_batches(order, state.step)))
-    with memory_explained(train):
-        fit(make_task(), batches, state, order, train, log, selection.hooks(), group)
+    fit(make_task(), batches, state, order, train, log, selection.hooks(), group)
     mishaps.say_what_came()
     selection.take_best()
     return selection

@@ -15,6 +15,7 @@ import numpy as np
 
 from medmoco import config
 from medmoco.config import RunSettings, Tree
+from medmoco.config.paths import as_written
 from medmoco.data.loading import check_images
 from medmoco.data.manifest import Split, load_manifest
 from medmoco.data.overlap import overlap_notices
@@ -222,7 +223,7 @@ class _Search:
         """Return what a trial is pretrained with. It is scored once, at its end."""
         epochs = {"train.epochs": self.settings.tune.epochs} if self.settings.tune.epochs else {}
         folder = self.out / f"trial-{len(self.trials):03d}"
-        return self._with({"out": str(folder), "train.knn_every": 0, **epochs, **values})
+        return self._with({"out": as_written(folder), "train.knn_every": 0, **epochs, **values})
 
     def next_values(self) -> Tree | None:
         """Return the values of the next trial: first as given, then as proposed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from medmoco.config import ModelSettings
 from medmoco.data.order import WEIGHTS, hashed
-from medmoco.errors import SettingsError
+from medmoco.errors import SettingsError, without_names
 from medmoco.models.conv_stem import conv_stem
 from medmoco.models.imports import fit
 from medmoco.models.naming import VARIANTS, has_conv_stem, timm_model
@@ -23,6 +24,8 @@ _MONAI: dict[str, tuple[str, dict[str, int]]] = {
     "densenet121": ("DenseNet121", {"spatial_dims": 2, "out_channels": 1}),
     "seresnet50": ("SEResNet50", {"spatial_dims": 2, "num_classes": 1}),
 }
+
+_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 299, 384, 512)  # to name one that is large enough
 
 
 class Backbone(nn.Module):
@@ -87,6 +90,13 @@ def _create(name: str, size: int, channels: int) -> Backbone:
         network: nn.Module = getattr(nets, class_name)(**arguments, in_channels=channels)
         return Backbone(name, network, _drop_classifier(network), channels=channels)
     plain, other = timm_model(name)
+    base, _, tag = plain.partition(".")
+    if tag and timm.is_model(base):
+        raise SettingsError(
+            f"model.backbone '{name}': the tag .{tag} names weights of timm's, which medmoco does not load.\n"
+            f"Write {base}. To start from those weights, save their state dict to a file and set model.init to it\n"
+            "(docs/import.md)."
+        )
     if not timm.is_model(plain) or "/" in plain:
         close = difflib.get_close_matches(name, [*VARIANTS, *timm.list_models()], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
@@ -96,10 +106,58 @@ def _create(name: str, size: int, channels: int) -> Backbone:
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
     stem: dict[str, Any] = {"embed_layer": conv_stem} if has_conv_stem(name) else {}
     own = {**other, **fixed_size, **stem}
-    net: Any = timm.create_model(plain, pretrained=False, in_chans=channels, num_classes=0, **own)
+    try:
+        net: Any = timm.create_model(plain, pretrained=False, in_chans=channels, num_classes=0, **own)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"model.backbone {name} cannot be made for {channels} channels and views.size {size}:\n"
+            f"{without_names(error)}\nChoose another size, such as 224, or another model.backbone."
+        ) from None
     _wake_branches(net)
     width = getattr(net, "head_hidden_size", net.num_features)  # some have layers between pooling and classifier
     return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"), channels=channels)
+
+
+def check_size(backbone: Backbone, size: int, key: str = "views.size") -> None:
+    """Refuse images that a network cannot take: some have layers that leave nothing of small ones.
+
+    Args:
+        backbone: On the CPU.
+        size: Side of the images in pixels.
+        key: Setting that it comes from.
+
+    Raises:
+        SettingsError: it cannot; names the smallest size of some usual ones that it can take.
+    """
+    # Shapes alone are worked out first, which costs nothing. Operations that this does not know are tried in earnest.
+    if not _misfit(backbone, size, "meta") or not (reason := _misfit(backbone, size, "cpu")):
+        return
+    larger = [side for side in _SIZES if side > size and not backbone.fixed_size]
+    enough = next((side for side in larger if not _misfit(backbone, side, "meta")), None)
+    raise SettingsError(
+        f"model.backbone {backbone.name} cannot take images of {size} x {size} pixels, as {key} says:\n{reason}\n"
+        f"{f'Raise {key} ({enough} is enough)' if enough else f'Choose another {key}'}, or choose another"
+        " model.backbone."
+    )
+
+
+def _misfit(backbone: Backbone, size: int, device: str) -> str | None:
+    """Return why a network fails on an image; None if it gives features of the expected width."""
+    state = {name: value.to(device) for name, value in chain(backbone.named_parameters(), backbone.named_buffers())}
+    images = torch.zeros(2, backbone.channels, size, size, device=device)
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            features = torch.func.functional_call(backbone.eval(), state, (images,))
+    except Exception as error:  # whatever the network's own code raises
+        return without_names(error)
+    finally:
+        backbone.train(training)
+    wanted = (len(images), backbone.feature_dim)
+    if not isinstance(features, Tensor) or features.shape != wanted:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        return f"it gives {shape} for {len(images)} images, not {wanted}"
+    return None
 
 
 def _wake_branches(net: nn.Module) -> None:

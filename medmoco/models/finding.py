@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.naming import TABLES, VARIANTS, from_hub, in_hub, into_hub, into_hub_layout, kind_of, naming_of
-from medmoco.models.schemes import NAMES, SCHEMES, Scheme, asked_out, beside, prefixes, roles
+from medmoco.models.schemes import NAMES, SCHEMES, Scheme, asked_out, beside, prefixes, roles, unwrapped
 from medmoco.models.state_dicts import Contents
 
 Which = Literal["query", "key"]
@@ -118,7 +118,7 @@ def _explained(
     own: Mapping[str, Tensor] | None,
 ) -> Iterator[tuple[int, Found]]:
     """Yield for each kind of network and naming how many keys behind a prefix they explain."""
-    ends = {key: key[len(prefix) :] for key in keys if key.startswith(prefix)}
+    ends = {key: unwrapped(key[len(prefix) :]) for key in keys if key.startswith(prefix)}
     for kind in TABLES if backbone is None else (kind_of(backbone) or "",):
         tables = TABLES.get(kind, {})
         usual = ("timm", *(naming for naming in tables if naming != "tensorflow"))

@@ -60,28 +60,37 @@ class Scheme:
     head: str = "projector"
 
 
-# What wraps a network: a mapping in the file, DataParallel's and torch.compile's prefixes, a Lightning module's name.
-_OUTER = r"(?:(?:state_dict|model_state_dict|model_state|model|network|net)/)*(?:(?:module|_orig_mod|model|net)\.)*"
+# What torch.compile, FSDP, checkpointing of activations and Lightning Fabric put before the names of what they wrap,
+# wherever in a network that is; and DataParallel, whose word is also a name.
+_WORDS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+_WRAPS = rf"(?:(?:module|{_WORDS})\.)*"
+
+# What stands before a network: a mapping in the file, wraps, a Lightning module's name.
+_OUTER = (
+    r"(?:(?:state_dict|model_state_dict|model_state|model|network|net)/)*"
+    rf"(?:(?:module|{_WORDS}|model|net)\.)*"
+)
 
 # Tried in this order where several explain as much.
 SCHEMES = (
     Scheme("medmoco", r"(?:model/)?query_encoder\.backbone\.net\.", r"(?:model/)?key_encoder\.backbone\.net\.",
            Preparation(None, None, "views.mean and views.std of the run")),
-    Scheme("moco", rf"{_OUTER}encoder_q\.", rf"{_OUTER}encoder_k\.", _IMAGENET),
-    Scheme("moco-cxr", rf"{_OUTER}encoder_q\.", rf"{_OUTER}encoder_k\.",
+    Scheme("moco", rf"{_OUTER}encoder_q\.{_WRAPS}", rf"{_OUTER}encoder_k\.{_WRAPS}", _IMAGENET),
+    Scheme("moco-cxr", rf"{_OUTER}encoder_q\.{_WRAPS}", rf"{_OUTER}encoder_k\.{_WRAPS}",
            Preparation(0.502, 0.0856, "gray as shares of white, minus 0.5020, by 0.085585, repeated three times")),
-    Scheme("moco-v3", rf"{_OUTER}base_encoder\.", rf"{_OUTER}momentum_encoder\.", _IMAGENET),
-    Scheme("bl0", r"model/(?:module\.)?", r"model_ema/(?:module\.)?", _IMAGENET, marker="contrast/"),
-    Scheme("lightly", rf"{_OUTER}backbone\.(?:vit\.)?", rf"{_OUTER}backbone_momentum\.(?:vit\.)?", _IMAGENET,
-           marker=rf"{_OUTER}backbone_momentum\."),
-    Scheme("solo-learn", rf"{_OUTER}(?:backbone|encoder)\.", rf"{_OUTER}momentum_(?:backbone|encoder)\.", _IMAGENET,
+    Scheme("moco-v3", rf"{_OUTER}base_encoder\.{_WRAPS}", rf"{_OUTER}momentum_encoder\.{_WRAPS}", _IMAGENET),
+    Scheme("bl0", rf"model/{_WRAPS}", rf"model_ema/{_WRAPS}", _IMAGENET, marker="contrast/"),
+    Scheme("lightly", rf"{_OUTER}backbone\.{_WRAPS}(?:vit\.)?",
+           rf"{_OUTER}backbone_momentum\.{_WRAPS}(?:vit\.)?", _IMAGENET, marker=rf"{_OUTER}backbone_momentum\."),
+    Scheme("solo-learn", rf"{_OUTER}(?:backbone|encoder)\.{_WRAPS}",
+           rf"{_OUTER}momentum_(?:backbone|encoder)\.{_WRAPS}", _IMAGENET,
            marker=rf"{_OUTER}momentum_(?:backbone|encoder)\."),
     Scheme("tensorflow", "", "momentum_encoder/", _IMAGENET, marker="conv0/W", naming="tensorflow"),
-    Scheme("detectron2", rf"{_OUTER}(?:backbone\.)?(?:bottom_up\.)?", None,
+    Scheme("detectron2", rf"{_OUTER}(?:backbone\.)?{_WRAPS}(?:bottom_up\.)?{_WRAPS}", None,
            Preparation(None, None, "as the detector's INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD say"),
            naming="detectron2", head="classifier"),
-    Scheme("plain", rf"{_OUTER}(?:(?:encoder|backbone|base_model|feature_extractor|trunk|net)\.)*",
-           r"(?:state_dict_ema|model_ema|ema)/(?:module\.)*", _UNTOLD, head="classifier"),
+    Scheme("plain", rf"{_OUTER}(?:(?:encoder|backbone|base_model|feature_extractor|trunk|net|module|{_WORDS})\.)*",
+           rf"(?:state_dict_ema|model_ema|ema)/{_WRAPS}", _UNTOLD, head="classifier"),
 )  # fmt: skip
 
 NAMES = tuple(scheme.name for scheme in SCHEMES)
@@ -106,6 +115,11 @@ _BESIDE = (
     (r"(^|[./])(fpn_|proposal_generator\.|roi_heads\.|head\.cls_|head\.bbox_)|(^|[./])pixel_(mean|std)$", "detector"),
     (rf"(^|[./])(momentum_classifier|online_\w+|linear_cls)[./]|^{_OUTER}{_HEAD}", "classifier"),
 )
+
+
+def unwrapped(end: str) -> str:
+    """Return what is behind a prefix without the words of what wraps layers inside the network."""
+    return re.sub(rf"(?<=[./])(?:{_WORDS})\.", "", end)
 
 
 def prefixes(keys: Iterable[str]) -> set[str]:

@@ -20,7 +20,7 @@ import torch
 from medmoco.config import RunSettings, Tree, as_tree, flatten, load
 from medmoco.data.files import sha256_of, sync_folder
 from medmoco.errors import CheckpointError, SettingsError, first_line
-from medmoco.models.backbones import Backbone, create_backbone, load_weights
+from medmoco.models.backbones import Backbone, check_size, create_backbone, load_weights
 
 FORMAT = 1
 KEPT = 3
@@ -222,7 +222,7 @@ def load_run(run: Path) -> RunSettings:
 
 
 def load_backbone(
-    source: str, settings: RunSettings, warn: Callable[[str], None] = lambda _: None
+    source: str, settings: RunSettings, warn: Callable[[str], None] = lambda _: None, *, whole: bool = True
 ) -> tuple[Backbone, dict[str, Any]]:
     """Return the encoder that a run folder, a weights file or the word "random" stands for.
 
@@ -230,6 +230,7 @@ def load_backbone(
         source: Run folder, weights file of any known scheme, or "random" for the untrained network of the seed.
         settings: Name the architecture and how it is fed; a run must agree with them.
         warn: Told of damaged checkpoints.
+        whole: It is to see whole images, of `evaluate.size` (or `views.size`), unlike that of a detector.
 
     Returns:
         The backbone and what it is: kind, step and epoch.
@@ -245,6 +246,9 @@ def load_backbone(
         raise SettingsError(
             f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"
         )
+    if whole:
+        key = "evaluate.size" if settings.evaluate.size else "views.size"
+        check_size(backbone, settings.evaluate.size or size, key)
     if source == "random":
         return backbone, {"kind": "random"}
     path = Path(source)

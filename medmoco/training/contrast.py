@@ -15,7 +15,7 @@ from medmoco.data.manifest import Split
 from medmoco.data.order import WEIGHTS, hashed, key_order
 from medmoco.data.pairs import plan_of
 from medmoco.errors import SettingsError
-from medmoco.models.backbones import create_backbone, fix_patches
+from medmoco.models.backbones import check_size, create_backbone, fix_patches
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.decoder import weighted_squared_error
 from medmoco.models.moco import MoCo, create_moco, info_nce
@@ -221,6 +221,9 @@ def create_state(settings: RunSettings, device: torch.device, precision: str, gr
     backbone = create_backbone(
         settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
     )
+    check_size(backbone, settings.views.size)
+    if settings.evaluate.size and settings.data.labels and settings.train.knn_every:
+        check_size(backbone, settings.evaluate.size, "evaluate.size")
     seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
     model = create_moco(
         backbone, settings.method, seed=seed, decoder=settings.decoder, size=settings.views.size, processes=group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -10,6 +11,7 @@ import torch
 from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
 
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,18 +63,22 @@ def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, s
 
 @contextmanager
 def memory_explained(train: TrainSettings) -> Iterator[None]:
-    """Turn a GPU that has no memory left into words.
+    """Turn a GPU or a machine that has no memory left into words.
 
     Raises:
         SettingsError: it has not.
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or "CU" in str(error)
         raise SettingsError(
-            f"the GPU has too little memory for train.global_batch_size {train.global_batch_size}.\n"
+            f"the {'GPU' if on_gpu else 'machine'} has too little memory for train.global_batch_size"
+            f" {train.global_batch_size}.\n"
             f"Raise train.accumulation_steps (now {train.accumulation_steps}), use more GPUs, or lower views.size;\n"
-            "nvidia-smi shows who else uses it. The last checkpoint is intact."
+            f"{'nvidia-smi' if on_gpu else 'top'} shows who else uses it. The last checkpoint is intact."
         ) from None
 
 

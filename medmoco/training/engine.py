@@ -113,7 +113,7 @@ def fit(
         group: The processes that train together.
 
     Raises:
-        DivergedError: `train.max_skipped` steps in a row had no finite gradient; the state is not saved.
+        DivergedError: see `Skips` and `_check_finite`; the state is not saved.
         Stopped: a signal asked for it; the state is saved.
         DataError: an image cannot be used, or data does not come; the state is saved.
         DistributedError: another process is gone or hangs.
@@ -121,12 +121,13 @@ def fit(
     device = next(task.model.parameters()).device
     interval = Interval(order.batch_size, device)
     first_epoch_ends = state.step + order.steps_per_epoch  # later epochs read the same files again
-    skips = Skips(train.max_skipped)
+    skips = Skips(train.max_skipped, order.steps)
     saved_at = state.step
 
     def save() -> None:
         nonlocal saved_at
         if state.step != saved_at:
+            _check_finite(state)
             hooks.save(state)
             saved_at = state.step
 
@@ -137,7 +138,7 @@ def fit(
             outputs, sound = _step(task, batch, state, order, train, measure, group)
             interval.add(outputs["loss"] if sound else None)
             log.advance(state.step)
-            skips.count(sound, outputs["loss"], state.step, group, hooks)
+            skips.count(sound, outputs["loss"], state, group, hooks)
             for notice in notices_of(batch, group) if state.step <= first_epoch_ends else ():
                 log.remark(notice)
             if measure:
@@ -252,16 +253,21 @@ def _record(
 
 
 class Skips:
-    """Counts the steps that were skipped."""
+    """Counts the steps that were skipped.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._in_a_row, self._total = most, 0, 0
+    Args:
+        most: In a row that a run survives.
+        steps: Of the run, the last of which must not be skipped: it would end with networks that give nothing finite.
+    """
 
-    def count(self, sound: bool, loss: Tensor, step: int, group: Group, hooks: Hooks) -> None:
-        """Count a step, given how many are done with it.
+    def __init__(self, most: int, steps: int) -> None:
+        self._most, self._steps, self._in_a_row, self._total = most, steps, 0, 0
+
+    def count(self, sound: bool, loss: Tensor, state: TrainState, group: Group, hooks: Hooks) -> None:
+        """Count the step that has been done.
 
         Raises:
-            DivergedError: too many in a row were skipped.
+            DivergedError: too many in a row were skipped, or the last of the run.
         """
         if sound:
             self._in_a_row = 0
@@ -269,14 +275,26 @@ class Skips:
         self._in_a_row += 1
         self._total += 1
         words = group.tell(str(math.isfinite(loss.item())))
-        hooks.skipped(step - 1, self._total, [rank for rank, word in enumerate(words) if word == "False"])
-        if self._in_a_row >= self._most:
+        processes = [rank for rank, word in enumerate(words) if word == "False"]
+        hooks.skipped(state.step - 1, self._total, processes)
+        searching = state.scaler.is_enabled() and not processes  # fp16 is still finding its scale
+        if self._in_a_row >= self._most or (state.step == self._steps and not searching):
+            steps = f"{self._in_a_row} steps, up to step {state.step - 1}," if self._in_a_row > 1 else "step"
             raise DivergedError(
-                f"the last {self._in_a_row} steps, up to step {step - 1}, had no finite gradient and were skipped.\n"
+                f"the last {steps} had no finite gradient and {'were' if self._in_a_row > 1 else 'was'} skipped.\n"
                 "skipped.jsonl in the run folder lists them and their rows. Lower train.lr (or finetune.lr), set\n"
                 "train.clip_norm=1 or train.precision=fp32, and start anew; checkpoints hold finite weights, but may\n"
                 "be past saving."
             )
+
+
+def _check_finite(state: TrainState) -> None:
+    """Raise DivergedError where a step, its gradient finite, was too large for the weights."""
+    if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
+        raise DivergedError(
+            f"after step {state.step - 1} weights are not finite, and are not saved: lower train.lr (or finetune.lr),\n"
+            "or set train.clip_norm=1, and start anew."
+        )
 
 
 class Interval:

@@ -109,7 +109,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         run_id="medmoco", max_restarts=0,
     )  # fmt: skip
     try:
-        elastic_launch(plan, sys.executable)("-m", "medmoco.cli", *arguments)
+        # -P: otherwise a random.py in the working folder would be run in place of Python's own.
+        elastic_launch(plan, sys.executable)("-P", "-m", "medmoco.cli", *arguments)
     except ChildFailedError as error:
         return _exit_code(error.failures)
     except SignalException:

@@ -41,10 +41,9 @@ from medmoco.training.run_folder import (
     describe_run,
     enter_folder,
     facts_of,
-    keeping_status,
-    write_status,
 )
 from medmoco.training.runlog import RunLog, SilentLog
+from medmoco.training.status import reporting_end, write_status
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
 """Scores a backbone on the splits during training; given by the caller, since scoring lies above training. Asks the
@@ -79,13 +78,14 @@ def pretrain(
     facts = {**facts_of(settings, splits["train"]), "processes": group.size}
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
 
-    with ExitStack() as stack:
+    with memory_explained(settings.train), ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: create_state(settings, device, precision, group),
             resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, adapt=_take_own_part_of_queue,
         )  # fmt: skip
-        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
         state = start.state
+        stack.enter_context(reporting_end(settings.out, state, order.steps, settings.train, group))
+        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
         make_log = RunLog if group.is_first else SilentLog
         log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
         for notice in [*splits["train"].notices, *overlap_notices(splits)]:
@@ -95,8 +95,6 @@ def pretrain(
         if resume and not start.saved:
             log.say("the run folder holds no checkpoint yet: starting from step 0")
         _say_start(settings, order, start, device, group, log)
-        if group.is_first:
-            stack.enter_context(keeping_status(settings.out, state, order.steps))
         quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
         mishaps = Mishaps(order, splits["train"], state, log, group, quarantine)
         mishaps.say_what_is_known()
@@ -105,8 +103,7 @@ def pretrain(
         task = Contrast(run.model, settings, device, precision, group, numbers=numbers, steps=order.steps)
         batches = training_batches(splits["train"], settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
-        with memory_explained(settings.train):
-            fit(task, batches, state, order, settings.train, log, run.hooks(), group)
+        fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         mishaps.say_what_came()
         log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
         return run.model.query_encoder.backbone  # type: ignore[return-value]

@@ -18,7 +18,7 @@ import torch
 
 from medmoco.config import RunSettings, Tree, as_tree, to_yaml
 from medmoco.data.manifest import Split
-from medmoco.errors import CheckpointError, MedmocoError, SettingsError, Stopped
+from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import TrainState
@@ -63,6 +63,7 @@ def holding(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
         CheckpointError: another run holds it, or it cannot be written.
     """
     _refuse_foreign(folder)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _open_locked(folder / LOCK, warn)
@@ -74,6 +75,9 @@ def holding(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
         finally:  # a run that is killed leaves the file, but not the lock
             with suppress(OSError):
                 (folder / LOCK).unlink()
+            with suppress(OSError):  # it is not empty
+                if is_new:  # what was refused before it began leaves nothing
+                    folder.rmdir()
 
 
 def _open_locked(file: Path, warn: Callable[[str], None]) -> TextIO:
@@ -174,40 +178,6 @@ def describe_run(folder: Path, settings: RunSettings, device: torch.device, prec
         temporary = folder / f"{CONFIG}.tmp"
         temporary.write_text(to_yaml(as_tree(settings)), encoding="utf-8")
         temporary.replace(folder / CONFIG)
-
-
-@contextmanager
-def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None]:
-    """Say in status.json that a run is running and, in the end, how it ended."""
-    write_status(folder, "running", state.step, steps)
-    try:
-        yield
-    except MedmocoError as error:
-        with suppress(CheckpointError):  # the disk that was the reason may not take this either
-            write_status(folder, "stopped" if isinstance(error, Stopped) else "failed", state.step, steps, error)
-        raise
-    write_status(folder, "done", state.step, steps)
-
-
-def write_status(folder: Path, word: str, step: int, steps: int, error: MedmocoError | None = None) -> None:
-    """Write status.json.
-
-    Args:
-        folder: Of the run.
-        word: running, stopped, failed or done.
-        step: Optimiser steps done.
-        steps: Of the whole run.
-        error: That ended it.
-    """
-    status = {
-        "state": word,
-        "step": step,
-        "steps": steps,
-        "exit_code": error.exit_code if error else 0,
-        "message": str(error) if error else "",
-    }
-    with saying_what_disk_refuses():
-        write_json(folder / STATUS, status)
 
 
 # What --resume goes on with

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from medmoco.errors import CheckpointError, first_line
 
 Record = dict[str, Any]
+LOG = "log.txt"
 
 
 @contextmanager
@@ -91,7 +92,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print a message and append it to log.txt."""
         self._console.print(text, markup=False)
-        with saying_what_disk_refuses(), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with saying_what_disk_refuses(), (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
     def warn(self, text: str) -> None:

@@ -110,9 +110,9 @@ rm -f {status}
 
 # The same command starts the run and goes on with it. SLURM starts it once for each GPU; medmoco sees that it did.
 # srun does not know --cpus-per-task of the job by itself. When one process has ended, the others get two minutes to
-# save and to say why, then srun ends them.
+# save and to say why, then srun ends them. -P keeps Python from running modules that lie in the folder above.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=120 \\
-    "$python" -m medmoco.cli {shlex.join(arguments)}
+    "$python" -P -m medmoco.cli {shlex.join(arguments)}
 code=$?
 
 # Stopped before its end, and saved: back into the queue. Whatever else happened wants a person.

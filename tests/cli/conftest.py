@@ -10,6 +10,12 @@ from medmoco import cli
 from tests.cli.commands import Call, Said
 
 
+@pytest.fixture(autouse=True)
+def _one_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back after each test what the command line sets for the processes that it starts."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Return what runs medmoco's command line in this process."""

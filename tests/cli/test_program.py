@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 
 from medmoco import cli
@@ -54,3 +57,34 @@ evaluate: {{bootstrap: 100}}
 
 def test_main__an_unknown_command_is_refused(call: Call) -> None:
     refused(call, ["evaluat"], 2, "No such command")
+
+
+@pytest.mark.parametrize("name", ["random.py", "copy/__init__.py"])
+def test_main__processes_that_it_starts_run_no_modules_of_the_working_folder(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    child = [sys.executable, "-c", "import random, copy"]
+    assert subprocess.run(child, check=False).returncode == 7
+    call("--help")
+    assert subprocess.run(child, check=False).returncode == 0
+
+
+def test_main__what_nobody_foresaw_is_a_sentence_and_its_traceback_is_kept(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied, of 'P0017'")
+
+    monkeypatch.setattr("medmoco.config.describe", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = call("config", "--config", "configs/cxr.yaml", code=1).stderr
+    assert said.startswith("medmoco: unexpected RuntimeError: mat1 and mat2 shapes cannot be multiplied, of ...\n")
+    assert "Traceback" not in said
+    (kept,) = tmp_path.glob("medmoco-*.txt")
+    assert str(kept) in said
+    assert "in fail" in kept.read_text()
+    assert "P0017" not in kept.read_text().split("raise RuntimeError")[1].partition("\n")[2]

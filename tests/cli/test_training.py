@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.cli.commands import Call, refused
 
@@ -66,3 +69,100 @@ def test_tune__a_signal_stops_the_search_and_resume_ends_it_as_if_nothing_had_be
     best = tmp_path / "run-tune" / "best.yaml"
     call("pretrain", "--config", best, "train.epochs=1")
     assert (tmp_path / "run" / "checkpoints").is_dir()
+
+
+# ---- however a run ends, its status says so ----
+
+TINY = """
+data: {{manifest: {data}, root: {data}, labels: [A], canvas_size: 32, workers: 0}}
+views: {{size: 32}}
+model: {{backbone: test_resnet}}
+method: {{queue_size: 8}}
+train: {{epochs: 1, global_batch_size: 4, precision: fp32, device: cpu, threads: 1, knn_every: 0}}
+finetune: {{epochs: 2, global_batch_size: 4, least_steps: 1}}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """Return the settings of a tiny data set with labels."""
+    rng = np.random.default_rng(0)
+    for split, numbers in (("train", range(16)), ("val", range(16, 24))):
+        for number in numbers:
+            Image.fromarray(rng.integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        rows = [f"{number}.png,P{number:04d},{number % 2}" for number in numbers]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["Path,PatientID,A", *rows]))
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"out: {tmp_path / 'run'}\n{TINY.format(data=tmp_path)}")
+    return file
+
+
+def _fails(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def _interrupted(*_: Any, **__: Any) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+PRETRAIN, FINETUNE = ("pretrain",), ("finetune", "--encoder", "random", "--out")
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "harm", "state", "code", "words"),
+    [
+        (
+            PRETRAIN,
+            "training.engine._step",
+            _fails(RuntimeError("odd shapes")),
+            "failed",
+            1,
+            "RuntimeError: odd shapes",
+        ),
+        (PRETRAIN, "training.engine._step", _fails(KeyError("P0003")), "failed", 1, "unexpected KeyError\n"),
+        (PRETRAIN, "training.engine._step", _fails(MemoryError()), "failed", 2, "the machine has too little memory"),
+        (PRETRAIN, "training.engine._step", _fails(RuntimeError(NO_MEMORY)), "failed", 2, "the machine has too little"),
+        (PRETRAIN, "training.pretrain.training_batches", _interrupted, "stopped", 75, "Go on with: medmoco pretrain"),
+        (PRETRAIN, "training.pretrain.training_batches", _fails(OSError(5, "worn")), "failed", 1, "OSError: worn"),
+        (PRETRAIN, "training.pretrain.save_checkpoint", _fails(RuntimeError("x")), "failed", 1, "RuntimeError: x"),
+        (FINETUNE, "evaluation.finetune.save_classifier", _fails(ValueError("P0003")), "failed", 1, "ValueError\n"),
+        (FINETUNE, "evaluation.finetune.save_classifier", _interrupted, "stopped", 75, "Go on with: medmoco finetune"),
+    ],
+)
+def test_status__says_how_a_run_ended(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tiny: Path, command: tuple[str, ...], place: str,
+    harm: Callable[..., Any], state: str, code: int, words: str,
+) -> None:  # fmt: skip
+    out = tiny.with_name("run")
+    monkeypatch.setattr(f"medmoco.{place}", harm)
+    said = call(*command, *([out] if command == FINETUNE else []), "--config", tiny, code=code).stderr
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == (state, code)
+    assert words in said
+    assert "Traceback" not in said
+    assert "P0003" not in said
+    assert status["message"] in said
+    if code == 1:
+        assert f"The traceback is at the end of {out / 'log.txt'}" in said
+        assert "Traceback" in (out / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("command", [PRETRAIN, FINETUNE])
+def test_status__a_network_that_cannot_take_the_views_leaves_no_run(
+    call: Call, tiny: Path, command: tuple[str, ...]
+) -> None:
+    out = tiny.with_name("run")
+    words = [*command, *([out] if command == FINETUNE else []), "--config", tiny, "model.backbone=inception_v3"]
+    said = call(*words, code=2).stderr
+    assert "model.backbone inception_v3 cannot take images of 32 x 32 pixels, as views.size says" in said
+    assert not out.exists()
+
+
+def test_status__a_run_that_ends_in_divergence_is_not_done(call: Call, tiny: Path) -> None:
+    said = call("pretrain", "--config", tiny, "train.lr=1e30", code=5).stderr
+    assert "had no finite gradient" in said
+    assert json.loads(tiny.with_name("run").joinpath("status.json").read_text())["state"] == "failed"

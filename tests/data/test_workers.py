@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -90,6 +91,23 @@ def test_items_of__too_many_open_files_says_so() -> None:
             list(items)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not active_children()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of DataLoader, half made
+def test_items_of__a_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, started = os.fork, []
+
+    def fork_once() -> int:
+        if started:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(True)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", fork_once)
+    with pytest.raises(DataError, match=r"cannot be started: Resource temporarily unavailable\. Lower data\.workers"):
+        next(load(list))
+    assert started
     assert not active_children()
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from medmoco import config
-from medmoco.errors import DataError, ManifestError, SettingsError, Stopped
+from medmoco.errors import DataError, ManifestError, SettingsError, Stopped, UnexpectedError
 from medmoco.evaluation import finetune as module
 from medmoco.evaluation.classifier import load_classifier, score_split
 from medmoco.evaluation.features import fingerprint
@@ -247,7 +247,7 @@ def test_finetune__linear_sgd_that_changes_the_encoder_is_noticed(
 
     monkeypatch.setattr(module, "Supervision", Leaking)
     settings = make_settings(manifest, "finetune.protocol=linear_sgd", "finetune.epochs=1")
-    with pytest.raises(RuntimeError, match="frozen encoder changed"):
+    with pytest.raises(UnexpectedError, match="frozen encoder changed"):
         finetune(settings, "random", manifest.parent / "run")
 
 

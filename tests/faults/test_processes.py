@@ -69,6 +69,7 @@ def test_processes__one_is_killed(settings: Path, together: Path, tmp_path: Path
     assert run.wait(START) == 6, run.said
     assert f"process {victim} was killed by SIGKILL, most often for lack of memory" in run.said
     assert "Traceback" not in run.said
+    assert (status(out)["state"], status(out)["exit_code"]) == ("failed", 6)
     resumed = pretrain(settings, out, *TWO, "--resume")
     assert resumed.wait(START) == 0, resumed.said
     assert_same_weights(out, together)

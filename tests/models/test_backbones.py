@@ -11,7 +11,7 @@ from torch import nn
 
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.models.backbones import create_backbone, fix_patches, load_weights
+from medmoco.models.backbones import Backbone, check_size, create_backbone, fix_patches, load_weights
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,48 @@ def test_load_weights__colours_stay_colours_and_no_other_channels_are_made_up(tm
     torch.testing.assert_close(backbone.net.state_dict()["conv1.weight"], state["conv1.weight"], rtol=0, atol=0)
     with pytest.raises(CheckpointError, match=r"takes 3 channels.*\n.*data\.channels gives 5"):
         create_backbone(model, seed=0, size=32, channels=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        (
+            "inception_v3",
+            32,
+            r"32 x 32 pixels, as views\.size says:\nRuntimeError: .*\nRaise views\.size \(80 is enough\)",
+        ),
+        ("vgg11", 16, r"16 x 16 .*\n.*\nRaise views\.size \(32 is enough\), or choose another model\.backbone"),
+        ("levit_128", 100, r"100 x 100 .*\n.*\nChoose another views\.size, or choose another model\.backbone"),
+    ],
+)
+def test_check_size__names_the_setting_and_the_remedy(name: str, size: int, words: str) -> None:
+    backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=size)
+    with pytest.raises(SettingsError, match=words) as caught:
+        check_size(backbone, size)
+    assert len(str(caught.value).splitlines()) <= 5
+    check_size(create_backbone(ModelSettings(backbone=name), seed=0, size=224), 224)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224", "convnext_atto", "efficientnet_lite0"])
+def test_check_size__leaves_a_network_as_it_was(name: str) -> None:
+    backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=32)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    check_size(backbone, 32)
+    assert backbone.training
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_check_size__what_shapes_alone_cannot_tell_is_tried() -> None:
+    class Reading(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.sum().item() == 0  # shapes have no values
+            return images.flatten(1)[:, :8]
+
+    check_size(Backbone("mine", Reading(), 8), 32)
+    with pytest.raises(SettingsError, match=r"it gives \(2, 8\) for 2 images, not \(2, 9\)"):
+        check_size(Backbone("mine", Reading(), 9), 32)
+
+
+def test_create_backbone__a_tag_of_weights_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"the tag \.a1_in1k names weights.*\nWrite resnet50\."):
+        create_backbone(ModelSettings(backbone="resnet50.a1_in1k"), seed=0, size=64)

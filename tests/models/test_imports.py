@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,39 @@ def test_fit__one_encoder_alone(case: str, tmp_path: Path) -> None:
     found = imported(tmp_path / "w.pt", backbone)
     assert found.found.naming == naming
     assert difference(backbone, source) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda key: f"module._orig_mod.{key}",
+        lambda key: f"_orig_mod.module.{key}",
+        lambda key: f"_forward_module._orig_mod.{key}",
+        lambda key: key.replace("encoder_q.", "encoder_q.module.").replace("encoder_k.", "encoder_k.module."),
+        lambda key: "module._orig_mod." + key.replace("encoder_q.", "encoder_q._orig_mod.module."),
+        lambda key: key.replace("layer1.0.", "layer1._orig_mod.0._checkpoint_wrapped_module."),
+        lambda key: "_fsdp_wrapped_module." + re.sub(r"(layer\d\.)", r"\1_fsdp_wrapped_module.", key),
+    ],
+)
+@pytest.mark.parametrize("which", ["query", "key"])
+def test_fit__wrapped_at_any_depth(wrap: Callable[[str], str], which: Any) -> None:
+    nets = {"query": foreign.torchvision_resnet(), "key": foreign.torchvision_resnet()}
+    content = foreign.moco(nets["query"], nets["key"])["state_dict"]
+    state = {wrap(key.removeprefix("module.")): value for key, value in content.items()}
+    backbone = blank("resnet18")
+    found = fit(contents_of(state), "resnet18", backbone.net.state_dict(), which=which)
+    backbone.net.load_state_dict(found.state)
+    assert {row.key for row in found.rows} == set(state)
+    assert {row.what for row in found.rows if row.outcome == "left out"} == {"projector", "other encoder", "queue"}
+    assert difference(backbone.eval(), nets[which]) < 1e-6
+
+
+def test_fit__a_network_alone_that_was_compiled_layer_by_layer() -> None:
+    source = foreign.torchvision_resnet()
+    state = {re.sub(r"^(layer\d)\.", r"\1._orig_mod.", key): value for key, value in source.state_dict().items()}
+    backbone = blank("resnet18")
+    backbone.net.load_state_dict(fit(contents_of(state), "resnet18", backbone.net.state_dict()).state)
+    assert difference(backbone.eval(), source) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224", "efficientnet_lite0"])

@@ -18,7 +18,7 @@ from medmoco.data.order import StepOrder
 from medmoco.data.quarantine import Replacement
 from medmoco.errors import DataError, DivergedError, ImageError, Stopped
 from medmoco.training.distributed import ALONE, Group
-from medmoco.training.engine import Hooks, TrainState, fit, notices_of
+from medmoco.training.engine import Hooks, Skips, TrainState, fit, notices_of
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
 from tests.together import run_together
@@ -179,7 +179,7 @@ def test_fit__a_step_without_a_finite_gradient_changes_nothing(tmp_path: Path, b
     assert all(record["loss"] is not None for record in records)  # of the other step
 
 
-@pytest.mark.parametrize(("bad_steps", "ends"), [((1, 2, 3), True), ((1, 3, 5), False)])
+@pytest.mark.parametrize(("bad_steps", "ends"), [((1, 2, 3), True), ((0, 2, 4), False)])
 def test_fit__many_skipped_steps_in_a_row_end_the_run(tmp_path: Path, bad_steps: tuple[int], ends: bool) -> None:
     task, saved = Toy(dict.fromkeys(bad_steps, lambda: float("nan"))), []
     train = train_settings(max_skipped=3, checkpoint_every=2)
@@ -190,6 +190,34 @@ def test_fit__many_skipped_steps_in_a_row_end_the_run(tmp_path: Path, bad_steps:
         run(task, tmp_path, train, saved=saved)
     assert caught.value.exit_code == 5
     assert saved == [2]
+
+
+@pytest.mark.parametrize(
+    ("bad_steps", "words"), [((5,), "the last step had no"), ((3, 4, 5), "last 3 steps, up to step 5,")]
+)
+def test_fit__a_run_that_ends_in_skipped_steps_has_diverged(
+    tmp_path: Path, bad_steps: tuple[int, ...], words: str
+) -> None:
+    task, saved = Toy(dict.fromkeys(bad_steps, lambda: float("nan"))), []
+    with pytest.raises(DivergedError, match=words):
+        run(task, tmp_path, train_settings(checkpoint_every=2), saved=saved)
+    assert saved == [2, 4][: bad_steps[0] - 1]
+
+
+def test_skips__fp16_may_still_be_finding_its_scale_at_the_end() -> None:
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    state = TrainState(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), scaler, step=6)
+    hooks = Hooks(lambda _: None, lambda _, __: {}, lambda _, __, ___: None)
+    Skips(3, 6).count(False, torch.tensor(1.0), state, ALONE, hooks)
+    with pytest.raises(DivergedError):
+        Skips(3, 6).count(False, torch.tensor(float("nan")), state, ALONE, hooks)
+
+
+def test_fit__weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    saved: list[int] = []
+    with pytest.raises(DivergedError, match="weights are not finite, and are not saved"):
+        run(Toy({}), tmp_path, train_settings(lr=1e38, checkpoint_every=1, global_batch_size=4), saved=saved)
+    assert not saved
 
 
 def test_fit__saves_before_it_ends_for_bad_data(tmp_path: Path) -> None:

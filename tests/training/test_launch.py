@@ -88,3 +88,14 @@ def test_exit_code__of_a_process_that_was_killed() -> None:
         module._exit_code(failures(6, -signal.SIGKILL))
     with pytest.raises(DistributedError, match=r"process 0 was killed by SIGSEGV\.\n"):
         module._exit_code(failures(-signal.SIGSEGV, 6))
+
+
+def test_launch__processes_look_for_no_modules_in_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "elastic_launch", lambda _plan, _python: lambda *words: started.append(words))
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(module.logging, "disable", lambda _: None)
+    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    assert module.launch(["pretrain"], 2) == 0
+    assert started == [("-P", "-m", "medmoco.cli", "pretrain")]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from medmoco import config
-from medmoco.errors import CheckpointError, DivergedError, SettingsError, Stopped
+from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training import run_folder as module
 from medmoco.training.checkpoint import save_checkpoint
 from medmoco.training.engine import TrainState
@@ -23,7 +23,6 @@ from medmoco.training.run_folder import (
     check_changes,
     claim,
     holding,
-    keeping_status,
     load_newest,
     restore,
 )
@@ -306,25 +305,3 @@ def test_restore__takes_a_run_to_a_device_that_needs_loss_scaling() -> None:
     state = make_state(scaling=True)
     restore(state, {**make_state().as_content(), "step": 5})
     assert state.scaler.get_scale() == 2**16
-
-
-@pytest.mark.parametrize(
-    ("error", "word", "code"), [(None, "done", 0), (Stopped("s"), "stopped", 75), (DivergedError("d"), "failed", 5)]
-)
-def test_keeping_status__says_how_a_run_ended(tmp_path: Path, error: Exception | None, word: str, code: int) -> None:
-    state = make_state()
-
-    def run() -> None:
-        with keeping_status(tmp_path, state, 9):
-            assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
-            state.step = 4
-            if error:
-                raise error
-
-    if error:
-        with pytest.raises(type(error)):
-            run()
-    else:
-        run()
-    found = json.loads((tmp_path / "status.json").read_text())
-    assert (found["state"], found["step"], found["exit_code"]) == (word, 4, code)

@@ -311,7 +311,7 @@ pretrained by momentum contrast, which gives
 
 ```bash
 pip install "monai[fire,ignite]" timm pydicom opencv-python-headless pillow
-python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
+python -P -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
     --logging_file configs/logging.conf --dataset_dir IMAGES --output_dir RESULTS
 ```
 
@@ -326,9 +326,9 @@ file's window nor its polarity.
 ## Verify
 
 ```bash
-python -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json \\
+python -P -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json \\
     --config_file configs/inference.json
-python -m monai.bundle verify_metadata --meta_file configs/metadata.json --filepath schema.json
+python -P -m monai.bundle verify_metadata --meta_file configs/metadata.json --filepath schema.json
 ```
 
 The latter downloads MONAI's schema to schema.json, unless that file is there: without internet, bring it from

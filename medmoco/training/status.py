@@ -1,0 +1,102 @@
+"""What status.json of a run folder says: that a run is running, and in the end how it ended, whatever ended it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from medmoco.config import TrainSettings
+from medmoco.data.stopping import stopping_at_once
+from medmoco.errors import CheckpointError, MedmocoError, Stopped, UnexpectedError, traceback_of, without_names
+from medmoco.training.device import memory_explained
+from medmoco.training.distributed import Group
+from medmoco.training.engine import TrainState
+from medmoco.training.run_folder import STATUS, holding
+from medmoco.training.runlog import LOG, saying_what_disk_refuses, write_json
+
+
+@contextmanager
+def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None]:
+    """Say in status.json that a run is running and, in the end, how it ended, whatever ends it.
+
+    Raises:
+        UnexpectedError: an exception that is not one of medmoco's; log.txt has its traceback.
+        Stopped: a signal came outside the training loop.
+    """
+    write_status(folder, "running", state.step, steps)
+    try:
+        with stopping_at_once():
+            yield
+        write_status(folder, "done", state.step, steps)
+    except BaseException as error:
+        ours = _as_ours(error, folder)
+        with suppress(CheckpointError):  # the disk that was the reason may not take this either
+            write_status(folder, "stopped" if isinstance(ours, Stopped) else "failed", state.step, steps, ours)
+        if ours is error:
+            raise
+        raise ours from error
+
+
+def _as_ours(error: BaseException, folder: Path) -> MedmocoError:
+    """Return an error of medmoco's for whatever ended a run."""
+    if isinstance(error, MedmocoError):
+        return error
+    if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C
+        return Stopped("stopped at once; --resume repeats what the last checkpoint does not hold")
+    with suppress(OSError), (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{traceback_of(error)}\n")
+    return UnexpectedError(
+        f"the run ended with an unexpected {without_names(error)}\n"
+        f"The traceback is at the end of {folder / LOG}.\n"
+        "The last checkpoint is intact: once the cause is gone, go on with --resume."
+    )
+
+
+def write_status(folder: Path, word: str, step: int, steps: int, error: MedmocoError | None = None) -> None:
+    """Write status.json.
+
+    Args:
+        folder: Of the run.
+        word: running, stopped, failed or done.
+        step: Optimiser steps done.
+        steps: Of the whole run.
+        error: That ended it.
+    """
+    status = {
+        "state": word,
+        "step": step,
+        "steps": steps,
+        "exit_code": error.exit_code if error else 0,
+        "message": str(error) if error else "",
+    }
+    with saying_what_disk_refuses():
+        write_json(folder / STATUS, status)
+
+
+@contextmanager
+def reporting_end(folder: Path, state: TrainState, steps: int, train: TrainSettings, group: Group) -> Iterator[None]:
+    """Keep status.json on the first process, and put into words on all what ends a run besides errors of medmoco's.
+
+    Raises:
+        SettingsError: memory ran out.
+        DistributedError: another process is gone or hangs.
+        UnexpectedError, Stopped: see `keeping_status`.
+    """
+    keeping = keeping_status(folder, state, steps) if group.is_first else stopping_at_once()
+    with keeping, group.explained(), memory_explained(train):
+        yield
+
+
+def note_death(folder: Path, error: MedmocoError) -> None:
+    """Say in status.json that a run has ended whose process could not say so itself.
+
+    Args:
+        folder: Of the run.
+        error: That it ended by.
+    """
+    with suppress(OSError, ValueError, KeyError, MedmocoError), holding(folder, lambda _: None):
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        if status["state"] == "running":
+            write_status(folder, "failed", status["step"], status["steps"], error)
