@@ -38,10 +38,12 @@ def log(x: Floats) -> Floats:
     is_low = mantissa < 0.75
     mantissa, exponent = np.where(is_low, 2 * mantissa, mantissa), exponent - is_low  # from 0.75 to 1.5
     ratio = (mantissa - 1) / (mantissa + 1)
-    square, result = ratio * ratio, np.zeros_like(x)
+    square = ratio * ratio
+    result: Floats = np.zeros_like(x)
     for n in range(21, 0, -2):
         result = 1 / n + square * result
-    return exponent * math.log(2) + 2 * ratio * result
+    result = exponent * math.log(2) + 2 * ratio * result
+    return result
 
 
 def cos_sin(x: Floats) -> tuple[Floats, Floats]:

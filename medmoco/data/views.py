@@ -332,13 +332,17 @@ def _tables(drawn: ViewParameters, means: Floats, white: int, only: int | None =
     grey = np.linspace(0, 1, white + 1, dtype=np.float32)[None]
     mean = (means[chosen, None] / white).astype(np.float32) * brightness
     out = np.clip((grey * brightness - mean) * contrast + mean, 0, 1)
+    tables: Pixels
     if only is None:
-        return np.rint(power(out, drawn.gamma) * white).astype(np.uint8)
-    return _curve(float(drawn.gamma[only]))[np.rint(out * white).astype(np.uint16)]
+        tables = np.rint(power(out, drawn.gamma) * white).astype(np.uint8)
+    else:
+        tables = _curve(float(drawn.gamma[only]))[np.rint(out * white).astype(np.uint16)]
+    return tables
 
 
 @lru_cache(maxsize=128)  # the multiples of POWER_STEP within the default of views.gamma; 16 MiB
 def _curve(gamma: float) -> Pixels:
     """Return gamma as a look-up table of 16 bits, (65536,)."""
     grey = np.linspace(0, 1, 65536, dtype=np.float32)[None]
-    return np.rint(power(grey, np.array([gamma]))[0] * 65535).astype(np.uint16)
+    curve: Pixels = np.rint(power(grey, np.array([gamma]))[0] * 65535).astype(np.uint16)
+    return curve

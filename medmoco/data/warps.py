@@ -103,7 +103,8 @@ def geometry_of(drawn: Looks, canvases: Sequence[Canvas], size: int) -> Geometry
 
 
 def _whole_log2(x: NDArray[Any]) -> NDArray[np.int64]:
-    return np.frexp(x)[1].astype(np.int64) - 1
+    exponents: NDArray[np.int64] = np.frexp(x)[1].astype(np.int64) - 1
+    return exponents
 
 
 def warp(pyramid: Pyramid, look: Geometry, i: int, out: Pixels, border: int = cv2.BORDER_REFLECT_101) -> None:
