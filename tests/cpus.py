@@ -20,7 +20,7 @@ def instruction_sets() -> dict[str, dict[str, str]]:
     Returns:
         By name; "oldest" is what every CPU of this architecture has, "no AVX-512" is there where it differs from all.
     """
-    numpy = [name for name in __cpu_dispatch__ if __cpu_features__[name]]
+    numpy = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
     features = cv2.getCPUFeaturesLine().split()  # * is chosen as the program runs, ? is not there or already left
     opencv = [name[1:] for name in features if name.startswith("*") and not name.endswith("?")]
     sets = {"oldest": _environment(numpy, opencv, torch="default", onednn="SSE41", ipp="sse42")}
