@@ -53,6 +53,7 @@ data/                   CSV row to batch of views
     progress.py         how far a pass has come
     order.py            counted randomness, sample order
     pairs.py            which images and views meet
+    elementary.py       functions every CPU rounds alike
     colours.py          hue, saturation, loss of colour
     noise.py            windows of one Gaussian tile
     warps.py            where views look, one resampling

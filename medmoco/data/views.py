@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from medmoco.config import ViewSettings
 from medmoco.data.colours import LUMA_WEIGHTS, recolour
+from medmoco.data.elementary import POWER_STEP, exp, log, power
 from medmoco.data.images import Canvas
 from medmoco.data.noise import add_noise, noise_windows
 from medmoco.data.order import VIEW, uniform
@@ -52,7 +54,7 @@ class ViewParameters:
     angle: Floats  # radians
     brightness: Floats  # factor
     contrast: Floats  # factor, about the image's mean
-    gamma: Floats  # exponent
+    gamma: Floats  # exponent, a multiple of POWER_STEP
     sigma: Floats  # pixels of the view, 0 is no blur
     noise: Floats  # standard deviation as a share of white, 0 is none
     noise_at: NDArray[np.int64]  # (B, 2), corner of the window in the noise tile
@@ -81,7 +83,7 @@ def draw(
     valid_height = np.array([canvas.height for canvas in canvases], np.float64)
 
     area = _between(u["area"], settings.crop_scale) * valid_width * valid_height
-    ratio = np.exp(_between(u["ratio"], np.log(settings.crop_ratio)))
+    ratio = _ratio(u["ratio"], settings.crop_ratio)
     width = np.minimum(np.sqrt(area * ratio), valid_width)
     height = np.minimum(np.sqrt(area / ratio), valid_height)
 
@@ -99,7 +101,7 @@ def draw(
         angle=np.deg2rad(_around_zero(u["angle"], settings.rotation)),
         brightness=1 + jittered * _around_zero(u["brightness"], settings.brightness),
         contrast=1 + jittered * _around_zero(u["contrast"], settings.contrast),
-        gamma=np.exp(jittered * _around_zero(u["gamma"], settings.gamma)),
+        gamma=np.rint(exp(jittered * _around_zero(u["gamma"], settings.gamma)) / POWER_STEP) * POWER_STEP,
         sigma=np.where(blurred, _between(u["sigma"], settings.blur_sigma) * detail, 0.0),
         noise=np.where(noisy, u["noise_std"] * settings.noise * detail, 0.0),
         noise_at=(np.stack([u["noise_x"], u["noise_y"]], 1) * windows).astype(np.int64),
@@ -254,10 +256,16 @@ def _around_zero(u: Floats, largest: float) -> Floats:
     return (2 * u - 1) * largest
 
 
+def _ratio(u: Floats, bounds: Sequence[float]) -> Floats:
+    return exp(_between(u, log(np.array(bounds))))
+
+
 def _draw_rectangle(settings: ViewSettings, u: dict[str, Floats]) -> NDArray[np.int64]:
+    if not settings.cutout_probability:
+        return np.zeros((len(u["cutout"]), 4), np.int64)
     chosen = u["cutout"] < settings.cutout_probability
     area = np.where(chosen, _between(u["cutout_area"], settings.cutout_scale), 0.0)
-    ratio = np.exp(_between(u["cutout_ratio"], np.log((0.5, 2.0))))
+    ratio = _ratio(u["cutout_ratio"], (0.5, 2.0))
     width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
     x, y = u["cutout_x"] * (1 - width), u["cutout_y"] * (1 - height)
     corners: NDArray[np.int64] = np.rint(np.stack([x, y, x + width, y + height], 1) * settings.size).astype(np.int64)
@@ -308,7 +316,8 @@ class _Tones:
 def _tones(drawn: ViewParameters, means: Floats, dtype: np.dtype[Any], *, rgb: bool) -> list[_Tones]:
     """Return those of each channel; means are (B, C)."""
     if rgb:
-        return [_Tones(drawn, means @ LUMA_WEIGHTS, dtype)] * 3
+        red, green, blue = (means * LUMA_WEIGHTS).T
+        return [_Tones(drawn, red + green + blue, dtype)] * 3  # BLAS would round as the CPU likes
     return [_Tones(drawn, mean, dtype) for mean in means.T]
 
 
@@ -319,10 +328,21 @@ def _recolour(planes: Pixels, drawn: ViewParameters, i: int) -> None:
 def _tables(drawn: ViewParameters, means: Floats, white: int, only: int | None = None) -> Pixels:
     """Return brightness, contrast and gamma as look-up tables, (B, white + 1), or (1, white + 1) for one image."""
     chosen = slice(None) if only is None else slice(only, only + 1)
-    brightness, contrast, gamma = (
-        values[chosen, None].astype(np.float32) for values in (drawn.brightness, drawn.contrast, drawn.gamma)
-    )
+    brightness, contrast = (values[chosen, None].astype(np.float32) for values in (drawn.brightness, drawn.contrast))
     grey = np.linspace(0, 1, white + 1, dtype=np.float32)[None]
     mean = (means[chosen, None] / white).astype(np.float32) * brightness
-    out = np.clip((grey * brightness - mean) * contrast + mean, 0, 1) ** gamma
-    return np.rint(out * white).astype(np.uint8 if white == 255 else np.uint16)
+    out = np.clip((grey * brightness - mean) * contrast + mean, 0, 1)
+    tables: Pixels
+    if only is None:
+        tables = np.rint(power(out, drawn.gamma) * white).astype(np.uint8)
+    else:
+        tables = _curve(float(drawn.gamma[only]))[np.rint(out * white).astype(np.uint16)]
+    return tables
+
+
+@lru_cache(maxsize=128)  # the multiples of POWER_STEP within the default of views.gamma; 16 MiB
+def _curve(gamma: float) -> Pixels:
+    """Return gamma as a look-up table of 16 bits, (65536,)."""
+    grey = np.linspace(0, 1, 65536, dtype=np.float32)[None]
+    curve: Pixels = np.rint(power(grey, np.array([gamma]))[0] * 65535).astype(np.uint16)
+    return curve

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medmoco.data.elementary import cos_sin
 from medmoco.data.images import Canvas
 
 Pixels = NDArray[Any]  # uint8 or uint16; OpenCV's stubs cannot tell
@@ -77,8 +78,8 @@ def geometry_of(drawn: Looks, canvases: Sequence[Canvas], size: int) -> Geometry
     Bilinear sampling reads every source pixel up to a shrinkage of two. Beyond that, exact halvings come first.
     """
     sides = np.array([(canvas.width, canvas.height) for canvas in canvases])
-    levels = np.maximum(np.log2(np.maximum(drawn.width, drawn.height) / size), 0)
-    levels = np.minimum(levels, np.log2(sides.min(1))).astype(np.int64)  # a strip one pixel wide has no half
+    levels = np.maximum(_whole_log2(np.maximum(drawn.width, drawn.height) / size), 0)
+    levels = np.minimum(levels, _whole_log2(sides.min(1)))  # a strip one pixel wide has no half
     shrink = 0.5**levels
     centres = np.stack([drawn.centre_x, drawn.centre_y], 1) * shrink[:, None]
     lengths = np.stack([drawn.width, drawn.height], 1) * shrink[:, None]
@@ -88,7 +89,7 @@ def geometry_of(drawn: Looks, canvases: Sequence[Canvas], size: int) -> Geometry
     stops = np.clip(np.rint(centres + lengths / 2).astype(np.int64), starts + 1, limits)
 
     steps = lengths / size * np.where(drawn.mirrored[:, None], (-1, 1), (1, 1))
-    cos, sin = np.cos(drawn.angle), np.sin(drawn.angle)
+    cos, sin = cos_sin(drawn.angle)
     turns = np.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2) * steps[:, None, :]
     # The middle of the view looks at the middle of the crop; pixel centres lie at half-integers.
     offsets = centres - 0.5 - turns.sum(2) * (size - 1) / 2
@@ -99,6 +100,11 @@ def geometry_of(drawn: Looks, canvases: Sequence[Canvas], size: int) -> Geometry
         np.concatenate([starts, stops], 1).tolist(),
         np.concatenate([turns, offsets[:, :, None]], 2),
     )
+
+
+def _whole_log2(x: NDArray[Any]) -> NDArray[np.int64]:
+    exponents: NDArray[np.int64] = np.frexp(x)[1].astype(np.int64) - 1
+    return exponents
 
 
 def warp(pyramid: Pyramid, look: Geometry, i: int, out: Pixels, border: int = cv2.BORDER_REFLECT_101) -> None:

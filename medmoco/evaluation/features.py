@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -68,6 +68,9 @@ def extract(
 ) -> Extracted:
     """Compute the features of every row; each image is decoded once for all encoders.
 
+    Copies of an image get the features of the first of them: in batches of another size, its own would differ in the
+    last bits, and copies would seem to have an order.
+
     Args:
         encoders: Modules (B, C, S, S) -> (B, F), already on the device. Their train or eval modes are restored.
         split: Rows to encode, N of them.
@@ -104,9 +107,22 @@ def extract(
     if not torch.equal(torch.cat(samples), torch.arange(len(split))):
         raise RuntimeError("evaluation batches are not the split's rows in order")
     features = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    if make is None:
+        equal = _first_of_equal(digests)
+        features = {name: values if equal is None else values[equal] for name, values in features.items()}
     for name, values in features.items():
         _refuse_not_finite(name, values, split)
     return Extracted(features, tuple(notices), tuple(digests))
+
+
+def _first_of_equal(digests: Sequence[bytes]) -> NDArray[np.int64] | None:
+    """Return for each image the position of its first copy; None where there are no copies.
+
+    Constant images have no digest, and are not taken for copies: they may be of different greys.
+    """
+    first: dict[bytes, int] = {}
+    positions = [first.setdefault(digest, i) if digest else i for i, digest in enumerate(digests)]
+    return None if positions == list(range(len(digests))) else np.array(positions)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -46,6 +46,16 @@ def ratio(numerators: NDArray[Any], denominators: NDArray[Any]) -> Floats:
     return result
 
 
+def as_scores(values: Reals) -> Floats:
+    """Round what ranks images to float32, before anything ranks it or writes it down.
+
+    Sums in another order, as with another batch size, number of threads or CPU, differ in the last bits of float64.
+    Those would count as an order of images whose scores are equal. Nine digits, as files have them, tell any two
+    float32 numbers apart, so that a score and what is computed from the file agree.
+    """
+    return values.astype(np.float32).astype(np.float64)
+
+
 def undefined(targets: Reals) -> str | None:
     """Return why these targets cannot be scored, or None where they can.
 

@@ -17,6 +17,7 @@ from medmoco.evaluation.features import Features
 from medmoco.evaluation.inputs import features_of, find_rows, load_encoder, load_splits
 from medmoco.evaluation.pictures import Tile, positives, read_views, shown, write_picture
 
+_DIGITS = 6  # of a cosine, as it is written; more would put copies of an image in the order of rounding errors
 COLUMNS = ("split", "row", "place", "bank", "neighbour_row", "cosine", "same_patient")
 
 
@@ -69,7 +70,7 @@ def neighbours(
     table = nearest(asked, queries, splits[bank], keys, count=count, same_patient=same_patient)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out.with_suffix(".csv"), index=False, float_format="%.6f")
+        table.to_csv(out.with_suffix(".csv"), index=False, float_format=f"%.{_DIGITS}f")
     except OSError as error:
         raise SettingsError(f"{out.with_suffix('.csv')} cannot be written: {error.strerror}") from None
     if out.suffix.lower() == ".png":
@@ -93,8 +94,8 @@ def nearest(
     Returns:
         A table with COLUMNS.
     """
-    unit_queries, unit_keys = (normalize(torch.from_numpy(values), dim=1) for values in (queries, keys))
-    cosines = (unit_queries @ unit_keys.T).numpy()  # (M, N)
+    unit_queries, unit_keys = (normalize(torch.from_numpy(values).double(), dim=1) for values in (queries, keys))
+    cosines = (unit_queries @ unit_keys.T).numpy().round(_DIGITS)  # (M, N)
     lines = []
     for row, patient, cosine in zip(asked.rows, asked.patients, cosines, strict=True):
         own = bank.patients == patient

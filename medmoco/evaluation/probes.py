@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from medmoco.data.splits import fraction_size, nested_places
 from medmoco.evaluation.features import Features
-from medmoco.evaluation.metrics import auroc, undefined
+from medmoco.evaluation.metrics import as_scores, auroc, undefined
 
 Floats = NDArray[np.float64]
 
@@ -28,7 +29,8 @@ KNN_TEMPERATURE = 0.07
 """Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4."""
 
 _MAX_ITERATIONS = 2000
-_CHUNK_CELLS = 2**24  # similarities held at once, 64 MiB
+_CHUNK_CELLS = 2**22  # similarities held at once, 32 MiB
+_TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal, as far as float32 features can tell
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Probe:
         strength: The C chosen.
         weights: (F,), of standardised features.
         bias: Log-odds where all of them are 0.
-        scores: Per split (N,), log-odds: probabilities would round to ties near 0 and 1. Decisions are at 0.
+        scores: Per split (N,), log-odds, see `metrics.as_scores`: probabilities would round to ties near 0 and 1.
+            Decisions are at 0.
         notes: What was out of the ordinary.
     """
 
@@ -129,17 +132,19 @@ def linear_probe(
             warnings.simplefilter("ignore", ConvergenceWarning)  # noted below
             model.fit(x, y)
         weights, bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
-        score = 0.0 if reason or validation is None else auroc(validation, features["val"] @ weights + bias)
+        score = 0.0 if reason or validation is None else auroc(validation, as_scores(features["val"] @ weights + bias))
         fits.append((score, strength, weights, bias, int(model.n_iter_[0])))
     _, strength, weights, bias, iterations = max(fits, key=lambda fit: fit[0])  # the first of equals
     if iterations >= _MAX_ITERATIONS:
         notes.append(f"not converged in {_MAX_ITERATIONS} iterations")
-    scores = {split: values @ weights + bias for split, values in features.items() if split != "train"}
+    scores = {split: as_scores(values @ weights + bias) for split, values in features.items() if split != "train"}
     return Probe(strength, weights, bias, scores, tuple(notes))
 
 
 def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: int) -> Floats:
     """Return the share of positives among the nearest labelled images, each weighted by exp(cosine / 0.07).
+
+    Images as near as the last neighbour share the places that are left, so that no order of rows decides.
 
     Source: Wu et al. 2018, section 3.4.
 
@@ -150,26 +155,46 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
         neighbours: How many; all where the label has fewer.
 
     Returns:
-        (M, L), 0 to 1; nan for a label without any labelled row.
+        (M, L), 0 to 1, see `metrics.as_scores`; nan for a label without any labelled row.
     """
     result = np.full((len(queries), targets.shape[1]), np.nan)
-    keys, asked = (normalize(torch.from_numpy(values), dim=1) for values in (bank, queries))
-    known = ~np.isnan(targets)
+    asked, known = _unit(queries), ~np.isnan(targets)
     # Labels that are missing in the same rows share their neighbours.
     patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
     for number in range(patterns.shape[1]):
         rows, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
         if not rows.size:
             continue
-        chosen, votes = keys[rows], torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, F), (n, l)
+        chosen, votes = _unit(bank[rows]), torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, F), (n, l)
         count = min(neighbours, rows.size)
         step = max(1, _CHUNK_CELLS // rows.size)
         for start in range(0, len(asked), step):
-            near, index = (asked[start : start + step] @ chosen.T).topk(count)  # (m, k)
-            weights = (near.double() / KNN_TEMPERATURE).softmax(dim=1)
-            answer = torch.einsum("mk,mkl->ml", weights, votes[index])
-            result[np.ix_(np.arange(start, start + len(near)), labels)] = answer.numpy()
-    return result
+            weights = _neighbour_weights(asked[start : start + step] @ chosen.T, count)  # (m, n)
+            answer = weights @ votes / weights.sum(1, keepdim=True)
+            result[np.ix_(np.arange(start, start + len(answer)), labels)] = answer.numpy()
+    return as_scores(result)
+
+
+def _unit(features: Features) -> Tensor:
+    """Return features of unit length in float64: copies of an image are then equally near in all digits that count."""
+    return normalize(torch.from_numpy(features).double(), dim=1)
+
+
+def _neighbour_weights(cosines: Tensor, count: int) -> Tensor:
+    """Return how much each of n images counts for each of m queries, (m, n), 0 for all but the neighbours.
+
+    Args:
+        cosines: (m, n).
+        count: Of neighbours.
+    """
+    near, index = cosines.topk(min(count + 1, cosines.shape[1]))  # (m, k + 1)
+    last = near[:, count - 1, None]
+    if (near[:, count:] >= last - _TIE).any():  # who else is as near is sought only where somebody is
+        near, index = cosines.topk(int((cosines >= last - _TIE).sum(1).max()))
+    above, tied = near > last + _TIE, (near - last).abs() <= _TIE
+    room = (count - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
+    weights = ((near - near[:, :1]) / KNN_TEMPERATURE).exp() * (above + room * tied)
+    return torch.zeros_like(cosines).scatter_(1, index, weights)
 
 
 def knn_auroc(scores: Floats, targets: Floats, answers: Floats) -> list[float]:

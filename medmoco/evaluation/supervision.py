@@ -122,11 +122,14 @@ def class_weights(lesson: Lesson, kind: str) -> Tensor:
 def accuracies(targets: NDArray[Any], scores: NDArray[Any]) -> dict[str, float]:
     """Return the share of images whose class is the one, or among the five, of highest score.
 
+    Classes of equal score share the places they take together: a classifier of equal scores is right by chance.
+
     Args:
         targets: (N, L), of classes, or nan.
         scores: (N, L).
     """
     known = ~np.isnan(targets).any(axis=1)
     truth = np.argmax(targets[known], axis=1)
-    place = (scores[known] > np.take_along_axis(scores[known], truth[:, None], 1)).sum(1)
-    return {f"top{k}": float((place < k).mean()) for k in (1, 5) if k < targets.shape[1]}
+    own = np.take_along_axis(scores[known], truth[:, None], 1)
+    higher, equal = (scores[known] > own).sum(1), (scores[known] == own).sum(1)
+    return {f"top{k}": float(np.clip((k - higher) / equal, 0, 1).mean()) for k in (1, 5) if k < targets.shape[1]}

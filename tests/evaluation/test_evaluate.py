@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,26 @@ def test_evaluate__scores_are_those_of_its_predictions(
     assert record["n_patients"] == len(set(split.patients[known].tolist()))
     assert record["auroc"] == pytest.approx(roc_auc_score(targets, scores), abs=1e-9)
     assert record["average_precision"] == pytest.approx(average_precision_score(targets, scores), abs=1e-9)
+
+
+def plain_auroc(targets: list[int], scores: list[float]) -> Fraction:
+    """The share of pairs of a positive and a negative that are in order, a tie being half of one, in whole numbers."""
+    classes = ([score for score, target in zip(scores, targets, strict=True) if target == one] for one in (1, 0))
+    pairs = [Fraction(int(a > b) + int(a >= b), 2) for a, b in itertools.product(*classes)]
+    return sum(pairs, Fraction(0)) / len(pairs)
+
+
+def test_evaluate__neighbours_that_all_agree_are_ties(splits: dict[str, Split], tmp_path: Path) -> None:
+    """Train has one negative, which few have as a neighbour: all other scores are 1, and no order among them counts."""
+    splits["train"].labels[:, 0], splits["train"].labels[0, 0] = 1, 0
+    found = evaluate(settings_of(tmp_path, "evaluate.neighbours=10"), "run-folder", tmp_path / "scores")
+    table = pd.read_csv(tmp_path / "scores/predictions.csv")
+    for key, lines in table.groupby(["label", "split", "method", "encoder"]):
+        record = record_of(found.records, *key)
+        exact = plain_auroc(lines["target"].tolist(), lines["score"].tolist())
+        assert record["auroc"] == pytest.approx(float(exact), abs=1e-12), key
+    knn = table[(table["label"] == "Easy") & (table["method"] == "knn")]
+    assert 0.8 < (knn["score"] == 1).mean() < 1
 
 
 def test_evaluate__differences_are_paired(scored: tuple[Evaluation, Path]) -> None:

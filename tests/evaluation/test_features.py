@@ -68,6 +68,34 @@ def encoder() -> nn.Module:
     return net
 
 
+class RoundsByPlace(nn.Module):
+    """An encoder whose last bits depend on where in its batch an image is, as those of libraries may."""
+
+    def forward(self, views: Tensor) -> Tensor:
+        return views.flatten(1)[:, :5] + 1e-6 * torch.arange(1, len(views) + 1)[:, None]
+
+
+def test_extract__copies_of_an_image_get_the_same_features(
+    split: Any, settings: RunSettings, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for constant ones, which have no digest and may be of different greys."""
+    pixels[5], pixels[10] = pixels[2], pixels[2]
+    contents = [0, 1, 2, 3, 4, 2, None, None, 8, 9, 2]
+
+    def batches(*_: Any) -> Iterator[Batch]:
+        for samples in torch.arange(ROWS).split(4):
+            digests = tuple(b"" if (own := contents[sample]) is None else str(own).encode() for sample in samples)
+            yield Batch([pixels[samples]], samples, digests=digests)
+
+    monkeypatch.setattr(features, "evaluation_batches", batches)
+    found = extract({"run": RoundsByPlace()}, split, settings, CPU).features["run"]
+    assert (found[[5, 10]] == found[2]).all()
+    assert len(np.unique(found, axis=0)) == ROWS - 2
+    # What is made of an image may depend on its row, as twins do.
+    made = extract({"run": RoundsByPlace()}, split, settings, CPU, make=lambda *_: None).features["run"]
+    assert (made[5] != made[2]).any()
+
+
 def test_extract__gives_eval_mode_features_in_row_order(split: Any, settings: RunSettings, pixels: Tensor) -> None:
     net = encoder().train()
     found, notices, digests = extract({"run": net}, split, settings, CPU)

@@ -271,3 +271,13 @@ def test_bootstrap__is_fast_at_a_hundred_thousand_rows() -> None:
 def test_majority_flag__marks_scores_that_may_have_learned_nothing(scores: list[float], flag: str | None) -> None:
     targets = np.array([0, 0, 0, 1, 1, np.nan])
     assert metrics.majority_flag(targets, np.array([*scores, 0.99]), 0.5) == flag
+
+
+def test_as_scores__what_differs_by_rounding_alone_is_a_tie_and_files_tell_all_others_apart() -> None:
+    thirds = np.array([1 / 3, 1 / 3 + 1e-16, 1 / 3 - 1e-15, 0.9999999999999998, 1.0000000000000002])
+    assert len(set(metrics.as_scores(thirds))) == 2
+    assert set(metrics.as_scores(thirds)[3:]) == {1.0}
+    neighbours = np.float32(0.7) + np.arange(-50, 50) * np.spacing(np.float32(0.7))
+    written = [float(f"{score:.9g}") for score in metrics.as_scores(neighbours)]
+    assert len(set(written)) == 100
+    assert written == sorted(written)

@@ -46,6 +46,15 @@ def test_nearest__agrees_with_a_plain_loop(own_bank: bool, same_patient: bool) -
     pd.testing.assert_frame_equal(found, wanted, check_dtype=False, rtol=1e-5)
 
 
+def test_nearest__copies_are_in_the_order_of_their_rows() -> None:
+    bank, keys = split_of("train", 60, 1)
+    asked, queries = split_of("val", 3, 2)
+    bank.patients += 100
+    keys[:] = np.linspace(0.5, 2, 60)[:, None].astype(np.float32) * keys[0]  # one direction
+    found = nearest(asked, queries, bank, keys, count=60, same_patient=False)
+    assert found["neighbour_row"].tolist() == bank.rows.tolist() * 3
+
+
 def test_nearest__a_bank_of_the_same_patient_only_has_none() -> None:
     bank, keys = split_of("train", 5, 1)
     bank.patients[:] = 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -143,6 +144,79 @@ def test_knn_scores__equal_a_plain_loop_with_missing_labels(cells: int, monkeypa
              for query in features["test"][:15].astype(float)]  # fmt: skip
     assert np.allclose(scores[:, :3], plain, atol=1e-4)
     assert np.isnan(scores[:, 3]).all()
+
+
+def exact_share(cosines: list[Fraction], votes: list[int], count: int) -> Fraction:
+    """The share of positives among neighbours that are all equally near, by whole numbers: places are shared."""
+    last = sorted(cosines, reverse=True)[count - 1]
+    above = [vote for cosine, vote in zip(cosines, votes, strict=True) if cosine > last]
+    tied = [vote for cosine, vote in zip(cosines, votes, strict=True) if cosine == last]
+    assert not above
+    return Fraction(sum(tied), len(tied))
+
+
+@pytest.mark.parametrize("vote", [0.0, 1.0])
+def test_knn_scores__neighbours_of_one_class_are_exactly_all_or_none(vote: float) -> None:
+    features, targets = splits()
+    scores = knn_scores(features["train"], np.full((120, 1), vote), features["val"], 20)
+    assert (scores == vote).all()
+    assert auroc(targets["val"], scores[:, 0]) == 0.5
+
+
+@pytest.mark.parametrize("copies", ["copies", "brighter", "all zero"])
+def test_knn_scores__of_images_that_are_all_alike_is_the_share_of_positives(copies: str) -> None:
+    """Their directions are equal, so that whoever else is as near as the last neighbour counts as much."""
+    one = np.random.default_rng(0).normal(size=512)
+    strengths = np.linspace(0.3, 3, 90) if copies == "brighter" else np.full(90, float(copies == "copies"))
+    same = np.outer(strengths, one).astype(np.float32)
+    votes = [int(number % 7 in (0, 3)) for number in range(90)]
+    for count in (1, 20, 90, 200):
+        exact = exact_share([Fraction(1)] * 90, votes, min(count, 90))
+        scores = knn_scores(same, np.array(votes, float)[:, None], same[:37], count)
+        assert set(scores[:, 0]) == {float(np.float32(exact))}
+
+
+def test_knn_scores__depend_neither_on_the_order_of_rows_nor_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(1)
+    bank = np.repeat(generator.normal(size=(40, 64)), 3, axis=0).astype(np.float32)  # three copies of each image
+    targets = (generator.random((120, 3)) < 0.4).astype(float)  # which do not agree on their labels
+    targets[generator.random(120) < 0.3, 2] = np.nan
+    queries = np.concatenate([generator.normal(size=(30, 64)).astype(np.float32)] * 2)
+    scores = knn_scores(bank, targets, queries, 10)
+    np.testing.assert_array_equal(scores[:30], scores[30:])
+    order = generator.permutation(120)
+    for cells in (1, 120 * 7, 2**22):
+        monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
+        np.testing.assert_array_equal(knn_scores(bank[order], targets[order], queries, 10), scores)
+
+
+def test_knn_scores__places_that_are_left_are_shared_by_those_who_are_as_near() -> None:
+    """Query and bank are unit vectors along axes: one copy, then three at a right angle for two places."""
+    bank, query = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)[:1]
+    far = math.exp(-1 / 0.07)
+    for votes in itertools.product((0.0, 1.0), repeat=4):
+        expected = (votes[0] + 2 / 3 * sum(votes[1:]) * far) / (1 + 2 * far)
+        assert knn_scores(bank, np.array(votes)[:, None], query, 3)[0, 0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_linear_probe__equal_images_score_the_same_wherever_they_are() -> None:
+    """A matrix product rounds the rows of its last, smaller block otherwise than the same rows before."""
+    features, targets = splits(width=512)
+    standard = standardise(features).features
+    patterns = standard["val"][:20]
+    repeated = {**standard, "val": np.tile(patterns, (6, 1))[:103], "test": np.repeat(patterns, 7, axis=0)[3:]}
+    answers = np.random.default_rng(2).integers(2, size=103).astype(float)
+    scores = linear_probe(repeated, targets["train"], answers, STRENGTHS).scores
+    assert len(set(scores["val"])) == len(set(scores["test"])) == 20
+    place = {score: rank for rank, score in enumerate(sorted(set(scores["val"])))}
+    ranks = [place[score] for score in scores["val"]]
+    pairs = [
+        Fraction(int(a > b) + int(a >= b), 2)
+        for a, mine in zip(ranks, answers, strict=True)
+        for b, other in zip(ranks, answers, strict=True)
+        if mine > other
+    ]
+    assert auroc(answers, scores["val"]) == pytest.approx(float(sum(pairs) / len(pairs)), abs=1e-12)
 
 
 def test_knn_auroc__is_per_label_and_nan_where_undefined() -> None:

@@ -113,12 +113,13 @@ def test_bad_image__two_processes_list_it_once_and_replace_it_alike(settings: Pa
     data, rows = harm(settings, tmp_path / "data", 4)
     one, two = tmp_path / "one", tmp_path / "two"
     for out, more in ((one, ()), (two, TWO)):
-        run = pretrain(settings, out, *data, QUARANTINE, *more)
+        # The weights hardly move: else each step would multiply the rounding errors of the one before.
+        run = pretrain(settings, out, *data, QUARANTINE, "train.lr=1e-6", *more)
         assert run.wait(SLOW_START) == 0, run.said
         assert listed(out) == rows
         assert run.said.count("left out, another image") == 2  # the first, and how many more
     for (step, loss), (_, other) in zip(losses(one)[:6], losses(two)[:6], strict=True):
-        assert loss == pytest.approx(other, rel=1e-3), step  # the same views
+        assert loss == pytest.approx(other, rel=1e-5), step  # the same views
 
     run = pretrain(settings, tmp_path / "over", *data, QUARANTINE, "data.bad_images_budget=3", *TWO)
     assert run.wait(SLOW_START) == 3
