@@ -95,7 +95,7 @@ def detect(
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
     settings = settings_of_run(settings, out, group.size)
-    device, precision, why = prepare_device(settings.train)
+    device, precision, why = prepare_device(settings.train, group)
     with group.one_fate():
         annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
@@ -108,10 +108,10 @@ def detect(
             stack, settings, facts, lambda: _create_state(model, settings, device, precision, group),
             resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
         )  # fmt: skip
-        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
+        changes = group.first(lambda: describe_run(settings.out, settings, device, precision, facts)) or []
         train = annotations.splits["train"]
         selection = train_and_select(
-            stack, settings, start, facts, group, notes=notes,
+            stack, settings, start, facts, group, notes=[*notes, *changes],
             what=f"{settings.detection.detector} with {settings.model.backbone} on {device.type}, {precision} ({why})",
             split=train.split, patience=settings.detection.patience, measure=run.measure,
             make_batches=lambda order, step: detector_batches(train, settings, order, step, group.share),

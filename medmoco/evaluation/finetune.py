@@ -117,7 +117,7 @@ def finetune(
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
     settings = settings_of_run(settings, out, group.size)
-    device, precision, why = prepare_device(settings.train)
+    device, precision, why = prepare_device(settings.train, group)
     beside = group.beside(shared_memory_place())
     with group.one_fate():
         loaded, lesson, notes = load_lesson(settings, encoder, splits)
@@ -130,11 +130,11 @@ def finetune(
             stack, settings, facts, lambda: _create_state(model, source, settings, device, precision, group),
             resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
         )  # fmt: skip
-        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
+        changes = group.first(lambda: describe_run(settings.out, settings, device, precision, facts)) or []
         selection = train_and_select(
             stack, settings, start, facts, group,
             what=f"{settings.model.backbone} by {settings.finetune.protocol} on {device.type}, {precision} ({why})",
-            notes=notes, split=lesson.train, patience=settings.finetune.patience, measure=run.measure,
+            notes=[*notes, *changes], split=lesson.train, patience=settings.finetune.patience, measure=run.measure,
             make_batches=lambda order, step: training_batches(
                 lesson.train, settings, order, step, group.share, ONE_VIEW
             ),

@@ -10,21 +10,30 @@ import torch
 
 from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
+from medmoco.training.distributed import ALONE, Group
 
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def prepare_device(train: TrainSettings) -> tuple[torch.device, str, str]:
+def prepare_device(train: TrainSettings, group: Group = ALONE) -> tuple[torch.device, str, str]:
     """Return device, precision and the reason for that, and let torch take as many threads as it is given.
 
     Raises:
-        SettingsError: see `choose_device` and `choose_precision`.
+        SettingsError: see `choose_device` and `choose_precision`; or the processes differ in their precision.
     """
     if train.threads:
         torch.set_num_threads(train.threads)
-    device = choose_device(train)
-    return device, *choose_precision(train, device)
+    with group.one_fate():
+        device = choose_device(train)
+        precision, why = choose_precision(train, device)
+    everyones = sorted(set(group.tell(precision)))
+    if len(everyones) > 1:
+        raise SettingsError(
+            f"the machines of this run differ in their default precision: {' and '.join(everyones)}.\n"
+            f"Set train.precision={everyones[-1]}, which is then that of all, or use machines of one kind."
+        )
+    return device, precision, why
 
 
 def choose_device(train: TrainSettings) -> torch.device:

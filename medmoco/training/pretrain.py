@@ -73,7 +73,7 @@ def pretrain(
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
     """
-    device, precision, _ = prepare_device(settings.train)
+    device, precision, _ = prepare_device(settings.train, group)
     splits = _load_splits(settings, group)
     facts = {**facts_of(settings, splits["train"]), "processes": group.size}
     order = StepOrder(settings.seed, len(splits["train"]), settings.train.global_batch_size, settings.train.epochs)
@@ -85,12 +85,12 @@ def pretrain(
         )  # fmt: skip
         state = start.state
         stack.enter_context(reporting_end(settings.out, state, order.steps, settings.train, group))
-        group.first(lambda: describe_run(settings.out, settings, device, precision, facts))
+        changes = group.first(lambda: describe_run(settings.out, settings, device, precision, facts)) or []
         make_log = RunLog if group.is_first else SilentLog
         log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
         for notice in [*splits["train"].notices, *overlap_notices(splits)]:
             log.say(notice)
-        for warning in start.warnings:
+        for warning in [*start.warnings, *changes]:
             log.warn(warning)
         if resume and not start.saved:
             log.say("the run folder holds no checkpoint yet: starting from step 0")

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -162,22 +162,41 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-def describe_run(folder: Path, settings: RunSettings, device: torch.device, precision: str, facts: Tree) -> None:
-    """Write environment.json and config.yaml."""
+def describe_run(folder: Path, settings: RunSettings, device: torch.device, precision: str, facts: Tree) -> list[str]:
+    """Write environment.json and config.yaml; return what a run that is resumed had otherwise before."""
     environment = {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         "precision": precision,
         "threads": torch.get_num_threads(),
         "processes": facts["processes"],
         "manifest_sha256": facts["manifest_sha256"],
         "libraries": {name: import_module(name).__version__ for name in _LIBRARIES},
     }
+    changes = _changes(folder / ENVIRONMENT, environment)
     with saying_what_disk_refuses():
         write_json(folder / ENVIRONMENT, environment)
         temporary = folder / f"{CONFIG}.tmp"
         temporary.write_text(to_yaml(as_tree(settings)), encoding="utf-8")
         temporary.replace(folder / CONFIG)
+    return changes
+
+
+def _changes(file: Path, environment: Mapping[str, Any]) -> list[str]:
+    """Say in which way the machine computes otherwise than the one that wrote the file."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [
+            f"{name} {before[name]} before, {environment[name]} now"
+            for name in ("device", "cpu", "precision")
+            if name in before and before[name] != environment[name]
+        ]
+    except (OSError, ValueError, TypeError):  # there is none, or it is damaged
+        return []
+    if not changed:
+        return []
+    return [f"resumed where arithmetic differs: {', '.join(changed)}; views are the same, weights not to the last bit"]
 
 
 # What --resume goes on with

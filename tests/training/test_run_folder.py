@@ -22,6 +22,7 @@ from medmoco.training.engine import TrainState
 from medmoco.training.run_folder import (
     check_changes,
     claim,
+    describe_run,
     holding,
     load_newest,
     restore,
@@ -305,3 +306,22 @@ def test_restore__takes_a_run_to_a_device_that_needs_loss_scaling() -> None:
     state = make_state(scaling=True)
     restore(state, {**make_state().as_content(), "step": 5})
     assert state.scaler.get_scale() == 2**16
+
+
+def test_describe_run__says_where_arithmetic_differs_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config.load(None, ["data.manifest=m", "data.root=r", f"out={tmp_path}"])
+    describe = partial(describe_run, tmp_path, settings, torch.device("cpu"))
+    facts = {"processes": 1, "manifest_sha256": "0"}
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert describe("fp32", facts) == []
+    assert describe("fp32", facts) == []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    (said,) = describe("bf16", facts)
+    assert "cpu AVX512 before, AVX2 now, precision fp32 before, bf16 now" in said
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert (environment["cpu"], environment["precision"]) == ("AVX2", "bf16")
+    del environment["cpu"]  # as runs have it from before it was noted
+    (tmp_path / "environment.json").write_text(json.dumps(environment))
+    assert describe("bf16", facts) == []
