@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(3)
 
 
 def settings_of(channels: int, **other: Any) -> DataSettings:
-    return DataSettings(manifest=Path(), root="", channels=channels, canvas_size=16, **other)
+    return DataSettings(manifest=Path(), root=".", channels=channels, canvas_size=16, **other)
 
 
 def saved(folder: Path, values: np.ndarray[Any, Any]) -> Path:

@@ -169,7 +169,7 @@ def test_image__refuses_more_than_16_bits_and_tables_cut_off(tmp_path: Path) -> 
 
 
 def ours_of(file: Path, contract: Contract, **data: Any) -> NDArray[np.float32]:
-    settings = DataSettings(manifest=Path(), root="", canvas_size=contract["canvas"]["longer_side"], **data)
+    settings = DataSettings(manifest=Path(), root=".", canvas_size=contract["canvas"]["longer_side"], **data)
     canvas, _ = read_canvas(file, 1, settings)
     views = torch.from_numpy(whole_views([canvas], np.array([0]), size=contract["resize"]["height"]))
     normalise = ViewSettings(**contract["normalise"])

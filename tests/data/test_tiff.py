@@ -142,7 +142,7 @@ def test_read_image__colour_is_upright(tmp_path: Path) -> None:
 
 def bands_of(file: Path, count: int) -> NDArray[Any]:
     """Levels of a file of bands, having made sure that both ways of reading agree."""
-    data = DataSettings(manifest=Path(), root="", channels=count, band_ranges=((-200, 70_000),))
+    data = DataSettings(manifest=Path(), root=".", channels=count, band_ranges=((-200, 70_000),))
     own = read_as_set(file, 1, data).pixels
     theirs, _ = shipped().bands(file, {"channels": count, "scale": "linear", "ranges": [[-200, 70_000]]})
     np.testing.assert_array_equal(theirs, own)

@@ -121,7 +121,7 @@ def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Split]:
     def extract(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
         return Extracted({name: made_features(split, name) for name in encoders}, (), digests_of(split))
 
-    patch.setattr(inputs, "load_manifest", lambda _, names: {name: found[name] for name in names})
+    patch.setattr(inputs, "load_manifest", lambda _, names, **_given: {name: found[name] for name in names})
     patch.setattr(inputs, "check_images", lambda split, _: split)
     patch.setattr(study, "load_backbone", lambda *_: (Backbone("resnet18", nn.Linear(16, 16), 16), {"step": 7}))
     patch.setattr(study, "extract", extract)

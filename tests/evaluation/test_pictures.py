@@ -72,10 +72,10 @@ def test_read_views__are_what_encoders_see(tmp_path: Path) -> None:
 
 def test_shown__colours_in_colour_and_bands_as_their_mean() -> None:
     view = np.arange(3 * 4 * 4, dtype=np.uint16).reshape(3, 4, 4) * 1000
-    colours = shown(view, DataSettings(manifest=Path(), root="", channels="rgb"))
+    colours = shown(view, DataSettings(manifest=Path(), root=".", channels="rgb"))
     np.testing.assert_array_equal(colours, (view >> 8).transpose(1, 2, 0))
     assert colours.dtype == np.uint8
-    np.testing.assert_array_equal(shown(view, DataSettings(manifest=Path(), root="", channels=3)), view[1])
+    np.testing.assert_array_equal(shown(view, DataSettings(manifest=Path(), root=".", channels=3)), view[1])
 
 
 @pytest.mark.parametrize(
