@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,36 @@ def test_read_image__counts_pages_before_anything_is_decoded(tmp_path: Path, big
         read_image(tmp_path / "a.tif", limits=Limits(max_frames=2))
     content = (tmp_path / "a.tif").read_bytes()
     assert "directory that cannot be read" in str(read_both(saved(tmp_path, content[:-760])))
+
+
+TAGS = {
+    254: [0, 1, 2, 4], 256: [0, 1, 29, 31, 60_000], 257: [0, 1, 19, 21, 60_000],
+    258: [1, 4, 8, 12, 16, 32, [8, 8], [8, 16]],
+    259: [1, 2, 4, 5, 7, 8, 32773, 34712, 50000, 99], 262: [0, 1, 2, 3, 5, 6, 8, 99], 266: [1, 2, 3], 274: [0, 1, 6, 9],
+    277: [0, 1, 2, 3, 4], 278: [0, 1, 7, 2**32 - 1], 279: [0, 1, 100, 2**32 - 1], 284: [1, 2, 3], 317: [1, 2, 3],
+    322: [0, 16, 60_000], 338: [0, 1, 2, 99], 339: [1, 2, 3, 4, 5, 9, [1, 2]],
+}  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    changes=st.dictionaries(st.sampled_from(sorted(TAGS)), st.integers(0, 9), min_size=1, max_size=3),
+    deep=st.booleans(), deflated=st.booleans(), big_endian=st.booleans(), count=st.integers(1, 3),
+)  # fmt: skip
+def test_read_image__any_tags_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[int, int], deep: bool, deflated: bool, big_endian: bool,
+    count: int,
+) -> None:  # fmt: skip
+    """Whatever the tags say, training and prepare.py agree, also of bands, and on the size before decoding."""
+    order = ">" if big_endian else "<"
+    tags = {tag: TAGS[tag][number % len(TAGS[tag])] for tag, number in changes.items()}
+    rows = (GRAY16 if deep else GRAY8).astype(f"{order}u{1 + deep}")
+    file = saved(tmp_path_factory.getbasetemp(), tiff(page_of(rows, deflated=deflated, tags=tags), order=order))
+    found = read_both(file)
+    if isinstance(found, GrayImage):
+        assert image_size(file, 1, DEFAULT_LIMITS)[:2] == found.pixels.shape
+    try:
+        bands_of(file, count)
+    except ImageError as error:
+        with pytest.raises(ValueError, match=f"^{re.escape(str(error))}$"):
+            shipped().bands(file, {"channels": count, "scale": "linear", "ranges": [[-200, 70_000]]})
