@@ -203,7 +203,10 @@ def _check_header(header: Dataset, syntax: UID) -> tuple[int, int, int]:
             f"its High Bit is {stored - 1 + shift} for {stored} bits stored of {allocated}, where it must be"
             f" {stored - 1};\ncorrect the header, or convert the file with the software of its maker"
         )
-    return int(header.Columns), int(header.Rows), max(1, int(header.get("NumberOfFrames") or 1))
+    frames = int(header.get("NumberOfFrames") or 1)  # 0 and blank are written for 1
+    if frames < 1:
+        raise Unreadable(f"the header says {frames} frames; {DAMAGED}")
+    return int(header.Columns), int(header.Rows), frames
 
 
 def _shift(header: Dataset) -> int:
