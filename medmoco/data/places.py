@@ -72,7 +72,9 @@ def _near_misses(split: Split, faults: NDArray[Any]) -> str:
     rows: dict[str, list[str]] = {}
     for at in first:
         rows.setdefault(near_miss(split.files[at]), []).append(str(split.rows[at]))
-    return "".join(f"row {', '.join(found)}: {hint};\n" for hint, found in rows.items() if hint)
+    return "".join(
+        f"row{'s' if len(found) > 1 else ''} {', '.join(found)}: {hint};\n" for hint, found in rows.items() if hint
+    )
 
 
 def file_faults(files: Iterable[str], root: str, *, allow_symlinks: bool) -> Iterator[FileFault | None]:

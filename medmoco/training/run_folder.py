@@ -135,10 +135,11 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    """Return what is in a folder, without what a run leaves that was killed before it began."""
+    """Return what is in a folder, without what a run leaves that was killed before it began, and empty folders."""
     if not folder.is_dir():
         return set()
-    return {name for name in os.listdir(folder) if name != LOCK and not name.endswith(".tmp")} - {ENVIRONMENT}
+    names = {name for name in os.listdir(folder) if name != LOCK and not name.endswith(".tmp")} - {ENVIRONMENT}
+    return {name for name in names if not (folder / name).is_dir() or any((folder / name).iterdir())}
 
 
 def _holds_run(folder: Path) -> bool:

@@ -158,6 +158,7 @@ def test_claim__takes_a_folder_in_which_no_run_has_begun(
 ) -> None:
     for name in leftovers:
         (tmp_path / name).write_text("")
+    (tmp_path / "evaluation").mkdir()  # by a command that was refused
     claim(tmp_path, resume=options[0], overwrite=options[1])
 
 
