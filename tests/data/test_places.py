@@ -204,7 +204,7 @@ def test_check_files__says_where_the_first_missing_ones_are(scans: Path) -> None
     with pytest.raises(ManifestError) as caught:
         check_files(load_manifest(data, ["train"])["train"], data)
     assert str(caught.value).splitlines()[1:] == [
-        "row 3, 4: the file is there in another case (capital and small letters);",
+        "rows 3, 4: the file is there in another case (capital and small letters);",
         "row 5: the file is there with / in place of each backslash;",
         "check data.root and the Path column",
     ]
