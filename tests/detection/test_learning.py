@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmoco.config import RunSettings
-from medmoco.data.loading import Batch
+from medmoco.data.loading import Batch, read_canvases
 from medmoco.data.order import StepOrder
 from medmoco.detection.boxes import Annotated, load_annotations
 from medmoco.detection.detectors import create_detector
@@ -20,6 +20,7 @@ from medmoco.errors import CheckpointError, Stopped
 from medmoco.models.backbones import create_backbone
 from medmoco.models.batch_norm import settle_statistics, sync_batch_norm
 from medmoco.training.distributed import ALONE, Group
+from tests.data.dicom_files import save_dicom
 from tests.detection.rectangles import make_settings, write_images
 from tests.together import run_together
 
@@ -37,6 +38,31 @@ def annotated_of(settings: RunSettings, name: str = "train") -> Annotated:
 
 def settings_of(manifest: Path, *overrides: str) -> RunSettings:
     return make_settings(manifest, "data.canvas_size=32", *overrides)
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1, 2.3])
+def test_targets_of__boxes_follow_pixels_that_are_not_square(tmp_path: Path, aspect: float) -> None:
+    pixels = np.zeros((40, 60), np.uint16)
+    pixels[10:30, 20:50] = 4095
+    folder = tmp_path / "data"
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        save_dicom(
+            folder / split / "a.dcm", pixels, WindowCenter=2048, WindowWidth=4096, PixelSpacing=[aspect * 0.2, 0.2]
+        )  # fmt: skip
+        (folder / f"{split}.csv").write_text("Path,PatientID\na.dcm,P1\n")
+    (folder / "boxes.csv").write_text(
+        "Split,Path,Label,x_min,y_min,x_max,y_max\n"
+        + "".join(f"{split},a.dcm,Mass,20,10,50,30\n" for split in ("train", "val"))
+    )
+    settings = settings_of(folder, "data.canvas_size=64", "views.flip_probability=0")
+    train, first = annotated_of(settings), np.array([0])
+    (canvas,), _ = read_canvases(train.split, first, settings)
+    assert sizes_in_canvas(train, first, settings) == [(canvas.height, canvas.width)]
+    (target,) = targets_of(train, first, 0, settings, CPU)
+    y, x = np.nonzero(canvas.pixels > 127)
+    edges = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    np.testing.assert_allclose(target["boxes"].numpy()[0], edges, atol=1)
 
 
 def test_detector_batches__boxes_lie_where_the_views_show_them(manifest: Path) -> None:
