@@ -80,6 +80,7 @@ _SAMPLES = {
     **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
     **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
 }
+_NEEDED = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _JPEG_FAMILY = _DECODERS.keys() - {RLELossless}
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UNDEFINED = 0xFFFFFFFF
@@ -181,6 +182,11 @@ def _check_header(header: Dataset, syntax: UID) -> tuple[int, int, int]:
         raise Unreadable(f"it is {kind}, not an image; take the row out of the CSV")
     if "Rows" not in header or "Columns" not in header:
         raise Unreadable("the DICOM file holds no image (a report, or cut off); take the row out or fetch it again")
+    if lacking := [name for name in _NEEDED if header.get(name) is None]:
+        raise Unreadable(
+            f"its header lacks {', '.join(lacking)}; correct it, or if its pixels are floating-point numbers,\n"
+            "which are not supported, convert it to 16 bits"
+        )
     wanted = _SAMPLES.get(str(header.get("PhotometricInterpretation")))
     if not wanted:
         raise Unreadable("its photometric interpretation is not supported; convert it to MONOCHROME2")

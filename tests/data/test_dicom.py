@@ -343,6 +343,19 @@ def test_dicom__private_and_video_syntaxes_are_named(tmp_path: Path) -> None:
         assert "damaged" not in message
 
 
+def test_dicom__floating_point_pixels_are_not_called_damaged(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(save_dicom(tmp_path / "a", RAMP12))
+    dataset.FloatPixelData = RAMP12.astype("<f4").tobytes()
+    dataset.BitsAllocated = 32
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(dataset, name)
+    dataset.save_as(tmp_path / "a")
+    message = refusal(tmp_path / "a")
+    assert "lacks BitsStored, PixelRepresentation" in message
+    assert "floating-point" in message
+    assert "damaged" not in message
+
+
 @pytest.mark.parametrize(
     ("tags", "aspect"),
     [
