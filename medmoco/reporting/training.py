@@ -259,7 +259,7 @@ def versions_section(runs: Sequence[Run]) -> Section:
     known = [found if isinstance(found, dict) else {} for found in libraries]
     rows = [
         [key, *(str(run.environment.get(key, NOTHING)) for run in runs)]
-        for key in ("python", "device", "precision", "threads", "processes", "manifest_sha256")
+        for key in ("python", "device", "cpu", "precision", "threads", "processes", "manifest_sha256")
     ]
     for name in dict.fromkeys(name for found in known for name in found):
         rows.append([name, *(str(found.get(name, NOTHING)) for found in known)])

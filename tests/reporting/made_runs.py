@@ -87,7 +87,7 @@ def _training(folder: Path, manifest: Path, labels: tuple[str, ...], seed: int, 
     }  # fmt: skip
     (folder / "config.yaml").write_text(to_yaml(as_tree(RunSettings.model_validate(tree))))
     _write(folder / "environment.json", {
-        "python": "3.11.7", "device": "x86_64", "precision": "fp32", "threads": 1, "processes": 1,
+        "python": "3.11.7", "device": "x86_64", "cpu": "AVX2", "precision": "fp32", "threads": 1, "processes": 1,
         "manifest_sha256": sha256_of(manifest / "train.csv"),
         "libraries": {"medmoco": "0.1.0", "torch": "2.14.1", "timm": "1.0.31"},
     })  # fmt: skip
