@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from medmoco.config.base import Count, Float, Settings
 
@@ -28,7 +28,11 @@ class Range(Settings):
         return self
 
 
-Possible = Annotated[tuple[Any, ...], Field(min_length=1)] | Range
+# Told apart by their form, so that what is wrong with one is not said of the other too.
+Possible = Annotated[
+    Annotated[tuple[Any, ...], Tag("choices")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda possible: "choices" if isinstance(possible, list | tuple) else "range"),
+]
 
 
 class TuneSettings(Settings):
@@ -52,6 +56,7 @@ class TuneSettings(Settings):
     def _lists_or_ranges(cls, space: Any) -> Any:
         for key, possible in space.items() if isinstance(space, dict) else ():
             is_range = isinstance(possible, dict) and {"low", "high"} <= possible.keys() <= {"low", "high", "log"}
-            if not (isinstance(possible, list | tuple | Range) or is_range):
+            are_choices = isinstance(possible, list | tuple) and len(possible) > 0
+            if not (are_choices or isinstance(possible, Range) or is_range):
                 raise ValueError(f"give {key} a list of choices, or {{low: ..., high: ..., log: true}}")
         return space

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from medmoco import config
+from medmoco.errors import SettingsError
 from tests.config.written import MINIMAL, refusal, write
 
 SPACE = """
@@ -36,3 +38,20 @@ def test_space__choices_and_ranges_survive_the_way_through_yaml(tmp_path: Path) 
 )
 def test_load__refuses(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in refusal(tmp_path, MINIMAL, override)
+
+
+@pytest.mark.parametrize(
+    ("possible", "words"),
+    [
+        ([], "give train.lr a list of choices"),
+        (5, "give train.lr a list of choices"),
+        ({"low": "a", "high": 2}, "'tune.space.train.lr.low': 'a' is not a number"),
+        ({"low": 2, "high": 1}, "low 2 must be below high 1"),
+    ],
+)
+def test_space__says_one_thing_of_what_is_wrong(possible: object, words: str) -> None:
+    text = f"tune.space={json.dumps({'train.lr': possible})}"
+    with pytest.raises(SettingsError) as caught:
+        config.load(None, ["out=a", "data.manifest=m", "data.root=r", text])
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2
