@@ -32,7 +32,7 @@ def test_space__choices_and_ranges_survive_the_way_through_yaml(tmp_path: Path) 
         ("tune.space={train.lr: {low: 0.1}}", "give train.lr a list of choices"),
         ("tune.space={train.lr: {low: 0.1, high: 0.1}}", "low 0.1 must be below high 0.1"),
         ("tune.space={train.lr: {low: 0, high: 0.1, log: true}}", "and above 0"),
-        ("tune.space={train.lr: []}", "tune.space.train.lr"),
+        ("tune.space={train.lr: []}", "give train.lr a list of choices"),
         ("tune.trials=0", "'tune.trials'"),
     ],
 )
