@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medmoco.data.grey_levels import DAMAGED, Admit, Floats, GrayImage, Pixels, Unreadable, admit_all, quantise, spread
-from medmoco.data.kinds import kind_of
+from medmoco.data.kinds import kind_of_file
 from medmoco.data.tiff import TiffPage, tiff_pages
 
 OWN_RANGE = "no data.band_ranges: each band is spread from its smallest to its largest value in the image"
@@ -32,8 +32,7 @@ def band_values(path: Path, count: int, frame: int = 1, admit: Admit = admit_all
     """
     if frame != 1:
         raise Unreadable(f"frame {frame} is asked for, but the pages of a file are its bands; check the Frame column")
-    with path.open("rb") as stream:
-        kind = kind_of(stream.read(132))
+    kind = kind_of_file(path)
     if kind not in ("NPY", "TIFF"):
         raise Unreadable(
             f"a {kind} file, but data.channels = {count} reads bands from .npy and TIFF;\nset it to gray or rgb"

@@ -24,7 +24,7 @@ from PIL import Image
 from medmoco.config import DataSettings
 from medmoco.data import bands, prepare
 from medmoco.data.grey_levels import CONSTANT, REPEATED, GrayImage, Pixels, Unreadable, Window, fitted, on_canvas, quiet
-from medmoco.data.kinds import Kind, kind_of
+from medmoco.data.kinds import kind_of
 from medmoco.data.limits import DEFAULT_LIMITS, Limits, check_file, limits_of, within
 from medmoco.errors import ImageError
 
@@ -77,8 +77,8 @@ def read_as_set(file: str | Path, frame: int, data: DataSettings, *, at_least: i
 
 
 @contextmanager
-def reading(path: Path, limits: Limits) -> Iterator[Kind]:
-    """Yield the kind of a file that is there and not too large; what it turns out to be is refused as an `ImageError`.
+def reading(path: Path, limits: Limits) -> Iterator[None]:
+    """Refuse a file that is missing or too large, and make an `ImageError` of what is found wrong inside the block.
 
     Raises:
         ImageError: see above.
@@ -86,9 +86,7 @@ def reading(path: Path, limits: Limits) -> Iterator[Kind]:
     check_file(path, limits)
     try:
         with quiet():
-            with path.open("rb") as stream:
-                kind = kind_of(stream.read(132))
-            yield kind
+            yield
     except Unreadable as error:
         raise ImageError(str(error)) from None
     except OSError as error:

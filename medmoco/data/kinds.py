@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from medmoco.data.grey_levels import Unreadable
@@ -25,8 +26,18 @@ _OTHER_KINDS = {
 """How files start that are not read -> what they are, with a remedy if converting is not the right one."""
 
 
+def kind_of_file(path: Path) -> Kind:
+    """Tell the type of a file; see `kind_of`."""
+    with path.open("rb") as stream:
+        return kind_of(stream.read(132))
+
+
 def kind_of(start: bytes) -> Kind:
-    """Tell the file type from the first 132 bytes."""
+    """Tell the file type from the first 132 bytes.
+
+    Raises:
+        Unreadable: of no type that is read; names the type if it is known, and the remedy.
+    """
     if not start:
         raise Unreadable("the file is empty; fetch it again from where it came from")
     if start[128:] == b"DICM":  # before TIFF, because a DICOM preamble may hold a TIFF header

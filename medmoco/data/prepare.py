@@ -12,7 +12,7 @@ hostile files: limits on their size, and worker processes that may crash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from medmoco.data.grey_levels import (
     on_canvas,
     quiet,
 )
-from medmoco.data.kinds import kind_of
+from medmoco.data.kinds import kind_of_file
 from medmoco.data.png_jpeg import read_jpeg, read_png
 from medmoco.data.tiff import read_tiff
 
@@ -71,13 +71,17 @@ def _as_the_contract_says(file: str | Path, contract: Mapping[str, Any], frame: 
     if "bands" in contract:
         step = contract["bands"]
         return levels_of(band_values(Path(file), step["channels"], frame), step["scale"], step["ranges"])
-    step = contract["colour" if "colour" in contract else "grayscale"]
-    own = step["window"]
-    window: Window = (own[0], own[1]) if isinstance(own, list | tuple) else own
-    return read(Path(file), frame, window, rgb="colour" in contract, at_least=contract["canvas"]["longer_side"])
+    window = contract["colour" if "colour" in contract else "grayscale"]["window"]
+    rgb, at_least = "colour" in contract, contract["canvas"]["longer_side"]
+    return read(Path(file), frame, _window_of(window), rgb=rgb, at_least=at_least)
 
 
-def gray(file: str | Path, window: Window = "voi", frame: int = 1) -> tuple[Pixels, int]:
+def _window_of(given: Window | Sequence[float]) -> Window:
+    """Return a window, of which JSON makes a list."""
+    return given if isinstance(given, str) else (given[0], given[1])
+
+
+def gray(file: str | Path, window: Window | Sequence[float] = "voi", frame: int = 1) -> tuple[Pixels, int]:
     """Return (H, W) gray levels of 8 or 16 bits, dense tissue bright, and the level that is white.
 
     Args:
@@ -86,14 +90,14 @@ def gray(file: str | Path, window: Window = "voi", frame: int = 1) -> tuple[Pixe
         frame: Of a DICOM file, or page of a TIFF file, from 1.
     """
     with quiet():
-        found = read(Path(file), frame, window, rgb=False)
+        found = read(Path(file), frame, _window_of(window), rgb=False)
     return found.pixels, 2**found.bits - 1
 
 
-def colours(file: str | Path, window: Window = "voi", frame: int = 1) -> tuple[Pixels, int]:
+def colours(file: str | Path, window: Window | Sequence[float] = "voi", frame: int = 1) -> tuple[Pixels, int]:
     """Return (H, W, 3) red, green and blue of 8 or 16 bits and the level that is white; arguments as of `gray`."""
     with quiet():
-        found = read(Path(file), frame, window, rgb=True)
+        found = read(Path(file), frame, _window_of(window), rgb=True)
     return (found.pixels if found.pixels.ndim == 3 else np.repeat(found.pixels[..., None], 3, 2)), 2**found.bits - 1
 
 
@@ -138,8 +142,7 @@ def read(
     Raises:
         Unreadable: see the message.
     """
-    with path.open("rb") as stream:
-        kind = kind_of(stream.read(132))
+    kind = kind_of_file(path)
     if kind == "DICOM":
         return read_dicom(path, frame, window, rgb=rgb, admit=admit, inflate_to=inflate_to)
     if kind == "TIFF":

@@ -15,6 +15,7 @@ from medmoco.config import DataSettings
 from medmoco.data.dicom import read_dicom
 from medmoco.data.dicom_levels import pixel_aspect
 from medmoco.data.images import reading
+from medmoco.data.kinds import kind_of_file
 from medmoco.data.limits import Limits, check_size, limits_of, within
 from medmoco.data.manifest import Split
 from medmoco.data.png_jpeg import jpeg_header, png_header
@@ -63,7 +64,8 @@ def image_size(file: str | Path, frame: int, limits: Limits) -> ImageSize:
         ImageError: missing, of an unknown type, too large, or its header is damaged.
     """
     path = Path(file)
-    with reading(path, limits) as kind:
+    with reading(path, limits):
+        kind = kind_of_file(path)
         if kind == "DICOM":
             size = _dicom_size(path, frame, limits)
         elif kind == "TIFF":

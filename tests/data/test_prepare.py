@@ -107,6 +107,15 @@ def test_image__windows_and_polarity(tmp_path: Path, window: Any, bits: int) -> 
         check(save_dicom(tmp_path / name, pixels, **tags), contract)
 
 
+@pytest.mark.parametrize("read", [prepare.gray, prepare.colours])
+def test_gray_and_colours__take_a_window_as_json_holds_it(tmp_path: Path, read: Any) -> None:
+    file = save_dicom(tmp_path / "a", RAMP12, WindowCenter=2000, WindowWidth=400)
+    pixels, white = read(file, [900, 1500])
+    assert white == read(file, (900, 1500))[1]
+    assert np.array_equal(pixels, read(file, (900, 1500))[0])
+    assert not np.array_equal(pixels, read(file)[0])
+
+
 def test_image__8_bits_colour_and_frames(tmp_path: Path) -> None:
     contract = make_contract(size=32, canvas=100)
     generator = np.random.default_rng(0)
