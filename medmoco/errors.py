@@ -87,7 +87,13 @@ def without_names(error: BaseException) -> str:
     return said if said.startswith(f"{kind}: ") else f"{kind}: {said}"
 
 
+# What precedes the package or the standard library in a frame's path, which may name a user or a project.
+_INSTALLATION = re.compile(
+    r'(?<=  File ")(?:[^"\n]*[/\\](?=(?:medmoco|site-packages|dist-packages|python3\.\d+)[/\\])|[^"\n]*[/\\])'
+)
+
+
 def traceback_of(error: BaseException) -> str:
-    """Return a traceback, which ends as `without_names` says."""
-    frames = traceback.format_tb(error.__traceback__)
+    """Return a traceback, which ends as `without_names` says, and whose files are named from their package on."""
+    frames = [_INSTALLATION.sub("", frame, count=1) for frame in traceback.format_tb(error.__traceback__)]
     return "".join(["Traceback (most recent call last):\n", *frames, without_names(error)])

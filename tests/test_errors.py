@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import re
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medmoco import errors
@@ -56,3 +60,16 @@ def test_traceback_of__shows_where_but_not_what() -> None:
     assert "in look_up" in text
     assert text.endswith("\nKeyError")
     assert "P0017" not in text.split("in look_up")[1]
+
+
+def test_traceback_of__names_files_from_their_package_on() -> None:
+    with pytest.raises(ValueError, match="reshape") as caught:
+        np.reshape([1, 2], 3)
+    with pytest.raises(json.JSONDecodeError) as other:
+        json.loads("{")
+    text = errors.traceback_of(caught.value) + errors.traceback_of(other.value)
+    assert 'File "site-packages/numpy/' in text.replace("\\", "/")
+    assert "/json/decoder.py" in text.replace("\\", "/")
+    assert 'File "test_errors.py"' in text
+    for folder in (sys.prefix, sys.base_prefix, str(Path(__file__).parent)):
+        assert folder not in text
