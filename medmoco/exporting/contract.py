@@ -51,7 +51,7 @@ _BANDS = (
 _HALVING = "halve both sides by the mean of 2 x 2 pixels, rounded with halves up, leaving out an odd last line"
 _CANVAS = (
     "keep the aspect ratio: the longer side becomes longer_side, the other round(side * longer_side / longer side of "
-    "the file), at least 1, sides being in millimetres where a DICOM file says that its pixels are not square. "
+    "the file), at least 1, sides being in their true proportions where a DICOM file says that pixels are not square. "
     f"While the longer side is at least twice longer_side, {_HALVING}; then shrink by the area "
     "filter (OpenCV INTER_AREA), or enlarge bilinearly with half-pixel centres where the image is smaller. Scale so "
     "that the file's white becomes white, rounded to the nearest integer. In training, up to three of JPEG's first "

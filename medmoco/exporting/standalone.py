@@ -16,29 +16,30 @@ from types import ModuleType
 
 from medmoco.data import bands, dicom, dicom_levels, grey_levels, kinds, png_jpeg, prepare, tiff
 
+_LEFT_OUT = ("__future__", "medmoco")
 _MODULES = (grey_levels, kinds, png_jpeg, tiff, bands, dicom_levels, dicom, prepare)  # each after what it imports
 
 
 @cache
 def standalone_source() -> str:
     """Return the text of prepare.py."""
+    whole: set[str] = set()
     names: dict[str, set[str]] = defaultdict(set)
-    parts = [_without_imports(module, names) for module in _MODULES]
-    imports = [_import_of(library, names[library]) for library in sorted(names)]
+    parts = [_without_imports(module, whole, names) for module in _MODULES]
+    imports = [*sorted(whole), *(_import_of(library, names[library]) for library in sorted(names))]
     own = [line for line in imports if line.split()[1].partition(".")[0] in sys.stdlib_module_names]
     others = [line for line in imports if line not in own]
     blocks = ["from __future__ import annotations", "\n".join(own), "\n".join(others), *parts]
     return f'"""{prepare.__doc__}"""\n\n' + "\n\n".join(blocks) + "\n"
 
 
-def _without_imports(module: ModuleType, names: dict[str, set[str]]) -> str:
-    """Return the text of a module below its imports, under a heading, and note what it imports from libraries."""
+def _without_imports(module: ModuleType, whole: set[str], names: dict[str, set[str]]) -> str:
+    """Return the text of a module below its imports, under a heading; note which libraries and names it imports."""
     text = Path(str(module.__file__)).read_text(encoding="utf-8")
     last = 0
     for node in ast.parse(text).body:
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                names[alias.name].add("")
+            whole.add(ast.unparse(node))
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] not in _LEFT_OUT:
             names[node.module] |= {alias.name for alias in node.names}
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -48,13 +49,8 @@ def _without_imports(module: ModuleType, names: dict[str, set[str]]) -> str:
     return f"\n# ======== {title} ========\n\n{body}"
 
 
-_LEFT_OUT = ("__future__", "medmoco")
-
-
 def _import_of(library: str, names: set[str]) -> str:
-    """Write the import of a library's names; the name "" stands for the library itself, by the name it is known by."""
-    if "" in names:
-        return f"import {library}" + {"numpy": " as np"}.get(library, "")
+    """Write the import of names from a library."""
     line = f"from {library} import {', '.join(sorted(names))}"
     if len(line) <= 120:
         return line

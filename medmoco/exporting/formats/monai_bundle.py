@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import monai
 import numpy as np
+import PIL
 import pydicom
 import timm
 import torch
@@ -236,7 +237,10 @@ def metadata(subject: Subject) -> dict[str, Any]:
         pred |= {"type": "probabilities", "format": "classes", "channel_def": dict(enumerate(labels))}
         calibrated = pred | {"value_range": [0, 1]}
         data_format["post_processed_outputs"] = {"pred": calibrated}
-    packages = {"timm": timm.__version__, "pydicom": pydicom.__version__, "opencv-python-headless": cv2.__version__}
+    packages = {
+        "timm": timm.__version__, "pydicom": pydicom.__version__, "pillow": PIL.__version__,
+        "opencv-python-headless": cv2.__version__,
+    }  # fmt: skip
     return {
         "schema": SCHEMA,
         "version": "1.0.0",
