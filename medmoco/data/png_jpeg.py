@@ -196,7 +196,7 @@ _START_OF_IMAGE, _APP1 = 0xD8, 0xE1
 _MOST_SCANS = 1000  # a progressive JPEG has some ten
 # Frame headers of JPEG (all but the markers between them that mean something else) and of JPEG-LS.
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_CODINGS = {0xC0: "baseline", 0xC1: "extended sequential", 0xC2: "progressive"}  # that libjpeg decodes
+_CODINGS = (0xC0, 0xC1, 0xC2)  # that libjpeg decodes: baseline, extended sequential, progressive
 
 
 def segments(data: bytes | mmap) -> Iterator[tuple[int, int]]:
@@ -252,7 +252,7 @@ def check_jpeg(data: bytes, header: PlainHeader) -> None:
             f"its colours are {'CMYK' if header.channels == 4 else 'unknown'}; convert it to grayscale or RGB"
         )
     first_scan = max((position for _, position in segments(data)), default=0)
-    if END_OF_IMAGE not in data[first_scan:]:
+    if data.find(END_OF_IMAGE, first_scan) < 0:
         raise Unreadable(f"the JPEG file has no end; {DAMAGED}")
     if (scans := data.count(START_OF_SCAN, first_scan)) > _MOST_SCANS:
         raise Unreadable(f"the JPEG file has {scans} scans, which would take hours to decode; save it anew")
