@@ -266,7 +266,7 @@ def _value_of_pixels(stream: BinaryIO, header: Dataset) -> tuple[str, int | None
         raise Unreadable("its pixels are floating-point numbers, which is not supported; convert it to 16 bits")
     vr = "OW" if implicit else element[4:6].decode("latin-1")
     if vr not in ("OW", "OB", "UN"):
-        raise Unreadable(f"its pixels are said to be of another type than pixels are; {DAMAGED}")
+        raise Unreadable(f"its Pixel Data have a value representation that pixels cannot have; {DAMAGED}")
     (length,) = struct.unpack_from(f"{order}L", element, len(element) - 4)
     return vr, None if length == _UNDEFINED else length
 

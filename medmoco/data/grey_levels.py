@@ -29,10 +29,10 @@ LUMA = "stored in colour; reduced to luma (ITU-R BT.601)"
 NO_WINDOW = "no VOI window in the file: spread from its smallest to its largest value"
 DARK = "16-bit file that uses 12 bits or fewer: dark; set data.window: [centre, width]"
 DARK_TABLE = "its VOI table uses less than a quarter of its range: dark; set data.window: [centre, width]"
-NOT_SQUARE = "its pixels are not square: scaled to their true proportions"
-NOT_BELIEVED = "its pixels are said to be over 16 times as long as wide, which is not believable: taken as square"
+NOT_SQUARE = "pixels are not square: scaled to their true proportions"
+NOT_BELIEVED = "implausible pixel spacing, over 16 times as long as wide: pixels are treated as square"
 FIRST_OF_SEVERAL = "only the first of several frames or pages is read: add a Frame column, with a row for each"
-THUMBNAIL = "the page that is read is a thumbnail of another page: name that one in a Frame column"
+THUMBNAIL = "this page is a thumbnail of another one: name the full-size page in a Frame column"
 
 
 class Unreadable(ValueError):

@@ -164,7 +164,7 @@ def _empty(folder: Path) -> None:
 
 
 def describe_run(folder: Path, settings: RunSettings, device: torch.device, precision: str, facts: Tree) -> list[str]:
-    """Write environment.json and config.yaml; return what a run that is resumed had otherwise before."""
+    """Write environment.json and config.yaml; return what has changed since the run was last started."""
     environment = {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -185,7 +185,7 @@ def describe_run(folder: Path, settings: RunSettings, device: torch.device, prec
 
 
 def _changes(file: Path, environment: Mapping[str, Any]) -> list[str]:
-    """Say in which way the machine computes otherwise than the one that wrote the file."""
+    """Say how arithmetic differs from that of the machine that wrote the file."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = [
