@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks.turns import report, seconds_per_round
-from medmoco.data.images import read_image, to_canvas
+from medmoco.data.image_io.images import read_image, to_canvas
 
 IMAGES, ROUNDS, CANVAS = 4, 5, 256
 KINDS = {

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from medmoco import config
-from medmoco.data.loading import Batch, training_batches
-from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.order import StepOrder
-from medmoco.data.places import check_files
+from medmoco.data.loading.loading import Batch, training_batches
+from medmoco.data.loading.sampler import StepOrder
+from medmoco.data.manifest.file_checks import check_files
+from medmoco.data.manifest.manifest import Split, load_manifest
 
 ROWS, FOLDERS, LABELS, SEEN, BATCH = 1_000_000, 1000, 14, 200_000, 256
 
@@ -28,7 +28,7 @@ _LOAD = """
 import sys, time
 from pathlib import Path
 from medmoco.config import DataSettings
-from medmoco.data.manifest import load_manifest
+from medmoco.data.manifest.manifest import load_manifest
 labels = [f"L{number}" for number in range(int(sys.argv[2]))]
 data = DataSettings(manifest=Path(sys.argv[1]), root="images", labels=labels)
 def peak():

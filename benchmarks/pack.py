@@ -20,9 +20,9 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from benchmarks.turns import report, seconds_per_round
 from benchmarks.views import ours, published
 from medmoco.config import DataSettings
-from medmoco.data.loading import canvas_reader
-from medmoco.data.manifest import load_manifest
-from medmoco.data.pack_writing import make_pack
+from medmoco.data.loading.loading import canvas_reader
+from medmoco.data.manifest.manifest import load_manifest
+from medmoco.data.pack.pack_writing import make_pack
 
 IMAGES, ROUNDS, SIDE, CANVAS = 8, 5, 1024, 256
 COPIES = 32  # the pack lists each image so often, that a round is long enough to time

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, load
-from medmoco.data.manifest import Split
-from medmoco.evaluation.features import extract
-from medmoco.evaluation.finetune import finetune
-from medmoco.evaluation.metrics import auroc, bootstrap_auroc, interval
-from medmoco.evaluation.probes import linear_probe, standardise
-from medmoco.evaluation.targets import Lesson, load_lesson
+from medmoco.data.manifest.manifest import Split
+from medmoco.evaluation.features.features import extract
+from medmoco.evaluation.features.probes import linear_probe, standardise
+from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval
+from medmoco.evaluation.supervised.finetune import finetune
+from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device
 

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 
 from benchmarks.turns import report, seconds_per_round
 from medmoco.config import RECIPES, DataSettings, ViewSettings
-from medmoco.data.images import Canvas, read_canvas
-from medmoco.data.views import draw, render
+from medmoco.data.augment.views import draw, render
+from medmoco.data.image_io.images import Canvas, read_canvas
 
 IMAGES, ROUNDS, CANVAS = 16, 5, 256
 DATA = DataSettings(manifest=Path(), root="", canvas_size=CANVAS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from medmoco.data.preparation import CHEXPERT_LABELS as LABELS
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source
+from medmoco.datasets.preparation import CHEXPERT_LABELS as LABELS
+from medmoco.datasets.preparation import About, Prepared, run
+from medmoco.datasets.source import Source
 
 ABOUT = About(
     name="CheXpert",

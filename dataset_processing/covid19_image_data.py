@@ -6,8 +6,8 @@ import re
 
 import pandas as pd
 
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source, check_columns
+from medmoco.datasets.preparation import About, Prepared, run
+from medmoco.datasets.source import Source, check_columns
 
 ABOUT = About(
     name="COVID-19 image data collection",

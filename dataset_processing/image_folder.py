@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source
+from medmoco.datasets.preparation import About, Prepared, run
+from medmoco.datasets.source import Source
 
 ABOUT = About(
     name="a folder of classes",

@@ -9,8 +9,8 @@ import re
 
 import pandas as pd
 
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source
+from medmoco.datasets.preparation import About, Prepared, run
+from medmoco.datasets.source import Source
 
 ABOUT = About(
     name="Paediatric pneumonia (Kermany et al. 2018)",

@@ -11,10 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source
-from medmoco.data.tables import inflation_limit
+from medmoco.datasets.preparation import About, Prepared, run
+from medmoco.datasets.source import Source
 from medmoco.errors import ManifestError, SettingsError
+from medmoco.utils.tables import inflation_limit
 
 ABOUT = About(
     name="MedMNIST",

@@ -9,10 +9,10 @@ import io
 
 import pandas as pd
 
-from medmoco.data.preparation import About, Prepared, corners, run
-from medmoco.data.source import Source
-from medmoco.data.tables import read_bytes
+from medmoco.datasets.preparation import About, Prepared, corners, run
+from medmoco.datasets.source import Source
 from medmoco.errors import ManifestError
+from medmoco.utils.tables import read_bytes
 
 ABOUT = About(
     name="NIH ChestX-ray14",

@@ -7,8 +7,8 @@ import ast
 import numpy as np
 import pandas as pd
 
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source
+from medmoco.datasets.preparation import About, Prepared, run
+from medmoco.datasets.source import Source
 
 ABOUT = About(
     name="PadChest",

@@ -6,10 +6,10 @@ import json
 
 import pandas as pd
 
-from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, corners, join, run
-from medmoco.data.source import Source
-from medmoco.data.tables import read_bytes
+from medmoco.datasets.preparation import BOXES, About, Prepared, add_header_columns, corners, join, run
+from medmoco.datasets.source import Source
 from medmoco.errors import ManifestError
+from medmoco.utils.tables import read_bytes
 
 ABOUT = About(
     name="RSNA Pneumonia Detection Challenge (2018)",

@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
-from medmoco.data.preparation import About, Prepared, run
-from medmoco.data.source import Source
-from medmoco.data.tables import read_bytes
+from medmoco.datasets.preparation import About, Prepared, run
+from medmoco.datasets.source import Source
+from medmoco.utils.tables import read_bytes
 
 ABOUT = About(
     name="Shenzhen and Montgomery tuberculosis sets",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, run
-from medmoco.data.source import Source
+from medmoco.datasets.preparation import BOXES, About, Prepared, add_header_columns, run
+from medmoco.datasets.source import Source
 from medmoco.errors import ManifestError
 
 ABOUT = About(
@@ -51,7 +51,7 @@ def prepare(source: Source) -> Prepared:
 
 
 def mask_box(code: str) -> tuple[int, int, int, int]:
-    """Return x_min, y_min, x_max, y_max of a mask of run lengths, as on `medmoco.data.preparation.BOXES`.
+    """Return x_min, y_min, x_max, y_max of a mask of run lengths, as on `medmoco.datasets.preparation.BOXES`.
 
     The code is pairs of a gap since the last run and a run, counted down the columns from the left.
     """

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from medmoco.data.preparation import BOXES, About, Prepared, add_header_columns, run
-from medmoco.data.source import Source, numbers
+from medmoco.datasets.preparation import BOXES, About, Prepared, add_header_columns, run
+from medmoco.datasets.source import Source, numbers
 
 ABOUT = About(
     name="VinDr-CXR",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpus import instruction_sets
+from tests.helpers.cpus import instruction_sets
 
 ROOT = Path(__file__).parents[1]
 COMPUTING = ("data", "models", "training", "evaluation", "detection", "exporting")

@@ -25,7 +25,7 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make synthetic chest phantoms with a manifest, to try medmoco without data."""
-    from medmoco.data.phantom import make_phantoms
+    from medmoco.datasets.phantoms.phantom import make_phantoms
 
     make_phantoms(out, patients=patients, image_size=image_size, seed=seed)
     print(f"phantoms of {patients} synthetic patients, train.csv, val.csv and test.csv are in {out}")
@@ -48,7 +48,7 @@ def split(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Split a table by patient, balanced by label, whatever the order of its rows."""
-    from medmoco.data.split_files import split_csv
+    from medmoco.data.manifest.split_files import split_csv
 
     try:
         percentages = [float(text) for text in fractions.split(",") if text.strip()]
@@ -70,7 +70,7 @@ def preview(
     views: Annotated[int, typer.Option(min=1, max=20)] = 6,
 ) -> None:
     """Write a picture of a few images and their views."""
-    from medmoco.data.preview import preview as write_preview
+    from medmoco.data.loading.preview import preview as write_preview
 
     write_preview(load(config_file, overrides), out, images=images, views=views)
     print(f"{images} images with {views} views each are in {out}")
@@ -92,8 +92,8 @@ def check(
 ) -> None:
     """Read every row and file, and say what is wrong with them."""
     settings = load(config_file, overrides)
-    from medmoco.data.audit import audit
-    from medmoco.evaluation.shortcuts import find_shortcuts
+    from medmoco.data.quality.audit import audit
+    from medmoco.evaluation.leakage.shortcuts import find_shortcuts
 
     folder = out or settings.out.with_name(f"{settings.out.name}-check")
     report = audit(settings, folder, against or (), find_shortcuts)
@@ -129,11 +129,11 @@ def pack(
 
 
 def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> int:
-    from medmoco.data.pack_writing import make_pack
+    from medmoco.data.pack.pack_writing import make_pack
 
     if dask is None:
         return make_pack(settings.data, folder, say)
-    from medmoco.data.pack_dask import on_cluster
+    from medmoco.data.pack.pack_dask import on_cluster
 
     with on_cluster(dask) as write:
         return make_pack(settings.data, folder, say, write)
@@ -142,7 +142,7 @@ def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> 
 def make_missing_pack(settings: RunSettings) -> None:
     """Make the pack that the settings name, where there is none yet."""
     from medmoco.config.paths import is_url
-    from medmoco.data.pack import INFO
+    from medmoco.data.pack.pack import INFO
 
     place = settings.data.pack
     if place and not is_url(place) and not Path(place, INFO).is_file():

@@ -76,7 +76,7 @@ def external(
 ) -> None:
     """Score a frozen classifier on the test split of other data, and show the drop; both looks are noted."""
     settings, theirs = load(config_file, overrides), load(other)
-    from medmoco.evaluation.external import external as score
+    from medmoco.evaluation.supervised.external import external as score
 
     print(score(settings, theirs, classifier, out, say=say))
 

@@ -45,7 +45,7 @@ def neighbours(
     """Find the images that the encoder finds most like some of yours."""
     settings = load(config_file, overrides)
     wanted, names = row_numbers(rows), {"split": split_name(split), "bank": split_name(bank)}
-    from medmoco.evaluation.neighbours import neighbours as find
+    from medmoco.inspection.neighbours import neighbours as find
 
     found = find(settings, encoder, out, wanted, **names, count=count, same_patient=same_patient, say=say)
     print(f"{len(found)} neighbours of {len(set(wanted))} images are in {out.with_suffix('.csv')}")
@@ -64,7 +64,7 @@ def projection(
 ) -> None:
     """Lay the features out on a plane, coloured by a label."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.projection import projection as project
+    from medmoco.inspection.projection import projection as project
 
     print(project(settings, encoder, out, split=split_name(split), colour=colour, say=say))
 
@@ -85,7 +85,7 @@ def placement(
 ) -> None:
     """Rank each image's changed twin among all images: what the features do not care about."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.placement import placement as place
+    from medmoco.inspection.retrieval import placement as place
 
     print(place(settings, named(encoder), out, split=split_name(split), twins=twin or (), say=say), end="")
 
@@ -104,7 +104,7 @@ def saliency(
 ) -> None:
     """Draw where a classifier looks, for some images: the scores of patches, or Grad-CAM."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.saliency import saliency as draw
+    from medmoco.inspection.saliency import saliency as draw
 
     print(draw(settings, classifier, out, row_numbers(rows), label, split=split_name(split), say=say))
 
@@ -120,6 +120,6 @@ def reconstruct(
 ) -> None:
     """Draw what a run's decoder makes of some images' embeddings."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.reconstruct import reconstruct as draw
+    from medmoco.inspection.reconstruct import reconstruct as draw
 
     print(draw(settings, run, out, row_numbers(rows), split=split_name(split), say=say))

@@ -39,7 +39,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.monitor import knn_monitor
+    from medmoco.evaluation.features.monitor import knn_monitor
     from medmoco.training.pretrain import pretrain as run
 
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
@@ -61,7 +61,7 @@ def tune(
 ) -> None:
     """Search tune.space for settings whose features score best on val, one pretraining run after the other."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.tune import tune as search
+    from medmoco.tuning.tune import tune as search
 
     folder = out or settings.out.with_name(f"{settings.out.name}-tune")
     with in_processes(settings, devices, folder) as group:
@@ -107,7 +107,7 @@ def finetune(
 ) -> None:
     """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.finetune import finetune as run
+    from medmoco.evaluation.supervised.finetune import finetune as run
 
     with in_processes(settings, devices, out) as group:
         run(

@@ -30,7 +30,7 @@ def predict(
     """Apply a classifier to the images of a manifest: a calibrated probability for each row and label."""
     settings = load(config_file, overrides)
     name = split_name(split)
-    from medmoco.evaluation.predict import predict as apply
+    from medmoco.evaluation.supervised.predict import predict as apply
 
     rows = apply(settings, classifier, out, split=name, with_path=with_path, say=say)
     print(f"{rows} rows of {name} are in {out}")
@@ -54,7 +54,7 @@ def import_file(
     """Bring in weights of other projects, with an account of every key."""
     if which not in ("query", "key"):
         raise SettingsError(f"--which {which!r}: name query, or key for the moving average of it")
-    from medmoco.models.importing import import_weights
+    from medmoco.models.convert import import_weights
 
     print(import_weights(
         file, out, backbone=backbone, which="key" if which == "key" else "query", scheme=scheme,

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from medmoco.config.base import Float, Fraction, Int, Positive, Settings, Tree
 from medmoco.config.data import RECIPES, RGB_RECIPES, Channels, DataSettings, LabelPolicy, ViewSettings, channel_count
-from medmoco.config.decoder import DecoderSettings
 from medmoco.config.describing import describe
-from medmoco.config.evidence import DetectionSettings, EvaluateSettings, FinetuneSettings
+from medmoco.config.evaluation import (
+    DetectionSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    Possible,
+    Range,
+    TuneSettings,
+)
 from medmoco.config.reading import as_tree, field_of, flatten, load, to_yaml
 from medmoco.config.run import RunSettings
-from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
-from medmoco.config.tune import Possible, Range, TuneSettings
+from medmoco.config.training import (
+    METHODS,
+    DecoderSettings,
+    MethodSettings,
+    ModelSettings,
+    PositiveSettings,
+    TrainSettings,
+)
 
 __all__ = [
     "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "DataSettings", "DecoderSettings", "DetectionSettings",

@@ -8,11 +8,16 @@ from pydantic import Field, model_validator
 
 from medmoco.config.base import Int, Settings, Tree
 from medmoco.config.data import RECIPES, DataSettings, ViewSettings
-from medmoco.config.decoder import DecoderSettings
-from medmoco.config.evidence import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings
+from medmoco.config.evaluation import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings, TuneSettings
 from medmoco.config.paths import PathSetting
-from medmoco.config.training import METHODS, MethodSettings, ModelSettings, PositiveSettings, TrainSettings
-from medmoco.config.tune import TuneSettings
+from medmoco.config.training import (
+    METHODS,
+    DecoderSettings,
+    MethodSettings,
+    ModelSettings,
+    PositiveSettings,
+    TrainSettings,
+)
 
 
 class RunSettings(Settings):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.detection.matching import Matches
-from medmoco.evaluation.metrics import draw_counts, ratio
+from medmoco.evaluation.metrics.auroc import draw_counts, ratio
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int32]

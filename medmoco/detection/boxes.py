@@ -17,13 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
-from medmoco.data.csv_file import CsvFile, read_csv
-from medmoco.data.manifest import SPLITS, Split, load_manifest, present_splits
-from medmoco.data.sizes import image_sizes
-from medmoco.data.where import did_you_mean
+from medmoco.data.manifest.csv_file import CsvFile, read_csv
+from medmoco.data.manifest.manifest import SPLITS, Split, load_manifest, present_splits
+from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.detection.readers import agreed
+from medmoco.detection.sizes import image_sizes
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.evaluation.inputs import load_splits
+from medmoco.evaluation.features.inputs import load_splits
 
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 NO_BOX = ("", "no finding")  # labels of a row without a box

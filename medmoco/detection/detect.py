@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.manifest import Split
-from medmoco.data.workers import check_shared_memory, shared_memory_place
+from medmoco.data.loading.workers import check_shared_memory, shared_memory_place
+from medmoco.data.manifest.manifest import Split
 from medmoco.detection.boxes import Annotations, load_annotations
 from medmoco.detection.detectors import create_detector
 from medmoco.detection.drawing import draw_detections
@@ -30,14 +30,14 @@ from medmoco.detection.scoring import (
     score,
 )
 from medmoco.errors import SettingsError
-from medmoco.evaluation.features import fingerprint
-from medmoco.evaluation.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
-from medmoco.evaluation.ledger import add_look, ledger_of
-from medmoco.evaluation.selection import Selection, check_parts, loop_settings, train_and_select
-from medmoco.evaluation.table import MACRO
+from medmoco.evaluation.features.features import fingerprint
+from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
+from medmoco.evaluation.leakage.ledger import add_look, ledger_of
+from medmoco.evaluation.scoring.table import MACRO
 from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
+from medmoco.training.early_stopping import Selection, check_parts, loop_settings, train_and_select
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer
 from medmoco.training.run_folder import HARMLESS, describe_run, enter_folder, facts_of

@@ -19,9 +19,9 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from medmoco.config import DetectionSettings, RunSettings, ViewSettings
-from medmoco.data.order import WEIGHTS, hashed
 from medmoco.errors import SettingsError
 from medmoco.models.backbones import Backbone
+from medmoco.utils.rng import WEIGHTS, hashed
 
 STRIDES = {"faster_rcnn": (4, 8, 16, 32), "retinanet": (8, 16, 32)}
 """Of the encoder's stages that the pyramid stands on; two more levels for RetinaNet, and one for Faster R-CNN, follow.

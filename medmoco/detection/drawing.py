@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
-from medmoco.data.colours import displayed
-from medmoco.data.loading import read_canvases
-from medmoco.data.views import channels_first
+from medmoco.data.augment.color import displayed
+from medmoco.data.augment.views import channels_first
+from medmoco.data.loading.loading import read_canvases
 from medmoco.detection.boxes import Annotated, Corners
 from medmoco.detection.learning import Detections
-from medmoco.evaluation.pictures import Tile, write_picture
+from medmoco.plotting.pictures import Tile, write_picture
 
 _TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which also the colour-blind tell apart
 _SIDE = 240  # pixels of a tile, about as many as the picture gives it

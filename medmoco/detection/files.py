@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medmoco.config import Tree
-from medmoco.data.manifest import read_table
+from medmoco.data.manifest.manifest import read_table
 from medmoco.detection.boxes import CORNERS, Annotated, Annotations
 from medmoco.detection.learning import Detections
 from medmoco.errors import CheckpointError, DataError, SettingsError

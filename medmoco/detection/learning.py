@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmoco.config import RunSettings
-from medmoco.data import views as view_maker
-from medmoco.data.images import Canvas, fitted
-from medmoco.data.loading import Batch, Batches, evaluation_batches, training_batches
-from medmoco.data.order import WHOLE, Share, StepOrder
-from medmoco.data.pairs import ONE_VIEW
+from medmoco.data.augment import views as view_maker
+from medmoco.data.image_io.images import Canvas, fitted
+from medmoco.data.loading.loading import Batch, Batches, evaluation_batches, training_batches
+from medmoco.data.loading.pairs import ONE_VIEW
+from medmoco.data.loading.sampler import WHOLE, Share, StepOrder
 from medmoco.detection.boxes import Annotated, Corners, Integers
 from medmoco.detection.detectors import FIRST_LABEL
 from medmoco.errors import CheckpointError, Stopped

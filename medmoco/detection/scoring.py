@@ -19,8 +19,8 @@ from medmoco.detection.average_precision import (
 from medmoco.detection.boxes import Annotated
 from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, Matches, match
-from medmoco.evaluation.metrics import auroc, bootstrap_auroc, interval, or_none, share_interval
-from medmoco.evaluation.table import MACRO, span
+from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval, or_none, share_interval
+from medmoco.evaluation.scoring.table import MACRO, span
 
 Floats = NDArray[np.float64]
 Record = dict[str, Any]

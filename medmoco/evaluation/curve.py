@@ -12,12 +12,10 @@ import numpy as np
 import pandas as pd
 
 from medmoco.config import RunSettings
-from medmoco.evaluation.figures import curve_figure, save
-from medmoco.evaluation.finetune import finetune
-from medmoco.evaluation.inputs import make_folder
-from medmoco.evaluation.ledger import add_look, ledger_of
-from medmoco.evaluation.metrics import Floats
-from medmoco.evaluation.scoring import (
+from medmoco.evaluation.features.inputs import make_folder
+from medmoco.evaluation.leakage.ledger import add_look, ledger_of
+from medmoco.evaluation.metrics.auroc import Floats
+from medmoco.evaluation.scoring.scoring import (
     Answer,
     Key,
     LabelDraws,
@@ -26,8 +24,10 @@ from medmoco.evaluation.scoring import (
     linear_answers,
     score_all,
 )
-from medmoco.evaluation.study import UNTRAINED, Study, begin
-from medmoco.evaluation.table import MACRO, name_width, span
+from medmoco.evaluation.scoring.study import UNTRAINED, Study, begin
+from medmoco.evaluation.scoring.table import MACRO, name_width, span
+from medmoco.evaluation.supervised.finetune import finetune
+from medmoco.plotting.figures import curve_figure, save
 from medmoco.training.runlog import write_json
 
 Record = dict[str, Any]

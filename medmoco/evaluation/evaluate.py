@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 
 from medmoco.config import RunSettings
-from medmoco.data.manifest import Split
-from medmoco.evaluation import metrics
-from medmoco.evaluation.classifier import describe_classifier, remove_classifier, save_classifier
-from medmoco.evaluation.clinical import Clinical, clinical_records, describe_judgements, judge
-from medmoco.evaluation.heads import Classifier, fold_probe
-from medmoco.evaluation.inputs import make_folder
-from medmoco.evaluation.ledger import add_look, ledger_of
-from medmoco.evaluation.probes import standardise
-from medmoco.evaluation.scoring import (
+from medmoco.data.manifest.manifest import Split
+from medmoco.evaluation.features.inputs import make_folder
+from medmoco.evaluation.features.probes import standardise
+from medmoco.evaluation.leakage.ledger import add_look, ledger_of
+from medmoco.evaluation.metrics import auroc as metrics
+from medmoco.evaluation.scoring.clinical import Clinical, clinical_records, describe_judgements, judge
+from medmoco.evaluation.scoring.scoring import (
     Answer,
     Key,
     Scored,
@@ -29,8 +27,10 @@ from medmoco.evaluation.scoring import (
     linear_answers,
     score_all,
 )
-from medmoco.evaluation.study import Study, begin
-from medmoco.evaluation.table import MACRO, heading, layout
+from medmoco.evaluation.scoring.study import Study, begin
+from medmoco.evaluation.scoring.table import MACRO, heading, layout
+from medmoco.evaluation.supervised.classifier import describe_classifier, remove_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import Classifier, fold_probe
 from medmoco.training.runlog import write_json
 
 Record = dict[str, Any]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from medmoco.config import RunSettings, as_tree, flatten, to_yaml
-from medmoco.data.manifest import Split
+from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.leakage import leak_lines
+from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.exporting.subject import Subject
 
 Record = dict[str, Any]

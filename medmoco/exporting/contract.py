@@ -21,8 +21,8 @@ import timm
 import torch
 
 import medmoco
-from medmoco.data.files import sha256_of
 from medmoco.exporting.subject import INPUT, Preparation, Subject, network
+from medmoco.utils.files import sha256_of
 
 _POLARITY = (
     "bright is dense, as a radiograph is displayed: bone white, air black. MONOCHROME1, and TIFF whose zero is white, "

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmoco.data.files import sha256_of
-from medmoco.data.loading import to_float
+from medmoco.data.loading.loading import to_float
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.exporting.contract import files_in, preprocessing
 from medmoco.exporting.formats import (
@@ -32,6 +31,7 @@ from medmoco.exporting.sources import Source, Warn
 from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import GraphNetwork, Subject
 from medmoco.training.runlog import print_warning, write_json
+from medmoco.utils.files import sha256_of
 
 FORMATS: dict[str, Format] = {
     "safetensors": safetensors_file,

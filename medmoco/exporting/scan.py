@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.data.manifest import Split
+from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError
 
 LEAST_IN_TEXT, LEAST_IN_BINARY = 4, 8  # bytes of a name

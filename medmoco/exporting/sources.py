@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, load
-from medmoco.data.loading import check_images, read_canvases, trained_rows
-from medmoco.data.manifest import Split, load_manifest, present_splits
-from medmoco.data.views import channels_first, whole
+from medmoco.data.augment.views import channels_first, whole
+from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
+from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.errors import DataError, SettingsError
 from medmoco.exporting import card, subject
 from medmoco.exporting.scan import Names, local_names, manifest_names

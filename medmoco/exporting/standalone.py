@@ -14,10 +14,12 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from medmoco.data import bands, dicom, dicom_levels, grey_levels, kinds, png_jpeg, prepare, tiff
+from medmoco.data.image_io import file_format, intensity, preprocessing, windowing
+from medmoco.data.image_io.formats import bands, dicom, png_jpeg, tiff
 
 _LEFT_OUT = ("__future__", "medmoco")
-_MODULES = (grey_levels, kinds, png_jpeg, tiff, bands, dicom_levels, dicom, prepare)  # each after what it imports
+_MODULES = (intensity, file_format, png_jpeg, tiff, bands, windowing, dicom, preprocessing)
+"""The modules in order: each after those it imports."""
 
 
 @cache
@@ -30,7 +32,7 @@ def standalone_source() -> str:
     own = [line for line in imports if line.split()[1].partition(".")[0] in sys.stdlib_module_names]
     others = [line for line in imports if line not in own]
     blocks = ["from __future__ import annotations", "\n".join(own), "\n".join(others), *parts]
-    return f'"""{prepare.__doc__}"""\n\n' + "\n\n".join(blocks) + "\n"
+    return f'"""{preprocessing.__doc__}"""\n\n' + "\n\n".join(blocks) + "\n"
 
 
 def _without_imports(module: ModuleType, whole: set[str], names: dict[str, set[str]]) -> str:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from medmoco.config import Channels, RunSettings, Tree, channel_count
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import fixed, load_classifier
-from medmoco.evaluation.heads import Classifier
+from medmoco.evaluation.supervised.classifier import fixed, load_classifier
+from medmoco.evaluation.supervised.heads import Classifier
 from medmoco.models.backbones import Backbone
 from medmoco.models.conv_stem import conv_stem_widths
-from medmoco.models.naming import has_conv_stem, timm_model
-from medmoco.models.state_dicts import plain_tensors
+from medmoco.models.interop.naming import has_conv_stem, timm_model
+from medmoco.models.interop.state_dicts import plain_tensors
 from medmoco.training.checkpoint import load_backbone
 
 INPUT = "image"

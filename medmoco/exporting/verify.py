@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medmoco.data.files import sha256_of
 from medmoco.errors import CheckpointError, first_line
 from medmoco.exporting.parity import CASES, SUMS, NotInstalledError, compare, load_cases
+from medmoco.utils.files import sha256_of
 
 Record = dict[str, Any]
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from medmoco.config import ModelSettings
-from medmoco.data.order import WEIGHTS, hashed
 from medmoco.errors import SettingsError, without_names
 from medmoco.models.conv_stem import conv_stem
-from medmoco.models.imports import fit
-from medmoco.models.naming import VARIANTS, has_conv_stem, timm_model
-from medmoco.models.state_dicts import read_contents
+from medmoco.models.interop.naming import VARIANTS, has_conv_stem, timm_model
+from medmoco.models.interop.state_dict_matching import fit
+from medmoco.models.interop.state_dicts import read_contents
+from medmoco.utils.rng import WEIGHTS, hashed
 
 # Some 2-D networks of MONAI, by the name and with the arguments they have there besides their channels.
 _MONAI: dict[str, tuple[str, dict[str, int]]] = {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medmoco.config import DecoderSettings, MethodSettings
-from medmoco.data.order import Share
+from medmoco.data.loading.sampler import Share
 from medmoco.models.backbones import Backbone
 from medmoco.models.decoder import create_decoder
 from medmoco.models.projectors import predictor, projector

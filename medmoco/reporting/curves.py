@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from medmoco.evaluation.figures import Line, calibration_figure, curve_figure, method_words, pr_figure, roc_figure
-from medmoco.evaluation.metrics import auroc, average_precision
+from medmoco.evaluation.metrics.auroc import auroc, average_precision
+from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words, pr_figure, roc_figure
 from medmoco.reporting.blocks import (
     Block,
     Fold,

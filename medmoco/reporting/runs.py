@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from medmoco.config import DataSettings, flatten
-from medmoco.data.manifest import Split, load_manifest, present_splits
+from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
 from medmoco.reporting.blocks import ID_COLUMNS, where_words
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from medmoco.evaluation.figures import forest_figure, method_words
-from medmoco.evaluation.leakage import leak_lines
-from medmoco.evaluation.table import MACRO
+from medmoco.evaluation.leakage.leakage import leak_lines
+from medmoco.evaluation.scoring.table import MACRO
+from medmoco.plotting.figures import forest_figure, method_words
 from medmoco.reporting.blocks import (
     NOTHING,
     Block,

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medmoco.data.manifest import Split
-from medmoco.evaluation.figures import Line, line_figure
+from medmoco.data.manifest.manifest import Split
+from medmoco.plotting.figures import Line, line_figure
 from medmoco.reporting.blocks import (
     NOTHING,
     Block,

@@ -18,18 +18,19 @@ import numpy as np
 import torch
 
 from medmoco.config import RunSettings
-from medmoco.data import views as view_maker
-from medmoco.data.emptiness import check_masks
-from medmoco.data.loading import Batch, canvas_reader, check_images, training_batches
-from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.order import StepOrder, permutation
-from medmoco.data.pairs import plan_of
-from medmoco.data.workers import AHEAD
+from medmoco.data.augment import views as view_maker
+from medmoco.data.loading.emptiness import check_masks
+from medmoco.data.loading.loading import Batch, canvas_reader, check_images, training_batches
+from medmoco.data.loading.pairs import plan_of
+from medmoco.data.loading.sampler import StepOrder
+from medmoco.data.loading.workers import AHEAD
+from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.models.moco import MoCo
-from medmoco.training.contrast import Contrast, check_sizes, create_state, negative_numbers
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.engine import Hooks, fit
+from medmoco.training.moco_task import Contrast, check_sizes, create_state, negative_numbers
 from medmoco.training.runlog import RunLog
+from medmoco.utils.rng import permutation
 
 ROUNDS = 5
 _CHUNK = 16  # images read between two looks at the clock

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from medmoco.config import RunSettings, Tree, as_tree, flatten, load
-from medmoco.data.files import sha256_of, sync_folder
 from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.models.backbones import Backbone, check_size, create_backbone, load_weights
+from medmoco.utils.files import sha256_of, sync_folder
 
 FORMAT = 1
 KEPT = 3

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from medmoco import errors
 from medmoco.config import TrainSettings
-from medmoco.data.order import Share
+from medmoco.data.loading.sampler import Share
 from medmoco.errors import DistributedError, MedmocoError, SettingsError
 from medmoco.models.batch_norm import split_batch_norm, sync_batch_norm
 from medmoco.training.launch import Placement

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from medmoco.config import TrainSettings
-from medmoco.data.loading import Batch
-from medmoco.data.order import StepOrder, hashed
-from medmoco.data.stopping import stop_requests
+from medmoco.data.loading.loading import Batch
+from medmoco.data.loading.sampler import StepOrder
 from medmoco.errors import DataError, DivergedError, MedmocoError, Stopped
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
+from medmoco.utils.rng import hashed
+from medmoco.utils.stopping import stop_requests
 
 
 class Task(Protocol):

@@ -11,19 +11,22 @@ import numpy as np
 import torch
 
 from medmoco.config import RunSettings, Tree
-from medmoco.data.emptiness import check_masks
-from medmoco.data.loading import Batch, check_images, training_batches
-from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.order import StepOrder
-from medmoco.data.overlap import overlap_notices
-from medmoco.data.pairs import partner_notices, plan_of
-from medmoco.data.quarantine import Quarantine, check_pairs
-from medmoco.data.workers import check_shared_memory, shared_memory_place
+from medmoco.data.loading.emptiness import check_masks
+from medmoco.data.loading.loading import Batch, check_images, training_batches
+from medmoco.data.loading.pairs import partner_notices, plan_of
+from medmoco.data.loading.quarantine import Quarantine, check_pairs
+from medmoco.data.loading.sampler import StepOrder
+from medmoco.data.loading.workers import check_shared_memory, shared_memory_place
+from medmoco.data.manifest.manifest import Split, load_manifest
+from medmoco.data.manifest.overlap import overlap_notices
 from medmoco.errors import ImageError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.checkpoint import save_checkpoint
-from medmoco.training.contrast import (
+from medmoco.training.device import choose_precision, memory_explained, prepare_device
+from medmoco.training.distributed import ALONE, Group
+from medmoco.training.engine import Hooks, TrainState, fit
+from medmoco.training.moco_task import (
     Contrast,
     batch_norm_groups,
     check_sizes,
@@ -31,10 +34,6 @@ from medmoco.training.contrast import (
     negative_numbers,
     traffic,
 )
-from medmoco.training.device import choose_precision, memory_explained, prepare_device
-from medmoco.training.distributed import ALONE, Group
-from medmoco.training.engine import Hooks, TrainState, fit
-from medmoco.training.mishaps import Mishaps
 from medmoco.training.run_folder import (
     CHECKPOINTS,
     Start,
@@ -43,6 +42,7 @@ from medmoco.training.run_folder import (
     facts_of,
 )
 from medmoco.training.runlog import RunLog, SilentLog
+from medmoco.training.skipped_steps import Mishaps
 from medmoco.training.status import reporting_end, write_status
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from medmoco.config import RunSettings, Tree, as_tree, to_yaml
-from medmoco.data.manifest import Split
+from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
 from medmoco.training.distributed import ALONE, Group

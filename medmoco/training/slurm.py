@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmoco.config import RunSettings
-from medmoco.data.manifest import load_manifest
+from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import SettingsError
-from medmoco.training.contrast import check_sizes
+from medmoco.training.moco_task import check_sizes
 
 _SAVING_SECONDS = (
     300  # warning before the time is up; a checkpoint on a slow disk takes one minute, SLURM is late by one

@@ -8,13 +8,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medmoco.config import TrainSettings
-from medmoco.data.stopping import stopping_at_once
 from medmoco.errors import CheckpointError, MedmocoError, Stopped, UnexpectedError, traceback_of, without_names
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import Group
 from medmoco.training.engine import TrainState
 from medmoco.training.run_folder import STATUS, holding
 from medmoco.training.runlog import LOG, saying_what_disk_refuses, write_json
+from medmoco.utils.stopping import stopping_at_once
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from medmoco import cli
-from tests.cli.commands import Call, Said
+from tests.helpers.commands import Call, Said
 
 
 @pytest.fixture(autouse=True)

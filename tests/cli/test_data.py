@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.commands import Call, refused
+from tests.helpers.commands import Call, refused
 
 
 def test_split__writes_the_files_and_says_their_sizes(call: Call, tmp_path: Path) -> None:

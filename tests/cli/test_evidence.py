@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Call
+from tests.helpers.commands import Call
 
 
 @pytest.mark.slow

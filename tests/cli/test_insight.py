@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli.commands import Call, refused
+from tests.helpers.commands import Call, refused
 
 OF_CXR = ["--config", "configs/cxr.yaml", "--encoder", "random"]
 

@@ -9,7 +9,7 @@ import typer
 from medmoco import cli
 from medmoco.cli.options import named, path, row_numbers, split_name
 from medmoco.errors import SettingsError
-from tests.cli.commands import Call
+from tests.helpers.commands import Call
 
 
 def test_named__the_first_needs_no_name() -> None:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from medmoco import cli
-from tests.cli.commands import Call, refused, start
+from tests.helpers.commands import Call, refused, start
 
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "tune", "slurm", "evaluate",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli.commands import Call, refused, start
+from tests.helpers.commands import Call, refused, start
 
 
 def test_config__prints_the_tree() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.commands import Call, refused
+from tests.helpers.commands import Call, refused
 
 
 @pytest.mark.parametrize(

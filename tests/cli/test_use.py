@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cli.commands import Call, refused
+from tests.helpers.commands import Call, refused
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from medmoco import config
-from tests.config.written import MINIMAL, refusal, write
+from tests.helpers.written import MINIMAL, refusal, write
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from medmoco import config
-from tests.config.written import MINIMAL, write
+from tests.helpers.written import MINIMAL, write
 
 
 def test_describe__is_yaml_and_names_the_source_of_each_value(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from medmoco import config
 from medmoco.config.paths import as_written, expand, to_path
-from tests.config.written import MINIMAL, refusal, write
+from tests.helpers.written import MINIMAL, refusal, write
 
 PATHS = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.init", "detection.boxes")
 

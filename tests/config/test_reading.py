@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from medmoco import config
 from medmoco.errors import SettingsError
-from tests.config.written import MINIMAL, refusal, write
+from tests.helpers.written import MINIMAL, refusal, write
 
 
 def test_load__defaults_file_and_command_line_in_rising_order(tmp_path: Path) -> None:

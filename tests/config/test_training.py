@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.config.written import MINIMAL, refusal
+from medmoco import config
+from tests.helpers.written import MINIMAL, refusal, write
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,23 @@ from tests.config.written import MINIMAL, refusal
 )
 def test_load__refuses(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in refusal(tmp_path, MINIMAL, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("decoder.contrast=0", "weight and contrast are both 0: nothing would be trained"),
+        ("decoder.empty=threshold", "empty threshold weighs what the decoder reconstructs; set weight above 0"),
+        ("decoder={weight: 1, empty: mask}", "set both, or neither"),
+        ("decoder={weight: 1, mask: Mask}", "set both, or neither"),
+        ("decoder.empty_weight=2", "'decoder.empty_weight'"),
+    ],
+)
+def test_decoder__refuses(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, MINIMAL, override)
+
+
+def test_decoder__an_autoencoder_predicts_nothing(tmp_path: Path) -> None:
+    alone = ["decoder={weight: 1, contrast: 0}", "method.queue_size=0"]
+    config.load(write(tmp_path, MINIMAL), alone)
+    assert "method.predictor has nothing to predict" in refusal(tmp_path, MINIMAL, *alone, "method.name=moco_v3")

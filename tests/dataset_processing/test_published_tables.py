@@ -9,8 +9,8 @@ import pytest
 
 from dataset_processing import chexpert, nih_chest_xray14, padchest, rsna_pneumonia, siim_pneumothorax, vindr_cxr
 from medmoco.config import DataSettings
-from medmoco.data.manifest import Split, load_manifest
-from medmoco.data.preparation import run
+from medmoco.data.manifest.manifest import Split, load_manifest
+from medmoco.datasets.preparation import run
 
 pytestmark = pytest.mark.slow
 MANIFESTS = Path(__file__).parents[2] / "manifests"

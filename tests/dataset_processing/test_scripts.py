@@ -32,10 +32,10 @@ from dataset_processing import (
     vindr_cxr,
 )
 from medmoco.config import DataSettings
-from medmoco.data.manifest import load_manifest
-from medmoco.data.places import check_files
-from medmoco.data.preparation import run
-from tests.data.dicom_files import RAMP12, save_dicom
+from medmoco.data.manifest.file_checks import check_files
+from medmoco.data.manifest.manifest import load_manifest
+from medmoco.datasets.preparation import run
+from tests.helpers.dicom_files import RAMP12, save_dicom
 
 SCRIPTS = Path(__file__).parents[2] / "dataset_processing"
 Files = dict[str, pd.DataFrame]

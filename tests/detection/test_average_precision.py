@@ -19,7 +19,7 @@ from medmoco.detection.average_precision import (
 from medmoco.detection.boxes import Annotated
 from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, Matches, _as_coco, match
-from tests.detection.rectangles import made_up
+from tests.helpers.rectangles import made_up
 
 
 def by_coco(annotated: Annotated, found: Detections, images: int) -> np.ndarray:

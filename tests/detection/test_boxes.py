@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medmoco.data.preparation import BOXES
+from medmoco.datasets.preparation import BOXES
 from medmoco.detection.boxes import CORNERS, load_annotations
 from medmoco.errors import ManifestError, SettingsError
-from tests.detection.rectangles import HEADER, SECRET, make_settings, read_boxes, write_boxes, write_images
+from tests.helpers.rectangles import HEADER, SECRET, make_settings, read_boxes, write_boxes, write_images
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,12 @@ from medmoco.detection import detect as module
 from medmoco.detection.detect import detect, settings_of_run
 from medmoco.detection.learning import Detecting
 from medmoco.errors import ManifestError, SettingsError, Stopped
-from medmoco.evaluation.ledger import looks
+from medmoco.evaluation.leakage.ledger import looks
 from medmoco.training.checkpoint import load_backbone, load_checkpoint
 from medmoco.training.distributed import Group
-from tests.detection.rectangles import SECRET, make_settings, read_boxes, write_boxes, write_images
-from tests.faults.runs import assert_same
-from tests.together import run_together, through_a_stop
+from tests.helpers.rectangles import SECRET, make_settings, read_boxes, write_boxes, write_images
+from tests.helpers.runs import assert_same
+from tests.helpers.together import run_together, through_a_stop
 
 
 @pytest.fixture

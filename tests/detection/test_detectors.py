@@ -12,7 +12,7 @@ from medmoco.config import ModelSettings, RunSettings
 from medmoco.detection.detectors import Pyramid, create_detector
 from medmoco.errors import SettingsError
 from medmoco.models.backbones import Backbone, create_backbone
-from tests.detection.rectangles import make_settings
+from tests.helpers.rectangles import make_settings
 
 BOX = {"boxes": torch.tensor([[4.0, 6, 30, 40]]), "labels": torch.tensor([1])}
 NONE = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}

@@ -9,7 +9,7 @@ from PIL import Image
 from medmoco.detection.boxes import load_annotations
 from medmoco.detection.drawing import _FOUND, _TRUTH, choose, draw_detections, enlarged, paint
 from medmoco.detection.learning import Detections
-from tests.detection.rectangles import make_settings, write_images
+from tests.helpers.rectangles import make_settings, write_images
 
 
 @pytest.mark.parametrize("bits", [8, 16])

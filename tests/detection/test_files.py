@@ -10,7 +10,7 @@ from medmoco.detection.boxes import Annotations, load_annotations
 from medmoco.detection.files import DETECTIONS, FACTS, read_detections, write_detections
 from medmoco.detection.learning import Detections
 from medmoco.errors import CheckpointError, SettingsError
-from tests.detection.rectangles import SECRET, make_settings, write_images
+from tests.helpers.rectangles import SECRET, make_settings, write_images
 
 FOUND = Detections(
     np.array([0, 0, 3]), np.array([[0.5, 1, 2, 3], [4, 5, 6, 7], [1 / 3, 0, 9, 9]]), np.array([1, 0, 1]),

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmoco.config import RunSettings
-from medmoco.data.loading import Batch, read_canvases
-from medmoco.data.order import StepOrder
+from medmoco.data.loading.loading import Batch, read_canvases
+from medmoco.data.loading.sampler import StepOrder
 from medmoco.detection.boxes import Annotated, load_annotations
 from medmoco.detection.detectors import create_detector
 from medmoco.detection.learning import Detecting, detector_batches, find_boxes, images_in, sizes_in_canvas, targets_of
@@ -20,9 +20,9 @@ from medmoco.errors import CheckpointError, Stopped
 from medmoco.models.backbones import create_backbone
 from medmoco.models.batch_norm import settle_statistics, sync_batch_norm
 from medmoco.training.distributed import ALONE, Group
-from tests.data.dicom_files import save_dicom
-from tests.detection.rectangles import make_settings, write_images
-from tests.together import run_together
+from tests.helpers.dicom_files import save_dicom
+from tests.helpers.rectangles import make_settings, write_images
+from tests.helpers.together import run_together
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, match
 from medmoco.detection.readers import overlap
-from tests.detection.rectangles import made_up
+from tests.helpers.rectangles import made_up
 
 
 def plain_hits(truth: np.ndarray, found: np.ndarray, scores: np.ndarray, least: float) -> list[bool]:

@@ -12,7 +12,7 @@ from medmoco.detection.scoring import (
     records_of,
     score,
 )
-from tests.detection.rectangles import made_up
+from tests.helpers.rectangles import made_up
 
 LABELS = ("Mass", "Nodule")
 

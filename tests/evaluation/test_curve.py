@@ -12,8 +12,8 @@ import pytest
 from medmoco.config import RunSettings, load
 from medmoco.evaluation.curve import Curve, curve
 from medmoco.evaluation.evaluate import evaluate
-from medmoco.evaluation.ledger import looks
-from tests.evaluation.squares import SMALL, write_images
+from medmoco.evaluation.leakage.ledger import looks
+from tests.helpers.squares import SMALL, write_images
 
 FINETUNE = ["finetune.epochs=2", "finetune.least_steps=1", "finetune.global_batch_size=8", "finetune.patience=0"]
 

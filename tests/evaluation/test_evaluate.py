@@ -21,18 +21,19 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from medmoco.config import RunSettings, load
-from medmoco.data.manifest import load_manifest
+from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import evaluate as module
-from medmoco.evaluation import inputs, study
-from medmoco.evaluation.classifier import load_classifier, score_split
 from medmoco.evaluation.evaluate import Evaluation
-from medmoco.evaluation.features import Extracted
-from medmoco.evaluation.ledger import looks
-from medmoco.evaluation.metrics import bootstrap_auroc
+from medmoco.evaluation.features import inputs
+from medmoco.evaluation.features.features import Extracted
+from medmoco.evaluation.leakage.ledger import looks
+from medmoco.evaluation.metrics.auroc import bootstrap_auroc
+from medmoco.evaluation.scoring import study
+from medmoco.evaluation.supervised.classifier import load_classifier, score_split
 from medmoco.models.backbones import Backbone
 from medmoco.training.checkpoint import load_backbone
-from tests.evaluation.squares import SMALL, write_images
+from tests.helpers.squares import SMALL, write_images
 
 REQUIRED = {"label", "split", "method", "n", "n_positive", "n_patients", "average_precision"}
 REQUIRED |= {"auroc", "auroc_low", "auroc_high"}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from medmoco import config
-from medmoco.data.manifest import load_manifest
+from medmoco.data.manifest.manifest import load_manifest
 from medmoco.exporting.export import export
 from medmoco.exporting.sources import from_run
 from medmoco.models.backbones import create_backbone

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from medmoco.data.manifest import load_manifest
+from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError
 from medmoco.exporting.card import gather, write_card, write_plain_card
 from medmoco.exporting.subject import from_encoder

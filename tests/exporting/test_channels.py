@@ -13,19 +13,19 @@ import pytest
 from numpy.typing import NDArray
 
 from medmoco import config
-from medmoco.data.pack_writing import make_pack
+from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import SettingsError
 from medmoco.evaluation.evaluate import evaluate
-from medmoco.evaluation.monitor import knn_monitor
-from medmoco.evaluation.neighbours import neighbours
-from medmoco.evaluation.placement import placement
-from medmoco.evaluation.projection import projection
-from medmoco.evaluation.saliency import saliency
+from medmoco.evaluation.features.monitor import knn_monitor
 from medmoco.exporting.export import export
 from medmoco.exporting.sources import from_classifier, from_run
 from medmoco.exporting.verify import verify
+from medmoco.inspection.neighbours import neighbours
+from medmoco.inspection.projection import projection
+from medmoco.inspection.retrieval import placement
+from medmoco.inspection.saliency import saliency
 from medmoco.training.pretrain import pretrain
-from tests.exporting.shipped import shipped
+from tests.helpers.shipped import shipped
 
 RGB = [
     "data.channels=rgb",

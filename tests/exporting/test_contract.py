@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco import config
-from medmoco.data.images import read_image, to_canvas
-from medmoco.data.loading import to_float
-from medmoco.data.views import whole
+from medmoco.data.augment.views import whole
+from medmoco.data.image_io.images import read_image, to_canvas
+from medmoco.data.loading.loading import to_float
 from medmoco.exporting.contract import files_in, libraries, preprocessing
 from medmoco.exporting.subject import Subject, from_encoder
 

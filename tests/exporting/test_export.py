@@ -16,8 +16,8 @@ from torch import nn
 
 from medmoco import config
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.heads import Classifier
+from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import Classifier
 from medmoco.exporting import export as export_module
 from medmoco.exporting.export import ALL, FORMATS, export
 from medmoco.exporting.formats import safetensors_file

@@ -17,7 +17,7 @@ from medmoco.exporting.parity import (
     save_cases,
     synthetic_views,
 )
-from tests.exporting.made_files import write_linear_onnx
+from tests.helpers.made_files import write_linear_onnx
 
 IMAGES = np.random.default_rng(0).standard_normal((3, 1, 4, 4)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).standard_normal((16, 5)).astype(np.float32)

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save
 
 from medmoco import config
-from medmoco.data.manifest import load_manifest
+from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError
 from medmoco.exporting import scan
 from medmoco.exporting.scan import Search, folder_names, local_names, manifest_names, refuse_names

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from medmoco.data.pack_writing import make_pack
+from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.heads import Classifier
+from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import Classifier
 from medmoco.exporting.sources import from_classifier, from_file, from_run
 from medmoco.exporting.subject import from_encoder, plain_state, save_state
 from medmoco.training.checkpoint import load_run

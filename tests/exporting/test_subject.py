@@ -13,9 +13,9 @@ from torch import nn
 
 from medmoco import config
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.heads import Classifier
-from medmoco.evaluation.predict import probabilities_of
+from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.predict import probabilities_of
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import (
     GraphNetwork,
@@ -79,7 +79,7 @@ def test_from_classifier__is_fed_as_it_was_trained(folder: Path) -> None:
 
 
 def test_graph_network__is_the_classifier_that_predicts(folder: Path) -> None:
-    from medmoco.evaluation.classifier import load_classifier
+    from medmoco.evaluation.supervised.classifier import load_classifier
 
     classifier, facts = load_classifier(folder)
     with torch.inference_mode():

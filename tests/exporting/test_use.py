@@ -21,13 +21,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmoco import config
-from medmoco.data.images import read_canvas
-from medmoco.data.loading import to_float
-from medmoco.data.phantom import make_phantoms
-from medmoco.data.views import whole
+from medmoco.data.augment.views import whole
+from medmoco.data.image_io.images import read_canvas
+from medmoco.data.loading.loading import to_float
+from medmoco.datasets.phantoms.phantom import make_phantoms
 from medmoco.errors import ImageError
-from medmoco.evaluation.classifier import describe_classifier, load_classifier, own_calibration, save_classifier
-from medmoco.evaluation.heads import Classifier
+from medmoco.evaluation.supervised.classifier import (
+    describe_classifier,
+    load_classifier,
+    own_calibration,
+    save_classifier,
+)
+from medmoco.evaluation.supervised.heads import Classifier
 from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import from_classifier, from_encoder

@@ -12,7 +12,7 @@ from medmoco.errors import CheckpointError
 from medmoco.exporting import verify as verify_module
 from medmoco.exporting.parity import NotInstalledError, save_cases
 from medmoco.exporting.verify import check_files, verify
-from tests.exporting.made_files import write_linear_onnx
+from tests.helpers.made_files import write_linear_onnx
 
 
 def seal(folder: Path) -> None:

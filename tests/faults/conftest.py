@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import STEPS, checkpoints, make_images, pretrain, steps
+from tests.helpers.runs import STEPS, checkpoints, make_images, pretrain, steps
 
 
 @pytest.fixture(scope="session")

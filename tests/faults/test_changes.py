@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import IMAGES, Run, assert_same_result, checkpoints, pretrain, status, steps
+from tests.helpers.runs import IMAGES, Run, assert_same_result, checkpoints, pretrain, status, steps
 
 
 def refuse(run: Run, code: int) -> str:

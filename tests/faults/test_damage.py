@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from medmoco.data.files import sha256_of
-from tests.faults.runs import assert_same_result, checkpoints, pretrain
-from tests.harm import HARM, empty
+from medmoco.utils.files import sha256_of
+from tests.helpers.harm import HARM, empty
+from tests.helpers.runs import assert_same_result, checkpoints, pretrain
 
 
 @pytest.mark.parametrize("harm", HARM)

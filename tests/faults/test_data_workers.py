@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from medmoco.data.order import StepOrder
-from tests.faults.runs import (
+from medmoco.data.loading.sampler import StepOrder
+from tests.helpers.runs import (
     BATCH,
     EPOCHS,
     IMAGES,

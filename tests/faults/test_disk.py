@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import assert_same_result, checkpoints, pretrain, status, steps
+from tests.helpers.runs import assert_same_result, checkpoints, pretrain, status, steps
 
 
 def privileged(*command: object) -> None:

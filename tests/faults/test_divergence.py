@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from medmoco.data.order import StepOrder
-from tests.faults.runs import BATCH, EPOCHS, IMAGES, checkpoints, pretrain, status
+from medmoco.data.loading.sampler import StepOrder
+from tests.helpers.runs import BATCH, EPOCHS, IMAGES, checkpoints, pretrain, status
 
 
 def test_divergence__skips_steps_lists_their_rows_and_gives_up(settings: Path, tmp_path: Path) -> None:

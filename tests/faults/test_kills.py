@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from medmoco.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.faults.runs import assert_same_result, pretrain, steps
+from tests.helpers.runs import assert_same_result, pretrain, steps
 
 KILLS = 50
 SYSTEM_CALLS = ("fsync", "replace", "rename", "unlink")  # after and before each of them a save may be cut off

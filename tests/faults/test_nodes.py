@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import assert_same_result, checkpoints, pretrain, status
+from tests.helpers.runs import assert_same_result, checkpoints, pretrain, status
 
 NAMES, ADDRESSES = ("medmoco-a", "medmoco-b"), ("10.231.77.1", "10.231.77.2")
 PATIENCE = 300.0  # seconds; a rendezvous notices a lost node after some twenty

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.runs import assert_same, checkpoints, losses, pretrain, status, steps, workers_of
+from tests.helpers.runs import assert_same, checkpoints, losses, pretrain, status, steps, workers_of
 
 TWO = ("--devices", 2)
 START = 180.0  # seconds; every process of these runs imports PyTorch, on a machine that may be busy

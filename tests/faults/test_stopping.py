@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Run, assert_same_result, checkpoints, pretrain, status, steps
+from tests.helpers.runs import Run, assert_same_result, checkpoints, pretrain, status, steps
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)

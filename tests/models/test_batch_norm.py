@@ -11,7 +11,7 @@ from torch import nn
 
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm, sync_batch_norm
 from medmoco.training.distributed import ALONE, Group
-from tests.together import run_together
+from tests.helpers.together import run_together
 
 
 def make_norm() -> nn.BatchNorm2d:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from medmoco.models.batch_norm import settle_statistics, split_batch_norm
 from medmoco.models.moco import ALONE, MoCo, Processes, info_nce
 from medmoco.training.distributed import Group
-from tests.together import run_together
+from tests.helpers.together import run_together
 
 FOLDER = Path(os.environ.get("MEDMOCO_PARITY_DIR", Path(__file__).parents[2] / ".." / "shared" / "parity"))
 RECORDED = sorted(FOLDER.glob("*.npz")) if FOLDER.is_dir() else []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medmoco.reporting.runs import Run, read_run
-from tests.reporting.made_runs import make_run
+from tests.helpers.made_runs import make_run
 
 
 @pytest.fixture(scope="session")

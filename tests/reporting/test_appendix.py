@@ -7,7 +7,7 @@ import pytest
 
 from medmoco.reporting.appendix import OPEN, appendix_section
 from medmoco.reporting.runs import Run
-from tests.reporting.words import tables_of, words_of
+from tests.helpers.words import tables_of, words_of
 
 
 def _answers(run: Run, checklist: int) -> dict[str, str]:

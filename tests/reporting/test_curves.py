@@ -7,7 +7,7 @@ import pytest
 
 from medmoco.reporting.curves import calibration_blocks, curve_section, curves_section, thinned
 from medmoco.reporting.runs import Run
-from tests.reporting.words import missing_of, plots_of, tables_of, words_of
+from tests.helpers.words import missing_of, plots_of, tables_of, words_of
 
 
 @pytest.mark.parametrize("size", [3, 50, 20_000])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from medmoco.reporting.external import external_section
 from medmoco.reporting.runs import Run
-from tests.reporting.words import missing_of, tables_of, words_of
+from tests.helpers.words import missing_of, tables_of, words_of
 
 
 def test_external_section__the_drop(run: Run, other_run: Run) -> None:

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from medmoco.errors import SettingsError
 from medmoco.reporting.report import report
-from tests.reporting.made_runs import LABELS, make_run
+from tests.helpers.made_runs import LABELS, make_run
 
 HOSTILE = '<script>alert("x")</script>'
 PHONE = {"width": 390, "height": 844}

@@ -10,7 +10,7 @@ import yaml
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.reporting.runs import Run, read_run
-from tests.reporting.made_runs import LABELS, make_run
+from tests.helpers.made_runs import LABELS, make_run
 
 
 @pytest.fixture

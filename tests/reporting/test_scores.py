@@ -15,7 +15,7 @@ from medmoco.reporting.scores import (
     scores_section,
     subgroups_section,
 )  # fmt: skip
-from tests.reporting.words import missing_of, plots_of, tables_of, words_of
+from tests.helpers.words import missing_of, plots_of, tables_of, words_of
 
 
 def _changed(run: Run, file: str, records: list[dict[str, Any]] | None) -> Run:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medmoco.data.manifest import Split
+from medmoco.data.manifest.manifest import Split
 from medmoco.reporting.blocks import Text
 from medmoco.reporting.runs import Run, read_run
 from medmoco.reporting.training import (
@@ -16,8 +16,8 @@ from medmoco.reporting.training import (
     training_section,
     versions_section,
 )  # fmt: skip
-from tests.reporting.made_runs import make_run
-from tests.reporting.words import blocks_of, missing_of, plots_of, tables_of, words_of
+from tests.helpers.made_runs import make_run
+from tests.helpers.words import blocks_of, missing_of, plots_of, tables_of, words_of
 
 
 def test_overview__a_column_for_each_run(run: Run, other_run: Run) -> None:

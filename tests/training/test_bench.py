@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from medmoco.data.loading import Batch
+from medmoco.data.loading.loading import Batch
 from medmoco.training import bench as module
 from medmoco.training.bench import ROUNDS, Facts, Rate, advise, bench
-from tests.data.packs import make_images, pack, settings_for
+from tests.helpers.packs import make_images, pack, settings_for
 
 
 def rate(median: float, spread: float = 0.0) -> Rate:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from medmoco import config
-from medmoco.data.files import sha256_of
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training import checkpoint
 from medmoco.training.checkpoint import keep_newest, load_backbone, load_checkpoint, portable_settings, save_checkpoint
-from tests.harm import HARM, flip_bit
+from medmoco.utils.files import sha256_of
+from tests.helpers.harm import HARM, flip_bit
 
 
 def save(folder: Path, step: int) -> Path:

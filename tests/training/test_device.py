@@ -7,7 +7,7 @@ from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
 from medmoco.training.device import autocast, choose_device, choose_precision, memory_explained, prepare_device
 from medmoco.training.distributed import Group
-from tests.together import run_together
+from tests.helpers.together import run_together
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from medmoco.config import TrainSettings
 from medmoco.errors import DistributedError, ImageError, SettingsError, Stopped
 from medmoco.training.distributed import ALONE, Group, joined
 from medmoco.training.launch import Placement
-from tests.together import free_port, run_together
+from tests.helpers.together import free_port, run_together
 
 
 def _exchange(group: Group) -> dict[str, Any]:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from medmoco.config import TrainSettings
-from medmoco.data.loading import Batch
-from medmoco.data.order import StepOrder
-from medmoco.data.quarantine import Replacement
+from medmoco.data.loading.loading import Batch
+from medmoco.data.loading.quarantine import Replacement
+from medmoco.data.loading.sampler import StepOrder
 from medmoco.errors import DataError, DivergedError, ImageError, Stopped
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, Skips, TrainState, fit, notices_of
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
-from tests.together import run_together
+from tests.helpers.together import run_together
 
 ORDER = StepOrder(seed=1, samples=10, batch_size=4, epochs=3)  # 2 steps per epoch, 6 in all
 

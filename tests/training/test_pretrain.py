@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 
 from medmoco import config
-from medmoco.data.pack_writing import make_pack
+from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import DataError, ImageError, SettingsError, Stopped
-from medmoco.evaluation.monitor import knn_monitor
+from medmoco.evaluation.features.monitor import knn_monitor
 from medmoco.models.backbones import create_backbone
 from medmoco.training import pretrain as module
 from medmoco.training.checkpoint import load_checkpoint
-from medmoco.training.contrast import Contrast
 from medmoco.training.distributed import Group
+from medmoco.training.moco_task import Contrast
 from medmoco.training.pretrain import pretrain
-from tests.faults.runs import assert_same
-from tests.together import run_together, through_a_stop
+from tests.helpers.runs import assert_same
+from tests.helpers.together import run_together, through_a_stop
 
 SECRET = "DOE-JANE-4711"
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from medmoco import config
-from medmoco.data.phantom import make_phantoms
+from medmoco.datasets.phantoms.phantom import make_phantoms
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.training.slurm import Resources, job_script, write_job
-from tests.together import free_port
+from tests.helpers.together import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from medmoco.data.stopping import stop_requests
 from medmoco.errors import CheckpointError, DistributedError, DivergedError, Stopped, UnexpectedError
 from medmoco.training import status as module
 from medmoco.training.engine import TrainState
 from medmoco.training.run_folder import holding
 from medmoco.training.status import keeping_status, note_death, write_status
+from medmoco.utils.stopping import stop_requests
 
 
 def a_state() -> TrainState:

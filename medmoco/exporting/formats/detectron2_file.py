@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject
-from medmoco.models.naming import rename
-from medmoco.models.state_dicts import plain_tensors
+from medmoco.models.interop.naming import rename
+from medmoco.models.interop.state_dicts import plain_tensors
 
 # Networks -> the settings below MODEL.RESNETS that say so.
 _NETWORKS: dict[str, dict[str, int]] = {

@@ -23,7 +23,7 @@ from medmoco import __version__
 from medmoco.exporting.contract import first_step
 from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import Preparation, Subject, network, plain_state, refusal_by_name, refuse_patches
-from medmoco.models.state_dicts import plain_tensors
+from medmoco.models.interop.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"

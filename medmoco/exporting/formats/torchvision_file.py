@@ -11,8 +11,8 @@ from torch import nn
 
 from medmoco.errors import CheckpointError
 from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, plain_state, refuse_patches, written
-from medmoco.models.naming import kind_of, naming_of, rename
-from medmoco.models.state_dicts import plain_tensors
+from medmoco.models.interop.naming import kind_of, naming_of, rename
+from medmoco.models.interop.state_dicts import plain_tensors
 
 # kind of network -> the first convolution, and the classifier that an encoder does without
 _ENDS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medmoco.exporting.formats import detectron2_file
-from tests.exporting.made_files import assert_comes_back_in
+from tests.helpers.made_files import assert_comes_back_in
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -18,8 +18,8 @@ from medmoco.config import ModelSettings
 from medmoco.exporting.formats import monai_bundle
 from medmoco.exporting.subject import GraphNetwork, Preparation, Subject
 from medmoco.models.backbones import create_backbone
-from tests.data.dicom_files import RAMP12, save_dicom
-from tests.exporting.shipped import shipped
+from tests.helpers.dicom_files import RAMP12, save_dicom
+from tests.helpers.shipped import shipped
 
 LABELS = ("Mass, large", 'the "$other"', "@50%")
 

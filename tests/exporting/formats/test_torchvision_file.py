@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from medmoco.exporting.formats import torchvision_file
-from tests.exporting.made_files import assert_comes_back_in
+from tests.helpers.made_files import assert_comes_back_in
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Canvas to augmented view."""

@@ -1,0 +1,1 @@
+"""File to grey levels: formats, windows, limits."""

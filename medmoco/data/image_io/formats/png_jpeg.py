@@ -1,0 +1,299 @@
+"""PNG and JPEG files: what their headers say, orientation included, and their pixels."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+from mmap import mmap
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from medmoco.data.image_io.intensity import (
+    DAMAGED,
+    LUMA,
+    Admit,
+    GrayImage,
+    Pixels,
+    Unreadable,
+    Window,
+    admit_all,
+    as_displayed,
+    check_frame,
+    transparent,
+)
+
+# ---- orientation ----
+
+
+def upright(planes: Pixels, orientation: int) -> Pixels:
+    """Turn (..., H, W) as the EXIF orientation says. Source: EXIF 2.32, section 4.6.4."""
+    mirrored = planes[..., ::-1] if orientation in (2, 4, 5, 7) else planes
+    quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
+    return np.rot90(mirrored, quarters, axes=(-2, -1))
+
+
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b")
+
+
+def orientation_of(exif: bytes, xmp: bytes) -> int:
+    """Return the orientation, 1 to 8, that EXIF data name, or XMP data where those do not; else 1, as viewers do."""
+    found = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    if found is None:
+        match = _XMP_ORIENTATION.search(xmp)
+        found = int(match[1]) if match else 1
+    return found if 1 <= found <= 8 else 1
+
+
+def _exif_orientation(tiff: bytes) -> int | None:
+    """Return tag 274 of the first directory; None where there is none or the data are damaged."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if not order:
+        return None
+    try:
+        (start,) = struct.unpack_from(f"{order}L", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, form = struct.unpack_from(f"{order}HH", tiff, at)
+            if tag == 274 and form in (1, 3, 4):  # byte, short, long
+                return int(struct.unpack_from(order + {1: "B", 3: "H", 4: "L"}[form], tiff, at + 8)[0])
+    except struct.error:
+        pass
+    return None
+
+
+# ---- PNG ----
+
+_MOST_TEXT = 2**20  # bytes that a text chunk may inflate to, as there are chunks that inflate to gigabytes
+
+
+class PlainHeader(NamedTuple):
+    """What a PNG or JPEG file says of itself.
+
+    Attributes:
+        channels: Samples of a pixel; 3 for the colours of a palette.
+        width: In pixels, as stored.
+        height: In pixels, as stored.
+        bits: Of a sample.
+        orientation: 1 to 8, see `upright`.
+        transparent: Of a PNG file without an alpha channel, the samples of the colour that is transparent.
+        coding: Of a JPEG file, the second byte of its frame header's marker.
+    """
+
+    channels: int
+    width: int
+    height: int
+    bits: int
+    orientation: int
+    transparent: tuple[int, ...] = ()
+    coding: int = 0
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width as displayed."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+
+def png_header(data: bytes | mmap) -> PlainHeader:
+    """Read the chunks of a PNG file. Source: PNG, third edition, section 11.
+
+    Raises:
+        Unreadable: its first chunk is not an image header.
+    """
+    exif = xmp = transparent = b""
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise Unreadable(f"the header cannot be read; {DAMAGED}")
+    width, height, bits, colour = struct.unpack_from(">LLBB", data, 16)
+    for name, body in _chunks(data):
+        if name == b"tRNS":
+            transparent = body
+        elif name == b"eXIf":
+            exif = body
+        elif name == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0"):
+            xmp = _international_text(body)
+        elif name in (b"zTXt", b"tEXt") and body.startswith(b"Raw profile type "):  # as ImageMagick writes it
+            exif = exif or _raw_profile(name, body)
+    size = {0: 1, 2: 3}.get(colour, 0)  # palettes and alpha channels are the decoder's
+    samples = struct.unpack_from(f">{size}H", transparent) if size and len(transparent) == 2 * size else ()
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 0)
+    orientation = orientation_of(exif, xmp)
+    return PlainHeader(channels, width, height, bits, orientation, tuple(s & (2**bits - 1) for s in samples))
+
+
+def _chunks(data: bytes | mmap) -> Iterator[tuple[bytes, bytes]]:
+    position = 8
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">L", data, position)
+        name = data[position + 4 : position + 8]
+        yield name, data[position + 8 : position + 8 + length] if name != b"IDAT" else b""
+        position += 12 + length
+
+
+def _inflated(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, _MOST_TEXT)
+    except zlib.error:
+        return b""
+
+
+def _international_text(body: bytes) -> bytes:
+    rest = body.partition(b"\0")[2]
+    compressed, text = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[-1]
+    return _inflated(text) if compressed else text
+
+
+def _raw_profile(name: bytes, body: bytes) -> bytes:
+    """Return the EXIF data of a text chunk: a name, a length and hexadecimal digits on lines of their own."""
+    keyword, _, text = body.partition(b"\0")
+    if keyword.rsplit(b" ", 1)[-1] not in (b"exif", b"APP1"):
+        return b""
+    lines = (_inflated(text[1:]) if name == b"zTXt" else text).strip().split(b"\n", 2)
+    try:
+        return bytes.fromhex(lines[2].decode("ascii")) if len(lines) == 3 else b""
+    except ValueError:
+        return b""
+
+
+def read_png(content: bytes, frame: int, window: Window, *, rgb: bool, admit: Admit = admit_all) -> GrayImage:
+    """Decode a PNG file; see `medmoco.data.image_io.preprocessing.read`."""
+    header = png_header(content)
+    admit(header.width, header.height, 1)
+    check_frame(frame, 1)
+    if b"IEND\xaeB`\x82" not in content[-4096:]:
+        raise Unreadable(f"the PNG file has no end; {DAMAGED}")
+    # Not torchvision, which crashes on damaged rows, nor Pillow, which cuts 16-bit colours to 8.
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        raise _undecodable(header) from None
+    if pixels is None:
+        raise _undecodable(header)
+    if pixels.ndim == 2:
+        planes = pixels[None]
+    else:  # BGR, or BGRA also for gray + alpha
+        planes = pixels.transpose(2, 0, 1)[[0, 3] if header.channels == 2 else [2, 1, 0, 3][: pixels.shape[2]]]
+    if header.transparent and len(planes) == len(header.transparent):
+        white = 2**header.bits - 1
+        levels = [level * 255 // white if header.bits < 8 else level for level in header.transparent]
+        if np.all([plane == level for plane, level in zip(planes, levels, strict=True)], axis=0).any():
+            raise transparent()
+    return as_displayed(upright(planes, header.orientation), window, rgb=rgb)
+
+
+def _undecodable(header: PlainHeader) -> Unreadable:
+    return Unreadable(f"the {header.width} x {header.height} image cannot be decoded; {DAMAGED}")
+
+
+# ---- JPEG ----
+
+END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
+_START_OF_IMAGE, _APP1 = 0xD8, 0xE1
+_MOST_SCANS = 1000  # a progressive JPEG has some ten
+# Frame headers of JPEG (all but the markers between them that mean something else) and of JPEG-LS.
+FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_CODINGS = (0xC0, 0xC1, 0xC2)  # that libjpeg decodes: baseline, extended sequential, progressive
+
+
+def segments(data: bytes | mmap) -> Iterator[tuple[int, int]]:
+    """Yield marker and position of every segment of a JPEG stream, to its first scan or to a gap between segments."""
+    position = 0
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        yield marker, position
+        if marker == START_OF_SCAN[1]:
+            return
+        length = {_START_OF_IMAGE: 2, 0xFF: 1}.get(marker)  # fill bytes may precede a marker
+        position += length or 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+
+
+def jpeg_header(data: bytes | mmap) -> PlainHeader:
+    """Read the segments of a JPEG file before its pixels. Source: ITU-T T.81, B.2.2, and EXIF 2.32, section 4.7.2.
+
+    Raises:
+        Unreadable: no frame header, cut off, or coded in a way that is not read.
+    """
+    exif = xmp = b""
+    frame = None
+    for marker, position in segments(data):
+        body = data[position + 4 : position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")]
+        if marker in FRAME_HEADERS and len(body) >= 6:
+            frame = frame or (*struct.unpack_from(">BHHB", body), marker)
+        elif marker == _APP1 and body.startswith(b"Exif\0"):
+            exif = exif or body
+        elif marker == _APP1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            xmp = xmp or body
+    if not frame:
+        raise Unreadable(f"the header cannot be read; {DAMAGED}")
+    bits, height, width, channels, coding = frame
+    return PlainHeader(channels, width, height, bits, orientation_of(exif, xmp), coding=coding)
+
+
+def check_jpeg(data: bytes, header: PlainHeader) -> None:
+    """Refuse a JPEG file that is cut off, that no decoder here reads, or that is built to keep one busy.
+
+    Inside coded data no marker can occur, as a zero follows each 0xFF there; a thumbnail before them has its own.
+    """
+    if header.coding == 0xF7:
+        raise Unreadable("a JPEG-LS file; convert it to PNG first")
+    if header.coding not in _CODINGS or header.bits != 8:
+        what = (
+            "lossless JPEG"
+            if header.coding == 0xC3
+            else f"JPEG of {header.bits} bits, coding process {header.coding:X}"
+        )
+        raise Unreadable(f"{what}, which no decoder here reads; convert it to PNG first")
+    if header.channels not in (1, 3):
+        raise Unreadable(
+            f"its colours are {'CMYK' if header.channels == 4 else 'unknown'}; convert it to grayscale or RGB"
+        )
+    first_scan = max((position for _, position in segments(data)), default=0)
+    if data.find(END_OF_IMAGE, first_scan) < 0:
+        raise Unreadable(f"the JPEG file has no end; {DAMAGED}")
+    if (scans := data.count(START_OF_SCAN, first_scan)) > _MOST_SCANS:
+        raise Unreadable(f"the JPEG file has {scans} scans, which would take hours to decode; save it anew")
+
+
+def read_jpeg(
+    content: bytes, frame: int, *, rgb: bool, admit: Admit = admit_all, at_least: int | None = None
+) -> GrayImage:
+    """Decode a JPEG file; see `medmoco.data.image_io.preprocessing.read`, and for `at_least` `images.read_image`.
+
+    A reduced image is decoded by the low frequencies of each 8 x 8 block alone, which are its pixels' means at a scale
+    of 8. On films the canvas differs from that of a full decode by 0.5 grey levels of 255 in the mean and by 3 at the
+    99.9th percentile, at the most; some 0.25 is what rounding halves up at each halving adds to the full decode.
+    """
+    header = jpeg_header(content)
+    admit(header.width, header.height, 1)
+    check_frame(frame, 1)
+    check_jpeg(content, header)
+    scale = next((scale for scale in (8, 4, 2) if at_least and _may_reduce(header, scale, at_least)), 1)
+    width, height = (max(1, side // scale) for side in (header.width, header.height))
+    coloured = rgb and header.channels == 3
+    try:
+        with Image.open(BytesIO(content), formats=["JPEG"]) as picture:
+            picture.draft("RGB" if coloured else "L", (width, height))
+            planes = np.atleast_3d(np.asarray(picture)[:height, :width]).transpose(2, 0, 1)
+    except Image.DecompressionBombError:
+        raise bomb() from None
+    except (OSError, SyntaxError, ValueError, struct.error):
+        raise _undecodable(header) from None
+    turned = upright(planes, header.orientation)
+    pixels = np.ascontiguousarray(turned[0] if len(turned) == 1 else turned.transpose(1, 2, 0))
+    notices = (LUMA,) if header.channels == 3 and not coloured else ()
+    return GrayImage(pixels, 8, notices, header.upright_size if scale > 1 else None)
+
+
+def _may_reduce(header: PlainHeader, scale: int, at_least: int) -> bool:
+    """Tell whether enough pixels are left, and none is incomplete that `halved` would leave out on another side."""
+    ends_whole = header.width % scale == header.height % scale == 0
+    return max(header.width, header.height) // scale >= at_least and (header.orientation == 1 or ends_whole)
+
+
+def bomb() -> Unreadable:
+    """Say that Pillow refuses to decode an image of that size."""
+    return Unreadable(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which Pillow refuses; crop or shrink it")

@@ -1,0 +1,204 @@
+"""What the stored values of a DICOM image mean: padding, modality and VOI transform, polarity, shape of the pixels.
+
+Source: DICOM PS3.3 C.11.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from medmoco.data.image_io.intensity import (
+    DAMAGED,
+    DARK_TABLE,
+    NO_WINDOW,
+    NOT_BELIEVED,
+    NOT_SQUARE,
+    WINDOWS,
+    Floats,
+    GrayImage,
+    Pixels,
+    Unreadable,
+    Window,
+    linear,
+    of_colours,
+    quantise,
+    rescale,
+    spread,
+)
+
+
+def coloured(header: Dataset, pixels: Pixels, *, rgb: bool) -> GrayImage:
+    """Return (H, W, 3) red, green and blue at their full depth, or their luma."""
+    bits = int(header.BitsStored)
+    found, depth = of_colours(pixels[..., :3], bits, rgb=rgb), 8 if bits <= 8 else 16
+    return replace(found, pixels=rescale(found.pixels, bits, depth), bits=depth)
+
+
+def grey(header: Dataset, pixels: Pixels, frame: int, window: Window) -> GrayImage:
+    """Apply modality transform, VOI transform, polarity and padding to (H, W) stored values.
+
+    Each is a function of the stored value alone, so they are worked out once per level and looked up per pixel.
+    MONOCHROME1 alone decides on inversion: PresentationLUTShape INVERSE repeats it. Source: DICOM PS3.3 C.11.6.
+    """
+    inverted = header.PhotometricInterpretation == "MONOCHROME1"
+    stored = int(header.BitsStored)
+    lowest = -(2 ** (stored - 1)) if int(header.PixelRepresentation) == 1 else 0
+    possible = np.arange(lowest, lowest + 2**stored)
+    first, last = _padding(header, lowest, stored)
+    values = _modality_values(header, possible, frame)
+
+    def seen() -> Floats:
+        anatomy = pixels[(pixels < first) | (pixels > last)] if first <= last else pixels
+        anatomy = anatomy if anatomy.size else pixels
+        ends = np.clip([int(anatomy.min()) - lowest, int(anatomy.max()) - lowest], 0, len(values) - 1)
+        extremes: Floats = values[ends]
+        return extremes
+
+    shares, notices = _voi_shares(header, values, seen, frame, window)
+    levels = quantise(1 - shares if inverted else shares, 8 if stored <= 8 else 16)
+    levels[(possible >= first) & (possible <= last)] = 0
+    index = pixels.astype(np.int32) - lowest if lowest else pixels
+    # Clipping guards against lossy decoders that overshoot.
+    return GrayImage(np.take(levels, index, mode="clip"), 8 * levels.itemsize, notices)
+
+
+def _padding(header: Dataset, lowest: int, stored: int) -> tuple[int, int]:
+    """Return the first and last stored value of padding, which is not part of the image and is shown black.
+
+    Whatever the VR says, the numbers are of the type of the pixels. Source: DICOM PS3.3 C.7.5.1.1.2.
+    """
+    value, limit = (_first(header.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value is None:
+        return 1, 0
+    ends = []
+    for number in (int(value), int(value if limit is None else limit)):
+        number %= 2**16
+        if lowest and (number >= 2**15 or 2 ** (stored - 1) <= number < 2**stored):
+            number -= 2**16 if number >= 2**15 else 2**stored
+        ends.append(number)
+    return min(ends), max(ends)
+
+
+def _group(header: Dataset, frame: int, name: str) -> Dataset:
+    """Return the frame's functional group of that name, the shared one, or the plain header."""
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    for groups in (*per_frame[frame - 1 : frame], *shared[:1]):
+        if macro := groups.get(name):
+            return macro[0]  # type: ignore[no-any-return]
+    return header
+
+
+def _modality_values(header: Dataset, stored: Pixels, frame: int) -> Floats:
+    """Turn stored values into the maker's units. Source: DICOM PS3.3 C.11.1."""
+    if tables := header.get("ModalityLUTSequence"):
+        return _look_up(header, tables[0], stored)[0]
+    source = _group(header, frame, "PixelValueTransformationSequence")
+    slope, intercept = source.get("RescaleSlope"), source.get("RescaleIntercept")
+    values: Floats = stored * float(1 if slope is None else slope) + float(0 if intercept is None else intercept)
+    return values
+
+
+def _voi_shares(
+    header: Dataset, values: Floats, seen: Callable[[], Floats], frame: int, window: Window
+) -> tuple[Floats, tuple[str, ...]]:
+    """Turn values into shares of white, 0 to 1; `seen` looks up the extremes of the image.
+
+    Source: DICOM PS3.3 C.11.2.
+    """
+    if isinstance(window, tuple):
+        return linear(values, *window), ()
+    if window == "full":
+        return spread(values, values), ()
+    if tables := header.get("VOILUTSequence"):
+        entries, bits = _look_up(header, tables[0], values)
+        shares: Floats = entries / (2**bits - 1)
+        return shares, (DARK_TABLE,) if shares.max() < 0.25 else ()
+    source = _group(header, frame, "FrameVOILUTSequence")
+    centre, width = _first(source.get("WindowCenter")), _first(source.get("WindowWidth"))
+    function = str(source.get("VOILUTFunction") or "LINEAR").upper()
+    if centre is not None and width is not None and width >= (1 if function == "LINEAR" else 1e-6):
+        return WINDOWS.get(function, linear)(values, centre, width), ()
+    if len(values) <= 2**8:
+        return spread(values, values), ()
+    return spread(values, seen()), (NO_WINDOW,)
+
+
+def _first(value: Any) -> float | None:
+    """Return the first of a DICOM element's values, which of windows is the maker's preferred one."""
+    if value is None or isinstance(value, str):
+        return None
+    if isinstance(value, bytes):  # of an unknown VR
+        return float(int.from_bytes(value[:2], "little")) if value else None
+    return float(value[0]) if hasattr(value, "__len__") else float(value)
+
+
+def _look_up(header: Dataset, table: Dataset, values: Pixels) -> tuple[Floats, int]:
+    """Map values through a DICOM lookup table; return the entries and their depth in bits.
+
+    pydicom's `apply_modality_lut` and `apply_voi_lut` index with the dtype of the pixels or entries, which wraps
+    around for signed pixels and for 8-bit entries, and refuse 10- to 15-bit modality tables.
+    """
+    order = "<" if header.original_encoding[1] else ">"
+    descriptor = table.LUTDescriptor
+    descriptor = struct.unpack_from(f"{order}3H", descriptor) if isinstance(descriptor, bytes) else descriptor
+    count, first, bits = (int(number) % 2**16 for number in descriptor)
+    count = count or 2**16
+    data = table.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data + b"\0" * (len(data) % 2), f"{order}u2")
+    words = np.atleast_1d(data).astype("<u2")
+    if len(words) < count <= 2 * len(words):  # two entries in a word, whatever the descriptor says of their bits
+        words, bits = words.view(np.uint8), min(bits, 8)
+    if len(words) < count:
+        raise Unreadable(f"a lookup table of the DICOM file has {len(words)} of {count} entries; {DAMAGED}")
+    words = words[:count]
+    index = np.clip(np.rint(values).astype(np.int64) - _lut_start(first, count, values), 0, count - 1)
+    return words[index].astype(np.float64), max(bits, int(words.max()).bit_length())
+
+
+def _lut_start(first: int, count: int, values: Pixels) -> int:
+    """Return the value that a table's first entry is for, of a number whose sign the VR does not tell.
+
+    It is signed where values may be negative, but writers get that wrong in both directions; a table that no value
+    reaches is not what anybody meant. Source: DICOM PS3.3 C.11.1.1.1 and C.11.2.1.1.
+    """
+    lowest, highest = float(values.min()), float(values.max())
+    readings = [first, first - 2**16] if first >= 2**15 else [first]
+    if lowest < 0:
+        readings.reverse()
+    reached = [start for start in readings if start <= highest and start + count > lowest]
+    return (reached or readings)[0]
+
+
+# Shape of the pixels
+
+_MOST_OBLONG = 16
+
+
+def pixel_aspect(header: Dataset, frame: int) -> tuple[float, tuple[str, ...]]:
+    """Return the height of a pixel as a multiple of its width, 1 where they differ by less than 1 %, and a notice.
+
+    Source: DICOM PS3.3 C.7.6.3.1.7: the aspect ratio counts only where there is no spacing.
+    """
+    measures = _group(header, frame, "PixelMeasuresSequence")
+    plain = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+    for spacing in (measures.get("PixelSpacing"), *(header.get(name) for name in plain)):
+        try:
+            down, across = (float(number) for number in spacing or ())
+        except (TypeError, ValueError):
+            continue
+        if not (0 < down < math.inf and 0 < across < math.inf):
+            continue
+        aspect = down / across
+        if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+            return 1.0, (NOT_BELIEVED,)
+        return (1.0, ()) if abs(aspect - 1) < 0.01 else (aspect, (NOT_SQUARE,))
+    return 1.0, ()

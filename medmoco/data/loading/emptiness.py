@@ -1,0 +1,112 @@
+"""Which pixels of a view count: those of empty space weigh less in what a decoder is to reconstruct.
+
+Weights are images like any other: made on the canvas, then looked at through the very geometry of the view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmoco.config import DataSettings, DecoderSettings
+from medmoco.data.augment.views import Pixels, ViewParameters, render_weights
+from medmoco.data.image_io.images import Canvas, read_canvas
+from medmoco.data.manifest.file_checks import check_files
+from medmoco.data.manifest.manifest import Split, path_fault, require_column
+from medmoco.errors import ImageError, ManifestError
+
+Samples = NDArray[np.int64]
+
+
+def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Split | None:
+    """Return the rows of a split with their masks in place of their images; None where there are none.
+
+    Raises:
+        ManifestError: there is no such column, or a Path in it is blank or leaves the root.
+    """
+    if decoder.mask is None:
+        return None
+    require_column(split, decoder.mask, "decoder.mask names")
+    paths = split.table[decoder.mask].astype(str).tolist()
+    faults = np.array([path_fault(path) for path in paths], dtype=object)
+    if (faults != "").any():
+        row = int(np.argmax(faults != ""))
+        raise ManifestError(
+            f"{split.csv.name} row {split.rows[row]}: in column {decoder.mask}, {faults[row]}\n"
+            f"({(faults != '').sum()} rows of {len(split)})"
+        )
+    root = data.root.replace("{split}", split.name)
+    files = np.array([f"{root}/{path.strip()}" for path in paths], dtype=split.files.dtype)
+    return replace(split, files=files)
+
+
+def check_masks(split: Split, data: DataSettings, decoder: DecoderSettings) -> None:
+    """Make sure that every row has a mask, where there are to be any.
+
+    Raises:
+        ManifestError: see `masks_of`; or a file does not exist.
+    """
+    masks = masks_of(split, data, decoder)
+    if masks is not None:
+        check_files(masks, data, column=decoder.mask or "")
+
+
+class Emptiness:
+    """Makes the weights of views of a split's images."""
+
+    def __init__(self, split: Split, data: DataSettings, decoder: DecoderSettings) -> None:
+        """Look for masks, where there are to be any.
+
+        Raises:
+            ManifestError: see `masks_of`.
+        """
+        self._decoder = decoder
+        self._masks = masks_of(split, data, decoder)
+        # Masks are gray whatever their images are, have no window, and are read at the depth that every file has.
+        plain = {"channels": "gray", "scale": "linear", "band_ranges": None, "window": "full", "bit_depth": 8}
+        self._data = data.model_copy(update=plain)
+
+    def weights(self, canvases: Sequence[Canvas], samples: Samples, drawn: ViewParameters, size: int) -> Pixels:
+        """Return 255 where a view shows what counts, 0 where it shows empty space.
+
+        Args:
+            canvases: B images.
+            samples: (B,) positions in the split, of these images.
+            drawn: Of their views.
+            size: Side S of the views in pixels.
+
+        Returns:
+            (B, 1, S, S) uint8.
+
+        Raises:
+            ImageError: a mask cannot be read, or is not of its image's shape.
+        """
+        counting = [self._counting(canvas, int(sample)) for canvas, sample in zip(canvases, samples, strict=True)]
+        return render_weights(counting, drawn, size, reflect=self._decoder.empty != "outside")
+
+    def _counting(self, canvas: Canvas, sample: int) -> Canvas:
+        """Return 255 on a canvas where pixels count, 0 where they are empty."""
+        if self._masks is not None:
+            return self._mask(canvas, self._masks, sample)
+        counts = np.full(canvas.pixels.shape[:2], 255, np.uint8)
+        if self._decoder.empty == "threshold":
+            white = np.iinfo(canvas.pixels.dtype).max
+            dark = canvas.pixels <= self._decoder.threshold * white
+            counts[dark if dark.ndim == 2 else dark.all(-1)] = 0  # bands are empty where all of them are
+        return replace(canvas, pixels=counts)
+
+    def _mask(self, canvas: Canvas, masks: Split, sample: int) -> Canvas:
+        place = f"{masks.csv.name} row {masks.rows[sample]}, column {self._decoder.mask}"
+        try:
+            mask, _ = read_canvas(masks.files[sample], 1, self._data)
+        except ImageError as error:
+            raise ImageError(f"{place}: {error}") from None
+        if (mask.height, mask.width) != (canvas.height, canvas.width):
+            raise ImageError(
+                f"{place}: the mask is not of its image's shape: on the canvas {mask.width} x {mask.height} pixels, the"
+                f" image {canvas.width} x {canvas.height}"
+            )
+        return replace(mask, pixels=np.where(mask.pixels > 127, 255, 0).astype(np.uint8))

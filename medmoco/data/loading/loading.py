@@ -1,0 +1,387 @@
+"""Split -> batches of uint8 or uint16 views, made in data workers; normalised on the training device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medmoco.config import DataSettings, RunSettings
+from medmoco.data.augment import views as view_maker
+from medmoco.data.image_io.fingerprints import canvas_digest
+from medmoco.data.image_io.images import Canvas, read_canvas
+from medmoco.data.image_io.intensity import worth_saying
+from medmoco.data.loading.emptiness import Emptiness
+from medmoco.data.loading.pairs import Partners, Plan, plan_of
+from medmoco.data.loading.quarantine import Found, Replacement, read_replacing, where
+from medmoco.data.loading.sampler import WHOLE, BatchKey, Share, StepOrder, key_order
+from medmoco.data.loading.workers import AHEAD, items_of, share, start_worker
+from medmoco.data.manifest.file_checks import check_files
+from medmoco.data.manifest.manifest import Split
+from medmoco.data.pack.pack import PackedRows, open_pack, packed_rows, usable_rows
+from medmoco.data.pack.pack_cache import local_folder
+from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
+
+Samples = NDArray[np.int64]  # (B,) positions in a split
+CanvasReader = Callable[[Samples], tuple[list[Canvas], tuple[str, ...]]]
+ViewMaker = Callable[[list[Canvas], Samples], view_maker.Pixels]  # B canvases and their samples to (B, V, S, S)
+EpochViewMaker = Callable[[list[Canvas], Samples, int], view_maker.Pixels]  # the same, given the epoch
+
+
+@dataclass
+class Batch:
+    """Views of B samples.
+
+    Attributes:
+        views: V tensors (B, C, S, S), uint8 or uint16: in training those that the plan wants, one in evaluation.
+        samples: (B,) int64, positions in the split, in pretraining of the queries.
+        step: Of training; -1 in evaluation.
+        epoch: Of training; -1 in evaluation.
+        notices: What the reader remarked on, each with its row.
+        replaced: Where images that cannot be used have another in their place.
+        weights: Of the queries' views in a decoder's loss, where some pixels are empty: for each direction of the loss
+            (B, 1, S, S) uint8, 255 what counts.
+        digests: In evaluation B of them, see `fingerprints.canvas_digest`.
+    """
+
+    views: list[Tensor]
+    samples: Tensor
+    step: int = -1
+    epoch: int = -1
+    notices: tuple[str, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
+    digests: tuple[bytes, ...] = ()
+    weights: tuple[Tensor, ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """Page-lock the views, so that the copy to a GPU overlaps with its work; called by DataLoader."""
+        self.views = [view.pin_memory() for view in self.views]
+        self.weights = tuple(weights.pin_memory() for weights in self.weights)
+        return self
+
+
+Batches = Generator[Batch, None, None]
+
+
+class ViewDataset(Dataset[Batch | MedmocoError]):
+    """Maps a BatchKey to this process's share of the views that a plan wants of it.
+
+    Where one view is wanted, it may be what `make` makes of each image instead.
+
+    Errors are returned, not raised: DataLoader would wrap a traceback, and with it file paths, around them.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        settings: RunSettings,
+        share: Share = WHOLE,
+        plan: Plan | None = None,
+        make: EpochViewMaker | None = None,
+    ) -> None:
+        self.read = canvas_reader(split, settings.data)
+        self.split = split
+        self.settings = settings
+        self.share = share
+        self.plan = plan or plan_of(settings.method, settings.decoder)
+        self.make = make
+        weighs = plan is None and settings.decoder.empty != "none"
+        self.emptiness = Emptiness(split, settings.data, settings.decoder) if weighs else None
+        patient = plan is None and settings.positives.image == "patient"
+        self.partners = Partners(split, settings.positives, settings.seed) if patient else None
+
+    def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
+        part = self.share.of(len(key.samples))
+        shuffled = key_order(self.settings.seed, key.step, len(key.samples))
+        pairs = [key.samples[shuffled][part] if wanted.shuffled else key.samples[part] for wanted in self.plan.wanted]
+        images = [
+            self._images_of(samples, view, key.epoch)
+            for samples, (view, _) in zip(pairs, self.plan.wanted, strict=True)
+        ]
+        # One image that is in several views is read once. Whoever shows a partner must know what becomes of its query.
+        also = pairs if self.partners and self.settings.data.bad_images == "quarantine" else []
+        wanted = np.unique(np.concatenate([*images, *also]))
+        try:
+            found = self._find(wanted, key.epoch)
+            shown = [found.shown(own, other) for own, other in zip(pairs, images, strict=True)]
+            places = [np.searchsorted(wanted, samples) for samples in shown]
+            weights = self._weigh(found, places, key.epoch)
+        except MedmocoError as error:
+            return error
+        samples = found.used[places[0]]
+        if self.make:
+            made = [self.make([found.canvases[i] for i in places[0]], samples, key.epoch)]
+        else:
+            made = self._make_views(found.canvases, places, found.used, key.epoch)
+        return Batch(
+            [torch.from_numpy(view) for view in made], torch.from_numpy(samples), key.step, key.epoch,
+            found.notices, found.replacements(pairs, images), weights=weights,
+        )  # fmt: skip
+
+    def _images_of(self, samples: Samples, view: int, epoch: int) -> Samples:
+        return self.partners.of(samples, epoch) if self.partners and view == 1 else samples
+
+    def _make_views(
+        self, canvases: list[Canvas], places: list[Samples], used: Samples, epoch: int
+    ) -> list[view_maker.Pixels]:
+        """Make what the plan wants; a view that is a query and a key is made once."""
+        of_view: dict[int, list[int]] = {}
+        for number, (view, _) in enumerate(self.plan.wanted):
+            of_view.setdefault(view, []).append(number)
+        sets: list[Samples] = []
+        takes: dict[int, Samples] = {}
+        for numbers in of_view.values():
+            whole = places[numbers[0]]
+            if len(numbers) > 1:
+                whole, back = np.unique(np.concatenate([places[number] for number in numbers]), return_inverse=True)
+                takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
+            sets.append(whole)
+        drawn = [self._draw(canvases, whole, used, epoch, view) for whole, view in zip(sets, of_view, strict=True)]
+        made = dict(zip(of_view, view_maker.render(self.settings.views, canvases, drawn, sets), strict=True))
+        return [
+            made[view][takes[number]] if number in takes else made[view]
+            for number, (view, _) in enumerate(self.plan.wanted)
+        ]
+
+    def _draw(
+        self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int
+    ) -> view_maker.ViewParameters:
+        return view_maker.draw(
+            self.settings.views, [canvases[i] for i in places],
+            seed=self.settings.seed, epoch=epoch, samples=used[places], view=view,
+        )  # fmt: skip
+
+    def _weigh(self, found: Found, places: list[Samples], epoch: int) -> tuple[Tensor, ...]:
+        """Return which pixels of the queries' views count, for each direction of the loss; nothing where all do."""
+        if self.emptiness is None:
+            return ()
+        made = []
+        for number in self.plan.queries:
+            of_view, view = places[number], self.plan.wanted[number].view
+            drawn = self._draw(found.canvases, of_view, found.used, epoch, view)
+            canvases = [found.canvases[i] for i in of_view]
+            made.append(self.emptiness.weights(canvases, found.used[of_view], drawn, self.settings.views.size))
+        return tuple(torch.from_numpy(weights) for weights in made)
+
+    def _find(self, wanted: Samples, epoch: int) -> Found:
+        if self.settings.data.bad_images == "quarantine":
+            return read_replacing(self.read, self.split, wanted, seed=self.settings.seed, epoch=epoch)
+        try:
+            canvases, notices = self.read(wanted)
+            return Found(wanted, wanted, canvases, notices)
+        except ImageError as error:
+            raise ImageError(
+                f"{error}\nLeave the row out ('medmoco check' finds all such rows), or set data.bad_images=quarantine;"
+                " then go on with --resume."
+            ) from None
+
+
+def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_maker.Pixels:
+    """Return whole-image views, (B, C, size, size)."""
+    return view_maker.channels_first([view_maker.whole(canvas, size) for canvas in canvases])
+
+
+class WholeDataset(Dataset[Batch | MedmocoError]):
+    """Maps positions in a split to what is made of each whole image."""
+
+    def __init__(self, split: Split, settings: RunSettings, make: ViewMaker) -> None:
+        self.read = canvas_reader(split, settings.data)
+        self.make = make
+
+    def __getitem__(self, samples: NDArray[np.int64]) -> Batch | MedmocoError:
+        try:
+            canvases, notices = self.read(samples)
+        except MedmocoError as error:
+            return error
+        views = self.make(canvases, samples)
+        digests = tuple(canvas_digest(canvas) for canvas in canvases)
+        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests)
+
+
+def check_images(split: Split, data: DataSettings) -> Split:
+    """Make sure that every row has an image: a file, or a canvas in the pack.
+
+    Returns:
+        The split, without the rows that the pack has failed where data.pack_failures says so; a notice counts them.
+
+    Raises:
+        ManifestError: files do not exist.
+        SettingsError: the pack is not there or was made with other settings.
+        DataError: the pack lacks rows, or is damaged.
+    """
+    if not data.pack:
+        check_files(split, data)
+        return split
+    usable = usable_rows(open_pack(local_folder(data), data), split, data)
+    if usable.all():
+        return split
+    left_out = f"{split.name}: {(~usable).sum()} of {len(split)} rows are left out, their images could not be packed"
+    kept = split.select(usable)
+    digest = hashlib.sha256(f"{split.sha256} {kept.rows.tolist()}".encode()).hexdigest()
+    return replace(kept, sha256=digest, notices=(*split.notices, left_out))
+
+
+def trained_rows(split: Split, data: DataSettings) -> Split:
+    """Return the rows of train that a run with these settings learns from; all where its pack is gone."""
+    if not data.pack:
+        return split
+    try:
+        return check_images(split, data)
+    except (DataError, SettingsError):
+        return split
+
+
+def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
+    """Return what turns samples, (B,) positions in the split, into canvases and the reader's notices with their rows.
+
+    Raises:
+        SettingsError, DataError: the pack cannot be used.
+    """
+    if not data.pack:
+        return partial(_read_files, split, data)
+    return partial(_read_packed, split, packed_rows(open_pack(local_folder(data), data), split, data))
+
+
+def read_canvases(split: Split, samples: Samples, settings: RunSettings) -> tuple[list[Canvas], tuple[str, ...]]:
+    """Read a few samples; see `canvas_reader`.
+
+    Raises:
+        ImageError: a file cannot be used; names the manifest and the row, not the file.
+        SettingsError, DataError: the pack cannot be used.
+    """
+    return canvas_reader(split, settings.data)(samples)
+
+
+def _read_files(split: Split, data: DataSettings, samples: Samples) -> tuple[list[Canvas], tuple[str, ...]]:
+    canvases, notices = [], []
+    for sample in samples:
+        try:
+            canvas, remarks = read_canvas(split.files[sample], int(split.frames[sample]), data)
+        except ImageError as error:
+            raise ImageError(f"{where(split, sample)}: {error}") from None
+        canvases.append(canvas)
+        said = worth_saying(remarks, frames_are_named=split.names_frames)
+        notices += [f"{where(split, sample)}: {notice}" for notice in said]
+    return canvases, tuple(notices)
+
+
+def _read_packed(split: Split, rows: PackedRows, samples: Samples) -> tuple[list[Canvas], tuple[str, ...]]:
+    canvases = []
+    for sample in samples:
+        try:
+            canvases.append(rows.read(sample))
+        except DataError as error:
+            raise DataError(f"{where(split, sample)}: {error}") from None
+    return canvases, ()
+
+
+def training_batches(
+    split: Split,
+    settings: RunSettings,
+    order: StepOrder,
+    start_step: int,
+    share: Share = WHOLE,
+    plan: Plan | None = None,
+    make: EpochViewMaker | None = None,
+) -> Batches:
+    """Yield this process's share of the batches of steps start_step, start_step + 1, ... to the end of the run.
+
+    Without a plan they are the pairs of views that the method compares.
+
+    One loader serves all epochs, so that workers never idle at an epoch's end. Close it where the run may end early:
+    a process waits for workers in the end, and they for their loader, which an exception may keep alive.
+
+    Raises:
+        DataError: an image cannot be used; a data worker was killed or hangs.
+    """
+    return _raising(_loader(ViewDataset(split, settings, share, plan, make), order.from_step(start_step), settings))
+
+
+def evaluation_batches(split: Split, settings: RunSettings, size: int, make: ViewMaker | None = None) -> Batches:
+    """Yield a split in row order as whole-image views of `size` pixels, or as what `make` makes of them instead.
+
+    Raises:
+        DataError: an image cannot be used.
+    """
+    positions = np.arange(len(split))
+    chunks = np.split(positions, range(settings.evaluate.batch_size, len(split), settings.evaluate.batch_size))
+    return _raising(_loader(WholeDataset(split, settings, make or partial(whole_views, size=size)), chunks, settings))
+
+
+def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> Generator[Any, None, None]:
+    workers = settings.data.workers
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,  # a key already names a whole batch
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_hand_over,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available() and settings.train.device != "cpu",
+        prefetch_factor=AHEAD if workers else None,
+    )
+    return items_of(loader, settings)
+
+
+def _hand_over(item: Any) -> Any:
+    if isinstance(item, Batch):
+        try:
+            share([*item.views, item.samples, *item.weights])
+        except DataError as error:
+            return error
+    return item
+
+
+def _raising(items: Generator[Batch | MedmocoError, None, None]) -> Batches:
+    with closing(items):
+        for item in items:
+            if isinstance(item, MedmocoError):
+                raise item
+            yield item
+
+
+class Normalisation(Protocol):
+    """Whatever says how pixels become floats: settings, or an export's own."""
+
+    @property
+    def mean(self) -> float | tuple[float, ...]: ...  # noqa: D102 - as in the settings
+
+    @property
+    def std(self) -> float | tuple[float, ...]: ...  # noqa: D102
+
+
+def to_float(views: Tensor, settings: Normalisation, device: torch.device, *, channels_last: bool) -> Tensor:
+    """Move views to the device and normalise them there: (pixel / white - mean) / std.
+
+    Args:
+        views: (B, C, S, S), uint8 or uint16; or those of several views side by side, (B, V * C, S, S).
+        settings: Holds mean and std, as shares of white, for all channels or for each.
+        device: Of the model.
+        channels_last: Memory layout of the result.
+
+    Returns:
+        The same as float32.
+    """
+    white = 255.0 if views.dtype == torch.uint8 else 65535.0
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    floats = views.to(device, non_blocking=True).to(torch.float32)
+    if isinstance(settings.mean, tuple) or isinstance(settings.std, tuple):
+        factor, shift = (each.to(device) for each in _by_channel(settings, white, floats.shape[1]))
+        return floats.mul_(factor).sub_(shift).contiguous(memory_format=layout)
+    return floats.mul_(1 / (white * settings.std)).sub_(settings.mean / settings.std).contiguous(memory_format=layout)
+
+
+def _by_channel(settings: Normalisation, white: float, channels: int) -> list[Tensor]:
+    """Return what multiplies and what is subtracted, (C, 1, 1), repeated where several views stand side by side."""
+    mean, std = (torch.tensor(value, dtype=torch.float64).reshape(-1) for value in (settings.mean, settings.std))
+    both = torch.broadcast_tensors(1 / (white * std), mean / std)
+    return [values.repeat(channels // len(values)).float()[:, None, None] for values in both]

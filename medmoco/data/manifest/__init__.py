@@ -1,0 +1,1 @@
+"""CSV to rows, labels, patients and splits."""

@@ -1,0 +1,184 @@
+"""One CSV file as text cells: every record with the row it has in a spreadsheet, no cell guessed at, none lost.
+
+The header is row 1 and the first record row 2. A record whose quoted cells hold line breaks is one row. Spaces around
+column names and ids are dropped here, and so nowhere else: "P01 " is the patient "P01".
+Source: DICOM PS3.5 table 6.2-1, values of LO may be padded with spaces, which are not significant.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
+from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
+from medmoco.errors import ManifestError
+from medmoco.utils.files import IMAGE_SUFFIXES
+from medmoco.utils.tables import read_bytes
+
+_UNNAMED = "Unnamed: "  # pandas' word for a column without a name
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """One file.
+
+    Attributes:
+        path: The file.
+        table: N records, every column as text.
+        rows: (N,) int64, the row of each record.
+        sha256: Of the content, inflated.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    rows: NDArray[np.int64]
+    sha256: str
+
+    def select(self, mask: NDArray[np.bool_]) -> CsvFile:
+        """Return the records that a mask (N,) chooses."""
+        return replace(self, table=self.table[mask], rows=self.rows[mask])
+
+    def refuse(self, bad: NDArray[np.bool_], what: str, columns: Sequence[str] = ()) -> None:
+        """Raise ManifestError for the first bad row, if there is one.
+
+        Args:
+            bad: (N,), which are.
+            what: Ends the sentence and says the remedy.
+            columns: Where numbers belong: if a cell there has a decimal comma, the message says so.
+        """
+        if bad.any():
+            first = int(bad.argmax())
+            more = f" (and {bad.sum() - 1} more rows)" if bad.sum() > 1 else ""
+            hints = [decimal_comma(str(self.table[column].iloc[first])) for column in columns]
+            raise ManifestError(f"{self.path}: row {self.rows[first]}{more}: {what}{max(hints, default='')}")
+
+    def refuse_other_name(self, column: str, how: str, labels: Collection[str] = ()) -> None:
+        """Raise ManifestError where an optional column is absent and another seems to be meant for it.
+
+        Args:
+            column: Reserved; see `medmoco.data.manifest.columns`.
+            how: Its cells are to be, such as "with frames counted from 1".
+            labels: Columns that are labels.
+        """
+        if column not in self.table and (other := other_name(column, self.table.columns, labels)):
+            raise ManifestError(
+                f"{self.path}: no column {column!r}; did you mean {other!r}? Then rename it to {column}, {how};\n"
+                "if it means something else, give it a name that says so"
+            )
+
+    def require(self, column: str, remedy: str) -> None:
+        """Raise ManifestError unless there is such a column; `remedy` ends the sentence."""
+        if column in self.table.columns:
+            return
+        columns = [name for name in self.table.columns if not name.startswith(_UNNAMED)]
+        shown = ", ".join(repr(name) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
+        if close := did_you_mean(column, columns):
+            rename = f" Then rename it to {column}" if other_name(column, columns) else ""
+            remedy = f"{close}{rename} ({remedy})"
+        else:
+            remedy = f"; {remedy}"
+        raise ManifestError(f"{self.path}: no column {column!r}{remedy}\nthe columns are: {shown}")
+
+
+def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
+    """Read a file as text cells, refusing any row that a lenient reader would pad, cut or guess at.
+
+    Args:
+        path: The file.
+        repetitive: Columns of few distinct texts, to be held in a byte a cell instead of eight.
+
+    Raises:
+        ManifestError: it cannot be opened, is no UTF-8 text, or has a row that is not as wide as the header.
+    """
+    raw = read_bytes(path)
+    _check_text(path, raw)
+    header, separator = _header(path, raw[:1_000_000].decode("utf-8-sig", errors="ignore"))
+    widths = _record_widths(path, raw, separator)
+    odd = (widths != len(header)) & (widths != 0)  # 0 is an empty line
+    if odd.any():
+        row = int(odd.argmax())
+        comma = separator == "," and widths[row] > len(header)
+        raise ManifestError(
+            f"{path}: row {row + 1} has {widths[row]} cells, but the header has {len(header)};\n"
+            f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
+            + ("; a number with a decimal comma (0,5) is two cells: write 0.5" if comma else "")
+        )
+    table = pd.read_csv(
+        io.BytesIO(raw), encoding="utf-8-sig", sep=separator, dtype=str, keep_default_na=False,
+        skip_blank_lines=False, index_col=False,
+    )  # fmt: skip
+    table = table.rename(columns=_bare)
+    for name in table.columns.intersection([PATIENT, STUDY]):
+        table[name] = table[name].str.strip()
+    for name in table.columns.intersection(list(repetitive)):
+        table[name] = table[name].astype("category")  # not by read_csv, which makes numbers of such texts
+    filled = widths[1:] > 0
+    rows = np.arange(2, len(widths) + 1, dtype=np.int64)
+    return CsvFile(path, table[filled], rows[filled], hashlib.sha256(raw).hexdigest())
+
+
+def _check_text(path: Path, raw: bytes) -> None:
+    if not raw.strip():
+        raise ManifestError(f"{path}: the file is empty; its first row must name the columns, Path among them")
+    try:
+        raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = 1 + raw.count(b"\n", 0, error.start)
+        raise ManifestError(f"{path}: line {row} is not UTF-8 text; save the file as 'CSV UTF-8'") from None
+    if b"\0" in raw:
+        line = 1 + raw.count(b"\n", 0, raw.index(b"\0"))
+        raise ManifestError(f"{path}: line {line} holds a NUL byte; the file is damaged or not a CSV, export it again")
+
+
+def _bare(name: str) -> str:
+    """Return a column's name without spaces, and without a second byte-order mark."""
+    return name.strip("\ufeff").strip()
+
+
+def _header(path: Path, start: str) -> tuple[list[str], str]:
+    """Return the column names and the separator, which is the one that yields a Path column or most columns."""
+    if start[:4].lower() == "sep=":
+        raise ManifestError(f"{path}: row 1 is a note to Excel, {start[:5]!r}; delete it, row 1 must name the columns")
+    headers = {}
+    for separator in (",", ";", "\t"):
+        try:
+            cells = next(csv.reader(io.StringIO(start, newline=""), delimiter=separator, strict=True))
+        except csv.Error:
+            continue
+        headers[separator] = list(map(_bare, cells))
+    if not headers:
+        raise ManifestError(f"{path}: row 1 has an unclosed quote; its first row must name the columns")
+    separator, header = max(headers.items(), key=lambda item: ("Path" in item[1], len(item[1])))
+    if not header:
+        raise ManifestError(f"{path}: row 1 is an empty line; it must name the columns, Path among them")
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in header):
+        raise ManifestError(f"{path}: row 1 names a file; it must name the columns, Path among them: add a header")
+    named = [name for name in header if name]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise ManifestError(f"{path}: row 1 names the column {twice[0]!r} twice; rename one")
+    return header, separator
+
+
+def _record_widths(path: Path, raw: bytes, separator: str) -> NDArray[np.int32]:
+    """Count the cells of every record: pandas pads short rows with blanks and may cut long ones without a word."""
+    # Decoded piece by piece, here and by pandas: the whole text takes up to four bytes a letter.
+    lines = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline="")
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    widths: list[int] = []
+    try:
+        widths.extend(map(len, reader))
+    except csv.Error as error:
+        raise ManifestError(
+            f"{path}: row {len(widths) + 1} cannot be read: {error};\n"
+            'a double quote is left open or not doubled ("") inside a quoted cell'
+        ) from None
+    return np.array(widths, np.int32)

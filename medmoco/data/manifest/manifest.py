@@ -1,0 +1,349 @@
+"""The CSV that lists the images: read whole, checked whole, nothing dropped silently.
+
+A row is numbered as a spreadsheet shows it: the header is row 1 and the first record row 2. A record whose quoted cells
+hold line breaks is one row. Messages and notices carry row numbers, never a Path or an id.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.dtypes import StringDType
+from numpy.typing import NDArray
+
+from medmoco.config import DataSettings, LabelPolicy
+from medmoco.data.manifest.columns import PATIENT, other_name
+from medmoco.data.manifest.csv_file import CsvFile, read_csv
+from medmoco.data.manifest.ids import DOUBTS, doubts
+from medmoco.data.manifest.row_filter import did_you_mean, matching_rows
+from medmoco.errors import ManifestError
+
+SPLITS = ("train", "val", "test")
+_CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
+_FILLS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
+_PATH_ALARMS = ("..", ":", "\n/", "\n\\", "\n\n", "\n ", "\n\t")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of train, val or test.
+
+    Attributes:
+        name: train, val or test.
+        csv: The file that the rows come from.
+        rows: (N,) int64, the row of each record in that file.
+        files: (N,) StringDType, root and Path joined. Not Python strings: touching one writes its reference count, so
+            that workers, which share this memory at first, would copy it bit by bit.
+        frames: (N,) int64, from 1.
+        patients: (N,) int64, one code per patient, the same in all splits that were loaded together.
+        label_names: L names in the order of the settings.
+        labels: (N, L) float32, 0, 1 or NaN, after the policy of each label.
+        raw_labels: (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file.
+        table: N records, every column as text; labels, which repeat a few texts, as pandas categories of it.
+        sha256: Of the file.
+        notices: What a user should know about these rows.
+    """
+
+    name: str
+    csv: Path
+    rows: NDArray[np.int64]
+    files: NDArray[Any]
+    frames: NDArray[np.int64]
+    patients: NDArray[np.int64]
+    label_names: tuple[str, ...]
+    labels: NDArray[np.float32]
+    raw_labels: NDArray[np.float32]
+    table: pd.DataFrame
+    sha256: str
+    notices: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def names_frames(self) -> bool:
+        """Whether the manifest has a Frame column, so that a first frame is meant."""
+        return "Frame" in self.table.columns
+
+    def select(self, which: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Split:
+        """Return the rows that a mask (N,) or positions (M,) choose, in that order."""
+        return replace(
+            self,
+            rows=self.rows[which],
+            files=self.files[which],
+            frames=self.frames[which],
+            patients=self.patients[which],
+            labels=self.labels[which],
+            raw_labels=self.raw_labels[which],
+            table=self.table[which] if which.dtype == bool else self.table.iloc[which],
+        )
+
+
+def load_manifest(
+    data: DataSettings, names: Sequence[str] = SPLITS, *, patients_matter: bool = True
+) -> dict[str, Split]:
+    """Read and check the splits; the files themselves are not touched, see `medmoco.data.manifest.file_checks`.
+
+    Args:
+        data: Where the manifest and the images are, and the labels.
+        names: The splits wanted, of train, val and test.
+        patients_matter: Refuse a manifest whose PatientID seems to have another name; without it a notice says so.
+
+    Raises:
+        ManifestError: a file, split, column or cell that is missing or cannot be used; names the file and the row.
+    """
+    files = _split_files(data, names)
+    for file in files.values():
+        other = patient_column_meant(file.table, data.labels)
+        if other and patients_matter:
+            raise ManifestError(f"{file.path}: {no_patients(other)}")
+    patients = _patient_codes([files[name].table for name in names])
+    return {name: _make_split(name, files[name], own, data) for name, own in zip(names, patients, strict=True)}
+
+
+def names_patients(table: pd.DataFrame) -> bool:
+    """Return whether some row has a PatientID."""
+    return PATIENT in table and bool((table[PATIENT] != "").any())
+
+
+def patient_column_meant(table: pd.DataFrame, labels: Collection[str] = ()) -> str | None:
+    """Return the column that seems to name the patient where PatientID does not; None where PatientID does or none."""
+    if names_patients(table):
+        return None
+    return other_name(PATIENT, (name for name in table.columns if name != PATIENT), labels)
+
+
+def no_patients(other: str) -> str:
+    """Return what is wrong with a manifest where `other` seems to be the column of patients."""
+    return (
+        f"no row has a PatientID, but the column {other!r} seems to name the patient; rename it to PatientID.\n"
+        "As it is, every image counts as its own patient, and nobody sees a patient who is in two splits.\n"
+        "If the column means something else, give it a name that says so"
+    )
+
+
+def present_splits(data: DataSettings) -> tuple[str, ...]:
+    """Return which of train, val and test the manifest has; all where it has none, for `load_manifest` to refuse."""
+    if data.manifest.is_file() and "Split" in (table := read_csv(data.manifest).table):
+        named = set(table["Split"].str.strip().str.lower())
+    else:
+        named = {file.name.removesuffix(".gz").removesuffix(".csv") for file in data.manifest.glob("*.csv*")}
+    return tuple(name for name in SPLITS if name in named) or SPLITS
+
+
+def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read any CSV as text, and its label columns as numbers too; the index of both is the row in the file.
+
+    Returns:
+        The N records with every column as text, and (N, L) labels: 1, 0, -1 (uncertain) or nan (missing).
+
+    Raises:
+        ManifestError: the file, a row or a label cell cannot be used; names the file and the row.
+    """
+    file = read_csv(path)
+    for label in labels:
+        file.require(label, "labels must name columns of the CSV")
+    values = {label: _label_values(file, label) for label in labels}
+    return file.table.set_axis(file.rows), pd.DataFrame(values, index=file.rows, dtype=float)
+
+
+def select_where(split: Split, expression: str) -> Split:
+    """Return the rows that meet an expression such as "Pneumonia == 1"; its grammar is in `row_filter`.
+
+    Raises:
+        SettingsError: the expression cannot be read, or names a column that is not there.
+        ManifestError: no row is left, or a cell cannot be compared.
+    """
+    selected = split.select(matching_rows(split.table, split.rows, expression))
+    if not len(selected):
+        raise ManifestError(f"{split.csv}: none of the {len(split)} {split.name} rows meets 'where'; loosen it")
+    return selected
+
+
+# Reading
+
+
+def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]:
+    """Return the records of each split, with their Paths checked."""
+    manifest = data.manifest
+    if manifest.is_dir():
+        files = {name: read_csv(_split_file(manifest, name), data.labels) for name in names}
+        for file in files.values():
+            _check_paths(file, ["Path", "Frame"], data)
+            if not len(file.rows):
+                raise ManifestError(f"{file.path}: no rows below the header; leave the split out or fill it")
+        return files
+    if not manifest.is_file():
+        raise ManifestError(
+            f"data.manifest: {manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
+            "or one CSV with a Split column"
+        )
+    whole = read_csv(manifest, data.labels)
+    _check_paths(whole, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
+    return _by_split(whole, names)
+
+
+def _split_file(manifest: Path, name: str) -> Path:
+    """Return NAME.csv or NAME.csv.gz, whichever is there."""
+    here = [file for file in (manifest / f"{name}.csv", manifest / f"{name}.csv.gz") if file.is_file()]
+    if len(here) == 1:
+        return here[0]
+    if here:
+        raise ManifestError(f"data.manifest: {manifest} has both {name}.csv and {name}.csv.gz; remove one")
+    found = sorted(path.name for path in manifest.glob("*.csv*"))
+    raise ManifestError(f"data.manifest: {manifest} has no {name}.csv; it holds: {', '.join(found) or 'no CSV'}")
+
+
+def _by_split(whole: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
+    whole.require("Split", "one CSV needs a Split column with train, val or test, or give a folder of three CSVs")
+    values = whole.table["Split"].str.strip().str.lower()
+    whole.refuse(~values.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
+    files = {name: whole.select((values == name).to_numpy()) for name in names}
+    for name, file in files.items():
+        if not len(file.rows):
+            raise ManifestError(f"{whole.path}: no row has the Split {name}; add some or leave the split out")
+    return files
+
+
+# Checking
+
+
+def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
+    file.require("Path", "it must hold each image's path below data.root")
+    file.refuse_other_name("Frame", "with frames counted from 1", data.labels)
+    paths = file.table["Path"].tolist()
+    joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
+    if any(alarm in joined for alarm in _PATH_ALARMS):
+        reasons = np.array([path_fault(path) for path in paths], dtype=object)
+        for reason in dict.fromkeys(reasons[reasons != ""]):
+            file.refuse(reasons == reason, reason)
+    columns = file.table[[name for name in key if name in file.table.columns]]
+    repeated = columns.duplicated().to_numpy()
+    if repeated.any():
+        first = (columns == columns[repeated].iloc[0]).all(axis=1).to_numpy().argmax()
+        file.refuse(repeated, f"the same {' and '.join(columns.columns)} as row {file.rows[first]}; remove one")
+
+
+def require_column(split: Split, column: str, wanted_by: str) -> None:
+    """Make sure that the manifest has a column.
+
+    Args:
+        split: Of the manifest.
+        column: Its name.
+        wanted_by: Ends "which ...", such as "decoder.mask names".
+
+    Raises:
+        ManifestError: it has not.
+    """
+    columns = list(split.table.columns)
+    if column not in columns:
+        raise ManifestError(
+            f"{split.csv.name} has no column {column}, which {wanted_by}; it has: {', '.join(columns[:12])}"
+            f"{did_you_mean(column, columns)}"
+        )
+
+
+def path_fault(path: str) -> str:
+    """Say what is wrong with a Path, or nothing."""
+    path = path.strip().replace("\\", "/")
+    if not path:
+        return "Path is blank; fill it or remove the row"
+    if path.startswith("/") or (path[:1].isalpha() and path[1:2] == ":"):
+        return "Path is absolute; write it relative to data.root"
+    if posixpath.normpath(path).split("/")[0] == "..":
+        return "Path leaves data.root by '..'; move data.root up instead"
+    return ""
+
+
+def _cell_values(file: CsvFile, column: str, known: dict[str, float], what: str) -> NDArray[np.float64]:
+    """Translate the cells of a column by `known`, once per distinct text; NaN in `known` stays NaN."""
+    codes, texts = pd.factorize(file.table[column])
+    cells = [text.strip() for text in texts.tolist()]
+    file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what, [column])
+    return np.array([known[cell] for cell in cells], np.float64)[codes]
+
+
+def _label_values(file: CsvFile, label: str) -> NDArray[np.float64]:
+    return _cell_values(file, label, _CELLS, f"the label {label!r} must be 1, 0, -1 (uncertain) or blank (missing)")
+
+
+def _frames(file: CsvFile) -> NDArray[np.int64]:
+    if "Frame" not in file.table.columns:
+        return np.ones(len(file.rows), np.int64)
+    texts = {text.strip() for text in file.table["Frame"].unique()}
+    known = {text: float(text) for text in texts if text.removesuffix(".0").isdecimal() and float(text) >= 1}
+    return _cell_values(file, "Frame", {"": 1.0, **known}, "Frame must be a whole number from 1").astype(np.int64)
+
+
+def _apply_policy(raw: NDArray[np.float64], policy: LabelPolicy) -> NDArray[np.float64]:
+    values = np.where(raw == -1, _FILLS[policy.uncertain], raw)
+    return np.where(np.isnan(raw), _FILLS[policy.missing], values)
+
+
+class _Patients(NamedTuple):
+    """Of one split.
+
+    Attributes:
+        codes: (N,) int64, one code per patient.
+        unnamed: Rows that name none.
+        doubts: (N,) kinds of doubt about the ids, blank where there is none.
+    """
+
+    codes: NDArray[np.int64]
+    unnamed: int
+    doubts: NDArray[np.object_]
+
+
+def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels: Collection[str]) -> Iterator[str]:
+    if other := patient_column_meant(table, labels):
+        yield f"{name}: {other!r} is not read as PatientID; every row is taken as its own patient"
+    elif PATIENT not in table:
+        yield f"{name}: no PatientID column; every row is taken as its own patient"
+    elif patients.unnamed:
+        yield f"{name}: {patients.unnamed} rows have a blank PatientID; each is taken as its own patient"
+    for kind, how in DOUBTS.items():
+        if count := int((patients.doubts == kind).sum()):
+            yield f"{name}: {count} rows have a PatientID {how}"
+
+
+def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSettings) -> Split:
+    raw, labels = np.empty((2, len(file.rows), len(data.labels)), np.float32)
+    for position, (label, policy) in enumerate(data.labels.items()):
+        file.require(label, "data.labels must name columns of the CSV")
+        values = _label_values(file, label)
+        raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
+    root = os.path.join(data.root.replace("{split}", name), "")
+    return Split(
+        name=name,
+        csv=file.path,
+        rows=file.rows,
+        files=np.strings.add(root, file.table["Path"].to_numpy(object).astype(StringDType())),
+        frames=_frames(file),
+        patients=patients.codes,
+        label_names=tuple(data.labels),
+        labels=labels,
+        raw_labels=raw,
+        table=file.table,
+        sha256=file.sha256,
+        notices=tuple(_patient_notices(name, file.table, patients, data.labels)),
+    )
+
+
+def _patient_codes(tables: Sequence[pd.DataFrame]) -> list[_Patients]:
+    """Number the patients over all tables."""
+    blanks = [pd.Series([""] * len(table), dtype=object) for table in tables]
+    ids = pd.concat([table.get(PATIENT, blank) for table, blank in zip(tables, blanks, strict=True)])
+    codes, texts = pd.factorize(ids)
+    unnamed = (texts == "")[codes]
+    codes[unnamed] = len(texts) + np.arange(unnamed.sum())
+    codes = pd.factorize(codes)[0]  # dense again
+    ends = np.cumsum([len(table) for table in tables])[:-1]
+    parts = (np.split(each, ends) for each in (codes, unnamed, doubts(ids)))
+    return [_Patients(code, int(blank.sum()), doubt) for code, blank, doubt in zip(*parts, strict=True)]

@@ -1,0 +1,54 @@
+"""What two sets of rows share, also when they come from different manifests: patients, studies, files.
+
+Ids are compared as text, "007" is not "7"; spaces around them were dropped when they were read. Two data sets may
+number their patients alike by chance: a shared id is a weaker sign than shared pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medmoco.data.manifest.columns import PATIENT, STUDY
+from medmoco.data.manifest.manifest import Split, names_patients
+
+
+def patient_ids(split: Split) -> pd.Series[str] | None:
+    """Return the patient of every row, blank where it names none; None where no row names one."""
+    return split.table[PATIENT] if names_patients(split.table) else None
+
+
+def study_ids(split: Split) -> pd.Series[str] | None:
+    """Return the study of every row: with its patient, as many data sets count studies for each patient anew."""
+    if STUDY not in split.table.columns:
+        return None
+    studies, patients = split.table[STUDY], patient_ids(split)
+    return (studies if patients is None else patients + "\0" + studies).where(studies != "", "")
+
+
+def image_keys(split: Split) -> pd.Series[str]:
+    """Return file and frame of every row; one file has one name, whatever root and Path it was put together from."""
+    files = [os.path.abspath(file) for file in split.files]
+    return pd.Series(files, dtype=object) + "\0" + pd.Series(split.frames).astype(str)
+
+
+def also_in(one: pd.Series[str], other: pd.Series[str]) -> NDArray[np.bool_]:
+    """Return the mask (N,) of the entries of `one` that `other` has too; blank ones never."""
+    return (one.isin(other) & (one != "")).to_numpy()
+
+
+def overlap_notices(splits: Mapping[str, Split]) -> list[str]:
+    """Say which patients and images two splits share."""
+    notices = []
+    for one, other in combinations(splits.values(), 2):
+        patients = np.intersect1d(one.patients, other.patients).size
+        images = int(also_in(image_keys(one), image_keys(other)).sum())
+        for count, what in ((patients, "patients"), (images, "images")):
+            if count:
+                notices.append(f"{count} {what} are in both {one.name} and {other.name}: scores will be too good")
+    return notices

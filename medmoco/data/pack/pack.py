@@ -1,0 +1,301 @@
+"""A pack: canvases decoded once, in `.npy` files that anyone can read, found again by Path and Frame.
+
+    pack.json         how it was made, with a SHA-256 for every other file; written last, so it marks a complete pack
+    index.npy         one record of ROW per canvas
+    shard-00000.npy   (n, S, S) uint8 or uint16 canvases, or (n, S, S, C) of more than one channel
+    failed.csv        rows whose image could not be used, and why
+    notices.csv       rows that the image reader remarked on
+
+A row is found by a hash of its Path and Frame, so a manifest may be reordered, cut down or split anew after packing.
+Canvases are read by `pread`, not through a memory map: the memory of a data worker stays flat, and a disk that fails
+raises an error instead of killing the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmoco.config import DataSettings, as_tree
+from medmoco.data.image_io.images import Canvas
+from medmoco.data.image_io.intensity import dtype_of
+from medmoco.data.manifest.manifest import Split
+from medmoco.errors import DataError, SettingsError, first_line
+from medmoco.utils.files import sha256_of
+
+FORMAT = 1
+FORMAT_OF_CHANNELS = 2  # the same with more than one channel, which a version that knows gray alone must not open
+RECIPE = ("canvas_size", "bit_depth", "window")  # the settings that decide a canvas's pixels
+RECIPE_OF_CHANNELS = {"channels": "gray", "scale": "linear", "band_ranges": None}  # not written where they are so
+INFO, INDEX, FAILED, NOTICES = "pack.json", "index.npy", "failed.csv", "notices.csv"
+
+ROW = np.dtype([
+    ("key", "<u8"),       # of Path and Frame, see key_of
+    ("shard", "<u4"),
+    ("position", "<u4"),  # in the shard
+    ("height", "<u2"),    # of the image in its canvas; 0 where there is none, see failed.csv
+    ("width", "<u2"),
+    ("bytes", "<u8"),     # size of the file
+    ("sha256", "S64"),    # of the file
+    ("split", "S5"),      # where the manifest had the row when the pack was made
+    ("row", "<u8"),
+    ("frame", "<u4"),
+])  # fmt: skip
+
+_OPEN_SHARDS = 128  # per process; opening one again costs some ten microseconds, on a network disk a millisecond
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A complete pack on a local disk.
+
+    Attributes:
+        folder: Where it is.
+        info: The content of pack.json.
+        index: (N,) records of ROW, in the order of shards and positions.
+    """
+
+    folder: Path
+    info: dict[str, Any]
+    index: NDArray[Any]
+
+    def find(self, split: Split, data: DataSettings) -> NDArray[np.int64]:
+        """Return the position in the index of each row of a split, -1 where the pack has never seen it."""
+        order = np.argsort(self.index["key"])
+        keys = keys_of(split, data)
+        places = np.minimum(np.searchsorted(self.index["key"], keys, sorter=order), len(order) - 1)
+        found = order[places]
+        return np.where(self.index["key"][found] == keys, found, -1)
+
+
+def key_of(path: str, frame: int) -> int:
+    """Hash a Path and a Frame to 64 bits; two of 10 million images collide once in 400,000 packs."""
+    return int.from_bytes(hashlib.sha256(f"{path}\n{frame}".encode()).digest()[:8], "little")
+
+
+def keys_of(split: Split, data: DataSettings) -> NDArray[np.uint64]:
+    """Return the key of each row; the split is part of the Path where data.root says so."""
+    folder = f"{split.name}/" if "{split}" in data.root else ""
+    pairs = zip(split.table["Path"], split.frames.tolist(), strict=True)
+    return np.fromiter((key_of(folder + path, frame) for path, frame in pairs), np.uint64, len(split))
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{number:05d}.npy"
+
+
+def recipe_of(data: DataSettings) -> dict[str, Any]:
+    """Return what decides a canvas's pixels, as pack.json holds it."""
+    tree = as_tree(data)
+    other = {key: tree[key] for key, usual in RECIPE_OF_CHANNELS.items() if tree[key] != usual}
+    return {**{key: tree[key] for key in RECIPE}, **other}
+
+
+def refuse_other_recipe(made: dict[str, Any], data: DataSettings, remedy: str) -> None:
+    """Raise SettingsError with the keys in which a pack differs from the settings."""
+    made, wanted = {**RECIPE_OF_CHANNELS, **made}, {**RECIPE_OF_CHANNELS, **recipe_of(data)}
+    changed = [
+        f"data.{key}: pack {made.get(key)}, settings {wanted[key]}" for key in wanted if made.get(key) != wanted[key]
+    ]
+    if changed:
+        raise SettingsError("\n".join(["the pack was made with other settings than these:", *changed, remedy]))
+
+
+def open_pack(folder: Path, data: DataSettings) -> Pack:
+    """Open a pack and check that it is whole and fits the settings; the content of the shards is not read.
+
+    Raises:
+        SettingsError: there is no pack, it is unfinished, or it was made with other settings.
+        DataError: a part of it is missing or damaged.
+    """
+    pack = load_pack(folder, data, "make another pack, or use the settings of this one")
+    for name, entry in pack.info["files"].items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise DataError(f"{name} of the pack is missing or cut off; run 'medmoco pack' again to mend it")
+    return pack
+
+
+def load_pack(folder: Path, data: DataSettings, remedy: str) -> Pack:
+    """Read what a pack holds, without looking at its shards.
+
+    Raises:
+        SettingsError: there is no pack, or it was made with other settings; ends with `remedy`.
+        DataError: pack.json or the index is damaged.
+    """
+    info = read_info(folder)
+    refuse_other_recipe(info["recipe"], data, remedy)
+    try:
+        if sha256_of(folder / INDEX) != info["files"][INDEX]["sha256"]:
+            raise DataError(f"{INDEX} of the pack is damaged: its SHA-256 differs; delete the pack and make it again")
+        return Pack(folder, info, np.load(folder / INDEX, allow_pickle=False))
+    except OSError as error:
+        raise DataError(f"{INDEX} of the pack cannot be read: {error.strerror}; make the pack again") from None
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """Read pack.json.
+
+    Raises:
+        SettingsError: there is none.
+        DataError: it cannot be read, or another version of medmoco wrote it.
+    """
+    try:
+        return parse_info((folder / INFO).read_bytes())
+    except FileNotFoundError:
+        raise SettingsError(
+            f"data.pack: {folder} holds no complete pack; make or finish it with 'medmoco pack', or unset data.pack"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{INFO} of the pack cannot be read: {error.strerror}") from None
+
+
+def parse_info(raw: bytes) -> dict[str, Any]:
+    """Read the content of pack.json.
+
+    Raises:
+        DataError: it is damaged, or another version of medmoco wrote it.
+    """
+    try:
+        info = json.loads(raw)
+    except ValueError:
+        raise DataError(f"{INFO} of the pack is damaged; make the pack again") from None
+    if not isinstance(info, dict) or info.get("format") not in (FORMAT, FORMAT_OF_CHANNELS):
+        raise DataError(f"the pack is not of format {FORMAT}, which this version reads; make it again")
+    names = [*info["files"]]
+    if any(Path(name).name != name for name in names):
+        raise DataError(f"{INFO} of the pack names files outside its folder; do not use it")
+    return info
+
+
+def usable_rows(pack: Pack, split: Split, data: DataSettings) -> NDArray[np.bool_]:
+    """Tell which rows of a split have a canvas, having refused what must not go on in silence.
+
+    Raises:
+        DataError: rows are not in the pack, their files have changed since, or their images failed and
+            data.pack_failures does not say to leave them out.
+    """
+    places = pack.find(split, data)
+    _refuse(split, places < 0, "are not in the pack", "run 'medmoco pack' with another --out to make a new one")
+    changed = np.fromiter(map(_has_changed, split.files, pack.index["bytes"][places]), bool, len(split))
+    usable: NDArray[np.bool_] = pack.index["height"][places] > 0
+    _refuse(split, changed & usable, "have other files now than when they were packed", "make a new pack")
+    if data.pack_failures == "refuse":
+        remedy = (
+            f"its {FAILED} says why. Mend the files and run 'medmoco pack' again, take the rows out of the\n"
+            "manifest, or set data.pack_failures=leave_out"
+        )
+        _refuse(split, ~usable, "could not be packed", remedy)
+    if not usable.any():
+        raise DataError(
+            f"{split.csv.name}: none of the {split.name} rows could be packed; {FAILED} of the pack says why"
+        )
+    return usable
+
+
+def _refuse(split: Split, bad: NDArray[np.bool_], what: str, remedy: str) -> None:
+    if bad.any():
+        rows = ", ".join(map(str, split.rows[bad][:3])) + (", ..." if bad.sum() > 3 else "")
+        raise DataError(
+            f"{split.csv.name}: {bad.sum()} of {len(split)} {split.name} rows {what} (rows {rows});\n{remedy}"
+        )
+
+
+def _has_changed(file: str, size: int) -> bool:
+    """Compare sizes: cheap enough for every start. The files need not be there."""
+    try:
+        return os.stat(file).st_size != size
+    except OSError:
+        return False
+
+
+def packed_rows(pack: Pack, split: Split, data: DataSettings) -> PackedRows:
+    """Return what reads the canvases of a split's rows; rows that have none are refused when they are read."""
+    places = pack.find(split, data)
+    found = pack.index[places]
+    shards, positions, heights, widths = (
+        found[name].astype(np.int64) for name in ("shard", "position", "height", "width")
+    )
+    heights[places < 0] = 0
+    shape, rgb = canvas_shape(data), data.channels == "rgb"
+    return PackedRows(pack.folder, shards, positions, heights, widths, shape, dtype_of(data.bit_depth), rgb)
+
+
+def canvas_shape(data: DataSettings) -> tuple[int, ...]:
+    """Return the shape of a canvas's pixels, (S, S) or (S, S, C)."""
+    sides = (data.canvas_size, data.canvas_size)
+    return sides if data.channel_count == 1 else (*sides, data.channel_count)
+
+
+@dataclass
+class PackedRows:
+    """Reads the canvases of a split's rows, N of them.
+
+    Attributes:
+        folder: Of the pack.
+        shards: (N,) number of the shard.
+        positions: (N,) in it.
+        heights: (N,) of the image in the canvas, 0 where there is none.
+        widths: (N,)
+        shape: (S, S) or (S, S, C) of a canvas.
+        dtype: Of a canvas.
+        rgb: The channels are red, green and blue.
+    """
+
+    folder: Path
+    shards: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    shape: tuple[int, ...]
+    dtype: type[Any]
+    rgb: bool = False
+    _open: dict[int, tuple[io.FileIO, int]] = field(default_factory=dict, repr=False)
+
+    def read(self, sample: int) -> Canvas:
+        """Read the canvas of a row.
+
+        Raises:
+            DataError: there is none, or its shard cannot be read.
+        """
+        height, width = int(self.heights[sample]), int(self.widths[sample])
+        if not height:
+            raise DataError(f"its image is not in the pack, or could not be packed; {FAILED} of the pack says why")
+        return Canvas(self._pixels(int(self.shards[sample]), int(self.positions[sample])), height, width, self.rgb)
+
+    def _pixels(self, shard: int, position: int) -> NDArray[Any]:
+        canvas = np.empty(self.shape, self.dtype)
+        try:
+            file, start = self._open.get(shard) or self._open_shard(shard)
+            # Forked processes share the file safely: this leaves no position behind.
+            count = os.preadv(file.fileno(), [canvas.data], start + position * canvas.nbytes)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{shard_name(shard)} of the pack cannot be read: {first_line(error)}") from None
+        if count != canvas.nbytes:
+            raise DataError(f"{shard_name(shard)} of the pack is cut off; run 'medmoco pack' again to mend it")
+        return canvas
+
+    def _open_shard(self, shard: int) -> tuple[io.FileIO, int]:
+        while len(self._open) >= _OPEN_SHARDS:
+            self._open.pop(next(iter(self._open)))[0].close()
+        file = io.FileIO(self.folder / shard_name(shard))
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        self._open[shard] = file, file.tell()
+        return self._open[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def __del__(self) -> None:
+        for file, _ in self._open.values():
+            file.close()

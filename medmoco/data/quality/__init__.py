@@ -1,0 +1,1 @@
+"""What `medmoco check` finds in rows and files."""

@@ -1,0 +1,300 @@
+"""What is wrong with rows and their files: the questions that `check` asks of a manifest whose files were read."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medmoco.data.image_io.fingerprints import near_duplicates
+from medmoco.data.image_io.images import FileFormat
+from medmoco.data.manifest.file_checks import FOUND
+from medmoco.data.manifest.ids import DOUBTS, doubts
+from medmoco.data.manifest.manifest import SPLITS, Split
+from medmoco.data.manifest.overlap import image_keys, patient_ids, study_ids
+from medmoco.data.quality.examine import FILE_FAULTS, Examined
+
+Codes = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows: those of train, val and test, then those of other pretraining data.
+
+    A code is the same number for the same thing and -1 for nothing.
+
+    Attributes:
+        sources: Names of the splits.
+        source: (R,) int64, positions in `sources`.
+        number: (R,) int64, the row in its file.
+        file: (R,) int64, position among the distinct files (and frames).
+        patient: (R,) int64, codes.
+        study: (R,) int64, codes.
+        own: (R,) bool, not of the other pretraining data.
+    """
+
+    sources: tuple[str, ...]
+    source: Codes
+    number: Codes
+    file: Codes
+    patient: Codes
+    study: Codes
+    own: Mask
+
+    @property
+    def held_out(self) -> Mask:
+        """(R,), of val or test."""
+        return self.own & np.isin(np.array(self.sources)[self.source], SPLITS[1:])
+
+    def name(self, at: int) -> str:
+        """Return such as "train row 17"."""
+        return f"{self.sources[self.source[at]]} row {self.number[at]}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of thing that is wrong.
+
+    Attributes:
+        severity: A fault ends `check` with exit code 3.
+        kind: A few words, the same for every finding of the kind.
+        rows: (M,) int64, positions of the rows concerned.
+        details: M texts, for the list of bad rows; no id, no path.
+        remark: What else a person should know, for the screen.
+    """
+
+    severity: Literal["fault", "warning"]
+    kind: str
+    rows: Codes
+    details: Sequence[str]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """How well a trait that is no image content tells a label.
+
+    Attributes:
+        label: Name.
+        trait: Such as "width / height".
+        auroc: Of the trait as a score, turned so that it is 0.5 or more.
+        low: Of its 95 % interval.
+        high: Of its 95 % interval.
+        on_test: AUROC on the test split alone, turned the same way; None where there is none.
+    """
+
+    label: str
+    trait: str
+    auroc: float
+    low: float
+    high: float
+    on_test: float | None
+
+    @property
+    def warns(self) -> bool:
+        """Whether it is strong enough to be mistaken for a result. Source: docs/check.md."""
+        return self.low >= 0.6
+
+
+def gather_rows(splits: Sequence[Split], others: Sequence[Split]) -> tuple[Rows, NDArray[np.object_], Codes]:
+    """Number rows, files, patients and studies through; return also the distinct files (F,) and their frames (F,)."""
+    every = [*splits, *others]
+    sizes = [len(split) for split in every]
+    keys = pd.concat([image_keys(split) for split in every])
+    file, distinct = pd.factorize(keys)
+    first = np.full(len(distinct), -1)
+    first[file[::-1]] = np.arange(len(file))[::-1]
+    rows = Rows(
+        sources=tuple(split.name for split in every),
+        source=np.repeat(np.arange(len(every)), sizes),
+        number=np.concatenate([split.rows for split in every]),
+        file=file.astype(np.int64),
+        patient=_codes([patient_ids(split) for split in every], sizes),
+        study=_codes([study_ids(split) for split in every], sizes),
+        own=np.repeat(np.arange(len(every)) < len(splits), sizes),
+    )
+    files = np.concatenate([split.files for split in every])[first]
+    return rows, files, np.concatenate([split.frames for split in every])[first]
+
+
+def _codes(columns: Sequence[pd.Series[str] | None], sizes: Sequence[int]) -> Codes:
+    texts = pd.concat([_or_blank(column, size) for column, size in zip(columns, sizes, strict=True)])
+    codes = pd.factorize(texts)[0].astype(np.int64)
+    return np.where((texts == "").to_numpy(), -1, codes)
+
+
+def _or_blank(column: pd.Series[str] | None, size: int) -> pd.Series[str]:
+    return pd.Series([""] * size, dtype=object) if column is None else column
+
+
+# Single files
+
+
+def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
+    """Report files that give no image, each kind by itself; in other pretraining data that is only a warning."""
+    kind_of = np.full(len(files.constant), -1)
+    for at, (kind, _) in files.faults.items():
+        kind_of[at] = FILE_FAULTS.index(kind)
+    for number, kind in enumerate(FILE_FAULTS):
+        bad = np.flatnonzero(rows.own & (kind_of == number)[rows.file])
+        details = [files.faults[rows.file[at]][1] for at in bad]
+        hints = (
+            f"{rows.name(int(at))}: {text.split('; ')[1]}"
+            for at, text in zip(bad, details, strict=True)
+            if FOUND in text
+        )
+        yield Finding("fault", kind, bad, details, next(hints, ""))
+    if not rows.own.all():
+        bad = np.flatnonzero(~rows.own & (kind_of >= 0)[rows.file])
+        details = [files.faults[rows.file[at]][1] for at in bad]
+        yield Finding("warning", "no image in pretraining data", bad, details)
+
+
+def odd_images(rows: Rows, files: Examined, canvas_size: int) -> Iterator[Finding]:
+    """Report readable images that teach little, or that the reader had to do something about."""
+    constant = np.flatnonzero(rows.own & files.constant[rows.file])
+    yield Finding("warning", "constant image", constant, ["all pixels have the same value"] * len(constant))
+    small = np.flatnonzero(rows.own & files.readable[rows.file] & (files.sizes.max(axis=1) < canvas_size)[rows.file])
+    sizes = [f"{height} x {width} pixels" for height, width in files.sizes[rows.file[small]]]
+    yield Finding("warning", "smaller than the canvas", small, sizes, f"data.canvas_size {canvas_size}")
+    for notice, at in sorted(files.notices.items()):
+        noticed = np.zeros(len(files.constant), bool)
+        noticed[at] = True
+        found = np.flatnonzero(rows.own & noticed[rows.file])
+        yield Finding("warning", re.split("[:;]", notice)[0], found, [notice] * len(found))
+
+
+def mixed_formats(rows: Rows, files: Examined) -> Iterator[Finding]:
+    """Report rows whose files store pixels in another way than most do."""
+    yield _another_than_most(rows, files, "bit depth", lambda file_format: file_format.bits)
+    yield _another_than_most(rows, files, "photometric interpretation", lambda file_format: file_format.photometric)
+
+
+def _another_than_most(rows: Rows, files: Examined, what: str, value: Callable[[FileFormat], Hashable]) -> Finding:
+    seen = np.flatnonzero(rows.own & files.readable[rows.file])
+    names = [str(value(file_format)) for file_format in files.formats]
+    values = np.array(names, dtype=object)[files.format_of[rows.file[seen]]]
+    counts = Counter(values.tolist()).most_common()
+    others = seen[values != counts[0][0]] if counts else seen
+    remark = ", ".join(f"{name}: {count:,}" for name, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
+    details = [f"{names[files.format_of[rows.file[at]]]}, most have {counts[0][0]}" for at in others]
+    return Finding("warning", f"mixed {what}", others, details, remark)
+
+
+# Rows that share something
+
+
+def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
+    """Report patients, studies, files and pixels that are in two splits, at their row in the later split."""
+    for kind, codes in _shareable(rows, pixels).items():
+        if kind in ("patient", "study") and (codes[rows.own] < 0).all():
+            continue  # there is nothing to look for, and no "not found" to say
+        first = _first_with(codes, rows.own)
+        later = np.flatnonzero(rows.own & (first >= 0))
+        later = later[rows.source[first[later]] != rows.source[later]]
+        later = _in_other_files(rows, later, first) if kind == "pixels" else later
+        yield _shared(rows, f"{kind} in two splits", kind, codes, later, first)
+
+
+def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iterator[Finding]:
+    """Report rows of val and test whose patient, file or pixels are in other pretraining data.
+
+    Where nothing but ids agrees between two data sets, the ids may agree by chance.
+
+    Args:
+        rows: All rows.
+        pixels: (R,) codes.
+        same_root: For each of the others, whether its files are below the same folder.
+    """
+    for source, is_same in enumerate(same_root, len(rows.sources) - len(same_root)):
+        for kind in ("file", "pixels", "patient"):
+            codes = _shareable(rows, pixels)[kind]
+            if kind == "patient" and any((codes[side] < 0).all() for side in (rows.own, rows.source == source)):
+                continue
+            first = _first_with(codes, rows.source == source)
+            at = np.flatnonzero(rows.held_out & (first >= 0))
+            at = _in_other_files(rows, at, first) if kind == "pixels" else at
+            finding = _shared(rows, f"{kind} in {rows.sources[source]} data", kind, codes, at, first)
+            if kind != "patient":
+                is_same = is_same or bool((first[rows.own] >= 0).any())
+            elif at.size and not is_same:
+                remark = f"{finding.remark}; nothing but ids agrees, perhaps by chance"
+                finding = replace(finding, severity="warning", remark=remark)
+            yield finding
+
+
+def doubtful_ids(rows: Rows, every: Sequence[Split]) -> Iterator[Finding]:
+    """Report patients that are probably two spellings of one, or a word for many, anywhere in the data."""
+    ids = pd.concat([_or_blank(patient_ids(split), len(split)) for split in every], ignore_index=True)
+    if (rows.patient >= 0).any():
+        found = doubts(ids)
+        for kind, how in DOUBTS.items():
+            at = np.flatnonzero(found == kind)
+            yield Finding("warning", f"patient {kind}", at, [f"a PatientID {how}"] * len(at))
+
+
+def same_pixels(rows: Rows, pixels: Codes) -> Finding:
+    """Report files whose pixels another file of the same split has."""
+    first = _first_with(pixels, rows.own)
+    later = np.flatnonzero(rows.own & (first >= 0) & (first != np.arange(len(first))))
+    later = _in_other_files(rows, later[rows.source[first[later]] == rows.source[later]], first)
+    return replace(_shared(rows, "same pixels twice", "pixels", pixels, later, first), severity="warning")
+
+
+def nearly_same(rows: Rows, files: Examined, pixels: Codes) -> Iterator[Finding]:
+    """Report near duplicates: within the splits at the later row, and rows of val and test in pretraining data."""
+    usable = np.flatnonzero(pixels >= 0)
+    representative = usable[np.unique(pixels[usable], return_index=True)[1]]  # the first row of each distinct image
+    nothing = len(rows.file)
+    partner, elsewhere = np.full((2, nothing), nothing)
+    for pairs in near_duplicates(files.patterns, rows.file[representative]):
+        one, other = np.sort(representative[pairs], axis=1).T
+        own = rows.own[other]  # other is the later one, and own rows come first
+        np.minimum.at(partner, other[own], one[own])
+        mixed = rows.held_out[one] & ~own
+        np.minimum.at(elsewhere, one[mixed], other[mixed])
+    alike = np.flatnonzero(partner < nothing)
+    across = rows.source[partner[alike]] != rows.source[alike]
+    kinds = [("near duplicate in two splits", alike[across], partner), ("near duplicate", alike[~across], partner)]
+    if not rows.own.all():
+        kinds.append(("near duplicate in pretraining data", np.flatnonzero(elsewhere < nothing), elsewhere))
+    for kind, at, found in kinds:
+        yield Finding("warning", kind, at, [f"much like {rows.name(one)}" for one in found[at]])
+
+
+def pixel_codes(rows: Rows, files: Examined) -> Codes:
+    """Return (R,) codes of equal pixels; -1 for files that cannot be read, and for constant images, which are alike."""
+    codes = np.unique(files.digests.view("V32").ravel(), return_inverse=True)[1].ravel().astype(np.int64)
+    return np.where(files.readable & ~files.constant, codes, -1)[rows.file]
+
+
+def _in_other_files(rows: Rows, at: Codes, first: Codes) -> Codes:
+    """Leave out rows whose first like is the same file, which is reported as such."""
+    others: Codes = at[rows.file[first[at]] != rows.file[at]]
+    return others
+
+
+def _shareable(rows: Rows, pixels: Codes) -> dict[str, Codes]:
+    return {"patient": rows.patient, "study": rows.study, "file": rows.file, "pixels": pixels}
+
+
+def _first_with(codes: Codes, among: Mask) -> Codes:
+    """Return for each row the first row among those of the mask with the same code; -1 where there is none."""
+    usable = np.flatnonzero(among & (codes >= 0))
+    first = np.full(codes.max(initial=-1) + 2, -1)  # the last is what code -1 picks
+    first[codes[usable][::-1]] = usable[::-1]
+    return first[codes]
+
+
+def _shared(rows: Rows, kind: str, what: str, codes: Codes, at: Codes, first: Codes) -> Finding:
+    details = [f"same {what} as {rows.name(one)}" for one in first[at]]
+    count = np.unique(codes[at]).size
+    remark = {"patient": f"{count:,} patients", "study": f"{count:,} studies"}.get(what, "") if count else ""
+    return Finding("fault", kind, at, details, remark)

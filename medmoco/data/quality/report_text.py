@@ -1,0 +1,148 @@
+"""What `check` found as one screen of aligned text, under 120 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+
+from medmoco.data.manifest.columns import STUDY, other_name
+from medmoco.data.manifest.manifest import Split
+from medmoco.data.manifest.overlap import patient_ids
+from medmoco.data.quality.examine import Examined
+from medmoco.data.quality.findings import Finding, Rows, Shortcut
+
+_DESCRIBING = (STUDY, "ViewPosition", "Sex", "Age", "Laterality")
+_WIDTH = 119
+_EXAMPLES = 4  # rows named for each finding
+_LABELS = 16  # lines of labels, where all do not fit
+_WARNED = 5  # labels named in a warning, likewise
+
+
+def screen(
+    splits: Sequence[Split],
+    rows: Rows,
+    files: Examined,
+    found: Sequence[Finding],
+    shortcuts: Sequence[Shortcut],
+    *,
+    whole: bool = False,
+) -> str:
+    """Lay out counts, findings, labels and short cuts.
+
+    Args:
+        splits: Of the manifest.
+        rows: Theirs, and those of other pretraining data.
+        files: What they hold.
+        found: All that was looked for.
+        shortcuts: The trait that tells each label best.
+        whole: Name every label, however many screens that takes.
+    """
+    labels, warned = (None, None) if whole else (_LABELS, _WARNED)
+    there = sorted((one for one in found if len(one.rows)), key=lambda one: one.severity != "fault")
+    absent = [one.kind for one in found if not len(one.rows)]
+    lines = [*_head(splits, rows, files), ""]
+    if there:
+        width = max(len(one.kind) for one in there)
+        lines.append(f"{'severity':<10}{'rows':>9}  {'what':<{width}}  rows by number")
+        for one in there:
+            line = f"{one.severity:<10}{len(one.rows):>9,}  {one.kind:<{width}}  {_examples(one, rows)}"
+            lines += [line, " " * 21 + one.remark] if one.remark else [line]
+    if absent:
+        lines += _wrapped(f"looked for and not found: {', '.join(absent)}")
+    if splits[0].label_names:
+        lines += ["", *_labels(splits, labels), *_single_class(splits, warned), *_shortcuts(shortcuts, warned)]
+    return "\n".join(lines) + "\n"
+
+
+def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]:
+    counts = []
+    for split in splits:
+        patients = "" if patient_ids(split) is None else f" of {np.unique(split.patients).size:,} patients"
+        counts.append(f"{split.name} {len(split):,}{patients}")
+    yield from _wrapped(f"{rows.own.sum():,} rows: {', '.join(counts)}")
+    for number in range(len(splits), len(rows.sources)):
+        yield f"{rows.sources[number]} data to compare with: {(rows.source == number).sum():,} rows"
+    seen = rows.file[rows.own & files.readable[rows.file]]
+    if seen.size:
+        kinds = Counter(files.formats[at].kind for at in files.format_of[seen])
+        low, middle, high = np.percentile(files.sizes[seen], [0, 50, 100], axis=0).round().astype(int)
+        spans = [
+            f"{side} {low[at]:,} to {high[at]:,} (median {middle[at]:,})" for at, side in enumerate(("height", "width"))
+        ]
+        types = [f"{count:,} {kind}" for kind, count in kinds.most_common()]
+        yield f"files: {', '.join(types)}; {', '.join(spans)} pixels"
+    unnamed = [name for at, name in enumerate(rows.sources) if (rows.patient[rows.source == at] < 0).all()]
+    if unnamed:
+        yield from _wrapped(
+            f"no PatientID column in {', '.join(unnamed)}: every row is its own patient, leaks by patient go unseen"
+        )
+    meant = {column: other for split in splits for column in _DESCRIBING if (other := _other_name(column, split))}
+    if meant:
+        each = ", ".join(f"{other!r} to {column}" for column, other in meant.items())
+        yield from _wrapped(f"these columns are not read under their names; rename {each}")
+
+
+def _other_name(column: str, split: Split) -> str | None:
+    return None if column in split.table else other_name(column, split.table.columns, split.label_names)
+
+
+def _examples(one: Finding, rows: Rows) -> str:
+    named = []
+    for source, group in groupby(one.rows[:_EXAMPLES], key=lambda at: rows.source[at]):
+        named.append(f"{rows.sources[source]} {', '.join(str(rows.number[at]) for at in group)}")
+    return "; ".join(named) + (", ..." if len(one.rows) > _EXAMPLES else "")
+
+
+def _labels(splits: Sequence[Split], most: int | None) -> Iterator[str]:
+    """Count the cells of each label as the file has them, before any policy."""
+    names = splits[0].label_names
+    table = [["label", *(split.name for split in splits)]]
+    for at, name in enumerate(names[:most]):
+        cells = [split.raw_labels[:, at] for split in splits]
+        counts = [((cell == 1).sum(), (cell == 0).sum(), (cell == -1).sum(), np.isnan(cell).sum()) for cell in cells]
+        table.append([name, *(" / ".join(f"{number:,}" for number in count) for count in counts)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for number, line in enumerate(table):
+        text = "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        yield text + ("   (positive / negative / uncertain / blank)" if not number else "")
+    if len(names[:most]) < len(names):
+        yield f"and {len(names[most:])} more labels, in report.txt"
+
+
+def _single_class(splits: Sequence[Split], most: int | None) -> Iterator[str]:
+    """Say where a label cannot be scored, after its policy."""
+    for split in splits:
+        for missing, value in (("positives", 1), ("negatives", 0)):
+            names = [
+                name
+                for name, column in zip(split.label_names, split.labels.T, strict=True)
+                if not (column == value).any()
+            ]
+            if names:
+                more = f", and {len(names[most:])} more" if len(names[:most]) < len(names) else ""
+                yield from _wrapped(f"warning   no {missing} in {split.name}: {', '.join(names[:most])}{more}")
+
+
+def _shortcuts(shortcuts: Sequence[Shortcut], most: int | None) -> Iterator[str]:
+    loud = [one for one in shortcuts if one.warns]
+    for one in loud[:most]:
+        on_test = "" if one.on_test is None else f"; {one.on_test:.2f} on test"
+        yield from _wrapped(
+            f"warning   {one.trait} alone tells {one.label} with AUROC {one.auroc:.2f} ({one.low:.2f} to "
+            f"{one.high:.2f}{on_test}) without a look at the image, and so may an encoder: compare scores with it"
+        )
+    if len(loud[:most]) < len(loud):
+        yield f"warning   and {len(loud[most:])} more labels are told by size or format, in report.txt"
+    quiet = [one for one in shortcuts if not one.warns]
+    if quiet:
+        best = max(quiet, key=lambda one: one.auroc)
+        which = "no label" if len(quiet) == len(shortcuts) else "no other label"
+        yield f"{which} can be told by size or format: at best {best.label} by {best.trait}, AUROC {best.auroc:.2f}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 10, break_long_words=False)

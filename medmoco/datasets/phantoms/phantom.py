@@ -1,0 +1,220 @@
+"""Synthetic chest phantoms as DICOM and PNG files, so that the demo and the tests need no download.
+
+An analytic thorax is projected (thorax.py), and Beer-Lambert gives the photons that reach the detector: noise, blur,
+logarithm, 12 bits. The label Opacity is a patchy consolidation in a lung, new in each study; Interstitial is a fine
+network in both lungs, which a patient has or has not.
+
+These are drawings with physics in them. They carry no clinical evidence: a score on them says that the code works,
+and nothing about patients. What is simplified: one photon energy, parallel rays, scatter as one broad blur, and an
+AP view that differs from a PA view by a higher diaphragm and a larger heart alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from medmoco.datasets.phantoms.solids import Array
+from medmoco.datasets.phantoms.thorax import (
+    FIELD,
+    Person,
+    Pose,
+    Thorax,
+    build_thorax,
+    draw_lesions,
+    draw_person,
+    draw_pose,
+    project_lesion,
+    project_thorax,
+)
+from medmoco.errors import SettingsError
+
+PHOTONS = 4e5  # per pixel without a patient: few, so that quantum noise shows
+SCATTER = 0.25  # scattered photons per primary one, averaged over the detector
+FULL_SCALE = 8.0  # attenuation that 12 bits reach
+BOX_FLOOR = 0.02  # a box holds what an opacity adds beyond this attenuation
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the patients
+FORMATS = {"dicom": ("MONOCHROME1", "MONOCHROME2"), "png": ("png16", "png8")}
+COLUMNS = ["Path", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Opacity", "Interstitial"]
+BOX_COLUMNS = ["Split", "Path", "Label", "x_min", "y_min", "x_max", "y_max"]
+
+Image = npt.NDArray[np.uint16]
+Row = list[str | int]
+
+
+def expose(attenuation: Array, rng: np.random.Generator) -> Image:
+    """Return the (H, W) 12-bit image, 0 to 4095, denser brighter: photons, noise, blur, logarithm."""
+    primary = np.exp(-attenuation)
+    coarse = cv2.resize(primary, (32, 32), interpolation=cv2.INTER_AREA)
+    broad = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 5), primary.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    dose = PHOTONS * np.exp(rng.normal(0, 0.25))
+    expected = dose * (primary + SCATTER * broad)  # hundreds at least, where Poisson's distribution is the normal one
+    counts = expected + np.sqrt(expected) * rng.standard_normal(expected.shape)
+    blurred = cv2.GaussianBlur(counts, (0, 0), 0.0025 * len(counts))
+    signal = -np.log(np.maximum(blurred, 1) / PHOTONS)
+    pixels: Image = np.rint(np.clip(signal / FULL_SCALE, 0, 1) * 4095).astype(np.uint16)
+    return pixels
+
+
+def make_phantoms(
+    out: Path,
+    *,
+    patients: int,
+    image_size: int = 256,
+    seed: int = 0,
+    formats: Sequence[str] = ("dicom", "png"),
+    workers: int = 0,
+) -> dict[str, int]:
+    """Write phantoms of one to four images per patient, their manifest and the boxes of the opacities.
+
+    `out` gets train.csv, val.csv, test.csv, boxes.csv and the folders train, val and test; a Path is relative to the
+    folder of its split. Half of the DICOM files are MONOCHROME1, half of the PNG files have 8 bits. The same arguments
+    give the same bytes on the same machine, whatever the number of workers, and the tables do not depend on
+    `image_size` but for the boxes.
+
+    Args:
+        out: A new or empty folder.
+        patients: At least 3; 60 % train, 20 % val, 20 % test.
+        image_size: Pixels per side.
+        seed: Of everything random.
+        formats: "dicom", "png" or both.
+        workers: Processes; 0 works in this one.
+
+    Returns:
+        Images per split.
+
+    Raises:
+        SettingsError: an argument that cannot be used, or `out` is not an empty folder.
+    """
+    _check(out, patients, image_size, seed, formats, workers)
+    kinds = [kind for name in FORMATS if name in formats for kind in FORMATS[name]]
+    val, test = (max(1, round(SHARES[name] * patients)) for name in ("val", "test"))
+    splits = ["train"] * (patients - val - test) + ["val"] * val + ["test"] * test
+    jobs = [(out / split, seed, number, image_size, kinds) for number, split in enumerate(splits, start=1)]
+    try:
+        if workers:
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                written = list(pool.map(_write_patient, *zip(*jobs, strict=True), chunksize=8))
+        else:
+            written = [_write_patient(*job) for job in jobs]
+        return _write_tables(out, splits, written)
+    except OSError as error:
+        raise SettingsError(f"cannot write to {out}: {error.strerror}; free some room or name another folder") from None
+
+
+def _write_tables(out: Path, splits: Sequence[str], written: Sequence[tuple[list[Row], list[Row]]]) -> dict[str, int]:
+    counts, boxes = {}, []
+    for name in SHARES:
+        patients = [tables for split, tables in zip(splits, written, strict=True) if split == name]
+        rows = [row for manifest_rows, _ in patients for row in manifest_rows]
+        boxes += [[name, *box] for _, patient_boxes in patients for box in patient_boxes]
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        counts[name] = len(rows)
+    pd.DataFrame(boxes, columns=BOX_COLUMNS).to_csv(out / "boxes.csv", index=False, lineterminator="\n")
+    return counts
+
+
+def _check(out: Path, patients: int, image_size: int, seed: int, formats: Sequence[str], workers: int) -> None:
+    if patients < 3:
+        raise SettingsError(f"patients={patients}: each of train, val and test needs one; ask for 3 or more")
+    if not 32 <= image_size <= 4096:
+        raise SettingsError(f"image_size={image_size}: choose 32 to 4096 pixels")
+    if seed < 0 or workers < 0:
+        raise SettingsError(f"seed={seed}, workers={workers}: neither can be negative")
+    if not formats or set(formats) - set(FORMATS):
+        raise SettingsError(f"formats={','.join(formats)}: choose from {', '.join(FORMATS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SettingsError(f"{out} is not an empty folder; name a new one, or delete it first")
+
+
+def _write_patient(
+    folder: Path, seed: int, number: int, image_size: int, kinds: Sequence[str]
+) -> tuple[list[Row], list[Row]]:
+    """Write one patient's images; return manifest rows, and boxes without their split."""
+    person = draw_person(seed, number)
+    rng = np.random.default_rng([seed, number, 4])
+    patient = f"PHANTOM-{number:04d}"
+    rows: list[Row] = []
+    boxes: list[Row] = []
+    (folder / patient).mkdir(parents=True)
+    for study in range(1, int(rng.integers(1, 3)) + 1):
+        lesions = draw_lesions(person, study)
+        for image in range(1, int(rng.integers(1, 3)) + 1):
+            kind = kinds[int(rng.integers(len(kinds)))]
+            pose = draw_pose(person, study, image)
+            thorax = build_thorax(person, pose, lesions)
+            noise = np.random.default_rng([seed, number, 5, study, image])
+            pixels = expose(project_thorax(thorax, image_size), noise)
+            path = f"{patient}/study{study}_image{image}.{'png' if kind in FORMATS['png'] else 'dcm'}"
+            if kind in FORMATS["png"]:
+                write_png(folder / path, pixels, 8 if kind == "png8" else 16)
+            else:
+                write_dicom(folder / path, pixels, kind, person, pose, study, image)
+            labels = [int(bool(lesions)), int(person.interstitial > 0)]
+            rows.append([path, patient, f"{patient}-{study}", pose.view, person.sex, person.age, *labels])
+            found = lesion_boxes(thorax, image_size)
+            boxes += [[path, "Opacity", *box] for box in found] or [[path, "", "", "", "", ""]]
+    return rows, boxes
+
+
+def lesion_boxes(thorax: Thorax, image_size: int) -> list[tuple[int, int, int, int]]:
+    """Return x_min, y_min, x_max, y_max in pixels of what each opacity adds, counted from 0 at the top left corner."""
+    boxes = []
+    for lesion in thorax.lesions:
+        added = project_lesion(thorax, lesion, image_size) > BOX_FLOOR
+        if added.any():
+            x, y, width, height = cv2.boundingRect(added.astype(np.uint8))
+            boxes.append((int(x), int(y), int(x + width), int(y + height)))
+    return boxes
+
+
+def display_window(pixels: Image) -> tuple[int, int]:
+    """Return the DICOM window centre and width that show the body: the 2nd to the 97th percentile."""
+    low, high = np.percentile(pixels, (2, 97))
+    return round((low + high) / 2), max(round(high - low), 2)
+
+
+def write_png(file: Path, pixels: Image, bits: int) -> None:
+    """Write (H, W) 12-bit pixels through their display window, as a release of PNG files would."""
+    centre, width = display_window(pixels)
+    shown = np.clip((pixels - (centre - 0.5)) / (width - 1) + 0.5, 0, 1) * (2**bits - 1)
+    file.write_bytes(cv2.imencode(".png", np.rint(shown).astype(np.uint8 if bits == 8 else np.uint16))[1].tobytes())
+
+
+def write_dicom(
+    file: Path, pixels: Image, photometric: str, person: Person, pose: Pose, study: int, image: int
+) -> None:
+    """Write (H, W) 12-bit pixels as a computed radiograph without a date, with identifiers drawn from the seed."""
+    centre, width = display_window(pixels)
+    if photometric == "MONOCHROME1":
+        pixels, centre = 4095 - pixels, 4096 - centre  # the standard's window is not symmetric: PS3.3 C.11.2.1.2.1
+    patient = f"PHANTOM-{person.number:04d}"
+    names = f"medmoco phantom/{person.seed}/{patient}/{study}", f"/{image}", f"/{len(pixels)}/{photometric}"
+    ds = Dataset()
+    ds.SOPClassUID = ComputedRadiographyImageStorage
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = (
+        generate_uid(entropy_srcs=["".join(names[:depth])]) for depth in (1, 2, 3)
+    )
+    ds.PatientName, ds.PatientID = patient.replace("-", "^"), patient
+    ds.PatientSex, ds.PatientAge, ds.PatientBirthDate = person.sex, f"{person.age:03d}Y", ""
+    ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ""
+    ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = f"{patient}-{study}", image, image
+    ds.Modality, ds.BodyPartExamined, ds.ViewPosition, ds.Laterality = "CR", "CHEST", pose.view, ""
+    ds.PatientOrientation = ["L", "F"]
+    ds.Manufacturer, ds.ImageComments = "medmoco phantom", "Synthetic image of no person; not for clinical use"
+    ds.ImageType, ds.BurnedInAnnotation = ["ORIGINAL", "PRIMARY"], "NO"
+    ds.ImagerPixelSpacing = [f"{10 * FIELD / len(pixels):.6f}"] * 2
+    ds.WindowCenter, ds.WindowWidth = centre, width
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.set_pixel_data(pixels, photometric, 12, generate_instance_uid=False)
+    ds.save_as(file, enforce_file_format=True)

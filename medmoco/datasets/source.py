@@ -1,0 +1,160 @@
+"""The folder that a public data set was downloaded to: scanned once, its tables and images found wherever they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from medmoco.data.manifest.manifest import read_table
+from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
+from medmoco.datasets.headers import read_headers
+from medmoco.errors import ManifestError
+from medmoco.utils.files import IMAGE_SUFFIXES
+from medmoco.utils.tables import PACKED, read_bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a script reads from.
+
+    Attributes:
+        folder: As the user gave it; a file where a data set is one file.
+        out: Where the manifests go.
+        workers: Processes for reading headers.
+    """
+
+    folder: Path
+    out: Path
+    workers: int = 1
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Every file, sorted, as a path below the folder, but for hidden ones and what macOS adds to archives."""
+        found: list[str] = []
+        if not self.folder.is_dir():
+            raise ManifestError(f"{self.folder}: not a folder; give the one that holds the data set")
+        try:
+            _scan(self.folder, "", frozenset(), found)
+        except OSError as error:
+            raise ManifestError(f"{self.folder}: a folder in it cannot be read: {error.strerror}") from None
+        return sorted(found)
+
+    @cached_property
+    def images(self) -> list[str]:
+        """The files whose names end as image files do."""
+        return [file for file in self.files if file.lower().endswith(IMAGE_SUFFIXES)]
+
+    def find(self, *names: str) -> Path:
+        """Return the file of one of these names, also as .gz or .zip; an earlier name wins, then a higher folder.
+
+        Raises:
+            ManifestError: there is none, or several equally high.
+        """
+        if file := self.find_if_there(*names):
+            return file
+        raise ManifestError(
+            f"{self.folder}: no {' or '.join(names)} in it (also not as .gz or .zip, nor in a folder below);\n"
+            "download the table from where the images come from"
+        )
+
+    def find_if_there(self, *names: str) -> Path | None:
+        """Return what `find` does, or None where there is no such file."""
+        for name in names:
+            wanted = {name, *(name + suffix for suffix in PACKED)}
+            found = sorted((file.count("/"), file) for file in self.files if file.rpartition("/")[2] in wanted)
+            if len(found) > 1 and found[0][0] == found[1][0]:
+                raise ManifestError(f"{self.folder}: {name} is in it twice or more; leave one")
+            if found:
+                return self.folder / found[0][1]
+        return None
+
+    def table(self, *names: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """Read the table of one of these names as text; see `find`.
+
+        Raises:
+            ManifestError: one of `columns` is not in it.
+        """
+        file = self.find(*names)
+        table = read_table(file)[0]
+        check_columns(table, columns, file)
+        return table
+
+    def table_if_there(self, *names: str, columns: Sequence[str] = ()) -> pd.DataFrame | None:
+        """Read the table of one of these names, or return None where there is no such file."""
+        return self.table(*names, columns=columns) if self.find_if_there(*names) else None
+
+    def lines(self, *names: str) -> list[str]:
+        """Read the lines of a list; see `find`."""
+        return read_bytes(self.find(*names)).decode("utf-8-sig", errors="replace").split()
+
+    def headers(self, paths: Sequence[str]) -> pd.DataFrame:
+        """Read the DICOM headers of files below the folder; see `medmoco.datasets.headers.read_headers`."""
+        return read_headers(self.folder, paths, self.workers)
+
+    def locate(self, paths: pd.Series[str]) -> pd.Series[str]:
+        """Find images wherever they lie, under any image suffix, by the end of their path or by their name alone.
+
+        Args:
+            paths: (N,) in the official layout.
+
+        Returns:
+            (N,) below the folder; blank where there is none, or several that could be meant.
+        """
+        found = paths.where(paths.isin(self.images), "")
+        depths = paths.str.count("/") + 1
+        for depth in sorted({*depths.unique(), 1}, reverse=True):
+            ends = pd.Series(self.images, [_end(file, depth) for file in self.images], dtype=str)
+            ends = ends[~ends.index.duplicated(keep=False)]
+            wanted = paths.map(lambda path, depth=depth: _end(path, depth))
+            missing = (found == "") & (depths >= depth) & ~wanted.duplicated(keep=False)
+            found[missing] = ends.reindex(wanted[missing]).fillna("").to_numpy()
+        return found
+
+
+def check_columns(table: pd.DataFrame, columns: Sequence[str], file: Path) -> None:
+    """Raise ManifestError if a table lacks a column."""
+    for column in columns:
+        if column not in table:
+            close = did_you_mean(column, list(table.columns))
+            raise ManifestError(f"{file}: no column {column!r}{close}; it is not the table that was published")
+
+
+def numbers(column: pd.Series[str]) -> pd.Series[float]:
+    """Return a column's numbers, nan where it is blank.
+
+    Raises:
+        ManifestError: a cell is neither.
+    """
+    texts = column.astype(str).str.strip()
+    values = pd.to_numeric(texts, errors="coerce").astype(float)
+    odd = values.isna() & (texts != "")
+    if odd.any():
+        remedy = decimal_comma(texts[odd].iloc[0]) or "; download it again"
+        raise ManifestError(f"a table's column {column.name!r} has {odd.sum()} cells that are not numbers{remedy}")
+    return values
+
+
+def _end(path: str, depth: int) -> str:
+    """Return the last parts of a path, without the suffix."""
+    return os.path.splitext("/".join(path.split("/")[-depth:]))[0]
+
+
+def _scan(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: list[str]) -> None:
+    """Add the files below a folder. Links to folders are followed, except to one that leads here."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                _scan(folder / entry.name, f"{prefix}{entry.name}/", above | {here}, found)
+            elif entry.is_file():
+                found.append(prefix + entry.name)

@@ -1,0 +1,1 @@
+"""Frozen encoders to features, and probes on them."""

@@ -1,0 +1,1 @@
+"""Test rows that training has seen."""

@@ -1,0 +1,1 @@
+"""Scores with patient-level intervals."""

@@ -1,0 +1,147 @@
+"""The AUROC within groups of patients: by sex, view, band of age, or any column of few values."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medmoco.data.manifest.manifest import Split
+from medmoco.data.manifest.row_filter import did_you_mean
+from medmoco.errors import SettingsError
+from medmoco.evaluation.metrics.auroc import Reals, auroc, bootstrap_auroc, or_none, share_interval, undefined
+
+Record = dict[str, Any]
+Masks = dict[tuple[str, str], NDArray[np.bool_]]
+
+NOT_GIVEN, NOT_AN_AGE = "not given", "not an age"
+
+_IDENTIFYING = ("Path", "PatientID", "StudyID")
+_MOST_GROUPS = 50
+_YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+
+
+def groups_of(split: Split, columns: Sequence[str], age_bands: Sequence[float]) -> Masks:
+    """Return which rows are in which group; each row is in one group of every column.
+
+    Args:
+        split: N rows.
+        columns: Of its table. Cells are compared as text, but for `Age`: a number of years, or a DICOM age such as
+            "045Y" or "006M" (PS3.5, section 6.2, AS).
+        age_bands: Where bands of age begin, in years, lowest first.
+
+    Returns:
+        Masks (N,) by column and group. Blank cells are "not given"; an Age that is none is "not an age".
+
+    Raises:
+        SettingsError: a column is not there, names patients or files, or has too many values to be groups.
+    """
+    groups: Masks = {}
+    for column in columns:
+        cells = _column(split, column).astype(str).str.strip()
+        names, order = _bands(cells, age_bands) if column == "Age" else (cells, sorted(set(cells) - {""}))
+        if len(order) > _MOST_GROUPS:
+            raise SettingsError(
+                f"evaluate.subgroups: {column!r} has {len(order)} values; name a column of at most {_MOST_GROUPS}"
+            )
+        named = names.mask(cells == "", NOT_GIVEN).to_numpy(object)
+        masks = {(column, name): np.asarray(named == name) for name in dict.fromkeys([*order, NOT_GIVEN])}
+        groups |= {key: mask for key, mask in masks.items() if mask.any()}
+    return groups
+
+
+def _column(split: Split, column: str) -> pd.Series[Any]:
+    if column in _IDENTIFYING:
+        raise SettingsError(f"evaluate.subgroups: {column} identifies patients or files; name a column of groups")
+    if column not in split.table:
+        guess = did_you_mean(column, list(split.table.columns))
+        raise SettingsError(f"evaluate.subgroups: no column {column!r} in the {split.name} rows of {split.csv}{guess}")
+    return split.table[column]
+
+
+def _bands(cells: pd.Series[str], starts: Sequence[float]) -> tuple[pd.Series[str], list[str]]:
+    """Return the band of every cell, and all bands from young to old."""
+    names = [
+        f"under {starts[0]:g}",
+        *(f"{low:g} to under {high:g}" for low, high in pairwise(starts)),
+        f"{starts[-1]:g} and over",
+    ]
+    bands = {cell: _band(_years(cell), starts, names) for cell in set(cells)}
+    return cells.map(bands), [*names, NOT_AN_AGE]
+
+
+def _band(age: float, starts: Sequence[float], names: Sequence[str]) -> str:
+    return NOT_AN_AGE if math.isnan(age) else names[bisect_right(starts, age)]
+
+
+def _years(cell: str) -> float:
+    found = re.fullmatch(r"([+-]?\d+(?:\.\d*)?)([DWMY]?)", cell)
+    return float(found[1]) * _YEARS_IN[found[2]] if found else math.nan
+
+
+def subgroup_records(
+    targets: Reals,
+    scores: Reals,
+    split: Split,
+    *,
+    columns: Sequence[str],
+    age_bands: Sequence[float],
+    least: int,
+    draws: int,
+    seed: int,
+) -> list[Record]:
+    """Return the AUROC of every group, with an interval from draws of the group's patients.
+
+    A group of few patients is hidden: its AUROC would be mostly chance, and could tell of single patients.
+
+    Args:
+        targets: (N,), 1, 0 or nan.
+        scores: (N,), finite.
+        split: N rows.
+        columns: See `groups_of`.
+        age_bands: See `groups_of`.
+        least: Labelled patients that a group needs to be shown.
+        draws: D.
+        seed: Of the draws.
+
+    Returns:
+        column, group, n, n_positive, n_patients (all of labelled rows), auroc, auroc_low, auroc_high, undefined: why
+        there is no AUROC, or None; bootstrap_left_out: draws of one class.
+
+    Raises:
+        SettingsError: as for `groups_of`.
+    """
+    records = []
+    for (column, group), mask in groups_of(split, columns, age_bands).items():
+        rows = mask & ~np.isnan(targets)
+        answers, patients = targets[rows], split.patients[rows]
+        n_patients = np.unique(patients).size
+        hidden = f"hidden (fewer than {least} patients)" if n_patients < least else None
+        reason = hidden or undefined(answers)
+        value, low, high, left_out = math.nan, math.nan, math.nan, 0
+        if not reason:
+            value = auroc(answers, scores[rows])
+            bootstrap = bootstrap_auroc(answers, scores[rows], patients, draws=draws, seed=seed)
+            low, high, left_out = share_interval(value, bootstrap)
+        records.append(
+            {
+                "column": column,
+                "group": group,
+                "n": int(rows.sum()),
+                "n_positive": int((answers == 1).sum()),
+                "n_patients": n_patients,
+                "auroc": or_none(value),
+                "auroc_low": or_none(low),
+                "auroc_high": or_none(high),
+                "undefined": reason,
+                "bootstrap_left_out": left_out,
+            }
+        )
+    return records

@@ -1,0 +1,1 @@
+"""Encoders and controls to scores and differences."""

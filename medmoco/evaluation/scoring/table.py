@@ -1,0 +1,119 @@
+"""Scores -> the table that a person reads: plain text, under 120 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from medmoco.config import RunSettings
+from medmoco.data.manifest.manifest import Split
+from medmoco.evaluation.leakage.leakage import leak_lines
+
+Record = dict[str, Any]
+
+MACRO = "macro"
+"""The name that the mean over labels has among the labels."""
+
+
+def heading(source: Record, width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
+    """Return the lines above the blocks: the encoder, the images, the protocol.
+
+    Args:
+        source: What the encoder is.
+        width: Features per image.
+        splits: What was read.
+        settings: Of the evaluation.
+    """
+    chosen = settings.evaluate
+    size = chosen.size or settings.views.size
+    seen = "images and their mirror images" if chosen.mirror else "images"
+    what = ", ".join(f"{name} {value}" for name, value in source.items())
+    patients = {name: np.unique(split.patients).size for name, split in splits.items()}
+    counts = [f"{name} {len(split)} images of {patients[name]} patients" for name, split in splits.items()]
+    draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
+    return [
+        f"{settings.model.backbone} ({what}), {width} frozen features, {seen} {size} x {size}, seed {settings.seed}",
+        "; ".join(counts) + (f"; where {chosen.where}" if chosen.where else ""),
+        f"labels of {100 * chosen.label_fraction:g} % of the training patients{draws}; strength chosen on val; "
+        f"95 % intervals: {chosen.bootstrap} draws of patients",
+    ]
+
+
+def layout(records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]) -> str:
+    """Lay out one block per split and label, one line per method and encoder.
+
+    Args:
+        records: As in scores.json, ordered by split and label.
+        differences: As in differences.json.
+        head: Lines above the blocks.
+        notes: Lines below them.
+    """
+    against = {(d["label"], d["split"], d["method"], d["control"]): d for d in differences}
+    labels = {record["label"] for record in records}
+    width = name_width(records)
+    lines = [*head, ""]
+    for (_, label), group in groupby(records, lambda record: (record["split"], record["label"])):
+        if label == MACRO and len(labels) == 2:
+            continue  # the mean over one label repeats it
+        rows = list(group)
+        lines += _block_head(rows, width)
+        for row in rows:
+            difference = against.get((label, row["split"], row["method"], row["encoder"]))
+            lines.append(f"  {row['method']:<8}{row['encoder']:<{width}}{_cells(row, difference)}".rstrip())
+        lines.append("")
+    return "\n".join([*lines, *_notes(records), *notes]) + "\n"
+
+
+def name_width(records: Sequence[Record]) -> int:
+    """Return how wide a column of encoders' names is: users choose them."""
+    return max(12, 2 + max(len(record["encoder"]) for record in records))
+
+
+def _block_head(rows: Sequence[Record], width: int) -> list[str]:
+    first = rows[0]
+    if first["label"] == MACRO:
+        remark = f"mean of {first['n_labels_defined']} of {first['n_labels']} labels"
+    else:
+        remark = ", ".join(f"{cell}: {policy}" for cell, policy in first["label_policy"].items())
+    if first["bootstrap_left_out"] and not first["undefined"]:
+        remark += f"; {first['bootstrap_left_out']} of {first['bootstrap']} draws had one class and were left out"
+    counts = f"{first['n']} images, {first['n_positive']} positive, {first['n_patients']} patients"
+    return [
+        f"{first['split']}: {first['label']}  ({counts}; {remark})",
+        *(f"  ! {line}" for line in leak_lines({first["split"]: first["leakage"]})),
+        f"  {'method':<8}{'encoder':<{width}}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
+        f"{first['encoder']} minus control, 95 % interval",
+    ]
+
+
+def _cells(row: Record, difference: Record | None) -> str:
+    if row["undefined"]:
+        return f"  {row['undefined']}"
+    mark = "!" if row["flag"] else " "
+    text = f"{row['auroc']:>7.3f}{mark}  {span(row['auroc_low'], row['auroc_high'], ''):<17}"
+    text += f"{row['average_precision']:<17.3f}"
+    if difference and difference["difference"] is not None:
+        text += f"{difference['difference']:+.3f}  {span(difference['low'], difference['high'], '+')}"
+    return text
+
+
+def span(low: float | None, high: float | None, sign: str = "") -> str:
+    """Write an interval; None where there is none."""
+    return "no interval" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
+
+
+def _notes(records: Sequence[Record]) -> list[str]:
+    """Explain the table's marks."""
+    lines = []
+    if any(record["split"] == "val" for record in records):
+        lines.append("val also chose the strength of the linear probe: only test is an unbiased score")
+    for record in records:
+        name = f"{record['split']}, {record['label']}, {record['method']}, {record['encoder']}"
+        if record["flag"]:
+            lines.append(f"! {name}: {record['flag']}; it may have learned nothing")
+        if record["note"]:
+            lines.append(f"{name}: {record['note']}")
+    return lines

@@ -1,0 +1,1 @@
+"""Classifiers: probes, fine-tuning, prediction, external validation."""

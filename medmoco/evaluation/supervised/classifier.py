@@ -1,0 +1,353 @@
+"""The folder that a classifier is kept in with all that is needed to use it.
+
+A classifier folder holds classifier.safetensors, tensors alone, and classifier.json, what they mean: the labels, how
+images are prepared, how scores become probabilities. It names no path, no patient and no machine. `evaluate` leaves one
+for its linear probe, `finetune` for what it trained, and whatever is used later reads one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from medmoco import __version__
+from medmoco.config import (
+    Channels,
+    Float,
+    Fraction,
+    Int,
+    LabelPolicy,
+    ModelSettings,
+    Positive,
+    RunSettings,
+    Settings,
+    Tree,
+    channel_count,
+)
+from medmoco.data.manifest.manifest import Split
+from medmoco.errors import CheckpointError, SettingsError, first_line
+from medmoco.evaluation.features.features import extract
+from medmoco.evaluation.metrics.calibration import Calibration
+from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.models.backbones import create_backbone
+from medmoco.models.interop.state_dicts import plain_tensors
+from medmoco.models.patches import check_patches
+from medmoco.utils.files import sync_folder
+
+Floats = NDArray[np.float64]
+
+WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
+
+_Finite = Annotated[Float, Field(allow_inf_nan=False)]
+
+
+# What classifier.json holds
+
+
+class _Canvas(Settings):
+    canvas_size: Int
+    bit_depth: Literal[8, 16]
+    window: Literal["voi", "full"] | tuple[_Finite, Positive]
+    channels: Channels = "gray"  # these three are missing in folders that were written when there was gray alone
+    scale: Literal["linear", "log"] = "linear"
+    band_ranges: tuple[tuple[_Finite, _Finite], ...] | None = None
+
+
+class _Normalisation(Settings):
+    mean: Fraction | tuple[Fraction, ...]
+    std: Positive | tuple[Positive, ...]
+
+
+class _Calibration(Settings):
+    kind: str
+    slope: _Finite
+    intercept: _Finite
+
+
+class _OperatingPoint(Settings):
+    specificity: Fraction
+    threshold: _Finite
+
+
+class _Facts(Settings):
+    format: Literal[1]
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    exclusive: bool = False
+    head: Literal["linear", "patches"] = "linear"
+    top_patches: Annotated[Int, Field(ge=1)] | None = None
+    label_policies: dict[str, LabelPolicy]
+    backbone: str
+    size: Annotated[Int, Field(ge=16)]
+    mirror: bool
+    data: _Canvas
+    views: _Normalisation
+    calibration: dict[str, _Calibration]
+    operating_points: dict[str, tuple[_OperatingPoint, ...]]
+    trained: Literal["linear probe", "fine-tuned"]
+    val_auroc: dict[str, _Finite | None]
+    encoder: dict[str, str | Int | None]
+    seed: Int
+    medmoco: str
+    sha256: str
+
+    @model_validator(mode="after")
+    def _every_label_is_described(self) -> _Facts:
+        for name in ("calibration", "operating_points", "val_auroc"):
+            if set(getattr(self, name)) != set(self.labels):
+                raise ValueError(f"{name} does not name the labels")
+        return self
+
+    @model_validator(mode="after")
+    def _head_is_described(self) -> _Facts:
+        if (self.head == "patches") != (self.top_patches is not None):
+            raise ValueError("head and top_patches contradict each other")
+        return self
+
+
+def describe_classifier(
+    settings: RunSettings,
+    labels: tuple[str, ...],
+    *,
+    trained: str,
+    encoder: Mapping[str, Any],
+    val_auroc: Mapping[str, float | None],
+    calibration: Mapping[str, Mapping[str, Any]],
+    operating_points: Mapping[str, list[dict[str, float]]],
+    exclusive: bool = False,
+    top_patches: int | None = None,
+) -> Tree:
+    """Return the facts that `save_classifier` takes, those of the images' preparation taken from the settings.
+
+    Args:
+        settings: That the classifier was trained with.
+        labels: L names, in the order of the head.
+        trained: "linear probe" or "fine-tuned".
+        encoder: What `load_backbone` said the encoder is.
+        val_auroc: By label; None where undefined.
+        calibration: By label: kind, slope, intercept.
+        operating_points: By label: specificity and threshold on the raw scores.
+        exclusive: See `Classifier`.
+        top_patches: See `Classifier`.
+    """
+    return {
+        "labels": list(labels),
+        "exclusive": exclusive,
+        "head": "linear" if top_patches is None else "patches",
+        "top_patches": top_patches,
+        "label_policies": {name: policy.model_dump() for name, policy in settings.data.labels.items()},
+        "backbone": settings.model.backbone,
+        "size": settings.evaluate.size or settings.views.size,
+        "mirror": settings.evaluate.mirror,
+        "data": {key: getattr(settings.data, key) for key in _Canvas.model_fields},
+        "views": {key: getattr(settings.views, key) for key in _Normalisation.model_fields},
+        "calibration": dict(calibration),
+        "operating_points": dict(operating_points),
+        "trained": trained,
+        "val_auroc": dict(val_auroc),
+        "encoder": dict(encoder),
+        "seed": settings.seed,
+    }
+
+
+# The folder
+
+
+def save_classifier(folder: Path, classifier: Classifier, facts: Tree) -> None:
+    """Write a classifier folder, in place of one that is there.
+
+    Args:
+        folder: Is made if need be.
+        classifier: Of L labels.
+        facts: See `describe_classifier`.
+
+    Raises:
+        CheckpointError: the weights are not finite, or the disk refuses.
+        ValueError: the facts are not those of the classifier; a bug.
+    """
+    own = (classifier.head.out_features, classifier.backbone.name, classifier.top_patches)
+    if own != (len(facts["labels"]), facts["backbone"], facts["top_patches"]):
+        raise ValueError("the facts are another classifier's")
+    state = {f"backbone.{name}": value for name, value in classifier.backbone.net.state_dict().items()}
+    state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
+    if not all(value.isfinite().all() for value in state.values()):
+        raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
+    content = save(plain_tensors(state), metadata={"format": "pt"})
+    about = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
+    tree = _Facts.model_validate({**facts, **about}).model_dump(mode="json")
+    text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / WEIGHTS, content)
+        _write(folder / FACTS, text.encode())
+        sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"the classifier folder {folder} cannot be written: {error.strerror}") from None
+
+
+def remove_classifier(folder: Path) -> None:
+    """Take a classifier out of its folder, and the folder where nothing else is in it.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    try:
+        for name in (FACTS, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise CheckpointError(f"the classifier folder {folder} cannot be removed: {error.strerror}") from None
+
+
+def _write(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f"{file.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, Tree]:
+    """Read a classifier folder.
+
+    Returns:
+        The classifier, in eval mode on the CPU, and the content of classifier.json.
+
+    Raises:
+        CheckpointError: it is no such folder, or damaged, or of another version.
+    """
+    tree = _read_facts(folder)
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != tree["sha256"]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged, or not the file that {FACTS} was written with: its SHA-256 differs.\n"
+            "Copy the folder again, or make it anew."
+        )
+    try:
+        model, channels = ModelSettings(backbone=tree["backbone"]), channel_count(tree["data"]["channels"])
+        backbone = create_backbone(model, seed=0, size=tree["size"], channels=channels)
+        classifier = Classifier(
+            backbone,
+            nn.Linear(backbone.feature_dim, len(tree["labels"])),
+            mirror=tree["mirror"],
+            exclusive=tree["exclusive"],
+            top_patches=tree["top_patches"],
+        )
+        if classifier.top_patches is not None:
+            check_patches(backbone, tree["size"], classifier.top_patches)
+        state = {_own_name(name): value for name, value in load(content).items()}
+        classifier.load_state_dict(state)
+    except SettingsError as error:
+        raise CheckpointError(f"{folder / FACTS}: {error}") from None
+    except (SafetensorError, RuntimeError):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not hold a {tree['backbone']} with {len(tree['labels'])} labels.\n"
+            "The versions of timm and MONAI that it was made with may differ from these."
+        ) from None
+    return classifier.eval(), tree
+
+
+def _own_name(name: str) -> str:
+    return f"backbone.net.{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name
+
+
+def _read_facts(folder: Path) -> Tree:
+    file = folder / FACTS
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        return _Facts.model_validate(tree).model_dump(mode="json")
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is no classifier folder: it has no {FACTS};\n`medmoco finetune` and `medmoco evaluate` leave one"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        finding = error.errors()[0]
+        reason = f"{'.'.join(map(str, finding['loc'])) or FACTS}: {finding['msg'].removeprefix('Value error, ')}"
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
+    raise CheckpointError(f"{file} is damaged or of another version of medmoco ({reason})")
+
+
+# Using it
+
+
+def fixed(facts: Tree) -> Tree:
+    """Return facts as settings have them, with tuples in the place of JSON's lists."""
+    return {
+        key: tuple(tuple(each) if isinstance(each, list) else each for each in value)
+        if isinstance(value, list)
+        else value
+        for key, value in facts.items()
+    }
+
+
+def prepared(settings: RunSettings, facts: Tree) -> tuple[RunSettings, list[str]]:
+    """Return settings that prepare images as the classifier's were, and what was changed for that, a line each.
+
+    Args:
+        settings: Name the data and the machine.
+        facts: Of the classifier.
+    """
+    wanted: dict[str, Tree] = {
+        "model": {"backbone": facts["backbone"]},
+        "data": fixed(facts["data"]),
+        "views": fixed(facts["views"]),
+        "evaluate": {"mirror": facts["mirror"], "size": facts["size"]},
+    }
+    own = {"evaluate": {"size": settings.evaluate.size or settings.views.size}}
+    changes = []
+    for group, values in wanted.items():
+        for key, value in values.items():
+            given = own.get(group, {}).get(key, getattr(getattr(settings, group), key))
+            if given != value:
+                changes.append(f"{group}.{key} is {value}, as the classifier was trained, not {given}")
+    groups = {group: getattr(settings, group).model_copy(update=values) for group, values in wanted.items()}
+    return settings.model_copy(update=groups), changes
+
+
+def own_calibration(facts: Tree, label: str) -> Calibration:
+    """Return what turns the scores of one of the classifier's labels into log-odds that can be believed."""
+    fitted = facts["calibration"][label]
+    return Calibration(fitted["slope"], fitted["intercept"])
+
+
+def score_split(
+    classifier: Classifier, facts: Tree, split: Split, settings: RunSettings, device: torch.device
+) -> Floats:
+    """Return the classifier's scores of every row, (N, L) log-odds.
+
+    Images are prepared as the facts say, whatever the settings say.
+
+    Args:
+        classifier: As loaded; is moved to the device.
+        facts: Of the classifier.
+        split: N rows.
+        settings: Name the data and the machine.
+        device: To compute on.
+
+    Raises:
+        CheckpointError: scores are not finite.
+        DataError: an image cannot be used.
+    """
+    settings, _ = prepared(settings, facts)
+    classifier.to(device)
+    scores = extract({"classifier": classifier}, split, settings, device).features["classifier"]
+    return scores.astype(np.float64)

@@ -1,0 +1,93 @@
+"""A classifier's calibrated probabilities for the rows of a manifest, which needs no labels: `medmoco predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from medmoco.config import RunSettings, Tree
+from medmoco.errors import SettingsError
+from medmoco.evaluation.features.inputs import load_splits
+from medmoco.evaluation.supervised.classifier import load_classifier, own_calibration, prepared, score_split
+from medmoco.training.device import choose_device
+
+Floats = NDArray[np.float64]
+
+
+def predict(
+    settings: RunSettings,
+    folder: Path,
+    out: Path,
+    *,
+    split: str = "test",
+    with_path: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Write a CSV of row numbers and the probability of each label.
+
+    Args:
+        settings: Of the data and the machine; images are prepared as for the classifier.
+        folder: A classifier folder.
+        out: CSV file, in place of one that is there.
+        split: train, val or test; labels it may have are not looked at.
+        with_path: Add the Path of every row, which may say who the patient is.
+        say: Told what the user should know.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        CheckpointError: the folder cannot be used.
+        ManifestError, DataError: the manifest or an image cannot be used.
+        SettingsError: the CSV cannot be written.
+    """
+    classifier, facts = load_classifier(folder)
+    if out.is_dir():
+        raise SettingsError(f"--out {out} is a folder; name a CSV file")
+    settings, changes = prepared(settings, facts)
+    for change in changes:
+        say(change)
+    unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
+    rows = load_splits(unlabelled, [split], patients_matter=False)[split]
+    if settings.evaluate.where:
+        say(f"evaluate.where keeps {len(rows)} rows")
+    for notice in rows.notices:
+        say(notice)
+    say(f"scoring {len(rows)} rows")
+    scores = score_split(classifier, facts, rows, settings, choose_device(settings.train))
+    uncalibrated = [label for label in facts["labels"] if facts["calibration"][label]["kind"] == "none"]
+    if uncalibrated:
+        say(f"not calibrated, as validation could not tell: {', '.join(uncalibrated)}")
+    table = pd.DataFrame({"row": rows.rows})
+    if with_path:
+        table["Path"] = rows.table["Path"].to_numpy()
+    probabilities = pd.DataFrame(probabilities_of(scores, facts), columns=facts["labels"])
+    _write(pd.concat([table, probabilities], axis=1), out)
+    return len(rows)
+
+
+def probabilities_of(scores: Floats, facts: Tree) -> Floats:
+    """Return calibrated probabilities, (N, L).
+
+    Args:
+        scores: (N, L) log-odds.
+        facts: Of the classifier.
+    """
+    columns: Sequence[Floats] = [
+        own_calibration(facts, label).probabilities(own) for label, own in zip(facts["labels"], scores.T, strict=True)
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _write(table: pd.DataFrame, out: Path) -> None:
+    temporary = out.with_name(f"{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(temporary, index=False, float_format="%.6g")
+        temporary.replace(out)
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None

@@ -1,0 +1,135 @@
+"""The task that fine-tuning trains on: labels from one view of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import logsigmoid, one_hot
+
+from medmoco.config import RunSettings
+from medmoco.data.loading.loading import Batch, to_float
+from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.training_labels import Lesson
+from medmoco.models.batch_norm import forget_statistics, settle_statistics
+from medmoco.training.device import autocast
+from medmoco.training.distributed import ALONE, Group, gradients_stay_here
+
+
+class Supervision:
+    """The task of the training loop: each known label of a batch counts the same, missing ones not at all."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        lesson: Lesson,
+        settings: RunSettings,
+        device: torch.device,
+        precision: str,
+        group: Group = ALONE,
+    ) -> None:
+        self.model = model
+        self._group = group
+        self._score = group.wrap(model, device)
+        self._targets = torch.from_numpy(lesson.targets)
+        self._weights = class_weights(lesson, settings.finetune.class_weights).to(device)
+        self._gamma = settings.finetune.focal_gamma if settings.finetune.loss == "focal" else 0.0
+        self._frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
+        self._settings = settings
+        self._device = device
+        self._precision = precision
+
+    def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
+        """Yield the loss of each part of a one-view batch."""
+        if self._frozen:
+            self.model.backbone.eval()  # its batch norms too stay as they are
+        parts, exclusive = self._settings.train.accumulation_steps, self.model.exclusive
+        targets = self._targets_of(batch.samples)  # (B, L)
+        # Of all processes, whose gradients are averaged: a label counts the same wherever it is.
+        known = self._group.mean(counted(targets, exclusive=exclusive).sum().double()).clamp(min=1 / self._group.size)
+        for part, (views, answers) in enumerate(zip(batch.views[0].chunk(parts), targets.chunk(parts), strict=True)):
+            floats = to_float(
+                views, self._settings.views, self._device, channels_last=self._settings.train.channels_last
+            )
+            with gradients_stay_here(self._score, part < parts - 1):
+                with autocast(self._device, self._precision):
+                    scores = self._score(floats)  # (b, L)
+                losses = cell_losses(scores, answers, self._weights, gamma=self._gamma, exclusive=exclusive)
+                yield {"loss": losses.sum() / known.to(losses.dtype)}
+
+    def _targets_of(self, samples: Tensor) -> Tensor:
+        targets = self._targets[samples].to(self._device)
+        if not self.model.exclusive:
+            return targets
+        return one_hot(targets, self.model.head.out_features).float()
+
+    def after_step(self) -> None:
+        """Let the running statistics move."""
+        settle_statistics(self.model)
+
+    def skip_step(self) -> None:
+        """Keep the running statistics as they were."""
+        forget_statistics(self.model)
+
+
+def counted(targets: Tensor, *, exclusive: bool) -> Tensor:
+    """Return the mask (B, L) of the targets that have a loss: known ones, and of classes the one that it is."""
+    return targets == 1 if exclusive else ~targets.isnan()
+
+
+def cell_losses(scores: Tensor, targets: Tensor, weights: Tensor, *, gamma: float, exclusive: bool) -> Tensor:
+    """Return -w (1 - p)^gamma log p of the probability p that the scores give to the truth; 0 where it is not known.
+
+    Source: Lin et al. 2017 (arXiv:1708.02002), equation 5; gamma 0 is cross-entropy.
+
+    Args:
+        scores: (B, L) log-odds.
+        targets: (B, L), 1, 0 or nan.
+        weights: (2, L), w of negatives and of positives.
+        gamma: Of the focal loss.
+        exclusive: The scores are those of classes, see `heads.one_versus_rest`.
+
+    Returns:
+        (B, L), nats.
+    """
+    positive = targets == 1
+    log_p = logsigmoid(torch.where(positive, scores, -scores))
+    losses = -torch.where(positive, weights[1], weights[0]) * log_p
+    if gamma:
+        # Where p rounds to 1, the slope of a power below 1 would be infinite.
+        losses = losses * (-torch.expm1(log_p)).clamp(min=1e-6) ** gamma
+    return torch.where(counted(targets, exclusive=exclusive), losses, 0.0)
+
+
+def class_weights(lesson: Lesson, kind: str) -> Tensor:
+    """Return the weights (2, L) of negatives and positives; "balanced" ones have a mean of 1 over the training rows."""
+    labels = len(lesson.names)
+    if kind == "none":
+        return torch.ones(2, labels)
+    if lesson.exclusive:
+        counts = np.bincount(lesson.targets, minlength=labels)
+        balanced = counts.sum() / (labels * counts)
+        return torch.tensor(np.stack([balanced, balanced]), dtype=torch.float32)
+    positives, negatives = (lesson.targets == 1).sum(0), (lesson.targets == 0).sum(0)
+    total = positives + negatives
+    return torch.tensor(np.stack([total / (2 * negatives), total / (2 * positives)]), dtype=torch.float32)
+
+
+def accuracies(targets: NDArray[Any], scores: NDArray[Any]) -> dict[str, float]:
+    """Return the share of images whose class is the one, or among the five, of highest score.
+
+    Classes of equal score share the places they take together: a classifier of equal scores is right by chance.
+
+    Args:
+        targets: (N, L), of classes, or nan.
+        scores: (N, L).
+    """
+    known = ~np.isnan(targets).any(axis=1)
+    truth = np.argmax(targets[known], axis=1)
+    own = np.take_along_axis(scores[known], truth[:, None], 1)
+    higher, equal = (scores[known] > own).sum(1), (scores[known] == own).sum(1)
+    return {f"top{k}": float(np.clip((k - higher) / equal, 0, 1).mean()) for k in (1, 5) if k < targets.shape[1]}

@@ -1,0 +1,144 @@
+"""Features on a plane, coloured by a label: `medmoco projection`.
+
+Points that lie together have similar features. Distances between groups, and the groups' sizes, mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE, trustworthiness
+from sklearn.preprocessing import normalize
+
+from medmoco.config import RunSettings
+from medmoco.data.manifest.manifest import Split
+from medmoco.errors import ManifestError, SettingsError
+from medmoco.evaluation.features.features import Features
+from medmoco.evaluation.features.inputs import features_of, find_label, load_encoder, load_splits, make_folder
+
+MOST = 4000
+"""Points drawn: more cost minutes and cover each other."""
+FEWEST = 10
+"""Images below which there is nothing to lay out."""
+
+_COMPONENTS = 50  # Source: van der Maaten and Hinton 2008 (JMLR 9), section 4.2
+_PERPLEXITY = 30.0  # Source: the same, between 5 and 50
+_JUDGED = 15  # neighbours by which the layout is judged
+
+# Colours of Okabe and Ito, which the colour-blind tell apart; shapes and fills that also print in black.
+_STYLES = {
+    "missing": {"marker": "x", "color": "#999999", "linewidths": 0.6, "s": 10},
+    "0": {"marker": "o", "facecolors": "none", "edgecolors": "#0072B2", "linewidths": 0.7, "s": 14},
+    "1": {"marker": "^", "color": "#D55E00", "linewidths": 0, "s": 18},
+}
+
+
+def projection(
+    settings: RunSettings,
+    encoder: str,
+    out: Path,
+    *,
+    split: str = "val",
+    colour: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Lay a split's features out on a plane by PCA and t-SNE.
+
+    Writes projection.csv (row, x, y, the labels' values), projection.svg and projection.png.
+
+    Args:
+        settings: Of the data, of how the encoder is fed, and the seed.
+        encoder: A run folder, a weights file, or "random".
+        out: Folder.
+        split: Name in the manifest.
+        colour: Label that colours the points; without it the first, if there is any.
+        say: Told what is being done.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        SettingsError: there is no such label; `out` cannot be written; the run was fed differently.
+        ManifestError: the manifest cannot be used, or has too few images.
+        CheckpointError: the encoder cannot be loaded.
+        DataError: an image cannot be used.
+    """
+    label = find_label(colour, tuple(settings.data.labels))
+    make_folder(out)
+    whole = load_splits(settings, (split,))[split]
+    if len(whole) < FEWEST:
+        raise ManifestError(f"{whole.csv.name}: {len(whole)} {split} images are too few; give at least {FEWEST}")
+    drawn = _sample(whole, settings.seed)
+    model = load_encoder(encoder, settings, say)
+    say(f"features of {split}: {len(drawn)} images")
+    features = features_of(drawn, model, settings)
+    say("laying them out")
+    points, trust = lay_out(features, settings.seed)
+    labels = {name: drawn.labels[:, place] for place, name in enumerate(drawn.label_names)}
+    table = pd.DataFrame({"row": drawn.rows, "x": points[:, 0], "y": points[:, 1], **labels})
+    table.to_csv(out / "projection.csv", index=False, float_format="%.5g")
+    some = f"{len(drawn)} images" if drawn is whole else f"{len(drawn)} of {len(whole)} images, drawn at random"
+    where = f", where {settings.evaluate.where}" if settings.evaluate.where else ""
+    judged = f"trustworthiness {trust:.3f} (1 is best, {_JUDGED} neighbours)"
+    _draw(points, labels.get(label or ""), label, f"{split}: {some}{where}\nPCA, then t-SNE; {judged}", out)
+    return f"{split}: {some}{where}; {judged}\nprojection.csv, projection.svg and projection.png are in {out}"
+
+
+def lay_out(features: Features, seed: int) -> tuple[NDArray[np.float32], float]:
+    """Return places on the plane, (N, 2), and how far they keep the neighbourhoods, at most 1.
+
+    Features are brought to unit length first, so that near means a large cosine, as for kNN.
+
+    Source: van der Maaten and Hinton 2008 (JMLR 9, 2579); trustworthiness, Venna and Kaski 2001.
+
+    Args:
+        features: (N, F), N at least FEWEST.
+        seed: Of both steps.
+    """
+    unit = normalize(features.astype(np.float64))
+    components = min(_COMPONENTS, *unit.shape)
+    reduced = PCA(components, random_state=seed).fit_transform(unit)
+    perplexity = min(_PERPLEXITY, (len(unit) - 1) / 3)
+    points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return points, float(trustworthiness(unit, points, n_neighbors=min(_JUDGED, (len(unit) - 1) // 2)))
+
+
+def _sample(split: Split, seed: int) -> Split:
+    """Return the split itself, or MOST of its rows drawn at random."""
+    if len(split) <= MOST:
+        return split
+    return split.select(np.sort(np.random.default_rng(seed).choice(len(split), MOST, replace=False)))
+
+
+def _draw(
+    points: NDArray[np.float32], values: NDArray[np.float32] | None, label: str | None, title: str, out: Path
+) -> None:
+    """Write the figure; `values` is (N,) 1, 0 or nan, None where there is no label."""
+    figure = Figure(figsize=(6, 6.4), layout="constrained")
+    axes = figure.add_subplot()
+    values = np.full(len(points), np.nan) if values is None else values
+    groups = {"missing": np.isnan(values), "0": values == 0, "1": values == 1}
+    for name, chosen in groups.items():
+        if chosen.any():
+            text = f"{label} {name} (n = {chosen.sum()})" if label else f"n = {chosen.sum()}"
+            style: dict[str, Any] = _STYLES[name]
+            axes.scatter(*points[chosen].T, label=text, **style)
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.title.set_fontsize(9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    try:
+        # A salt and no date: the same points give the same file.
+        with matplotlib.rc_context({"svg.hashsalt": "medmoco", "svg.fonttype": "none"}):
+            figure.savefig(out / "projection.svg", metadata={"Date": None})
+        figure.savefig(out / "projection.png", dpi=150)
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None

@@ -1,0 +1,140 @@
+"""What a run's decoder makes of images: `medmoco reconstruct`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medmoco.config import RunSettings
+from medmoco.data.augment.views import unchanged
+from medmoco.data.loading.emptiness import Emptiness, check_masks
+from medmoco.data.loading.loading import read_canvases, to_float, whole_views
+from medmoco.data.manifest.manifest import Split
+from medmoco.data.pack.pack import RECIPE, RECIPE_OF_CHANNELS
+from medmoco.errors import CheckpointError
+from medmoco.evaluation.features.inputs import find_rows, load_splits, on_device
+from medmoco.models.moco import MoCo
+from medmoco.plotting.pictures import Tile, shown, write_picture
+from medmoco.training.checkpoint import load_checkpoint, load_run
+from medmoco.training.moco_task import create_state
+
+Shares = NDArray[np.float32]
+
+_FULL = 0.25  # error, as a share of white, that is drawn in the strongest colour
+
+
+def reconstruct(
+    settings: RunSettings,
+    run: Path,
+    out: Path,
+    rows: Sequence[int],
+    *,
+    split: str = "val",
+    say: Callable[[str], None] = lambda _: None,
+) -> str:
+    """Draw chosen images, what the decoder makes of their embeddings, and the error; the picture shows patients.
+
+    Args:
+        settings: Of the data. Images are prepared as the run's were, whatever the settings say.
+        run: Run folder of a run with a decoder.
+        out: PNG file.
+        rows: Of the split, as a spreadsheet counts them.
+        split: Where the rows are.
+        say: Told of damaged checkpoints.
+
+    Returns:
+        One line per image: its error, and that of an even picture of the image's mean.
+
+    Raises:
+        CheckpointError: it is no such run.
+        ManifestError: the manifest or a row cannot be used.
+        SettingsError: `out` cannot be written.
+        DataError: an image cannot be used.
+    """
+    trained = load_run(run)
+    model = load_with_decoder(run, trained, say)
+    prepared = {key: getattr(trained.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}
+    data = settings.data.model_copy(update=prepared)
+    settings = settings.model_copy(update={"views": trained.views, "data": data})
+    found = load_splits(settings, (split,))[split]
+    few = found.select(find_rows(found, rows))
+    images, weights = _look(few, settings, trained)
+    device = on_device(model, settings)
+    views = to_float(torch.from_numpy(images), trained.views, device, channels_last=False)
+    with torch.inference_mode():
+        _, (made,) = model.branches()([views])
+    back = _as_shown(made, trained)
+    truth = images.astype(np.float32) / np.iinfo(images.dtype).max
+    tiles, text = [], []
+    for place, row in enumerate(few.rows.tolist()):
+        error = _errors(back[place], truth[place], weights[place])
+        even = _errors(truth[place].mean((1, 2), keepdims=True), truth[place], weights[place])
+        told = f"error {_root_mean_square(error):.3f} of white"
+        text.append(f"{split} row {row}: {told}; of an even picture {_root_mean_square(even):.3f}")
+        tiles.append([
+            Tile(_pixels(truth[place], settings), f"{split} row {row}"),
+            Tile(_pixels(back[place], settings), "from its embedding"),
+            Tile(_pixels(truth[place], settings), told, np.minimum(error / _FULL, 1)),
+        ])  # fmt: skip
+    write_picture(tiles, out)
+    scale = f"the strongest colour is an error of {_FULL:g} of white or more, weighed as in training"
+    return "\n".join([*text, scale, f"{out} shows them: keep it where the images may be"])
+
+
+def load_with_decoder(run: Path, trained: RunSettings, say: Callable[[str], None]) -> MoCo:
+    """Load all of a run's networks, in eval mode.
+
+    Raises:
+        CheckpointError: the run has no decoder, or its checkpoint does not fit its settings.
+    """
+    if not trained.decoder.weight:
+        raise CheckpointError(f"{run} was trained without a decoder; set decoder.weight above 0 and pretrain anew")
+    content = load_checkpoint(run / "checkpoints", say)
+    model = create_state(trained.model_copy(update={"out": run}), torch.device("cpu"), "fp32").model
+    assert isinstance(model, MoCo)
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError:
+        raise CheckpointError(f"the checkpoint of step {content['step']} does not fit the run's settings") from None
+    return model.eval()
+
+
+def _look(few: Split, settings: RunSettings, trained: RunSettings) -> tuple[NDArray[Any], Shares]:
+    """Return whole images (B, C, S, S), and how much each of their pixels weighs, (B, S, S) from 0 to 1."""
+    positions = np.arange(len(few))
+    canvases, _ = read_canvases(few, positions, settings)
+    size = trained.views.size
+    images = whole_views(canvases, positions, size=size)
+    if trained.decoder.empty == "none":
+        return images, np.ones((len(few), size, size), np.float32)
+    check_masks(few, settings.data, trained.decoder)
+    emptiness = Emptiness(few, settings.data, trained.decoder)
+    counting = emptiness.weights(canvases, positions, unchanged(canvases), size)[:, 0].astype(np.float32) / 255
+    empty = trained.decoder.empty_weight
+    return images, (empty + (1 - empty) * counting).astype(np.float32)
+
+
+def _as_shown(made: torch.Tensor, trained: RunSettings) -> Shares:
+    """Return reconstructions (B, C, S, S) as shares of white."""
+    mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (trained.views.mean, trained.views.std))
+    shares: Shares = (made.float().cpu() * std + mean).clamp(0, 1).numpy()
+    return shares
+
+
+def _errors(made: Shares, truth: Shares, weights: Shares) -> Shares:
+    """Return how far each pixel is off, (C, S, S) -> (S, S), root mean square over the channels."""
+    found: Shares = np.sqrt(weights * np.square(made - truth).mean(0))
+    return found
+
+
+def _pixels(shares: Shares, settings: RunSettings) -> NDArray[Any]:
+    return shown(np.rint(255 * shares).astype(np.uint8), settings.data)
+
+
+def _root_mean_square(values: Shares) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

@@ -1,0 +1,226 @@
+"""Where in a file of weights the encoder is, whose names its tensors have, and which network it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import timm
+import torch
+from torch import Tensor
+
+from medmoco.errors import CheckpointError, SettingsError
+from medmoco.models.interop.naming import (
+    TABLES,
+    VARIANTS,
+    from_hub,
+    in_hub,
+    into_hub,
+    into_hub_layout,
+    kind_of,
+    naming_of,
+)
+from medmoco.models.interop.schemes import NAMES, SCHEMES, Scheme, asked_out, beside, prefixes, roles, unwrapped
+from medmoco.models.interop.state_dicts import Contents
+
+Which = Literal["query", "key"]
+
+# Looked through for a network that has the shapes of a file, where nobody says which it is.
+_CANDIDATES = {
+    "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
+               "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "resnet10t", "resnet14t", "resnet26",
+               "resnet50d"),
+    "densenet": ("densenet121", "densenet169", "densenet201", "densenet161"),
+    "vit": ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224",
+            "vit_small_patch32_224", "vit_base_patch32_224", "vit_large_patch32_224", "vit_small_patch8_224",
+            "vit_base_patch8_224", "vit_huge_patch14_224", "vit_small_patch14_dinov2", "vit_base_patch14_dinov2",
+            "vit_large_patch14_dinov2"),
+    "convnext": ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+}  # fmt: skip
+
+NAME_IT = "It has the shapes of a {}: name that one (model.backbone, or --backbone)."
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where in a file the wanted encoder is.
+
+    Attributes:
+        scheme: Of the file.
+        which: Of its encoders.
+        prefix: What stands before the encoder's names.
+        naming: Whose names those behind it are.
+        kind: Of network; "" if there is no table for it.
+        names: Key -> timm's name, or the key's end where no table knows it, of all that is behind the prefix.
+        others: Keys of the other encoder.
+    """
+
+    scheme: Scheme
+    which: Which
+    prefix: str
+    naming: str
+    kind: str
+    names: dict[str, str]
+    others: frozenset[str] = frozenset()
+
+
+def find(
+    contents: Contents,
+    *,
+    which: Which = "query",
+    scheme: str | None = None,
+    leave_out: tuple[str, ...] = (),
+    backbone: str | None = None,
+    own: Mapping[str, Tensor] | None = None,
+) -> Found:
+    """Find the encoder in a file: the scheme, prefix and naming that explain most of its keys.
+
+    Args:
+        contents: Of the file.
+        which: Encoder, where the file has two.
+        scheme: Its name, where the keys alone do not tell.
+        leave_out: Patterns of keys that are not looked at.
+        backbone: Name of the network that it shall be.
+        own: State dict of that network; without it, any kind of network that has a table is looked for.
+
+    Raises:
+        SettingsError: there is no such scheme.
+        CheckpointError: nothing is found, or two places are equally good.
+    """
+    if scheme is not None and scheme not in NAMES:
+        raise SettingsError(f"scheme '{scheme}' is unknown; there are: {', '.join(NAMES)}")
+    keys = [key for key in contents.tensors if not asked_out(key, leave_out)]
+    candidates = prefixes(keys)
+    ranked: list[tuple[int, Found]] = []
+    for one in SCHEMES:
+        if scheme in (None, one.name):
+            for prefix in roles(one, keys, candidates).get(which, ()):
+                ranked += _explained(keys, one, which, prefix, backbone, own)
+    top = max((score for score, _ in ranked), default=0)
+    if top == 0:
+        other = own and network_of(contents, which, scheme, leave_out)
+        raise CheckpointError(
+            f"weights file {contents.name} holds no {backbone}. {NAME_IT.format(other)}"
+            if other
+            else _nothing_found(contents, which)
+        )
+    found, *equal = [found for score, found in ranked if score == top]
+    rivals = {other.prefix for other in equal if other.scheme is found.scheme} - {found.prefix}
+    if rivals:
+        raise CheckpointError(
+            f"weights file {contents.name} holds several encoders that are equally good, as under '{found.prefix}' and"
+            f" '{min(rivals)}'.\nLeave the others out: medmoco import --leave-out '{min(rivals)}*'"
+        )
+    elsewhere = roles(found.scheme, keys, candidates).get("key" if which == "query" else "query", [])
+    return replace(found, others=frozenset(key for place in elsewhere for key in _of_other(keys, place, found)))
+
+
+def _explained(
+    keys: list[str],
+    scheme: Scheme,
+    which: Which,
+    prefix: str,
+    backbone: str | None,
+    own: Mapping[str, Tensor] | None,
+) -> Iterator[tuple[int, Found]]:
+    """Yield for each kind of network and naming how many keys behind a prefix they explain."""
+    ends = {key: unwrapped(key[len(prefix) :]) for key in keys if key.startswith(prefix)}
+    for kind in TABLES if backbone is None else (kind_of(backbone) or "",):
+        tables = TABLES.get(kind, {})
+        usual = ("timm", *(naming for naming in tables if naming != "tensorflow"))
+        for naming in usual if scheme.naming is None else tables.keys() & {scheme.naming}:
+            hub = {key: into_hub(end, kind, naming) for key, end in ends.items()}
+            names = {key: name for key, name in hub.items() if name is not None}
+            if own is None:
+                score = sum(in_hub(name, kind) for name in names.values())
+            else:
+                score = sum(own_name(name, kind, backbone or "") in own for name in names.values())
+            yield score, Found(scheme, which, prefix, naming, kind, names)
+
+
+def own_name(name: str, kind: str, backbone: str) -> str | None:
+    """Return what a tensor that timm calls so is called in a backbone of ours."""
+    return from_hub(name, kind, naming_of(backbone)) if kind else name
+
+
+def _of_other(keys: list[str], place: str, found: Found) -> list[str]:
+    """Return the keys behind another encoder's prefix; where that is nothing, those with a table's names."""
+    if place:
+        return [key for key in keys if key.startswith(place) and not (found.prefix and key.startswith(found.prefix))]
+    naming = found.naming
+    return [key for key in keys if naming != "timm" and into_hub(key, found.kind, naming)]
+
+
+def _nothing_found(contents: Contents, which: Which) -> str:
+    keys = list(contents.tensors)
+    shown = ", ".join(repr(key) for key in dict.fromkeys([keys[0], keys[len(keys) // 2], keys[-1]]))
+    lines = [f"weights file {contents.name} holds no encoder that is known here; its {len(keys)} keys: {shown}"]
+    if which == "key":
+        lines.append("Most files hold one encoder alone; without --which key, that one is looked for.")
+    lines.append(f"Known are files of {', '.join(NAMES)} (docs/import.md).")
+    lines.append("Rename the keys as timm or torchvision has them, or name the network of timm: --backbone NAME.")
+    return "\n".join(lines)
+
+
+def network_of(contents: Contents, which: Which, scheme: str | None, leave_out: tuple[str, ...]) -> str | None:
+    """Return the name of the network that a file holds, None if it cannot be told."""
+    try:
+        found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
+    except CheckpointError:
+        return None
+    return recognise(contents, found, leave_out)
+
+
+def recognise(contents: Contents, found: Found, leave_out: tuple[str, ...] = ()) -> str | None:
+    """Return the name of the network whose tensors a file holds, by their names and shapes; None if it is not known."""
+    if not found.kind:
+        return None
+    shapes = {
+        name: tuple(into_hub_layout(contents.tensors[key], found.naming, key).shape)
+        for key, name in found.names.items()
+        if not beside(key, found.prefix, found.scheme, leave_out) or in_hub(name, found.kind)
+    }
+    for name in _CANDIDATES[found.kind]:
+        outline = _outline(name)
+        needed = {key: shape for key, shape in outline.items() if not beside(key, "", SCHEMES[-1], ())}
+        if shapes.keys() <= outline.keys() and all(_alike(shapes.get(key), key, needed[key]) for key in needed):
+            break
+    else:
+        return None
+    if any(own == "pos_embed" and fixed_as_in_moco_v3(contents.tensors[key]) for key, own in found.names.items()):
+        return next((variant for variant, (plain, _) in VARIANTS.items() if plain == name), name)
+    return f"monai/{name}" if found.naming == "monai" else name
+
+
+@cache
+def _outline(name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's tensors without making them."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in timm.create_model(name).state_dict().items()}
+
+
+def _alike(shape: tuple[int, ...] | None, name: str, wanted: tuple[int, ...]) -> bool:
+    """Say whether a file's tensor can be the network's; colour and size of the image are free, counters optional."""
+    if shape is None:
+        return name.endswith("num_batches_tracked")
+    colour = len(wanted) == 4 and wanted[1] == 3 and (shape[0], *shape[2:]) == (wanted[0], *wanted[2:])
+    return shape == wanted or colour or (name == "pos_embed" and shape[2:] == wanted[2:])
+
+
+def fixed_as_in_moco_v3(positions: Tensor) -> bool:
+    """Say whether position embeddings, (1, T, F), are the sines and cosines that moco-v3 never trains.
+
+    Source: vits.py of facebookresearch/moco-v3: columns first, then rows; none for the class token.
+    """
+    side, width = math.isqrt(max(positions.shape[1] - 1, 0)), positions.shape[-1]
+    if positions.ndim != 3 or side**2 + 1 != positions.shape[1] or width % 4:
+        return False
+    grid = torch.arange(side, dtype=torch.float64)
+    waves = grid[:, None] / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    columns, rows = waves.repeat_interleave(side, 0), waves.repeat(side, 1)
+    patches = torch.cat([columns.sin(), columns.cos(), rows.sin(), rows.cos()], 1)
+    expected = torch.cat([torch.zeros(1, width), patches])
+    return torch.allclose(positions[0].double(), expected, atol=1e-3)

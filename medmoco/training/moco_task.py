@@ -1,0 +1,306 @@
+"""The task that pretraining trains on: momentum contrast between two views, a decoder beside it, or that alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medmoco.config import MethodSettings, RunSettings
+from medmoco.data.loading.loading import Batch, to_float
+from medmoco.data.loading.pairs import plan_of
+from medmoco.data.loading.sampler import key_order
+from medmoco.data.manifest.manifest import Split
+from medmoco.errors import SettingsError
+from medmoco.models.backbones import check_size, create_backbone, fix_patches
+from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
+from medmoco.models.decoder import weighted_squared_error
+from medmoco.models.moco import MoCo, create_moco, info_nce
+from medmoco.training.device import autocast
+from medmoco.training.distributed import ALONE, Group, gradients_stay_here, join_batch_norm
+from medmoco.training.engine import TrainState
+from medmoco.training.optim import create_optimizer, key_momentum
+from medmoco.utils.rng import WEIGHTS, hashed
+
+
+class Contrast:
+    """The task of the training loop: InfoNCE between two views, in one direction or both."""
+
+    def __init__(
+        self,
+        model: MoCo,
+        settings: RunSettings,
+        device: torch.device,
+        precision: str,
+        group: Group = ALONE,
+        *,
+        numbers: Tensor | None = None,
+        steps: int = 1,
+    ) -> None:
+        """Wire the task.
+
+        Args:
+            model: On the device.
+            settings: Of the run.
+            device: To train on.
+            precision: "fp32", "bf16" or "fp16".
+            group: The processes that train together.
+            numbers: (N,) int64, of the split's samples; see `negative_numbers`.
+            steps: Of the whole run, along which the key momentum may change.
+        """
+        self.model = model
+        self._settings = settings
+        self._device = device
+        self._precision = precision
+        self._group = group
+        self._numbers = numbers
+        self._steps = steps
+        self._plan = plan_of(settings.method, settings.decoder)
+        self._encode = group.wrap(model.branches(), device)
+        self._keys: list[Tensor] = []
+        self._key_numbers: Tensor | None = None
+
+    def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
+        """Yield the loss of each part of a batch, and meters of collapse and short cuts."""
+        parts = self._settings.train.accumulation_steps
+        numbers = self._numbers[batch.samples].to(self._device) if self._numbers is not None else None  # (b,)
+        if self._plan.keys:
+            self._key_numbers = None if numbers is None else self._group.gather(numbers, "numbers")  # (B,)
+            self._keys = self._embed_keys(batch, parts)  # (B, D) for each direction
+        views = [batch.views[place].chunk(parts) for place in self._plan.queries]
+        weights = [of_view.chunk(parts) for of_view in batch.weights]
+        share = self._group.share.of(len(batch.samples) * self._group.size)
+        places = torch.arange(share.start, share.stop, device=self._device)  # of own samples in the whole batch
+        for part, own in enumerate(places.chunk(parts)):
+            asking = None if numbers is None else numbers[own - share.start]
+            floats = [self._floats(of_view[part]) for of_view in views]
+            with gradients_stay_here(self._encode, part < parts - 1):
+                with autocast(self._device, self._precision):
+                    queries, made = self._encode(floats)  # (b, D) and (b, 1, S, S) each
+                outputs = self._contrast(queries, own, asking, measure)
+                if made:
+                    counting = [of_view[part] for of_view in weights] if weights else [None] * len(made)
+                    outputs |= self._with_reconstruction(outputs, made, floats, counting)
+                yield {name: value / parts for name, value in outputs.items()}
+
+    def _contrast(self, queries: list[Tensor], own: Tensor, numbers: Tensor | None, measure: bool) -> dict[str, Tensor]:
+        """Return the loss of queries (b, D) of each direction, whose keys are at `own`, and meters if wanted."""
+        terms = [self._compare(q, keys, own, numbers) for q, keys in zip(queries, self._keys, strict=False)]
+        outputs = spread(queries[0]) if measure else {}
+        if not terms:  # an autoencoder
+            return outputs
+        scale = self._settings.method.loss_scale
+        outputs["loss"] = scale * torch.stack([info_nce(positive, negative) for positive, negative, _ in terms]).mean()
+        if measure:
+            positive, _, against = terms[0]
+            outputs |= meters(queries[0], positive, self.model, against)
+            outputs["chance"] = outputs["chance"] * scale
+        return outputs
+
+    def _with_reconstruction(
+        self, outputs: dict[str, Tensor], made: list[Tensor], views: list[Tensor], weights: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Return the loss with the decoder's part in it, and the two parts."""
+        decoder = self._settings.decoder
+        errors = [
+            weighted_squared_error(
+                back, view, None if counting is None else counting.to(self._device) / 255, decoder.empty_weight
+            )
+            for back, view, counting in zip(made, views, weights, strict=True)
+        ]
+        error = torch.stack(errors).mean()
+        if "loss" not in outputs:
+            return {"loss": decoder.weight * error, "reconstruction": error.detach()}
+        contrast = outputs["loss"]
+        loss = decoder.contrast * contrast + decoder.weight * error
+        return {"loss": loss, "contrast": contrast.detach(), "reconstruction": error.detach()}
+
+    def _embed_keys(self, batch: Batch, parts: int) -> list[Tensor]:
+        """Move the key encoder on, and return the keys of the whole batch for each direction of the loss."""
+        whole_batch = len(batch.samples) * self._group.size
+        shuffle = None
+        if self._plan.shuffled:
+            shuffle = torch.from_numpy(key_order(self._settings.seed, batch.step, whole_batch)).to(self._device)
+        self.model.update_key_encoder(key_momentum(self._settings.method, batch.step / self._steps))
+        with autocast(self._device, self._precision):
+            return [
+                self.model.embed_keys(self._floats(batch.views[place]), shuffle, parts) for place in self._plan.keys
+            ]
+
+    def _compare(self, q: Tensor, keys: Tensor, own: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor, Against]:
+        """Compare queries (b, D) with their keys, which are at `own` (b,) in (B, D), and with their negatives."""
+        if self.model.queue_size:
+            against = Against(None, None if numbers is None else self.model.blocked(numbers))
+        else:
+            # A query's own key is its positive already.
+            blocked = own[:, None] == torch.arange(len(keys), device=keys.device)
+            if numbers is not None:
+                blocked |= numbers[:, None] == self._key_numbers
+            against = Against(keys, blocked)
+        positive, negative = self.model.compare(q, keys[own], others=against.others, blocked=against.blocked)
+        return positive, negative, against
+
+    def _floats(self, views: Tensor) -> Tensor:
+        return to_float(views, self._settings.views, self._device, channels_last=self._settings.train.channels_last)
+
+    def after_step(self) -> None:
+        """Let the keys become negatives and the running statistics move."""
+        for keys in self._keys:
+            self.model.enqueue(keys, self._key_numbers)
+        settle_statistics(self.model, self._group.mean)
+
+    def skip_step(self) -> None:
+        """Keep the queue and the running statistics as they were."""
+        forget_statistics(self.model)
+
+
+class Against(NamedTuple):
+    """What queries are compared with besides their own keys; see `MoCo.compare`."""
+
+    others: Tensor | None = None
+    blocked: Tensor | None = None
+
+
+QUEUE = Against()
+
+
+def negative_numbers(split: Split, method: MethodSettings) -> Tensor | None:
+    """Return a number for each of a split's N samples, (N,) int64: keys of a query's number are no negatives of it.
+
+    None where all keys are.
+    """
+    if method.negatives == "all":
+        return None
+    return torch.arange(len(split)) if method.negatives == "other_images" else torch.from_numpy(split.patients)
+
+
+@torch.no_grad()
+def meters(q: Tensor, positive: Tensor, model: MoCo, against: Against = QUEUE) -> dict[str, Tensor]:
+    """Measure how queries find their keys.
+
+    Args:
+        q: (B, D), unit L2 norm.
+        positive: (B,) logits.
+        model: Holds the queue.
+        against: What else the queries were compared with.
+
+    Returns:
+        chance: Loss of a guess, the mean of ln(1 + negatives), nats.
+        accuracy: Share of queries closer to their key than to every negative.
+        positive_similarity: Mean cosine of query and key.
+    """
+    nearest, count = model.hardest_negative(q, others=against.others, blocked=against.blocked)
+    return {
+        "chance": count.double().log1p().mean(),
+        "accuracy": (positive > nearest).float().mean(),
+        "positive_similarity": positive.mean() * model.temperature,
+    }
+
+
+@torch.no_grad()
+def spread(q: Tensor) -> dict[str, Tensor]:
+    """Measure how much of the sphere embeddings (B, D) of unit L2 norm fill.
+
+    Returns:
+        embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
+        effective_rank: Dimensions in use, exp of the entropy of the singular values. Source: Roy and Vetterli 2007.
+    """
+    finite = torch.where(q.isfinite().all(), q.float(), 0.0)  # LAPACK refuses anything else; zeros end as nan
+    singular = torch.linalg.svdvals(finite)
+    share = singular / singular.sum()
+    return {
+        "embedding_std": q.float().std(0).mean() * q.shape[1] ** 0.5,
+        "effective_rank": torch.exp(-(share * torch.log(share + 1e-12)).sum()),
+    }
+
+
+def create_state(settings: RunSettings, device: torch.device, precision: str, group: Group = ALONE) -> TrainState:
+    """Return the model at its start, on the device, with its optimiser."""
+    backbone = create_backbone(
+        settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
+    )
+    check_size(backbone, settings.views.size)
+    if settings.evaluate.size and settings.data.labels and settings.train.knn_every:
+        check_size(backbone, settings.evaluate.size, "evaluate.size")
+    seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
+    model = create_moco(
+        backbone, settings.method, seed=seed, decoder=settings.decoder, size=settings.views.size, processes=group
+    )
+    if settings.model.fixed_patches:
+        fix_patches(backbone)
+    if settings.method.batch_norm == "joined":
+        join_batch_norm(model, group)
+    else:
+        passes = group.size * settings.train.accumulation_steps
+        split_batch_norm(model, batch_norm_groups(settings, group.size) // passes)
+    layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
+    model = model.to(device).to(memory_format=layout)
+    if settings.train.compile:
+        model.query_encoder.compile()
+        model.key_encoder.compile()
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return TrainState(model, create_optimizer(settings.train, model.branches()), scaler)
+
+
+def batch_norm_groups(settings: RunSettings, processes: int) -> int:
+    """Return over how many groups of the whole batch batch norm takes its statistics.
+
+    As many as `method.batch_norm_splits` says, but at least one for each forward pass: of each process, unless they are
+    joined, and of each part that a process works through its share in.
+
+    Raises:
+        SettingsError: the batch does not divide so.
+    """
+    train, splits = settings.train, settings.method.batch_norm_splits
+    passes = processes * train.accumulation_steps
+    pieces = math.lcm(splits, passes)
+    if train.global_batch_size % pieces or train.global_batch_size // pieces < 2:
+        raise SettingsError(
+            f"train.global_batch_size {train.global_batch_size} does not divide into {pieces} equal groups of 2 or"
+            f" more:\n{processes} processes x train.accumulation_steps {train.accumulation_steps}, and"
+            f" method.batch_norm_splits {splits}.\nSet it to a multiple of {pieces}, such as"
+            f" {max(2, round(train.global_batch_size / pieces)) * pieces}."
+        )
+    return train.accumulation_steps if settings.method.batch_norm == "joined" else pieces
+
+
+def traffic(group: Group, settings: RunSettings, steps: int, model: MoCo) -> str:
+    """Say what this process has sent in each of so many steps, next to what gathering images would have cost.
+
+    Source: facebookresearch/moco gathers the key views of all processes as float32 (`_batch_shuffle_ddp`).
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.branches().parameters() if p.requires_grad)
+    sent = {"gradients": 2 * weights * (group.size - 1) // group.size}  # a ring's share; DDP does not tell
+    sent |= {purpose: count // max(steps, 1) for purpose, count in group.sent.items()}
+    shares = ", ".join(f"{purpose} {count / 1e6:.3g}" for purpose, count in sent.items() if count > 0)
+    images = settings.train.global_batch_size // group.size * settings.views.size**2 * 4 * (group.size - 1)
+    return (
+        f"each process sends {sum(sent.values()) / 1e6:.3g} MB a step ({shares}); gathering key images instead of"
+        f" embeddings, as facebookresearch/moco does, would add {images / 1e6:.3g} MB"
+    )
+
+
+def check_sizes(images: int, settings: RunSettings, processes: int = 1) -> None:
+    """Refuse a batch or a queue that does not fit the training split or the processes.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    queue, batch = settings.method.queue_size, settings.train.global_batch_size
+    if batch > images:
+        raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
+    if queue > images and settings.method.negatives == "all":
+        raise SettingsError(
+            f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
+            f"the query's own image and push the two apart. Set method.queue_size to {images} or less, or\n"
+            "method.negatives to other_images, which leaves them out."
+        )
+    if settings.method.queue_sharded and queue % processes:
+        raise SettingsError(
+            f"method.queue_size {queue} cannot be divided among {processes} processes;"
+            f" set it to {queue // processes * processes}, or method.queue_sharded=false"
+        )
+    batch_norm_groups(settings, processes)

@@ -1,0 +1,139 @@
+"""What a search tries next: a pure function of the seed and of what was found so far.
+
+Optuna proposes, by expected improvement under a Gaussian process (Jones et al. 1998, doi:10.1023/A:1008306431147): it
+needs fewest trials. It is told all trials anew and its sampler is seeded for each proposal, so that a search which was
+stopped goes on as if it had not been; nothing of Optuna is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medmoco.config import Possible, Range, Tree, field_of
+from medmoco.errors import SettingsError
+from medmoco.utils.rng import PROPOSAL, hashed
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Space = Mapping[str, Possible]
+
+_BLIND = 5  # trials before one is proposed from others
+_DIGITS = 3  # of a proposed number: more mean nothing and make settings hard to read
+_ATTEMPTS = 200  # after so many proposals that were all tried before, the space holds nothing new
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pretraining run of a search.
+
+    Attributes:
+        number: From 0, which has the settings as given.
+        values: Of the settings that are searched.
+        score: Mean validation kNN AUROC of the labels; None where the trial failed.
+        low: Of its 95 % interval.
+        high: Of it.
+        seconds: Since the trial was last started.
+        failed: Why it has no score.
+    """
+
+    number: int
+    values: Tree
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seconds: float = 0.0
+    failed: str | None = None
+
+
+def require_optuna() -> None:
+    """Make sure that the library is there.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise SettingsError("medmoco tune needs an extra; install it with: pip install 'medmoco[tune]'") from None
+
+
+def ends_of(key: str, possible: Possible) -> list[Any]:
+    """Return all choices, or both ends of a range: the values to check before a search."""
+    if not isinstance(possible, Range):
+        return list(possible)
+    return [_number(key, end) for end in (possible.low, possible.high)]
+
+
+def propose(space: Space, trials: Sequence[Trial], seed: int) -> Tree | None:
+    """Return the values of the next trial; None where the space holds nothing that was not tried.
+
+    Args:
+        space: What to choose from.
+        trials: All before it, in order.
+        seed: Of the search.
+    """
+    for attempt in range(_ATTEMPTS):
+        draw = int(hashed(seed, PROPOSAL, len(trials), attempt)[0] >> np.uint64(33))
+        told = trials if attempt == 0 and len(trials) >= _BLIND else ()  # what was tried before is replaced blindly
+        values = _ask(space, told, draw)
+        if all(values != trial.values for trial in trials):
+            return values
+    return None
+
+
+def _ask(space: Space, trials: Sequence[Trial], seed: int) -> Tree:
+    """Propose from trials, or blindly where there are none."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions = {key: _distribution(key, possible) for key, possible in space.items()}
+    samplers = optuna.samplers
+    sampler = samplers.GPSampler(seed=seed, n_startup_trials=1) if trials else samplers.RandomSampler(seed=seed)
+    search = optuna.create_study(direction="maximize", sampler=sampler)
+    worst = min((trial.score for trial in trials if trial.score is not None), default=0.0)
+    for trial in trials:
+        parameters = {key: _position(possible, trial.values[key]) for key, possible in space.items()}
+        if None in parameters.values():
+            continue  # settings as given may lie outside the space
+        value = worst if trial.score is None else trial.score  # a trial that failed is as bad as the worst that did not
+        search.add_trial(optuna.create_trial(value=value, params=parameters, distributions=distributions))
+    asked = search.ask(distributions)
+    return {key: _value(key, possible, asked.params[key]) for key, possible in space.items()}
+
+
+def _distribution(key: str, possible: Possible) -> BaseDistribution:
+    from optuna import distributions
+
+    if not isinstance(possible, Range):  # by their numbers: choices may be lists
+        return distributions.CategoricalDistribution(range(len(possible)))
+    low, high = ends_of(key, possible)
+    if _is_whole(key):
+        return distributions.IntDistribution(int(low), int(high), log=possible.log)
+    return distributions.FloatDistribution(low, high, log=possible.log)
+
+
+def _value(key: str, possible: Possible, position: Any) -> Any:
+    if not isinstance(possible, Range):
+        return possible[position]
+    rounded = float(f"{position:.{_DIGITS}g}")
+    return _number(key, min(max(rounded, possible.low), possible.high))
+
+
+def _position(possible: Possible, value: Any) -> Any:
+    if isinstance(possible, Range):
+        return value if isinstance(value, int | float) and possible.low <= value <= possible.high else None
+    return next((place for place, choice in enumerate(possible) if choice == value), None)
+
+
+def _is_whole(key: str) -> bool:
+    field = field_of(key.split("."))
+    return field is not None and field.annotation is int
+
+
+def _number(key: str, number: float) -> float | int:
+    return int(number) if _is_whole(key) and float(number).is_integer() else number

@@ -1,0 +1,1 @@
+"""Files, tables, signals, progress and counted randomness."""

@@ -1,0 +1,61 @@
+"""Which encoders and splits are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from medmoco.config import RunSettings, as_tree, load, to_yaml
+from medmoco.errors import CheckpointError, SettingsError
+from medmoco.evaluation.scoring.study import begin
+from medmoco.models.moco import create_moco
+from medmoco.training.checkpoint import load_backbone, save_checkpoint
+from tests.helpers.squares import SMALL, write_images
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Callable[..., RunSettings]:
+    write_images(tmp_path, {"train": 20, "val": 10, "test": 10})
+    paths = [f"out={tmp_path / 'run'}", f"data.manifest={tmp_path}", f"data.root={tmp_path / 'images'}"]
+    return lambda *more: load(None, [*paths, *SMALL, "model.backbone=resnet10t", *more])
+
+
+def write_run(folder: Path, settings: RunSettings) -> None:
+    """A run folder as pretraining leaves it, of a network that is not the untrained one."""
+    backbone, _ = load_backbone("random", settings.model_copy(update={"seed": 5}))
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(as_tree(settings)))
+    model = create_moco(backbone, settings.method.model_copy(update={"queue_size": 16}), seed=0)
+    save_checkpoint(folder / "checkpoints", 7, {"model": model.state_dict(), "step": 7})
+
+
+def test_begin__another_run_brings_its_own_network(real: Callable[..., RunSettings], tmp_path: Path) -> None:
+    settings = real()
+    write_run(tmp_path / "small", settings)
+    write_run(tmp_path / "large", real("model.backbone=resnet18"))
+    study = begin(settings, {"run": str(tmp_path / "small"), "large": str(tmp_path / "large")}, test=False)
+    assert study.encoders == ["run", "large", "untrained", "pixels"]
+    assert study.backbones["large"].name == "resnet18"
+    assert study.source == {"kind": "run", "step": 7}
+    assert {name: found["val"].shape for name, found in study.features.items()} == {
+        "run": (10, 512), "large": (10, 512), "untrained": (10, 512), "pixels": (10, 1024),
+    }  # fmt: skip
+    with pytest.raises((SettingsError, CheckpointError)):
+        begin(settings, {"run": str(tmp_path / "large")}, test=False)  # the first is what the settings say
+
+
+def test_begin__a_weights_file_is_of_the_settings_network(real: Callable[..., RunSettings], tmp_path: Path) -> None:
+    settings = real()
+    backbone, _ = load_backbone("random", settings)
+    save_file(backbone.net.state_dict(), tmp_path / "weights.safetensors")
+    study = begin(settings, {"run": "random", "file": str(tmp_path / "weights.safetensors")}, test=True)
+    assert study.encoders == ["file", "untrained", "pixels"]
+    assert study.encoder == str(tmp_path / "weights.safetensors")
+    assert study.scored == ["val", "test"]
+    np.testing.assert_array_equal(study.features["file"]["test"], study.features["untrained"]["test"])
+    assert all(isinstance(value, torch.nn.Module) for value in study.backbones.values())

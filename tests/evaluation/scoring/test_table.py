@@ -1,0 +1,147 @@
+"""The table that a person reads: every character of it where that is what matters."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from medmoco.evaluation.scoring.table import MACRO, layout
+
+VAL_NOTE = "val also chose the strength of the linear probe: only test is an unbiased score"
+
+
+def record(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> dict[str, Any]:
+    scores = {"auroc": 0.81249, "auroc_low": 0.75, "auroc_high": 0.87, "average_precision": 0.4}
+    counts = {"n": 160, "n_positive": 31, "n_patients": 80, "bootstrap": 200, "bootstrap_left_out": 0}
+    named = {"label": label, "split": split, "method": method, "encoder": "run"}
+    policy = {"label_policy": {"uncertain": "ignore", "missing": "zero"}, "n_labels": 3, "n_labels_defined": 2}
+    nothing = {"undefined": None, "flag": None, "note": None, "leakage": {"pretraining": None, "train": None}}
+    return {**named, **scores, **counts, **policy, **nothing, **other}
+
+
+def undefined(reason: str, **other: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "average_precision"))
+    return record(**nothing, undefined=reason, bootstrap_left_out=200, **other)
+
+
+def difference(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> dict[str, Any]:
+    named = {"label": label, "split": split, "method": method, "encoder": "run", "control": "untrained"}
+    return {**named, "difference": 0.1127, "low": -0.0504, "high": 0.17, **other}
+
+
+def test_layout__every_character() -> None:
+    records = [
+        record(),
+        record(encoder="untrained", auroc=0.7, auroc_low=0.6, auroc_high=0.8, average_precision=1.0),
+        record(method="knn", auroc=1.0, auroc_low=1.0, auroc_high=1.0),
+    ]
+    assert layout(records, [difference()], ["one", "two"], ["last"]) == (
+        "one\n"
+        "two\n"
+        "\n"
+        "test: Effusion  (160 images, 31 positive, 80 patients; uncertain: ignore, missing: zero)\n"
+        "  method  encoder       AUROC   95 % interval    avg. precision   run minus control, 95 % interval\n"
+        "  linear  run           0.812   0.750 to 0.870   0.400\n"
+        "  linear  untrained     0.700   0.600 to 0.800   1.000            +0.113  -0.050 to +0.170\n"
+        "  knn     run           1.000   1.000 to 1.000   0.400\n"
+        "\n"
+        "last\n"
+    )
+
+
+def test_layout__leaks_stand_above_the_scores_they_spoil() -> None:
+    leak = {"pretraining": {"patients": 12, "images": 3}, "train": {"patients": None, "images": 1}}
+    lines = layout([record(leakage=leak), record("Mass")], [], [], []).splitlines()
+    assert lines[2:4] == [
+        "  ! test shares 12 patients and 3 images with the data the encoder was pretrained on: its scores are too good",
+        "  ! test shares 1 images with train: its scores are too good",
+    ]
+    assert sum("shares" in line for line in lines) == 2
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("other", ["pixels", "a_name_that_users_chose"])
+def test_layout__columns_stand_below_their_heads(other: str) -> None:
+    encoders = ("run", "untrained", other)
+    records = [
+        record(method=method, encoder=encoder, flag=flag)
+        for method, encoder, flag in product(("linear", "knn"), encoders, (None, "constant"))
+    ]
+    controls = [difference(method=method) for method in ("linear", "knn")]
+    head, *lines = layout(records, controls, [], []).splitlines()[2 : 3 + len(records)]
+    assert len(lines) == 12
+    for line in lines:
+        assert line.index("0.812") == head.index("AUROC")
+        assert line.index("0.750 to") == head.index("95 % interval")
+        assert line.index("0.400") == head.index("avg. precision")
+        assert ("+0.113" in line) == ("untrained" in line)
+        if "untrained" in line:
+            assert line.index("+0.113") == head.index("run minus control")
+
+
+def test_layout__a_block_for_each_split_and_label() -> None:
+    records = [record(label, split) for split in ("val", "test") for label in ("Effusion", "Mass", MACRO)]
+    differences = [difference("Mass", "test", control="run", difference=0.25)]
+    text = layout(records, differences, [], [])
+    heads = [line.partition("  (")[0] for line in text.splitlines() if " images, " in line]
+    assert heads == ["val: Effusion", "val: Mass", "val: macro", "test: Effusion", "test: Mass", "test: macro"]
+    assert text.count("mean of 2 of 3 labels") == 2
+    assert text.count("uncertain: ignore") == 4
+    blocks = text.split("\n\n")
+    assert [block for block in blocks if "+0.250" in block] == [blocks[4]]  # and in no other split or label
+
+
+def test_layout__the_mean_of_one_label_is_left_out() -> None:
+    text = layout([record(), record(MACRO)], [], [], [])
+    assert "test: Effusion" in text
+    assert MACRO not in text
+
+
+def test_layout__undefined_rows_say_why_and_hold_no_number() -> None:
+    records = [undefined("undefined (no positives)"), undefined("undefined (no positives)", encoder="untrained")]
+    nothing = difference(difference=None, low=None, high=None)
+    lines = layout(records, [nothing], [], []).splitlines()
+    assert lines[1].endswith("patients; uncertain: ignore, missing: zero)")  # no word about its draws
+    assert lines[3:5] == [
+        "  linear  run           undefined (no positives)",
+        "  linear  untrained     undefined (no positives)",
+    ]
+
+
+def test_layout__no_interval_and_no_difference() -> None:
+    alone = {"auroc_low": None, "auroc_high": None}
+    records = [record(**alone), record(encoder="untrained"), record(encoder="pixels")]
+    differences = [difference(low=None, high=None), difference(control="pixels", difference=None, low=None, high=None)]
+    lines = layout(records, differences, [], []).splitlines()
+    assert lines[3:6] == [
+        "  linear  run           0.812   no interval      0.400",
+        "  linear  untrained     0.812   0.750 to 0.870   0.400            +0.113  no interval",
+        "  linear  pixels        0.812   0.750 to 0.870   0.400",
+    ]
+
+
+def test_layout__draws_left_out_are_counted() -> None:
+    text = layout([record(bootstrap_left_out=7)], [], [], [])
+    assert "missing: zero; 7 of 200 draws had one class and were left out)" in text
+
+
+def test_layout__flags_and_notes_are_explained_below() -> None:
+    records = [
+        record(flag="all scores are equal", auroc=0.5),
+        record(method="knn", note="strength not chosen on val: no positives"),
+    ]
+    text = layout(records, [], [], ["last"])
+    assert "  linear  run           0.500!  0.750 to 0.870   0.400\n" in text
+    assert "  knn     run           0.812   0.750 to 0.870   0.400\n" in text
+    assert text.split("\n\n")[-1] == (
+        "! test, Effusion, linear, run: all scores are equal; it may have learned nothing\n"
+        "test, Effusion, knn, run: strength not chosen on val: no positives\n"
+        "last\n"
+    )
+
+
+def test_layout__val_is_called_biased_where_it_is_scored() -> None:
+    assert VAL_NOTE in layout([record(split="val"), record()], [], [], [])
+    assert VAL_NOTE not in layout([record()], [], [], [])

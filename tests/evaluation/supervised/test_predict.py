@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medmoco.config import ModelSettings
+from medmoco.data.manifest.manifest import load_manifest
+from medmoco.errors import CheckpointError, SettingsError
+from medmoco.evaluation.supervised.classifier import describe_classifier, load_classifier, save_classifier, score_split
+from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.predict import predict
+from medmoco.models.backbones import create_backbone
+from tests.helpers.supervised import SECRET, make_settings, write_images
+
+LABELS = ("Sick", "Tube")
+CALIBRATION = {
+    "Sick": {"kind": "platt", "slope": 2.0, "intercept": -0.5},
+    "Tube": {"kind": "none", "slope": 1.0, "intercept": 0.0},
+}
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """A manifest whose test split has no label columns, and the folder of a classifier."""
+    manifest = write_images(tmp_path / "data")
+    settings = make_settings(manifest)
+    encoder = create_backbone(ModelSettings(backbone="test_resnet"), seed=0, size=32)
+    torch.manual_seed(0)
+    classifier = Classifier(encoder, nn.Linear(encoder.feature_dim, 2))
+    facts = describe_classifier(
+        settings, LABELS, trained="linear probe", encoder={"kind": "random"}, val_auroc={"Sick": 0.9, "Tube": None},
+        calibration=CALIBRATION, operating_points={"Sick": [], "Tube": []},
+    )  # fmt: skip
+    save_classifier(tmp_path / "classifier", classifier, facts)
+    with (manifest / "test.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    with (manifest / "test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(row[:2] for row in rows)
+    return manifest
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_predict__writes_calibrated_probabilities_by_row_without_labels(manifest: Path) -> None:
+    said: list[str] = []
+    settings = make_settings(manifest, "views.size=48", "data.canvas_size=64")  # the classifier's own win
+    out, folder = manifest.parent / "new" / "p.csv", manifest.parent / "classifier"
+    assert predict(settings, folder, out, say=said.append) == 10
+    table = read(out)
+    assert list(table[0]) == ["row", "Sick", "Tube"]
+    assert [int(row["row"]) for row in table] == list(range(2, 12))
+    own = make_settings(manifest, "data.labels={}")
+    split = load_manifest(own.data, ("test",))["test"]
+    scores = score_split(*load_classifier(folder), split, own, torch.device("cpu"))
+    for column, (slope, intercept) in enumerate([(2.0, -0.5), (1.0, 0.0)]):
+        expected = 1 / (1 + np.exp(-(slope * scores[:, column] + intercept)))
+        assert [float(row[LABELS[column]]) for row in table] == pytest.approx(expected, rel=1e-5)
+    assert "data.canvas_size is 32, as the classifier was trained, not 64" in said
+    assert "evaluate.size is 32, as the classifier was trained, not 48" in said
+    assert "not calibrated, as validation could not tell: Tube" in said
+    assert SECRET not in out.read_text() + "".join(said)
+
+
+def test_predict__paths_and_other_splits_and_conditions_on_request(manifest: Path) -> None:
+    out, folder = manifest.parent / "p.csv", manifest.parent / "classifier"
+    settings = make_settings(manifest, "evaluate.where=Sick == 1")
+    assert predict(settings, folder, out, split="val", with_path=True) == 6
+    table = read(out)
+    assert list(table[0]) == ["row", "Path", "Sick", "Tube"]
+    assert [row["Path"] for row in table] == [f"val-{SECRET}-{number}.png" for number in range(1, 12, 2)]
+
+
+def test_predict__refuses_what_it_cannot_read_or_write(manifest: Path) -> None:
+    settings = make_settings(manifest)
+    with pytest.raises(CheckpointError, match="no classifier folder"):
+        predict(settings, manifest, manifest.parent / "p.csv")
+    with pytest.raises(SettingsError, match="is a folder; name a CSV file"):
+        predict(settings, manifest.parent / "classifier", manifest)
+    (manifest.parent / "file").write_text("")
+    with pytest.raises(SettingsError, match="cannot be written"):
+        predict(settings, manifest.parent / "classifier", manifest.parent / "file" / "p.csv")
+    assert not (manifest.parent / "p.csv").exists()
+
+
+def test_predict__needs_no_patients(manifest: Path) -> None:
+    test = manifest / "test.csv"
+    test.write_text(test.read_text().replace("PatientID", "Patient ID"))
+    said: list[str] = []
+    settings = make_settings(manifest)
+    assert predict(settings, manifest.parent / "classifier", manifest.parent / "p.csv", say=said.append) == 10
+    assert "test: 'Patient ID' is not read as PatientID; every row is taken as its own patient" in said

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from medmoco import config
+from medmoco.data.loading.loading import Batch, to_float
+from medmoco.data.loading.pairs import plan_of
+from medmoco.data.loading.sampler import StepOrder, key_order
+from medmoco.errors import SettingsError
+from medmoco.models.moco import MoCo, info_nce
+from medmoco.training.distributed import ALONE, Group
+from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, meters, spread, traffic
+from tests.helpers.together import run_together
+
+BATCH, STEPS = 16, 4
+
+
+def make_settings(*overrides: str) -> config.RunSettings:
+    base = [
+        "out=run", "data.manifest=m", "data.root=r", "views.size=32", "model.backbone=test_resnet",
+        "method.queue_size=24", "method.batch_norm_splits=4", "method.projector=mlp_bn",
+        f"train.global_batch_size={BATCH}", "train.lr=0.01", "train.device=cpu", "train.epochs=1",
+    ]  # fmt: skip
+    return config.load(None, [*base, *overrides])
+
+
+class DoubleContrast(Contrast):
+    """In float64, where errors of rounding are too small to be mistaken for anything."""
+
+    def _floats(self, views: torch.Tensor) -> torch.Tensor:
+        return super()._floats(views).double()
+
+
+PATIENTS = torch.arange(BATCH * STEPS) // 3
+
+
+def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
+    """Train on noise; return the mean loss of each step, what the queue holds and the running statistics."""
+    torch.set_num_threads(1)
+    state = create_state(settings, torch.device("cpu"), "fp32", group)
+    model = state.model.double()
+    assert isinstance(model, MoCo)
+    task = DoubleContrast(
+        model, settings, torch.device("cpu"), "fp32", group,
+        numbers=None if settings.method.negatives == "all" else PATIENTS, steps=STEPS,
+    )  # fmt: skip
+    task.model.train()
+    order, losses = StepOrder(settings.seed, BATCH * STEPS, BATCH, 1), []
+    part = group.share.of(BATCH)
+    for key in order.from_step(0):
+        views = torch.randint(0, 256, (2, BATCH, 1, 32, 32), generator=torch.Generator().manual_seed(key.step))
+        order_of_keys = torch.from_numpy(key_order(settings.seed, key.step, BATCH))
+        own = [
+            (views[view][order_of_keys] if shuffled else views[view])[part].to(torch.uint8)
+            for view, shuffled in plan_of(settings.method, settings.decoder).wanted
+        ]
+        weights = ((views[0][part] % 256).to(torch.uint8),) if settings.decoder.weight else ()
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), dtype=torch.float64)
+        for outputs in task.losses(
+            Batch(own, torch.from_numpy(key.samples[part]), key.step, 0, weights=weights), measure=True
+        ):
+            outputs["loss"].backward()
+            loss += outputs["loss"].detach()
+        state.optimizer.step()
+        task.after_step()
+        losses.append(group.mean(loss).item())
+    weights = next(model.query_encoder.parameters())
+    statistics = next(buffer for name, buffer in model.key_encoder.named_buffers() if name.endswith("running_var"))
+    return {
+        "losses": losses,
+        "queue": model.whole(model.queue).flatten().tolist(),
+        "pointer": [float(model.pointer)],
+        "weights": weights.flatten().tolist(),
+        "statistics": statistics.tolist(),
+    }
+
+
+def assert_equal_within_float_error(found: dict[str, list[float]], expected: dict[str, list[float]]) -> None:
+    for name in ("losses", "queue", "pointer", "weights", "statistics"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-9), name
+
+
+@pytest.mark.parametrize(
+    ("processes", "overrides"),
+    [
+        (4, []),
+        (2, ["train.accumulation_steps=2"]),
+        (4, ["method.queue_sharded=true"]),
+    ],
+)
+def test_contrast__processes_parts_and_shards_change_nothing(processes: int, overrides: list[str]) -> None:
+    expected = train(ALONE, make_settings())
+    for found in run_together(processes, train, make_settings(*overrides)):
+        assert not isinstance(found, Exception), found
+        assert_equal_within_float_error(found, expected)
+
+
+OTHER_PATIENTS = ("method.negatives=other_patients", "method.symmetric=true")
+V3 = (
+    "method.name=moco_v3", "method.hidden_dim=32", "method.embedding_dim=16", "method.projector=mlp_2",
+    "method.batch_norm_splits=1", "method.negatives=other_patients", "train.optimizer=lars",
+)  # fmt: skip
+
+
+AUTOENCODER = (
+    "decoder={weight: 2, contrast: 0, channels: 32, empty: outside, empty_weight: 0.1}", "train.optimizer=adamw",
+)  # fmt: skip
+DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
+
+
+@pytest.mark.parametrize(
+    ("processes", "method", "overrides"),
+    [
+        (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
+        (4, OTHER_PATIENTS, ["method.queue_sharded=true"]),
+        (4, V3, []),
+        (2, DECODER, ["train.accumulation_steps=2"]),
+        pytest.param(2, AUTOENCODER, [], marks=pytest.mark.slow),
+    ],
+)
+def test_contrast__nor_where_keys_are_left_out_or_the_batch_is_the_bank(
+    processes: int, method: tuple[str, ...], overrides: list[str]
+) -> None:
+    settings = make_settings(*method)
+    expected = train(ALONE, settings)
+    for found in run_together(processes, train, make_settings(*method, *overrides)):
+        assert not isinstance(found, Exception), found
+        assert_equal_within_float_error(found, expected)
+
+
+def _v3_by_loops(settings: config.RunSettings, views: torch.Tensor) -> list[float]:
+    """Two steps of v3 as its paper's algorithm 1 has them, in loops over the batch; return the losses.
+
+    Nothing of medmoco's but the networks is used: no queue, no mask, no plan.
+    """
+    model = create_state(settings, torch.device("cpu"), "fp32").model.double().train()
+    optimizer = torch.optim.SGD(
+        [*model.query_encoder.parameters(), *model.predictor.parameters()],
+        settings.train.lr, 0.9, weight_decay=settings.train.weight_decay,
+    )  # fmt: skip
+    floats = [to_float(view, settings.views, torch.device("cpu"), channels_last=False).double() for view in views]
+    found = []
+    for step in range(2):
+        momentum = 1 - (1 - settings.method.key_momentum) * (math.cos(math.pi * step / STEPS) + 1) / 2
+        with torch.no_grad():
+            for key, query in zip(model.key_encoder.parameters(), model.query_encoder.parameters(), strict=True):
+                key.copy_(key * momentum + query * (1 - momentum))
+            keys = [functional.normalize(model.key_encoder(view), dim=1) for view in floats]
+        queries = [functional.normalize(model.predictor(model.query_encoder(view)), dim=1) for view in floats]
+        loss = torch.zeros((), dtype=torch.float64)
+        for q, k in ((queries[0], keys[1]), (queries[1], keys[0])):
+            for i in range(BATCH):
+                logits = torch.stack([torch.dot(q[i], other) for other in k]) / settings.method.temperature
+                loss = loss - torch.log(torch.exp(logits[i]) / torch.exp(logits).sum()) / BATCH
+        loss = 2 * settings.method.temperature * loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    return found
+
+
+def test_contrast__v3_is_that_of_its_paper() -> None:
+    settings = make_settings(
+        "method.name=moco_v3", "method.hidden_dim=32", "method.embedding_dim=16", "method.queue_size=0",
+        "method.batch_norm_splits=1", "method.projector=mlp_3",
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randint(0, 256, (2, BATCH, 1, 32, 32), generator=generator).to(torch.uint8)
+    state = create_state(settings, torch.device("cpu"), "fp32")
+    task = DoubleContrast(state.model.double(), settings, torch.device("cpu"), "fp32", steps=STEPS)  # type: ignore[arg-type]
+    state.model.train()
+    found = []
+    for step in range(2):
+        (outputs,) = task.losses(Batch(list(views), torch.arange(BATCH), step, 0), measure=True)
+        state.optimizer.zero_grad()
+        outputs["loss"].backward()
+        state.optimizer.step()
+        task.after_step()
+        found.append(float(outputs["loss"].detach()))
+        assert float(outputs["chance"]) == pytest.approx(0.8 * math.log(BATCH))
+    assert found == pytest.approx(_v3_by_loops(settings, views), rel=1e-9)
+
+
+def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
+    """A queue longer than the split, both directions: what is blocked is exactly what the queue holds of the image."""
+    settings = make_settings("method.symmetric=true", "method.negatives=other_images", "method.queue_size=200")
+    state = create_state(settings, torch.device("cpu"), "fp32")
+    model = state.model
+    assert isinstance(model, MoCo)
+    task = Contrast(model, settings, torch.device("cpu"), "fp32", numbers=torch.arange(24), steps=STEPS)
+    model.train()
+    held: list[int] = []
+    for key in StepOrder(0, 24, BATCH, 6).from_step(0):
+        own = [torch.randint(0, 256, (BATCH, 1, 32, 32)).to(torch.uint8) for _ in plan_of(settings.method).wanted]
+        (outputs,) = task.losses(Batch(own, torch.from_numpy(key.samples), key.step, 0), measure=True)
+        outputs["loss"].backward()
+        open_keys = [200 - held.count(sample) for sample in key.samples.tolist()]
+        assert float(outputs["chance"]) == pytest.approx(np.log1p(open_keys).mean())
+        task.after_step()
+        held = (held + 2 * key.samples.tolist())[-200:]
+        assert sorted(model.queue_numbers[model.queue_numbers >= 0].tolist()) == sorted(held)
+    check_sizes(24, settings)
+    with pytest.raises(SettingsError, match=r"method\.negatives to other_images, which leaves them out"):
+        check_sizes(24, make_settings("method.queue_size=200"))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_contrast__parts_on_one_process_change_nothing(parts: int) -> None:
+    found = train(ALONE, make_settings(f"train.accumulation_steps={parts}"))
+    assert_equal_within_float_error(found, train(ALONE, make_settings()))
+
+
+def test_contrast__groups_do_change_something() -> None:
+    one, four = (train(ALONE, make_settings(f"method.batch_norm_splits={splits}")) for splits in (1, 4))
+    assert one["losses"] != pytest.approx(four["losses"], rel=1e-4)
+
+
+def _gradient(group: Group) -> list[float]:
+    """Return loss and gradient of queries that this process compares with a divided queue."""
+    torch.manual_seed(0)
+    queue = functional.normalize(torch.randn(12, 5, dtype=torch.float64), dim=1)
+    q, k = (functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1) for _ in range(2))
+    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.1, processes=group, sharded=True)
+    part = group.share.of(6)
+    own = q[part].clone().requires_grad_()
+    loss = info_nce(*model.compare(own, k[part]))
+    loss.backward()
+    assert own.grad is not None
+    return [loss.item(), *model.hardest_negative(own)[0].tolist(), *own.grad.flatten().tolist()]
+
+
+def test_contrast__divided_queue_gives_the_gradient_of_a_whole_one() -> None:
+    whole = _gradient(ALONE)
+    losses, hardest, gradients = [], [], []
+    for found in run_together(3, _gradient):
+        losses.append(found[0])
+        hardest += found[1:3]
+        gradients += found[3:]
+    assert sum(losses) / 3 == pytest.approx(whole[0], rel=1e-12)
+    assert hardest == pytest.approx(whole[1:7], rel=1e-6)
+    # each process takes the mean over its two queries, the whole over six
+    assert [value / 3 for value in gradients] == pytest.approx(whole[7:], rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("processes", "splits", "parts", "groups"),
+    [(1, 1, 1, 1), (1, 4, 1, 4), (4, 4, 1, 4), (4, 1, 1, 4), (2, 8, 2, 8), (4, 2, 2, 8)],
+)
+def test_batch_norm_groups__are_those_asked_for_and_at_least_one_a_pass(
+    processes: int, splits: int, parts: int, groups: int
+) -> None:
+    settings = make_settings(f"method.batch_norm_splits={splits}", f"train.accumulation_steps={parts}")
+    assert batch_norm_groups(settings, processes) == groups
+
+
+def test_check_sizes__what_the_processes_cannot_divide() -> None:
+    with pytest.raises(SettingsError, match=r"does not divide into 12 equal groups(?s:.*)multiple of 12, such as 24"):
+        check_sizes(100, make_settings("train.global_batch_size=20"), processes=3)
+    with pytest.raises(SettingsError, match=r"queue_size 24 cannot be divided among 16.*set it to 16"):
+        check_sizes(100, make_settings("method.queue_sharded=true", "train.global_batch_size=32"), processes=16)
+
+
+def _tell_traffic(group: Group) -> str:
+    settings = make_settings()
+    train(group, settings)
+    model = create_state(settings, torch.device("cpu"), "fp32", group).model
+    assert isinstance(model, MoCo)
+    return traffic(group, settings, STEPS, model)
+
+
+def test_traffic__counts_what_was_sent() -> None:
+    said, _ = run_together(2, _tell_traffic)
+    assert "embeddings 0.00819" in said  # 8 keys of 128 numbers of 8 bytes
+    assert said.endswith("would add 0.0328 MB")  # 8 images of 32 x 32 floats
+
+
+def test_meters__equal_plain_loops() -> None:
+    torch.manual_seed(0)
+    q, k = functional.normalize(torch.randn(6, 4), dim=1), functional.normalize(torch.randn(6, 4), dim=1)
+    queue = functional.normalize(torch.randn(9, 4), dim=1)
+    positive, negative = (q * k).sum(1) / 0.2, q @ queue.T / 0.2
+    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.2)
+    found = meters(q, positive, model)
+    right = sum(all(positive[i] > other for other in negative[i]) for i in range(6)) / 6
+    assert float(found["accuracy"]) == pytest.approx(right)
+    assert float(found["positive_similarity"]) == pytest.approx(sum(float(q[i] @ k[i]) for i in range(6)) / 6, abs=1e-6)
+    found = spread(q)
+    singular = np.linalg.svd(q.numpy(), compute_uv=False)
+    share = singular / singular.sum()
+    assert float(found["effective_rank"]) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+
+
+def test_spread__tells_collapse_from_spread() -> None:
+    torch.manual_seed(0)
+    wide = functional.normalize(torch.randn(512, 16), dim=1)
+    collapsed = functional.normalize(torch.ones(512, 16) + 1e-4 * torch.randn(512, 16), dim=1)
+    assert float(spread(wide)["embedding_std"]) == pytest.approx(1, abs=0.05)
+    assert float(spread(collapsed)["embedding_std"]) < 0.01
+    assert float(spread(wide)["effective_rank"]) > 15
+    assert float(spread(collapsed)["effective_rank"]) < 1.2
+
+
+def test_spread__of_what_is_not_finite_is_not_a_number() -> None:
+    assert spread(torch.full((8, 16), float("nan")))["effective_rank"].isnan()
