@@ -16,6 +16,7 @@ from medmoco.detection.boxes import CORNERS, Annotated, Annotations
 from medmoco.detection.learning import Detections
 from medmoco.errors import CheckpointError, DataError, SettingsError
 from medmoco.training.runlog import saying_what_disk_refuses, write_json
+from medmoco.utils.files import replacing
 
 DETECTIONS, FACTS = "detections.csv", "detections.json"
 
@@ -38,9 +39,8 @@ def write_detections(folder: Path, found: Mapping[str, Detections], annotations:
         frames.append(frame)
     with saying_what_disk_refuses():
         write_json(folder / FACTS, facts_of(annotations, list(found)) | {"encoder": source})
-        temporary = folder / f"{DETECTIONS}.tmp"
-        pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")
-        temporary.replace(folder / DETECTIONS)
+        with replacing(folder / DETECTIONS) as temporary:
+            pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")
 
 
 def facts_of(annotations: Annotations, splits: Sequence[str]) -> Tree:

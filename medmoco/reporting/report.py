@@ -34,6 +34,7 @@ from medmoco.reporting.training import (
     training_section,
     versions_section,
 )  # fmt: skip
+from medmoco.utils.files import replacing
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -62,9 +63,8 @@ def report(
     page = render(title or ", ".join(run.name for run in read), _lead(read), sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f"{out.name}.tmp")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
     return out

@@ -8,7 +8,6 @@ does not let it.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +19,7 @@ import torch
 from medmoco.config import RunSettings, Tree, as_tree, flatten, load
 from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.models.backbones import Backbone, check_size, create_backbone, load_weights
-from medmoco.utils.files import sha256_of, sync_folder
+from medmoco.utils.files import replacing, sha256_of
 
 FORMAT = 1
 KEPT = 3
@@ -50,12 +49,12 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _drop_leftovers(folder)
-        temporary = _write_beside(target, content)
-        new, old = sha256_of(temporary), _recorded(target)
-        # Until the new file has its name, an old one of the same step must be found intact too.
-        _record(target, [new, *old])
-        temporary.replace(target)
-        sync_folder(folder)
+        with replacing(target, durable=True) as temporary:
+            with temporary.open("wb") as file:  # given a path, torch hides why the disk refused
+                torch.save(content, file)
+            new, old = sha256_of(temporary), _recorded(target)
+            # Until the new file has its name, an old one of the same step must be found intact too.
+            _record(target, [new, *old])
         if old:
             _record(target, [new])
         _drop_old(folder, step)
@@ -64,25 +63,10 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
     return target
 
 
-def _write_beside(target: Path, content: dict[str, Any]) -> Path:
-    temporary = target.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
-
-
 def _record(target: Path, hashes: list[str]) -> None:
     """Write the hashes that the file may have, in the form that sha256sum checks."""
-    file = _hash_file(target)
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.writelines(f"{digest}  {target.name}\n" for digest in hashes)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    sync_folder(file.parent)
+    with replacing(_hash_file(target), durable=True) as temporary:
+        temporary.write_text("".join(f"{digest}  {target.name}\n" for digest in hashes))
 
 
 def _recorded(target: Path) -> list[str]:

@@ -23,6 +23,7 @@ from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, porta
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import TrainState
 from medmoco.training.runlog import saying_what_disk_refuses, write_json
+from medmoco.utils.files import replacing
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
@@ -178,9 +179,8 @@ def describe_run(folder: Path, settings: RunSettings, device: torch.device, prec
     changes = _changes(folder / ENVIRONMENT, environment)
     with saying_what_disk_refuses():
         write_json(folder / ENVIRONMENT, environment)
-        temporary = folder / f"{CONFIG}.tmp"
-        temporary.write_text(to_yaml(as_tree(settings)), encoding="utf-8")
-        temporary.replace(folder / CONFIG)
+        with replacing(folder / CONFIG) as temporary:
+            temporary.write_text(to_yaml(as_tree(settings)), encoding="utf-8")
     return changes
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import threading
 from collections import Counter
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from medmoco.errors import CheckpointError, first_line
+from medmoco.utils.files import replacing
 
 Record = dict[str, Any]
 LOG = "log.txt"
@@ -43,9 +43,9 @@ def saying_what_disk_refuses() -> Iterator[None]:
 
 def write_json(file: Path, content: Any) -> None:
     """Write strict JSON through a temporary file, so that a reader never sees half of it."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def print_warning(text: str) -> None:
@@ -212,6 +212,5 @@ def _keep_before(metrics: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue  # the line a crash cut short
-    temporary = metrics.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, metrics)
+    with replacing(metrics) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

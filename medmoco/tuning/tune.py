@@ -32,6 +32,7 @@ from medmoco.training.run_folder import CHECKPOINTS, CONFIG, HARMLESS, claim, de
 from medmoco.training.runlog import saying_what_disk_refuses, write_json
 from medmoco.tuning.proposals import Trial, ends_of, propose, require_optuna
 from medmoco.tuning.selection_bias import best_of, compare, line_of, table, words_of
+from medmoco.utils.files import replacing
 from medmoco.utils.stopping import stop_requests
 
 RECORD = "tune.json"
@@ -204,16 +205,14 @@ class _Search:
         winner = compare(self.trials, np.array(self.draws)) if self.trials else None
         with saying_what_disk_refuses():
             if self.draws:
-                temporary = self.out / f"{DRAWS}.tmp"
-                with temporary.open("wb") as file:
+                with replacing(self.out / DRAWS) as temporary, temporary.open("wb") as file:
                     np.save(file, np.array(self.draws))
-                temporary.replace(self.out / DRAWS)
             trials = [asdict(trial) for trial in self.trials]
             if winner:
                 best = config.as_tree(self._with(winner["values"]))
-                temporary = self.out / f"{BEST}.tmp"
-                temporary.write_text(config.to_yaml({k: v for k, v in best.items() if k != "tune"}), encoding="utf-8")
-                temporary.replace(self.out / BEST)
+                text = config.to_yaml({k: v for k, v in best.items() if k != "tune"})
+                with replacing(self.out / BEST) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
             write_json(self.out / RECORD, {**self.described, "trials": trials, "winner": winner})
 
     def _with(self, values: Tree) -> RunSettings:

@@ -102,7 +102,7 @@ def test_kill__while_the_file_is_written_leaves_the_one_before(tmp_path: Path, s
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
     assert save_and_die(tmp_path, 4, 4.0, limit) == signal.SIGXFSZ
-    assert (tmp_path / "step-000000004.tmp").stat().st_size <= size
+    assert (tmp_path / "step-000000004.pt.tmp").stat().st_size <= size
     assert load_checkpoint(tmp_path, pytest.fail)["step"] == 3
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_save_checkpoint__full_disk_leaves_the_old_one(tmp_path: Path, monkeypat
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
         CheckpointError, match=r"No space left.*\nIt needs [\d,]+ bytes; the disk has [\d,]+ bytes free"
     ):

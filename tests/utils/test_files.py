@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medmoco.utils.files import sha256_of, sync_folder
+from medmoco.utils.files import replacing, sha256_of, sync_folder
 
 
 def test_sha256_of__known_value(tmp_path: Path) -> None:
@@ -18,3 +18,31 @@ def test_sync_folder__of_one_that_is_there(tmp_path: Path) -> None:
     sync_folder(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("options", [{}, {"durable": True}, {"shared": True}])
+def test_replacing__the_file_changes_at_once_or_not_at_all(tmp_path: Path, options: dict[str, bool]) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with replacing(file, **options) as temporary:
+        temporary.write_text("new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("hal")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), replacing(file, **options) as temporary:
+        half(temporary)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+    assert file.read_text() == "new"
+
+
+def test_replacing__shared_by_two_processes(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    with replacing(file, shared=True) as one, replacing(file, shared=True) as other:
+        assert one != other
+        one.write_text("1")
+        other.write_text("2")
+    assert file.read_text() == "1"

@@ -22,6 +22,7 @@ from medmoco.data.loading.pairs import Plan
 from medmoco.data.loading.sampler import substitute
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import DataError, ImageError
+from medmoco.utils.files import replacing
 
 QUARANTINE = "quarantine.csv"
 _ATTEMPTS = 8  # where one image in ten is unusable, all of them fail once in a hundred million
@@ -188,11 +189,9 @@ class Quarantine:
         return sorted(new.items())
 
     def write(self) -> None:
-        """Write the list through a temporary file."""
-        temporary = self._file.with_name(f"{QUARANTINE}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        """Write the list."""
+        with replacing(self._file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("row", "reason"), *sorted(self._reasons.items())])
-        temporary.replace(self._file)
 
     def check_budget(self, csv_name: str) -> None:
         """Raise DataError if more rows are listed than `data.bad_images_budget` allows."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,7 +22,7 @@ from medmoco.data.image_io.images import read_canvas
 from medmoco.data.image_io.intensity import dtype_of
 from medmoco.data.pack.pack import canvas_shape, shard_name
 from medmoco.errors import DataError
-from medmoco.utils.files import sha256_of, sync_folder
+from medmoco.utils.files import replacing, sha256_of
 from medmoco.utils.guarded import Failure, map_guarded
 
 RECORDS = "unfinished"  # the folder of records, which goes away when the pack is complete
@@ -170,17 +169,12 @@ def write_atomically(file: Path, write: Callable[[BinaryIO], object]) -> str:
     Raises:
         DataError: the disk refuses.
     """
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")  # two machines may write the same shard
     try:
-        with temporary.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        digest = sha256_of(temporary)
-        temporary.replace(file)
-        sync_folder(file.parent)
+        with replacing(file, durable=True, shared=True) as temporary:
+            with temporary.open("wb") as stream:
+                write(stream)
+            digest = sha256_of(temporary)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"{file.name} of the pack cannot be written: {error.strerror}\n"
             "Finished shards are intact. Mend that, then run the same command again."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +43,7 @@ from medmoco.evaluation.supervised.heads import Classifier
 from medmoco.models.backbones import create_backbone
 from medmoco.models.interop.state_dicts import plain_tensors
 from medmoco.models.patches import check_patches
-from medmoco.utils.files import sync_folder
+from medmoco.utils.files import replacing
 
 Floats = NDArray[np.float64]
 
@@ -189,9 +188,9 @@ def save_classifier(folder: Path, classifier: Classifier, facts: Tree) -> None:
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS, content)
-        _write(folder / FACTS, text.encode())
-        sync_folder(folder)
+        for name, written in ((WEIGHTS, content), (FACTS, text.encode())):
+            with replacing(folder / name, durable=True) as temporary:
+                temporary.write_bytes(written)
     except OSError as error:
         raise CheckpointError(f"the classifier folder {folder} cannot be written: {error.strerror}") from None
 
@@ -209,15 +208,6 @@ def remove_classifier(folder: Path) -> None:
             folder.rmdir()
     except OSError as error:
         raise CheckpointError(f"the classifier folder {folder} cannot be removed: {error.strerror}") from None
-
-
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
 
 
 def load_classifier(folder: Path) -> tuple[Classifier, Tree]:

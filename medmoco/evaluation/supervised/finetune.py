@@ -41,6 +41,7 @@ from medmoco.training.run_folder import (
     enter_folder,
     facts_of,
 )
+from medmoco.utils.files import replacing
 from medmoco.utils.rng import WEIGHTS, hashed
 
 Floats = NDArray[np.float64]
@@ -299,9 +300,8 @@ def _write_scores(file: Path, result: Finetuned) -> None:
         targets, scores = result.targets["val"][:, number], result.scores["val"][:, number]
         rows = pd.DataFrame({"row": result.splits["val"].rows, "label": label, "target": targets, "score": scores})
         frames.append(rows[~np.isnan(targets)].astype({"target": int}))
-    temporary = file.with_name(f"{file.name}.tmp")
-    pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")
 
 
 def _in_words(result: Finetuned, early: bool) -> str:

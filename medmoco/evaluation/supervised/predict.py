@@ -14,6 +14,7 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features.inputs import load_splits
 from medmoco.evaluation.supervised.classifier import load_classifier, own_calibration, prepared, score_split
 from medmoco.training.device import choose_device
+from medmoco.utils.files import replacing
 
 Floats = NDArray[np.float64]
 
@@ -84,10 +85,9 @@ def probabilities_of(scores: Floats, facts: Tree) -> Floats:
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:
-    temporary = out.with_name(f"{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(temporary, index=False, float_format="%.6g")
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
