@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medmoco.cli.options import Config, Overrides, load, path, say
+from medmoco.cli.options import Config, Overrides, load, log, path
 from medmoco.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -132,11 +132,11 @@ def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> 
     from medmoco.data.pack.pack_writing import make_pack
 
     if dask is None:
-        return make_pack(settings.data, folder, say)
+        return make_pack(settings.data, folder, log)
     from medmoco.data.pack.pack_dask import on_cluster
 
     with on_cluster(dask) as write:
-        return make_pack(settings.data, folder, say, write)
+        return make_pack(settings.data, folder, log, write)
 
 
 def make_missing_pack(settings: RunSettings) -> None:
@@ -146,5 +146,5 @@ def make_missing_pack(settings: RunSettings) -> None:
 
     place = settings.data.pack
     if place and not is_url(place) and not Path(place, INFO).is_file():
-        say(f"data.pack: {place} is not there yet or unfinished; making it first")
+        log(f"data.pack: {place} is not there yet or unfinished; making it first")
         _make_pack(settings, Path(place))

@@ -18,9 +18,9 @@ from medmoco.cli.options import (
     Resume,
     Test,
     load,
+    log,
     named,
     path,
-    say,
 )
 from medmoco.cli.processes import in_processes
 
@@ -41,7 +41,7 @@ def evaluate(
     encoders = named(encoder)
     from medmoco.evaluation.evaluate import evaluate as score
 
-    print(score(settings, encoders, out, test=test, say=say).table)
+    print(score(settings, encoders, out, test=test, log=log).table)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -61,7 +61,7 @@ def curve(
     encoders = named(encoder)
     from medmoco.evaluation.curve import curve as score
 
-    print(score(settings, encoders, out, draws=draws, finetuned=finetune, test=test, say=say).table)
+    print(score(settings, encoders, out, draws=draws, finetuned=finetune, test=test, log=log).table)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -78,7 +78,7 @@ def external(
     settings, theirs = load(config_file, overrides), load(other)
     from medmoco.evaluation.supervised.external import external as score
 
-    print(score(settings, theirs, classifier, out, say=say))
+    print(score(settings, theirs, classifier, out, log=log))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -107,7 +107,7 @@ def detect(
     changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
     with in_processes(settings, devices, out) as group:
         found = run(
-            settings, encoder, out, test=test, against=against, pictures=pictures, **changes, say=say, group=group
+            settings, encoder, out, test=test, against=against, pictures=pictures, **changes, log=log, group=group
         )
         if found:
             print(found.table)

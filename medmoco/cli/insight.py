@@ -15,10 +15,10 @@ from medmoco.cli.options import (
     Rows,
     ScoredSplit,
     load,
+    log,
     named,
     path,
     row_numbers,
-    say,
     split_name,
 )
 
@@ -47,7 +47,7 @@ def neighbours(
     wanted, names = row_numbers(rows), {"split": split_name(split), "bank": split_name(bank)}
     from medmoco.inspection.neighbours import neighbours as find
 
-    found = find(settings, encoder, out, wanted, **names, count=count, same_patient=same_patient, say=say)
+    found = find(settings, encoder, out, wanted, **names, count=count, same_patient=same_patient, log=log)
     print(f"{len(found)} neighbours of {len(set(wanted))} images are in {out.with_suffix('.csv')}")
     if out.suffix.lower() == ".png":
         print(f"{out} shows them: keep it where the images may be")
@@ -66,7 +66,7 @@ def projection(
     settings = load(config_file, overrides)
     from medmoco.inspection.projection import projection as project
 
-    print(project(settings, encoder, out, split=split_name(split), colour=colour, say=say))
+    print(project(settings, encoder, out, split=split_name(split), colour=colour, log=log))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -87,7 +87,7 @@ def placement(
     settings = load(config_file, overrides)
     from medmoco.inspection.retrieval import placement as place
 
-    print(place(settings, named(encoder), out, split=split_name(split), twins=twin or (), say=say), end="")
+    print(place(settings, named(encoder), out, split=split_name(split), twins=twin or (), log=log), end="")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -106,7 +106,7 @@ def saliency(
     settings = load(config_file, overrides)
     from medmoco.inspection.saliency import saliency as draw
 
-    print(draw(settings, classifier, out, row_numbers(rows), label, split=split_name(split), say=say))
+    print(draw(settings, classifier, out, row_numbers(rows), label, split=split_name(split), log=log))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -122,4 +122,4 @@ def reconstruct(
     settings = load(config_file, overrides)
     from medmoco.inspection.reconstruct import reconstruct as draw
 
-    print(draw(settings, run, out, row_numbers(rows), split=split_name(split), say=say))
+    print(draw(settings, run, out, row_numbers(rows), split=split_name(split), log=log))

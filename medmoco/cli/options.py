@@ -96,6 +96,6 @@ def split_name(name: str) -> str:
     return name
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Tell the user how far it is, on stderr: stdout is for results."""
     print(text, file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medmoco.cli.data import make_missing_pack
-from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, path, say
+from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, log, path
 from medmoco.cli.processes import in_processes
 
 PANEL = "Training"
@@ -25,7 +25,7 @@ def bench(
     settings = load(config_file, overrides)
     from medmoco.training.bench import bench as measure
 
-    print(measure(settings, seconds, say))
+    print(measure(settings, seconds, log))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -67,7 +67,7 @@ def tune(
     with in_processes(settings, devices, folder) as group:
         group.first(lambda: make_missing_pack(settings), patiently=True)
         table = search(
-            config_file, overrides or (), folder, resume=resume, overwrite=overwrite, say=say, group=group
+            config_file, overrides or (), folder, resume=resume, overwrite=overwrite, log=log, group=group
         )  # fmt: skip
         if group.is_first:
             print(f"{table}\nsearch folder: {folder}")
@@ -111,7 +111,7 @@ def finetune(
 
     with in_processes(settings, devices, out) as group:
         run(
-            settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, say=say,
+            settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, log=log,
             group=group,
         )  # fmt: skip
         if group.is_first:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medmoco.cli.options import Config, Overrides, ScoredSplit, load, path, say, split_name
+from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
 from medmoco.errors import SettingsError
 
 PANEL = "Use"
@@ -32,7 +32,7 @@ def predict(
     name = split_name(split)
     from medmoco.evaluation.supervised.predict import predict as apply
 
-    rows = apply(settings, classifier, out, split=name, with_path=with_path, say=say)
+    rows = apply(settings, classifier, out, split=name, with_path=with_path, log=log)
     print(f"{rows} rows of {name} are in {out}")
 
 

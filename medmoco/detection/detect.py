@@ -69,7 +69,7 @@ def detect(
     resume: bool = False,
     overwrite: bool = False,
     allow_change: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     group: Group = ALONE,
 ) -> Detected | None:
     """Train a detector on the boxes of train, keep the epoch that is best on val, and score it.
@@ -86,7 +86,7 @@ def detect(
         resume: Go on from the newest checkpoint in the folder; from step 0 where there is none yet.
         overwrite: Delete a run that is in the folder.
         allow_change: Resume although settings, the manifest or the boxes have changed.
-        say: Told of damaged checkpoints of the encoder.
+        log: Told of damaged checkpoints of the encoder.
         group: The processes that train together; the first scores, writes and speaks, the others return None.
 
     Raises:
@@ -99,7 +99,7 @@ def detect(
     with group.one_fate():
         annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
-        backbone, source = load_backbone(encoder, settings, say if group.is_first else lambda _: None, whole=False)
+        backbone, source = load_backbone(encoder, settings, log if group.is_first else lambda _: None, whole=False)
     facts = _facts(settings, annotations, backbone, source) | {"processes": group.size}
     model = create_detector(backbone, settings, len(annotations.labels))
     run = _Run(settings, annotations, model, encoder, source, device, precision)
@@ -216,7 +216,7 @@ class _Run:
     ) -> Detected:
         """Score the best epoch's weights, and leave detections, scores and the table."""
         best = selection.best
-        selection.log.say(f"done: {best.validated} epochs; number {best.epoch + 1} is the best on val")
+        selection.log.info(f"done: {best.validated} epochs; number {best.epoch + 1} is the best on val")
         found = {
             name: find_boxes(self.model, self.annotations.splits[name], self.settings, self.device)
             for name in _scored(self.annotations)

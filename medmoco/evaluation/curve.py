@@ -49,7 +49,7 @@ def curve(
     draws: int,
     finetuned: bool = False,
     test: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Curve:
     """Score linear probes, and where wanted fine-tuning, at every share of `evaluate.fractions`.
 
@@ -63,18 +63,18 @@ def curve(
         draws: Of patients, for shares below 1.
         finetuned: Train the first encoder, and the network from nothing, end to end on the same draws.
         test: Look at the test split too, and note that in the run's ledger.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Raises:
         MedmocoError: as `evaluate` and `finetune` do.
     """
     make_folder(out)
-    study = begin(settings, encoders, test=test, say=say)
+    study = begin(settings, encoders, test=test, log=log)
     methods = ["linear", *(["finetune"] if finetuned else [])]
     rows: list[Record] = []
     differences: list[Record] = []
     for fraction in sorted(set(settings.evaluate.fractions)):
-        say(f"labels of {100 * fraction:g} % of the patients")
+        log(f"labels of {100 * fraction:g} % of the patients")
         chosen = settings.evaluate.model_copy(update={"label_fraction": fraction, "label_draws": draws})
         share = settings.model_copy(update={"evaluate": chosen})
         drawn = draw_labels(study.splits["train"], share)
@@ -82,7 +82,7 @@ def curve(
         for name in study.encoders:
             answers |= linear_answers(study, name, drawn, share)
         if finetuned:
-            answers |= _finetune_answers(study, share, out, say)
+            answers |= _finetune_answers(study, share, out, log)
         found, compared = _score(study, methods, answers, drawn, share)
         rows += found
         differences += compared
@@ -100,18 +100,18 @@ def curve(
     return Curve(rows, differences, table)
 
 
-def _finetune_answers(study: Study, share: RunSettings, out: Path, say: Callable[[str], None]) -> dict[Key, Answer]:
+def _finetune_answers(study: Study, share: RunSettings, out: Path, log: Callable[[str], None]) -> dict[Key, Answer]:
     """Train end to end from the first encoder and from nothing, once for each draw, all labels together."""
     chosen = share.evaluate
     sources = {study.encoders[0]: study.encoder, UNTRAINED: "random"}
     scores: dict[Key, list[Floats]] = {}
     for name, source in sources.items():
         for draw in range(chosen.label_draws if chosen.label_fraction < 1 else 1):
-            say(f"fine-tuning {name}, draw {draw}")
+            log(f"fine-tuning {name}, draw {draw}")
             how = share.finetune.model_copy(update={"label_fraction": chosen.label_fraction, "label_draw": draw})
             folder = out / "finetune" / f"{name}_{100 * chosen.label_fraction:g}_percent_draw_{draw}"
             found = finetune(
-                share.model_copy(update={"finetune": how}), source, folder, splits=study.scored, resume=True, say=say
+                share.model_copy(update={"finetune": how}), source, folder, splits=study.scored, resume=True, log=log
             )
             assert found  # this process is alone
             for split in study.scored:

@@ -53,7 +53,7 @@ def evaluate(
     out: Path,
     *,
     test: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Score encoders' frozen features, beside the untrained network and raw pixels.
 
@@ -65,7 +65,7 @@ def evaluate(
         encoders: Name -> run folder, weights file, or "random"; the first is the one asked about.
         out: Folder for the results; what an earlier evaluation wrote there is replaced.
         test: Look at the test split too, and note that in the run's ledger.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Raises:
         SettingsError: `out` cannot be written; and as `study.begin`.
@@ -74,11 +74,11 @@ def evaluate(
         DataError: an image cannot be used.
     """
     make_folder(out)
-    study = begin(settings, encoders, test=test, say=say)
+    study = begin(settings, encoders, test=test, log=log)
     drawn = draw_labels(study.splits["train"], settings)
     answers: dict[Key, Answer] = {}
     for name in study.encoders:
-        say(f"probes on {name}")
+        log(f"probes on {name}")
         answers |= linear_answers(study, name, drawn, settings)
         answers |= knn_answers(study, name, drawn, settings)
     scored = score_all(study, METHODS, study.encoders, answers, drawn, settings)

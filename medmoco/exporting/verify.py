@@ -19,14 +19,14 @@ RUN_CODE = ("program", "monai-bundle")
 _WORDS = {0: "outputs", 1: "difference", 2: "allowed", 3: "float16", 4: "bfloat16", 5: "loaded with"}
 
 
-def verify(folder: Path, say: Callable[[str], None], *, trust: bool = False) -> None:
+def verify(folder: Path, log: Callable[[str], None], *, trust: bool = False) -> None:
     """Check every file of an export against its hash, then load each format in a new process and compare.
 
     Files that are damaged are not loaded.
 
     Args:
         folder: That `medmoco export` wrote.
-        say: Told a table, a line for each format.
+        log: Told a table, a line for each format.
         trust: Also load formats that can run code: hashes prove that a folder is whole, not who made it.
 
     Raises:
@@ -35,7 +35,7 @@ def verify(folder: Path, say: Callable[[str], None], *, trust: bool = False) -> 
     count = check_files(folder)
     parity = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
     cases, expected = load_cases(folder / CASES)
-    say(f"{count} files are as they were written; outputs for {len(cases)} synthetic images:")
+    log(f"{count} files are as they were written; outputs for {len(cases)} synthetic images:")
     rows, failures = [["format", *_WORDS.values()]], []
     skipped = 0
     for name in (record["format"] for record in parity["formats"]):
@@ -51,11 +51,11 @@ def verify(folder: Path, say: Callable[[str], None], *, trust: bool = False) -> 
         except CheckpointError as error:
             failures.append(f"{name}: {first_line(error)}")
             rows.append([name, "FAILED"])
-    say(_table(rows))
+    log(_table(rows))
     if failures:
         raise CheckpointError("\n".join(["the export is not what it was proved to be", *failures[:4]]))
     if skipped:
-        say(f"{skipped} of {len(rows) - 1} formats were not checked")
+        log(f"{skipped} of {len(rows) - 1} formats were not checked")
 
 
 def check_files(folder: Path) -> int:

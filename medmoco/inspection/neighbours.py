@@ -31,7 +31,7 @@ def neighbours(
     bank: str = "train",
     count: int = 6,
     same_patient: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
     """Find the nearest neighbours of chosen images by the cosine of their features.
 
@@ -46,7 +46,7 @@ def neighbours(
         bank: The split whose images are compared with them. An image is never its own neighbour.
         count: Neighbours of each; fewer where the bank has fewer.
         same_patient: Other images of the same patient count too.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Returns:
         What the CSV holds: one line per neighbour, the nearest first.
@@ -61,10 +61,10 @@ def neighbours(
         raise SettingsError(f"--out {out.name}: name a .png for the picture and the table, or a .csv for the table")
     splits = load_splits(settings, (split, bank))
     for notice in (notice for found in splits.values() for notice in found.notices):
-        say(notice)
+        log(notice)
     asked = splits[split].select(find_rows(splits[split], rows))
-    model = load_encoder(encoder, settings, say)
-    say(f"features of {bank}: {len(splits[bank])} images")
+    model = load_encoder(encoder, settings, log)
+    log(f"features of {bank}: {len(splits[bank])} images")
     keys = features_of(splits[bank], model, settings)
     queries = features_of(asked, model, settings)
     table = nearest(asked, queries, splits[bank], keys, count=count, same_patient=same_patient)

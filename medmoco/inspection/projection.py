@@ -48,7 +48,7 @@ def projection(
     *,
     split: str = "val",
     colour: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Lay a split's features out on a plane by PCA and t-SNE.
 
@@ -60,7 +60,7 @@ def projection(
         out: Folder.
         split: Name in the manifest.
         colour: Label that colours the points; without it the first, if there is any.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Returns:
         What was done, in words.
@@ -77,10 +77,10 @@ def projection(
     if len(whole) < FEWEST:
         raise ManifestError(f"{whole.csv.name}: {len(whole)} {split} images are too few; give at least {FEWEST}")
     drawn = _sample(whole, settings.seed)
-    model = load_encoder(encoder, settings, say)
-    say(f"features of {split}: {len(drawn)} images")
+    model = load_encoder(encoder, settings, log)
+    log(f"features of {split}: {len(drawn)} images")
     features = features_of(drawn, model, settings)
-    say("laying them out")
+    log("laying them out")
     points, trust = lay_out(features, settings.seed)
     labels = {name: drawn.labels[:, place] for place, name in enumerate(drawn.label_names)}
     table = pd.DataFrame({"row": drawn.rows, "x": points[:, 0], "y": points[:, 1], **labels})

@@ -35,7 +35,7 @@ def reconstruct(
     rows: Sequence[int],
     *,
     split: str = "val",
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Draw chosen images, what the decoder makes of their embeddings, and the error; the picture shows patients.
 
@@ -45,7 +45,7 @@ def reconstruct(
         out: PNG file.
         rows: Of the split, as a spreadsheet counts them.
         split: Where the rows are.
-        say: Told of damaged checkpoints.
+        log: Told of damaged checkpoints.
 
     Returns:
         One line per image: its error, and that of an even picture of the image's mean.
@@ -57,7 +57,7 @@ def reconstruct(
         DataError: an image cannot be used.
     """
     trained = load_run(run)
-    model = load_with_decoder(run, trained, say)
+    model = load_with_decoder(run, trained, log)
     prepared = {key: getattr(trained.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}
     data = settings.data.model_copy(update=prepared)
     settings = settings.model_copy(update={"views": trained.views, "data": data})
@@ -86,7 +86,7 @@ def reconstruct(
     return "\n".join([*text, scale, f"{out} shows them: keep it where the images may be"])
 
 
-def load_with_decoder(run: Path, trained: RunSettings, say: Callable[[str], None]) -> MoCo:
+def load_with_decoder(run: Path, trained: RunSettings, log: Callable[[str], None]) -> MoCo:
     """Load all of a run's networks, in eval mode.
 
     Raises:
@@ -94,7 +94,7 @@ def load_with_decoder(run: Path, trained: RunSettings, say: Callable[[str], None
     """
     if not trained.decoder.weight:
         raise CheckpointError(f"{run} was trained without a decoder; set decoder.weight above 0 and pretrain anew")
-    content = load_checkpoint(run / "checkpoints", say)
+    content = load_checkpoint(run / "checkpoints", log)
     model = create_state(trained.model_copy(update={"out": run}), torch.device("cpu"), "fp32").model
     assert isinstance(model, MoCo)
     try:

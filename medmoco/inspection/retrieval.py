@@ -66,7 +66,7 @@ def placement(
     *,
     split: str = "val",
     twins: Sequence[str] = (),
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Rank every image's twins by encoders' features, beside an untrained one's and raw pixels.
 
@@ -81,7 +81,7 @@ def placement(
         out: Folder.
         split: Name in the manifest.
         twins: See `parse_twin`; all kinds if empty. The views are of the first run's recipe if there is a run.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Returns:
         The table.
@@ -96,15 +96,15 @@ def placement(
     make_folder(out)
     found = load_splits(settings, (split,))[split]
     for notice in found.notices:
-        say(notice)
+        log(notice)
     if len(found) < 2:
         raise ManifestError(f"{found.csv.name}: one {split} image alone has no rank; give it company")
-    encoders = {**load_controls(sources, settings, say), "pixels": thumbnails()}
+    encoders = {**load_controls(sources, settings, log), "pixels": thumbnails()}
     runs = {name: Path(source) for name, source in sources.items() if Path(source).is_dir()}
     heads = {name: load_projector(run, settings) for name, run in runs.items()}
     recipe = load_run(next(iter(runs.values()))).views if runs else settings.views
     views = recipe.model_copy(update={"size": settings.evaluate.size or settings.views.size})
-    placed = place_split(found, encoders, heads, chosen, views, settings, say)
+    placed = place_split(found, encoders, heads, chosen, views, settings, log)
     records = [_record(placing, *key, found, settings) for key, placing in placed.items()]
     write_json(out / "placement.json", records)
     _histogram(placed).to_csv(out / "histogram.csv", index=False)
@@ -159,7 +159,7 @@ def place_split(
     twins: Sequence[Twin],
     views: ViewSettings,
     settings: RunSettings,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[tuple[str, str], Placed]:
     """Rank the twins of every row by each encoder.
 
@@ -170,19 +170,19 @@ def place_split(
         twins: How they differ.
         views: See `make_twins`.
         settings: Of the data.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Returns:
         By encoder and twin.
     """
     (device,) = {on_device(module, settings) for module in encoders.values()}
-    say(f"features of {split.name}: {len(split)} images")
+    log(f"features of {split.name}: {len(split)} images")
     plain = extract(encoders, split, settings, device).features
     bank = {name: values.to(device) for name, values in _unit(plain, heads).items()}
     parts: dict[tuple[str, str], list[Placed]] = {(name, str(twin)): [] for name in bank for twin in twins}
     for start in range(0, len(split), _ROWS_AT_A_TIME):
         some = split.select(np.arange(start, min(start + _ROWS_AT_A_TIME, len(split))))
-        say(f"twins of images {start + 1} to {start + len(some)}")
+        log(f"twins of images {start + 1} to {start + len(some)}")
         make = partial(make_twins, twins=twins, views=views, rows=some.rows, seed=settings.seed)
         lookers = {
             f"{name} {twin}": _OfView(module, view, settings.data.channel_count)

@@ -46,7 +46,7 @@ def saliency(
     label: str,
     *,
     split: str = "val",
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Draw the maps of chosen images; the picture shows patients.
 
@@ -57,7 +57,7 @@ def saliency(
         rows: Of the split, as a spreadsheet counts them.
         label: One of the classifier's.
         split: Where the rows are.
-        say: Told what is done in another way than the settings say.
+        log: Told what is done in another way than the settings say.
 
     Returns:
         One line per image: its label, score and probability, what patches score, and how like its map is to that of
@@ -73,7 +73,7 @@ def saliency(
     find_label(label, facts["labels"])
     settings, changes = prepared(settings, facts)
     for change in changes:
-        say(change)
+        log(change)
     found = load_splits(settings, (split,))[split]
     few = found.select(find_rows(found, rows))
     images, device = read_views(few, np.arange(len(few)), settings), on_device(model, settings)

@@ -94,13 +94,13 @@ class Facts:
         return max(self.workers, 1) * self.per_worker
 
 
-def bench(settings: RunSettings, seconds: float, say: Callable[[str], None]) -> str:
+def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> str:
     """Measure, and say in plain words what holds training up and what would help.
 
     Args:
         settings: Of the run that is to be fast.
         seconds: For each of the four measurements, besides their starting.
-        say: Told what is being measured.
+        log: Told what is being measured.
 
     Raises:
         SettingsError, DataError: as pretraining would.
@@ -113,14 +113,14 @@ def bench(settings: RunSettings, seconds: float, say: Callable[[str], None]) -> 
     device = choose_device(settings.train)
     precision, _ = choose_precision(settings.train, device)
     best, _ = choose_precision(settings.train.model_copy(update={"precision": "device"}), device)
-    say("1 of 4: reading and decoding, in one process")
+    log("1 of 4: reading and decoding, in one process")
     with _one_thread():
         read = _rate(_reading(split, settings), seconds)
-        say("2 of 4: views, in one process")
+        log("2 of 4: views, in one process")
         views = _rate(_view_making(split, settings), seconds)
-    say("3 of 4: the training step, on made-up images")
+    log("3 of 4: the training step, on made-up images")
     step, _ = _train(repeat(_made_up(settings)), split, settings, precision, seconds, skip=2)
-    say("4 of 4: training as it is")
+    log("4 of 4: training as it is")
     batches = training_batches(split, settings, _order(split, settings), 0)
     prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
     together, waiting = _train(batches, split, settings, precision, seconds, skip=prefetched)

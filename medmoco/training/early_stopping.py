@@ -218,11 +218,11 @@ def train_and_select(
     stack.enter_context(reporting_end(settings.out, state, order.steps, train, group))
     log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
     for note in notes:
-        log.say(note)
+        log.info(note)
     for warning in start.warnings:
         log.warn(warning)
     processes = f", {group.size} processes" if group.size > 1 else ""
-    log.say(
+    log.info(
         f"{'resuming' if start.saved else 'training'} {what}{processes}, up to {order.steps} steps"
         f" of {order.batch_size}, from step {state.step}"
     )

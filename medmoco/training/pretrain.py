@@ -89,11 +89,11 @@ def pretrain(
         make_log = RunLog if group.is_first else SilentLog
         log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
         for notice in [*splits["train"].notices, *overlap_notices(splits)]:
-            log.say(notice)
+            log.info(notice)
         for warning in [*start.warnings, *changes]:
             log.warn(warning)
         if resume and not start.saved:
-            log.say("the run folder holds no checkpoint yet: starting from step 0")
+            log.info("the run folder holds no checkpoint yet: starting from step 0")
         _say_start(settings, order, start, device, group, log)
         quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
         mishaps = Mishaps(order, splits["train"], state, log, group, quarantine)
@@ -105,7 +105,7 @@ def pretrain(
         stack.enter_context(closing(batches))
         fit(task, batches, state, order, settings.train, log, run.hooks(), group)
         mishaps.say_what_came()
-        log.say(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+        log.info(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
         return run.model.query_encoder.backbone  # type: ignore[return-value]
 
 
@@ -137,20 +137,20 @@ def _say_start(
 ) -> None:
     model: Any = start.state.model
     if model.query_encoder.backbone.start and not start.saved:
-        log.say(f"starting from {model.query_encoder.backbone.start}")
+        log.info(f"starting from {model.query_encoder.backbone.start}")
     before = start.saved.get("processes", 1) if start.saved else group.size
     if before != group.size:
-        log.say(
+        log.info(
             f"the run had {before} processes and now has {group.size}: the same samples and views in the same order"
         )
     wanted, groups = settings.method.batch_norm_splits, batch_norm_groups(settings, group.size)
     if groups != wanted:
-        log.say(
+        log.info(
             f"batch norm takes its statistics over {groups} groups of the batch, not {wanted}: at least one for each"
             " process and part"
         )
     precision, why = choose_precision(settings.train, device)
-    log.say(
+    log.info(
         f"{'resuming' if start.saved else 'pretraining'} {settings.model.backbone} by {settings.method.name}"
         f" on {order.samples} images, {order.steps} steps of {order.batch_size}, from step {start.state.step},"
         f" {f'{group.size} processes on ' if group.size > 1 else ''}{device.type}, {precision} ({why})"
@@ -201,7 +201,7 @@ class _Run:
         """Measure what the features are worth so far, where that is due."""
         if self.group.size > 1 and not self.traffic_told:
             self.traffic_told = True
-            self.log.say(traffic(self.group, self.settings, self.state.step - self.start_step, self.model))
+            self.log.info(traffic(self.group, self.settings, self.state.step - self.start_step, self.model))
         every = self.settings.train.knn_every
         if not every or (epoch + 1) % every or not self.settings.data.labels:
             return {}

@@ -89,7 +89,7 @@ class RunLog:
             self._tensorboard.close()
         threading.excepthook = threading.__excepthook__
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Print a message and append it to log.txt."""
         self._console.print(text, markup=False)
         with saying_what_disk_refuses(), (self.folder / LOG).open("a", encoding="utf-8") as file:
@@ -97,7 +97,7 @@ class RunLog:
 
     def warn(self, text: str) -> None:
         """Say something the user should act on."""
-        self.say(f"warning: {text}")
+        self.info(f"warning: {text}")
 
     def remark(self, notice: str) -> None:
         """Pass on "CSV row N: what the image reader noticed": one image of each kind, and at the end how many more."""
@@ -133,7 +133,7 @@ class RunLog:
         self._bar.update(self._task, completed=step, text=text)
         if not self._console.is_terminal:
             left = f", {timedelta(seconds=round(seconds_left))} left" if seconds_left is not None else ""
-            self.say(f"step {step}/{self.steps}: {text}{left}")
+            self.info(f"step {step}/{self.steps}: {text}{left}")
 
 
 def _leave_out_what_is_said(arguments: threading.ExceptHookArgs) -> None:
@@ -158,7 +158,7 @@ class SilentLog(RunLog):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Say nothing."""
 
     def remark(self, notice: str) -> None:

@@ -37,12 +37,12 @@ class Mishaps:
     def say_what_is_known(self) -> None:
         """Say what a run that is resumed has listed before."""
         if self.quarantine:
-            self.log.say(f"{len(self.quarantine)} images of train are in quarantine from before ({QUARANTINE})")
+            self.log.info(f"{len(self.quarantine)} images of train are in quarantine from before ({QUARANTINE})")
 
     def say_what_came(self) -> None:
         """Say at the end what was listed."""
         if self.quarantine:
-            self.log.say(
+            self.log.info(
                 f"{len(self.quarantine)} images of train could not be used: {QUARANTINE} in the run folder lists them"
             )
 

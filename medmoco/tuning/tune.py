@@ -51,7 +51,7 @@ def tune(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     group: Group = ALONE,
 ) -> str:
     """Search `tune.space` for the settings whose features score best on validation.
@@ -65,7 +65,7 @@ def tune(
         out: Folder of the search.
         resume: Go on with the search in the folder.
         overwrite: Delete it.
-        say: Told of each trial.
+        log: Told of each trial.
         group: The processes that train each trial together.
 
     Returns:
@@ -80,7 +80,7 @@ def tune(
     search = _Search(config_file, overrides, config.load(config_file, overrides), out, group)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(stop_requests())
-        group.first(lambda: search.prepare(stack, say, resume=resume, overwrite=overwrite), patiently=True)
+        group.first(lambda: search.prepare(stack, log, resume=resume, overwrite=overwrite), patiently=True)
         search.trials = [Trial(**told) for told in group.from_first(lambda: [asdict(t) for t in search.trials])]
         while len(search.trials) < search.settings.tune.trials:
             if group.any_of(stop_asked())[0]:
@@ -89,9 +89,9 @@ def tune(
             values = group.from_first(search.next_values)
             if values is None:
                 if group.is_first:
-                    say(f"the space holds nothing new after {len(search.trials)} trials")
+                    log(f"the space holds nothing new after {len(search.trials)} trials")
                 break
-            search.add(search.run(values, say, stop_asked), say)
+            search.add(search.run(values, log, stop_asked), log)
         return search.table() if group.is_first else ""
 
 
@@ -133,7 +133,7 @@ class _Search:
     draws: list[Floats] = field(default_factory=list)
     described: Tree = field(default_factory=dict)
 
-    def prepare(self, stack: ExitStack, say: Callable[[str], None], *, resume: bool, overwrite: bool) -> None:
+    def prepare(self, stack: ExitStack, log: Callable[[str], None], *, resume: bool, overwrite: bool) -> None:
         """Check what can be checked, take the folder, and read what is in it."""
         require_optuna()
         check_space(self.config_file, self.overrides, self.settings)
@@ -146,13 +146,13 @@ class _Search:
             "settings": portable_settings(self.settings),
             "manifests": {name: split.sha256 for name, split in self.splits.items()},
         }
-        stack.enter_context(holding(self.out, say))
+        stack.enter_context(holding(self.out, log))
         claim(self.out, resume=resume, overwrite=overwrite)
         for notice in [
             *(notice for split in self.splits.values() for notice in split.notices),
             *overlap_notices(self.splits),
         ]:
-            say(notice)
+            log(notice)
         if resume:
             self._read()
         device, precision, _ = prepare_device(self.settings.train)
@@ -232,7 +232,7 @@ class _Search:
         given = dict(config.flatten(config.as_tree(self.settings)))
         return {key: given[key] for key in space}
 
-    def run(self, values: Tree, say: Callable[[str], None], stop_asked: Callable[[], bool]) -> Trial:
+    def run(self, values: Tree, log: Callable[[str], None], stop_asked: Callable[[], bool]) -> Trial:
         """Pretrain with the values and score the encoder; a trial that is refused or diverges is one that failed.
 
         Raises:
@@ -240,7 +240,7 @@ class _Search:
         """
         number, start = len(self.trials), time.monotonic()
         if self.group.is_first:
-            say(f"trial {number} of {self.settings.tune.trials}: {words_of(values)}")
+            log(f"trial {number} of {self.settings.tune.trials}: {words_of(values)}")
         try:
             settings = self.trial_settings(values)
             resume = self.group.from_first((settings.out / CONFIG).is_file)
@@ -272,14 +272,14 @@ class _Search:
         limits = share_interval(value, draws)
         return {"score": value, "low": or_none(limits.low), "high": or_none(limits.high)}
 
-    def add(self, trial: Trial, say: Callable[[str], None]) -> None:
+    def add(self, trial: Trial, log: Callable[[str], None]) -> None:
         """Take up a trial's result, write it down, and drop checkpoints that nobody will want."""
         self.trials.append(trial)
         if not self.group.is_first:
             return
         best = best_of(self.trials)
         assert best is None or best.score is not None
-        say(f"{line_of(trial)}; best so far {'none' if best is None else f'{best.score:.3f} (trial {best.number})'}")
+        log(f"{line_of(trial)}; best so far {'none' if best is None else f'{best.score:.3f} (trial {best.number})'}")
         self._write()
         self._tidy({0} if best is None else {0, best.number})
 

@@ -73,9 +73,9 @@ class Split:
         return replace(self, rows=self.rows[mask], patients=self.patients[mask], labels=self.labels[mask])
 
 
-def evaluate(settings: RunSettings, encoder: str, out: Path, say: Callable[[str], None] = lambda _: None) -> Evaluation:
+def evaluate(settings: RunSettings, encoder: str, out: Path, log: Callable[[str], None] = lambda _: None) -> Evaluation:
     """Look at both splits."""
-    return module.evaluate(settings, {"run": encoder}, out, test=True, say=say)
+    return module.evaluate(settings, {"run": encoder}, out, test=True, log=log)
 
 
 def settings_of(tmp_path: Path, *overrides: str) -> RunSettings:

@@ -114,7 +114,7 @@ def test_neighbours__says_that_nobody_is_named(tmp_path: Path) -> None:
     for table in settings.data.manifest.glob("*.csv"):
         table.write_text(table.read_text().replace("PatientID", "Site", 1))
     said: list[str] = []
-    neighbours(settings, "random", tmp_path / "near.csv", [2], say=said.append)
+    neighbours(settings, "random", tmp_path / "near.csv", [2], log=said.append)
     assert {line for line in said if "own patient" in line} == {
         f"{name}: no PatientID column; every row is taken as its own patient" for name in ("train", "val")
     }

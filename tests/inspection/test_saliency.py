@@ -203,7 +203,7 @@ def folder(tmp_path: Path) -> Path:
 def test_saliency__writes_the_picture_and_says_what_it_shows(tmp_path: Path, folder: Path) -> None:
     settings = make_data(tmp_path / "again", "views.size=48")
     said: list[str] = []
-    text = saliency(settings, folder, tmp_path / "new" / "maps.png", [4, 2, 3], "Hard", say=said.append)
+    text = saliency(settings, folder, tmp_path / "new" / "maps.png", [4, 2, 3], "Hard", log=said.append)
     lines = text.splitlines()
     assert [line.split(", score")[0] for line in lines[:3]] == [
         "val row 4: Hard 0",

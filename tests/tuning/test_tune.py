@@ -72,7 +72,7 @@ def trials_of(out: Path) -> list[dict[str, Any]]:
 
 def test_tune__each_trial_is_a_run_and_the_winner_a_settings_file(file: Path, tmp_path: Path) -> None:
     out, said = tmp_path / "search", []
-    text = tune(file, ["seed=1"], out, say=said.append)
+    text = tune(file, ["seed=1"], out, log=said.append)
     record, trials = record_of(out), trials_of(out)
     assert [trial["number"] for trial in trials] == [0, 1, 2]
     assert trials[0]["values"] == {"train.lr": 0.03, "method.temperature": 0.2}

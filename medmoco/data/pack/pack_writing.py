@@ -127,13 +127,13 @@ def bytes_of_canvas(data: DataSettings) -> int:
     return math.prod(canvas_shape(data)) * (data.bit_depth // 8)
 
 
-def make_pack(data: DataSettings, out: Path, say: Say, write: Writer | None = None) -> int:
+def make_pack(data: DataSettings, out: Path, log: Say, write: Writer | None = None) -> int:
     """Make a pack of all splits of the manifest, go on with one, or check and mend one that is complete.
 
     Args:
         data: What to pack and how.
         out: Folder of the pack: new, empty, or holding a pack of the same.
-        say: Told what is being done.
+        log: Told what is being done.
         write: Makes the shards; None is on this machine, with data.workers processes.
 
     Returns:
@@ -149,7 +149,7 @@ def make_pack(data: DataSettings, out: Path, say: Say, write: Writer | None = No
     with _claimed(out):
         if (out / INFO).is_file():
             plan = replace(plan, per_shard=read_info(out)["canvases_per_shard"])
-            failed = _reopen(plan, out, say)
+            failed = _reopen(plan, out, log)
             if failed is not None:
                 return failed
         _check_plan(plan, out)
@@ -159,7 +159,7 @@ def make_pack(data: DataSettings, out: Path, say: Say, write: Writer | None = No
         if todo:
             ready = plan.shards - len(todo)
             there = f"; {ready} of {plan.shards} shards are there already" if ready else ""
-            say(f"packing {images} images to canvases of {data.canvas_size} pixels{there}")
+            log(f"packing {images} images to canvases of {data.canvas_size} pixels{there}")
         shards = (plan.shard(number, read_record(out, number)) for number in todo)
         with stop_requests() as stop_asked:
             done = sum(1 for _ in track(write(out, shards, data, stop_asked), images, "packing"))
@@ -168,7 +168,7 @@ def make_pack(data: DataSettings, out: Path, say: Say, write: Writer | None = No
                 f"stopped packing after {done} of {images} images; finished shards are kept.\n"
                 "The same command goes on from there."
             )
-        return _finish(plan, out, say)
+        return _finish(plan, out, log)
 
 
 def _on_this_machine(
@@ -284,7 +284,7 @@ def _holds_pack(out: Path) -> bool:
 # A pack that is complete
 
 
-def _reopen(plan: Plan, out: Path, say: Say) -> int | None:
+def _reopen(plan: Plan, out: Path, log: Say) -> int | None:
     """Check a complete pack, and where something can be mended turn it back into an unfinished one.
 
     Returns:
@@ -299,17 +299,17 @@ def _reopen(plan: Plan, out: Path, say: Say) -> int | None:
                 f"the pack in {out} lacks {lacking} of the manifest's {len(plan.index)} images;\n"
                 "give --out another folder to make a new pack"
             )
-        say(f"the pack is complete: it holds all {len(plan.index)} images of this manifest")
+        log(f"the pack is complete: it holds all {len(plan.index)} images of this manifest")
         failed = pack.index["key"][pack.index["height"] == 0]
         return int(np.isin(failed, plan.index["key"]).sum())
-    _refuse_changed_sources(plan, pack, say)
+    _refuse_changed_sources(plan, pack, log)
     hashes = {number: pack.info["files"][shard_name(number)]["sha256"] for number in range(plan.shards)}
     damaged = [shard_name(number) for number, sha256 in hashes.items() if _hash(out / shard_name(number)) != sha256]
     if damaged:
-        say(f"{len(damaged)} shards are damaged and will be made again: {', '.join(damaged[:3])}")
+        log(f"{len(damaged)} shards are damaged and will be made again: {', '.join(damaged[:3])}")
     if not damaged and not pack.info["failed"]:
         shutil.rmtree(out / RECORDS)
-        say(f"the pack is complete: its {len(plan.index)} canvases and their files are as they were")
+        log(f"the pack is complete: its {len(plan.index)} canvases and their files are as they were")
         return 0
     for leftover in (out / RECORDS).glob("*.json"):  # of an attempt to mend it that did not get far
         leftover.unlink()
@@ -330,7 +330,7 @@ def _found(row: Any, notices: Lists, failures: Lists) -> Found:
     return Found(height, width, size, row["sha256"].decode(), tuple(notices[where]), "".join(failures[where]))
 
 
-def _refuse_changed_sources(plan: Plan, pack: Pack, say: Say) -> None:
+def _refuse_changed_sources(plan: Plan, pack: Pack, log: Say) -> None:
     packed = np.flatnonzero(pack.index["height"])
     hashes = map_guarded(
         _hash, (plan.files[i] for i in packed), workers=max(1, plan.data.workers), seconds=plan.data.decode_seconds,
@@ -344,7 +344,7 @@ def _refuse_changed_sources(plan: Plan, pack: Pack, say: Say) -> None:
         elif digest != row["sha256"].decode():
             changed.append((row["split"].decode(), int(row["row"])))
     if absent:
-        say(f"{absent} files are no longer there and could not be compared")
+        log(f"{absent} files are no longer there and could not be compared")
     if changed:
         rows = ", ".join(f"{split} {row}" for split, row in sorted(changed)[:3]) + ", ..." * (len(changed) > 3)
         raise DataError(
@@ -360,7 +360,7 @@ def _hash(file: str | Path) -> str:
 # The files that close a pack
 
 
-def _finish(plan: Plan, out: Path, say: Say) -> int:
+def _finish(plan: Plan, out: Path, log: Say) -> int:
     """Write the index, the lists and pack.json; return the number of failures."""
     index = plan.index.copy()
     index["shard"], index["position"] = np.divmod(np.arange(len(index)), plan.per_shard)
@@ -396,9 +396,9 @@ def _finish(plan: Plan, out: Path, say: Say) -> int:
     write_atomically(out / INFO, lambda stream: stream.write((json.dumps(info, indent=1) + "\n").encode()))
     shutil.rmtree(out / RECORDS)
     for notice, count in Counter(notice for *_, notice in noticed).most_common():
-        say(f"{count} images: {notice}")
+        log(f"{count} images: {notice}")
     size = sum(file.stat().st_size for file in out.iterdir())
-    say(f"the pack is complete: {len(index) - len(failed)} of {len(index)} images, {size / 1e9:.2f} GB")
+    log(f"the pack is complete: {len(index) - len(failed)} of {len(index)} images, {size / 1e9:.2f} GB")
     return len(failed)
 
 

@@ -78,25 +78,25 @@ def on_device(module: nn.Module, settings: RunSettings) -> torch.device:
     return device
 
 
-def load_encoder(encoder: str, settings: RunSettings, say: Callable[[str], None]) -> nn.Module:
+def load_encoder(encoder: str, settings: RunSettings, log: Callable[[str], None]) -> nn.Module:
     """Load an encoder as `evaluate` scores it: with `evaluate.mirror`, its features are those of both sides.
 
     Args:
         encoder: A run folder, a weights file, or "random".
         settings: Of the architecture and of how it is fed.
-        say: Told of damaged checkpoints.
+        log: Told of damaged checkpoints.
 
     Raises:
         CheckpointError, SettingsError: see `load_backbone`.
     """
-    backbone, _ = load_backbone(encoder, settings, say)
+    backbone, _ = load_backbone(encoder, settings, log)
     return Mirrored(backbone) if settings.evaluate.mirror else backbone
 
 
-def load_controls(sources: Mapping[str, str], settings: RunSettings, say: Callable[[str], None]) -> dict[str, Backbone]:
+def load_controls(sources: Mapping[str, str], settings: RunSettings, log: Callable[[str], None]) -> dict[str, Backbone]:
     """Load encoders by name, and behind them the untrained one, which also "random" stands for. See `load_encoder`."""
     named = {name: source for name, source in sources.items() if source != "random"}
-    found = {name: load_backbone(source, settings, say)[0] for name, source in named.items()}
+    found = {name: load_backbone(source, settings, log)[0] for name, source in named.items()}
     return {**found, "untrained": load_backbone("random", settings)[0]}
 
 

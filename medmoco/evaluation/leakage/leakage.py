@@ -169,7 +169,7 @@ def compare_pixels(
     splits: Mapping[str, Split],
     extracted: Mapping[str, Extracted],
     settings: RunSettings,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     seen: dict[str, Sequence[bytes]],
 ) -> tuple[Leaks, list[str]]:
     """Count again, with images that are the same by their pixels.
@@ -179,7 +179,7 @@ def compare_pixels(
         splits: What was read.
         extracted: Of it, with a digest for each row.
         settings: Of the evaluation, whose canvases are compared.
-        say: Told when more files are read.
+        log: Told when more files are read.
         seen: What was read for encoders before, which is added to: runs on the same images are read once.
 
     Returns:
@@ -194,7 +194,7 @@ def compare_pixels(
         known += [read[key] for key in keys if key in read]
         unread = ~keys.isin(read).to_numpy()
         if unread.any():
-            more, notes = _digests_of_unread(pretraining, pretraining.split.select(unread), settings, say, seen)
+            more, notes = _digests_of_unread(pretraining, pretraining.split.select(unread), settings, log, seen)
             known += more
     return find_leaks(splits, pretraining, digests, known), notes
 
@@ -203,7 +203,7 @@ def _digests_of_unread(
     pretraining: Pretraining,
     rest: Split,
     settings: RunSettings,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     seen: dict[str, Sequence[bytes]],
 ) -> tuple[Sequence[bytes], list[str]]:
     """Read the pretraining images that evaluation does not read, once for each run and kind of canvas."""
@@ -216,7 +216,7 @@ def _digests_of_unread(
         seen[name] = kept
     if name in seen:
         return seen[name], []
-    say(f"pixels of {len(rest)} more pretraining images, to compare with val and test")
+    log(f"pixels of {len(rest)} more pretraining images, to compare with val and test")
     reason = ""
     for pack in dict.fromkeys((data.pack, None)):  # the run's pack may be gone, or hold other canvases than these
         source = settings.model_copy(update={"data": data.model_copy(update={"pack": pack})})

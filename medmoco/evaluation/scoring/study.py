@@ -59,7 +59,7 @@ class Study:
 
 
 def begin(
-    settings: RunSettings, encoders: Mapping[str, str], *, test: bool, say: Callable[[str], None] = lambda _: None
+    settings: RunSettings, encoders: Mapping[str, str], *, test: bool, log: Callable[[str], None] = lambda _: None
 ) -> Study:
     """Load all there is to score, and compute its features once.
 
@@ -68,7 +68,7 @@ def begin(
         encoders: Name -> run folder, weights file, or "random"; the first is the one asked about. The untrained
             network and raw pixels are added.
         test: Whether the test split is looked at; without it only val is.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Raises:
         SettingsError: labels or encoders cannot be scored as they are named, or a run was fed differently.
@@ -82,15 +82,15 @@ def begin(
     trained = [find_pretraining(encoder) for encoder in encoders.values()]
     for pretraining in trained:
         refuse_leaks(find_leaks(splits, pretraining), settings)  # by patient and file already, before the work
-    backbones, source = _load_backbones(settings, encoders, say)
+    backbones, source = _load_backbones(settings, encoders, log)
     modules: dict[str, nn.Module] = {
         name: Mirrored(backbone) if settings.evaluate.mirror else backbone for name, backbone in backbones.items()
     }
-    extracted = _extract_all({**modules, PIXELS: thumbnails()}, splits, settings, say)
+    extracted = _extract_all({**modules, PIXELS: thumbnails()}, splits, settings, log)
     leaks: Leaks = {}
     seen: dict[str, Sequence[bytes]] = {}
     for number, pretraining in enumerate(trained):
-        found, unknown = compare_pixels(pretraining, splits, extracted, settings, say, seen)
+        found, unknown = compare_pixels(pretraining, splits, extracted, settings, log, seen)
         refuse_leaks(found, settings)
         leaks = found if number == 0 else leaks
         notes += [*pretraining.notes, *unknown]
@@ -132,7 +132,7 @@ def _load_splits(settings: RunSettings, test: bool) -> tuple[dict[str, Split], l
 
 
 def _load_backbones(
-    settings: RunSettings, encoders: Mapping[str, str], say: Callable[[str], None]
+    settings: RunSettings, encoders: Mapping[str, str], log: Callable[[str], None]
 ) -> tuple[dict[str, Backbone], Record]:
     """Return the encoders, then the untrained control, and what the first is."""
     backbones: dict[str, Backbone] = {}
@@ -142,7 +142,7 @@ def _load_backbones(
             continue  # it is the untrained control
         # The first must be what the settings say; those it is compared with may be other networks.
         own = settings if number == 0 or not Path(encoder).is_dir() else _with_model_of(encoder, settings)
-        backbones[name], source = load_backbone(encoder, own, say)
+        backbones[name], source = load_backbone(encoder, own, log)
         sources.append(source)
     backbones[UNTRAINED], source = load_backbone("random", settings)
     return backbones, (sources or [source])[0]
@@ -153,13 +153,13 @@ def _with_model_of(run: str, settings: RunSettings) -> RunSettings:
 
 
 def _extract_all(
-    encoders: Mapping[str, nn.Module], splits: Mapping[str, Split], settings: RunSettings, say: Callable[[str], None]
+    encoders: Mapping[str, nn.Module], splits: Mapping[str, Split], settings: RunSettings, log: Callable[[str], None]
 ) -> dict[str, Extracted]:
     """Return the features of every split; each image is decoded once for all encoders."""
     (device,) = {on_device(module, settings) for module in encoders.values()}
     extracted = {}
     for name, split in splits.items():
-        say(f"features of {name}: {len(split)} images")
+        log(f"features of {name}: {len(split)} images")
         extracted[name] = extract(encoders, split, settings, device)
     return extracted
 

@@ -46,7 +46,7 @@ def external(
     other: RunSettings,
     folder: Path,
     out: Path,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> str:
     """Score a classifier on its own test split and on another's; return the table.
 
@@ -58,7 +58,7 @@ def external(
         other: Of the other data: manifest, root and labels; the classifier's labels must be among them.
         folder: Classifier folder.
         out: Folder for the results.
-        say: Told what is being done.
+        log: Told what is being done.
 
     Raises:
         SettingsError: the other settings do not name the classifier's labels, or `out` cannot be written.
@@ -71,10 +71,10 @@ def external(
         _check_labels(who, tree, facts)
     make_folder(out)
     splits = [load_splits(tree, ["test"])["test"] for tree in (settings, other)]
-    _refuse_overlap(settings, splits[1], say)
+    _refuse_overlap(settings, splits[1], log)
     sides = []
     for name, tree, split in zip(SIDES, (settings, other), splits, strict=True):
-        say("; ".join([f"{name}: {len(split)} images", *split.notices]))
+        log("; ".join([f"{name}: {len(split)} images", *split.notices]))
         scores = score_split(classifier, facts, split, tree, choose_device(settings.train))
         sides.append(_Side(name, tree, split, scores))
     judgements = {label: _judgement(facts, label) for label in facts["labels"]}
@@ -100,7 +100,7 @@ def _check_labels(who: str, settings: RunSettings, facts: Tree) -> None:
         )
 
 
-def _refuse_overlap(settings: RunSettings, theirs: Split, say: Callable[[str], None]) -> None:
+def _refuse_overlap(settings: RunSettings, theirs: Split, log: Callable[[str], None]) -> None:
     """Refuse other data that hold files of this data: they are no external test. Ids may agree by chance."""
     own = load_manifest(settings.data, ("train", "val", "test"))
     shared, known = np.zeros((2, len(theirs)), bool)
@@ -110,7 +110,7 @@ def _refuse_overlap(settings: RunSettings, theirs: Split, say: Callable[[str], N
         if ids is not None and (others := patient_ids(split)) is not None:
             known |= also_in(ids, others)
     if known.any():
-        say(
+        log(
             f"{int(known.sum())} of {len(theirs)} external images have a PatientID that the classifier's own data have"
             " too: if it is the same patient, this is not an external test"
         )

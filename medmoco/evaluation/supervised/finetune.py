@@ -96,7 +96,7 @@ def finetune(
     resume: bool = False,
     overwrite: bool = False,
     allow_change: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     group: Group = ALONE,
 ) -> Finetuned | None:
     """Train an encoder and a classifier on the labels of train, and leave a run folder with the classifier in it.
@@ -109,7 +109,7 @@ def finetune(
         resume: Go on from the newest checkpoint in the folder; from step 0 where there is none yet.
         overwrite: Delete a run that is in the folder.
         allow_change: Resume although settings or the manifest have changed.
-        say: Told of damaged checkpoints of the encoder.
+        log: Told of damaged checkpoints of the encoder.
         group: The processes that train together; the first scores, writes and speaks, the others return None.
 
     Raises:
@@ -123,7 +123,7 @@ def finetune(
     with group.one_fate():
         loaded, lesson, notes = load_lesson(settings, encoder, splits)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views=1)
-        model, source = _create_model(settings, encoder, lesson, say if group.is_first else lambda _: None)
+        model, source = _create_model(settings, encoder, lesson, log if group.is_first else lambda _: None)
     facts = {**_facts(settings, loaded, model, source), "processes": group.size}
     run = _Run(settings, loaded, lesson, model, facts, source, device, precision)
     with memory_explained(settings.train), ExitStack() as stack:
@@ -161,10 +161,10 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
 
 
 def _create_model(
-    settings: RunSettings, encoder: str, lesson: Lesson, say: Callable[[str], None]
+    settings: RunSettings, encoder: str, lesson: Lesson, log: Callable[[str], None]
 ) -> tuple[Classifier, dict[str, Any]]:
     """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
-    backbone, source = load_backbone(encoder, settings, say)
+    backbone, source = load_backbone(encoder, settings, log)
     check_size(backbone, settings.views.size)
     chosen = settings.finetune
     top_patches = chosen.top_patches if chosen.head == "patches" else None
@@ -271,7 +271,7 @@ class _Run:
         )
         save_classifier(self.settings.out / CLASSIFIER, self.model, self._describe(result))
         _write_scores(self.settings.out / VAL_SCORES, result)
-        selection.log.say(_in_words(result, selection.finished()))
+        selection.log.info(_in_words(result, selection.finished()))
         return result
 
     def _check_frozen(self) -> None:

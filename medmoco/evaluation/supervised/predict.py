@@ -26,7 +26,7 @@ def predict(
     *,
     split: str = "test",
     with_path: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Write a CSV of row numbers and the probability of each label.
 
@@ -36,7 +36,7 @@ def predict(
         out: CSV file, in place of one that is there.
         split: train, val or test; labels it may have are not looked at.
         with_path: Add the Path of every row, which may say who the patient is.
-        say: Told what the user should know.
+        log: Told what the user should know.
 
     Returns:
         How many rows were written.
@@ -51,18 +51,18 @@ def predict(
         raise SettingsError(f"--out {out} is a folder; name a CSV file")
     settings, changes = prepared(settings, facts)
     for change in changes:
-        say(change)
+        log(change)
     unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
     rows = load_splits(unlabelled, [split], patients_matter=False)[split]
     if settings.evaluate.where:
-        say(f"evaluate.where keeps {len(rows)} rows")
+        log(f"evaluate.where keeps {len(rows)} rows")
     for notice in rows.notices:
-        say(notice)
-    say(f"scoring {len(rows)} rows")
+        log(notice)
+    log(f"scoring {len(rows)} rows")
     scores = score_split(classifier, facts, rows, settings, choose_device(settings.train))
     uncalibrated = [label for label in facts["labels"] if facts["calibration"][label]["kind"] == "none"]
     if uncalibrated:
-        say(f"not calibrated, as validation could not tell: {', '.join(uncalibrated)}")
+        log(f"not calibrated, as validation could not tell: {', '.join(uncalibrated)}")
     table = pd.DataFrame({"row": rows.rows})
     if with_path:
         table["Path"] = rows.table["Path"].to_numpy()

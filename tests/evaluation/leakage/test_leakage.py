@@ -259,7 +259,7 @@ def test_evaluate__images_that_several_runs_saw_are_read_once(tmp_path: Path, ot
     twin = shutil.copytree(other, tmp_path / "twin")
     said: list[str] = []
     runs = {"run": str(other), "twin": str(twin)}
-    evaluate(own(tmp_path, [20, 21, 22], "xyz"), runs, tmp_path / "scores", test=True, say=said.append)
+    evaluate(own(tmp_path, [20, 21, 22], "xyz"), runs, tmp_path / "scores", test=True, log=said.append)
     assert sum("more pretraining images" in line for line in said) == 1
 
 
@@ -275,7 +275,7 @@ def test_evaluate__where_leaves_the_rest_of_pretraining_to_be_compared(tmp_path:
     within = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"where": "View == PA"})})
     said: list[str] = []
     with pytest.raises(ManifestError, match="test shares 0 patients and 1 images with the data the encoder was"):
-        evaluate(within, {"run": str(run)}, tmp_path / "scores", test=True, say=said.append)
+        evaluate(within, {"run": str(run)}, tmp_path / "scores", test=True, log=said.append)
     assert "pixels of 1 more pretraining images, to compare with val and test" in said
     with pytest.raises(ManifestError, match="1 images with train"):
         evaluate(settings, {"run": "random"}, tmp_path / "scores", test=True)

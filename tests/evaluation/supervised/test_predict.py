@@ -53,7 +53,7 @@ def test_predict__writes_calibrated_probabilities_by_row_without_labels(manifest
     said: list[str] = []
     settings = make_settings(manifest, "views.size=48", "data.canvas_size=64")  # the classifier's own win
     out, folder = manifest.parent / "new" / "p.csv", manifest.parent / "classifier"
-    assert predict(settings, folder, out, say=said.append) == 10
+    assert predict(settings, folder, out, log=said.append) == 10
     table = read(out)
     assert list(table[0]) == ["row", "Sick", "Tube"]
     assert [int(row["row"]) for row in table] == list(range(2, 12))
@@ -95,5 +95,5 @@ def test_predict__needs_no_patients(manifest: Path) -> None:
     test.write_text(test.read_text().replace("PatientID", "Patient ID"))
     said: list[str] = []
     settings = make_settings(manifest)
-    assert predict(settings, manifest.parent / "classifier", manifest.parent / "p.csv", say=said.append) == 10
+    assert predict(settings, manifest.parent / "classifier", manifest.parent / "p.csv", log=said.append) == 10
     assert "test: 'Patient ID' is not read as PatientID; every row is taken as its own patient" in said
