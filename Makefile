@@ -1,4 +1,4 @@
-# Every target makes its own environment first, so that any of them works as the first command in a fresh clone.
+# Every target creates the environment if needed, so any of them works as the first command in a fresh clone.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -7,10 +7,10 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := $(VENV)/.installed-from-pyproject
 
-# The recipes below then read as a user would type them.
+# Lets the recipes below use the commands that a user would type.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-# Compiled modules are kept: else each of the many processes that tests start would compile the package anew.
+# Keep compiled modules; otherwise each of the many processes that the tests start would recompile the package.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow test-gpu lint format bench clean
@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
 	touch $@
 
-demo: $(READY) ## phantoms, pretraining, evaluation, report and export in a few minutes, into demo/
+demo: $(READY) ## run the whole pipeline on synthetic phantoms in a few minutes; writes to demo/
 	rm -rf demo
 	medmoco phantom --out demo/data --patients 160
 	medmoco pretrain --config configs/demo.yaml
@@ -33,17 +33,17 @@ demo: $(READY) ## phantoms, pretraining, evaluation, report and export in a few 
 	medmoco verify demo/export
 	medmoco report demo/run --card demo/export/MODEL_CARD.md
 	@echo
-	@echo "The demo is done. It shows that all parts work, not what they are worth: the images are synthetic, and an"
-	@echo "encoder that has seen some two hundred of them for a minute need not beat its controls."
+	@echo "The demo is complete. It shows that all parts work, not how well: the images are synthetic, and an encoder"
+	@echo "pretrained on about two hundred of them for a minute may not beat its baselines."
 	@echo "  demo/data              phantoms as DICOM and PNG, and their manifest"
 	@echo "  demo/run               settings, metrics.jsonl, TensorBoard, checkpoints"
 	@echo "  demo/run/evaluation    AUROC with intervals, next to an untrained encoder and raw pixels"
-	@echo "  demo/run/curve         the same with labels of 1 to 100 % of the patients"
-	@echo "  demo/run/report.html   all of it on one page; open it in a browser"
-	@echo "  demo/export            the encoder, how to feed it, and proof that it was read back right"
+	@echo "  demo/run/curve         label efficiency: 1 to 100 % of the patients labelled"
+	@echo "  demo/run/report.html   report; open it in a browser"
+	@echo "  demo/export            the encoder, its preprocessing, and the verification results"
 
-# `worksteal` keeps the tests of a file together, so that what they share is made once.
-test: lint ## linters, then all tests that are neither slow nor need a GPU
+# `worksteal` keeps the tests of a file together, so that their shared fixtures are created once.
+test: lint ## linters, then all tests except the slow ones and those that need a GPU
 	pytest -n 2 --dist worksteal
 
 test-slow: $(READY) ## the slow tests
@@ -52,17 +52,17 @@ test-slow: $(READY) ## the slow tests
 test-gpu: $(READY) ## the tests that need a GPU
 	pytest -m gpu
 
-lint: $(READY) ## style, types and the layers of the package
+lint: $(READY) ## check style, types and the layers of the package
 	ruff check
 	ruff format --check
 	mypy
 	lint-imports
 
-format: $(READY) ## rewrite the code in the project's style
+format: $(READY) ## format the code
 	ruff check --fix
 	ruff format
 
-bench: $(READY) ## views, training steps, JPEG and a million rows, in some ten minutes
+bench: $(READY) ## benchmark views, training steps, JPEG and a million rows, in about ten minutes
 	python -m benchmarks
 
 clean: ## remove demo/, builds and caches; the environment stays
