@@ -1,11 +1,11 @@
-"""Makes `old/`: a run, a pack and exports as medmoco wrote them before its modules moved.
+"""Makes `old/`: runs, a pack and exports as medmoco wrote them before its modules moved.
 
-Run at commit fbad89f; kept to show how the files were made. It is not part of the tests: later code would write its own
-files here, and `test_old.py` would no longer show that the old ones still load.
+Run at commit fbad89f; kept to show how the files were made. Do not update it or run it again: files written by later
+code would not show that old ones still load.
 
     python -m tests.compatibility.make_old
 
-Every path in the files is relative to `old/`, and the images are synthetic.
+All paths in the files are relative to `old/`, and the images are synthetic.
 """
 
 from __future__ import annotations
