@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from medmoco import config
-from medmoco.data.loading import read_canvases
-from medmoco.data.manifest import load_manifest
-from tests.cli.commands import Call
+from medmoco.data.loading.loading import read_canvases
+from medmoco.data.manifest.manifest import load_manifest
+from tests.helpers.commands import Call
 
 OLD = Path(__file__).with_name("old")
 SETTINGS = ("--config", "settings.yaml")
