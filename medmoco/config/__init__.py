@@ -31,8 +31,8 @@ from medmoco.config.training import (
 
 __all__ = [
     "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "ConfigSource", "DataSettings", "DecoderSettings",
-    "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy", "MethodSettings",
-    "ModelSettings", "Positive", "PositiveSettings", "Possible", "Range", "RunSettings", "Settings", "TrainSettings",
-    "Tree", "TuneSettings", "ViewSettings", "as_tree", "channel_count", "describe", "field_of", "flatten", "load",
-    "to_yaml",
+    "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy",
+    "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible", "Range", "RunSettings",
+    "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree", "channel_count", "describe",
+    "field_of", "flatten", "load", "to_yaml",
 ]  # fmt: skip
