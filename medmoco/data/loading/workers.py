@@ -113,8 +113,11 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
             " allow\nmore processes (ulimit -u) and memory."
         ) from None
     workers = [process for process in active_children() if process not in others]
-    if workers and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)  # DataLoader's own raises wherever this process happens to be
+    in_charge = bool(workers) and threading.current_thread() is threading.main_thread()
+    if in_charge:
+        # DataLoader's own handler raises wherever this process happens to be; a loader before this one may have set it.
+        of_dataloader = getattr(handler, "__module__", "").startswith("torch.utils.data")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_dataloader else handler)
     seconds = _SHARE_OF_HANG * settings.train.hang_seconds if workers else 0.0
     try:
         while True:
@@ -135,6 +138,8 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
         with suppress(_GivenUp), _giving_up_after(_GOODBYE_SECONDS):
             del items  # DataLoader asks its workers to end, and waits a little; for ever, if one died with a lock
         _kill(workers)  # SIGTERM, which it sends after that, they ignore
+        if in_charge:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 class _GivenUp(Exception):

@@ -81,6 +81,14 @@ def test_items_of__says_what_became_of_a_worker_and_leaves_none(
     assert capfd.readouterr() == ("", "")
 
 
+def test_items_of__says_so_after_a_plain_loader_has_set_its_signal_handler() -> None:
+    list(DataLoader([0], num_workers=1))
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(DataError, match="SIGKILL"):
+        list(load(die(signal.SIGKILL)))
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
 def test_items_of__too_many_open_files_says_so() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     items = load(list)
