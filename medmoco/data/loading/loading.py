@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medmoco.config import DataSettings, RunSettings
 from medmoco.data.augment import views as view_maker
+from medmoco.data.augment.normalisation import to_float as to_float
 from medmoco.data.image_io.fingerprints import canvas_digest
 from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.image_io.intensity import worth_saying
@@ -78,7 +79,15 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
     Where one view is wanted, it may be what `make` makes of each image instead.
 
     Errors are returned, not raised: DataLoader would wrap a traceback, and with it file paths, around them.
+
+    Attributes:
+        remedy: What to do about an unusable image; ends the error message.
     """
+
+    remedy = (
+        "Leave the row out ('medmoco check' finds all such rows), or set data.bad_images=quarantine;"
+        " then go on with --resume."
+    )
 
     def __init__(
         self,
@@ -96,7 +105,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         self.make = make
         weighs = plan is None and settings.decoder.empty != "none"
         self.emptiness = Emptiness(split, settings.data, settings.decoder) if weighs else None
-        patient = plan is None and settings.positives.image == "patient"
+        patient = settings.positives.image == "patient" and any(wanted.view == 1 for wanted in self.plan.wanted)
         self.partners = Partners(split, settings.positives, settings.seed) if patient else None
 
     def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
@@ -179,10 +188,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             canvases, notices = self.read(wanted)
             return Found(wanted, wanted, canvases, notices)
         except ImageError as error:
-            raise ImageError(
-                f"{error}\nLeave the row out ('medmoco check' finds all such rows), or set data.bad_images=quarantine;"
-                " then go on with --resume."
-            ) from None
+            raise ImageError(f"{error}\n{self.remedy}") from None
 
 
 def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_maker.Pixels:
@@ -347,41 +353,3 @@ def _raising(items: Generator[Batch | MedmocoError, None, None]) -> Batches:
             if isinstance(item, MedmocoError):
                 raise item
             yield item
-
-
-class Normalisation(Protocol):
-    """Whatever says how pixels become floats: settings, or an export's own."""
-
-    @property
-    def mean(self) -> float | tuple[float, ...]: ...  # noqa: D102 - as in the settings
-
-    @property
-    def std(self) -> float | tuple[float, ...]: ...  # noqa: D102
-
-
-def to_float(views: Tensor, settings: Normalisation, device: torch.device, *, channels_last: bool) -> Tensor:
-    """Move views to the device and normalise them there: (pixel / white - mean) / std.
-
-    Args:
-        views: (B, C, S, S), uint8 or uint16; or those of several views side by side, (B, V * C, S, S).
-        settings: Holds mean and std, as shares of white, for all channels or for each.
-        device: Of the model.
-        channels_last: Memory layout of the result.
-
-    Returns:
-        The same as float32.
-    """
-    white = 255.0 if views.dtype == torch.uint8 else 65535.0
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    floats = views.to(device, non_blocking=True).to(torch.float32)
-    if isinstance(settings.mean, tuple) or isinstance(settings.std, tuple):
-        factor, shift = (each.to(device) for each in _by_channel(settings, white, floats.shape[1]))
-        return floats.mul_(factor).sub_(shift).contiguous(memory_format=layout)
-    return floats.mul_(1 / (white * settings.std)).sub_(settings.mean / settings.std).contiguous(memory_format=layout)
-
-
-def _by_channel(settings: Normalisation, white: float, channels: int) -> list[Tensor]:
-    """Return what multiplies and what is subtracted, (C, 1, 1), repeated where several views stand side by side."""
-    mean, std = (torch.tensor(value, dtype=torch.float64).reshape(-1) for value in (settings.mean, settings.std))
-    both = torch.broadcast_tensors(1 / (white * std), mean / std)
-    return [values.repeat(channels // len(values)).float()[:, None, None] for values in both]

@@ -58,6 +58,9 @@ class Plan:
 ONE_VIEW = Plan((Wanted(0, False),), (0,), ())
 """What fine-tuning, detection and autoencoders want."""
 
+TWO_VIEWS = Plan((Wanted(0, False), Wanted(1, False)), (0,), (1,))
+"""A query and its key in the same place, for training loops other than medmoco's own."""
+
 
 def plan_of(method: MethodSettings, decoder: DecoderSettings | None = None) -> Plan:
     """Return the views that a method compares; one where there is nothing but a decoder to train.

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from medmoco import config
-from medmoco.config import ViewSettings
 from medmoco.data.augment.views import draw, render, whole
 from medmoco.data.image_io.fingerprints import canvas_digest
 from medmoco.data.image_io.images import read_image, to_canvas
@@ -18,7 +17,6 @@ from medmoco.data.loading.loading import (
     check_images,
     evaluation_batches,
     read_canvases,
-    to_float,
     training_batches,
 )
 from medmoco.data.loading.pairs import ONE_VIEW, Partners
@@ -213,15 +211,6 @@ def test_batches__sixteen_bits_stay_sixteen(settings: config.RunSettings) -> Non
     deep = settings.model_copy(update={"data": settings.data.model_copy(update={"bit_depth": 16})})
     batch = next(iter(training_batches(train_split(settings), deep, ORDER, 0)))
     assert batch.views[0].dtype == torch.uint16
-
-
-@pytest.mark.parametrize(("dtype", "white"), [(torch.uint8, 255), (torch.uint16, 65535)])
-def test_to_float__normalises(dtype: torch.dtype, white: int) -> None:
-    views = torch.tensor([[[[0, white // 5], [white // 3, white]]]]).to(dtype)
-    out = to_float(views, ViewSettings(mean=0.4, std=0.2), torch.device("cpu"), channels_last=True)
-    expected = (views.to(torch.float64) / white - 0.4) / 0.2
-    torch.testing.assert_close(out, expected.float(), rtol=1e-5, atol=1e-5)
-    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batches__from_a_pack_are_those_from_files(settings: config.RunSettings, tmp_path: Path) -> None:
