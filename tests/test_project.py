@@ -286,9 +286,9 @@ def test_version__is_the_same_everywhere() -> None:
 
 
 def test_files__name_no_place_on_a_machine() -> None:
-    folders = ["medmoco", "manifests", "dataset_processing", "configs", "tests", "benchmarks", "docs", ".ci"]
-    inside = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    kinds = {"", ".cff", ".csv", ".json", ".md", ".py", ".svg", ".toml", ".yaml", ".yml"}
+    folders = "medmoco manifests dataset_processing configs tests benchmarks docs examples .ci"
+    inside = [path for folder in folders.split() for path in (ROOT / folder).rglob("*")]
+    kinds = {"", ".cff", ".csv", ".ipynb", ".json", ".md", ".py", ".svg", ".toml", ".yaml", ".yml"}
     files = [
         path
         for path in [*ROOT.iterdir(), *inside]
