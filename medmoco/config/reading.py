@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,9 @@ from medmoco.errors import SettingsError
 
 # The user's own names: giving them again replaces the set instead of adding to it.
 _REPLACED = ("labels",)
+ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | RunSettings
+"""What `load` reads settings from."""
+
 _MOST_BYTES = 1_000_000  # of a settings file; who names an image or a checkpoint need not wait for it to be read
 
 
@@ -178,24 +182,39 @@ def _help_of(dotted: Sequence[str]) -> str:
     return (field.description or "see docs" if field else "see docs").split(" Source:")[0]
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> RunSettings:
-    """Read settings from a YAML file and `key=value` overrides.
+def load(source: ConfigSource | None, overrides: Sequence[str] = (), changes: Tree | None = None) -> RunSettings:
+    """Read settings: defaults, below the presets that the user chose, below the source, below the overrides.
 
     Args:
-        path: YAML file, or None to use the overrides alone.
+        source: YAML file, tree of keys and values, or settings; None to use the overrides alone.
         overrides: Texts such as "train.lr=1e-3"; values are read as YAML.
+        changes: The same as a tree, such as {"train": {"lr": 1e-3}}.
 
     Raises:
         SettingsError: unknown or duplicate key, wrong type, impossible value; at most five lines.
     """
-    file_tree = read_file(path) if path else {}
-    user = merge(file_tree, read_overrides(overrides))
+    named = [str(source)] if isinstance(source, str | os.PathLike) else []
+    user = merge(merge(_tree_of(source), read_overrides(overrides)), _plain(changes or {}))
     tree = merge(presets_for(user), user)
     try:
         return RunSettings.model_validate(tree)
     except ValidationError as error:
-        sources = [str(path)] * bool(path) + ["command line"] * bool(overrides)
-        raise SettingsError(f"{' and '.join(sources) or 'settings'}:\n{_explain(error, tree)}") from None
+        named += ["command line"] * bool(overrides)
+        raise SettingsError(f"{' and '.join(named) or 'settings'}:\n{_explain(error, tree)}") from None
+
+
+def _tree_of(source: ConfigSource | None) -> Tree:
+    if source is None:
+        return {}
+    if isinstance(source, RunSettings):
+        return as_tree(source)
+    return _plain(source) if isinstance(source, Mapping) else read_file(Path(source))
+
+
+def _plain(tree: Mapping[str, Any]) -> Tree:
+    """Return a tree as YAML would hold it: folders as text."""
+    values = ((key, os.fspath(value) if isinstance(value, os.PathLike) else value) for key, value in tree.items())
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in values}
 
 
 def as_tree(settings: BaseModel) -> Tree:
