@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from medmoco.data.image_io.images import Canvas, read_canvas, to_canvas
 from medmoco.data.image_io.intensity import GrayImage, Pixels, Unreadable, as_displayed, quantise
 from medmoco.data.loading.loading import to_float, whole_views
 from medmoco.errors import ImageError
+
+NO_DATA = Path("no-data")
+"""The `data.manifest` of settings that name no data."""
 
 Image = str | Path | ArrayLike
 """A file, or the pixels of an image."""
@@ -98,8 +101,8 @@ class Preprocessing(CanvasPart, NormalisationPart):
     @cached_property
     def settings(self) -> RunSettings:
         """Settings that prepare images this way and name no data."""
-        plain = RunSettings(out=Path(), data=DataSettings(manifest=Path(), root="."))
-        return self.apply_to(plain)[0]
+        settings, _ = self.apply_to(RunSettings(out=Path(), data=DataSettings(manifest=NO_DATA, root=".")))
+        return settings
 
     def canvas(self, image: Image, frame: int = 1) -> Canvas:
         """Read a file or take an array, and scale it to a canvas.
@@ -151,14 +154,18 @@ class Preprocessing(CanvasPart, NormalisationPart):
             if pixels.dtype.kind not in "uif":
                 raise Unreadable(f"an array of {pixels.dtype} holds no numbers; convert it first")
             axis = band_axis(pixels.shape, self.channels)
-            return levels_of(pixels[None] if axis is None else np.moveaxis(pixels, axis, 0), self.scale, self.band_ranges)
+            return levels_of(
+                pixels[None] if axis is None else np.moveaxis(pixels, axis, 0), self.scale, self.band_ranges
+            )
         planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
         if len(planes) not in (1, 3):
             raise Unreadable(f"an array of shape {pixels.shape} has neither 1 nor 3 channels; give (H, W) or (H, W, 3)")
         window = self.window
         if pixels.dtype.kind == "f":
             if pixels.min() < 0 or pixels.max() > 1:
-                raise Unreadable("floats must be shares of white, from 0 to 1; divide by white, or give uint8 or uint16")
+                raise Unreadable(
+                    "floats must be shares of white, from 0 to 1; divide by white, or give uint8 or uint16"
+                )
             planes, window = quantise(planes.astype(np.float64), 16), "full"
         elif pixels.dtype not in (np.uint8, np.uint16):
             raise Unreadable(f"an array of {pixels.dtype}; give uint8, uint16, or floats from 0 to 1")
@@ -199,20 +206,3 @@ class Preprocessing(CanvasPart, NormalisationPart):
         """What the network takes, in words."""
         words = {"gray": "one-channel images", "rgb": "RGB images"}
         return words.get(str(self.channels), f"images of {self.channels} band{'s' * (self.channels != 1)}")
-
-
-def from_export(contract: dict[str, Any]) -> Preprocessing:
-    """Return what an export's preprocessing.json says.
-
-    Raises:
-        KeyError, ValueError: it does not.
-    """
-    (step,) = (contract[name] for name in ("grayscale", "colour", "bands") if name in contract)
-    levels: Tree = {"window": step["window"], "channels": "rgb" if "colour" in contract else "gray"}
-    if "bands" in contract:
-        levels = {"window": "voi", "channels": step["channels"], "scale": step["scale"], "band_ranges": step["ranges"]}
-    return Preprocessing.model_validate({
-        "canvas_size": contract["canvas"]["longer_side"], "bit_depth": contract["canvas"]["bit_depth"], **levels,
-        "mean": contract["normalise"]["mean"], "std": contract["normalise"]["std"],
-        "size": contract["resize"]["height"], "mirror": contract["mirror"]["average"],
-    })  # fmt: skip

@@ -20,6 +20,7 @@ from medmoco.data.loading.pairs import ONE_VIEW
 from medmoco.data.loading.workers import check_shared_memory, shared_memory_place
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import extract, fingerprint
 from medmoco.evaluation.metrics.auroc import auroc, undefined
 from medmoco.evaluation.scoring.clinical import describe_judgements, judge
@@ -29,7 +30,6 @@ from medmoco.evaluation.supervised.task import Supervision, accuracies
 from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson, targets_of
 from medmoco.models.backbones import check_size
 from medmoco.models.patches import check_all_learn, check_patches
-from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from medmoco.training.early_stopping import Selection, check_parts, loop_settings, train_and_select
@@ -164,7 +164,8 @@ def _create_model(
     settings: RunSettings, encoder: str, lesson: Lesson, log: Callable[[str], None]
 ) -> tuple[Classifier, dict[str, Any]]:
     """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
-    backbone, source = load_backbone(encoder, settings, log)
+    loaded = load_encoder(encoder, settings, log=log)
+    backbone, source = loaded.module, loaded.provenance.record()
     check_size(backbone, settings.views.size)
     chosen = settings.finetune
     top_patches = chosen.top_patches if chosen.head == "patches" else None
