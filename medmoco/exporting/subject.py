@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medmoco.config import Channels, RunSettings, Tree, channel_count
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.supervised.classifier import fixed, load_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone
 from medmoco.models.conv_stem import conv_stem_widths
 from medmoco.models.interop.naming import has_conv_stem, timm_model
@@ -172,7 +172,7 @@ class GraphNetwork(nn.Module):
         self.slopes: Tensor | None = None
         if subject.head is not None and subject.classifier is not None:
             facts = subject.classifier
-            self.network = Classifier(
+            self.network = ClassifierNetwork(
                 subject.backbone, subject.head, mirror=subject.preparation.mirror, exclusive=facts["exclusive"],
                 top_patches=subject.top_patches,
             )  # fmt: skip
@@ -183,7 +183,7 @@ class GraphNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return features, or logits, probabilities and, where patches are scored, those scores."""
-        if isinstance(self.network, Classifier) and self.network.top_patches is not None:
+        if isinstance(self.network, ClassifierNetwork) and self.network.top_patches is not None:
             patches = self.network.score_patches(images)  # (B, L, h, w)
             logits = self.network.pool(patches)
             return logits, self._calibrate(logits), patches

@@ -17,7 +17,7 @@ from torch import nn
 from medmoco import config
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting import export as export_module
 from medmoco.exporting.export import ALL, FORMATS, export
 from medmoco.exporting.formats import safetensors_file
@@ -257,7 +257,7 @@ def test_export__a_classifier_of_patches_as_what_holds_the_computation(tmp_path:
         calibration={name: {"kind": "platt", "slope": 1.5, "intercept": -0.5} for name in "AB"},
         operating_points={"A": [], "B": []},
     )  # fmt: skip
-    save_classifier(tmp_path / "c", Classifier(encoder, head, mirror=True, top_patches=3), facts)
+    save_classifier(tmp_path / "c", ClassifierNetwork(encoder, head, mirror=True, top_patches=3), facts)
     told: list[str] = []
     with pytest.raises(SettingsError, match=r"safetensors: the head scores patches.*onnx and program can hold it"):
         export(from_classifier(tmp_path / "c", "not stated", told.append), tmp_path / "out")

@@ -10,7 +10,7 @@ from torch import nn
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting.sources import from_classifier, from_file, from_run
 from medmoco.exporting.subject import from_encoder, plain_state, save_state
 from medmoco.training.checkpoint import load_run
@@ -89,7 +89,7 @@ def test_from_classifier__the_run_around_it_names_the_data(tmp_path: Path, make_
         settings, ("Opacity",), trained="linear probe", encoder={"kind": "random"}, val_auroc={"Opacity": 0.7},
         calibration={"Opacity": {"kind": "platt", "slope": 1, "intercept": 0}}, operating_points={"Opacity": []},
     )  # fmt: skip
-    classifier = Classifier(encoder.backbone, nn.Linear(encoder.backbone.feature_dim, 1))
+    classifier = ClassifierNetwork(encoder.backbone, nn.Linear(encoder.backbone.feature_dim, 1))
     for folder in (run / "evaluation" / "classifier", tmp_path / "alone"):
         save_classifier(folder, classifier, facts)
     source = from_classifier(run / "evaluation" / "classifier", "x", pytest.fail)

@@ -14,7 +14,7 @@ from torch import nn
 from medmoco import config
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.predict import probabilities_of
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import (
@@ -45,7 +45,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     encoder = from_encoder("random", settings, pytest.fail)
     torch.manual_seed(3)
-    classifier = Classifier(
+    classifier = ClassifierNetwork(
         encoder.backbone, nn.Linear(encoder.backbone.feature_dim, 2), mirror=True, exclusive=exclusive,
         top_patches=top_patches,
     )  # fmt: skip

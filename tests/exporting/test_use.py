@@ -32,7 +32,7 @@ from medmoco.evaluation.supervised.classifier import (
     own_calibration,
     save_classifier,
 )
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import from_classifier, from_encoder
@@ -93,7 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path])
         operating_points={name: [] for name in LABELS},
         calibration={name: {"kind": "platt", "slope": 0.5, "intercept": -0.2} for name in LABELS},
     )  # fmt: skip
-    save_classifier(folder / "tuned", Classifier(encoder.backbone, head), facts | {"mirror": True})
+    save_classifier(folder / "tuned", ClassifierNetwork(encoder.backbone, head), facts | {"mirror": True})
     classifier = from_classifier(folder / "tuned")
     (desk / "classifier").mkdir()
     FORMATS["onnx"].write(classifier, desk / "classifier")

@@ -39,7 +39,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.evaluation.features.features import extract
 from medmoco.evaluation.metrics.calibration import Calibration
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import create_backbone
 from medmoco.models.interop.state_dicts import plain_tensors
 from medmoco.models.patches import check_patches
@@ -137,8 +137,8 @@ def describe_classifier(
         val_auroc: By label; None where undefined.
         calibration: By label: kind, slope, intercept.
         operating_points: By label: specificity and threshold on the raw scores.
-        exclusive: See `Classifier`.
-        top_patches: See `Classifier`.
+        exclusive: See `ClassifierNetwork`.
+        top_patches: See `ClassifierNetwork`.
     """
     return {
         "labels": list(labels),
@@ -163,7 +163,7 @@ def describe_classifier(
 # The folder
 
 
-def save_classifier(folder: Path, classifier: Classifier, facts: Tree) -> None:
+def save_classifier(folder: Path, classifier: ClassifierNetwork, facts: Tree) -> None:
     """Write a classifier folder, in place of one that is there.
 
     Args:
@@ -210,7 +210,7 @@ def remove_classifier(folder: Path) -> None:
         raise CheckpointError(f"the classifier folder {folder} cannot be removed: {error.strerror}") from None
 
 
-def load_classifier(folder: Path) -> tuple[Classifier, Tree]:
+def load_classifier(folder: Path) -> tuple[ClassifierNetwork, Tree]:
     """Read a classifier folder.
 
     Returns:
@@ -232,7 +232,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, Tree]:
     try:
         model, channels = ModelSettings(backbone=tree["backbone"]), channel_count(tree["data"]["channels"])
         backbone = create_backbone(model, seed=0, size=tree["size"], channels=channels)
-        classifier = Classifier(
+        classifier = ClassifierNetwork(
             backbone,
             nn.Linear(backbone.feature_dim, len(tree["labels"])),
             mirror=tree["mirror"],
@@ -320,7 +320,7 @@ def own_calibration(facts: Tree, label: str) -> Calibration:
 
 
 def score_split(
-    classifier: Classifier, facts: Tree, split: Split, settings: RunSettings, device: torch.device
+    classifier: ClassifierNetwork, facts: Tree, split: Split, settings: RunSettings, device: torch.device
 ) -> Floats:
     """Return the classifier's scores of every row, (N, L) log-odds.
 

@@ -25,7 +25,7 @@ from medmoco.evaluation.features.features import extract, fingerprint
 from medmoco.evaluation.metrics.auroc import auroc, undefined
 from medmoco.evaluation.scoring.clinical import describe_judgements, judge
 from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.task import Supervision, accuracies
 from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson, targets_of
 from medmoco.models.backbones import check_size
@@ -162,7 +162,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
 
 def _create_model(
     settings: RunSettings, encoder: str, lesson: Lesson, log: Callable[[str], None]
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[ClassifierNetwork, dict[str, Any]]:
     """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
     loaded = load_encoder(encoder, settings, log=log)
     backbone, source = loaded.module, loaded.provenance.record()
@@ -179,14 +179,14 @@ def _create_model(
     nn.init.zeros_(head.bias)
     if chosen.protocol == "linear_sgd":
         backbone.requires_grad_(False)
-    model = Classifier(
+    model = ClassifierNetwork(
         backbone, head, mirror=settings.evaluate.mirror, exclusive=lesson.exclusive, top_patches=top_patches
     )
     return model, source
 
 
 def _create_state(
-    model: Classifier,
+    model: ClassifierNetwork,
     source: dict[str, Any],
     settings: RunSettings,
     device: torch.device,
@@ -206,7 +206,9 @@ def _create_state(
     return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
 
 
-def _facts(settings: RunSettings, splits: Mapping[str, Split], model: Classifier, source: dict[str, Any]) -> Tree:
+def _facts(
+    settings: RunSettings, splits: Mapping[str, Split], model: ClassifierNetwork, source: dict[str, Any]
+) -> Tree:
     """Return what a checkpoint remembers of the run; the encoder and val are part of what it must be resumed with."""
     facts = facts_of(settings, splits["train"])
     used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
@@ -224,7 +226,7 @@ class _Run:
     settings: RunSettings
     splits: dict[str, Split]
     lesson: Lesson
-    model: Classifier
+    model: ClassifierNetwork
     facts: Tree
     source: dict[str, Any]
     device: torch.device

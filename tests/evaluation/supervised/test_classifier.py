@@ -23,7 +23,7 @@ from medmoco.evaluation.supervised.classifier import (
     save_classifier,
     score_split,
 )
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import create_backbone
 
 LABELS = ("Sick", "Tube")
@@ -37,10 +37,10 @@ def make_settings(tmp_path: Path, *overrides: str) -> config.RunSettings:
     return config.load(None, [*base, *overrides])
 
 
-def make_classifier(backbone: str = "test_resnet", labels: int = 2, **options: Any) -> Classifier:
+def make_classifier(backbone: str = "test_resnet", labels: int = 2, **options: Any) -> ClassifierNetwork:
     encoder = create_backbone(ModelSettings(backbone=backbone), seed=3, size=32)
     torch.manual_seed(0)
-    return Classifier(encoder, nn.Linear(encoder.feature_dim, labels), **options)
+    return ClassifierNetwork(encoder, nn.Linear(encoder.feature_dim, labels), **options)
 
 
 def facts_of(settings: config.RunSettings, labels: tuple[str, ...] = LABELS, **changes: Any) -> dict[str, Any]:

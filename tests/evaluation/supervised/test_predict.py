@@ -12,7 +12,7 @@ from medmoco.config import ModelSettings
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.supervised.classifier import describe_classifier, load_classifier, save_classifier, score_split
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.predict import predict
 from medmoco.models.backbones import create_backbone
 from tests.helpers.supervised import SECRET, make_settings, write_images
@@ -31,7 +31,7 @@ def manifest(tmp_path: Path) -> Path:
     settings = make_settings(manifest)
     encoder = create_backbone(ModelSettings(backbone="test_resnet"), seed=0, size=32)
     torch.manual_seed(0)
-    classifier = Classifier(encoder, nn.Linear(encoder.feature_dim, 2))
+    classifier = ClassifierNetwork(encoder, nn.Linear(encoder.feature_dim, 2))
     facts = describe_classifier(
         settings, LABELS, trained="linear probe", encoder={"kind": "random"}, val_auroc={"Sick": 0.9, "Tube": None},
         calibration=CALIBRATION, operating_points={"Sick": [], "Tube": []},
