@@ -29,7 +29,7 @@ from medmoco.evaluation.scoring.scoring import (
 )
 from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, heading, layout
-from medmoco.evaluation.supervised.classifier import describe_classifier, remove_classifier, save_classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, remove_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe
 from medmoco.training.runlog import write_json
 

@@ -26,7 +26,7 @@ from medmoco.data.loading.loading import to_float
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.inputs import find_label, find_rows, load_splits, on_device
-from medmoco.evaluation.supervised.classifier import load_classifier, own_calibration, prepared
+from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.plotting.pictures import Tile, read_views, shown, write_picture
@@ -69,19 +69,20 @@ def saliency(
         CheckpointError: the folder cannot be used.
         DataError: an image cannot be used.
     """
-    model, facts = load_classifier(classifier)
-    find_label(label, facts["labels"])
-    settings, changes = prepared(settings, facts)
+    loaded = load_classifier(classifier)
+    find_label(label, loaded.labels)
+    model = loaded.module
+    settings, changes = loaded.prepared(settings)
     for change in changes:
         log(change)
     found = load_splits(settings, (split,))[split]
     few = found.select(find_rows(found, rows))
     images, device = read_views(few, np.arange(len(few)), settings), on_device(model, settings)
     views = to_float(torch.from_numpy(images), settings.views, device, channels_last=False)
-    index, top = facts["labels"].index(label), model.top_patches
+    index, top = loaded.labels.index(label), model.top_patches
     scores, maps = (class_maps if top is None else patch_maps)(model, views, index)
     control = random_maps(model, views, index)
-    probabilities = own_calibration(facts, label).probabilities(scores)
+    probabilities = loaded.calibrations[label].probabilities(scores)
     text, lines = [], []
     for place, row in enumerate(few.rows.tolist()):
         names = (f"{split} row {row}", _truth(few, place, label))

@@ -223,7 +223,9 @@ class WholeDataset(Dataset[Batch | MedmocoError]):
     def _read_each(
         self, samples: Samples, blank: Canvas
     ) -> tuple[list[Canvas], tuple[str, ...], list[tuple[int, str]]]:
-        canvases, notices, unread = [], [], []
+        canvases: list[Canvas] = []
+        notices: list[str] = []
+        unread: list[tuple[int, str]] = []
         for sample in samples:
             try:
                 (canvas,), said = self.read(sample[None])

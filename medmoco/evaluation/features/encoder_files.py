@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ class Provenance:
         return {"kind": self.kind} | ({} if self.step is None else {"step": self.step})
 
 
-def kind_of_source(source: str | Path) -> Kind:
+def kind_of_source(source: str | os.PathLike[str]) -> Kind:
     """Tell what a source is.
 
     Raises:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from medmoco.config import RunSettings
 from medmoco.data.image_io.file_format import kind_of_file
 from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.image_io.intensity import Unreadable
-from medmoco.data.loading.loading import CanvasReader, Samples, canvas_reader, check_images
+from medmoco.data.loading.loading import CanvasReader, Samples, canvas_reader
 from medmoco.data.loading.preprocessing import Image, Preprocessing
 from medmoco.data.manifest.manifest import SPLITS, Split
 from medmoco.errors import ImageError, SettingsError
@@ -48,7 +49,7 @@ class ImageSet:
 class _Reader:
     """Reads files as the settings say, and takes arrays; errors carry no path."""
 
-    images: Sequence[Image]
+    images: Sequence[Image] | NDArray[Any]
     frames: Sequence[int] | None
     preprocessing: Preprocessing
     settings: RunSettings
@@ -80,8 +81,6 @@ def image_set(images: Images, root: str | os.PathLike[str] | None, settings: Run
     if isinstance(images, str) and images in SPLITS:
         unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
         images = load_splits(unlabelled, [images], patients_matter=False)[images]
-    elif isinstance(images, Split):
-        images = check_images(images, settings.data)
     if isinstance(images, Split):
         return ImageSet(images.rows, canvas_reader(images, settings.data), f"of {images.csv.name}")
     frames = None

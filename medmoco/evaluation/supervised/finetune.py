@@ -24,7 +24,7 @@ from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import extract, fingerprint
 from medmoco.evaluation.metrics.auroc import auroc, undefined
 from medmoco.evaluation.scoring.clinical import describe_judgements, judge
-from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.task import Supervision, accuracies
 from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson, targets_of
