@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
-from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.inspection import saliency as module
 from medmoco.inspection.saliency import class_maps, last_map, patch_maps, random_maps, rank_correlation, saliency
@@ -216,7 +216,7 @@ def test_saliency__writes_the_picture_and_says_what_it_shows(tmp_path: Path, fol
         score, probability = (float(line.partition(word)[2].split(",")[0].split(";")[0]) for word in ("score ", "ity "))
         assert probability == pytest.approx(1 / (1 + np.exp(-(0.5 * score + 1))), abs=0.003)
     assert lines[3] == "Grad-CAM: a map has 2 x 2 places and is scaled to its own largest value"
-    assert said == ["evaluate.size is 64, as the classifier was trained, not 48"]
+    assert said == ["evaluate.size is 64, as in training, not 48"]
     picture = cv2.imread(str(tmp_path / "new" / "maps.png"))
     assert picture.shape[1] / picture.shape[0] == pytest.approx(3 * 1.9 / (3 * 2.45), rel=0.01)
     assert np.ptp(picture.astype(int), axis=2).max() > 30  # there is colour

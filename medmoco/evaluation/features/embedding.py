@@ -23,7 +23,7 @@ from medmoco.data.manifest.manifest import SPLITS
 from medmoco.errors import ImageError, SettingsError, first_line
 from medmoco.evaluation.features.features import Features, encode, refuse_not_finite
 from medmoco.evaluation.features.image_sets import Images, ImageSet, image_set
-from medmoco.evaluation.features.inputs import on_device
+from medmoco.training.device import choose_device
 from medmoco.utils.progress import track
 
 PathLike = str | os.PathLike[str]
@@ -57,14 +57,14 @@ class Computed(NamedTuple):
 
 
 def compute(
-    module: nn.Module, preprocessing: Preprocessing, settings: RunSettings | None, images: Images, options: Options
+    module: nn.Module, preprocessing: Preprocessing, settings: RunSettings, images: Images, options: Options
 ) -> Computed:
     """Return what a network gives for images, as evaluation computes it.
 
     Args:
         module: (B, C, S, S) -> (B, F).
         preprocessing: Of the images.
-        settings: Name the data and the machine; None where there are none.
+        settings: Name the data and the machine.
         images: See `Encoder.embed`.
         options: See `Encoder.embed`.
 
@@ -73,7 +73,7 @@ def compute(
     """
     if options.unreadable not in ("raise", "nan"):
         raise SettingsError(f"unreadable={options.unreadable!r} is neither 'raise' nor 'nan'")
-    settings = _settings_of(preprocessing, settings or preprocessing.settings, images, options)
+    settings = _settings_of(preprocessing, settings, images, options)
     found = image_set(images, options.root, settings)
     count = len(found.rows)
     if not count:
@@ -135,13 +135,9 @@ def _noting(
 
 def _place(module: nn.Module, settings: RunSettings, device: str | torch.device | None) -> torch.device:
     """Move a module to a device, or to where the settings want it."""
-    if device is None:
-        return on_device(module, settings)
     try:
-        place = torch.device(device)
+        place = choose_device(settings.train) if device is None else torch.device(device)
         module.to(place)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"device {str(device)!r} cannot be used: {first_line(error)}") from None
-    if settings.train.channels_last:
-        module.to(memory_format=torch.channels_last)
     return place

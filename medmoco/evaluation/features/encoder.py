@@ -143,7 +143,10 @@ class Encoder:
         ['', 'the file does not exist; check the Path column and data.root']
         """
         options = Options(root, unreadable, batch_size, device, progress)
-        found = compute(self.as_evaluated, self.preprocessing, self.settings, images, options)
+        settings, module = self.settings or self.preprocessing.settings, self.as_evaluated
+        if settings.train.channels_last:  # as in evaluation, to the last bit
+            module.to(memory_format=torch.channels_last)
+        found = compute(module, self.preprocessing, settings, images, options)
         if not as_frame:
             return found.values
         columns = {f"feature_{number}": column for number, column in enumerate(found.values.T)}

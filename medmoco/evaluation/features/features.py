@@ -93,7 +93,7 @@ def extract(
     batches = evaluation_batches(split, settings, size, make)
     found = encode(encoders, batches, settings, device, precision, stop_asked, copies=make is None)
     if len(found.digests) != len(split):
-        raise RuntimeError("evaluation batches are not the split's rows")
+        raise RuntimeError("evaluation batches are not the split's rows in order")
     for name, values in found.features.items():
         refuse_not_finite(name, values, split.rows, split.csv.name)
     return found

@@ -94,7 +94,8 @@ class Classifier:
             >>> classifier.predict(["a.dcm", "b.png"])  # doctest: +SKIP
         """
         options = Options(root, unreadable, batch_size, device, progress)
-        found = compute(self.module, self.preprocessing, self.settings, images, options)
+        settings = self.settings or self.preprocessing.settings
+        found = compute(self.module, self.preprocessing, settings, images, options)
         table = pd.DataFrame({"row": found.rows})
         table[list(self.labels)] = self.probabilities(found.values.astype(np.float64))
         return table.assign(error=found.errors) if unreadable == "nan" else table

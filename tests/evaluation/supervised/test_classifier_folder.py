@@ -4,25 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from medmoco import config
 from medmoco.config import ModelSettings
-from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.features.features import extract
-from medmoco.evaluation.supervised.classifier import (
-    describe_classifier,
-    load_classifier,
-    prepared,
-    save_classifier,
-    score_split,
-)
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, read_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import create_backbone
 
@@ -60,15 +50,15 @@ def test_save_classifier__is_read_back_and_scores_the_same(tmp_path: Path) -> No
     settings = make_settings(tmp_path, "data.window=[40, 400]", "evaluate.mirror=true")
     classifier = make_classifier(mirror=True)
     save_classifier(tmp_path / "c", classifier, facts_of(settings))
-    again, facts = load_classifier(tmp_path / "c")
+    again, facts = read_classifier(tmp_path / "c")
     views = torch.randn(3, 1, 32, 32)
     torch.testing.assert_close(again(views), classifier.eval()(views), rtol=0, atol=0)
-    assert facts["labels"] == list(LABELS)
-    assert facts["data"] == {
+    assert facts.labels == LABELS
+    assert facts.model_dump(mode="json")["data"] == {
         "canvas_size": 40, "bit_depth": 8, "window": [40.0, 400.0], "channels": "gray", "scale": "linear",
         "band_ranges": None,
     }  # fmt: skip
-    assert facts["calibration"]["Sick"] == {"kind": "platt", "slope": 1.5, "intercept": -0.5}
+    assert facts.calibration["Sick"].model_dump() == {"kind": "platt", "slope": 1.5, "intercept": -0.5}
     assert sorted(file.name for file in (tmp_path / "c").iterdir()) == ["classifier.json", "classifier.safetensors"]
 
 
@@ -100,7 +90,7 @@ def test_save_classifier__of_patches_and_folders_from_before_there_were_any(tmp_
         save_classifier(folder, classifier, facts_of(settings, backbone="test_vit"))
     save_classifier(folder, classifier, facts_of(settings, backbone="test_vit", head="patches", top_patches=3))
     views = torch.randn(2, 1, 32, 32)
-    assert torch.equal(load_classifier(folder)[0](views), classifier.eval()(views))
+    assert torch.equal(read_classifier(folder)[0](views), classifier.eval()(views))
     for changes, reason in (
         ({"head": "linear"}, "head and top_patches contradict"),
         ({"top_patches": 5}, "has only 4 patches"),
@@ -109,32 +99,32 @@ def test_save_classifier__of_patches_and_folders_from_before_there_were_any(tmp_
         text = (folder / "classifier.json").read_text()
         _change(folder / "classifier.json", **changes)
         with pytest.raises(CheckpointError, match=reason):
-            load_classifier(folder)
+            read_classifier(folder)
         (folder / "classifier.json").write_text(text)
     save_classifier(folder, make_classifier(), facts_of(settings))
     tree = json.loads((folder / "classifier.json").read_text())
     del tree["head"], tree["top_patches"]
     (folder / "classifier.json").write_text(json.dumps(tree))
-    assert load_classifier(folder)[0].top_patches is None
+    assert read_classifier(folder)[0].top_patches is None
 
 
 def _change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def test_load_classifier__refuses_what_is_damaged_or_foreign(tmp_path: Path) -> None:
+def test_read_classifier__refuses_what_is_damaged_or_foreign(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    with pytest.raises(CheckpointError, match=r"no classifier folder: it has no classifier\.json"):
-        load_classifier(folder)
+    with pytest.raises(CheckpointError, match=r"not a classifier folder: it has no classifier\.json"):
+        read_classifier(folder)
     save_classifier(folder, make_classifier(), facts_of(make_settings(tmp_path)))
     weights, facts = folder / "classifier.safetensors", folder / "classifier.json"
     sound, text = weights.read_bytes(), facts.read_text()
     weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="its SHA-256 differs"):
-        load_classifier(folder)
+        read_classifier(folder)
     weights.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_classifier(folder)
+        read_classifier(folder)
     weights.write_bytes(sound)
     for changes, reason in (
         ({"format": 2}, "format"),
@@ -146,42 +136,9 @@ def test_load_classifier__refuses_what_is_damaged_or_foreign(tmp_path: Path) -> 
         facts.write_text(text)
         _change(facts, **changes)
         with pytest.raises(CheckpointError, match=reason) as caught:
-            load_classifier(folder)
+            read_classifier(folder)
         assert len(str(caught.value).splitlines()) <= 5
     for broken in (text[:40], "[]", "[" * 100_000):
         facts.write_text(broken)
         with pytest.raises(CheckpointError, match="damaged or of another version"):
-            load_classifier(folder)
-
-
-def test_prepared__takes_the_preparation_of_the_classifier_and_says_so(tmp_path: Path) -> None:
-    own = make_settings(tmp_path, "views.mean=0.4", "data.window=full", "evaluate.size=48")
-    facts = facts_of(own)
-    same, changes = prepared(own, facts)
-    assert changes == []
-    assert same == own
-    other = make_settings(tmp_path, "data.canvas_size=64", "model.backbone=resnet10t")
-    found, changes = prepared(other, facts)
-    assert (found.data.canvas_size, found.data.window, found.views.mean, found.evaluate.size) == (40, "full", 0.4, 48)
-    assert [line.split(",")[0] for line in changes] == [
-        "model.backbone is test_resnet", "data.canvas_size is 40", "data.window is full", "views.mean is 0.4",
-        "evaluate.size is 48",
-    ]  # fmt: skip
-
-
-def test_score_split__prepares_as_the_facts_say(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    lines = ["Path,Sick,Tube"]
-    for number in range(6):
-        Image.fromarray(rng.integers(0, 256, (50, 44), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-        lines.append(f"{number}.png,1,0")
-    (tmp_path / "test.csv").write_text("\n".join(lines))
-    own, other = make_settings(tmp_path), make_settings(tmp_path, "views.size=24", "views.std=0.5", "evaluate.size=20")
-    split = load_manifest(own.data, ("test",))["test"]
-    classifier, cpu = make_classifier(), torch.device("cpu")
-    scores = score_split(classifier, facts_of(own), split, other, cpu)
-    features = extract({"encoder": classifier.backbone}, split, own, cpu).features["encoder"]
-    head = classifier.head
-    expected = features @ head.weight.detach().numpy().T + head.bias.detach().numpy()
-    assert scores.shape == (6, 2)
-    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+            read_classifier(folder)
