@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from medmoco.cli.options import Config, Encoder, Overrides, ScoredSplit, load, log, path, split_name
+from medmoco.cli import options
+from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
 from medmoco.errors import SettingsError
 
 PANEL = "Use"
@@ -39,7 +40,7 @@ def predict(
 @commands.command(rich_help_panel=PANEL)
 def embed(
     config_file: Config,
-    encoder: Encoder,
+    encoder: options.Encoder,
     out: Annotated[Path, typer.Option(parser=path, help="File for row numbers and features: .parquet, .npz or .csv.")],
     overrides: Overrides = None,
     split: ScoredSplit = "test",
@@ -106,12 +107,16 @@ def export(
     given = [value for value in (run, classifier, encoder) if value is not None]
     if len(given) != 1 or (encoder is None) != (config_file is None):
         raise SettingsError("give one of --run, --classifier, and --encoder with --config")
-    from medmoco.evaluation.features.encoder import load_encoder
-    from medmoco.evaluation.supervised.classifier import load_classifier
+    from medmoco.evaluation.features.encoder import Encoder, load_encoder
+    from medmoco.evaluation.supervised.classifier import Classifier, load_classifier
     from medmoco.exporting.export import export as write
+    from medmoco.training.checkpoint import load_run
 
-    source = run or encoder
-    network = load_encoder(source, config_file) if source else load_classifier(given[0])
+    network: Encoder | Classifier
+    if run is not None:
+        network = load_encoder(run, load_run(run))
+    else:
+        network = load_encoder(encoder, config_file) if encoder else load_classifier(given[0])
     for file in write(network, out, [name.strip() for name in formats.split(",")], licence=licence):
         print(file)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,11 +98,10 @@ class Preprocessing(CanvasPart, NormalisationPart):
         groups = {group: getattr(settings, group).model_copy(update=values) for group, values in own.items()}
         return settings.model_copy(update=groups), changes
 
-    @cached_property
+    @property
     def settings(self) -> RunSettings:
         """Settings that prepare images this way and name no data."""
-        settings, _ = self.apply_to(RunSettings(out=Path(), data=DataSettings(manifest=NO_DATA, root=".")))
-        return settings
+        return _settings_of(self)
 
     def canvas(self, image: Image, frame: int = 1) -> Canvas:
         """Read a file or take an array, and scale it to a canvas.
@@ -206,3 +205,9 @@ class Preprocessing(CanvasPart, NormalisationPart):
         """What the network takes, in words."""
         words = {"gray": "one-channel images", "rgb": "RGB images"}
         return words.get(str(self.channels), f"images of {self.channels} band{'s' * (self.channels != 1)}")
+
+
+@lru_cache(maxsize=16)  # not in the object, whose copies would take it along
+def _settings_of(preprocessing: Preprocessing) -> RunSettings:
+    settings, _ = preprocessing.apply_to(RunSettings(out=Path(), data=DataSettings(manifest=NO_DATA, root=".")))
+    return settings
