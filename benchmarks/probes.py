@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, load
 from medmoco.data.manifest.manifest import Split
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import extract
 from medmoco.evaluation.features.probes import linear_probe, standardise
 from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval
 from medmoco.evaluation.supervised.finetune import finetune
 from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson
-from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import choose_device
 
 Floats = NDArray[np.float64]
@@ -61,7 +61,7 @@ def run(settings: RunSettings, encoder: str) -> None:
 def _default(settings: RunSettings, encoder: str, lesson: Lesson, splits: dict[str, Split]) -> Floats:
     """Return the scores of test, (N, L)."""
     device = choose_device(settings.train)
-    backbone, _ = load_backbone(encoder, settings)
+    backbone = load_encoder(encoder, settings).module
     backbone.to(device)
     rows = {"train": lesson.train, **splits}
     features = {name: extract({"": backbone}, split, settings, device).features[""] for name, split in rows.items()}

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from medmoco.cli import options
 from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
 from medmoco.errors import SettingsError
 
@@ -34,6 +35,27 @@ def predict(
 
     rows = apply(settings, classifier, out, split=name, with_path=with_path, log=log)
     print(f"{rows} rows of {name} are in {out}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def embed(
+    config_file: Config,
+    encoder: options.Encoder,
+    out: Annotated[Path, typer.Option(parser=path, help="File for row numbers and features: .parquet, .npz or .csv.")],
+    overrides: Overrides = None,
+    split: ScoredSplit = "test",
+    columns: Annotated[
+        str, typer.Option(metavar="A,B", help="Columns of the manifest to copy, which may name patients.")
+    ] = "",
+) -> None:
+    """Write the features of the images of a manifest, as evaluate computes them."""
+    settings = load(config_file, overrides)
+    name = split_name(split)
+    from medmoco.evaluation.features.feature_tables import embed_split
+
+    copied = [column.strip() for column in columns.split(",") if column.strip()]
+    table = embed_split(settings, encoder, out, split=name, columns=copied, log=log)
+    print(f"{len(table)} rows of {name} are in {out}")
 
 
 @commands.command("import", rich_help_panel=PANEL)
@@ -85,19 +107,17 @@ def export(
     given = [value for value in (run, classifier, encoder) if value is not None]
     if len(given) != 1 or (encoder is None) != (config_file is None):
         raise SettingsError("give one of --run, --classifier, and --encoder with --config")
-    from medmoco.exporting import sources
+    from medmoco.evaluation.features.encoder import Encoder, load_encoder
+    from medmoco.evaluation.supervised.classifier import Classifier, load_classifier
     from medmoco.exporting.export import export as write
-    from medmoco.training.runlog import print_warning
+    from medmoco.training.checkpoint import load_run
 
+    network: Encoder | Classifier
     if run is not None:
-        source = sources.from_run(run, licence, print_warning)
-    elif classifier is not None:
-        source = sources.from_classifier(classifier, licence, print_warning)
+        network = load_encoder(run, load_run(run))
     else:
-        assert encoder is not None
-        assert config_file is not None
-        source = sources.from_file(encoder, load(config_file), licence, print_warning)
-    for file in write(source, out, [name.strip() for name in formats.split(",")]):
+        network = load_encoder(encoder, config_file) if encoder else load_classifier(given[0])
+    for file in write(network, out, [name.strip() for name in formats.split(",")], licence=licence):
         print(file)
 
 

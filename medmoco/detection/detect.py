@@ -30,11 +30,11 @@ from medmoco.detection.scoring import (
     score,
 )
 from medmoco.errors import SettingsError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.leakage.ledger import add_look, ledger_of
 from medmoco.evaluation.scoring.table import MACRO
-from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from medmoco.training.early_stopping import Selection, check_parts, loop_settings, train_and_select
@@ -99,7 +99,8 @@ def detect(
     with group.one_fate():
         annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
-        backbone, source = load_backbone(encoder, settings, log if group.is_first else lambda _: None, whole=False)
+        loaded = load_encoder(encoder, settings, log=log if group.is_first else lambda _: None, whole=False)
+        backbone, source = loaded.module, loaded.provenance.record()
     facts = _facts(settings, annotations, backbone, source) | {"processes": group.size}
     model = create_detector(backbone, settings, len(annotations.labels))
     run = _Run(settings, annotations, model, encoder, source, device, precision)

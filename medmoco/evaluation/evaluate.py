@@ -29,8 +29,8 @@ from medmoco.evaluation.scoring.scoring import (
 )
 from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, heading, layout
-from medmoco.evaluation.supervised.classifier import describe_classifier, remove_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier, fold_probe
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, remove_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe
 from medmoco.training.runlog import write_json
 
 Record = dict[str, Any]
@@ -136,7 +136,7 @@ def _save_probe(folder: Path, study: Study, answers: Mapping[Key, Answer], setti
         val_auroc=aurocs,
         **describe_judgements(judgements, settings.evaluate),
     )
-    save_classifier(folder, Classifier(study.backbones[first], head, mirror=settings.evaluate.mirror), facts)
+    save_classifier(folder, ClassifierNetwork(study.backbones[first], head, mirror=settings.evaluate.mirror), facts)
 
 
 def _write(out: Path, found: Evaluation, answers: Mapping[Key, Answer], splits: Mapping[str, Split]) -> None:

@@ -159,8 +159,10 @@ def write_plain_card(subject: Subject, contract: Record, parity: Record) -> str:
         parity: Content of parity.json.
     """
     facts = subject.classifier
-    origin = f"trained as: {facts['trained']}" if facts else "from a weights file that the user gave"
-    sections = {"Labels": _labels(facts), "Origin": _origin(facts, subject.source)} if facts else {}
+    sources = {"export": "from an export", "import": "from weights imported from another project"}
+    source = sources.get(subject.encoder.provenance.kind, "from a weights file that the user gave")
+    origin = f"trained as: {facts['trained']}" if facts else source
+    sections = {"Labels": _labels(facts), "Origin": _origin(facts, facts["encoder"])} if facts else {}
     sections["Files"] = _files(contract, parity)
     return _card(subject.stem, subject.backbone.name, origin, sections, contract)
 
@@ -209,7 +211,13 @@ def _labels(classifier: Record) -> list[str]:
 
 
 def _origin(facts: Record, encoder: Record) -> list[str]:
-    kinds = {"run": "a momentum-contrast run", "random": "random weights", "file": "a weights file"}
+    kinds = {
+        "run": "a momentum-contrast run",
+        "random": "random weights",
+        "file": "a weights file",
+        "export": "an export",
+        "import": "weights of another project",
+    }
     step = f", step {encoder['step']}" if isinstance(encoder.get("step"), int) else ""
     return [
         f"- Trained: {facts['trained']}, seed {facts['seed']}",

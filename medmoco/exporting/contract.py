@@ -21,7 +21,8 @@ import timm
 import torch
 
 import medmoco
-from medmoco.exporting.subject import INPUT, Preparation, Subject, network
+from medmoco.data.loading.preprocessing import Preprocessing
+from medmoco.exporting.subject import INPUT, Subject, network
 from medmoco.utils.files import sha256_of
 
 _POLARITY = (
@@ -73,7 +74,7 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
         formats: By name: its path in the folder, and how it is loaded, as the format's `describe` says.
         folder: Of the export, which holds the formats' files and nothing else yet.
     """
-    prepared, size, width = subject.preparation, subject.preparation.size, subject.backbone.feature_dim
+    prepared, size, width = subject.preprocessing, subject.preprocessing.size, subject.backbone.feature_dim
     levels = first_step(prepared)
     return {
         "steps": [*levels, "canvas", "resize", "normalise", "mirror"],
@@ -109,7 +110,7 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
     }
 
 
-def first_step(prepared: Preparation) -> dict[str, dict[str, Any]]:
+def first_step(prepared: Preprocessing) -> dict[str, dict[str, Any]]:
     """Return the step from a file to grey levels, under its name: grayscale, colour or bands."""
     window, channels = prepared.window, prepared.channels
     if isinstance(channels, int):
@@ -134,7 +135,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def _mirror_rule(subject: Subject) -> str:
-    if not subject.preparation.mirror:
+    if not subject.preprocessing.mirror:
         return "none: outputs are those of the image as it is"
     if subject.head is None:
         return (

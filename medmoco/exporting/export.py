@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from medmoco.data.loading.loading import to_float
 from medmoco.errors import CheckpointError, SettingsError
+from medmoco.evaluation.features.encoder import Encoder
+from medmoco.evaluation.supervised.classifier import Classifier
 from medmoco.exporting.contract import files_in, preprocessing
 from medmoco.exporting.formats import (
     Format,
@@ -27,9 +29,9 @@ from medmoco.exporting.formats import (
 )
 from medmoco.exporting.parity import CASES, SUMS, Floats, NotInstalledError, compare, save_cases, synthetic_views
 from medmoco.exporting.scan import folder_names, refuse_names
-from medmoco.exporting.sources import Source, Warn
+from medmoco.exporting.sources import Surroundings, Warn, surroundings
 from medmoco.exporting.standalone import standalone_source
-from medmoco.exporting.subject import GraphNetwork, Subject
+from medmoco.exporting.subject import NOT_STATED, GraphNetwork, Subject, subject_of
 from medmoco.training.runlog import print_warning, write_json
 from medmoco.utils.files import sha256_of
 
@@ -47,17 +49,25 @@ DEFAULT = ("safetensors", "onnx")
 ALL = "all"
 
 
-def export(source: Source, out: Path, formats: Sequence[str] = DEFAULT, warn: Warn = print_warning) -> list[Path]:
+def export(
+    network: Encoder | Classifier,
+    out: Path,
+    formats: Sequence[str] = DEFAULT,
+    *,
+    licence: str = NOT_STATED,
+    warn: Warn = print_warning,
+) -> list[Path]:
     """Write a network with all that a stranger needs to use it.
 
     The files appear together, once each format has been loaded back in a new process and has given the network's
     outputs, and none of them holds a name.
 
     Args:
-        source: What is exported.
+        network: An encoder, or a classifier.
         out: New or empty folder.
         formats: Names of FORMATS, or "all" that can hold the network.
-        warn: Told of formats that "all" leaves out.
+        licence: Of the weights, for the card.
+        warn: Receives a line for each format that "all" leaves out, and for a manifest that cannot be read.
 
     Returns:
         The files.
@@ -69,14 +79,16 @@ def export(source: Source, out: Path, formats: Sequence[str] = DEFAULT, warn: Wa
     out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another for the export")
-    chosen = _chosen(formats, source.subject, warn)
+    subject = subject_of(network, licence)
+    chosen = _chosen(formats, subject, warn)
+    known = surroundings(network, subject, warn)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".medmoco-export-") as temporary:
             folder = Path(temporary) / "export"
             folder.mkdir()
-            _fill(folder, source, chosen)
-            refuse_names(folder, {**source.names, "the folder of the export": folder_names(out, folder)})
+            _fill(folder, subject, known, chosen)
+            refuse_names(folder, {**known.names, "the folder of the export": folder_names(out, folder)})
             if out.exists():
                 out.rmdir()
             folder.rename(out)
@@ -99,16 +111,15 @@ def _chosen(names: Sequence[str], subject: Subject, warn: Warn) -> dict[str, For
     return {name: format_ for name, format_ in chosen.items() if name not in refusals}
 
 
-def _fill(folder: Path, source: Source, chosen: dict[str, Format]) -> None:
+def _fill(folder: Path, subject: Subject, known: Surroundings, chosen: dict[str, Format]) -> None:
     """Write all files of an export."""
-    subject = source.subject
     described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
     (folder / "prepare.py").write_text(standalone_source(), encoding="utf-8")
     contract = preprocessing(subject, described, folder)
     write_json(folder / "preprocessing.json", contract)
-    parity = _prove(subject, source.views, folder, list(chosen))
+    parity = _prove(subject, known.views, folder, list(chosen))
     write_json(folder / "parity.json", parity)
-    (folder / "MODEL_CARD.md").write_text(source.write_card(contract, parity), encoding="utf-8")
+    (folder / "MODEL_CARD.md").write_text(known.write_card(contract, parity), encoding="utf-8")
     sums = [f"{sha256_of(folder / name)}  {name}\n" for name in files_in(folder)]
     (folder / SUMS).write_text("".join(sums), encoding="utf-8")
 
@@ -124,7 +135,7 @@ def _prove(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: li
 
     The synthetic images and their outputs stay in the export, so that it can be verified elsewhere; real ones do not.
     """
-    prepared = subject.preparation
+    prepared = subject.preprocessing
     synthetic = synthetic_views(prepared.size, prepared.bit_depth, channels=subject.backbone.channels)
     views = torch.from_numpy(np.concatenate([synthetic, *real]))
     images: Floats = to_float(views, prepared, torch.device("cpu"), channels_last=False).numpy()

@@ -1,21 +1,25 @@
-"""Where an export comes from: a run, a weights file or a classifier folder, with what is known beside the network."""
+"""What is known about a network besides itself: whose names must not leave, training images, what the card says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings, load
+from medmoco.config import RunSettings
 from medmoco.data.augment.views import channels_first, whole
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
+from medmoco.data.loading.preprocessing import NO_DATA
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.errors import DataError, SettingsError
-from medmoco.exporting import card, subject
+from medmoco.evaluation.features.encoder import Encoder
+from medmoco.evaluation.supervised.classifier import Classifier, run_around
+from medmoco.exporting import card
 from medmoco.exporting.scan import Names, local_names, manifest_names
 from medmoco.exporting.subject import Subject
 from medmoco.training.checkpoint import load_run
@@ -27,106 +31,80 @@ _REAL_IMAGES = 4
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is exported and what is known beside it.
+class Surroundings:
+    """What is known about a network besides itself.
 
     Attributes:
-        subject: The network.
-        write_card: (preprocessing.json, parity.json) -> MODEL_CARD.md.
         names: That must not be in any file.
+        write_card: (preprocessing.json, parity.json) -> MODEL_CARD.md.
         views: A few training images as (N, C, S, S), to compare on; none where they cannot be read.
     """
 
-    subject: Subject
-    write_card: Callable[[Record, Record], str]
     names: Names
+    write_card: Callable[[Record, Record], str]
     views: list[NDArray[Any]] = field(default_factory=list)
 
 
-def from_run(run: Path, licence: str, warn: Warn) -> Source:
-    """Return a run's encoder.
+def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) -> Surroundings:
+    """Look up what is known about a network; the manifest is read once.
 
     Args:
-        run: Run folder.
-        licence: Of the weights.
-        warn: Told of damaged checkpoints that are passed over, and of a manifest that cannot be read.
+        network: What is exported.
+        subject: The same, as formats take it.
+        warn: Receives a line where the manifest is not known or cannot be read.
 
     Raises:
-        CheckpointError: the run cannot be read.
+        CheckpointError: a record of the run is damaged.
     """
-    settings = load_run(run)
-    network = replace(subject.from_encoder(str(run), settings, warn), licence=licence)
-    train = _training_split(settings)
-    facts = card.gather(run, settings, network.source["step"], train)
-    return Source(
-        network,
-        lambda contract, parity: card.write_card(facts, contract, parity),
-        _names(settings, run, warn),
-        _real_views(settings, network.preparation.size, train),
-    )
+    settings = _settings_of(network, warn)
+    splits = _read_splits(settings, warn) if settings else {}
+    names = {**local_names(*_folders(network, settings)), **(manifest_names(splits.values()) if settings else {})}
+    plain = partial(card.write_plain_card, subject)
+    if settings is None or isinstance(network, Classifier):
+        return Surroundings(names, plain)
+    train = _rows_trained_on(splits.get("train"), settings)
+    views = _real_views(settings, network.preprocessing.size, train)
+    if network.folder is None or network.provenance.kind != "run":
+        return Surroundings(names, plain, views)
+    facts = card.gather(network.folder, settings, network.provenance.step or 0, train)
+    return Surroundings(names, partial(card.write_card, facts), views)
 
 
-def from_file(file: Path, settings: RunSettings, licence: str, warn: Warn) -> Source:
-    """Return the encoder of a weights file.
-
-    Args:
-        file: As `model.init` takes it.
-        settings: That it is used with.
-        licence: Of the weights.
-        warn: Told of a manifest that cannot be read.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    network = replace(subject.from_encoder(str(file), settings, warn), licence=licence)
-    train = _training_split(settings)
-    return Source(
-        network,
-        lambda contract, parity: card.write_plain_card(network, contract, parity),
-        _names(settings, file.parent, warn),
-        _real_views(settings, network.preparation.size, train),
-    )
+def _settings_of(network: Encoder | Classifier, warn: Warn) -> RunSettings | None:
+    """Return the settings that name the network's data; None where none do."""
+    settings, unknown = network.settings, "no settings name the encoder's data"
+    if isinstance(network, Classifier):
+        run = run_around(network.folder) if network.folder else None
+        settings, unknown = load_run(run) if run else settings, "no run folder is around the classifier"
+    if settings is None or settings.data.manifest == NO_DATA:
+        warn(f"{unknown}, so its manifest's Paths and ids are not looked for in the export")
+        return None
+    return settings
 
 
-def from_classifier(folder: Path, licence: str, warn: Warn) -> Source:
-    """Return the classifier of a folder; the run that it lies in says whose names must not leave.
-
-    Args:
-        folder: As `evaluate` and `finetune` leave it.
-        licence: Of the weights.
-        warn: Told of a manifest that cannot be read.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    network = replace(subject.from_classifier(folder), licence=licence)
-    run = next((parent for parent in folder.absolute().parents[:2] if (parent / "config.yaml").is_file()), None)
-    return Source(
-        network,
-        lambda contract, parity: card.write_plain_card(network, contract, parity),
-        _names(load(run / "config.yaml") if run else None, folder, warn),
-    )
-
-
-def _names(settings: RunSettings | None, folder: Path, warn: Warn) -> Names:
-    if settings is None:
-        warn("no run folder is around the classifier, so its manifest's Paths and ids are not looked for in the export")
-        return local_names(folder)
+def _read_splits(settings: RunSettings, warn: Warn) -> dict[str, Split]:
     data = settings.data
-    given = (settings.out, data.manifest, data.root, data.pack, settings.model.init)
-    folders = [Path(str(path).partition("{")[0]) for path in given if path is not None]
     try:
-        splits = load_manifest(data, present_splits(data), patients_matter=False).values()
+        return load_manifest(data, present_splits(data), patients_matter=False)
     except DataError:
         warn("the manifest cannot be read, so its Paths and ids are not looked for in the export")
-        splits = {}.values()
-    return {**local_names(folder, *folders), **manifest_names(splits)}
+        return {}
 
 
-def _training_split(settings: RunSettings) -> Split | None:
+def _folders(network: Encoder | Classifier, settings: RunSettings | None) -> list[Path]:
+    """Return the folders that the export has to do with."""
+    own = [network.folder] if network.folder else []
+    if settings is None:
+        return own
+    data = settings.data
+    given = (settings.out, data.manifest, data.root, data.pack, settings.model.init)
+    return [*own, *(Path(str(path).partition("{")[0]) for path in given if path is not None)]
+
+
+def _rows_trained_on(train: Split | None, settings: RunSettings) -> Split | None:
     """Return the training split; the data need not be where the export is made."""
     try:
-        return trained_rows(load_manifest(settings.data, ("train",), patients_matter=False)["train"], settings.data)
+        return train and trained_rows(train, settings.data)
     except DataError:
         return None
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from medmoco.config import Channels, RunSettings, Tree, channel_count
+from medmoco.config import Tree
+from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.supervised.classifier import fixed, load_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.features.encoder import Encoder
+from medmoco.evaluation.supervised.classifier import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone
 from medmoco.models.conv_stem import conv_stem_widths
 from medmoco.models.interop.naming import has_conv_stem, timm_model
 from medmoco.models.interop.state_dicts import plain_tensors
-from medmoco.training.checkpoint import load_backbone
+
+Module = TypeVar("Module", bound=nn.Module)
 
 INPUT = "image"
 NOT_STATED = "not stated"
@@ -29,79 +33,30 @@ NETWORK_PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """From a file to the network's input; names and units are those of the settings.
-
-    Attributes:
-        canvas_size: Longer side in pixels of the stored image.
-        bit_depth: 8 or 16.
-        window: "voi", "full", or centre and width.
-        mean: Subtracted from pixels as shares of white, of all channels or of each.
-        std: Divides them then.
-        size: Side in pixels of the whole image as the network takes it.
-        mirror: Outputs are meant as the mean over the image and its mirror image.
-        channels: "gray", "rgb" or a number of bands.
-        scale: "linear" or "log", of bands.
-        band_ranges: [low, high] of the bands; None for each image's own.
-    """
-
-    canvas_size: int
-    bit_depth: int
-    window: str | tuple[float, float]
-    mean: float | tuple[float, ...]
-    std: float | tuple[float, ...]
-    size: int
-    mirror: bool
-    channels: Channels = "gray"
-    scale: str = "linear"
-    band_ranges: tuple[tuple[float, float], ...] | None = None
-
-    @property
-    def means(self) -> list[float]:
-        """The mean of each channel."""
-        return self._of_each(self.mean)
-
-    @property
-    def stds(self) -> list[float]:
-        """The standard deviation of each channel."""
-        return self._of_each(self.std)
-
-    def _of_each(self, value: float | tuple[float, ...]) -> list[float]:
-        return list(value) if isinstance(value, tuple) else [value] * channel_count(self.channels)
-
-    @property
-    def levels(self) -> str:
-        """How stored values become grey levels, in words."""
-        if isinstance(self.channels, int):
-            return f"{self.scale} scale, band ranges {self.band_ranges or 'of each image'}"
-        return f"bright is dense, window {self.window}" if self.channels == "gray" else "colours as displayed"
-
-    @property
-    def images(self) -> str:
-        """What the network takes, in words."""
-        words = {"gray": "one-channel images", "rgb": "RGB images"}
-        return words.get(str(self.channels), f"images of {self.channels} band{'s' * (self.channels != 1)}")
-
-
-@dataclass(frozen=True)
 class Subject:
     """One network, in float32 and eval mode on the CPU, without gradients.
 
     Attributes:
-        backbone: The encoder, of F features.
-        preparation: How images are prepared for it.
-        source: What `load_backbone` says the encoder is.
+        encoder: The network without a head, its preprocessing and provenance.
         head: (L, F), whose outputs are log-odds; None for an encoder alone.
         classifier: Content of classifier.json; None for an encoder alone.
         licence: Of the weights.
     """
 
-    backbone: Backbone
-    preparation: Preparation
-    source: dict[str, Any]
+    encoder: Encoder
     head: nn.Linear | None = None
     classifier: Tree | None = None
     licence: str = NOT_STATED
+
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder's network, of F features."""
+        return self.encoder.module
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared."""
+        return self.encoder.preprocessing
 
     @property
     def stem(self) -> str:
@@ -121,39 +76,18 @@ class Subject:
         return self.classifier.get("top_patches") if self.classifier else None
 
 
-def from_encoder(source: str, settings: RunSettings, warn: Callable[[str], None]) -> Subject:
-    """Return an encoder alone.
-
-    Args:
-        source: Run folder or weights file.
-        settings: Of the run, or those that the weights are to be used with.
-        warn: Told of damaged checkpoints that are passed over.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    backbone, facts = load_backbone(source, settings, warn)
-    data, views, scored = settings.data, settings.views, settings.evaluate
-    size = scored.size or views.size
-    preparation = Preparation(
-        data.canvas_size, data.bit_depth, data.window, views.mean, views.std, size, scored.mirror, data.channels,
-        data.scale, data.band_ranges,
-    )  # fmt: skip
-    return Subject(backbone.float().eval().requires_grad_(requires_grad=False), preparation, facts)
+def subject_of(network: Encoder | Classifier, licence: str = NOT_STATED) -> Subject:
+    """Return a copy of a network as formats take it."""
+    encoder, head, facts = network, None, None
+    if isinstance(network, Classifier):
+        encoder, facts = network.encoder, network.facts.model_dump(mode="json")
+        head = _frozen(network.module.head)
+    assert isinstance(encoder, Encoder)
+    return Subject(replace(encoder, module=_frozen(encoder.module)), head, facts, licence)
 
 
-def from_classifier(folder: Path) -> Subject:
-    """Return the encoder and the head of a classifier folder, as `evaluate` and `finetune` leave it.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    classifier, facts = load_classifier(folder)
-    preparation = Preparation(
-        **fixed(facts["data"]), **fixed(facts["views"]), size=facts["size"], mirror=facts["mirror"]
-    )
-    classifier.requires_grad_(requires_grad=False)
-    return Subject(classifier.backbone.float(), preparation, facts["encoder"], classifier.head, facts)
+def _frozen(module: Module) -> Module:
+    return copy.deepcopy(module).cpu().float().eval().requires_grad_(requires_grad=False)
 
 
 # What formats make of it
@@ -172,8 +106,8 @@ class GraphNetwork(nn.Module):
         self.slopes: Tensor | None = None
         if subject.head is not None and subject.classifier is not None:
             facts = subject.classifier
-            self.network = Classifier(
-                subject.backbone, subject.head, mirror=subject.preparation.mirror, exclusive=facts["exclusive"],
+            self.network = ClassifierNetwork(
+                subject.backbone, subject.head, mirror=subject.preprocessing.mirror, exclusive=facts["exclusive"],
                 top_patches=subject.top_patches,
             )  # fmt: skip
             fitted = [facts["calibration"][label] for label in facts["labels"]]
@@ -183,7 +117,7 @@ class GraphNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return features, or logits, probabilities and, where patches are scored, those scores."""
-        if isinstance(self.network, Classifier) and self.network.top_patches is not None:
+        if isinstance(self.network, ClassifierNetwork) and self.network.top_patches is not None:
             patches = self.network.score_patches(images)  # (B, L, h, w)
             logits = self.network.pool(patches)
             return logits, self._calibrate(logits), patches

@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
-from medmoco.evaluation.features.inputs import features_of, find_rows, load_encoder, load_splits
+from medmoco.evaluation.features.inputs import features_of, find_rows, load_splits
 from medmoco.plotting.pictures import Tile, positives, read_views, shown, write_picture
 
 _DIGITS = 6  # of a cosine, as it is written; more would put copies of an image in the order of rounding errors
@@ -63,7 +64,7 @@ def neighbours(
     for notice in (notice for found in splits.values() for notice in found.notices):
         log(notice)
     asked = splits[split].select(find_rows(splits[split], rows))
-    model = load_encoder(encoder, settings, log)
+    model = load_encoder(encoder, settings, log=log).as_evaluated
     log(f"features of {bank}: {len(splits[bank])} images")
     keys = features_of(splits[bank], model, settings)
     queries = features_of(asked, model, settings)

@@ -21,8 +21,9 @@ from sklearn.preprocessing import normalize
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import ManifestError, SettingsError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
-from medmoco.evaluation.features.inputs import features_of, find_label, load_encoder, load_splits, make_folder
+from medmoco.evaluation.features.inputs import features_of, find_label, load_splits, make_folder
 
 MOST = 4000
 """Points drawn: more cost minutes and cover each other."""
@@ -77,7 +78,7 @@ def projection(
     if len(whole) < FEWEST:
         raise ManifestError(f"{whole.csv.name}: {len(whole)} {split} images are too few; give at least {FEWEST}")
     drawn = _sample(whole, settings.seed)
-    model = load_encoder(encoder, settings, log)
+    model = load_encoder(encoder, settings, log=log).as_evaluated
     log(f"features of {split}: {len(drawn)} images")
     features = features_of(drawn, model, settings)
     log("laying them out")

@@ -23,14 +23,15 @@ from torch.nn.functional import normalize
 from medmoco.config import RunSettings, ViewSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, ManifestError
+from medmoco.evaluation.features.encoder import load_controls
 from medmoco.evaluation.features.features import Features, extract, thumbnails
-from medmoco.evaluation.features.inputs import load_controls, load_splits, make_folder, on_device
+from medmoco.evaluation.features.inputs import load_splits, make_folder, on_device
 from medmoco.evaluation.metrics.auroc import draw_counts
 from medmoco.evaluation.scoring.table import name_width
 from medmoco.inspection.perturbations import AMOUNTS, Twin, make_twins, parse_twin
 from medmoco.models.projectors import projector
 from medmoco.plotting.figures import Line, rank_figure, save
-from medmoco.training.checkpoint import load_checkpoint, load_run
+from medmoco.training.checkpoint import is_run, load_checkpoint, load_run
 from medmoco.training.runlog import write_json
 
 Record = dict[str, Any]
@@ -100,7 +101,7 @@ def placement(
     if len(found) < 2:
         raise ManifestError(f"{found.csv.name}: one {split} image alone has no rank; give it company")
     encoders = {**load_controls(sources, settings, log), "pixels": thumbnails()}
-    runs = {name: Path(source) for name, source in sources.items() if Path(source).is_dir()}
+    runs = {name: Path(source) for name, source in sources.items() if is_run(Path(source))}
     heads = {name: load_projector(run, settings) for name, run in runs.items()}
     recipe = load_run(next(iter(runs.values()))).views if runs else settings.views
     views = recipe.model_copy(update={"size": settings.evaluate.size or settings.views.size})

@@ -26,8 +26,8 @@ from medmoco.data.loading.loading import to_float
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.inputs import find_label, find_rows, load_splits, on_device
-from medmoco.evaluation.supervised.classifier import load_classifier, own_calibration, prepared
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.classifier import load_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.plotting.pictures import Tile, read_views, shown, write_picture
 
@@ -69,19 +69,20 @@ def saliency(
         CheckpointError: the folder cannot be used.
         DataError: an image cannot be used.
     """
-    model, facts = load_classifier(classifier)
-    find_label(label, facts["labels"])
-    settings, changes = prepared(settings, facts)
+    loaded = load_classifier(classifier)
+    find_label(label, loaded.labels)
+    model = loaded.module
+    settings, changes = loaded.prepared(settings)
     for change in changes:
         log(change)
     found = load_splits(settings, (split,))[split]
     few = found.select(find_rows(found, rows))
     images, device = read_views(few, np.arange(len(few)), settings), on_device(model, settings)
     views = to_float(torch.from_numpy(images), settings.views, device, channels_last=False)
-    index, top = facts["labels"].index(label), model.top_patches
+    index, top = loaded.labels.index(label), model.top_patches
     scores, maps = (class_maps if top is None else patch_maps)(model, views, index)
     control = random_maps(model, views, index)
-    probabilities = own_calibration(facts, label).probabilities(scores)
+    probabilities = loaded.calibrations[label].probabilities(scores)
     text, lines = [], []
     for place, row in enumerate(few.rows.tolist()):
         names = (f"{split} row {row}", _truth(few, place, label))
@@ -95,7 +96,7 @@ def saliency(
     return "\n".join([*text, _legend(model, maps), f"{out} shows them: keep it where the images may be"])
 
 
-def patch_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Scores, Maps]:
+def patch_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tuple[Scores, Maps]:
     """Return the scores of one label, and those of the patches that they are made of.
 
     Args:
@@ -112,7 +113,7 @@ def patch_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Score
     return scores.double().cpu().numpy(), patches[:, index].cpu().numpy()
 
 
-def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Scores, Maps]:
+def class_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tuple[Scores, Maps]:
     """Return the scores of one label and their Grad-CAM maps.
 
     A classifier that looks at an image and its mirror image has two maps; their mean is returned.
@@ -133,14 +134,14 @@ def class_maps(classifier: Classifier, views: Tensor, index: int) -> tuple[Score
     with torch.inference_mode():
         scores = classifier(views)[:, index].double().cpu().numpy()
     # One forward pass for each side: the hooks of MONAI would see the last of two alone.
-    one_sided = Classifier(classifier.backbone, classifier.head, exclusive=classifier.exclusive).eval()
+    one_sided = ClassifierNetwork(classifier.backbone, classifier.head, exclusive=classifier.exclusive).eval()
     maps = _grad_cam(one_sided, views, index)
     if classifier.mirror:
         maps = (maps + _grad_cam(one_sided, views.flip(-1), index).flip(-1)) / 2
     return scores, maps.cpu().numpy()
 
 
-def _grad_cam(classifier: Classifier, views: Tensor, index: int) -> Tensor:
+def _grad_cam(classifier: ClassifierNetwork, views: Tensor, index: int) -> Tensor:
     """Return the maps of one forward pass, (B, h, w)."""
     from monai.visualize import GradCAM  # here, because importing MONAI takes seconds
 
@@ -186,7 +187,7 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
     return str(name)
 
 
-def random_maps(classifier: Classifier, views: Tensor, index: int) -> Maps:
+def random_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> Maps:
     """Return the maps, (B, h, w), of the same classifier with an encoder of random weights.
 
     Whether a place speaks for the label or against it is chance then, so that both count in a class map.
@@ -194,7 +195,7 @@ def random_maps(classifier: Classifier, views: Tensor, index: int) -> Maps:
     model, channels = ModelSettings(backbone=classifier.backbone.name), classifier.backbone.channels
     backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels)
     if classifier.top_patches is not None:
-        untrained = Classifier(
+        untrained = ClassifierNetwork(
             backbone.to(views.device), classifier.head, mirror=classifier.mirror, top_patches=classifier.top_patches
         )
         return patch_maps(untrained.eval(), views, index)[1]
@@ -202,7 +203,7 @@ def random_maps(classifier: Classifier, views: Tensor, index: int) -> Maps:
     with torch.no_grad():
         against.weight.neg_()
     both = [
-        Classifier(backbone.to(views.device), head, mirror=classifier.mirror).eval()
+        ClassifierNetwork(backbone.to(views.device), head, mirror=classifier.mirror).eval()
         for head in (classifier.head, against)
     ]
     return class_maps(both[0], views, index)[1] + class_maps(both[1], views, index)[1]
@@ -234,7 +235,7 @@ def _liken(values: Maps, control: Maps) -> list[str]:
     return [] if alike is None else [f"rank correlation with the control {alike:+.2f}"]
 
 
-def _legend(classifier: Classifier, maps: Maps) -> str:
+def _legend(classifier: ClassifierNetwork, maps: Maps) -> str:
     grid = f"{maps.shape[1]} x {maps.shape[2]}"
     if classifier.top_patches is None:
         return f"Grad-CAM: a map has {grid} places and is scaled to its own largest value"

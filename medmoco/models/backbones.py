@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,23 @@ def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int
     if model.init:
         backbone.start = load_weights(backbone, model.init)
     return backbone
+
+
+def named_as_exported(model: Mapping[str, Any]) -> str:
+    """Return the `model.backbone` of the network that an export's preprocessing.json describes under "model".
+
+    Raises:
+        KeyError, StopIteration: it describes none.
+    """
+    if model["library"] == "monai":
+        return next(f"monai/{name}" for name, (network, _) in _MONAI.items() if network == model["name"])
+    arguments, stem = model["arguments"].items(), "conv_stem" in model
+    variants = (
+        variant
+        for variant, (plain, other) in VARIANTS.items()
+        if plain == model["name"] and has_conv_stem(variant) == stem and other.items() <= arguments
+    )
+    return next(variants, model["name"])
 
 
 def _create(name: str, size: int, channels: int) -> Backbone:

@@ -59,8 +59,8 @@ def import_weights(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another for the import")
     contents = read_contents(file)
-    name = backbone or contents.backbone or _recognised(contents, which, scheme, leave_out)
-    size = _native_size(contents, which, scheme, leave_out) if kind_of(name) == "vit" else _SIZE
+    name = backbone or contents.backbone or recognised(contents, which, scheme, leave_out)
+    size = native_size(contents, which, scheme, leave_out) if kind_of(name) == "vit" else _SIZE
     net = create_backbone(ModelSettings(backbone=name), seed=0, size=size)
     imported = fit(contents, net.name, net.net.state_dict(), which=which, scheme=scheme, leave_out=leave_out)
     facts = _facts(file, net, imported)
@@ -71,7 +71,14 @@ def import_weights(
     return _account(out, net, imported)
 
 
-def _recognised(contents: Contents, which: Which, scheme: str | None, leave_out: tuple[str, ...]) -> str:
+def recognised(
+    contents: Contents, which: Which = "query", scheme: str | None = None, leave_out: tuple[str, ...] = ()
+) -> str:
+    """Return the name of the network that a weights file holds.
+
+    Raises:
+        CheckpointError: it is none of those that can be recognised.
+    """
     found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
     name = recognise(contents, found, leave_out)
     if name is None:
@@ -83,7 +90,9 @@ def _recognised(contents: Contents, which: Which, scheme: str | None, leave_out:
     return name
 
 
-def _native_size(contents: Contents, which: Which, scheme: str | None, leave_out: tuple[str, ...]) -> int:
+def native_size(
+    contents: Contents, which: Which = "query", scheme: str | None = None, leave_out: tuple[str, ...] = ()
+) -> int:
     """Return the side in pixels that a transformer's positions were made for, so that they are kept as they are."""
     found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
     shapes = {name: contents.tensors[key].shape for key, name in found.names.items()}

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from medmoco.config import RunSettings, Tree, as_tree, flatten, load
-from medmoco.errors import CheckpointError, SettingsError, first_line
-from medmoco.models.backbones import Backbone, check_size, create_backbone, load_weights
+from medmoco.errors import CheckpointError, first_line
 from medmoco.utils.files import replacing, sha256_of
 
 FORMAT = 1
@@ -194,75 +193,17 @@ def _hash_file(file: Path) -> Path:
     return file.with_suffix(".pt.sha256")
 
 
+def is_run(folder: Path) -> bool:
+    """Tell a run folder from others."""
+    return (folder / "config.yaml").is_file()
+
+
 def load_run(run: Path) -> RunSettings:
     """Read the settings a run folder was made with.
 
     Raises:
         CheckpointError: the folder is not a run.
     """
-    if not (run / "config.yaml").is_file():
-        raise CheckpointError(f"{run} is no run folder: it has no config.yaml")
+    if not is_run(run):
+        raise CheckpointError(f"{run} is not a run folder: it has no config.yaml")
     return load(run / "config.yaml")
-
-
-def load_backbone(
-    source: str, settings: RunSettings, warn: Callable[[str], None] = lambda _: None, *, whole: bool = True
-) -> tuple[Backbone, dict[str, Any]]:
-    """Return the encoder that a run folder, a weights file or the word "random" stands for.
-
-    Args:
-        source: Run folder, weights file of any known scheme, or "random" for the untrained network of the seed.
-        settings: Name the architecture and how it is fed; a run must agree with them.
-        warn: Told of damaged checkpoints.
-        whole: It is to see whole images, of `evaluate.size` (or `views.size`), unlike that of a detector.
-
-    Returns:
-        The backbone and what it is: kind, step and epoch.
-
-    Raises:
-        CheckpointError: unreadable, or of another architecture.
-        SettingsError: the run was fed differently from what the settings say, or cannot take evaluate.size.
-    """
-    untrained = settings.model.model_copy(update={"init": None})
-    size, channels = settings.views.size, settings.data.channel_count
-    backbone = create_backbone(untrained, seed=settings.seed, size=size, channels=channels)
-    if backbone.fixed_size and settings.evaluate.size not in (None, backbone.fixed_size):
-        raise SettingsError(
-            f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"
-        )
-    if whole:
-        key = "evaluate.size" if settings.evaluate.size else "views.size"
-        check_size(backbone, settings.evaluate.size or size, key)
-    if source == "random":
-        return backbone, {"kind": "random"}
-    path = Path(source)
-    if path.is_dir():
-        _refuse_other_input(load_run(path), settings)
-        content = load_checkpoint(path / "checkpoints", warn)
-        prefix = "query_encoder.backbone.net."
-        model = content.get("model", {})
-        state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
-        if not state:
-            raise CheckpointError(
-                f"{path} holds no pretrained encoder; where it is a fine-tuning run, `medmoco predict` and `external`\n"
-                "take the classifier folder in it, and --encoder the run that it started from"
-            )
-        try:
-            backbone.net.load_state_dict(state)
-        except RuntimeError:
-            raise CheckpointError(
-                f"the checkpoint of step {content['step']} does not hold a {backbone.name} of the run's settings"
-            ) from None
-        return backbone, {"kind": "run", "step": content["step"]}
-    load_weights(backbone, path)
-    return backbone, {"kind": "file"}
-
-
-def _refuse_other_input(trained: RunSettings, settings: RunSettings) -> None:
-    """An encoder fed another way than it was trained gives plausible, wrong features; refuse it."""
-    keys = ("model.backbone", "views.mean", "views.std", "data.channels", "data.window", "data.scale",
-            "data.band_ranges", "data.bit_depth")  # fmt: skip
-    was, now = dict(flatten(as_tree(trained))), dict(flatten(as_tree(settings)))
-    changed = [f"{key}: run {was[key]}, settings {now[key]}" for key in keys if was[key] != now[key]]
-    if changed:
-        raise SettingsError("the run was trained with other settings than these:\n" + "\n".join(changed[:4]))

@@ -8,8 +8,8 @@ from tests.helpers.commands import Call, refused
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["export", "--run", "absent", "--out", "x"], 4, "no run folder"),
-        (["predict", "--config", "configs/cxr.yaml", "--classifier", "x", "--out", "y"], 4, "no classifier folder"),
+        (["export", "--run", "absent", "--out", "x"], 4, "not a run folder"),
+        (["predict", "--config", "configs/cxr.yaml", "--classifier", "x", "--out", "y"], 4, "not a classifier folder"),
         (["import", "w.pth", "--out", "x"], 4, "weights file w.pth does not exist"),
         (["import", "w.pth", "--out", "x", "--which", "teacher"], 2, "name query, or key for the moving average"),
     ],

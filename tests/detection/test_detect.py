@@ -18,8 +18,9 @@ from medmoco.detection import detect as module
 from medmoco.detection.detect import detect, settings_of_run
 from medmoco.detection.learning import Detecting
 from medmoco.errors import ManifestError, SettingsError, Stopped
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.leakage.ledger import looks
-from medmoco.training.checkpoint import load_backbone, load_checkpoint
+from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
 from tests.helpers.rectangles import SECRET, make_settings, read_boxes, write_boxes, write_images
 from tests.helpers.runs import assert_same
@@ -44,7 +45,7 @@ def test_detect__leaves_scores_and_boxes_and_compares_two_runs(
 ) -> None:
     runs, picture = [manifest.parent / name for name in ("one", "other")], manifest.parent / "boxes.png"
     settings = make_settings(manifest)
-    backbone, _ = load_backbone("random", make_settings(manifest, "seed=5"))
+    backbone = load_encoder("random", make_settings(manifest, "seed=5")).module
     weights = manifest.parent / f"{SECRET}.safetensors"
     save_file(backbone.net.state_dict(), weights)
     detect(settings, "random", runs[0], test=True)

@@ -21,18 +21,20 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from medmoco.config import RunSettings, load
+from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import evaluate as module
 from medmoco.evaluation.evaluate import Evaluation
 from medmoco.evaluation.features import inputs
+from medmoco.evaluation.features.encoder import Encoder, load_encoder
+from medmoco.evaluation.features.encoder_files import Provenance
 from medmoco.evaluation.features.features import Extracted
 from medmoco.evaluation.leakage.ledger import looks
 from medmoco.evaluation.metrics.auroc import bootstrap_auroc
 from medmoco.evaluation.scoring import study
-from medmoco.evaluation.supervised.classifier import load_classifier, score_split
+from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.models.backbones import Backbone
-from medmoco.training.checkpoint import load_backbone
 from tests.helpers.squares import SMALL, write_images
 
 REQUIRED = {"label", "split", "method", "n", "n_positive", "n_patients", "average_precision"}
@@ -124,7 +126,12 @@ def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Split]:
 
     patch.setattr(inputs, "load_manifest", lambda _, names, **_given: {name: found[name] for name in names})
     patch.setattr(inputs, "check_images", lambda split, _: split)
-    patch.setattr(study, "load_backbone", lambda *_: (Backbone("resnet18", nn.Linear(16, 16), 16), {"step": 7}))
+    preprocessing = Preprocessing(canvas_size=32, bit_depth=8, window="voi", mean=0.5, std=0.25, size=32)
+
+    def stand_in_encoder(*_: Any, **__: Any) -> Encoder:
+        return Encoder(Backbone("resnet18", nn.Linear(16, 16), 16), preprocessing, Provenance("run", 7))
+
+    patch.setattr(study, "load_encoder", stand_in_encoder)
     patch.setattr(study, "extract", extract)
     return found
 
@@ -427,7 +434,7 @@ def real(tmp_path: Path) -> Callable[..., RunSettings]:
 def test_evaluate__real_images_and_a_real_encoder(real: Callable[..., RunSettings], tmp_path: Path) -> None:
     """A weights file that holds the untrained encoder scores exactly as the untrained control does."""
     settings = real()
-    backbone, _ = load_backbone("random", settings)
+    backbone = load_encoder("random", settings).module
     save_file(backbone.net.state_dict(), tmp_path / "encoder.safetensors")
     said: list[str] = []
     found = evaluate(settings, str(tmp_path / "encoder.safetensors"), tmp_path / "scores", said.append)
@@ -447,7 +454,7 @@ def test_evaluate__real_images_and_a_real_encoder(real: Callable[..., RunSetting
 def test_evaluate__the_weights_given_are_the_ones_scored(real: Callable[..., RunSettings], tmp_path: Path) -> None:
     """An encoder of zeros gives constant features, and only it is flagged."""
     settings = real()
-    backbone, _ = load_backbone("random", settings)
+    backbone = load_encoder("random", settings).module
     dead = {name: torch.zeros_like(value) for name, value in backbone.net.state_dict().items()}
     save_file(dead, tmp_path / "dead.safetensors")
     found = evaluate(settings, str(tmp_path / "dead.safetensors"), tmp_path / "scores")
@@ -570,15 +577,15 @@ def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(
 ) -> None:
     settings = real("evaluate.mirror=true")
     evaluate(settings, "random", tmp_path / "scores")
-    classifier, facts = load_classifier(tmp_path / "scores/classifier")
+    classifier = load_classifier(tmp_path / "scores/classifier")
     table = pd.read_csv(tmp_path / "scores/predictions.csv")
     mine = table[(table["split"] == "test") & (table["method"] == "linear") & (table["encoder"] == "untrained")]
     split = load_manifest(settings.data, ("test",))["test"]
-    scores = score_split(classifier, facts, split, settings, torch.device("cpu"))[:, 0]
+    scores = classifier.score(split, settings)[:, 0]
     by_row = dict(zip(split.rows.tolist(), scores, strict=True))
     np.testing.assert_allclose([by_row[row] for row in mine["row"]], mine["score"], rtol=1e-3, atol=1e-3)
-    assert facts["trained"] == "linear probe"
-    assert facts["calibration"]["Bright"]["kind"] == "platt"
-    assert [point["specificity"] for point in facts["operating_points"]["Bright"]] == [0.9, 0.95]
+    assert classifier.facts.trained == "linear probe"
+    assert classifier.facts.calibration["Bright"].kind == "platt"
+    assert list(classifier.operating_points["Bright"]) == [0.9, 0.95]
     evaluate(real("evaluate.label_fraction=0.5"), "random", tmp_path / "scores")
     assert not (tmp_path / "scores/classifier").exists()  # it would not be that of the scores now beside it

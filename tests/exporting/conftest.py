@@ -15,8 +15,8 @@ from torch import nn
 
 from medmoco import config
 from medmoco.data.manifest.manifest import load_manifest
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.exporting.export import export
-from medmoco.exporting.sources import from_run
 from medmoco.models.backbones import create_backbone
 from medmoco.models.moco import create_moco
 from medmoco.training.checkpoint import portable_settings, save_checkpoint
@@ -65,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, make_run: MakeRun) -> tup
         for name, value in {"USER": "planted-user", "LOGNAME": "planted-user", "HOSTNAME": "planted-host"}.items():
             patch.setenv(name, value)
         patch.setattr(socket, "gethostname", lambda: "planted-host")
-        files = export(from_run(run, "CC-BY-4.0", pytest.fail), out)
+        files = export(load_encoder(run), out, licence="CC-BY-4.0", warn=pytest.fail)
     assert files == sorted(out.iterdir())
     assert list(out.parent.iterdir()) == [out]
     return run, out

@@ -9,8 +9,9 @@ from torch import nn
 
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.exporting.card import gather, write_card, write_plain_card
-from medmoco.exporting.subject import from_encoder
+from medmoco.exporting.subject import subject_of
 from medmoco.training.checkpoint import load_run
 
 CONTRACT = {
@@ -134,7 +135,7 @@ def test_gather__damaged_scores_are_refused(run: Path) -> None:
 
 def test_plain_card__of_a_weights_file_knows_no_run(run: Path) -> None:
     settings = load_run(run)
-    subject = from_encoder("random", settings, pytest.fail)
+    subject = subject_of(load_encoder("random", settings))
     card = write_plain_card(subject, CONTRACT | {"licence": "CC0-1.0"}, PARITY)
     assert "32 x 32 pixels to 512 features, from a weights file that the user gave." in card
     assert "- Licence: CC0-1.0" in card
@@ -143,7 +144,7 @@ def test_plain_card__of_a_weights_file_knows_no_run(run: Path) -> None:
 
 
 def test_plain_card__of_a_classifier_names_labels_and_thresholds(run: Path) -> None:
-    encoder = from_encoder("random", load_run(run), pytest.fail)
+    encoder = subject_of(load_encoder("random", load_run(run)))
     facts = {
         "labels": ["Opacity", "No|dule"], "exclusive": False, "trained": "fine-tuned", "seed": 3, "medmoco": "0.1.0",
         "label_policies": {"Opacity": {"uncertain": "zero", "missing": "ignore"}},
@@ -154,7 +155,7 @@ def test_plain_card__of_a_classifier_names_labels_and_thresholds(run: Path) -> N
     }  # fmt: skip
     outputs = [{"name": name, "shape": ["batch", 2]} for name in ("logits", "probabilities")]
     head = nn.Linear(encoder.backbone.feature_dim, 2)
-    subject = replace(encoder, head=head, classifier=facts, source={"kind": "run", "step": 40})
+    subject = replace(encoder, head=head, classifier=facts | {"encoder": {"kind": "run", "step": 40}})
     card = write_plain_card(subject, CONTRACT | {"outputs": outputs}, PARITY)
     for text in (
         "# resnet18, a classifier trained with medmoco", "2 logits and 2 probabilities, trained as: fine-tuned.",

@@ -16,9 +16,10 @@ from medmoco import config
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import SettingsError
 from medmoco.evaluation.evaluate import evaluate
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.monitor import knn_monitor
+from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.exporting.export import export
-from medmoco.exporting.sources import from_classifier, from_run
 from medmoco.exporting.verify import verify
 from medmoco.inspection.neighbours import neighbours
 from medmoco.inspection.projection import projection
@@ -87,16 +88,16 @@ def test_channels__from_files_to_a_verified_export(tmp_path: Path, overrides: li
         evaluate(settings_of(tmp_path, []), {"run": str(settings.out)}, tmp_path / "other")
 
     sources = {
-        "encoder": from_run(settings.out, "not stated", pytest.fail),
-        "classifier": from_classifier(tmp_path / "scores/classifier", "not stated", lambda _: None),
+        "encoder": load_encoder(settings.out),
+        "classifier": load_classifier(tmp_path / "scores/classifier"),
     }
     for name, source in sources.items():
-        export(source, tmp_path / name, ["safetensors", "onnx"])
+        export(source, tmp_path / name, ["safetensors", "onnx"], warn=lambda _: None)
         verify(tmp_path / name, lambda _: None)
         contract = json.loads((tmp_path / name / "preprocessing.json").read_text())
         assert contract["input"]["shape"] == ["batch", channels, 32, 32]
         image = shipped().image(tmp_path / f"data/train-0{suffix}", contract)
-        expected = source.subject.preparation
+        expected = source.preprocessing
         assert image.shape == (channels, 32, 32)
         check_range(image, expected.means, expected.stds)
 

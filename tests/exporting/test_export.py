@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,17 @@ from torch import nn
 
 from medmoco import config
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.features.encoder import Encoder, load_encoder
+from medmoco.evaluation.supervised.classifier import load_classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
+from medmoco.exporting import card
 from medmoco.exporting import export as export_module
 from medmoco.exporting.export import ALL, FORMATS, export
 from medmoco.exporting.formats import safetensors_file
 from medmoco.exporting.parity import STATE_TOLERANCE, load_cases
-from medmoco.exporting.sources import Source, from_classifier, from_run
-from medmoco.exporting.subject import Subject
+from medmoco.exporting.sources import surroundings
+from medmoco.exporting.subject import Subject, subject_of
 from medmoco.exporting.verify import verify
 from medmoco.models.backbones import create_backbone, load_weights
 from medmoco.training.checkpoint import load_checkpoint
@@ -37,8 +39,8 @@ ONE = ("safetensors",)
 
 
 @pytest.fixture
-def source(tmp_path: Path, make_run) -> Source:
-    return from_run(make_run(tmp_path, "model.backbone=resnet10t"), "not stated", pytest.fail)
+def source(tmp_path: Path, make_run) -> Encoder:
+    return load_encoder(make_run(tmp_path, "model.backbone=resnet10t"))
 
 
 @pytest.fixture
@@ -86,7 +88,8 @@ def test_export__cases_are_synthetic_alone(exported: tuple[Path, Path]) -> None:
     with torch.inference_mode():
         features = net(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(expected["features"], features, atol=1e-5 * np.abs(features).max())
-    (real,) = from_run(run, "x", pytest.fail).views
+    encoder = load_encoder(run)
+    (real,) = surroundings(encoder, subject_of(encoder), pytest.fail).views
     assert not np.isin(real.reshape(4, -1).mean(1), images.reshape(4, -1).mean(1)).any()
 
 
@@ -114,7 +117,7 @@ def test_export__content_is_an_allow_list(exported: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("place", ["card", "weights", "metadata"])
 def test_export__a_name_inside_is_refused_and_nothing_is_left(
-    tmp_path: Path, source: Source, unproved: None, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path, source: Encoder, unproved: None, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     write = safetensors_file.write
 
@@ -127,7 +130,7 @@ def test_export__a_name_inside_is_refused_and_nothing_is_left(
         return [file]
 
     if place == "card":
-        source = replace(source, write_card=lambda *_: "made of planted-file-3.png")
+        monkeypatch.setattr(card, "write_card", lambda *_: "made of planted-file-3.png")
     else:
         monkeypatch.setattr(safetensors_file, "write", leak)
     file = "MODEL_CARD.md" if place == "card" else "encoder.safetensors"
@@ -138,7 +141,7 @@ def test_export__a_name_inside_is_refused_and_nothing_is_left(
 
 
 def test_export__other_outputs_are_refused_and_nothing_is_left(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = safetensors_file.write
 
@@ -156,13 +159,13 @@ def test_export__other_outputs_are_refused_and_nothing_is_left(
 
 
 @pytest.mark.usefixtures("unproved")
-def test_export__an_empty_folder_is_filled(tmp_path: Path, source: Source) -> None:
+def test_export__an_empty_folder_is_filled(tmp_path: Path, source: Encoder) -> None:
     out = tmp_path / "out"
     out.mkdir()
     assert [file.name for file in export(source, out, ONE)] == [name for name in NAMES if "onnx" not in name]
 
 
-def test_export__folder_with_something_in_it_is_refused(tmp_path: Path, source: Source) -> None:
+def test_export__folder_with_something_in_it_is_refused(tmp_path: Path, source: Encoder) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
@@ -171,20 +174,20 @@ def test_export__folder_with_something_in_it_is_refused(tmp_path: Path, source: 
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
-def test_export__diverged_run_is_refused(tmp_path: Path, source: Source) -> None:
-    next(source.subject.backbone.parameters()).fill_(float("nan"))
+def test_export__diverged_run_is_refused(tmp_path: Path, source: Encoder) -> None:
+    nn.init.constant_(next(source.module.parameters()), float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
         export(source, tmp_path / "out", ONE)
     assert not (tmp_path / "out").exists()
 
 
-def test_export__unknown_format_is_refused_with_those_there_are(tmp_path: Path, source: Source) -> None:
+def test_export__unknown_format_is_refused_with_those_there_are(tmp_path: Path, source: Encoder) -> None:
     with pytest.raises(SettingsError, match=r"no format is called 'tensorflow'; there are safetensors, .*, and all"):
         export(source, tmp_path / "out", ["onnx", "tensorflow"])
 
 
 def test_export__a_format_that_cannot_hold_the_network_is_said_before_anything_is_written(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(safetensors_file, "write", pytest.fail)
     with pytest.raises(SettingsError, match=r"(?s)nothing was exported.torchvision: resnet10t is not in torchvision"):
@@ -194,12 +197,12 @@ def test_export__a_format_that_cannot_hold_the_network_is_said_before_anything_i
 
 @pytest.mark.usefixtures("unproved")
 def test_export__all_leaves_out_what_cannot_hold_the_network_and_says_so(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = {name: FORMATS[name] for name in ("safetensors", "timm", "torchvision", "detectron2")}
     monkeypatch.setattr(export_module, "FORMATS", few)
     told: list[str] = []
-    export(source, tmp_path / "out", [ALL], told.append)
+    export(source, tmp_path / "out", [ALL], warn=told.append)
     assert [line.partition(":")[0] for line in told] == ["left out torchvision", "left out detectron2"]
     assert list(json.loads((tmp_path / "out" / "preprocessing.json").read_text())["formats"]) == ["safetensors", "timm"]
 
@@ -228,9 +231,9 @@ def test_export__every_format_of_other_architectures(
     run = make_run(
         tmp_path, f"model.backbone={backbone}", f"views.size={size}", f"data.canvas_size={size}", "data.bit_depth=16"
     )
-    source = from_run(run, "not stated", pytest.fail)
+    source = load_encoder(run)
     out = tmp_path / "out"
-    export(source, out, [ALL], lambda _: None)
+    export(source, out, [ALL], warn=lambda _: None)
     records = {record["format"]: record for record in json.loads((out / "parity.json").read_text())["formats"]}
     assert wanted <= set(records)
     assert not {"torchvision", "detectron2", "timm", "huggingface"} - wanted & set(records)
@@ -257,11 +260,11 @@ def test_export__a_classifier_of_patches_as_what_holds_the_computation(tmp_path:
         calibration={name: {"kind": "platt", "slope": 1.5, "intercept": -0.5} for name in "AB"},
         operating_points={"A": [], "B": []},
     )  # fmt: skip
-    save_classifier(tmp_path / "c", Classifier(encoder, head, mirror=True, top_patches=3), facts)
+    save_classifier(tmp_path / "c", ClassifierNetwork(encoder, head, mirror=True, top_patches=3), facts)
     told: list[str] = []
     with pytest.raises(SettingsError, match=r"safetensors: the head scores patches.*onnx and program can hold it"):
-        export(from_classifier(tmp_path / "c", "not stated", told.append), tmp_path / "out")
-    export(from_classifier(tmp_path / "c", "not stated", told.append), tmp_path / "out", [ALL], told.append)
+        export(load_classifier(tmp_path / "c"), tmp_path / "out")
+    export(load_classifier(tmp_path / "c"), tmp_path / "out", [ALL], warn=told.append)
     contract = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
     assert {"onnx", "program"} == contract["formats"].keys()
     assert contract["outputs"][2]["shape"] == ["batch", 2, "height", "width"]
@@ -271,7 +274,7 @@ def test_export__a_classifier_of_patches_as_what_holds_the_computation(tmp_path:
     assert "onnx     logits, patch_scores, probabilities" in told[-1]
 
 
-def _comes_back_in(source: Source, out: Path, formats: Sequence[str] | set[str]) -> None:
+def _comes_back_in(source: Encoder, out: Path, formats: Sequence[str] | set[str]) -> None:
     """Load weights files into an emptied encoder; the features are the same to 1e-6."""
     files = {
         "safetensors": "encoder.safetensors", "huggingface": "huggingface/model.safetensors",
@@ -279,7 +282,7 @@ def _comes_back_in(source: Source, out: Path, formats: Sequence[str] | set[str])
         "monai-bundle": "monai_bundle/models/model.pt",
     }  # fmt: skip
     images, expected = load_cases(out / "parity.safetensors")
-    backbone = source.subject.backbone
+    backbone = source.module
     for name in files.keys() & set(formats):
         for parameter in backbone.parameters():
             nn.init.zeros_(parameter)

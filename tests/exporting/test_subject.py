@@ -13,19 +13,19 @@ from torch import nn
 
 from medmoco import config
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
-from medmoco.evaluation.supervised.predict import probabilities_of
+from medmoco.evaluation.features.encoder import load_encoder
+from medmoco.evaluation.supervised.classifier import load_classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import (
     GraphNetwork,
     Subject,
     classifier_name,
-    from_classifier,
-    from_encoder,
     network,
     plain_state,
     save_state,
+    subject_of,
 )
 
 IMAGES = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -43,9 +43,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     settings = make_settings(
         "evaluate.mirror=true", "data.window=[40, 400]", "data.labels=[A, B]", "model.backbone=test_vit"
     )
-    encoder = from_encoder("random", settings, pytest.fail)
+    encoder = subject_of(load_encoder("random", settings))
     torch.manual_seed(3)
-    classifier = Classifier(
+    classifier = ClassifierNetwork(
         encoder.backbone, nn.Linear(encoder.backbone.feature_dim, 2), mirror=True, exclusive=exclusive,
         top_patches=top_patches,
     )  # fmt: skip
@@ -62,38 +62,37 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_from_encoder__is_fed_as_it_is_scored() -> None:
-    subject = from_encoder("random", make_settings("evaluate.size=48", "evaluate.mirror=true"), pytest.fail)
-    assert (subject.preparation.size, subject.preparation.mirror) == (48, True)
+    subject = subject_of(load_encoder("random", make_settings("evaluate.size=48", "evaluate.mirror=true")))
+    assert (subject.preprocessing.size, subject.preprocessing.mirror) == (48, True)
     assert (subject.stem, subject.outputs, subject.licence) == ("encoder", ("features",), "not stated")
     assert not subject.backbone.training
     assert not any(parameter.requires_grad for parameter in subject.backbone.parameters())
-    assert from_encoder("random", make_settings(), pytest.fail).preparation.size == 32
+    assert subject_of(load_encoder("random", make_settings())).preprocessing.size == 32
 
 
 def test_from_classifier__is_fed_as_it_was_trained(folder: Path) -> None:
-    subject = from_classifier(folder)
-    assert (subject.preparation.size, subject.preparation.mirror) == (32, True)
-    assert subject.preparation.window == (40, 400)
+    subject = subject_of(load_classifier(folder))
+    assert (subject.preprocessing.size, subject.preprocessing.mirror) == (32, True)
+    assert subject.preprocessing.window == (40, 400)
     assert subject.stem == "classifier"
     assert subject.outputs == ("logits", "probabilities", "patch_scores")[: 2 if subject.top_patches is None else 3]
 
 
 def test_graph_network__is_the_classifier_that_predicts(folder: Path) -> None:
-    from medmoco.evaluation.supervised.classifier import load_classifier
-
-    classifier, facts = load_classifier(folder)
+    loaded = load_classifier(folder)
+    classifier = loaded.module
     with torch.inference_mode():
-        logits, probabilities, *patches = GraphNetwork(from_classifier(folder))(IMAGES)
+        logits, probabilities, *patches = GraphNetwork(subject_of(load_classifier(folder)))(IMAGES)
         scores = classifier(IMAGES)
         if classifier.top_patches:
             torch.testing.assert_close(patches[0], classifier.score_patches(IMAGES))
     torch.testing.assert_close(logits, scores)
-    expected = probabilities_of(scores.double().numpy(), facts)
+    expected = loaded.probabilities(scores.double().numpy())
     np.testing.assert_allclose(probabilities.numpy(), expected, atol=1e-6)
 
 
 def test_refusal__of_patches_by_what_holds_weights_alone(folder: Path) -> None:
-    subject = from_classifier(folder)
+    subject = subject_of(load_classifier(folder))
     refused = {name for name, form in FORMATS.items() if "head scores patches" in (form.refusal(subject) or "")}
     plain = {"safetensors", "timm", "huggingface", "monai-bundle"}  # torchvision has no such network at all
     assert refused == (plain if subject.top_patches else set())
@@ -102,7 +101,7 @@ def test_refusal__of_patches_by_what_holds_weights_alone(folder: Path) -> None:
 
 
 def test_graph_network__an_encoder_is_not_mirrored() -> None:
-    subject = from_encoder("random", make_settings("evaluate.mirror=true"), pytest.fail)
+    subject = subject_of(load_encoder("random", make_settings("evaluate.mirror=true")))
     with torch.inference_mode():
         assert torch.equal(GraphNetwork(subject)(IMAGES), subject.backbone(IMAGES))
 
@@ -110,10 +109,8 @@ def test_graph_network__an_encoder_is_not_mirrored() -> None:
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "monai/densenet121"])
 def test_network__builds_what_the_state_fits(tmp_path: Path, name: str, head: bool) -> None:
-    encoder = from_encoder("random", make_settings(f"model.backbone={name}"), pytest.fail)
-    subject = Subject(
-        encoder.backbone, encoder.preparation, {}, nn.Linear(encoder.backbone.feature_dim, 2) if head else None
-    )
+    encoder = subject_of(load_encoder("random", make_settings(f"model.backbone={name}")))
+    subject = Subject(encoder.encoder, nn.Linear(encoder.backbone.feature_dim, 2) if head else None)
     build = network(subject)
     if build["library"] == "timm":
         net: Any = timm.create_model(build["name"], **build["arguments"])
@@ -130,12 +127,12 @@ def test_network__builds_what_the_state_fits(tmp_path: Path, name: str, head: bo
 
 
 def test_network__transformers_are_told_their_size() -> None:
-    subject = from_encoder("random", make_settings("model.backbone=vit_tiny_patch16_224", "views.size=64"), pytest.fail)
+    subject = subject_of(load_encoder("random", make_settings("model.backbone=vit_tiny_patch16_224", "views.size=64")))
     assert network(subject)["arguments"] == {"in_chans": 1, "num_classes": 0, "img_size": 64}
 
 
 def test_network__says_what_timm_must_be_told() -> None:
-    subject = from_encoder("random", make_settings("model.backbone=moco-v3/vit_tiny"), pytest.fail)
+    subject = subject_of(load_encoder("random", make_settings("model.backbone=moco-v3/vit_tiny")))
     build = network(subject)
     assert build["name"] == "vit_tiny_patch16_224"
     assert build["arguments"] == {"in_chans": 1, "num_classes": 0, "num_heads": 12, "img_size": 32}
@@ -146,6 +143,6 @@ def test_network__says_what_timm_must_be_told() -> None:
 
 def test_classifier_name__two_are_refused() -> None:
     settings = make_settings("model.backbone=deit_tiny_distilled_patch16_224")
-    subject = from_encoder("random", settings, pytest.fail)
+    subject = subject_of(load_encoder("random", settings))
     with pytest.raises(CheckpointError, match="no single classifier"):
         classifier_name(subject)

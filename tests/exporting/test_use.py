@@ -26,16 +26,16 @@ from medmoco.data.image_io.images import read_canvas
 from medmoco.data.loading.loading import to_float
 from medmoco.datasets.phantoms.phantom import make_phantoms
 from medmoco.errors import ImageError
-from medmoco.evaluation.supervised.classifier import (
+from medmoco.evaluation.features.encoder import load_encoder
+from medmoco.evaluation.supervised.classifier import load_classifier
+from medmoco.evaluation.supervised.classifier_folder import (
     describe_classifier,
-    load_classifier,
-    own_calibration,
     save_classifier,
 )
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.export import FORMATS
-from medmoco.exporting.subject import from_classifier, from_encoder
+from medmoco.exporting.subject import subject_of
 from medmoco.models.backbones import Backbone
 from medmoco.training.checkpoint import load_run
 
@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path])
     shutil.copyfile(export / "prepare.py", desk / "prepare.py")
     (folder / "run").symlink_to(run)
     settings = load_run(run)
-    encoder = from_encoder(str(run), settings, pytest.fail)
+    encoder = subject_of(load_encoder(str(run), settings))
 
     torch.manual_seed(1)
     head = nn.Linear(encoder.backbone.feature_dim, len(LABELS))
@@ -93,8 +93,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path])
         operating_points={name: [] for name in LABELS},
         calibration={name: {"kind": "platt", "slope": 0.5, "intercept": -0.2} for name in LABELS},
     )  # fmt: skip
-    save_classifier(folder / "tuned", Classifier(encoder.backbone, head), facts | {"mirror": True})
-    classifier = from_classifier(folder / "tuned")
+    save_classifier(folder / "tuned", ClassifierNetwork(encoder.backbone, head), facts | {"mirror": True})
+    classifier = subject_of(load_classifier(folder / "tuned"))
     (desk / "classifier").mkdir()
     FORMATS["onnx"].write(classifier, desk / "classifier")
     contract = preprocessing(classifier, {}, desk / "classifier")
@@ -112,7 +112,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path])
 @pytest.fixture(scope="module")
 def every_format(place: Path) -> Path:
     """The same folder, where the export holds every format."""
-    encoder = from_encoder(str(place.parent / "run"), load_run(place.parent / "run"), pytest.fail)
+    encoder = subject_of(load_encoder(str(place.parent / "run"), load_run(place.parent / "run")))
     for name in ("torchvision", "huggingface", "monai-bundle", "program"):
         FORMATS[name].write(encoder, place / "exported")
     return place
@@ -138,7 +138,7 @@ def run_alone(command: Sequence[str], place: Path) -> None:
 
 def backbone_of(place: Path) -> tuple[Backbone, config.RunSettings]:
     settings = load_run(place.parent / "run")
-    return from_encoder(str(place.parent / "run"), settings, pytest.fail).backbone, settings
+    return subject_of(load_encoder(str(place.parent / "run"), settings)).backbone, settings
 
 
 def view_of(film: Path, settings: config.RunSettings) -> torch.Tensor:
@@ -174,11 +174,11 @@ def test_use__films_to_features_and_probabilities_without_torch(
     assert len(blocks) == 2
     found = run_examples(place, blocks, films)
     assert found["loaded"].size == 0
-    tuned, facts = load_classifier(place.parent / "tuned")
+    tuned = load_classifier(place.parent / "tuned")
     with torch.inference_mode():
         features = [backbone(view) for view in views]
-        scores = [tuned(view) for view in views]
-    calibration = [own_calibration(facts, name) for name in LABELS]
+        scores = [tuned.module(view) for view in views]
+    calibration = [tuned.calibrations[name] for name in LABELS]
     for number in range(len(films)):
         check(found[f"{number}/0/features"], features[number], 1e-4)
         probabilities = [line.probabilities(scores[number][:, i].numpy()) for i, line in enumerate(calibration)]

@@ -16,8 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
-from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.inspection import saliency as module
 from medmoco.inspection.saliency import class_maps, last_map, patch_maps, random_maps, rank_correlation, saliency
 from medmoco.models.backbones import Backbone, create_backbone
@@ -25,21 +25,21 @@ from medmoco.models.patches import patch_features
 from tests.helpers.looks import make_data, names_a_secret
 
 
-def classifier_of(name: str, labels: int = 2, size: int = 64, **given: Any) -> Classifier:
+def classifier_of(name: str, labels: int = 2, size: int = 64, **given: Any) -> ClassifierNetwork:
     backbone = create_backbone(ModelSettings(backbone=name), seed=1, size=size)
     torch.manual_seed(2)
-    return Classifier(backbone, nn.Linear(backbone.feature_dim, labels), **given).eval()
+    return ClassifierNetwork(backbone, nn.Linear(backbone.feature_dim, labels), **given).eval()
 
 
 @pytest.fixture(scope="module")
-def corner_net() -> Classifier:
+def corner_net() -> ClassifierNetwork:
     """A small network trained to tell whether there is a bright square, wherever it is, in noise."""
     torch.manual_seed(0)
     widths = [1, 8, 16, 16]  # each cell of 8 x 8 pixels is seen by one place of the map alone
     layers = [layer for a, b in pairwise(widths) for layer in (nn.Conv2d(a, b, 2, 2), nn.ReLU())]
     net = nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net.feature_info = [{"module": "0", "num_chs": 16}]
-    made = Classifier(Backbone("made", net, 16), nn.Linear(16, 2))
+    made = ClassifierNetwork(Backbone("made", net, 16), nn.Linear(16, 2))
     optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
     for _ in range(80):
         views, targets = squares(64, *torch.randint(0, 6, (2,)).tolist())
@@ -60,7 +60,7 @@ def squares(count: int, y: int, x: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 5), (5, 0), (5, 5), (2, 3)])
-def test_class_maps__peak_at_what_decides(corner_net: Classifier, corner: tuple[int, int]) -> None:
+def test_class_maps__peak_at_what_decides(corner_net: ClassifierNetwork, corner: tuple[int, int]) -> None:
     views, targets = squares(6, *corner)
     scores, maps = class_maps(corner_net, views, 1)
     assert ((scores > 0) == (targets == 1).numpy()).all()
@@ -72,9 +72,9 @@ def test_class_maps__peak_at_what_decides(corner_net: Classifier, corner: tuple[
 
 @pytest.mark.parametrize("corner", [(0, 0), (4, 5)])
 def test_class_maps__of_a_mirrored_classifier_are_of_both_sides(
-    corner_net: Classifier, corner: tuple[int, int]
+    corner_net: ClassifierNetwork, corner: tuple[int, int]
 ) -> None:
-    both = Classifier(corner_net.backbone, corner_net.head, mirror=True).eval()
+    both = ClassifierNetwork(corner_net.backbone, corner_net.head, mirror=True).eval()
     views, _ = squares(2, *corner)
     _, one = class_maps(corner_net, views, 1)
     _, other = class_maps(corner_net, views.flip(-1), 1)
@@ -103,7 +103,7 @@ def test_class_maps__agree_with_the_formula(name: str) -> None:
     assert scores == pytest.approx(made(views)[:, 1].tolist(), rel=1e-4)
 
 
-def test_class_maps__leave_the_classifier_as_it_was(corner_net: Classifier) -> None:
+def test_class_maps__leave_the_classifier_as_it_was(corner_net: ClassifierNetwork) -> None:
     before = {name: value.clone() for name, value in corner_net.state_dict().items()}
     gradients = [parameter.grad.clone() for parameter in corner_net.parameters()]
     class_maps(corner_net, squares(2, 1, 1)[0], 1)
@@ -121,7 +121,9 @@ def test_last_map__a_transformer_has_none(name: str) -> None:
     assert "finetune.head=patches" in str(caught.value)
 
 
-def test_random_maps__do_not_depend_on_the_weights(corner_net: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_maps__do_not_depend_on_the_weights(
+    corner_net: ClassifierNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A trained encoder and a poor one of the same kind have the same control; it has something to show everywhere."""
     made, other = classifier_of("resnet10t"), classifier_of("resnet10t")
     torch.nn.init.zeros_(other.backbone.net.layer4[0].conv1.weight)
@@ -214,7 +216,7 @@ def test_saliency__writes_the_picture_and_says_what_it_shows(tmp_path: Path, fol
         score, probability = (float(line.partition(word)[2].split(",")[0].split(";")[0]) for word in ("score ", "ity "))
         assert probability == pytest.approx(1 / (1 + np.exp(-(0.5 * score + 1))), abs=0.003)
     assert lines[3] == "Grad-CAM: a map has 2 x 2 places and is scaled to its own largest value"
-    assert said == ["evaluate.size is 64, as the classifier was trained, not 48"]
+    assert said == ["evaluate.size is 64, as in training, not 48"]
     picture = cv2.imread(str(tmp_path / "new" / "maps.png"))
     assert picture.shape[1] / picture.shape[0] == pytest.approx(3 * 1.9 / (3 * 2.45), rel=0.01)
     assert np.ptp(picture.astype(int), axis=2).max() > 30  # there is colour

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from medmoco import config
-from medmoco.errors import CheckpointError, SettingsError
+from medmoco.errors import CheckpointError
 from medmoco.training import checkpoint
-from medmoco.training.checkpoint import keep_newest, load_backbone, load_checkpoint, portable_settings, save_checkpoint
+from medmoco.training.checkpoint import keep_newest, load_checkpoint, portable_settings, save_checkpoint
 from medmoco.utils.files import sha256_of
 from tests.helpers.harm import HARM, flip_bit
 
@@ -138,53 +138,9 @@ def test_portable_settings__name_no_folder(tmp_path: Path) -> None:
     assert found["train.epochs"] == 200
 
 
-def test_load_backbone__random_depends_on_the_seed(tmp_path: Path) -> None:
-    first, what = load_backbone("random", make_settings(tmp_path))
-    second, _ = load_backbone("random", make_settings(tmp_path, "seed=1"))
-    assert what == {"kind": "random"}
-    assert not torch.equal(first.net.conv1.weight, second.net.conv1.weight)
-
-
-def make_run(settings: config.RunSettings) -> torch.Tensor:
-    backbone, _ = load_backbone("random", settings)
-    state = {f"query_encoder.backbone.net.{key}": value + 1 for key, value in backbone.net.state_dict().items()}
-    save_checkpoint(settings.out / "checkpoints", 7, {"model": state})
-    (settings.out / "config.yaml").write_text(config.to_yaml(config.as_tree(settings)))
-    return backbone.net.conv1.weight + 1
-
-
-def test_load_backbone__from_a_run_folder(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path)
-    weight = make_run(settings)
-    backbone, what = load_backbone(str(settings.out), settings)
-    torch.testing.assert_close(backbone.net.conv1.weight, weight)
-    assert what == {"kind": "run", "step": 7}
-
-
-@pytest.mark.parametrize("override", ["model.backbone=resnet34", "views.mean=0.4", "data.window=full"])
-def test_load_backbone__run_fed_otherwise_is_refused(tmp_path: Path, override: str) -> None:
-    make_run(make_settings(tmp_path))
-    with pytest.raises(SettingsError, match=override.split("=")[0]):
-        load_backbone(str(tmp_path / "secret-run"), make_settings(tmp_path, override))
-
-
-def test_load_backbone__run_without_the_networks_is_refused(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path)
-    make_run(settings)
-    for content in ({}, {"model": {}}):
-        save_checkpoint(settings.out / "checkpoints", 7, content)
-        with pytest.raises(CheckpointError, match="holds no pretrained encoder"):
-            load_backbone(str(settings.out), settings)
-
-
 def test_load_checkpoint__a_whole_file_of_something_else_is_damaged(tmp_path: Path) -> None:
     file = save(tmp_path, 5)
     torch.save(torch.zeros(3), file)
     (tmp_path / f"{file.name}.sha256").write_text(sha256_of(file))
     with pytest.raises(CheckpointError, match="format None, this version reads 1"):
         load_checkpoint(tmp_path, lambda _: None)
-
-
-def test_load_backbone__folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
-        load_backbone(str(tmp_path), make_settings(tmp_path))

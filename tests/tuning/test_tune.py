@@ -14,8 +14,9 @@ import yaml
 from medmoco import config
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, SettingsError, Stopped
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.monitor import knn_monitor
-from medmoco.training.checkpoint import checkpoint_files, load_backbone
+from medmoco.training.checkpoint import checkpoint_files
 from medmoco.training.distributed import Group
 from medmoco.training.moco_task import Contrast
 from medmoco.tuning import tune as module
@@ -85,7 +86,7 @@ def test_tune__each_trial_is_a_run_and_the_winner_a_settings_file(file: Path, tm
     kept = {number for number in range(3) if checkpoint_files(out / f"trial-00{number}" / "checkpoints")}
     assert kept == {0, best["trial"]}
     settings = config.load(out / "trial-000" / "config.yaml")
-    backbone, _ = load_backbone(str(out / "trial-000"), settings)
+    backbone = load_encoder(str(out / "trial-000"), settings).module
     splits = load_manifest(settings.data, ("train", "val"))
     scores = knn_monitor(backbone, splits, settings, lambda: False)
     assert trials[0]["score"] == np.mean(list(scores.values()))

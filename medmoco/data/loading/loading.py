@@ -52,6 +52,7 @@ class Batch:
         weights: Of the queries' views in a decoder's loss, where some pixels are empty: for each direction of the loss
             (B, 1, S, S) uint8, 255 what counts.
         digests: In evaluation B of them, see `fingerprints.canvas_digest`.
+        unread: Samples that cannot be read, with the reason, where a blank canvas stands for them.
     """
 
     views: list[Tensor]
@@ -62,6 +63,7 @@ class Batch:
     replaced: tuple[Replacement, ...] = ()
     digests: tuple[bytes, ...] = ()
     weights: tuple[Tensor, ...] = ()
+    unread: tuple[tuple[int, str], ...] = ()
 
     def pin_memory(self) -> Batch:
         """Page-lock the views, so that the copy to a GPU overlaps with its work; called by DataLoader."""
@@ -197,20 +199,48 @@ def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_
 
 
 class WholeDataset(Dataset[Batch | MedmocoError]):
-    """Maps positions in a split to what is made of each whole image."""
+    """Maps samples to what is made of each whole image.
 
-    def __init__(self, split: Split, settings: RunSettings, make: ViewMaker) -> None:
-        self.read = canvas_reader(split, settings.data)
+    Args:
+        read: What turns samples into canvases.
+        make: What turns canvases into views.
+        blank: Stands for images that cannot be read; without it, they are an error.
+    """
+
+    def __init__(self, read: CanvasReader, make: ViewMaker, blank: Canvas | None = None) -> None:
+        self.read = read
         self.make = make
+        self.blank = blank
 
     def __getitem__(self, samples: NDArray[np.int64]) -> Batch | MedmocoError:
+        unread: list[tuple[int, str]] = []
         try:
             canvases, notices = self.read(samples)
         except MedmocoError as error:
-            return error
+            if self.blank is None or not isinstance(error, ImageError):
+                return error
+            canvases, notices, unread = self._read_each(samples, self.blank)
         views = self.make(canvases, samples)
         digests = tuple(canvas_digest(canvas) for canvas in canvases)
-        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests)
+        return Batch(
+            [torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests, unread=tuple(unread)
+        )
+
+    def _read_each(
+        self, samples: Samples, blank: Canvas
+    ) -> tuple[list[Canvas], tuple[str, ...], list[tuple[int, str]]]:
+        canvases: list[Canvas] = []
+        notices: list[str] = []
+        unread: list[tuple[int, str]] = []
+        for sample in samples:
+            try:
+                (canvas,), said = self.read(sample[None])
+                notices += said
+            except ImageError as error:
+                canvas = blank
+                unread.append((int(sample), str(error)))
+            canvases.append(canvas)
+        return canvases, tuple(notices), unread
 
 
 def check_images(split: Split, data: DataSettings) -> Split:
@@ -318,9 +348,18 @@ def evaluation_batches(split: Split, settings: RunSettings, size: int, make: Vie
     Raises:
         DataError: an image cannot be used.
     """
-    positions = np.arange(len(split))
-    chunks = np.split(positions, range(settings.evaluate.batch_size, len(split), settings.evaluate.batch_size))
-    return _raising(_loader(WholeDataset(split, settings, make or partial(whole_views, size=size)), chunks, settings))
+    dataset = WholeDataset(canvas_reader(split, settings.data), make or partial(whole_views, size=size))
+    return whole_batches(dataset, len(split), settings)
+
+
+def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> Batches:
+    """Yield samples 0 to `count` of a dataset in order, `evaluate.batch_size` at a time.
+
+    Raises:
+        DataError: an image cannot be used.
+    """
+    chunks = np.split(np.arange(count), range(settings.evaluate.batch_size, count, settings.evaluate.batch_size))
+    return _raising(_loader(dataset, chunks, settings))
 
 
 def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> Generator[Any, None, None]:

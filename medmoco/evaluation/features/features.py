@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmoco.config import RunSettings
-from medmoco.data.loading.loading import ViewMaker, evaluation_batches, to_float
+from medmoco.data.loading.loading import Batch, ViewMaker, evaluation_batches, to_float
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.training.device import autocast
@@ -90,12 +90,42 @@ def extract(
         RuntimeError: an encoder changed while it was used; a bug.
     """
     size = settings.evaluate.size or settings.views.size
+    batches = evaluation_batches(split, settings, size, make)
+    found = encode(encoders, batches, settings, device, precision, stop_asked, copies=make is None)
+    if len(found.digests) != len(split):
+        raise RuntimeError("evaluation batches are not the split's rows in order")
+    for name, values in found.features.items():
+        refuse_not_finite(name, values, split.rows, split.csv.name)
+    return found
+
+
+def encode(
+    encoders: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    settings: RunSettings,
+    device: torch.device,
+    precision: str = "fp32",
+    stop_asked: Callable[[], bool] = lambda: False,
+    *,
+    copies: bool = True,
+) -> Extracted:
+    """Compute the features of batches of whole images; see `extract`.
+
+    Args:
+        encoders: As of `extract`.
+        batches: Of samples 0, 1, 2, and so on.
+        settings: The normalisation is used.
+        device: Of the encoders.
+        precision: As of `extract`.
+        stop_asked: As of `extract`.
+        copies: Give the copies of an image the features of the first.
+    """
     parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
     samples: list[Tensor] = []
     notices: list[str] = []
     digests: list[bytes] = []
     with _frozen(encoders), torch.inference_mode(), autocast(device, precision):
-        for batch in evaluation_batches(split, settings, size, make):
+        for batch in batches:
             if stop_asked():
                 raise Stopped("stopped while features were computed")
             views = to_float(batch.views[0], settings.views, device, channels_last=settings.train.channels_last)
@@ -104,14 +134,12 @@ def extract(
             samples.append(batch.samples)
             notices += batch.notices
             digests += batch.digests
-    if not torch.equal(torch.cat(samples), torch.arange(len(split))):
-        raise RuntimeError("evaluation batches are not the split's rows in order")
+    if not torch.equal(torch.cat(samples), torch.arange(len(digests))):
+        raise RuntimeError("evaluation batches are not the samples in order")
     features = {name: torch.cat(part).numpy() for name, part in parts.items()}
-    if make is None:
-        equal = _first_of_equal(digests)
-        features = {name: values if equal is None else values[equal] for name, values in features.items()}
-    for name, values in features.items():
-        _refuse_not_finite(name, values, split)
+    equal = _first_of_equal(digests) if copies else None
+    if equal is not None:
+        features = {name: values[equal] for name, values in features.items()}
     return Extracted(features, tuple(notices), tuple(digests))
 
 
@@ -152,11 +180,22 @@ def _frozen(encoders: Mapping[str, nn.Module]) -> Iterator[None]:
         raise RuntimeError(f"frozen encoder changed while its features were computed: {', '.join(changed)}")
 
 
-def _refuse_not_finite(name: str, features: Features, split: Split) -> None:
+def refuse_not_finite(name: str, features: Features, rows: NDArray[np.int64], of: str) -> None:
+    """Refuse features that are not finite.
+
+    Args:
+        name: Of the encoder.
+        features: (N, F).
+        rows: (N,), how the user counts the images.
+        of: Where the rows are.
+
+    Raises:
+        CheckpointError: some are.
+    """
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
         raise CheckpointError(
-            f"encoder '{name}' gives features that are not finite for {bad.size} of {len(split)} rows of "
-            f"{split.csv.name}, first row {split.rows[bad[0]]}\n"
+            f"encoder '{name}' gives features that are not finite for {bad.size} of {len(rows)} rows of "
+            f"{of}, first row {rows[bad[0]]}\n"
             "its weights are damaged or its training diverged; take an earlier checkpoint"
         )

@@ -1,8 +1,8 @@
-"""What someone asked to look at: splits as `evaluate` restricts them, rows of them, an encoder and its controls."""
+"""What someone asked to look at: splits as `evaluate` restricts them, rows of them, labels, a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,7 @@ from medmoco.config import RunSettings
 from medmoco.data.loading.loading import check_images
 from medmoco.data.manifest.manifest import Split, load_manifest, select_where
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.evaluation.features.features import Features, Mirrored, extract
-from medmoco.models.backbones import Backbone
-from medmoco.training.checkpoint import load_backbone
+from medmoco.evaluation.features.features import Features, extract
 from medmoco.training.device import choose_device
 
 
@@ -76,28 +74,6 @@ def on_device(module: nn.Module, settings: RunSettings) -> torch.device:
     if settings.train.channels_last:
         module.to(memory_format=torch.channels_last)
     return device
-
-
-def load_encoder(encoder: str, settings: RunSettings, log: Callable[[str], None]) -> nn.Module:
-    """Load an encoder as `evaluate` scores it: with `evaluate.mirror`, its features are those of both sides.
-
-    Args:
-        encoder: A run folder, a weights file, or "random".
-        settings: Of the architecture and of how it is fed.
-        log: Told of damaged checkpoints.
-
-    Raises:
-        CheckpointError, SettingsError: see `load_backbone`.
-    """
-    backbone, _ = load_backbone(encoder, settings, log)
-    return Mirrored(backbone) if settings.evaluate.mirror else backbone
-
-
-def load_controls(sources: Mapping[str, str], settings: RunSettings, log: Callable[[str], None]) -> dict[str, Backbone]:
-    """Load encoders by name, and behind them the untrained one, which also "random" stands for. See `load_encoder`."""
-    named = {name: source for name, source in sources.items() if source != "random"}
-    found = {name: load_backbone(source, settings, log)[0] for name, source in named.items()}
-    return {**found, "untrained": load_backbone("random", settings)[0]}
 
 
 def features_of(split: Split, encoder: nn.Module, settings: RunSettings) -> Features:

@@ -27,7 +27,7 @@ from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
 from medmoco.data.pack.pack import RECIPE, RECIPE_OF_CHANNELS
 from medmoco.errors import DataError, ManifestError, SettingsError
 from medmoco.evaluation.features.features import Digests, Extracted, extract
-from medmoco.training.checkpoint import load_run
+from medmoco.training.checkpoint import is_run, load_run
 
 Record = dict[str, Any]
 Leaks = dict[str, dict[str, Record | None]]
@@ -66,14 +66,15 @@ def find_pretraining(encoder: str) -> Pretraining:
     """Look up what was learned from by a run folder, a weights file, or "random".
 
     Raises:
-        CheckpointError: the folder is not a run.
+        CheckpointError: the settings of a run cannot be read.
     """
     run = Path(encoder)
     unchecked = "whether it has seen val or test was not checked"
     if encoder == "random":
         return Pretraining()
-    if not run.is_dir():
-        return Pretraining(notes=(f"a weights file does not say what it was pretrained on: {unchecked}",))
+    if not is_run(run):
+        what = "an export or import" if run.is_dir() else "a weights file"
+        return Pretraining(notes=(f"{what} does not say what it was pretrained on: {unchecked}",))
     settings = load_run(run)
     try:
         data = settings.data.model_copy(update={"labels": {}})

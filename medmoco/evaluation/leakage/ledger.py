@@ -16,6 +16,7 @@ from typing import Any
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError
+from medmoco.training.checkpoint import is_run
 
 LEDGER = "ledger.jsonl"
 
@@ -25,7 +26,7 @@ Look = dict[str, Any]
 def ledger_of(encoder: str, out: Path) -> Path:
     """Return where the looks at a run's test split are noted: in the run, or beside the results where there is none."""
     run = Path(encoder)
-    return (run if run.is_dir() else out) / LEDGER
+    return (run if is_run(run) else out) / LEDGER
 
 
 def add_look(

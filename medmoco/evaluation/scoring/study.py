@@ -12,12 +12,13 @@ from torch import nn
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split, present_splits
 from medmoco.errors import SettingsError
+from medmoco.evaluation.features.encoder import load_encoder
+from medmoco.evaluation.features.encoder_files import RANDOM, implied_settings, kind_of_source
 from medmoco.evaluation.features.features import Extracted, Features, Mirrored, extract, thumbnails
 from medmoco.evaluation.features.inputs import load_splits, on_device
 from medmoco.evaluation.leakage.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.models.backbones import Backbone
-from medmoco.training.checkpoint import load_backbone, load_run
 
 Record = dict[str, Any]
 
@@ -138,18 +139,22 @@ def _load_backbones(
     backbones: dict[str, Backbone] = {}
     sources: list[Record] = []
     for number, (name, encoder) in enumerate(encoders.items()):
-        if encoder == "random":
+        if encoder == RANDOM:
             continue  # it is the untrained control
         # The first must be what the settings say; those it is compared with may be other networks.
-        own = settings if number == 0 or not Path(encoder).is_dir() else _with_model_of(encoder, settings)
-        backbones[name], source = load_backbone(encoder, own, log)
-        sources.append(source)
-    backbones[UNTRAINED], source = load_backbone("random", settings)
-    return backbones, (sources or [source])[0]
+        own = settings if number == 0 or not Path(encoder).is_dir() else _with_network_of(Path(encoder), settings)
+        loaded = load_encoder(encoder, own, log=log)
+        backbones[name] = loaded.module
+        sources.append(loaded.provenance.record())
+    untrained = load_encoder(RANDOM, settings)
+    backbones[UNTRAINED] = untrained.module
+    return backbones, (sources or [untrained.provenance.record()])[0]
 
 
-def _with_model_of(run: str, settings: RunSettings) -> RunSettings:
-    return settings.model_copy(update={"model": load_run(Path(run)).model})
+def _with_network_of(folder: Path, settings: RunSettings) -> RunSettings:
+    tree = implied_settings(kind_of_source(folder), folder)
+    model = settings.model.model_copy(update={"backbone": tree["model"]["backbone"]})
+    return settings.model_copy(update={"model": model})
 
 
 def _extract_all(

@@ -1,343 +1,180 @@
-"""The folder that a classifier is kept in with all that is needed to use it.
-
-A classifier folder holds classifier.safetensors, tensors alone, and classifier.json, what they mean: the labels, how
-images are prepared, how scores become probabilities. It names no path, no patient and no machine. `evaluate` leaves one
-for its linear probe, `finetune` for what it trained, and whatever is used later reads one.
-"""
+"""A trained classifier as one object: images to calibrated probabilities."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import cast
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import nn
 
-from medmoco import __version__
-from medmoco.config import (
-    Channels,
-    Float,
-    Fraction,
-    Int,
-    LabelPolicy,
-    ModelSettings,
-    Positive,
-    RunSettings,
-    Settings,
-    Tree,
-    channel_count,
-)
+from medmoco.config import ConfigSource, RunSettings, load
+from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import Split
-from medmoco.errors import CheckpointError, SettingsError, first_line
-from medmoco.evaluation.features.features import extract
+from medmoco.evaluation.features.embedding import Options, PathLike, Unreadable, compute
+from medmoco.evaluation.features.encoder import Encoder, as_html
+from medmoco.evaluation.features.encoder_files import Kind, Provenance
+from medmoco.evaluation.features.features import extract, fingerprint
+from medmoco.evaluation.features.image_sets import Images
 from medmoco.evaluation.metrics.calibration import Calibration
-from medmoco.evaluation.supervised.heads import Classifier
-from medmoco.models.backbones import create_backbone
-from medmoco.models.interop.state_dicts import plain_tensors
-from medmoco.models.patches import check_patches
-from medmoco.utils.files import replacing
+from medmoco.evaluation.supervised.classifier_folder import Facts, read_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
+from medmoco.training.checkpoint import is_run
+from medmoco.training.device import choose_device
 
 Floats = NDArray[np.float64]
 
-WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
 
-_Finite = Annotated[Float, Field(allow_inf_nan=False)]
+@dataclass(frozen=True, repr=False)
+class Classifier:
+    """A trained classifier with all that is needed to use it.
 
-
-# What classifier.json holds
-
-
-class _Canvas(Settings):
-    canvas_size: Int
-    bit_depth: Literal[8, 16]
-    window: Literal["voi", "full"] | tuple[_Finite, Positive]
-    channels: Channels = "gray"  # these three are missing in folders that were written when there was gray alone
-    scale: Literal["linear", "log"] = "linear"
-    band_ranges: tuple[tuple[_Finite, _Finite], ...] | None = None
-
-
-class _Normalisation(Settings):
-    mean: Fraction | tuple[Fraction, ...]
-    std: Positive | tuple[Positive, ...]
-
-
-class _Calibration(Settings):
-    kind: str
-    slope: _Finite
-    intercept: _Finite
-
-
-class _OperatingPoint(Settings):
-    specificity: Fraction
-    threshold: _Finite
-
-
-class _Facts(Settings):
-    format: Literal[1]
-    labels: Annotated[tuple[str, ...], Field(min_length=1)]
-    exclusive: bool = False
-    head: Literal["linear", "patches"] = "linear"
-    top_patches: Annotated[Int, Field(ge=1)] | None = None
-    label_policies: dict[str, LabelPolicy]
-    backbone: str
-    size: Annotated[Int, Field(ge=16)]
-    mirror: bool
-    data: _Canvas
-    views: _Normalisation
-    calibration: dict[str, _Calibration]
-    operating_points: dict[str, tuple[_OperatingPoint, ...]]
-    trained: Literal["linear probe", "fine-tuned"]
-    val_auroc: dict[str, _Finite | None]
-    encoder: dict[str, str | Int | None]
-    seed: Int
-    medmoco: str
-    sha256: str
-
-    @model_validator(mode="after")
-    def _every_label_is_described(self) -> _Facts:
-        for name in ("calibration", "operating_points", "val_auroc"):
-            if set(getattr(self, name)) != set(self.labels):
-                raise ValueError(f"{name} does not name the labels")
-        return self
-
-    @model_validator(mode="after")
-    def _head_is_described(self) -> _Facts:
-        if (self.head == "patches") != (self.top_patches is not None):
-            raise ValueError("head and top_patches contradict each other")
-        return self
-
-
-def describe_classifier(
-    settings: RunSettings,
-    labels: tuple[str, ...],
-    *,
-    trained: str,
-    encoder: Mapping[str, Any],
-    val_auroc: Mapping[str, float | None],
-    calibration: Mapping[str, Mapping[str, Any]],
-    operating_points: Mapping[str, list[dict[str, float]]],
-    exclusive: bool = False,
-    top_patches: int | None = None,
-) -> Tree:
-    """Return the facts that `save_classifier` takes, those of the images' preparation taken from the settings.
-
-    Args:
-        settings: That the classifier was trained with.
-        labels: L names, in the order of the head.
-        trained: "linear probe" or "fine-tuned".
-        encoder: What `load_backbone` said the encoder is.
-        val_auroc: By label; None where undefined.
-        calibration: By label: kind, slope, intercept.
-        operating_points: By label: specificity and threshold on the raw scores.
-        exclusive: See `Classifier`.
-        top_patches: See `Classifier`.
+    Attributes:
+        module: (B, C, S, S) -> (B, L) log-odds of each label, in eval mode, mirroring included. A plain `nn.Module`.
+        encoder: The network without its head.
+        facts: The content of classifier.json.
+        settings: Name data and machine; None where no config was given.
+        folder: That it was loaded from.
     """
-    return {
-        "labels": list(labels),
-        "exclusive": exclusive,
-        "head": "linear" if top_patches is None else "patches",
-        "top_patches": top_patches,
-        "label_policies": {name: policy.model_dump() for name, policy in settings.data.labels.items()},
-        "backbone": settings.model.backbone,
-        "size": settings.evaluate.size or settings.views.size,
-        "mirror": settings.evaluate.mirror,
-        "data": {key: getattr(settings.data, key) for key in _Canvas.model_fields},
-        "views": {key: getattr(settings.views, key) for key in _Normalisation.model_fields},
-        "calibration": dict(calibration),
-        "operating_points": dict(operating_points),
-        "trained": trained,
-        "val_auroc": dict(val_auroc),
-        "encoder": dict(encoder),
-        "seed": settings.seed,
-    }
 
+    module: ClassifierNetwork
+    encoder: Encoder
+    facts: Facts
+    settings: RunSettings | None = None
+    folder: Path | None = None
 
-# The folder
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The L labels, in the order of the outputs."""
+        return self.facts.labels
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become what the module takes."""
+        return self.encoder.preprocessing
 
-def save_classifier(folder: Path, classifier: Classifier, facts: Tree) -> None:
-    """Write a classifier folder, in place of one that is there.
+    @property
+    def provenance(self) -> Provenance:
+        """How it was trained, and what its encoder started from."""
+        return self.encoder.provenance
 
-    Args:
-        folder: Is made if need be.
-        classifier: Of L labels.
-        facts: See `describe_classifier`.
+    @property
+    def operating_points(self) -> dict[str, dict[float, float]]:
+        """By label: specificity on validation -> threshold on the log-odds that the module gives."""
+        return {
+            label: {point.specificity: point.threshold for point in points}
+            for label, points in self.facts.operating_points.items()
+        }
 
-    Raises:
-        CheckpointError: the weights are not finite, or the disk refuses.
-        ValueError: the facts are not those of the classifier; a bug.
-    """
-    own = (classifier.head.out_features, classifier.backbone.name, classifier.top_patches)
-    if own != (len(facts["labels"]), facts["backbone"], facts["top_patches"]):
-        raise ValueError("the facts are another classifier's")
-    state = {f"backbone.{name}": value for name, value in classifier.backbone.net.state_dict().items()}
-    state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
-    if not all(value.isfinite().all() for value in state.values()):
-        raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
-    content = save(plain_tensors(state), metadata={"format": "pt"})
-    about = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
-    tree = _Facts.model_validate({**facts, **about}).model_dump(mode="json")
-    text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, written in ((WEIGHTS, content), (FACTS, text.encode())):
-            with replacing(folder / name, durable=True) as temporary:
-                temporary.write_bytes(written)
-    except OSError as error:
-        raise CheckpointError(f"the classifier folder {folder} cannot be written: {error.strerror}") from None
+    @property
+    def calibrations(self) -> dict[str, Calibration]:
+        """By label, what turns the module's log-odds into probabilities."""
+        return {label: Calibration(own.slope, own.intercept) for label, own in self.facts.calibration.items()}
 
+    def predict(
+        self,
+        images: Images,
+        *,
+        root: PathLike | None = None,
+        unreadable: Unreadable = "raise",
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        progress: bool = False,
+    ) -> pd.DataFrame:
+        """Return the calibrated probability of each label; arguments and errors are those of `Encoder.embed`.
 
-def remove_classifier(folder: Path) -> None:
-    """Take a classifier out of its folder, and the folder where nothing else is in it.
+        Returns:
+            N rows in the order given: `row`, a column for each label, and for unreadable="nan" also `error`.
 
-    Raises:
-        CheckpointError: the disk refuses.
-    """
-    try:
-        for name in (FACTS, WEIGHTS):
-            (folder / name).unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    except OSError as error:
-        raise CheckpointError(f"the classifier folder {folder} cannot be removed: {error.strerror}") from None
+        Example:
+            >>> classifier = medmoco.load_classifier("runs/tuned/classifier")  # doctest: +SKIP
+            >>> classifier.predict(["a.dcm", "b.png"])  # doctest: +SKIP
+        """
+        options = Options(root, unreadable, batch_size, device, progress)
+        settings = self.settings or self.preprocessing.settings
+        found = compute(self.module, self.preprocessing, settings, images, options)
+        table = pd.DataFrame({"row": found.rows})
+        table[list(self.labels)] = self.probabilities(found.values.astype(np.float64))
+        return table.assign(error=found.errors) if unreadable == "nan" else table
 
+    def probabilities(self, scores: Floats) -> Floats:
+        """Return calibrated probabilities of the module's log-odds, (N, L) -> (N, L)."""
+        fitted = [self.calibrations[label] for label in self.labels]
+        return np.stack([own.probabilities(column) for own, column in zip(fitted, scores.T, strict=True)], axis=1)
 
-def load_classifier(folder: Path) -> tuple[Classifier, Tree]:
-    """Read a classifier folder.
+    def score(self, split: Split, settings: RunSettings) -> Floats:
+        """Return the log-odds of every row of a split, (N, L), its images prepared as for the classifier.
 
-    Returns:
-        The classifier, in eval mode on the CPU, and the content of classifier.json.
+        Args:
+            split: N rows.
+            settings: Name the data and the machine.
 
-    Raises:
-        CheckpointError: it is no such folder, or damaged, or of another version.
-    """
-    tree = _read_facts(folder)
-    try:
-        content = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != tree["sha256"]:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged, or not the file that {FACTS} was written with: its SHA-256 differs.\n"
-            "Copy the folder again, or make it anew."
+        Raises:
+            CheckpointError: scores are not finite.
+            SettingsError, DataError: the GPU, or an image, cannot be used.
+        """
+        settings, _ = self.prepared(settings)
+        device = choose_device(settings.train)
+        scores = extract({"classifier": self.module.to(device)}, split, settings, device).features["classifier"]
+        return scores.astype(np.float64)
+
+    def prepared(self, settings: RunSettings) -> tuple[RunSettings, list[str]]:
+        """Return settings that prepare images as for the classifier, and a line for each setting that this changes."""
+        own, changes = self.preprocessing.apply_to(settings)
+        backbone = self.module.backbone.name
+        if settings.model.backbone != backbone:
+            changes.insert(0, f"model.backbone is {backbone}, as in training, not {settings.model.backbone}")
+        model = settings.model.model_copy(update={"backbone": backbone})
+        return own.model_copy(update={"model": model}), changes
+
+    def __repr__(self) -> str:
+        size = self.preprocessing.size
+        return (
+            f"Classifier({self.facts.trained} {self.module.backbone.name}, {', '.join(self.labels)}, "
+            f"{self.preprocessing.images} of {size} x {size} pixels)"
         )
-    try:
-        model, channels = ModelSettings(backbone=tree["backbone"]), channel_count(tree["data"]["channels"])
-        backbone = create_backbone(model, seed=0, size=tree["size"], channels=channels)
-        classifier = Classifier(
-            backbone,
-            nn.Linear(backbone.feature_dim, len(tree["labels"])),
-            mirror=tree["mirror"],
-            exclusive=tree["exclusive"],
-            top_patches=tree["top_patches"],
-        )
-        if classifier.top_patches is not None:
-            check_patches(backbone, tree["size"], classifier.top_patches)
-        state = {_own_name(name): value for name, value in load(content).items()}
-        classifier.load_state_dict(state)
-    except SettingsError as error:
-        raise CheckpointError(f"{folder / FACTS}: {error}") from None
-    except (SafetensorError, RuntimeError):
-        raise CheckpointError(
-            f"{folder / WEIGHTS} does not hold a {tree['backbone']} with {len(tree['labels'])} labels.\n"
-            "The versions of timm and MONAI that it was made with may differ from these."
-        ) from None
-    return classifier.eval(), tree
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), {label: self._describe(label) for label in self.labels})
+
+    def _describe(self, label: str) -> str:
+        auroc, points = self.facts.val_auroc[label], self.operating_points[label].items()
+        return ", ".join([
+            f"AUROC on validation {'undefined' if auroc is None else f'{auroc:.3f}'}",
+            f"calibration {self.facts.calibration[label].kind}",
+            *(f"threshold {threshold:.3g} for a specificity of {specificity:g}" for specificity, threshold in points),
+        ])  # fmt: skip
 
 
-def _own_name(name: str) -> str:
-    return f"backbone.net.{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name
-
-
-def _read_facts(folder: Path) -> Tree:
-    file = folder / FACTS
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-        return _Facts.model_validate(tree).model_dump(mode="json")
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} is no classifier folder: it has no {FACTS};\n`medmoco finetune` and `medmoco evaluate` leave one"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        finding = error.errors()[0]
-        reason = f"{'.'.join(map(str, finding['loc'])) or FACTS}: {finding['msg'].removeprefix('Value error, ')}"
-    except (ValueError, RecursionError) as error:
-        reason = first_line(error)
-    raise CheckpointError(f"{file} is damaged or of another version of medmoco ({reason})")
-
-
-# Using it
-
-
-def fixed(facts: Tree) -> Tree:
-    """Return facts as settings have them, with tuples in the place of JSON's lists."""
-    return {
-        key: tuple(tuple(each) if isinstance(each, list) else each for each in value)
-        if isinstance(value, list)
-        else value
-        for key, value in facts.items()
-    }
-
-
-def prepared(settings: RunSettings, facts: Tree) -> tuple[RunSettings, list[str]]:
-    """Return settings that prepare images as the classifier's were, and what was changed for that, a line each.
+def load_classifier(folder: PathLike, config: ConfigSource | None = None) -> Classifier:
+    """Load the classifier of a folder that `finetune` or `evaluate` wrote.
 
     Args:
-        settings: Name the data and the machine.
-        facts: Of the classifier.
-    """
-    wanted: dict[str, Tree] = {
-        "model": {"backbone": facts["backbone"]},
-        "data": fixed(facts["data"]),
-        "views": fixed(facts["views"]),
-        "evaluate": {"mirror": facts["mirror"], "size": facts["size"]},
-    }
-    own = {"evaluate": {"size": settings.evaluate.size or settings.views.size}}
-    changes = []
-    for group, values in wanted.items():
-        for key, value in values.items():
-            given = own.get(group, {}).get(key, getattr(getattr(settings, group), key))
-            if given != value:
-                changes.append(f"{group}.{key} is {value}, as the classifier was trained, not {given}")
-    groups = {group: getattr(settings, group).model_copy(update=values) for group, values in wanted.items()}
-    return settings.model_copy(update=groups), changes
-
-
-def own_calibration(facts: Tree, label: str) -> Calibration:
-    """Return what turns the scores of one of the classifier's labels into log-odds that can be believed."""
-    fitted = facts["calibration"][label]
-    return Calibration(fitted["slope"], fitted["intercept"])
-
-
-def score_split(
-    classifier: Classifier, facts: Tree, split: Split, settings: RunSettings, device: torch.device
-) -> Floats:
-    """Return the classifier's scores of every row, (N, L) log-odds.
-
-    Images are prepared as the facts say, whatever the settings say.
-
-    Args:
-        classifier: As loaded; is moved to the device.
-        facts: Of the classifier.
-        split: N rows.
-        settings: Name the data and the machine.
-        device: To compute on.
+        folder: Such as runs/tuned/classifier.
+        config: Settings that name the data, so that splits can be given by name, and the machine. They do not change
+            how images are prepared.
 
     Raises:
-        CheckpointError: scores are not finite.
-        DataError: an image cannot be used.
+        CheckpointError: it is not such a folder, or damaged, or of another version.
+        SettingsError: the settings cannot be used.
     """
-    settings, _ = prepared(settings, facts)
-    classifier.to(device)
-    scores = extract({"classifier": classifier}, split, settings, device).features["classifier"]
-    return scores.astype(np.float64)
+    network, facts = read_classifier(Path(folder))
+    settings = None if config is None else config if isinstance(config, RunSettings) else load(config)
+    kind, step = cast(Kind, facts.encoder.get("kind", "file")), facts.encoder.get("step")
+    provenance = Provenance(
+        kind,
+        step if isinstance(step, int) else None,
+        medmoco=facts.medmoco,
+        trained=facts.trained,
+        weights_sha256=fingerprint(network.backbone),
+    )
+    encoder = Encoder(network.backbone, facts.preprocessing, provenance, settings, Path(folder))
+    return Classifier(network, encoder, facts, settings, Path(folder))
+
+
+def run_around(folder: Path) -> Path | None:
+    """Return the run that a classifier folder lies in: RUN/classifier, or RUN/evaluation/classifier."""
+    return next((parent for parent in folder.absolute().parents[:2] if is_run(parent)), None)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medmoco.config import RunSettings, Tree
+from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
 from medmoco.errors import ManifestError, SettingsError
@@ -23,8 +23,7 @@ from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.scoring.clinical import Clinical, Judgement, calibration_of, operating_records, subgroups_of
 from medmoco.evaluation.scoring.scoring import label_targets
 from medmoco.evaluation.scoring.table import span
-from medmoco.evaluation.supervised.classifier import load_classifier, own_calibration, score_split
-from medmoco.training.device import choose_device
+from medmoco.evaluation.supervised.classifier import load_classifier, run_around
 from medmoco.training.runlog import write_json
 
 Record = dict[str, Any]
@@ -66,23 +65,31 @@ def external(
         CheckpointError: the classifier cannot be loaded, or the ledger not written.
         DataError: an image cannot be used.
     """
-    classifier, facts = load_classifier(folder)
+    classifier = load_classifier(folder)
     for who, tree in zip(SIDES, (settings, other), strict=True):
-        _check_labels(who, tree, facts)
+        _check_labels(who, tree, classifier.labels)
     make_folder(out)
     splits = [load_splits(tree, ["test"])["test"] for tree in (settings, other)]
     _refuse_overlap(settings, splits[1], log)
     sides = []
     for name, tree, split in zip(SIDES, (settings, other), splits, strict=True):
         log("; ".join([f"{name}: {len(split)} images", *split.notices]))
-        scores = score_split(classifier, facts, split, tree, choose_device(settings.train))
-        sides.append(_Side(name, tree, split, scores))
-    judgements = {label: _judgement(facts, label) for label in facts["labels"]}
-    compared = {label: _compare(label, column, sides, settings) for column, label in enumerate(facts["labels"])}
+        sides.append(_Side(name, tree, split, classifier.score(split, tree)))
+    points = classifier.operating_points
+    judgements = {label: Judgement(own, points[label]) for label, own in classifier.calibrations.items()}
+    compared = {label: _compare(label, column, sides, settings) for column, label in enumerate(classifier.labels)}
+    ledger = ledger_of(str(run_around(folder) or folder), out)
     for side in sides:
         aurocs = {label: record[side.name]["auroc"] for label, record in compared.items()}
-        add_look(ledger_of(str(_run_of(folder)), out), "external", side.split, side.settings, [side.name], aurocs)
-    clinical = _clinical(sides, judgements, facts, settings)
+        add_look(
+            ledger,
+            "external",
+            side.split,
+            side.settings,
+            [side.name],
+            aurocs,
+        )
+    clinical = _clinical(sides, judgements, classifier.facts.trained, settings)
     table = _layout(compared, clinical.operating, sides, settings)
     write_json(out / "external.json", compared)
     for name, records in clinical._asdict().items():
@@ -91,8 +98,8 @@ def external(
     return table
 
 
-def _check_labels(who: str, settings: RunSettings, facts: Tree) -> None:
-    missing = [label for label in facts["labels"] if label not in settings.data.labels]
+def _check_labels(who: str, settings: RunSettings, labels: Sequence[str]) -> None:
+    missing = [label for label in labels if label not in settings.data.labels]
     if missing:
         raise SettingsError(
             f"the {who} settings do not name the classifier's label{'s' * (len(missing) > 1)} {', '.join(missing)}"
@@ -119,11 +126,6 @@ def _refuse_overlap(settings: RunSettings, theirs: Split, log: Callable[[str], N
             f"{int(shared.sum())} of {len(theirs)} external images are files of the classifier's own data: no external"
             " test.\nGive other data, or set evaluate.allow_leakage=true"
         )
-
-
-def _judgement(facts: Tree, label: str) -> Judgement:
-    points = {point["specificity"]: point["threshold"] for point in facts["operating_points"][label]}
-    return Judgement(own_calibration(facts, label), points)
 
 
 def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSettings) -> Record:
@@ -159,7 +161,9 @@ def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSetti
     }
 
 
-def _clinical(sides: Sequence[_Side], judgements: dict[str, Judgement], facts: Tree, settings: RunSettings) -> Clinical:
+def _clinical(
+    sides: Sequence[_Side], judgements: dict[str, Judgement], trained: str, settings: RunSettings
+) -> Clinical:
     """Apply the classifier's own thresholds and calibration to both sides."""
     found = Clinical([], [], [])
     for side in sides:
@@ -167,19 +171,13 @@ def _clinical(sides: Sequence[_Side], judgements: dict[str, Judgement], facts: T
             targets, scores = label_targets(side.split, label), side.scores[:, column]
             if metrics.undefined(targets):
                 continue
-            key = {"label": label, "split": side.name, "method": facts["trained"], "encoder": "run"}
+            key = {"label": label, "split": side.name, "method": trained, "encoder": "run"}
             found.operating.extend(
                 key | record for record in operating_records(targets, scores, side.split, judgement, settings)
             )
             found.calibration.append(key | calibration_of(targets, scores, judgement, settings.evaluate))
             found.subgroups.extend(key | record for record in subgroups_of(targets, scores, side.split, settings))
     return found
-
-
-def _run_of(folder: Path) -> Path:
-    """Return the run that a classifier folder lies in: RUN/classifier, or RUN/evaluation/classifier."""
-    parents = list(folder.resolve().parents)[:2]
-    return next((parent for parent in parents if (parent / "config.yaml").is_file()), folder / "no run")
 
 
 def _layout(

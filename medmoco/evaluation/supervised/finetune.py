@@ -20,16 +20,16 @@ from medmoco.data.loading.pairs import ONE_VIEW
 from medmoco.data.loading.workers import check_shared_memory, shared_memory_place
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import extract, fingerprint
 from medmoco.evaluation.metrics.auroc import auroc, undefined
 from medmoco.evaluation.scoring.clinical import describe_judgements, judge
-from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.task import Supervision, accuracies
 from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson, targets_of
 from medmoco.models.backbones import check_size
 from medmoco.models.patches import check_all_learn, check_patches
-from medmoco.training.checkpoint import load_backbone
 from medmoco.training.device import memory_explained, prepare_device
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from medmoco.training.early_stopping import Selection, check_parts, loop_settings, train_and_select
@@ -162,9 +162,10 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
 
 def _create_model(
     settings: RunSettings, encoder: str, lesson: Lesson, log: Callable[[str], None]
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[ClassifierNetwork, dict[str, Any]]:
     """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
-    backbone, source = load_backbone(encoder, settings, log)
+    loaded = load_encoder(encoder, settings, log=log)
+    backbone, source = loaded.module, loaded.provenance.record()
     check_size(backbone, settings.views.size)
     chosen = settings.finetune
     top_patches = chosen.top_patches if chosen.head == "patches" else None
@@ -178,14 +179,14 @@ def _create_model(
     nn.init.zeros_(head.bias)
     if chosen.protocol == "linear_sgd":
         backbone.requires_grad_(False)
-    model = Classifier(
+    model = ClassifierNetwork(
         backbone, head, mirror=settings.evaluate.mirror, exclusive=lesson.exclusive, top_patches=top_patches
     )
     return model, source
 
 
 def _create_state(
-    model: Classifier,
+    model: ClassifierNetwork,
     source: dict[str, Any],
     settings: RunSettings,
     device: torch.device,
@@ -205,7 +206,9 @@ def _create_state(
     return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
 
 
-def _facts(settings: RunSettings, splits: Mapping[str, Split], model: Classifier, source: dict[str, Any]) -> Tree:
+def _facts(
+    settings: RunSettings, splits: Mapping[str, Split], model: ClassifierNetwork, source: dict[str, Any]
+) -> Tree:
     """Return what a checkpoint remembers of the run; the encoder and val are part of what it must be resumed with."""
     facts = facts_of(settings, splits["train"])
     used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
@@ -223,7 +226,7 @@ class _Run:
     settings: RunSettings
     splits: dict[str, Split]
     lesson: Lesson
-    model: Classifier
+    model: ClassifierNetwork
     facts: Tree
     source: dict[str, Any]
     device: torch.device

@@ -13,7 +13,7 @@ from medmoco.models.patches import patch_features
 Floats = NDArray[np.float64]
 
 
-class Classifier(nn.Module):
+class ClassifierNetwork(nn.Module):
     """A backbone and a linear layer, on pooled features or on those of each patch.
 
     Attributes:

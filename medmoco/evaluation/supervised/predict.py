@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from medmoco.config import RunSettings, Tree
+from medmoco.config import RunSettings
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.inputs import load_splits
-from medmoco.evaluation.supervised.classifier import load_classifier, own_calibration, prepared, score_split
-from medmoco.training.device import choose_device
+from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.utils.files import replacing
-
-Floats = NDArray[np.float64]
 
 
 def predict(
@@ -46,10 +42,10 @@ def predict(
         ManifestError, DataError: the manifest or an image cannot be used.
         SettingsError: the CSV cannot be written.
     """
-    classifier, facts = load_classifier(folder)
+    classifier = load_classifier(folder)
     if out.is_dir():
         raise SettingsError(f"--out {out} is a folder; name a CSV file")
-    settings, changes = prepared(settings, facts)
+    settings, changes = classifier.prepared(settings)
     for change in changes:
         log(change)
     unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
@@ -59,29 +55,14 @@ def predict(
     for notice in rows.notices:
         log(notice)
     log(f"scoring {len(rows)} rows")
-    scores = score_split(classifier, facts, rows, settings, choose_device(settings.train))
-    uncalibrated = [label for label in facts["labels"] if facts["calibration"][label]["kind"] == "none"]
+    table = replace(classifier, settings=settings).predict(rows)
+    uncalibrated = [label for label in classifier.labels if classifier.facts.calibration[label].kind == "none"]
     if uncalibrated:
         log(f"not calibrated, as validation could not tell: {', '.join(uncalibrated)}")
-    table = pd.DataFrame({"row": rows.rows})
     if with_path:
-        table["Path"] = rows.table["Path"].to_numpy()
-    probabilities = pd.DataFrame(probabilities_of(scores, facts), columns=facts["labels"])
-    _write(pd.concat([table, probabilities], axis=1), out)
+        table.insert(1, "Path", rows.table["Path"].to_numpy())
+    _write(table, out)
     return len(rows)
-
-
-def probabilities_of(scores: Floats, facts: Tree) -> Floats:
-    """Return calibrated probabilities, (N, L).
-
-    Args:
-        scores: (N, L) log-odds.
-        facts: Of the classifier.
-    """
-    columns: Sequence[Floats] = [
-        own_calibration(facts, label).probabilities(own) for label, own in zip(facts["labels"], scores.T, strict=True)
-    ]
-    return np.stack(columns, axis=1)
 
 
 def _write(table: pd.DataFrame, out: Path) -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from medmoco.config import RunSettings
 from medmoco.data.loading.loading import Batch, to_float
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.training_labels import Lesson
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
 from medmoco.training.device import autocast
@@ -25,7 +25,7 @@ class Supervision:
 
     def __init__(
         self,
-        model: Classifier,
+        model: ClassifierNetwork,
         lesson: Lesson,
         settings: RunSettings,
         device: torch.device,

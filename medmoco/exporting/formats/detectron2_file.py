@@ -35,7 +35,7 @@ _FILE = "encoder.detectron2.pth"
 def refusal(subject: Subject) -> str | None:
     """Only ResNets have names there, and only gray and RGB images are read."""
     name = subject.backbone.name
-    if isinstance(subject.preparation.channels, int):
+    if isinstance(subject.preprocessing.channels, int):
         return "detectron2 reads gray and RGB images, no bands"
     return None if name in _NETWORKS else f"{name} is no backbone of detectron2's ResNets: {', '.join(_NETWORKS)}"
 
@@ -49,7 +49,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 
 def describe(subject: Subject) -> dict[str, Any]:
     """Say how it is loaded: with the settings that build this network, for images of its channels."""
-    prepared = subject.preparation
+    prepared = subject.preprocessing
     white = 2**prepared.bit_depth - 1
     settings = {
         **{f"MODEL.RESNETS.{key}": value for key, value in _NETWORKS[subject.backbone.name].items()},

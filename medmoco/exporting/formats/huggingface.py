@@ -72,7 +72,7 @@ def _config(subject: Subject) -> dict[str, Any]:
 
     Source: timm's models/_hub.py, which reads it; data/config.py for what describes images.
     """
-    prepared, build = subject.preparation, network(subject)
+    prepared, build = subject.preprocessing, network(subject)
     arguments = dict(build["arguments"])
     classes = arguments.pop("num_classes")
     net: Any = subject.backbone.net
@@ -100,7 +100,7 @@ def _config(subject: Subject) -> dict[str, Any]:
 
 
 def _readme(subject: Subject) -> str:
-    prepared = subject.preparation
+    prepared = subject.preprocessing
     what = "encoder" if subject.head is None else "classifier"
     return _CARD.format(
         title=f"{subject.backbone.name}, {what} pretrained with medmoco",

@@ -20,9 +20,10 @@ import timm
 import torch
 
 from medmoco import __version__
+from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.exporting.contract import first_step
 from medmoco.exporting.standalone import standalone_source
-from medmoco.exporting.subject import Preparation, Subject, network, plain_state, refusal_by_name, refuse_patches
+from medmoco.exporting.subject import Subject, network, plain_state, refusal_by_name, refuse_patches
 from medmoco.models.interop.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
@@ -164,7 +165,7 @@ def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
 
 def _contract(subject: Subject) -> dict[str, Any]:
     """Return the part of preprocessing.json that scripts/prepare.py reads."""
-    wanted = subject.preparation
+    wanted = subject.preprocessing
     read = ("window",) if isinstance(wanted.channels, str) else ("channels", "scale", "ranges")
     levels = {name: {key: step[key] for key in read} for name, step in first_step(wanted).items()}
     return {
@@ -175,7 +176,7 @@ def _contract(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _channels(wanted: Preparation) -> dict[str, str]:
+def _channels(wanted: Preprocessing) -> dict[str, str]:
     if isinstance(wanted.channels, int):
         return {str(number): f"band {number + 1}" for number in range(wanted.channels)}
     names = ("red", "green", "blue") if wanted.channels == "rgb" else ("gray level, dense tissue bright",)
@@ -183,7 +184,7 @@ def _channels(wanted: Preparation) -> dict[str, str]:
 
 
 def _inferer(subject: Subject) -> dict[str, Any] | str:
-    if subject.head is None or not subject.preparation.mirror:
+    if subject.head is None or not subject.preprocessing.mirror:
         return {"_target_": "SimpleInferer"}
     # The head is linear: the mean of logits is the logit of mean features.
     return "$lambda images, network, *_, **__: (network(images) + network(images.flip(-1))) / 2"
@@ -217,7 +218,7 @@ def _on_pred(function: str) -> dict[str, Any]:
 
 def metadata(subject: Subject) -> dict[str, Any]:
     """Return what the specification wants to be told; what only the author knows says so."""
-    labels, wanted, name = _labels(subject), subject.preparation, subject.backbone.name
+    labels, wanted, name = _labels(subject), subject.preprocessing, subject.backbone.name
     outputs = f"{_width(subject)} features" if labels is None else f"log-odds of {', '.join(labels)}"
     pred: dict[str, Any] = {
         "type": "tuples", "format": "latent", "num_channels": _width(subject), "spatial_shape": [], "dtype": "float32",
@@ -299,17 +300,17 @@ format=%(asctime)s %(levelname)s %(message)s
 """
 
 
-def _files(wanted: Preparation) -> str:
+def _files(wanted: Preprocessing) -> str:
     return "DICOM, PNG or JPEG" if isinstance(wanted.channels, str) else ".npy"
 
 
 def _readme(subject: Subject) -> str:
-    labels, size = _labels(subject), subject.preparation.size
+    labels, size = _labels(subject), subject.preprocessing.size
     given = "features" if labels is None else "calibrated probabilities"
     return f"""\
 # {subject.backbone.name} {subject.stem}
 
-**This is not a medical device.** A network of {subject.preparation.images} of {size} x {size} pixels,
+**This is not a medical device.** A network of {subject.preprocessing.images} of {size} x {size} pixels,
 pretrained by momentum contrast, which gives
 {_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
 
@@ -320,7 +321,7 @@ python -P -m monai.bundle run --config_file configs/inference.json --meta_file c
 ```
 
 Run it in this folder, or name the folder by `--bundle_root`. Every file in IMAGES, at any depth, must be one of
-{_files(subject.preparation)}, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
+{_files(subject.preprocessing)}, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
 Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
 
 `scripts/prepare.py` prepares images exactly as for training: `preprocessing` in `configs/inference.json` calls it, and

@@ -30,7 +30,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     Raises:
         CheckpointError: torch cannot express the network.
     """
-    size = subject.preparation.size
+    size = subject.preprocessing.size
     try:
         program = torch.onnx.export(
             GraphNetwork(subject), (torch.zeros(2, subject.backbone.channels, size, size),), input_names=[INPUT],

@@ -24,7 +24,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     Raises:
         CheckpointError: torch cannot trace the network.
     """
-    size = subject.preparation.size
+    size = subject.preprocessing.size
     example = (torch.zeros(2, subject.backbone.channels, size, size),)
     batch = torch.export.Dim("batch", min=1)
     try:

@@ -99,7 +99,7 @@ def _vit(subject: Subject) -> dict[str, Any]:
     return {
         "function": "VisionTransformer",
         "arguments": {
-            "image_size": subject.preparation.size,
+            "image_size": subject.preprocessing.size,
             "patch_size": net.patch_embed.patch_size[0],
             "num_layers": len(net.blocks),
             "num_heads": net.blocks[0].attn.num_heads,

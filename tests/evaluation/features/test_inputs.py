@@ -2,22 +2,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.evaluation.features.features import Mirrored
 from medmoco.evaluation.features.inputs import (
-    features_of,
     find_label,
     find_rows,
-    load_controls,
-    load_encoder,
     load_splits,
     make_folder,
 )
-from tests.helpers.looks import make_data, make_run
+from tests.helpers.looks import make_data
 
 
 def test_load_splits__restricts_and_numbers_patients_together(tmp_path: Path) -> None:
@@ -58,24 +52,6 @@ def test_find_label__the_first_or_one_that_is_there() -> None:
     assert find_label(None, ()) is None
     with pytest.raises(SettingsError, match="no label 'C'; known: A, B"):
         find_label("C", ("A", "B"))
-
-
-def test_load_encoder__mirrors_where_evaluate_does(tmp_path: Path) -> None:
-    settings = make_data(tmp_path, "evaluate.mirror=true")
-    both = load_encoder("random", settings, print)
-    assert isinstance(both, Mirrored)
-    val = load_splits(settings, ("val",))["val"]
-    one = load_encoder("random", make_data(tmp_path / "other"), print)
-    assert not np.allclose(features_of(val, both, settings), features_of(val, one, settings))
-
-
-def test_load_controls__the_run_and_itself_untrained(tmp_path: Path) -> None:
-    settings = make_data(tmp_path)
-    found = load_controls({"run": make_run(settings), "none": "random"}, settings, print)
-    assert list(found) == ["run", "untrained"]
-    weights = [next(found[name].parameters()) for name in found]
-    assert not torch.equal(*weights)
-    assert list(load_controls({"run": "random"}, settings, print)) == ["untrained"]
 
 
 def test_make_folder__a_place_that_cannot_be_one(tmp_path: Path) -> None:

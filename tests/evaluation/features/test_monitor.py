@@ -9,8 +9,8 @@ from PIL import Image
 from medmoco import config
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import Stopped
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.monitor import knn_monitor, validation_scores
-from medmoco.training.checkpoint import load_backbone
 
 
 def test_validation_scores__of_copies_are_equal_in_every_batch_and_all_or_none_where_neighbours_agree(
@@ -31,7 +31,7 @@ def test_validation_scores__of_copies_are_equal_in_every_batch_and_all_or_none_w
         "train.precision=fp32", "evaluate.neighbours=7", "evaluate.batch_size=4",
     ]  # fmt: skip
     settings = config.load(None, overrides)
-    backbone, _ = load_backbone("random", settings)
+    backbone = load_encoder("random", settings).module
     scores = validation_scores(
         backbone, load_manifest(settings.data, ("train", "val")), settings, stop_asked=lambda: False
     )
@@ -56,7 +56,7 @@ def test_knn_monitor__sees_what_is_plain_and_leaves_the_encoder_in_training(tmp_
         "evaluate.neighbours=5",
     ]  # fmt: skip
     settings = config.load(None, overrides)
-    backbone, _ = load_backbone("random", settings)
+    backbone = load_encoder("random", settings).module
     backbone.train()
     found = knn_monitor(backbone, load_manifest(settings.data, ("train", "val")), settings, lambda: False)
     assert found["knn_auroc/Bright"] == pytest.approx(1.0)

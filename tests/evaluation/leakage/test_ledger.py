@@ -28,6 +28,8 @@ class Rows(SimpleNamespace):
 
 def test_add_look__counts_and_keeps_what_was_seen(tmp_path: Path, settings: RunSettings) -> None:
     test: Any = Rows()
+    assert ledger_of(str(tmp_path), tmp_path / "out") == tmp_path / "out" / "ledger.jsonl"  # an export stays whole
+    (tmp_path / "config.yaml").touch()
     ledger = ledger_of(str(tmp_path), tmp_path / "out")
     assert ledger == tmp_path / "ledger.jsonl"
     assert looks(ledger) == []

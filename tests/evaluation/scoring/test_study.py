@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from medmoco.config import RunSettings, as_tree, load, to_yaml
 from medmoco.errors import CheckpointError, SettingsError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.scoring.study import begin
 from medmoco.models.moco import create_moco
-from medmoco.training.checkpoint import load_backbone, save_checkpoint
+from medmoco.training.checkpoint import save_checkpoint
 from tests.helpers.squares import SMALL, write_images
 
 
@@ -27,7 +28,7 @@ def real(tmp_path: Path) -> Callable[..., RunSettings]:
 
 def write_run(folder: Path, settings: RunSettings) -> None:
     """A run folder as pretraining leaves it, of a network that is not the untrained one."""
-    backbone, _ = load_backbone("random", settings.model_copy(update={"seed": 5}))
+    backbone = load_encoder("random", settings.model_copy(update={"seed": 5})).module
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(as_tree(settings)))
     model = create_moco(backbone, settings.method.model_copy(update={"queue_size": 16}), seed=0)
@@ -51,7 +52,7 @@ def test_begin__another_run_brings_its_own_network(real: Callable[..., RunSettin
 
 def test_begin__a_weights_file_is_of_the_settings_network(real: Callable[..., RunSettings], tmp_path: Path) -> None:
     settings = real()
-    backbone, _ = load_backbone("random", settings)
+    backbone = load_encoder("random", settings).module
     save_file(backbone.net.state_dict(), tmp_path / "weights.safetensors")
     study = begin(settings, {"run": "random", "file": str(tmp_path / "weights.safetensors")}, test=True)
     assert study.encoders == ["file", "untrained", "pixels"]

@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 
 from medmoco import config
 from medmoco.errors import DataError, ManifestError, SettingsError, Stopped, UnexpectedError
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.metrics.auroc import auroc
 from medmoco.evaluation.supervised import finetune as module
-from medmoco.evaluation.supervised.classifier import load_classifier, score_split
+from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.evaluation.supervised.finetune import finetune
 from medmoco.evaluation.supervised.task import Supervision
-from medmoco.training.checkpoint import load_backbone, load_checkpoint
+from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
 from tests.helpers.runs import assert_same
 from tests.helpers.supervised import SECRET, make_settings, write_images
@@ -55,17 +56,17 @@ def test_finetune__leaves_a_run_folder_and_a_classifier_that_scores_the_same(
     saved = config.load(out / "config.yaml")
     assert (saved.out, saved.train.epochs, saved.train.lr) == (out, 4, settings.finetune.lr)
     assert {name: scores.shape for name, scores in result.scores.items()} == {"val": (12, 2), "test": (10, 2)}
-    classifier, facts = load_classifier(out / "classifier")
+    classifier = load_classifier(out / "classifier")
     for name, scores in result.scores.items():
-        again = score_split(classifier, facts, result.splits[name], settings, torch.device("cpu"))
+        again = classifier.score(result.splits[name], settings)
         np.testing.assert_allclose(again, scores, rtol=1e-5, atol=1e-6)
-    assert facts["val_auroc"] == {
+    assert classifier.facts.val_auroc == {
         label: pytest.approx(auroc(result.targets["val"][:, n], result.scores["val"][:, n]))
         for n, label in enumerate(("Sick", "Tube"))
     }
-    assert facts["encoder"] == {"kind": "random"}
-    assert facts["calibration"]["Sick"]["kind"] == "platt"
-    assert [point["specificity"] for point in facts["operating_points"]["Tube"]] == [0.9, 0.95]
+    assert classifier.facts.encoder == {"kind": "random"}
+    assert classifier.facts.calibration["Sick"].kind == "platt"
+    assert list(classifier.operating_points["Tube"]) == [0.9, 0.95]
     with (out / "val_scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
@@ -94,11 +95,11 @@ def test_finetune__patches_are_scored_alike_by_the_classifier_left(manifest: Pat
         "finetune.global_batch_size=8", "evaluate.mirror=true",
     )  # fmt: skip
     result, out = finetune(settings, "random", manifest.parent / "run"), manifest.parent / "run"
-    classifier, facts = load_classifier(out / "classifier")
-    assert (facts["head"], facts["top_patches"], classifier.top_patches) == ("patches", 2, 2)
-    again = score_split(classifier, facts, result.splits["val"], make_settings(manifest), torch.device("cpu"))
+    classifier = load_classifier(out / "classifier")
+    assert (classifier.facts.head, classifier.facts.top_patches, classifier.module.top_patches) == ("patches", 2, 2)
+    again = classifier.score(result.splits["val"], make_settings(manifest))
     np.testing.assert_allclose(again, result.scores["val"], rtol=1e-5, atol=1e-6)
-    assert fingerprint(classifier.backbone) == fingerprint(load_backbone("random", settings)[0])
+    assert classifier.provenance.weights_sha256 == load_encoder("random", settings).provenance.weights_sha256
 
 
 def test_finetune__patches_that_there_are_not_are_refused_before_anything_is_written(manifest: Path) -> None:
@@ -114,7 +115,7 @@ def test_finetune__patches_that_there_are_not_are_refused_before_anything_is_wri
 
 def test_finetune__from_scratch_all_layers_learn_alike(manifest: Path) -> None:
     settings, weights = make_settings(manifest, "finetune.epochs=1"), manifest.parent / "encoder.safetensors"
-    backbone, _ = load_backbone("random", settings)
+    backbone = load_encoder("random", settings).module
     save_file(backbone.net.state_dict(), weights)
     smallest = {}
     for name, encoder in (("scratch", "random"), ("pretrained", str(weights))):
@@ -202,7 +203,7 @@ def test_finetune__stops_early_and_keeps_the_best_epoch(manifest: Path, monkeypa
     result = finetune(settings, "random", out)
     assert (result.epoch, result.epochs) == (1, 4)
     assert json.loads((out / "status.json").read_text())["step"] == 12
-    classifier, _ = load_classifier(out / "classifier")
+    classifier = load_classifier(out / "classifier").module
     assert torch.equal(classifier.head.weight, weights[1])
     assert not torch.equal(classifier.head.weight, weights[3])
     monkeypatch.undo()
@@ -213,14 +214,14 @@ def test_finetune__stops_early_and_keeps_the_best_epoch(manifest: Path, monkeypa
 
 def test_finetune__starts_from_the_encoder_it_is_given(manifest: Path) -> None:
     other = make_settings(manifest, "seed=9")
-    backbone, _ = load_backbone("random", other)
+    backbone = load_encoder("random", other).module
     file = manifest.parent / "encoder.safetensors"
     save_file(backbone.net.state_dict(), file)
     settings = make_settings(manifest, "finetune.lr=1e-20", "finetune.epochs=1", "finetune.weight_decay=0")
     finetune(settings, str(file), manifest.parent / "run")
-    classifier, facts = load_classifier(manifest.parent / "run" / "classifier")
-    assert facts["encoder"] == {"kind": "file"}
-    for (name, own), given in zip(classifier.backbone.named_parameters(), backbone.parameters(), strict=True):
+    classifier = load_classifier(manifest.parent / "run" / "classifier")
+    assert classifier.facts.encoder == {"kind": "file"}
+    for (name, own), given in zip(classifier.module.backbone.named_parameters(), backbone.parameters(), strict=True):
         torch.testing.assert_close(own, given, msg=name)
     with pytest.raises(SettingsError, match=r"encoder: was file, SHA-256 .* now random"):
         finetune(settings, "random", manifest.parent / "run", resume=True)
@@ -230,8 +231,8 @@ def test_finetune__linear_sgd_leaves_the_encoder_as_it_was(manifest: Path) -> No
     options = ("finetune.protocol=linear_sgd", "finetune.epochs=2", "finetune.global_batch_size=8", "finetune.lr=1")
     settings = make_settings(manifest, *options, "finetune.head_lr=1")
     finetune(settings, "random", manifest.parent / "run")
-    classifier, _ = load_classifier(manifest.parent / "run" / "classifier")
-    encoder, _ = load_backbone("random", settings)
+    classifier = load_classifier(manifest.parent / "run" / "classifier").module
+    encoder = load_encoder("random", settings).module
     assert fingerprint(classifier.backbone) == fingerprint(encoder)
     assert classifier.head.weight.abs().max() > 0.1
     views = config.load(manifest.parent / "run" / "config.yaml").views
@@ -259,7 +260,7 @@ def test_finetune__classes_report_the_share_of_right_ones(manifest: Path) -> Non
     assert result.accuracies == {"top1": pytest.approx((result.scores["val"].argmax(1) == truth).mean())}
     np.testing.assert_allclose(result.scores["val"].sum(1), 0, atol=1e-5)  # log-odds of p and of 1 - p
     assert any("val_top1" in record for record in records(manifest.parent / "run"))
-    assert load_classifier(manifest.parent / "run" / "classifier")[0].exclusive
+    assert load_classifier(manifest.parent / "run" / "classifier").module.exclusive
 
 
 def test_finetune__lists_unusable_images_of_train_and_refuses_those_of_val(manifest: Path) -> None:

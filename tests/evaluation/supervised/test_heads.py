@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medmoco.config import ModelSettings
-from medmoco.evaluation.supervised.heads import Classifier, fold_probe, one_versus_rest
+from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe, one_versus_rest
 from medmoco.models.backbones import create_backbone
 from medmoco.models.patches import patch_features
 
 
-def make_classifier(backbone: str = "test_resnet", **options: Any) -> Classifier:
+def make_classifier(backbone: str = "test_resnet", **options: Any) -> ClassifierNetwork:
     encoder = create_backbone(ModelSettings(backbone=backbone), seed=3, size=64)
     torch.manual_seed(0)
-    return Classifier(encoder, nn.Linear(encoder.feature_dim, 3), **options)
+    return ClassifierNetwork(encoder, nn.Linear(encoder.feature_dim, 3), **options)
 
 
 def test_fold_probe__gives_on_raw_features_what_the_probe_gives_on_standardised_ones() -> None:

@@ -11,8 +11,9 @@ from torch import nn
 from medmoco.config import ModelSettings
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.supervised.classifier import describe_classifier, load_classifier, save_classifier, score_split
-from medmoco.evaluation.supervised.heads import Classifier
+from medmoco.evaluation.supervised.classifier import load_classifier
+from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.predict import predict
 from medmoco.models.backbones import create_backbone
 from tests.helpers.supervised import SECRET, make_settings, write_images
@@ -31,7 +32,7 @@ def manifest(tmp_path: Path) -> Path:
     settings = make_settings(manifest)
     encoder = create_backbone(ModelSettings(backbone="test_resnet"), seed=0, size=32)
     torch.manual_seed(0)
-    classifier = Classifier(encoder, nn.Linear(encoder.feature_dim, 2))
+    classifier = ClassifierNetwork(encoder, nn.Linear(encoder.feature_dim, 2))
     facts = describe_classifier(
         settings, LABELS, trained="linear probe", encoder={"kind": "random"}, val_auroc={"Sick": 0.9, "Tube": None},
         calibration=CALIBRATION, operating_points={"Sick": [], "Tube": []},
@@ -59,12 +60,12 @@ def test_predict__writes_calibrated_probabilities_by_row_without_labels(manifest
     assert [int(row["row"]) for row in table] == list(range(2, 12))
     own = make_settings(manifest, "data.labels={}")
     split = load_manifest(own.data, ("test",))["test"]
-    scores = score_split(*load_classifier(folder), split, own, torch.device("cpu"))
+    scores = load_classifier(folder).score(split, own)
     for column, (slope, intercept) in enumerate([(2.0, -0.5), (1.0, 0.0)]):
         expected = 1 / (1 + np.exp(-(slope * scores[:, column] + intercept)))
         assert [float(row[LABELS[column]]) for row in table] == pytest.approx(expected, rel=1e-5)
-    assert "data.canvas_size is 32, as the classifier was trained, not 64" in said
-    assert "evaluate.size is 32, as the classifier was trained, not 48" in said
+    assert "data.canvas_size is 32, as in training, not 64" in said
+    assert "evaluate.size is 32, as in training, not 48" in said
     assert "not calibrated, as validation could not tell: Tube" in said
     assert SECRET not in out.read_text() + "".join(said)
 
@@ -80,7 +81,7 @@ def test_predict__paths_and_other_splits_and_conditions_on_request(manifest: Pat
 
 def test_predict__refuses_what_it_cannot_read_or_write(manifest: Path) -> None:
     settings = make_settings(manifest)
-    with pytest.raises(CheckpointError, match="no classifier folder"):
+    with pytest.raises(CheckpointError, match="not a classifier folder"):
         predict(settings, manifest, manifest.parent / "p.csv")
     with pytest.raises(SettingsError, match="is a folder; name a CSV file"):
         predict(settings, manifest.parent / "classifier", manifest)

@@ -15,7 +15,7 @@ from medmoco.config import ModelSettings
 from medmoco.data.loading.loading import Batch
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.evaluation.features.features import fingerprint
-from medmoco.evaluation.supervised.heads import Classifier, one_versus_rest
+from medmoco.evaluation.supervised.heads import ClassifierNetwork, one_versus_rest
 from medmoco.evaluation.supervised.task import Supervision, accuracies, cell_losses, class_weights
 from medmoco.evaluation.supervised.training_labels import Lesson, choose_lesson
 from medmoco.models.backbones import create_backbone
@@ -41,7 +41,7 @@ def make_task(folder: Path, *overrides: str, frozen: bool = False, group: Group 
     backbone = create_backbone(ModelSettings(backbone="test_resnet"), seed=0, size=32).requires_grad_(not frozen)
     torch.manual_seed(0)
     top_patches = settings.finetune.top_patches if settings.finetune.head == "patches" else None
-    model = Classifier(
+    model = ClassifierNetwork(
         backbone, nn.Linear(backbone.feature_dim, len(lesson.names)), exclusive=lesson.exclusive,
         top_patches=top_patches,
     )  # fmt: skip

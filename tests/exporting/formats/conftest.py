@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from medmoco.config import ModelSettings
+from medmoco.data.loading.preprocessing import Preprocessing
+from medmoco.evaluation.features.encoder import Encoder
+from medmoco.evaluation.features.encoder_files import Provenance
 from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.export import FORMATS, _outputs, _write
 from medmoco.exporting.parity import Floats
 from medmoco.exporting.reload import LOADERS
-from medmoco.exporting.subject import Preparation, Subject
+from medmoco.exporting.subject import Subject
 from medmoco.models.backbones import create_backbone
 
 LABELS = ("Opacity", "Nodule", "Effusion")
@@ -42,9 +45,12 @@ def make_subject() -> Callable[..., Subject]:
             if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
                 layer.running_mean.copy_(0.1 * torch.randn(layer.running_mean.shape, generator=generator))
                 layer.running_var.copy_(0.5 + torch.rand(layer.running_var.shape, generator=generator))
-        preparation = Preparation(2 * size, 8, "voi", 0.5, 0.25, size, mirror)
+        preprocessed = Preprocessing(
+            canvas_size=2 * size, bit_depth=8, window="voi", mean=0.5, std=0.25, size=size, mirror=mirror
+        )
+        encoder = Encoder(backbone, preprocessed, Provenance("random"))
         if not head:
-            return Subject(backbone, preparation, {"kind": "random"})
+            return Subject(encoder)
         layer = nn.Linear(backbone.feature_dim, len(LABELS)).requires_grad_(requires_grad=False)
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / backbone.feature_dim**0.5)
         lines = enumerate(LABELS)
@@ -54,7 +60,7 @@ def make_subject() -> Callable[..., Subject]:
             "calibration": {name: {"kind": "platt", "slope": 1.5 + i, "intercept": 0.3 - i} for i, name in lines},
             "operating_points": {name: [{"specificity": 0.9, "threshold": 0.25}] for name in LABELS},
         }  # fmt: skip
-        return Subject(backbone, preparation, {"kind": "random"}, layer, facts)
+        return Subject(encoder, layer, facts)
 
     return make
 
@@ -67,7 +73,7 @@ def read_back() -> Callable[..., tuple[dict[str, Floats], dict[str, Floats]]]:
         assert FORMATS[name].refusal(subject) is None
         described = _write(FORMATS[name], subject, folder)
         contract = json.loads(json.dumps(preprocessing(subject, {name: described}, folder)))
-        size = subject.preparation.size
+        size = subject.preprocessing.size
         images = np.random.default_rng(2).standard_normal((3, 1, size, size)).astype(np.float32)
         run = LOADERS[name](folder / described["path"], contract)
         return run(images, "float32"), _outputs(subject, images)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from medmoco.config import ModelSettings
+from medmoco.data.loading.preprocessing import Preprocessing
+from medmoco.evaluation.features.encoder import Encoder
+from medmoco.evaluation.features.encoder_files import Provenance
 from medmoco.exporting.formats import monai_bundle
-from medmoco.exporting.subject import GraphNetwork, Preparation, Subject
+from medmoco.exporting.subject import GraphNetwork, Subject
 from medmoco.models.backbones import create_backbone
 from tests.helpers.dicom_files import RAMP12, save_dicom
 from tests.helpers.shipped import shipped
@@ -61,15 +65,16 @@ SPECIFIED = {
 
 def make_subject(backbone: str, labels: Sequence[str] = (), *, exclusive: bool = False, mirror: bool = True) -> Subject:
     encoder = create_backbone(ModelSettings(backbone=backbone), seed=0, size=32).eval()
-    prepared = Preparation(48, 8, "voi", 0.485, 0.229, 32, mirror)
+    prepared = Preprocessing(canvas_size=48, bit_depth=8, window="voi", mean=0.485, std=0.229, size=32, mirror=mirror)
+    subject = Subject(Encoder(encoder, prepared, Provenance("random")))
     if not labels:
-        return Subject(encoder, prepared, {})
+        return subject
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         head = torch.nn.Linear(encoder.feature_dim, len(labels))
     calibration = {name: {"slope": 1.5 + number, "intercept": 0.3 - number} for number, name in enumerate(labels)}
     facts = {"labels": list(labels), "exclusive": exclusive, "calibration": calibration}
-    return Subject(encoder, prepared, {}, head, facts)
+    return replace(subject, head=head, classifier=facts)
 
 
 def make_images(folder: Path) -> list[Path]:

@@ -1,0 +1,213 @@
+"""The way from an image to the network's input, as one object that runs, classifiers and exports share."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+
+from medmoco.config import (
+    Channels,
+    DataSettings,
+    Float,
+    Fraction,
+    Int,
+    Positive,
+    RunSettings,
+    Settings,
+    Tree,
+    channel_count,
+)
+from medmoco.data.image_io.formats.bands import band_axis, levels_of
+from medmoco.data.image_io.images import Canvas, read_canvas, to_canvas
+from medmoco.data.image_io.intensity import GrayImage, Pixels, Unreadable, as_displayed, quantise
+from medmoco.data.loading.loading import to_float, whole_views
+from medmoco.errors import ImageError
+
+NO_DATA = Path("no-data")
+"""The `data.manifest` of settings that name no data."""
+
+Image = str | Path | ArrayLike
+"""A file, or the pixels of an image."""
+
+
+class CanvasPart(Settings):
+    """From a file to its canvas; the names are those of the settings `data`."""
+
+    canvas_size: Int
+    bit_depth: Literal[8, 16]
+    window: Literal["voi", "full"] | tuple[Float, Positive]
+    channels: Channels = "gray"  # these three are missing in classifiers of a time when there was gray alone
+    scale: Literal["linear", "log"] = "linear"
+    band_ranges: tuple[tuple[Float, Float], ...] | None = None
+
+
+class NormalisationPart(Settings):
+    """From grey levels, as shares of white, to the network's input; the names are those of the settings `views`."""
+
+    mean: Fraction | tuple[Fraction, ...]
+    std: Positive | tuple[Positive, ...]
+
+
+class Preprocessing(CanvasPart, NormalisationPart):
+    """How images are prepared for an encoder.
+
+    Attributes:
+        canvas_size: Longer side in pixels of the stored image.
+        bit_depth: 8 or 16.
+        window: "voi", "full", or centre and width.
+        mean: Subtracted from pixels as shares of white, one number for all channels or one each.
+        std: Divides them then.
+        size: Side in pixels of the whole image as the network takes it.
+        mirror: Outputs are the mean over the image and its mirror image.
+        channels: "gray", "rgb" or a number of bands.
+        scale: "linear" or "log", of bands.
+        band_ranges: [low, high] of the bands; None for each image's own.
+    """
+
+    size: Annotated[Int, Field(ge=1)]
+    mirror: bool = False
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> Preprocessing:
+        """Return how `medmoco evaluate` prepares images with these settings."""
+        parts = {key: getattr(settings.data, key) for key in CanvasPart.model_fields}
+        parts |= {key: getattr(settings.views, key) for key in NormalisationPart.model_fields}
+        size = settings.evaluate.size or settings.views.size
+        return cls(**parts, size=size, mirror=settings.evaluate.mirror)
+
+    def apply_to(self, settings: RunSettings) -> tuple[RunSettings, list[str]]:
+        """Return settings that prepare images this way, and one line for each setting that this changes."""
+        own: dict[str, Tree] = {
+            "data": {key: getattr(self, key) for key in CanvasPart.model_fields},
+            "views": {key: getattr(self, key) for key in NormalisationPart.model_fields},
+            "evaluate": {"mirror": self.mirror, "size": self.size},
+        }
+        before = Preprocessing.of(settings)
+        changes = [
+            f"{group}.{key} is {value}, as in training, not {getattr(before, key)}"
+            for group, values in own.items()
+            for key, value in values.items()
+            if getattr(before, key) != value
+        ]
+        groups = {group: getattr(settings, group).model_copy(update=values) for group, values in own.items()}
+        return settings.model_copy(update=groups), changes
+
+    @property
+    def settings(self) -> RunSettings:
+        """Settings that prepare images this way and name no data."""
+        return _settings_of(self)
+
+    def canvas(self, image: Image, frame: int = 1) -> Canvas:
+        """Read a file or take an array, and scale it to a canvas.
+
+        Args:
+            image: See `prepare`.
+            frame: Frame of a DICOM file or page of a TIFF file, from 1.
+
+        Raises:
+            ImageError: the image cannot be used; the message holds no path.
+        """
+        if isinstance(image, str | Path):
+            return read_canvas(image, frame, self.settings.data)[0]
+        try:
+            return to_canvas(self._levels_of(np.asarray(image)), self.canvas_size, self.bit_depth)
+        except Unreadable as error:
+            raise ImageError(str(error)) from None
+
+    def prepare(self, image: Image) -> NDArray[np.float32]:
+        """Return the network's input for one image, exactly as evaluation makes it.
+
+        Args:
+            image: A DICOM, PNG, JPEG or TIFF file (.npy or TIFF for bands). Or an array (H, W) or (H, W, C): uint8 or
+                uint16 are read as a PNG file of these pixels; floats are shares of white, 0 to 1. For bands, arrays
+                hold the values of the .npy file.
+
+        Returns:
+            (C, size, size), normalised.
+
+        Raises:
+            ImageError: the image cannot be used.
+
+        >>> import numpy as np
+        >>> gray = Preprocessing(canvas_size=32, bit_depth=8, window="voi", mean=0.5, std=0.25, size=16)
+        >>> gray.prepare(np.full((40, 30), 255, np.uint8)).max()
+        np.float32(2.0)
+        """
+        views = torch.from_numpy(whole_views([self.canvas(image)], np.zeros(1, np.int64), size=self.size))
+        prepared: NDArray[np.float32] = to_float(views, self, torch.device("cpu"), channels_last=False)[0].numpy()
+        return prepared
+
+    def _levels_of(self, pixels: Pixels) -> GrayImage:
+        """Return an array as the decoded image that it stands for."""
+        if 0 in pixels.shape or pixels.ndim not in (2, 3):
+            raise Unreadable(f"an array of shape {pixels.shape} is not an image; give (H, W) or (H, W, C)")
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            raise Unreadable("the array holds values that are not finite; replace them first")
+        if isinstance(self.channels, int):
+            if pixels.dtype.kind not in "uif":
+                raise Unreadable(f"an array of {pixels.dtype} holds no numbers; convert it first")
+            axis = band_axis(pixels.shape, self.channels)
+            return levels_of(
+                pixels[None] if axis is None else np.moveaxis(pixels, axis, 0), self.scale, self.band_ranges
+            )
+        planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        if len(planes) not in (1, 3):
+            raise Unreadable(f"an array of shape {pixels.shape} has neither 1 nor 3 channels; give (H, W) or (H, W, 3)")
+        window = self.window
+        if pixels.dtype.kind == "f":
+            if pixels.min() < 0 or pixels.max() > 1:
+                raise Unreadable(
+                    "floats must be shares of white, from 0 to 1; divide by white, or give uint8 or uint16"
+                )
+            planes, window = quantise(planes.astype(np.float64), 16), "full"
+        elif pixels.dtype not in (np.uint8, np.uint16):
+            raise Unreadable(f"an array of {pixels.dtype}; give uint8, uint16, or floats from 0 to 1")
+        found = as_displayed(planes, window, rgb=self.channels == "rgb")
+        if self.channels == "rgb" and found.pixels.ndim == 2:
+            return GrayImage(np.repeat(found.pixels[..., None], 3, 2), found.bits)
+        return found
+
+    # In words and numbers of each channel, for the files of exports
+
+    @property
+    def channel_count(self) -> int:
+        """How many channels the network takes."""
+        return channel_count(self.channels)
+
+    @property
+    def means(self) -> list[float]:
+        """The mean of each channel."""
+        return self._of_each(self.mean)
+
+    @property
+    def stds(self) -> list[float]:
+        """The standard deviation of each channel."""
+        return self._of_each(self.std)
+
+    def _of_each(self, value: float | tuple[float, ...]) -> list[float]:
+        return list(value) if isinstance(value, tuple) else [value] * self.channel_count
+
+    @property
+    def levels(self) -> str:
+        """How stored values become grey levels, in words."""
+        if isinstance(self.channels, int):
+            return f"{self.scale} scale, band ranges {self.band_ranges or 'of each image'}"
+        return f"bright is dense, window {self.window}" if self.channels == "gray" else "colours as displayed"
+
+    @property
+    def images(self) -> str:
+        """What the network takes, in words."""
+        words = {"gray": "one-channel images", "rgb": "RGB images"}
+        return words.get(str(self.channels), f"images of {self.channels} band{'s' * (self.channels != 1)}")
+
+
+@lru_cache(maxsize=16)  # not in the object, whose copies would take it along
+def _settings_of(preprocessing: Preprocessing) -> RunSettings:
+    settings, _ = preprocessing.apply_to(RunSettings(out=Path(), data=DataSettings(manifest=NO_DATA, root=".")))
+    return settings

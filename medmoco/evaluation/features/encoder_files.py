@@ -1,0 +1,263 @@
+"""Where an encoder can come from: runs, exports, imports, weights files, random weights.
+
+Each kind of source says two things: the settings that it implies, as far as it knows, and its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from medmoco.config import RunSettings, Tree, as_tree, flatten
+from medmoco.data.loading.preprocessing import NO_DATA
+from medmoco.errors import CheckpointError, SettingsError
+from medmoco.models.backbones import Backbone, named_as_exported
+from medmoco.models.convert import ENCODER, FACTS, native_size, recognised
+from medmoco.models.interop.detect_format import find
+from medmoco.models.interop.naming import kind_of
+from medmoco.models.interop.state_dict_matching import fit
+from medmoco.models.interop.state_dicts import read_contents
+from medmoco.training.checkpoint import is_run, load_checkpoint, load_run, portable_settings
+from medmoco.utils.files import sha256_of
+
+Kind = Literal["run", "export", "import", "file", "random"]
+
+RANDOM = "random"
+"""The source that stands for the untrained network of the seed."""
+
+CONTRACT, CLASSIFIER = "preprocessing.json", "classifier.json"
+
+# An encoder fed otherwise than it was trained gives plausible, wrong features.
+_OF_EXPORT = ("model.backbone", "views.mean", "views.std", "data.channels", "data.window", "data.scale",
+              "data.band_ranges", "data.bit_depth")  # fmt: skip
+_MUST_AGREE: dict[Kind, tuple[str, ...]] = {
+    "run": _OF_EXPORT, "export": _OF_EXPORT, "import": ("model.backbone", "views.mean", "views.std"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an encoder comes from. It holds no path, host, user or patient.
+
+    Attributes:
+        kind: "run", "export", "import", "file" (a weights file), or "random".
+        step: Training steps of a run.
+        settings_sha256: Of a run's settings, without those that name folders.
+        scheme: Whose checkpoint format a weights file has, see docs/import.md.
+        medmoco: The version that wrote the weights.
+        licence: Of the weights.
+        trained: "linear probe" or "fine-tuned" of a classifier's encoder.
+        weights_sha256: Of all weights with their names; equal for equal encoders, whatever the file.
+    """
+
+    kind: Kind
+    step: int | None = None
+    settings_sha256: str | None = None
+    scheme: str | None = None
+    medmoco: str | None = None
+    licence: str = "not stated"
+    trained: str | None = None
+    weights_sha256: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Return what result files say about the encoder."""
+        return {"kind": self.kind} | ({} if self.step is None else {"step": self.step})
+
+
+def kind_of_source(source: str | os.PathLike[str]) -> Kind:
+    """Tell what a source is.
+
+    Raises:
+        CheckpointError: a folder without an encoder.
+    """
+    path = Path(source)
+    if str(source) == RANDOM:
+        return "random"
+    if not path.is_dir():
+        return "file"
+    if is_run(path):
+        return "run"
+    if (path / CONTRACT).is_file():
+        return "export"
+    if (path / FACTS).is_file():
+        return "import"
+    if (path / CLASSIFIER).is_file():
+        raise CheckpointError(f"{path} is a classifier folder; load_classifier and the option --classifier read it")
+    raise CheckpointError(
+        f"{path} holds no encoder: it has no config.yaml (a run folder), no {CONTRACT} (an export)\n"
+        f"and no {FACTS} (an import)"
+    )
+
+
+def implied_settings(kind: Kind, path: Path) -> Tree:
+    """Return the settings that a source implies; those that it does not know are left out.
+
+    Raises:
+        CheckpointError: it cannot be read, or its network is not recognised.
+    """
+    if kind == "run":
+        return as_tree(load_run(path))
+    readers: dict[Kind, Callable[[Path], Tree]] = {"export": _of_export, "import": _of_import, "file": _of_file}
+    tree = readers[kind](path) if kind in readers else {}
+    return {"out": ".", **tree, "data": {"manifest": str(NO_DATA), "root": ".", **tree.get("data", {})}}
+
+
+def refuse_other_input(kind: Kind, implied: Tree, settings: RunSettings) -> None:
+    """Refuse settings that feed an encoder otherwise than it was trained.
+
+    Raises:
+        SettingsError: names the settings.
+    """
+    was, now = dict(flatten(implied)), dict(flatten(as_tree(settings)))
+    changed = [
+        f"{key}: {kind} {was[key]}, settings {now[key]}"
+        for key in _MUST_AGREE.get(kind, ())
+        if key in was and was[key] != now[key]
+    ]
+    if changed:
+        raise SettingsError(f"the {kind} was trained with other settings than these:\n" + "\n".join(changed[:4]))
+
+
+def load_weights_into(backbone: Backbone, kind: Kind, path: Path, log: Callable[[str], None]) -> Provenance:
+    """Fill a network with the weights of a source, strict about every tensor.
+
+    Raises:
+        CheckpointError: the weights cannot be read, are damaged, or are those of another network.
+    """
+    if kind == "random":
+        return Provenance(kind)
+    if kind == "run":
+        return _fill_from_run(backbone, path, log)
+    facts: Tree = {}
+    if kind == "export":
+        path, facts = _weights_of_export(path)
+    elif kind == "import":
+        facts = _read_json(path / FACTS)
+        path = path / ENCODER
+    imported = fit(read_contents(path), backbone.name, backbone.net.state_dict())
+    backbone.net.load_state_dict(imported.state)
+    found = Provenance(kind, scheme=facts.get("scheme", imported.found.scheme.name))
+    if facts:
+        found = replace(found, medmoco=facts["libraries"]["medmoco"], licence=facts["licence"])
+    return found if kind != "export" else replace(found, scheme=None)
+
+
+# Runs
+
+
+def _fill_from_run(backbone: Backbone, run: Path, log: Callable[[str], None]) -> Provenance:
+    content = load_checkpoint(run / "checkpoints", log)
+    prefix = "query_encoder.backbone.net."
+    model = content.get("model", {})
+    state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
+    if not state:
+        raise CheckpointError(
+            f"{run} holds no pretrained encoder. If it is a fine-tuning run: `medmoco predict` and `external`\n"
+            "take the classifier folder in it, and --encoder takes the run that it started from"
+        )
+    try:
+        backbone.net.load_state_dict(state)
+    except RuntimeError:
+        raise CheckpointError(
+            f"the checkpoint of step {content['step']} does not hold a {backbone.name} of the run's settings"
+        ) from None
+    settings = json.dumps(portable_settings(load_run(run)), sort_keys=True)
+    environment = run / "environment.json"
+    libraries = _read_json(environment).get("libraries", {}) if environment.is_file() else {}
+    return Provenance(
+        "run", content["step"], hashlib.sha256(settings.encode()).hexdigest(), medmoco=libraries.get("medmoco")
+    )
+
+
+# Exports
+
+
+def _of_export(folder: Path) -> Tree:
+    contract = _read_json(folder / CONTRACT)
+    try:
+        step = next(contract[name] for name in ("grayscale", "colour", "bands") if name in contract)
+        canvas, size = contract["canvas"], contract["resize"]["height"]
+        data = {"canvas_size": canvas["longer_side"], "bit_depth": canvas["bit_depth"]}
+        if "bands" in contract:
+            data |= {"channels": step["channels"], "scale": step["scale"], "band_ranges": step["ranges"]}
+        else:
+            data |= {"channels": "rgb" if "colour" in contract else "gray", "window": step["window"]}
+        return {
+            "data": data,
+            "views": {
+                "mean": contract["normalise"]["mean"],
+                "std": contract["normalise"]["std"],
+                "size": min(size, 2 * canvas["longer_side"] + 1),
+            },
+            "evaluate": {"size": size, "mirror": contract["mirror"]["average"]},
+            "model": {"backbone": named_as_exported(contract["model"])},
+        }
+    except (KeyError, StopIteration, TypeError):
+        raise CheckpointError(f"{folder / CONTRACT} is damaged, or of another version of medmoco") from None
+
+
+def _weights_of_export(folder: Path) -> tuple[Path, Tree]:
+    """Return an export's file of weights, its SHA-256 checked, and preprocessing.json."""
+    contract = _read_json(folder / CONTRACT)
+    held = [name for name in ("safetensors", "timm") if name in contract["formats"]]
+    if not held:
+        raise CheckpointError(
+            f"{folder} holds the formats {', '.join(contract['formats'])}; medmoco loads safetensors and timm.\n"
+            "Export again with --format safetensors"
+        )
+    name = contract["formats"][held[0]]["path"]
+    file = folder / name
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; copy the export again")
+    if sha256_of(file) != contract["files"][name]["sha256"]:
+        raise CheckpointError(f"{file} is damaged: its SHA-256 is not that of {CONTRACT}. Copy the export again")
+    return file, contract
+
+
+# Imports and weights files
+
+
+def _of_import(folder: Path) -> Tree:
+    facts = _read_json(folder / FACTS)
+    try:
+        return _of_foreign(facts["model"]["backbone"], facts["model"]["size"] or 224, **_mean_and_std(facts))
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{folder / FACTS} is damaged, or of another version of medmoco") from None
+
+
+def _mean_and_std(facts: Tree) -> Tree:
+    return {key: facts["preparation"][key] for key in ("mean", "std")}
+
+
+def _of_file(file: Path) -> Tree:
+    contents = read_contents(file)
+    name = contents.backbone or recognised(contents)
+    size = native_size(contents) if kind_of(name) == "vit" else 224
+    preparation = find(contents).scheme.preparation
+    return _of_foreign(name, size, preparation.mean, preparation.std)
+
+
+def _of_foreign(backbone: str, size: int, mean: float | None, std: float | None) -> Tree:
+    normalisation = {} if mean is None else {"mean": mean, "std": std}
+    return {
+        "data": {"canvas_size": max(256, size)},
+        "views": {"size": size, **normalisation},
+        "model": {"backbone": backbone},
+    }
+
+
+def _read_json(file: Path) -> Tree:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{file} is damaged; copy its folder again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is damaged; copy its folder again")
+    return content

@@ -1,0 +1,246 @@
+"""The folder that a classifier is kept in with all that is needed to use it.
+
+A classifier folder holds classifier.safetensors, tensors alone, and classifier.json, what they mean: the labels, how
+images are prepared, how scores become probabilities. It names no path, no patient and no machine. `evaluate` leaves one
+for its linear probe, `finetune` for what it trained, and whatever is used later reads one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from medmoco import __version__
+from medmoco.config import Float, Fraction, Int, LabelPolicy, ModelSettings, RunSettings, Settings, Tree
+from medmoco.data.loading.preprocessing import CanvasPart, NormalisationPart, Preprocessing
+from medmoco.errors import CheckpointError, SettingsError, first_line
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
+from medmoco.models.backbones import create_backbone
+from medmoco.models.interop.state_dicts import plain_tensors
+from medmoco.models.patches import check_patches
+from medmoco.utils.files import replacing
+
+WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
+
+_Finite = Annotated[Float, Field(allow_inf_nan=False)]
+
+
+# What classifier.json holds
+
+
+class _Calibration(Settings):
+    kind: str
+    slope: _Finite
+    intercept: _Finite
+
+
+class _OperatingPoint(Settings):
+    specificity: Fraction
+    threshold: _Finite
+
+
+class Facts(Settings):
+    """The content of classifier.json."""
+
+    format: Literal[1]
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    exclusive: bool = False
+    head: Literal["linear", "patches"] = "linear"
+    top_patches: Annotated[Int, Field(ge=1)] | None = None
+    label_policies: dict[str, LabelPolicy]
+    backbone: str
+    size: Annotated[Int, Field(ge=16)]
+    mirror: bool
+    data: CanvasPart
+    views: NormalisationPart
+    calibration: dict[str, _Calibration]
+    operating_points: dict[str, tuple[_OperatingPoint, ...]]
+    trained: Literal["linear probe", "fine-tuned"]
+    val_auroc: dict[str, _Finite | None]
+    encoder: dict[str, str | Int | None]
+    seed: Int
+    medmoco: str
+    sha256: str
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for the classifier."""
+        return Preprocessing(**dict(self.data), **dict(self.views), size=self.size, mirror=self.mirror)
+
+    @model_validator(mode="after")
+    def _every_label_is_described(self) -> Facts:
+        for name in ("calibration", "operating_points", "val_auroc"):
+            if set(getattr(self, name)) != set(self.labels):
+                raise ValueError(f"{name} does not name the labels")
+        return self
+
+    @model_validator(mode="after")
+    def _head_is_described(self) -> Facts:
+        if (self.head == "patches") != (self.top_patches is not None):
+            raise ValueError("head and top_patches contradict each other")
+        return self
+
+
+def describe_classifier(
+    settings: RunSettings,
+    labels: tuple[str, ...],
+    *,
+    trained: str,
+    encoder: Mapping[str, Any],
+    val_auroc: Mapping[str, float | None],
+    calibration: Mapping[str, Mapping[str, Any]],
+    operating_points: Mapping[str, list[dict[str, float]]],
+    exclusive: bool = False,
+    top_patches: int | None = None,
+) -> Tree:
+    """Return the facts that `save_classifier` takes, those of the images' preparation taken from the settings.
+
+    Args:
+        settings: That the classifier was trained with.
+        labels: L names, in the order of the head.
+        trained: "linear probe" or "fine-tuned".
+        encoder: `Provenance.record` of the encoder that it started from.
+        val_auroc: By label; None where undefined.
+        calibration: By label: kind, slope, intercept.
+        operating_points: By label: specificity and threshold on the raw scores.
+        exclusive: See `ClassifierNetwork`.
+        top_patches: See `ClassifierNetwork`.
+    """
+    return {
+        "labels": list(labels),
+        "exclusive": exclusive,
+        "head": "linear" if top_patches is None else "patches",
+        "top_patches": top_patches,
+        "label_policies": {name: policy.model_dump() for name, policy in settings.data.labels.items()},
+        "backbone": settings.model.backbone,
+        "size": settings.evaluate.size or settings.views.size,
+        "mirror": settings.evaluate.mirror,
+        "data": {key: getattr(settings.data, key) for key in CanvasPart.model_fields},
+        "views": {key: getattr(settings.views, key) for key in NormalisationPart.model_fields},
+        "calibration": dict(calibration),
+        "operating_points": dict(operating_points),
+        "trained": trained,
+        "val_auroc": dict(val_auroc),
+        "encoder": dict(encoder),
+        "seed": settings.seed,
+    }
+
+
+# The folder
+
+
+def save_classifier(folder: Path, classifier: ClassifierNetwork, facts: Tree) -> None:
+    """Write a classifier folder, in place of one that is there.
+
+    Args:
+        folder: Is made if need be.
+        classifier: Of L labels.
+        facts: See `describe_classifier`.
+
+    Raises:
+        CheckpointError: the weights are not finite, or the disk refuses.
+        ValueError: the facts are not those of the classifier; a bug.
+    """
+    own = (classifier.head.out_features, classifier.backbone.name, classifier.top_patches)
+    if own != (len(facts["labels"]), facts["backbone"], facts["top_patches"]):
+        raise ValueError("the facts are another classifier's")
+    state = {f"backbone.{name}": value for name, value in classifier.backbone.net.state_dict().items()}
+    state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
+    if not all(value.isfinite().all() for value in state.values()):
+        raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
+    content = save(plain_tensors(state), metadata={"format": "pt"})
+    about = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
+    tree = Facts.model_validate({**facts, **about}).model_dump(mode="json")
+    text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, written in ((WEIGHTS, content), (FACTS, text.encode())):
+            with replacing(folder / name, durable=True) as temporary:
+                temporary.write_bytes(written)
+    except OSError as error:
+        raise CheckpointError(f"the classifier folder {folder} cannot be written: {error.strerror}") from None
+
+
+def remove_classifier(folder: Path) -> None:
+    """Take a classifier out of its folder, and the folder where nothing else is in it.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    try:
+        for name in (FACTS, WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise CheckpointError(f"the classifier folder {folder} cannot be removed: {error.strerror}") from None
+
+
+def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
+    """Read a classifier folder; the network is in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: it is not such a folder, or damaged, or of another version.
+    """
+    facts = _read_facts(folder)
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != facts.sha256:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged, or not the file that {FACTS} was written with: its SHA-256 differs.\n"
+            "Copy the folder again, or train the classifier again."
+        )
+    try:
+        model, channels = ModelSettings(backbone=facts.backbone), facts.preprocessing.channel_count
+        backbone = create_backbone(model, seed=0, size=facts.size, channels=channels)
+        network = ClassifierNetwork(
+            backbone,
+            nn.Linear(backbone.feature_dim, len(facts.labels)),
+            mirror=facts.mirror,
+            exclusive=facts.exclusive,
+            top_patches=facts.top_patches,
+        )
+        if network.top_patches is not None:
+            check_patches(backbone, facts.size, network.top_patches)
+        network.load_state_dict({_own_name(name): value for name, value in load(content).items()})
+    except SettingsError as error:
+        raise CheckpointError(f"{folder / FACTS}: {error}") from None
+    except (SafetensorError, RuntimeError):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not hold a {facts.backbone} with {len(facts.labels)} labels.\n"
+            "The versions of timm and MONAI that it was made with may differ from these."
+        ) from None
+    return network.eval(), facts
+
+
+def _own_name(name: str) -> str:
+    return f"backbone.net.{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name
+
+
+def _read_facts(folder: Path) -> Facts:
+    file = folder / FACTS
+    try:
+        return Facts.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is not a classifier folder: it has no {FACTS};\n"
+            "`medmoco finetune` and `medmoco evaluate` write one"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        finding = error.errors()[0]
+        reason = f"{'.'.join(map(str, finding['loc'])) or FACTS}: {finding['msg'].removeprefix('Value error, ')}"
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
+    raise CheckpointError(f"{file} is damaged or of another version of medmoco ({reason})")
