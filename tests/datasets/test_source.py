@@ -107,7 +107,9 @@ def test_table__strips_names_and_wants_its_columns(tmp_path: Path) -> None:
 
 def test_numbers__or_an_error(tmp_path: Path) -> None:
     assert numbers(pd.Series(["1", " 2.5", ""])).fillna(-9).tolist() == [1, 2.5, -9]
-    with pytest.raises(ManifestError, match="column 'x' of a table has 2 cells that are not numbers; download it again"):
+    with pytest.raises(
+        ManifestError, match="column 'x' of a table has 2 cells that are not numbers; download it again"
+    ):
         numbers(pd.Series(["1", "one", "2,5", ""], name="x"))
     with pytest.raises(ManifestError, match="2 cells that are not numbers; it has a decimal comma"):
         numbers(pd.Series(["1", "2,5", "one", ""], name="x"))
