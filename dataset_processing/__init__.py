@@ -1,1 +1,1 @@
-"""One script per public data set: its own tables in, manifests out; README.md lists them."""
+"""`medmoco prepare` as one script for each public data set; README.md lists them."""

@@ -13,6 +13,8 @@ data/               CSV row to batch of views
     loading/        views to batches: order, workers, unusable images
     quality/        what `medmoco check` finds
 datasets/           public data sets and `phantoms/` to manifests
+    radiographs/    published sets of chest radiographs
+    collections/    MedMNIST and COVID-19; class folders, DICOM trees
 models/             encoders and momentum contrast
     interop/        other projects' checkpoints
 training/           the loop, distributed training, checkpoints, run folders

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medmoco.cli.options import Config, Overrides, load, log, path
+from medmoco.datasets.prepare import DATASETS
 from medmoco.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -29,6 +30,31 @@ def phantom(
 
     make_phantoms(out, patients=patients, image_size=image_size, seed=seed)
     print(f"phantoms of {patients} synthetic patients, train.csv, val.csv and test.csv are in {out}")
+
+
+@commands.command(
+    rich_help_panel=PANEL,
+    help="Write the manifest of a public data set, split by patient.\n\n\b\n"
+    + "\n".join(f"{name:24}{line}" for name, line in DATASETS.items()),
+)
+def prepare(
+    name: Annotated[str, typer.Argument(help="One of the data sets above.")],
+    source: Annotated[
+        Path,
+        typer.Option(parser=path, help="Folder with its tables and images as published, or MedMNIST's file."),
+    ],
+    out: Annotated[Path, typer.Option(parser=path, help="New or empty folder for the manifest.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the splits that the makers do not define.")] = 0,
+    gzip: Annotated[bool, typer.Option("--gzip", help="Write .csv.gz files.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that read DICOM headers, if needed (all CPU cores if not given)."),
+    ] = None,
+) -> None:
+    """Call `medmoco.datasets.prepare.prepare`; the help is above."""
+    from medmoco.datasets.prepare import prepare as prepare_dataset
+
+    print(prepare_dataset(name, source, out, seed=seed, gzip=gzip, workers=workers).text)
 
 
 @commands.command(rich_help_panel=PANEL)

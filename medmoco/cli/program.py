@@ -26,14 +26,18 @@ for panel in (settings, data, training, evidence, use, insight):  # the order of
     app.add_typer(panel.commands)
 
 
-def main() -> None:
-    """Run the command line; errors a user can cause end in their message and exit code, without a traceback."""
+def main(*command: str) -> None:
+    """Run the command line; errors a user can cause end in their message and exit code, without a traceback.
+
+    Args:
+        command: Words to put before the arguments of this process, such as "prepare", "chexpert".
+    """
     # Third-party deprecations are our business, not the user's; what medmoco has to say goes through the run log.
     warnings.filterwarnings("ignore")
     # Otherwise processes that are started would run a random.py in the working folder in place of Python's own.
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        app()
+        app([*command, *sys.argv[1:]], prog_name="medmoco" if command else None)
     except MedmocoError as error:
         print(f"medmoco: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,1 +1,1 @@
-"""Public data sets and phantoms to manifests."""
+"""From public data sets and phantoms to manifests."""

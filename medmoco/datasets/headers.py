@@ -1,4 +1,4 @@
-"""DICOM headers to table columns: pixels are never read, and a file that is no image costs one row."""
+"""From DICOM headers to table columns, without reading pixels; a file that is not an image is a row with its fault."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _PLAIN = {
     "Photometric": "PhotometricInterpretation",
 }
 COLUMNS = [*_PLAIN, "Laterality", "Age", "Frames", "Syntax"]
-"""What `read_headers` returns, beside Fault."""
+"""Columns that `read_headers` returns, in addition to Fault."""
 
 _TAGS = [
     *_PLAIN.values(), "ImageLaterality", "Laterality", "PatientAge", "PatientBirthDate", "StudyDate", "SOPClassUID",
     "NumberOfFrames",
 ]  # fmt: skip
-_HEADER_BYTES = 2**24  # of a deflated file: enough for any header, and all that is inflated
-_PIXELS = 0x7FE00008  # the first of the elements that hold pixels
+_HEADER_BYTES = 2**24  # of a deflated file are inflated, which is enough for any header
+_PIXELS = 0x7FE00008  # first element that holds pixels
 _MOST_FRAMES = 100_000
 _PER_YEAR = {"y": 1, "m": 12, "w": 365.25 / 7, "d": 365.25}
 _OLDEST = 120
@@ -56,12 +56,12 @@ def read_headers(root: Path, paths: Sequence[str], workers: int) -> pd.DataFrame
     """Read the headers of many files, in parallel.
 
     Args:
-        root: The folder.
-        paths: N paths below it.
-        workers: Processes; 1 works in this one.
+        root: Folder of the files.
+        paths: N paths relative to it.
+        workers: Number of processes; 1 reads in this one.
 
     Returns:
-        N rows in the order of `paths`, every cell text: `COLUMNS`, and Fault, which says why a file is no image.
+        N rows in the order of `paths`, every cell text: `COLUMNS`, and Fault, the reason why a file is not an image.
     """
     read: Callable[[str], dict[str, str]] = partial(_read_header, root)
     if workers <= 1:
@@ -75,7 +75,7 @@ def read_headers(root: Path, paths: Sequence[str], workers: int) -> pd.DataFrame
 def years(age: str) -> str:
     """Return an age in completed years: "058Y" is 58, "011M" 0, "45yrs" 45, "7.5" 7.
 
-    A number without a unit counts years. What is not an age, or above 120, gives a blank.
+    A number without a unit is in years. Ages above 120 and anything that is not an age become blank.
     """
     found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)\.?", age.strip().lower())
     if not found or (found[2] and found[2][0] not in _PER_YEAR):
@@ -86,12 +86,12 @@ def years(age: str) -> str:
 
 def _read_header(root: Path, path: str) -> dict[str, str]:
     try:
-        # Neither pydicom's warnings nor the texts of its errors are shown: both quote values that may name a patient.
+        # pydicom's warnings and error texts are not shown: both quote values that may identify a patient.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _record(*_open_header(root / path))
     except InvalidDicomError:
-        return {"Fault": "not a DICOM file by its content"}
+        return {"Fault": "the content is not DICOM"}
     except OSError as error:
         return {"Fault": f"the file cannot be opened: {error.strerror}"}
     except Exception as error:
@@ -110,7 +110,7 @@ def _record(header: Dataset, syntax: UID) -> dict[str, str]:
 
 
 def _open_header(file: Path) -> tuple[Dataset, UID]:
-    """Return the wanted elements and the transfer syntax; of a deflated dataset only the start is inflated."""
+    """Return the elements of `_TAGS` and the transfer syntax; a deflated dataset is inflated only at its start."""
     meta = read_file_meta_info(file)
     syntax = UID(meta.get("TransferSyntaxUID") or "")
     if syntax != DeflatedExplicitVRLittleEndian:
@@ -124,13 +124,13 @@ def _open_header(file: Path) -> tuple[Dataset, UID]:
 
 
 def _text(header: Dataset, tag: str) -> str:
-    """Return the element in one line of text; its first value where it has several."""
+    """Return an element as one line of text; of several values, the first."""
     value = header.get(tag)
     if value is None:
         return ""
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = value[0] if value else ""
-    text = str(value).encode(errors="replace").decode()  # other characters than UTF-8 has cannot be written
+    text = str(value).encode(errors="replace").decode()  # lone surrogates cannot be written as UTF-8
     return " ".join(text.replace("\0", " ").split())
 
 
@@ -147,7 +147,7 @@ def _fault(header: Dataset) -> str:
     if kind := NO_IMAGE_CLASSES.get(_text(header, "SOPClassUID")):
         return f"{kind}, not an image"
     if not (_text(header, "Rows") and _text(header, "Columns")):
-        return "no image inside (a report, a directory, or cut off)"
+        return "no image inside (a report, a directory or a truncated file)"
     if int(header.get("NumberOfFrames") or 1) > _MOST_FRAMES:
-        return f"it claims more than {_MOST_FRAMES} frames"
+        return f"the header claims more than {_MOST_FRAMES} frames"
     return ""

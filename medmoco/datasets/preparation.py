@@ -1,12 +1,9 @@
-"""What the scripts in dataset_processing/ share: a public data set's own tables in, manifests with a README.md out."""
+"""The part that all data sets share: from their tables in common terms to a manifest with a README.md."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medmoco.config.paths import to_path
 from medmoco.data.manifest.manifest import SPLITS
 from medmoco.data.manifest.split_files import (
     SHARES,
     assign,
-    check_new_folder,
     counts_page,
     patient_ids,
     summary,
@@ -27,17 +22,17 @@ from medmoco.data.manifest.split_files import (
 )
 from medmoco.datasets.headers import years
 from medmoco.datasets.source import Source, numbers
-from medmoco.errors import ManifestError, MedmocoError, SettingsError
+from medmoco.errors import ManifestError
 
 BOXES = ["Path", "Label", "x_min", "y_min", "x_max", "y_max"]
-"""Columns of boxes.csv, described in manifests/README.md; `Reader` may follow."""
+"""Columns of boxes.csv, see manifests/README.md; `Reader` is optional."""
 
 CHEXPERT_LABELS = [
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
     "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
     "Support Devices",
 ]  # fmt: skip
-"""What the CheXpert labeller finds in reports, in CheXpert and in MIMIC-CXR-JPG."""
+"""Labels of the CheXpert labeller, which CheXpert and MIMIC-CXR-JPG use."""
 
 _FIRST = ["Path", "Frame", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Laterality"]
 _CELLS: dict[str, Any] = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": -1, "-1.0": -1, "": pd.NA}
@@ -46,40 +41,36 @@ _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"
 
 @dataclass(frozen=True)
 class About:
-    """Where a data set comes from.
+    """Origin of a data set.
 
     Attributes:
         name: As its makers call it.
-        url: Where to get it; blank where it is the user's own.
-        licence: Its terms, in a few words.
-        images: How many its makers published; None where that varies.
-        dicom: Whether the script reads DICOM headers.
-        source: What `--source` is.
+        url: Download page; blank if the data are the user's own.
+        licence: Its terms in a few words.
+        images: Number of images that its makers published; None if that varies.
     """
 
     name: str
     url: str = ""
     licence: str = ""
     images: int | None = None
-    dicom: bool = False
-    source: str = "folder with the tables, and the images if they are there already"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set in the project's terms, before its rows are given to splits.
+    """A data set in medmoco's terms, before its rows are assigned to splits.
 
     Attributes:
-        table: N rows of text: Path in the official layout, ids and metadata as the source has them, and labels.
-        labels: Columns of `table`; their cells 1, 0, -1 (uncertain) or blank (missing), as text or as numbers.
-        official: (N,) the split a row must be in, or blank where it is to be drawn; None draws all.
-        shares: Of the patients of the blank rows, for val and test.
-        faults: (N,) why a row is left out, or blank; None leaves out none.
-        boxes: The columns of `BOXES`, in pixels of the image.
-        examined: Whether boxes were looked for in every image: one without any then has a row that says so.
-        scanned: Whether the Paths are those of files that are there, so that none needs to be looked for.
+        table: N rows of text: Path in the official layout, ids and metadata as in the source, and labels.
+        labels: Label columns of `table`; their cells are 1, 0, -1 (uncertain) or blank (missing), text or numbers.
+        official: (N,) official split of each row; blank rows are assigned at random, as are all rows if None.
+        shares: Fractions for val and test of the patients of blank rows.
+        faults: (N,) reason to leave a row out, blank to keep it; None keeps all rows.
+        boxes: Table with the columns `BOXES`, in pixels of the image.
+        examined: Whether readers looked for boxes in every image; one without a box then gets a row that says so.
+        scanned: Whether Paths come from files that exist, so that they need not be located.
         notes: Sentences for README.md.
-        root: What `data.root` is to be.
+        root: Value of `data.root` in README.md.
     """
 
     table: pd.DataFrame
@@ -94,29 +85,46 @@ class Prepared:
     root: str = "DIR   # where Paths start: the folder given as --source"
 
 
+@dataclass(frozen=True)
+class PreparedManifest:
+    """What `medmoco.datasets.prepare.prepare` has written.
+
+    Attributes:
+        folder: With train.csv, val.csv, test.csv and README.md.
+        counts: Split -> number of images.
+        left_out: How many images are not in any split; left_out.csv gives the reason for each.
+        text: A summary for the screen.
+    """
+
+    folder: Path
+    counts: Mapping[str, int]
+    left_out: int
+    text: str
+
+
 def corners(table: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Series[float]]:
-    """Return the last four columns of `BOXES`, from those that give left, top, width and height in pixels.
+    """Return the last four columns of `BOXES`, from columns with left, top, width and height in pixels.
 
     Raises:
-        ManifestError: a cell is no number.
+        ManifestError: a cell is not a number.
     """
     left, top, width, height = (numbers(table[name]) for name in names)
     return dict(zip(BOXES[2:], (left, top, left + width, top + height), strict=True))
 
 
 def join(left: pd.DataFrame, right: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Add the columns of `right` to the rows of `left` with the same key; blank where there is none.
+    """Add the columns of `right` to the rows of `left` with the same key; blank without a match.
 
     Raises:
-        ManifestError: `right` has a key twice.
+        ManifestError: a key occurs more than once in `right`.
     """
     if again := int(right[key].duplicated().sum()):
-        raise ManifestError(f"a table of the source has {again} values of {key} twice; download it again")
+        raise ManifestError(f"in a table of the source, {again} rows repeat a {key}; download it again")
     return left.merge(right, on=key, how="left").fillna("")
 
 
 def add_header_columns(table: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """Add ViewPosition, Sex and Age from the DICOM headers of those images that are there."""
+    """Add ViewPosition, Sex and Age from the DICOM headers of the images that exist."""
     if not source.images:
         return table
     places = source.locate(table["Path"])
@@ -125,63 +133,32 @@ def add_header_columns(table: pd.DataFrame, source: Source) -> pd.DataFrame:
     return table.join(headers[["ViewPosition", "Sex", "Age"]]).fillna("")
 
 
-def _path(text: str) -> Path:
-    try:
-        return to_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def write(about: About, prepared: Prepared, source: Source, *, seed: int, compressed: bool = False) -> PreparedManifest:
+    """Split the rows by patient, locate the images, and write the manifest, boxes.csv, left_out.csv and README.md.
 
-
-def run(about: About, prepare: Callable[[Source], Prepared], arguments: Sequence[str] | None = None) -> None:
-    """Be the command line of a script; errors a user can cause end in their message and exit code."""
-    origin = f" Get it from {about.url}" if about.url else ""
-    parser = argparse.ArgumentParser(description=f"Write manifests of {about.name}.{origin}")
-    parser.add_argument("--source", type=_path, required=True, help=about.source)
-    parser.add_argument("--out", type=_path, required=True, help="new or empty folder for the manifests")
-    parser.add_argument("--seed", type=int, default=0, help="of the split by patient (default: 0)")
-    parser.add_argument("--gzip", action="store_true", help="write .csv.gz, which medmoco reads as well")
-    if about.dicom:
-        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read headers")
-    given = parser.parse_args(arguments)
-    os.environ["PYTHONSAFEPATH"] = "1"  # processes that read headers import nothing of the working folder
-    try:
-        check_new_folder(given.out)
-        if not given.source.exists():
-            raise SettingsError(f"--source: {given.source} does not exist")
-        source = Source(given.source, given.out, getattr(given, "workers", 1))
-        print(write(about, prepare(source), source, seed=given.seed, compressed=given.gzip))
-    except MedmocoError as error:
-        print(f"medmoco: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-def write(about: About, prepared: Prepared, source: Source, *, seed: int, compressed: bool = False) -> str:
-    """Draw the splits, look for the images, and write manifests, boxes.csv, left_out.csv and README.md.
-
-    Splits are drawn before images are looked for, so they are the same with half of the images as with all.
-
-    Returns:
-        Lines that say what was done.
+    The split is made before the images are located, so a partial download gets the same split as a complete one.
 
     Raises:
-        ManifestError: a label cell cannot be used, a patient would be in two splits, or no listed image is there.
+        ManifestError: a label cell is invalid, a patient would be in two splits, or none of the listed images exists.
     """
     table, notes = _tidy(prepared) if len(prepared.table) else (prepared.table, [])
     faults = _faults(table, prepared.faults)
     kept = table[faults == ""]
     if kept.empty:
-        raise ManifestError(f"{source.folder}: no usable row of {about.name} was found")
+        raise ManifestError(f"{source.folder}: found no usable row of {about.name}")
     labels = kept[list(prepared.labels)].astype("float32")
     patients, unnamed = patient_ids(kept)
-    nobody = "The source names no patients: every image is its own, and one person may be in two splits."
+    nobody = "The source does not identify patients: each image counts as a patient, so a person may be in two splits."
     if "PatientID" not in kept:
         notes.append(nobody)
     elif unnamed:
-        notes.append(f"{unnamed:,} rows name no patient: one study, or else one image, is taken as one.")
+        notes.append(
+            f"{unnamed:,} rows have no PatientID: each of their studies, or else each image, counts as a patient."
+        )
     official = _official(prepared, table)[kept.index]
     splits = assign(patients, labels, official, _open_shares(prepared.shares, official), seed=seed)
     places = kept["Path"] if prepared.scanned else _locate(kept["Path"], source, notes)
-    faults[kept.index[places == ""]] = "image file not found below the source folder"
+    faults[kept.index[places == ""]] = "image file not found in the source folder"
     kept = kept.assign(Path=places)[places != ""]
     files = {name: kept[splits[kept.index] == name] for name in SPLITS}
     left_out = pd.DataFrame({"Path": table["Path"], "Reason": faults})[faults != ""]
@@ -191,16 +168,18 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
     page = _page(about, prepared, files, left_out, counts_page(files, patients, labels), notes, seed)
     suffix = ".csv.gz" if compressed else ".csv"
     write_folder(source.out, files | extra, page, suffix)
-    result = [f"{about.name}: {summary(files, patients)}"]
+    lines = [f"{about.name}: {summary(files, patients)}"]
     if len(left_out):
-        result.append(f"{len(left_out):,} rows were left out; README.md says why, left_out{suffix} lists them")
+        lines.append(f"{len(left_out):,} rows were left out: left_out{suffix} gives the reason for each")
     if nobody in notes:
-        result.append(nobody)
-    return "\n".join([*result, f"read {source.out / 'README.md'}"])
+        lines.append(nobody)
+    lines.append(f"see {source.out / 'README.md'} for details")
+    counts = {name: len(rows) for name, rows in files.items()}
+    return PreparedManifest(source.out, counts, len(left_out), "\n".join(lines))
 
 
 def _tidy(prepared: Prepared) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table with its columns in order and the cells of Sex, Age and labels in the project's spelling."""
+    """Return the table with its columns in order and uniform cells of Sex, Age and labels, and the notes."""
     table, notes = prepared.table.reset_index(drop=True), list(prepared.notes)
     if "Sex" in table:
         table["Sex"] = table["Sex"].str.strip().str.lower().map(_SEXES).fillna("")
@@ -208,7 +187,7 @@ def _tidy(prepared: Prepared) -> tuple[pd.DataFrame, list[str]]:
         given = table["Age"]
         table["Age"] = given.map({text: years(text) for text in given.unique()})
         if odd := int(((table["Age"] == "") & ~given.str.strip().str.lower().isin(["", "nan"])).sum()):
-            notes.append(f"{odd:,} ages are blank because the source's is no age or above 120.")
+            notes.append(f"{odd:,} ages are blank: the value in the source is not an age, or above 120.")
     table = table.assign(**{label: _label_cells(table[label]) for label in prepared.labels})
     first = [name for name in _FIRST if name in table]
     others = [name for name in table.columns if name not in {*first, *prepared.labels}]
@@ -216,7 +195,7 @@ def _tidy(prepared: Prepared) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _label_cells(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return 1, 0, -1 and blank as 8-bit integers, of text, whole numbers or truths."""
+    """Return 1, 0, -1 and blank as 8-bit integers, from text, whole numbers or booleans."""
     codes, cells = pd.factorize(column)
     known = [_CELLS.get(str(cell).strip().lower()) for cell in cells]
     odd = np.isin(codes, [code for code, cell in enumerate(known) if cell is None])
@@ -232,7 +211,7 @@ def _faults(table: pd.DataFrame, given: pd.Series[str] | None) -> pd.Series[str]
     faults = pd.Series("", table.index) if given is None else given.reset_index(drop=True).astype(str)
     key = [name for name in ("Path", "Frame") if name in table]
     again = table[faults == ""].duplicated(key)
-    faults[again.index[again]] = "the same image as an earlier row"
+    faults[again.index[again]] = "same image as in an earlier row"
     return faults
 
 
@@ -241,36 +220,36 @@ def _official(prepared: Prepared, table: pd.DataFrame) -> pd.Series[str]:
         return pd.Series("", table.index)
     official = prepared.official.reset_index(drop=True)
     if odd := int((~official.isin([*SPLITS, ""])).sum()):
-        raise ManifestError(f"{odd} rows have an official split of an unknown name; download the table again")
+        raise ManifestError(f"the official split of {odd} rows is unknown; download the table again")
     return official
 
 
 def _open_shares(shares: Mapping[str, float], official: pd.Series[str]) -> dict[str, float]:
-    """Return the shares of those splits that the source does not fix."""
+    """Return the shares of the splits that the source leaves open."""
     return {name: share for name, share in shares.items() if not (official == name).any()}
 
 
 def _locate(paths: pd.Series[str], source: Source, notes: list[str]) -> pd.Series[str]:
-    """Return where each image lies: blank where it is missing, the official place where there is no image at all."""
+    """Return the path of each image, blank if it is missing; the official path if there are no images at all."""
     if not source.images:
         notes.append(
-            "No image files were below the source folder, so none was looked for: Paths are those of the official "
-            "layout, and medmoco will say which are missing."
+            "The source folder contained no images, so Paths follow the official layout; `medmoco check` lists those "
+            "that are missing."
         )
         return paths
     places = source.locate(paths)
     found = int((places != "").sum())
     if not found:
         raise ManifestError(
-            f"{source.folder}: none of the {len(paths):,} listed images is among the {len(source.images):,} image\n"
-            "files below it; give the folder that holds both, or one without any images"
+            f"{source.folder}: none of the {len(paths):,} listed images is among the {len(source.images):,} images\n"
+            "in this folder; give the folder that holds both tables and images, or one with the tables alone"
         )
-    notes.append(f"{found:,} of {len(paths):,} image files were found by name; none was opened.")
+    notes.append(f"{found:,} of {len(paths):,} image files were found, by name; none was opened.")
     return places
 
 
 def _boxes(prepared: Prepared, table: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
-    """Return the boxes of the rows that are kept, with their Paths as written, and the images without any."""
+    """Return the boxes of the rows that are kept, with the Paths of the manifest, and rows for images without any."""
     assert prepared.boxes is not None
     places = dict(zip(table.loc[kept.index, "Path"], kept["Path"], strict=True))
     inside = prepared.boxes[prepared.boxes["Path"].isin(places)]
@@ -293,14 +272,14 @@ def _page(
     origin = f"From {about.url} ({about.licence}). " if about.url else ""
     rows = sum(map(len, files.values()))
     lines = [
-        f"# {about.name}", "", f"{origin}Written by a script of medmoco with seed {seed}.",
+        f"# {about.name}", "", f"{origin}Written by `medmoco prepare` with seed {seed}.",
         "", "```yaml", "data:", "  manifest: DIR   # this folder", f"  root: {prepared.root}",
         *([f"  labels: [{labels}]{more}"] if labels else []), "```", "", "## Counts", "", counts, "", "## Left out", "",
     ]  # fmt: skip
     if len(left_out):
-        lines += ["| why | rows |", "|---|---:|"]
+        lines += ["| reason | rows |", "|---|---:|"]
         lines += [f"| {reason} | {count:,} |" for reason, count in left_out["Reason"].value_counts().items()]
-        lines += ["", "`left_out.csv` lists them."]
+        lines += ["", "`left_out.csv` lists these rows."]
     else:
         lines.append("Nothing.")
     total = rows + len(left_out)
@@ -309,9 +288,9 @@ def _page(
     elif about.images:
         lines += ["", f"The source has {total:,} images, as its makers published."]
     if prepared.boxes is not None:
-        notes = [*notes, "`boxes.csv` is in the format that `manifests/README.md` of medmoco describes.", (
-            "Every image was examined: one without a box has a row in `boxes.csv` that names it alone."
+        notes = [*notes, "`manifests/README.md` of medmoco describes the format of `boxes.csv`.", (
+            "Every image was examined: an image without boxes has a row in `boxes.csv` with its Path alone."
             if prepared.examined
-            else "An image that `boxes.csv` does not name was not examined for boxes: it may have the finding."
+            else "Images that are not in `boxes.csv` were not examined for boxes: they may show the finding."
         )]  # fmt: skip
     return "\n".join([*lines, "", "## Notes", "", *(f"- {note}" for note in notes)])

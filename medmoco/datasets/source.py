@@ -1,4 +1,4 @@
-"""The folder that a public data set was downloaded to: scanned once, its tables and images found wherever they lie."""
+"""The folder that holds a downloaded data set: scanned once, its tables and images found at any depth."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from medmoco.utils.tables import PACKED, read_bytes
 
 @dataclass(frozen=True)
 class Source:
-    """What a script reads from.
+    """A downloaded data set and the place for its manifest.
 
     Attributes:
-        folder: As the user gave it; a file where a data set is one file.
-        out: Where the manifests go.
-        workers: Processes for reading headers.
+        folder: Folder of the data set, or its file if it is a single file.
+        out: Folder for the manifest.
+        workers: Number of processes that read DICOM headers.
     """
 
     folder: Path
@@ -34,50 +34,50 @@ class Source:
 
     @cached_property
     def files(self) -> list[str]:
-        """Every file, sorted, as a path below the folder, but for hidden ones and what macOS adds to archives."""
+        """Every file, sorted, as a path relative to the folder, without hidden files and __MACOSX folders."""
         found: list[str] = []
         if not self.folder.is_dir():
-            raise ManifestError(f"{self.folder}: not a folder; give the one that holds the data set")
+            raise ManifestError(f"{self.folder} is not a folder; give the folder that holds the data set")
         try:
             _scan(self.folder, "", frozenset(), found)
         except OSError as error:
-            raise ManifestError(f"{self.folder}: a folder in it cannot be read: {error.strerror}") from None
+            raise ManifestError(f"{self.folder}: a folder inside cannot be read: {error.strerror}") from None
         return sorted(found)
 
     @cached_property
     def images(self) -> list[str]:
-        """The files whose names end as image files do."""
+        """The files with the suffix of an image file."""
         return [file for file in self.files if file.lower().endswith(IMAGE_SUFFIXES)]
 
     def find(self, *names: str) -> Path:
-        """Return the file of one of these names, also as .gz or .zip; an earlier name wins, then a higher folder.
+        """Return the file with one of these names, also as .gz or .zip; an earlier name wins, then a higher folder.
 
         Raises:
-            ManifestError: there is none, or several equally high.
+            ManifestError: there is no such file, or several at the same depth.
         """
         if file := self.find_if_there(*names):
             return file
         raise ManifestError(
-            f"{self.folder}: no {' or '.join(names)} in it (also not as .gz or .zip, nor in a folder below);\n"
-            "download the table from where the images come from"
+            f"{self.folder}: no {' or '.join(names)} in this folder or below it, nor as .gz or .zip;\n"
+            "download the table from the page of the data set"
         )
 
     def find_if_there(self, *names: str) -> Path | None:
-        """Return what `find` does, or None where there is no such file."""
+        """Return the same as `find`, or None if there is no such file."""
         for name in names:
-            wanted = {name, *(name + suffix for suffix in PACKED)}
-            found = sorted((file.count("/"), file) for file in self.files if file.rpartition("/")[2] in wanted)
+            accepted = {name, *(name + suffix for suffix in PACKED)}
+            found = sorted((file.count("/"), file) for file in self.files if file.rpartition("/")[2] in accepted)
             if len(found) > 1 and found[0][0] == found[1][0]:
-                raise ManifestError(f"{self.folder}: {name} is in it twice or more; leave one")
+                raise ManifestError(f"{self.folder}: several files are named {name}; keep one of them")
             if found:
                 return self.folder / found[0][1]
         return None
 
     def table(self, *names: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """Read the table of one of these names as text; see `find`.
+        """Read the table with one of these names as text; see `find`.
 
         Raises:
-            ManifestError: one of `columns` is not in it.
+            ManifestError: the table lacks one of `columns`.
         """
         file = self.find(*names)
         table = read_table(file)[0]
@@ -85,34 +85,34 @@ class Source:
         return table
 
     def table_if_there(self, *names: str, columns: Sequence[str] = ()) -> pd.DataFrame | None:
-        """Read the table of one of these names, or return None where there is no such file."""
+        """Read the table with one of these names, or return None if there is no such file."""
         return self.table(*names, columns=columns) if self.find_if_there(*names) else None
 
     def lines(self, *names: str) -> list[str]:
-        """Read the lines of a list; see `find`."""
+        """Read a text file of one entry per line; see `find`."""
         return read_bytes(self.find(*names)).decode("utf-8-sig", errors="replace").split()
 
     def headers(self, paths: Sequence[str]) -> pd.DataFrame:
-        """Read the DICOM headers of files below the folder; see `medmoco.datasets.headers.read_headers`."""
+        """Read the DICOM headers of files in the folder; see `medmoco.datasets.headers.read_headers`."""
         return read_headers(self.folder, paths, self.workers)
 
     def locate(self, paths: pd.Series[str]) -> pd.Series[str]:
-        """Find images wherever they lie, under any image suffix, by the end of their path or by their name alone.
+        """Find images at any depth and with any image suffix, by the end of their path or by their name alone.
 
         Args:
             paths: (N,) in the official layout.
 
         Returns:
-            (N,) below the folder; blank where there is none, or several that could be meant.
+            (N,) relative to the folder; blank if there is no such image, or if several could be meant.
         """
         found = paths.where(paths.isin(self.images), "")
         depths = paths.str.count("/") + 1
         for depth in sorted({*depths.unique(), 1}, reverse=True):
             ends = pd.Series(self.images, [_end(file, depth) for file in self.images], dtype=str)
             ends = ends[~ends.index.duplicated(keep=False)]
-            wanted = paths.map(lambda path, depth=depth: _end(path, depth))
-            missing = (found == "") & (depths >= depth) & ~wanted.duplicated(keep=False)
-            found[missing] = ends.reindex(wanted[missing]).fillna("").to_numpy()
+            sought = paths.map(lambda path, depth=depth: _end(path, depth))
+            missing = (found == "") & (depths >= depth) & ~sought.duplicated(keep=False)
+            found[missing] = ends.reindex(sought[missing]).fillna("").to_numpy()
         return found
 
 
@@ -121,31 +121,31 @@ def check_columns(table: pd.DataFrame, columns: Sequence[str], file: Path) -> No
     for column in columns:
         if column not in table:
             close = did_you_mean(column, list(table.columns))
-            raise ManifestError(f"{file}: no column {column!r}{close}; it is not the table that was published")
+            raise ManifestError(f"{file}: no column {column!r}{close}; this is not the published table")
 
 
 def numbers(column: pd.Series[str]) -> pd.Series[float]:
-    """Return a column's numbers, nan where it is blank.
+    """Return a column as numbers, blank cells as nan.
 
     Raises:
-        ManifestError: a cell is neither.
+        ManifestError: a cell is neither a number nor blank.
     """
     texts = column.astype(str).str.strip()
     values = pd.to_numeric(texts, errors="coerce").astype(float)
     odd = values.isna() & (texts != "")
     if odd.any():
         remedy = decimal_comma(texts[odd].iloc[0]) or "; download it again"
-        raise ManifestError(f"a table's column {column.name!r} has {odd.sum()} cells that are not numbers{remedy}")
+        raise ManifestError(f"the column {column.name!r} of a table has {odd.sum()} cells that are not numbers{remedy}")
     return values
 
 
 def _end(path: str, depth: int) -> str:
-    """Return the last parts of a path, without the suffix."""
+    """Return the last `depth` parts of a path, without the suffix."""
     return os.path.splitext("/".join(path.split("/")[-depth:]))[0]
 
 
 def _scan(folder: Path, prefix: str, above: frozenset[tuple[int, int]], found: list[str]) -> None:
-    """Add the files below a folder. Links to folders are followed, except to one that leads here."""
+    """Add the files below a folder. Links to folders are followed, unless they lead back to a folder above."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:

@@ -6,7 +6,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmoco.datasets.prepare import DATASETS
 from tests.helpers.commands import Call, refused
+
+
+def test_prepare__writes_a_manifest_and_prints_its_sizes(call: Call, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for number in range(20):
+            (tmp_path / "source" / name / f"{number}.png").touch()
+    arguments = ["prepare", "image_folder", "--source", tmp_path / "source", "--out", tmp_path / "out", "--gzip"]
+    assert call(*arguments).stdout.startswith("a folder of classes: train 28 rows")
+    assert (tmp_path / "out/train.csv.gz").is_file()
+    assert "not an empty folder" in call(*arguments, code=2).stderr
+
+
+def test_prepare__help_lists_every_data_set(call: Call) -> None:
+    shown = call("prepare", "--help").stdout
+    for name, line in DATASETS.items():
+        assert f" {name:24}{line} " in shown
 
 
 def test_split__writes_the_files_and_says_their_sizes(call: Call, tmp_path: Path) -> None:

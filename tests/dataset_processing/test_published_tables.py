@@ -2,29 +2,29 @@
 
 import gzip
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from dataset_processing import chexpert, nih_chest_xray14, padchest, rsna_pneumonia, siim_pneumothorax, vindr_cxr
 from medmoco.config import DataSettings
 from medmoco.data.manifest.manifest import Split, load_manifest
-from medmoco.datasets.preparation import run
+from medmoco.datasets.prepare import prepare
+from medmoco.datasets.radiographs.padchest import TABLE
 
 pytestmark = pytest.mark.slow
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 
 
-def prepare(
-    script: ModuleType, shared: Path, tmp_path: Path, tables: dict[str, str], *options: str
+def prepared(
+    name: str, shared: Path, tmp_path: Path, tables: dict[str, str], **options: Any
 ) -> tuple[dict[str, Split], pd.DataFrame]:
-    """Run a script on real tables under their official names; return the manifest, and all rows together."""
+    """Prepare real tables under their official names; return the manifest, and all rows together."""
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
-    for official, name in tables.items():
-        (source / official).symlink_to(shared / "data/manifests" / name)
-    run(script.ABOUT, script.prepare, ["--source", str(source), "--out", str(out), *options])
+    for official, copy in tables.items():
+        (source / official).symlink_to(shared / "data/manifests" / copy)
+    prepare(name, source, out, **options)
     settings = DataSettings.model_validate({"manifest": out, "root": "x"})
     splits = load_manifest(settings)
     for split in splits.values():
@@ -44,7 +44,7 @@ NIH = {
 
 
 def test_nih__published_counts_and_the_manifest_in_the_repository(shared: Path, tmp_path: Path) -> None:
-    splits, table = prepare(nih_chest_xray14, shared, tmp_path, NIH, "--gzip")
+    splits, table = prepared("nih_chest_xray14", shared, tmp_path, NIH, gzip=True)
     # Wang et al. 2017 (arXiv:1705.02315v5), its released README and FAQ; the split sizes are those of its two lists.
     assert len(table) == 112_120
     assert table["PatientID"].nunique() == 30_805
@@ -67,14 +67,14 @@ def test_nih__published_counts_and_the_manifest_in_the_repository(shared: Path, 
 
 
 def test_nih__unchanged_by_row_order(shared: Path, tmp_path: Path) -> None:
-    splits, _ = prepare(nih_chest_xray14, shared, tmp_path, NIH)
+    splits, _ = prepared("nih_chest_xray14", shared, tmp_path, NIH)
     table = pd.read_csv(shared / "data/manifests" / NIH["Data_Entry_2017_v2020.csv.gz"], dtype=str, index_col=False)
     shuffled = tmp_path / "shuffled"
     shuffled.mkdir()
     (shuffled / "test_list.txt.gz").symlink_to(tmp_path / "source/test_list.txt.gz")
     table.sample(frac=1, random_state=0).to_csv(shuffled / "Data_Entry_2017_v2020.csv", index=False)
     out = tmp_path / "again"
-    run(nih_chest_xray14.ABOUT, nih_chest_xray14.prepare, ["--source", str(shuffled), "--out", str(out)])
+    prepare("nih_chest_xray14", shuffled, out)
     again = load_manifest(DataSettings.model_validate({"manifest": out, "root": "x"}))
     for name, split in splits.items():
         assert set(split.table["Path"]) == set(again[name].table["Path"])
@@ -82,7 +82,7 @@ def test_nih__unchanged_by_row_order(shared: Path, tmp_path: Path) -> None:
 
 def test_chexpert__published_counts(shared: Path, tmp_path: Path) -> None:
     tables = {"train.csv.gz": "chexpert_train.csv.gz", "valid.csv": "chexpert_valid.csv"}
-    splits, table = prepare(chexpert, shared, tmp_path, tables)
+    splits, table = prepared("chexpert", shared, tmp_path, tables)
     train = table[table["OfficialSplit"] == "train"]
     assert len(train) == 223_414  # the download page: 223,414 images of 64,540 patients, and 234 of 200 to validate on
     assert train["PatientID"].nunique() == 64_540
@@ -106,7 +106,7 @@ def test_chexpert__published_counts(shared: Path, tmp_path: Path) -> None:
 def test_rsna__published_counts(shared: Path, tmp_path: Path) -> None:
     headers = "kaggle_stage_2_train_images_dicom_headers.csv.gz"
     tables = {"stage_2_train_labels.csv.zip": "kaggle_stage_2_train_labels.csv.zip", headers: headers}
-    _, table = prepare(rsna_pneumonia, shared, tmp_path, tables)
+    _, table = prepared("rsna_pneumonia", shared, tmp_path, tables)
     # The competition's data page: 26,684 images; 30,227 rows, of which 9,555 are boxes, on 6,012 images.
     assert len(table) == table["PatientID"].nunique() == 26_684
     assert positives(table, "Pneumonia") == 6_012
@@ -121,13 +121,13 @@ def test_rsna__published_counts(shared: Path, tmp_path: Path) -> None:
 
 
 def test_padchest__counts(shared: Path, tmp_path: Path) -> None:
-    tables = {f"{padchest.TABLE}.gz": f"{padchest.TABLE}.gz"}
-    _, kept = prepare(padchest, shared, tmp_path, tables)
+    tables = {f"{TABLE}.gz": f"{TABLE}.gz"}
+    _, kept = prepared("padchest", shared, tmp_path, tables)
     left_out = pd.read_csv(tmp_path / "out/left_out.csv")
     # Bustos et al. 2020 (arXiv:1901.07441) count 160,868 images of 67,625 patients in 109,931 studies; the released
     # table has seven images fewer, and all patients and studies. The other numbers are of the table itself.
     assert len(kept) + len(left_out) == 160_861
-    source = pd.read_csv(shared / "data/manifests" / f"{padchest.TABLE}.gz", dtype=str, keep_default_na=False)
+    source = pd.read_csv(shared / "data/manifests" / f"{TABLE}.gz", dtype=str, keep_default_na=False)
     assert source["PatientID"].nunique() == 67_625
     assert source["StudyID"].nunique() == 109_931
     excluded = source["Labels"].str.contains("'[ ]*exclude'", regex=True) | (source["Projection"] == "EXCLUDE")
@@ -140,7 +140,7 @@ def test_padchest__counts(shared: Path, tmp_path: Path) -> None:
 
 
 def test_vindr__published_counts(shared: Path, tmp_path: Path) -> None:
-    _, table = prepare(vindr_cxr, shared, tmp_path, {"train.csv.gz": "vinbigdata-train.csv.gz"})
+    _, table = prepared("vindr_cxr", shared, tmp_path, {"train.csv.gz": "vinbigdata-train.csv.gz"})
     # Nguyen et al. 2022 (doi:10.1038/s41597-022-01498-w): 15,000 training images with three readers each. 10,606
     # without a finding is what all three say in the competition's table, as are the boxes.
     assert len(table) == 15_000
@@ -161,7 +161,7 @@ def test_vindr__published_counts(shared: Path, tmp_path: Path) -> None:
 
 def test_siim__published_counts(shared: Path, tmp_path: Path) -> None:
     tables = {"train-rle.csv.gz": "siim-pneumothorax-train-rle.csv.gz"}
-    _, table = prepare(siim_pneumothorax, shared, tmp_path, tables)
+    _, table = prepared("siim_pneumothorax", shared, tmp_path, tables)
     # The competition's second-stage training set: 12,047 images, 2,669 with a pneumothorax; 12,954 rows in the table.
     assert len(table) == 12_047
     assert positives(table, "Pneumothorax") == 2_669

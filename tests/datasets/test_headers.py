@@ -58,7 +58,7 @@ def test_read_headers__one_row_per_file_in_order(tmp_path: Path, workers: int) -
     (tmp_path / "3.dcm").write_text("not DICOM")
     found = read_headers(tmp_path, names, workers)
     assert found["StudyID"].tolist() == ["1.0", "1.1", "1.2", "", "1.4", "1.5", "1.6"]
-    assert found["Fault"].tolist() == ["", "", "", "not a DICOM file by its content", "", "", ""]
+    assert found["Fault"].tolist() == ["", "", "", "the content is not DICOM", "", "", ""]
 
 
 def test_read_headers__faults(tmp_path: Path) -> None:

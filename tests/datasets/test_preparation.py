@@ -1,6 +1,5 @@
-"""What all data set scripts share, from a prepared table to the files and the words of README.md."""
+"""What all data sets share, from a prepared table to the files and the text of README.md."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medmoco.datasets.preparation import BOXES, About, Prepared, add_header_columns, join, run, write
+from medmoco.datasets.preparation import BOXES, About, Prepared, add_header_columns, join, write
 from medmoco.datasets.source import Source
 from medmoco.errors import ManifestError
 from tests.helpers.dicom_files import RAMP12, save_dicom
@@ -36,7 +35,7 @@ def go(tmp_path: Path, seed: int = 0, **changes: Any) -> dict[str, pd.DataFrame]
     (tmp_path / "source").mkdir(exist_ok=True)
     out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
     prepared = Prepared(**({"table": make_table(), "labels": ["A"]} | changes))
-    print(write(ABOUT, prepared, Source(tmp_path / "source", out), seed=seed))
+    print(write(ABOUT, prepared, Source(tmp_path / "source", out), seed=seed).text)
     files = {path.stem: pd.read_csv(path, dtype=str, keep_default_na=False) for path in out.glob("*.csv")}
     return files | {"page": (out / "README.md").read_text()}  # type: ignore[dict-item]
 
@@ -49,9 +48,9 @@ def test_write__columns_and_cells_in_the_projects_spelling(tmp_path: Path) -> No
     assert together["A"].tolist() == given["A"].replace("1.0", "1").tolist()
     assert together["Sex"].tolist() == given["Sex"].map({"Male": "M", "F": "F", "Unknown": ""}).tolist()
     assert together["Age"].tolist() == given["Age"].replace({"058Y": "58", "414": "", "nan": ""}).tolist()
-    assert f"{(given['Age'] == '414').sum()} ages are blank because" in files["page"]
+    assert f"{(given['Age'] == '414').sum()} ages are blank:" in files["page"]
     assert "200 images, as its makers published" in files["page"]
-    assert "No image files were below the source folder" in files["page"]
+    assert "The source folder contained no images" in files["page"]
     assert "Nothing." in files["page"]
     assert "left_out" not in files
 
@@ -80,7 +79,7 @@ def test_write__a_patient_in_two_official_splits_is_refused(tmp_path: Path) -> N
 
 def test_write__an_official_split_of_another_name_is_refused(tmp_path: Path) -> None:
     official = pd.Series(["test", "vla", np.nan] + [""] * 197)
-    with pytest.raises(ManifestError, match="2 rows have an official split of an unknown name"):
+    with pytest.raises(ManifestError, match="the official split of 2 rows is unknown"):
         go(tmp_path, official=official)
 
 
@@ -91,9 +90,9 @@ def test_write__missing_images_are_left_out_and_change_no_split(tmp_path: Path) 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     part = go(tmp_path)
-    assert set(part["left_out"]["Reason"]) == {"image file not found below the source folder"}
+    assert set(part["left_out"]["Reason"]) == {"image file not found in the source folder"}
     assert len(part["left_out"]) == 133
-    assert "| image file not found below the source folder | 133 |" in part["page"]
+    assert "| image file not found in the source folder | 133 |" in part["page"]
     assert "67 of 200 image files were found" in part["page"]
     for name in ("train", "val", "test"):
         names = set(part[name]["Path"].str[-7:-4])
@@ -115,7 +114,7 @@ def test_write__faults_and_second_rows_are_listed_with_reasons(tmp_path: Path) -
     files = go(tmp_path, table=table, faults=faults)
     assert files["left_out"].to_dict("list") == {
         "Path": ["images/002.png", "images/004.png"],
-        "Reason": ["a CT", "the same image as an earlier row"],
+        "Reason": ["a CT", "same image as in an earlier row"],
     }
     assert "images/" not in files["page"]
     with pytest.raises(ManifestError, match="no usable row"):
@@ -131,7 +130,7 @@ def test_write__boxes_follow_their_images(tmp_path: Path) -> None:
     assert files["boxes"].to_dict("records") == [
         {"Path": "deep/000.png", "Label": "A", "x_min": "1", "y_min": "2", "x_max": "3.5", "y_max": "4"}
     ]
-    assert "was not examined" in files["page"]
+    assert "were not examined" in files["page"]
 
 
 def test_write__images_examined_without_a_box_are_named(tmp_path: Path) -> None:
@@ -161,17 +160,17 @@ def test_write__a_label_cell_that_is_none(tmp_path: Path) -> None:
 
 def test_write__without_patients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = go(tmp_path, table=make_table().drop(columns="PatientID"))["page"]
-    assert "every image is its own, and one person may be in two splits" in page
-    assert "every image is its own, and one person may be in two splits" in capsys.readouterr().out
+    assert "each image counts as a patient, so a person may be in two splits" in page
+    assert "each image counts as a patient, so a person may be in two splits" in capsys.readouterr().out
     blank = make_table()
     blank.loc[2:11, "PatientID"] = ""
-    assert "10 rows name no patient" in go(tmp_path, table=blank)["page"]
+    assert "10 rows have no PatientID" in go(tmp_path, table=blank)["page"]
 
 
 def test_join__adds_columns_and_refuses_a_key_twice() -> None:
     left, right = pd.DataFrame({"k": ["b", "a", "c"]}), pd.DataFrame({"k": ["a", "b"], "v": ["1", "2"]})
     assert join(left, right, "k")["v"].tolist() == ["2", "1", ""]
-    with pytest.raises(ManifestError, match="1 values of k twice"):
+    with pytest.raises(ManifestError, match="1 rows repeat a k"):
         join(left, pd.concat([right, right.iloc[:1]]), "k")
 
 
@@ -185,28 +184,3 @@ def test_add_header_columns__where_images_are(tmp_path: Path) -> None:
     found = add_header_columns(table, Source(tmp_path / "some", tmp_path))
     assert found.loc[5, ["ViewPosition", "Sex", "Age"]].tolist() == ["AP", "M", "58"]
     assert found.loc[7, ["ViewPosition", "Sex", "Age"]].tolist() == ["", "", ""]
-
-
-def test_run__is_a_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "source").mkdir()
-    arguments = ["--source", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--seed", "3", "--gzip"]
-    monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
-    run(ABOUT, lambda _: Prepared(make_table(), ["A"]))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md",
-        "test.csv.gz",
-        "train.csv.gz",
-        "val.csv.gz",
-    ]
-    assert "Made-up: train " in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
-        run(ABOUT, lambda _: Prepared(make_table(), ["A"]), arguments)
-    assert "not an empty folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2"):
-        run(ABOUT, lambda _: Prepared(make_table(), ["A"]), ["--source", "absent", "--out", str(tmp_path / "b")])
-    assert "--source: absent does not exist" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="3"):
-        run(ABOUT, lambda source: Prepared(source.table("t.csv")), [*arguments[:3], str(tmp_path / "c")])
-    assert "no t.csv in it" in capsys.readouterr().err

@@ -42,13 +42,13 @@ def test_find__earlier_name_then_higher_folder(tmp_path: Path) -> None:
     assert source.lines("list.txt") == ["a", "b"]
     assert source.table("old.csv").to_dict("list") == {"A": ["1"], "B": ["2"]}
     assert source.table_if_there("none.csv") is None
-    with pytest.raises(ManifestError, match=r"no none\.csv or other\.csv in it"):
+    with pytest.raises(ManifestError, match=r"no none\.csv or other\.csv in this folder"):
         source.find("none.csv", "other.csv")
 
 
 def test_find__the_same_name_twice(tmp_path: Path) -> None:
     source = make(tmp_path, "a/t.csv", "b/t.csv.gz")
-    with pytest.raises(ManifestError, match=r"t\.csv is in it twice"):
+    with pytest.raises(ManifestError, match=r"several files are named t\.csv"):
         source.find("t.csv")
 
 
@@ -107,7 +107,9 @@ def test_table__strips_names_and_wants_its_columns(tmp_path: Path) -> None:
 
 def test_numbers__or_an_error(tmp_path: Path) -> None:
     assert numbers(pd.Series(["1", " 2.5", ""])).fillna(-9).tolist() == [1, 2.5, -9]
-    with pytest.raises(ManifestError, match="column 'x' has 2 cells that are not numbers; download it again"):
+    with pytest.raises(
+        ManifestError, match="column 'x' of a table has 2 cells that are not numbers; download it again"
+    ):
         numbers(pd.Series(["1", "one", "2,5", ""], name="x"))
     with pytest.raises(ManifestError, match="2 cells that are not numbers; it has a decimal comma"):
         numbers(pd.Series(["1", "2,5", "one", ""], name="x"))
@@ -118,10 +120,10 @@ def test_files__a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ManifestError, match="a folder in it cannot be read: Permission denied") as caught:
+    with pytest.raises(ManifestError, match="a folder inside cannot be read: Permission denied") as caught:
         _ = Source(tmp_path, tmp_path).files
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_headers__of_files_below_the_folder(tmp_path: Path) -> None:
-    assert make(tmp_path, "a.dcm").headers(["a.dcm"])["Fault"].tolist() == ["not a DICOM file by its content"]
+    assert make(tmp_path, "a.dcm").headers(["a.dcm"])["Fault"].tolist() == ["the content is not DICOM"]

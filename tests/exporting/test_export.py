@@ -134,7 +134,7 @@ def test_export__a_name_inside_is_refused_and_nothing_is_left(
     else:
         monkeypatch.setattr(safetensors_file, "write", leak)
     file = "MODEL_CARD.md" if place == "card" else "encoder.safetensors"
-    with pytest.raises(CheckpointError, match=f"{file} holds the .*; nothing was exported") as error:
+    with pytest.raises(CheckpointError, match=f"{file} contains the .*; nothing was exported") as error:
         export(source, tmp_path / "exports" / "out", ONE)
     assert "planted" not in str(error.value)
     assert list((tmp_path / "exports").iterdir()) == []

@@ -152,7 +152,7 @@ def test_job_script__names_a_network_only_between_nodes(place: Path) -> None:
 def test_write_job__says_what_each_gpu_gets_and_how_to_submit(place: Path) -> None:
     assert _write(resources=Resources(nodes=2, gpus=4), out="a job") == (
         "a job: 2 nodes with 4 GPUs each, 3 of the 24 images of a batch on each GPU\n"
-        "Look it over, then submit it with: sbatch 'a job'"
+        "Review the file, then submit it with: sbatch 'a job'"
     )
 
 
@@ -225,7 +225,7 @@ def test_job__says_so_where_it_cannot_queue_again(place: Path, monkeypatch: pyte
     job = _start(place, STATE="stopped", CODE="75", SCONTROL_CODE="1")
     words, _ = job.communicate(timeout=60)
     assert job.returncode == 75
-    assert "submit it once more" in words
+    assert "submit the job once more" in words
 
 
 def test_job__starts_a_process_for_each_gpu_with_the_words_as_given(

@@ -4,13 +4,17 @@
     condition  := column ("==" | "!=" | "<" | "<=" | ">" | ">=") value
                 | column ("in" | "not in") "(" value ("," value)* ")"
 
-Columns and values stand bare or in quotes. Cells are compared as the file has them, before any label policy. A number
-without quotes equals a cell of the same value ("1" and "1.0"), except in id columns, which are text. A blank cell
-meets no condition except `== ""`.
+Columns and values may be quoted; names with spaces must be. Conditions apply to the cells as written in the file,
+before any label policy. An unquoted number matches every cell of the same value ("1" and "1.0"), except in id columns,
+which are text. A blank cell meets no condition except `== ""`.
+
+Python's own parser reads the expression after every word has been replaced by underscores: comparisons of placeholders
+remain, of which only those above are allowed. Nothing is evaluated.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import operator
 import re
@@ -31,21 +35,26 @@ _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_SIGNS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.In: "in",
+    ast.NotIn: "not in",
+}  # fmt: skip
 _TEXT_COLUMNS = ("Path", PATIENT, STUDY)
-_TOKEN = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|(==|!=|<=|>=|<|>|\(|\)|,)|([^\s"'=!<>(),]+))""")
+_KEYWORD = r"""and(?![^\s"'=!<>(),])|(?:not\s+)?in(?=\s*\()"""
+_WORD = re.compile(rf"""({_KEYWORD})|"([^"]*)"|'([^']*)'|([^\s"'=!<>(),]+)""")
 
 
 @dataclass(frozen=True)
-class _Token:
+class _Word:
     text: str
-    kind: str  # "quoted", "sign" or "word"
+    quoted: bool
 
 
 @dataclass(frozen=True)
 class _Condition:
     column: str
     sign: str
-    values: tuple[_Token, ...]
+    values: tuple[_Word, ...]
 
 
 def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str) -> NDArray[np.bool_]:
@@ -57,8 +66,8 @@ def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str)
         expression: See the module.
 
     Raises:
-        SettingsError: the expression cannot be read, or names a column that is not there.
-        ManifestError: an ordered comparison meets a cell that is not a number; names the row.
+        SettingsError: the expression is invalid, or the table lacks one of its columns.
+        ManifestError: an ordered comparison meets a cell that is not a number; gives the row.
     """
     mask = np.ones(len(table), dtype=bool)
     for condition in _parse(expression):
@@ -71,7 +80,7 @@ def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str)
 
 
 def did_you_mean(name: str, columns: Sequence[str]) -> str:
-    """Return "; did you mean ...?" for a name that means the same or differs by a letter or so, or nothing."""
+    """Return "; did you mean ...?" for a name of the same meaning or of similar spelling, else an empty text."""
     if other := other_name(name, columns):
         return f"; did you mean {other!r}?"
     plain = {column.strip().lower(): column for column in columns}
@@ -80,7 +89,7 @@ def did_you_mean(name: str, columns: Sequence[str]) -> str:
 
 
 def decimal_comma(cell: str) -> str:
-    """Return what to do about a number such as "0,5", or nothing where a cell is none."""
+    """Return advice for a number such as "0,5", else an empty text."""
     return (
         "; it has a decimal comma: write numbers with a point, as in 0.5"
         if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", cell)
@@ -98,7 +107,7 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
         if bad.any():
             raise ManifestError(
                 f"where: '{condition.column} {condition.sign} ...' needs numbers, but row {rows[bad.argmax()]} "
-                f"({bad.sum()} rows in all) has none{decimal_comma(cells.iloc[bad.argmax()])}"
+                f"({bad.sum()} rows in all) does not have one{decimal_comma(cells.iloc[bad.argmax()])}"
             )
         compare = _ORDERS[condition.sign]
         return np.array([number is not None and bool(compare(number, limit)) for number in numbers], dtype=bool)[codes]
@@ -109,10 +118,10 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
     return equal[codes]
 
 
-def _equal(text: str, value: _Token, as_text: bool) -> bool:
+def _equal(text: str, value: _Word, as_text: bool) -> bool:
     if text == value.text:
         return True
-    number = None if as_text or value.kind == "quoted" else _number(value.text)
+    number = None if as_text or value.quoted else _number(value.text)
     return number is not None and _number(text) == number
 
 
@@ -121,61 +130,48 @@ def _number(text: str) -> float | None:
 
 
 def _parse(expression: str) -> list[_Condition]:
-    tokens = _tokens(expression)
-    conditions: list[_Condition] = []
-    position = 0
-    while True:
-        condition, position = _parse_condition(tokens, position, expression)
-        conditions.append(condition)
-        if position == len(tokens):
-            return conditions
-        if tokens[position] != _Token("and", "word"):
-            raise _unreadable(expression, f"expected 'and' before {tokens[position].text!r}")
-        position += 1
+    text = expression.strip()
+    words: dict[tuple[int, int | None], _Word] = {}
 
+    def placeholder(match: re.Match[str]) -> str:
+        keyword, double, single, bare = match.groups()
+        if keyword:
+            return match[0]
+        words[match.span()] = _Word(bare or double or single or "", quoted=bare is None)
+        return "_" * len(bare) if bare else f"'{'_' * (len(match[0]) - 2)}'"
 
-def _tokens(expression: str) -> list[_Token]:
-    tokens, position = [], 0
-    while expression[position:].strip():
-        if not (match := _TOKEN.match(expression, position)):
-            raise _unreadable(expression, f"stopped at {expression[position:].strip()!r}")
-        quoted = match[1] if match[1] is not None else match[2]
-        kind = "quoted" if quoted is not None else "sign" if match[3] else "word"
-        tokens.append(_Token(quoted if quoted is not None else match[3] or match[4], kind))
-        position = match.end()
-    return tokens
+    def word(node: ast.expr) -> _Word:
+        place = (node.col_offset, node.end_col_offset)
+        if place not in words:
+            raise _unreadable(expression, f"expected a name or value, found {text[slice(*place)]!r}")
+        return words[place]
 
+    def condition(node: ast.expr) -> _Condition:
+        match node:
+            case ast.Compare(ops=[ast.In() | ast.NotIn()], comparators=[ast.List(elts=[_, *_] as values)]):
+                pass
+            case ast.Compare(ops=[sign], comparators=values) if not isinstance(sign, ast.In | ast.NotIn):
+                pass
+            case _:
+                place = text[node.col_offset : node.end_col_offset]
+                raise _unreadable(expression, f"{place!r} does not compare a column with a value")
+        found = _Condition(word(node.left).text, _SIGNS[type(node.ops[0])], tuple(map(word, values)))
+        if found.sign in _ORDERS and _number(found.values[0].text) is None:
+            raise _unreadable(expression, f"{found.sign} needs a number, found {found.values[0].text!r}")
+        return found
 
-def _parse_condition(tokens: list[_Token], position: int, expression: str) -> tuple[_Condition, int]:
-    def take(*wanted: str) -> _Token:
-        nonlocal position
-        token = tokens[position] if position < len(tokens) else _Token("", "end")
-        fits = token.text in wanted and token.kind != "quoted" if wanted else token.kind in ("quoted", "word")
-        if not fits:
-            found = repr(token.text) if token.kind != "end" else "the end"
-            raise _unreadable(expression, f"expected {' or '.join(wanted) or 'a name or value'}, found {found}")
-        position += 1
-        return token
-
-    column = take().text
-    sign = take("==", "!=", *_ORDERS, "in", "not").text
-    if sign not in ("in", "not"):
-        value = take()
-        if sign in _ORDERS and _number(value.text) is None:
-            raise _unreadable(expression, f"{sign} needs a number, found {value.text!r}")
-        return _Condition(column, sign, (value,)), position
-    if sign == "not":
-        take("in")
-        sign = "not in"
-    take("(")
-    values = [take()]
-    while take(",", ")").text == ",":
-        values.append(take())
-    return _Condition(column, sign, tuple(values)), position
+    # Brackets, unlike parentheses, remain in the tree around a single value.
+    code = re.sub(r"\s", " ", _WORD.sub(placeholder, text)).replace("(", "[").replace(")", "]")
+    try:
+        tree = ast.parse(code, mode="eval").body
+    except SyntaxError as error:
+        rest = text[error.offset - 1 :] if error.offset else ""
+        raise _unreadable(expression, f"stopped at {rest!r}" if rest else "it ends too early") from None
+    return [condition(node) for node in (tree.values if isinstance(tree, ast.BoolOp) else [tree])]
 
 
 def _unreadable(expression: str, reason: str) -> SettingsError:
     return SettingsError(
         f"where: cannot read {expression!r}: {reason};\n"
-        "write such as: Pneumonia == 1 and 'View Position' in (PA, AP); names with spaces in quotes"
+        "write for example: Pneumonia == 1 and 'View Position' in (PA, AP); quote names with spaces"
     )

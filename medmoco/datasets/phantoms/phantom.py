@@ -1,12 +1,12 @@
 """Synthetic chest phantoms as DICOM and PNG files, so that the demo and the tests need no download.
 
-An analytic thorax is projected (thorax.py), and Beer-Lambert gives the photons that reach the detector: noise, blur,
-logarithm, 12 bits. The label Opacity is a patchy consolidation in a lung, new in each study; Interstitial is a fine
-network in both lungs, which a patient has or has not.
+thorax.py projects an analytic thorax. The Beer-Lambert law gives the photons that reach the detector, followed by
+noise, blur, logarithm and 12 bits. The label Opacity is a patchy consolidation of a lung, drawn for each study;
+Interstitial is a fine network in both lungs, drawn for each patient.
 
-These are drawings with physics in them. They carry no clinical evidence: a score on them says that the code works,
-and nothing about patients. What is simplified: one photon energy, parallel rays, scatter as one broad blur, and an
-AP view that differs from a PA view by a higher diaphragm and a larger heart alone.
+Phantoms carry no clinical evidence: a score on them shows that the code works and tells nothing about patients. The
+model is simplified: a single photon energy, parallel rays, scatter as one broad blur, and AP views that differ from PA
+views only by a higher diaphragm and a larger heart.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pandas as pd
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from medmoco.data.manifest.split_files import check_new_folder
 from medmoco.datasets.phantoms.solids import Array
 from medmoco.datasets.phantoms.thorax import (
     FIELD,
@@ -37,11 +38,12 @@ from medmoco.datasets.phantoms.thorax import (
     project_thorax,
 )
 from medmoco.errors import SettingsError
+from medmoco.utils.tables import write_table
 
 PHOTONS = 4e5  # per pixel without a patient: few, so that quantum noise shows
-SCATTER = 0.25  # scattered photons per primary one, averaged over the detector
-FULL_SCALE = 8.0  # attenuation that 12 bits reach
-BOX_FLOOR = 0.02  # a box holds what an opacity adds beyond this attenuation
+SCATTER = 0.25  # scattered photons per primary photon, averaged over the detector
+FULL_SCALE = 8.0  # attenuation at the largest 12-bit value
+BOX_FLOOR = 0.02  # a box encloses the pixels to which an opacity adds more than this attenuation
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the patients
 FORMATS = {"dicom": ("MONOCHROME1", "MONOCHROME2"), "png": ("png16", "png8")}
 COLUMNS = ["Path", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Opacity", "Interstitial"]
@@ -57,7 +59,7 @@ def expose(attenuation: Array, rng: np.random.Generator) -> Image:
     coarse = cv2.resize(primary, (32, 32), interpolation=cv2.INTER_AREA)
     broad = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), 5), primary.shape[::-1], interpolation=cv2.INTER_LINEAR)
     dose = PHOTONS * np.exp(rng.normal(0, 0.25))
-    expected = dose * (primary + SCATTER * broad)  # hundreds at least, where Poisson's distribution is the normal one
+    expected = dose * (primary + SCATTER * broad)  # at least hundreds, so Poisson is close to normal
     counts = expected + np.sqrt(expected) * rng.standard_normal(expected.shape)
     blurred = cv2.GaussianBlur(counts, (0, 0), 0.0025 * len(counts))
     signal = -np.log(np.maximum(blurred, 1) / PHOTONS)
@@ -77,23 +79,23 @@ def make_phantoms(
     """Write phantoms of one to four images per patient, their manifest and the boxes of the opacities.
 
     `out` gets train.csv, val.csv, test.csv, boxes.csv and the folders train, val and test; a Path is relative to the
-    folder of its split. Half of the DICOM files are MONOCHROME1, half of the PNG files have 8 bits. The same arguments
-    give the same bytes on the same machine, whatever the number of workers, and the tables do not depend on
-    `image_size` but for the boxes.
+    folder of its split. Half of the DICOM files are MONOCHROME1, half of the PNG files have 8 bits. On one machine the
+    same arguments give the same bytes, whatever the number of workers; of the tables only the boxes depend on
+    `image_size`.
 
     Args:
-        out: A new or empty folder.
+        out: New or empty folder.
         patients: At least 3; 60 % train, 20 % val, 20 % test.
-        image_size: Pixels per side.
-        seed: Of everything random.
+        image_size: Side of the images in pixels.
+        seed: Seed of all random draws.
         formats: "dicom", "png" or both.
-        workers: Processes; 0 works in this one.
+        workers: Number of processes; 0 draws in this one.
 
     Returns:
-        Images per split.
+        Number of images per split.
 
     Raises:
-        SettingsError: an argument that cannot be used, or `out` is not an empty folder.
+        SettingsError: an argument is invalid, or `out` is not an empty folder.
     """
     _check(out, patients, image_size, seed, formats, workers)
     kinds = [kind for name in FORMATS if name in formats for kind in FORMATS[name]]
@@ -108,7 +110,9 @@ def make_phantoms(
             written = [_write_patient(*job) for job in jobs]
         return _write_tables(out, splits, written)
     except OSError as error:
-        raise SettingsError(f"cannot write to {out}: {error.strerror}; free some room or name another folder") from None
+        raise SettingsError(
+            f"cannot write to {out}: {error.strerror}; free some space or choose another folder"
+        ) from None
 
 
 def _write_tables(out: Path, splits: Sequence[str], written: Sequence[tuple[list[Row], list[Row]]]) -> dict[str, int]:
@@ -117,29 +121,28 @@ def _write_tables(out: Path, splits: Sequence[str], written: Sequence[tuple[list
         patients = [tables for split, tables in zip(splits, written, strict=True) if split == name]
         rows = [row for manifest_rows, _ in patients for row in manifest_rows]
         boxes += [[name, *box] for _, patient_boxes in patients for box in patient_boxes]
-        pd.DataFrame(rows, columns=COLUMNS).to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=COLUMNS))
         counts[name] = len(rows)
-    pd.DataFrame(boxes, columns=BOX_COLUMNS).to_csv(out / "boxes.csv", index=False, lineterminator="\n")
+    write_table(out / "boxes.csv", pd.DataFrame(boxes, columns=BOX_COLUMNS))
     return counts
 
 
 def _check(out: Path, patients: int, image_size: int, seed: int, formats: Sequence[str], workers: int) -> None:
     if patients < 3:
-        raise SettingsError(f"patients={patients}: each of train, val and test needs one; ask for 3 or more")
+        raise SettingsError(f"patients={patients}: train, val and test need one patient each; choose 3 or more")
     if not 32 <= image_size <= 4096:
         raise SettingsError(f"image_size={image_size}: choose 32 to 4096 pixels")
     if seed < 0 or workers < 0:
         raise SettingsError(f"seed={seed}, workers={workers}: neither can be negative")
     if not formats or set(formats) - set(FORMATS):
         raise SettingsError(f"formats={','.join(formats)}: choose from {', '.join(FORMATS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"{out} is not an empty folder; name a new one, or delete it first")
+    check_new_folder(out)
 
 
 def _write_patient(
     folder: Path, seed: int, number: int, image_size: int, kinds: Sequence[str]
 ) -> tuple[list[Row], list[Row]]:
-    """Write one patient's images; return manifest rows, and boxes without their split."""
+    """Write the images of one patient; return the rows of the manifest and those of the boxes, without their split."""
     person = draw_person(seed, number)
     rng = np.random.default_rng([seed, number, 4])
     patient = f"PHANTOM-{number:04d}"
@@ -167,7 +170,7 @@ def _write_patient(
 
 
 def lesion_boxes(thorax: Thorax, image_size: int) -> list[tuple[int, int, int, int]]:
-    """Return x_min, y_min, x_max, y_max in pixels of what each opacity adds, counted from 0 at the top left corner."""
+    """Return x_min, y_min, x_max, y_max of each opacity, in pixels from the top left corner."""
     boxes = []
     for lesion in thorax.lesions:
         added = project_lesion(thorax, lesion, image_size) > BOX_FLOOR
@@ -178,13 +181,13 @@ def lesion_boxes(thorax: Thorax, image_size: int) -> list[tuple[int, int, int, i
 
 
 def display_window(pixels: Image) -> tuple[int, int]:
-    """Return the DICOM window centre and width that show the body: the 2nd to the 97th percentile."""
+    """Return the centre and width of a DICOM window from the 2nd to the 97th percentile, which shows the body."""
     low, high = np.percentile(pixels, (2, 97))
     return round((low + high) / 2), max(round(high - low), 2)
 
 
 def write_png(file: Path, pixels: Image, bits: int) -> None:
-    """Write (H, W) 12-bit pixels through their display window, as a release of PNG files would."""
+    """Write (H, W) 12-bit pixels through their display window, as public PNG data sets do."""
     centre, width = display_window(pixels)
     shown = np.clip((pixels - (centre - 0.5)) / (width - 1) + 0.5, 0, 1) * (2**bits - 1)
     file.write_bytes(cv2.imencode(".png", np.rint(shown).astype(np.uint8 if bits == 8 else np.uint16))[1].tobytes())
@@ -193,10 +196,10 @@ def write_png(file: Path, pixels: Image, bits: int) -> None:
 def write_dicom(
     file: Path, pixels: Image, photometric: str, person: Person, pose: Pose, study: int, image: int
 ) -> None:
-    """Write (H, W) 12-bit pixels as a computed radiograph without a date, with identifiers drawn from the seed."""
+    """Write (H, W) 12-bit pixels as a computed radiograph without dates, with UIDs derived from the seed."""
     centre, width = display_window(pixels)
     if photometric == "MONOCHROME1":
-        pixels, centre = 4095 - pixels, 4096 - centre  # the standard's window is not symmetric: PS3.3 C.11.2.1.2.1
+        pixels, centre = 4095 - pixels, 4096 - centre  # DICOM windows are not symmetric: PS3.3 C.11.2.1.2.1
     patient = f"PHANTOM-{person.number:04d}"
     names = f"medmoco phantom/{person.seed}/{patient}/{study}", f"/{image}", f"/{len(pixels)}/{photometric}"
     ds = Dataset()

@@ -1,4 +1,4 @@
-"""Ellipsoids and tubes, and in closed form how far parallel rays run through them: the geometry of the phantoms.
+"""Geometry of the phantoms: ellipsoids and tubes, and in closed form the lengths of parallel rays inside them.
 
 Lengths are in cm. x points to the right of the image, y along the rays, z up.
 """
@@ -24,8 +24,8 @@ class Solids(NamedTuple):
     quadric: Array  # (N, 3, 3)
     normals: Array  # (N, 2, 3)
     heights: Array  # (N, 2)
-    box: Array  # (N, 3) half sides of a box around the centre that holds the solid
-    excess: Array  # (N,) attenuation in 1/cm beyond that of what the solid replaces
+    box: Array  # (N, 3) half sides of a bounding box around the centre
+    excess: Array  # (N,) attenuation in 1/cm minus that of the material which the solid replaces
 
 
 def ellipsoid(
@@ -36,7 +36,7 @@ def ellipsoid(
     turn: Array | None = None,
     planes: Sequence[tuple[Sequence[float], float]] = (),
 ) -> Solids:
-    """Return one ellipsoid, turned by a (3, 3) rotation and cut by at most two planes (unit normal, height)."""
+    """Return one ellipsoid, rotated by a (3, 3) matrix and cut by at most two planes (unit normal, height)."""
     rotation = np.eye(3) if turn is None else turn
     normals, heights = np.zeros((1, 2, 3)), np.ones((1, 2))
     for slot, (normal, height) in enumerate(planes):
@@ -71,7 +71,7 @@ def segments(start: Array, end: Array, radius: Array, excess: float) -> Solids:
 
 
 def tube(points: Array, radius: float, excess: float) -> Solids:
-    """Return a curved tube through (K, 3) points as K - 1 pieces that meet in mitred planes, without gap or overlap."""
+    """Return a curved tube through (K, 3) points: K - 1 pieces with mitred joints, without gaps or overlaps."""
     pieces = segments(points[:-1], points[1:], np.full(len(points) - 1, radius), excess)
     axes = pieces.normals[:, 1]
     joints = axes[:-1] + axes[1:]
@@ -94,7 +94,7 @@ def pick(solids: Solids, which: Any) -> Solids:
 
 
 def moved(solids: Solids, scale: float, rotation: Array, shift: Array) -> Solids:
-    """Return the solids grown around the origin, turned by a (3, 3) rotation, then shifted by (3,) cm."""
+    """Return the solids scaled around the origin, rotated by a (3, 3) matrix, then shifted by (3,) cm."""
     return Solids(
         scale * solids.centre @ rotation.T + shift,
         rotation @ solids.quadric @ rotation.T / scale**2,
@@ -106,7 +106,7 @@ def moved(solids: Solids, scale: float, rotation: Array, shift: Array) -> Solids
 
 
 def holds(solids: Solids, points: Array) -> npt.NDArray[np.bool_]:
-    """Return (P, N): whether each of (P, 3) points lies in each solid."""
+    """Return (P, N), whether each of (P, 3) points lies inside each solid."""
     d = points[:, None, :] - solids.centre
     within = np.einsum("pnj,pnj->pn", np.einsum("pni,nij->pnj", d, solids.quadric), d) <= 1
     between = (np.einsum("nsi,pni->pns", solids.normals, d) <= solids.heights).all(-1)
@@ -119,14 +119,14 @@ def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
 
     Args:
         solids: N solids.
-        x: Ray positions; x and z broadcast to (N, H, W).
-        z: The same.
+        x: Positions of the rays in cm; x and z broadcast to (N, H, W).
+        z: As x.
 
     Returns:
-        Two (N, H, W) arrays of y, equal where a ray misses.
+        Two (N, H, W) arrays of y in cm, equal where a ray misses the solid.
     """
-    tiny = 1e-12  # a ray along a cylinder or within a plane: an endless interval instead of a division by zero
-    beyond = 1e15  # farther than any plane that a ray meets
+    tiny = 1e-12  # a ray along a cylinder or in a plane gets an endless interval instead of a division by zero
+    beyond = 1e15  # farther away than any plane
 
     def column(values: Array) -> Array:
         return values[:, None, None]
@@ -152,9 +152,9 @@ def intervals(solids: Solids, x: Array, z: Array) -> tuple[Array, Array]:
 
 
 def union_length(enter: Array, leave: Array) -> Array:
-    """Return the length that intervals stacked along axis 0 cover, overlaps counted once.
+    """Return the length of the union of intervals that are stacked along axis 0.
 
-    Nothing is covered between the k-th end and the start after it where that start, in sorted order, comes later.
+    With starts and ends sorted, there is a gap between the k-th end and the next start if that start is later.
     """
     starts, ends = _sort(enter), _sort(leave)
     length = ends[-1] - starts[0]
@@ -164,7 +164,7 @@ def union_length(enter: Array, leave: Array) -> Array:
 
 
 def _sort(stack: Array) -> list[Array]:
-    """Sort along axis 0 by whole-array exchanges: for the few solids here twice as fast as np.sort."""
+    """Sort along axis 0 by exchanges of whole arrays, which for few solids is twice as fast as np.sort."""
     rows = list(stack)
     for last in range(len(rows) - 1, 0, -1):
         for k in range(last):
@@ -173,5 +173,5 @@ def _sort(stack: Array) -> list[Array]:
 
 
 def free_length(enter: Array, leave: Array, obstacles: tuple[Array, Array]) -> Array:
-    """Return the length of (H, W) intervals that the (N, H, W) obstacle intervals leave free."""
+    """Return the length of (H, W) intervals outside the (N, H, W) intervals of obstacles."""
     return leave - enter - union_length(np.clip(obstacles[0], enter, leave), np.clip(obstacles[1], enter, leave))

@@ -1,10 +1,10 @@
-"""An analytic thorax and its projection: what the phantoms are made of.
+"""Anatomy of the phantoms: an analytic thorax and its projection.
 
-Ellipsoids and tubes (solids.py) with attenuation coefficients stand for soft tissue, lungs, heart, diaphragm, bones,
-vessels and airways. Parallel rays run from back to front; the length of every ray in every solid is exact.
+Soft tissue, lungs, heart, diaphragm, bones, vessels and airways are ellipsoids and tubes (solids.py) with attenuation
+coefficients. Parallel rays run from back to front; the length of every ray in every solid is exact.
 
 Lengths are in cm, attenuation coefficients in 1/cm. x points to the right of the image (the patient's left), y from
-back to front along the rays, z up; the origin is in the middle of the chest and of the image.
+back to front along the rays, z up; the origin is the centre of the chest and of the image.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from medmoco.datasets.phantoms.solids import (
 SOFT = 0.2048 * 1.06
 LUNG = 0.2053 * 0.26
 CORTICAL = 0.3148 * 1.92
-SPONGY = 0.3148 * 0.40 + 0.2048 * 0.80  # our mixture of bone and marrow, 1.2 g/cm3
+SPONGY = 0.3148 * 0.40 + 0.2048 * 0.80  # a mixture of bone and marrow with 1.2 g/cm3
 
 FIELD = 36.0  # side of the detector
-# The next three make the labels neither trivial nor hopeless. Measured with 270 patients, two seeds, on test: logistic
-# regression on 32 x 32 pixels has AUROC 0.80 to 0.82 for Opacity and 0.65 to 0.74 for Interstitial, whereas on local
-# high-frequency energy it has 0.97 for Interstitial.
-LESION_SIZE = (2.3, 4.1)  # about the radius of a lesion
-LESION_FILLING = (0.5, 1.0)  # share of its air that a lesion replaces by fluid, where three of its ellipsoids overlap
+# The next three make the labels neither trivial nor impossible. On the test set of 270 patients, with two seeds,
+# logistic regression on 32 x 32 pixels has an AUROC of 0.80 to 0.82 for Opacity and 0.65 to 0.74 for Interstitial;
+# on local high-frequency energy it has 0.97 for Interstitial.
+LESION_SIZE = (2.3, 4.1)  # approximate radius of a lesion
+LESION_FILLING = (0.5, 1.0)  # share of air that a lesion replaces by fluid where three of its ellipsoids overlap
 NETWORK = (0.04, 0.14)  # the same share at a line of the interstitial network
 
-Lesion = tuple[int, Solids]  # lung (0 at the left of the image) and the ellipsoids in it
+Lesion = tuple[int, Solids]  # lung (0 on the left of the image) and the ellipsoids in it
 
 
 class Waves(NamedTuple):
@@ -58,7 +58,7 @@ class Waves(NamedTuple):
 
 @dataclass(frozen=True)
 class Person:
-    """What stays with a patient; `seed` and `number` determine every other draw."""
+    """A patient across images; `seed` and `number` determine all other draws."""
 
     seed: int
     number: int
@@ -70,14 +70,14 @@ class Person:
     density: float  # 1/cm, of the lung at middle inflation
     interstitial: float  # share of the air that the network replaces at a line; 0 without the disease
     frame: Solids  # bones and airways
-    vessels: Solids  # before those outside the air of an image are pruned
+    vessels: Solids  # including those that lie outside the air of an image
     septa: tuple[Waves, ...]  # sheets of the interstitial network
     tissue: Waves  # slow variation of the soft tissue
 
 
 @dataclass(frozen=True)
 class Pose:
-    """What changes from image to image: three angles in rad, a shift and the height of the diaphragm in cm."""
+    """A patient in one image: three angles in rad, the shift and the height of the diaphragm in cm."""
 
     turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
     shift: tuple[float, float] = (0.0, 0.0)
@@ -87,15 +87,15 @@ class Pose:
 
 @dataclass(frozen=True)
 class Thorax:
-    """What the rays pass."""
+    """Everything that attenuates the rays."""
 
-    body: Solids  # soft tissue; where parts overlap they count once
-    lungs: Solids  # two, in the body
-    organs: Solids  # displace the air of the lungs; where they overlap they count once
+    body: Solids  # soft tissue; overlaps count once
+    lungs: Solids  # two, inside the body
+    organs: Solids  # displace the air of the lungs; overlaps count once
     details: Solids  # bones, vessels and airways: each adds its excess
     lesions: tuple[Lesion, ...]  # add their excess where there is air
     air: float  # 1/cm, of the inflated lung
-    septa: tuple[Waves, ...]  # sheets of the interstitial network; none without the disease
+    septa: tuple[Waves, ...]  # sheets of the interstitial network; empty without the disease
     interstitial: float  # share of the air that the network replaces at a line
     tissue: Waves  # slow variation of the soft tissue
 
@@ -122,7 +122,7 @@ def draw_person(seed: int, number: int) -> Person:
 
 
 def draw_pose(person: Person, study: int, image: int) -> Pose:
-    """Return how the patient stood for one image of one study."""
+    """Return the pose of a patient for one image of a study."""
     rng = np.random.default_rng([person.seed, person.number, 1, study, image])
     ap = rng.random() < 0.25
     turn = rng.normal(0, (0.04, 0.03, 0.05))
@@ -132,7 +132,7 @@ def draw_pose(person: Person, study: int, image: int) -> Pose:
 
 
 def draw_lesions(person: Person, study: int) -> tuple[Lesion, ...]:
-    """Return the opacities of a study: none, one or two clusters of ellipsoids, well inside the air of a lung."""
+    """Return the opacities of a study: no, one or two clusters of ellipsoids, well inside the air of a lung."""
     rng = np.random.default_rng([person.seed, person.number, 2, study])
     if rng.random() > 0.45:
         return ()
@@ -192,7 +192,7 @@ def _body(person: Person) -> Solids:
 
 
 def _lungs() -> Solids:
-    """Return the two halves of the rib cage beside the mediastinum; the diaphragm and the heart come off later."""
+    """Return both halves of the rib cage, without the mediastinum; diaphragm and heart are subtracted later."""
     floor = ((0.0, 0.0, -1.0), 9.2)
     cage = partial(ellipsoid, (0.0, 0.0, -3.0), (13.2, 9.2, 17.0))
     return join(cage(planes=[((1.0, 0.0, 0.0), -1.4), floor]), cage(planes=[((-1.0, 0.0, 0.0), -1.4), floor]))
@@ -231,7 +231,7 @@ def _bones(rng: np.random.Generator) -> Solids:
 
 
 def _bone(outline: Callable[[float, float], Solids], shell: float = 0.17) -> Solids:
-    """Return a cortical shell around spongy bone; `outline` takes how much smaller to draw, and the excess."""
+    """Return spongy bone in a cortical shell; `outline` takes an inset in cm and the excess."""
     return join(outline(0.0, CORTICAL - SOFT), outline(shell, SPONGY - CORTICAL))
 
 
@@ -240,7 +240,7 @@ def _thin_tube(points: Array, radius: float, inset: float, excess: float) -> Sol
 
 
 def _rib(level: int, side: int, spacing: float, slope: float) -> Array:
-    """Return (18, 3) points of a rib that winds around the cage from the spine and falls on its way to the front."""
+    """Return (18, 3) points of a rib, which descends from the spine around the cage to the front."""
     angle = np.linspace(0.2, 2.6 - 0.05 * max(level - 5, 0), 18)
     z = 13.3 - spacing * level - slope * (4.5 + 0.75 * level) * (1 - np.cos(angle)) / 2
     wide = np.sqrt(np.maximum(1 - np.square((z + 3) / np.where(z > -3, 17.3, 34)), 0.03))
@@ -267,7 +267,7 @@ def _airways(rng: np.random.Generator) -> Solids:
 
 
 def _vessels(rng: np.random.Generator) -> Solids:
-    """Return two trees that fork from the hila."""
+    """Return two trees that branch from the hila."""
     starts, ends, radii = [], [], []
     for side in (-1, 1):
         points = np.array([side * 2.6, -0.3, 1.0]) + rng.normal(0, (0.3, 0.6, 1.2), (14, 3))
@@ -286,7 +286,7 @@ def _vessels(rng: np.random.Generator) -> Solids:
 
 
 def _prune(vessels: Solids, lungs: Solids, organs: Solids) -> Solids:
-    """Return the vessels with both ends in the air."""
+    """Return the vessels with both ends in air."""
     reach = vessels.normals[:, 1] * vessels.heights[:, 1:]
     ends = np.concatenate([vessels.centre - reach, vessels.centre + reach])
     in_air = holds(lungs, ends).any(axis=1) & ~holds(organs, ends).any(axis=1)
@@ -294,7 +294,7 @@ def _prune(vessels: Solids, lungs: Solids, organs: Solids) -> Solids:
 
 
 def _smooth(points: Array) -> Array:
-    """Return (13, 3) points on a cubic polynomial through the (K, 3) knots' course."""
+    """Return (13, 3) points on a cubic polynomial fitted to (K, 3) points."""
     t = np.linspace(0, 1, len(points))
     return np.stack([np.polyval(np.polyfit(t, column, 3), np.linspace(0, 1, 13)) for column in points.T], axis=1)
 
@@ -311,7 +311,7 @@ def _rotation(about_x: float, about_y: float, about_z: float) -> Array:
 
 
 def _waves(rng: np.random.Generator, count: int, shortest: float, longest: float) -> Waves:
-    """Draw plane waves with wavelengths in cm between the two."""
+    """Draw plane waves with wavelengths in cm from `shortest` to `longest`."""
     k, angle = 2 * np.pi / rng.uniform(shortest, longest, count), rng.uniform(0, 2 * np.pi, count)
     return Waves(np.stack([k * np.cos(angle), k * np.sin(angle)], axis=1), rng.uniform(0, 2 * np.pi, count))
 
@@ -332,7 +332,7 @@ def project_thorax(thorax: Thorax, image_size: int) -> Array:
     for sheet in thorax.septa:  # soft tissue where the field crosses zero: a network of lines
         deficit += thorax.interstitial * (SOFT - thorax.air) * np.exp(-np.square(_field(sheet, axis) / 0.25))
     soft = SOFT * (1 + 0.015 * _field(thorax.tissue, axis))
-    strips = [slice(top, top + 32) for top in range(0, image_size, 32)]  # small enough for the processor's cache
+    strips = [slice(top, top + 32) for top in range(0, image_size, 32)]  # small enough for the CPU cache
     total = np.concatenate([_project_organs(thorax, axis, -axis[s], soft[s], deficit[s]) for s in strips])
     _add_details(total, thorax.details)
     for lesion in thorax.lesions:
@@ -341,7 +341,7 @@ def project_thorax(thorax: Thorax, image_size: int) -> Array:
 
 
 def _project_organs(thorax: Thorax, x: Array, z: Array, soft: Array, deficit: Array) -> Array:
-    """Return the (len(z), len(x)) attenuation of the body with its lungs; both coefficients have that shape."""
+    """Return the (len(z), len(x)) attenuation of body and lungs; `soft` and `deficit` have the same shape."""
     x, z = np.broadcast_arrays(x[None, None, :], z[None, :, None])
     total: Array = soft * union_length(*intervals(thorax.body, x, z))
     for enter, leave in zip(*intervals(thorax.lungs, x, z), strict=True):
@@ -352,7 +352,7 @@ def _project_organs(thorax: Thorax, x: Array, z: Array, soft: Array, deficit: Ar
 
 
 def project_lesion(thorax: Thorax, lesion: Lesion, image_size: int) -> Array:
-    """Return the (H, W) attenuation that one opacity adds: its excess times its length in the air of its lung."""
+    """Return the (H, W) attenuation that an opacity adds: its excess times its length in the air of the lung."""
     side, blobs = lesion
     axis = _ray_axis(image_size)
     columns, rows = (
@@ -373,7 +373,7 @@ def _ray_axis(image_size: int) -> Array:
 
 
 def _field(waves: Waves, axis: Array) -> Array:
-    """Return the (H, W) sum of plane waves, variance 1; a product of two thin matrices, so cheap."""
+    """Return the (H, W) sum of plane waves with variance 1, cheaply as a product of two thin matrices."""
     along_x = np.exp(1j * (waves.k[:, :1] * axis + waves.phase[:, None])) * np.sqrt(2 / len(waves.k))
     along_z = np.exp(-1j * waves.k[:, 1:] * axis)
     field: Array = np.real(along_z.T @ along_x)
@@ -381,10 +381,10 @@ def _field(waves: Waves, axis: Array) -> Array:
 
 
 def _add_details(image: Array, solids: Solids) -> None:
-    """Add excess times chord of N small solids to (H, W) attenuation, each on a patch of rays around its centre."""
+    """Add excess times chord length of N small solids to (H, W) attenuation, on a patch of rays around each centre."""
     size = len(image)
     pixel = FIELD / size
-    halves = (2 * np.ceil(solids.box[:, ::2] / pixel / 2) + 1).astype(int)  # odd alone: fewer sizes, larger batches
+    halves = (2 * np.ceil(solids.box[:, ::2] / pixel / 2) + 1).astype(int)  # odd sizes only, for larger batches
     for half in np.unique(halves, axis=0):
         batch = pick(solids, (halves == half).all(axis=1))
         columns, rows = (

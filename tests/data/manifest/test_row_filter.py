@@ -1,4 +1,4 @@
-"""Conditions on columns: which rows meet them, and what is said of those that cannot be read."""
+"""Conditions on columns: the rows that meet them, and the messages for those that cannot be read."""
 
 import io
 
@@ -51,6 +51,9 @@ def meeting(expression: str, cells: str = CELLS) -> list[int]:
         ("Path in (a)", [2]),
         ("A in ('', 1)", [2, 5, 6]),
         ("A in ('1', '0')", [3, 6]),
+        ("A in (1,)", [2, 6]),
+        ("'A'in(1)and'Age'<10", [6]),
+        ("A in(1) and\n  A not\tin (0)", [2, 6]),
         ("A == 1e0", [2, 6]),
         ("A == 7", []),
         ("  A==1  and Age<18 ", [2, 6]),
@@ -93,8 +96,9 @@ def test_matching_rows__ids_are_text(column: str) -> None:
     "expression",
     [
         "", "A", "A =", "A = 1", "A == ", "A == 1 or A == 0", "A in 1", "A in (1", "A in ()", "Age < x", "A == 'x",
-        "and", "A in (1,)", "A not 1", "A == 1 and", "A == 1 A == 0", "A == 1)", "A <> 1", "'A' 'in' (1)",
-        "1 < Age < 9",
+        "and", "A == (1)", "(A == 1)", "A in ((1))", "A in (1) == 2", "A == f'1'", "A == 'x''y'", "A(1) == 2",
+        "A == 1, A == 2", "A in (1, A == 2)", "A not 1", "A == 1 and", "A == 1 A == 0", "A == 1)", "A <> 1",
+        "'A' 'in' (1)", "1 < Age < 9",
     ],
 )  # fmt: skip
 def test_matching_rows__unreadable(expression: str) -> None:
@@ -106,10 +110,16 @@ def test_matching_rows__unreadable(expression: str) -> None:
 
 def test_matching_rows__unreadable_says_where_it_stopped() -> None:
     for expression, reason in {
-        "A == 1 or A == 0": "expected 'and' before 'or'",
-        "A in (1": "expected , or ), found the end",
+        "A == 1 or A == 0": "stopped at 'or A == 0'",
+        "A in (1": "stopped at '(1'",
         "Age < x": "< needs a number, found 'x'",
         "A = 1": "stopped at '= 1'",
+        "  'é' = 1": "stopped at '= 1'",
+        "A == ": "it ends too early",
+        "1 < Age < 9": "'1 < Age < 9' does not compare a column with a value",
+        "'A B' == 1 and A": "'A' does not compare",
+        "A == f'1'": "stopped at \"'1'\"",
+        "A == 'x''y'": "expected a name or value, found \"'x''y'\"",
     }.items():
         with pytest.raises(SettingsError) as caught:
             meeting(expression)
@@ -153,5 +163,5 @@ def test_did_you_mean__a_column_that_means_the_same() -> None:
 
 
 def test_matching_rows__a_decimal_comma_is_named() -> None:
-    with pytest.raises(ManifestError, match=r"row 3 \(1 rows in all\) has none; it has a decimal comma"):
+    with pytest.raises(ManifestError, match=r"row 3 \(1 rows in all\) does not have one; it has a decimal comma"):
         meeting("A > 1", 'A\n1\n"1,5"\n')

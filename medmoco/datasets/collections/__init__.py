@@ -1,0 +1,1 @@
+"""Data sets of other kinds, and layouts: MedMNIST, class folders, DICOM trees."""

@@ -1,0 +1,54 @@
+"""Any tree of class/file, or of train, val and test folders with such trees, such as ImageNet."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from medmoco.datasets.preparation import About, Prepared
+from medmoco.datasets.source import Source
+
+ABOUT = About(
+    name="a folder of classes",
+)
+_SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+_RESERVED = {"Path", "Frame", "Split", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Laterality", "Class"}
+MOST_LABELS = 100
+"""With more classes than this, only a text column is written: one column for each class of ImageNet would take GBs."""
+
+
+def prepare(source: Source) -> Prepared:
+    """Read the file names."""
+    parts = [image.split("/") for image in source.images]
+    has_splits = all(path[0].lower() in _SPLITS and len(path) > 1 for path in parts)
+    depth = 1 if has_splits else 0
+    inside = [len(path) > depth + 1 for path in parts]
+    classes = pd.Series([path[depth] if deep else "" for path, deep in zip(parts, inside, strict=True)], dtype=str)
+    table = pd.DataFrame({"Path": pd.Series(source.images, dtype=str), "Class": classes})
+    names = sorted(set(classes) - {""})
+    notes = ["If you know the patients, from file names or a table, add a column `PatientID` and use `medmoco split`."]
+    if len(names) > MOST_LABELS:
+        notes.append(
+            f"{len(names):,} classes are too many for a label column each; the column `Class` names the class."
+        )
+        names = []
+    labels = {name: classes.eq(name) for name in names}
+    if clash := _RESERVED & set(labels):
+        labels = {f"Class {name}" if name in clash else name: cells for name, cells in labels.items()}
+    official = pd.Series([_SPLITS[path[0].lower()] if has_splits else "" for path in parts], dtype=str)
+    others = len(source.files) - len(source.images)
+    return Prepared(
+        table=table.join(pd.DataFrame(labels)),
+        labels=list(labels),
+        official=_open_where_missing(official),
+        faults=pd.Series(["" if deep else "not in a class folder" for deep in inside], dtype=str),
+        scanned=True,
+        notes=[*notes, f"{others:,} files without the suffix of an image were ignored."],
+    )
+
+
+def _open_where_missing(official: pd.Series[str]) -> pd.Series[str]:
+    """Release the training rows, so that val or test can be drawn from them if the folders lack one."""
+    return official if {"val", "test"} <= set(official) else official.replace("train", "")
