@@ -87,7 +87,7 @@ class TwoViews(Dataset[Pair]):
             raise SettingsError(f"split={split!r}: choose from {', '.join(SPLITS)}")
         given = merge(_given(data={"root": root, "pack": pack}, views={"recipe": recipe, "size": size}), settings)
         chosen = _settings(source, given)
-        # Whose image it is matters only where a key is of another image of the patient.
+        # Patients matter only where a key is another image of the query's patient.
         matters = chosen.positives.image == "patient"
         found = load_manifest(chosen.data, (split,), patients_matter=matters)[split]
         if chosen.data.root == _UNKNOWN:

@@ -144,7 +144,7 @@ def test_augmentation__colours_alone_have_a_saturation() -> None:
         (Image.new("RGBA", (8, 8)), "mode RGBA"),
     ],
 )  # fmt: skip
-def test_augmentation__what_is_no_image_is_refused(image: Any, expected: str) -> None:
+def test_augmentation__other_arrays_and_objects_are_refused(image: Any, expected: str) -> None:
     with pytest.raises(ImageError, match=expected):
         Augmentation(size=32)(image)
 
