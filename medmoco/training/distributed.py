@@ -82,15 +82,6 @@ class Group:
         every: Tensor = _GatherTrained.apply(own, self.rank, self.size)
         return every
 
-    def reduce(self, terms: Tensor) -> Tensor:
-        """Add (B, ...) of every process and return this one's share, (b, ...); without gradient."""
-        if self.size == 1:
-            return terms
-        own = terms.new_empty(len(terms) // self.size, *terms.shape[1:])
-        dist.reduce_scatter(own, list(terms.detach().contiguous().chunk(self.size)))
-        self.sent["gradients of queries"] += _bytes(own) * (self.size - 1)
-        return own
-
     def mean(self, values: Tensor, purpose: str = "statistics") -> Tensor:
         """Return the mean of a tensor over all processes, in place."""
         if self.size == 1:

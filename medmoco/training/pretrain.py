@@ -81,7 +81,7 @@ def pretrain(
     with memory_explained(settings.train), ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: create_state(settings, device, precision, group),
-            resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, adapt=_take_own_part_of_queue,
+            resume=resume, overwrite=overwrite, allow_change=allow_change, group=group,
         )  # fmt: skip
         state = start.state
         stack.enter_context(reporting_end(settings.out, state, order.steps, settings.train, group))
@@ -123,13 +123,6 @@ def _load_splits(settings: RunSettings, group: Group) -> dict[str, Split]:
         views = len(plan_of(settings.method, settings.decoder).wanted)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views)
     return splits
-
-
-def _take_own_part_of_queue(state: TrainState, saved: dict[str, Any]) -> None:
-    model = state.model
-    assert isinstance(model, MoCo)
-    for name in saved["model"].keys() & set(model.divided):
-        saved["model"][name] = model.own_part(saved["model"][name])
 
 
 def _say_start(
@@ -185,11 +178,8 @@ class _Run:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint, after making sure that all processes hold the same."""
         model = self.model
-        divided = model.divided
-        shared = [tensor for name, tensor in model.state_dict().items() if name not in divided]
-        self.group.check_same("the weights", shared)
+        self.group.check_same("the weights", list(model.state_dict().values()))
         content = {**state.as_content(), **self.facts}
-        content["model"] |= {name: model.whole(content["model"][name]) for name in divided}
 
         def write() -> None:
             save_checkpoint(self.settings.out / CHECKPOINTS, state.step, content)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import torch
 
-from medmoco.config import RunSettings, Tree, as_tree, to_yaml
+from medmoco.config import RETIRED, RunSettings, Tree, as_tree, to_yaml
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
@@ -255,8 +255,8 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
     Raises:
         SettingsError: a change is not allowed; shows the difference.
     """
-    # A checkpoint from before a setting was made as its default makes them now.
-    was, wants = {**_defaults(), **saved["settings"]}, now["settings"]
+    # A checkpoint older than a setting was trained with its default; a newer one than a retired setting, likewise.
+    was, wants = {**_defaults(), **saved["settings"]}, {**RETIRED, **now["settings"]}
     changed = [
         key
         for key in sorted(saved["settings"].keys() | wants.keys())
@@ -277,7 +277,7 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
 
 def _defaults() -> Tree:
     """Return the defaults of all settings, as a checkpoint holds them."""
-    return portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
+    return RETIRED | portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
 
 
 def _refuse(lines: list[str], remedy: str) -> None:
@@ -304,7 +304,6 @@ def enter_folder(
     overwrite: bool,
     allow_change: bool,
     group: Group = ALONE,
-    adapt: Callable[[TrainState, dict[str, Any]], None] = lambda _state, _saved: None,
     harmless: tuple[str, ...] = HARMLESS,
 ) -> Start:
     """Take the run folder, which the first process holds until the stack ends, and what is saved in it.
@@ -318,7 +317,6 @@ def enter_folder(
         overwrite: Delete a run that is there.
         allow_change: See `check_changes`.
         group: The processes that train together.
-        adapt: Changes what is saved into what the state of this process takes.
         harmless: See `check_changes`.
 
     Raises:
@@ -336,7 +334,6 @@ def enter_folder(
         warnings += check_changes(saved, facts, allow=allow_change, harmless=harmless) if saved else []
         state = create()
         if saved:
-            adapt(state, saved)
             restore(state, saved)
     return Start(state, saved, warnings)
 

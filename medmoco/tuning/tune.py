@@ -300,7 +300,7 @@ class _Search:
 
 def _refuse_changes(saved: Tree, now: Tree) -> None:
     """Raise SettingsError where trials of a search that goes on could not be compared with those it has."""
-    before, after = (described["settings"] | described["manifests"] for described in (saved, now))
+    before, after = (config.RETIRED | described["settings"] | described["manifests"] for described in (saved, now))
     changed = [
         f"{key}: was {before.get(key, 'not there')}, now {after.get(key, 'not there')}"
         for key in sorted(before.keys() | after.keys())

@@ -20,7 +20,6 @@ def _exchange(group: Group) -> dict[str, Any]:
     own = torch.arange(2.0) + 10 * group.rank
     return {
         "gather": group.gather(own).tolist(),
-        "reduce": group.reduce(torch.arange(2.0 * group.size)).tolist(),
         "mean": group.mean(torch.tensor([float(group.rank)])).item(),
         "any": group.any_of(group.rank == 1, False),
         "tell": group.tell("é" * group.rank),
@@ -34,7 +33,6 @@ def _exchange(group: Group) -> dict[str, Any]:
 def test_group__exchanges_tensors_and_words() -> None:
     for rank, found in enumerate(run_together(3, _exchange)):
         assert found["gather"] == [0, 1, 10, 11, 20, 21]
-        assert found["reduce"] == [3 * (2 * rank), 3 * (2 * rank + 1)]
         assert found["mean"] == 1
         assert found["any"] == (True, False)
         assert found["tell"] == ["", "é", "éé"]
@@ -46,7 +44,7 @@ def test_group__exchanges_tensors_and_words() -> None:
 
 def test_group__alone_is_a_no_op() -> None:
     x, layer = torch.ones(3), nn.Linear(1, 1)
-    assert ALONE.gather(x) is ALONE.reduce(x) is ALONE.mean(x) is x
+    assert ALONE.gather(x) is ALONE.mean(x) is x
     assert ALONE.wrap(layer, torch.device("cpu")) is layer
     assert ALONE.any_of(True, False) == (True, False)
     assert ALONE.tell("word") == ["word"]

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from medmoco import config
@@ -13,9 +12,17 @@ from medmoco.data.loading.loading import Batch, to_float
 from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import StepOrder, key_order
 from medmoco.errors import SettingsError
-from medmoco.models.moco import MoCo, info_nce
+from medmoco.models.moco import MoCo, Negatives
 from medmoco.training.distributed import ALONE, Group
-from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, meters, spread, traffic
+from medmoco.training.moco_task import (
+    Contrast,
+    batch_norm_groups,
+    check_sizes,
+    contrast_diagnostics,
+    create_state,
+    embedding_diagnostics,
+    traffic,
+)
 from tests.helpers.together import run_together
 
 BATCH, STEPS = 16, 4
@@ -75,7 +82,7 @@ def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
     statistics = next(buffer for name, buffer in model.key_encoder.named_buffers() if name.endswith("running_var"))
     return {
         "losses": losses,
-        "queue": model.whole(model.queue).flatten().tolist(),
+        "queue": model.queue.flatten().tolist(),
         "pointer": [float(model.pointer)],
         "weights": weights.flatten().tolist(),
         "statistics": statistics.tolist(),
@@ -92,10 +99,9 @@ def assert_equal_within_float_error(found: dict[str, list[float]], expected: dic
     [
         (4, []),
         (2, ["train.accumulation_steps=2"]),
-        (4, ["method.queue_sharded=true"]),
     ],
 )
-def test_contrast__processes_parts_and_shards_change_nothing(processes: int, overrides: list[str]) -> None:
+def test_contrast__processes_and_parts_change_nothing(processes: int, overrides: list[str]) -> None:
     expected = train(ALONE, make_settings())
     for found in run_together(processes, train, make_settings(*overrides)):
         assert not isinstance(found, Exception), found
@@ -119,7 +125,6 @@ DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
     ("processes", "method", "overrides"),
     [
         (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
-        (4, OTHER_PATIENTS, ["method.queue_sharded=true"]),
         (4, V3, []),
         (2, DECODER, ["train.accumulation_steps=2"]),
         pytest.param(2, AUTOENCODER, [], marks=pytest.mark.slow),
@@ -223,33 +228,6 @@ def test_contrast__groups_do_change_something() -> None:
     assert one["losses"] != pytest.approx(four["losses"], rel=1e-4)
 
 
-def _gradient(group: Group) -> list[float]:
-    """Return loss and gradient of queries that this process compares with a divided queue."""
-    torch.manual_seed(0)
-    queue = functional.normalize(torch.randn(12, 5, dtype=torch.float64), dim=1)
-    q, k = (functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1) for _ in range(2))
-    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.1, processes=group, sharded=True)
-    part = group.share.of(6)
-    own = q[part].clone().requires_grad_()
-    loss = info_nce(*model.compare(own, k[part]))
-    loss.backward()
-    assert own.grad is not None
-    return [loss.item(), *model.hardest_negative(own)[0].tolist(), *own.grad.flatten().tolist()]
-
-
-def test_contrast__divided_queue_gives_the_gradient_of_a_whole_one() -> None:
-    whole = _gradient(ALONE)
-    losses, hardest, gradients = [], [], []
-    for found in run_together(3, _gradient):
-        losses.append(found[0])
-        hardest += found[1:3]
-        gradients += found[3:]
-    assert sum(losses) / 3 == pytest.approx(whole[0], rel=1e-12)
-    assert hardest == pytest.approx(whole[1:7], rel=1e-6)
-    # each process takes the mean over its two queries, the whole over six
-    assert [value / 3 for value in gradients] == pytest.approx(whole[7:], rel=1e-10, abs=1e-14)
-
-
 @pytest.mark.parametrize(
     ("processes", "splits", "parts", "groups"),
     [(1, 1, 1, 1), (1, 4, 1, 4), (4, 4, 1, 4), (4, 1, 1, 4), (2, 8, 2, 8), (4, 2, 2, 8)],
@@ -264,8 +242,6 @@ def test_batch_norm_groups__are_those_asked_for_and_at_least_one_a_pass(
 def test_check_sizes__what_the_processes_cannot_divide() -> None:
     with pytest.raises(SettingsError, match=r"does not divide into 12 equal groups(?s:.*)multiple of 12, such as 24"):
         check_sizes(100, make_settings("train.global_batch_size=20"), processes=3)
-    with pytest.raises(SettingsError, match=r"queue_size 24 cannot be divided among 16.*set it to 16"):
-        check_sizes(100, make_settings("method.queue_sharded=true", "train.global_batch_size=32"), processes=16)
 
 
 def _tell_traffic(group: Group) -> str:
@@ -282,31 +258,38 @@ def test_traffic__counts_what_was_sent() -> None:
     assert said.endswith("would add 0.0328 MB")  # 8 images of 32 x 32 floats
 
 
-def test_meters__equal_plain_loops() -> None:
+def test_contrast_diagnostics__equal_plain_loops() -> None:
     torch.manual_seed(0)
     q, k = functional.normalize(torch.randn(6, 4), dim=1), functional.normalize(torch.randn(6, 4), dim=1)
     queue = functional.normalize(torch.randn(9, 4), dim=1)
     positive, negative = (q * k).sum(1) / 0.2, q @ queue.T / 0.2
-    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.2)
-    found = meters(q, positive, model)
+    excluded = torch.zeros(6, 9, dtype=torch.bool)
+    excluded[0, :3] = True
+    found = contrast_diagnostics(positive, negative, Negatives(queue, excluded), temperature=0.2)
     right = sum(all(positive[i] > other for other in negative[i]) for i in range(6)) / 6
     assert float(found["accuracy"]) == pytest.approx(right)
     assert float(found["positive_similarity"]) == pytest.approx(sum(float(q[i] @ k[i]) for i in range(6)) / 6, abs=1e-6)
-    found = spread(q)
+    assert float(found["chance"]) == pytest.approx((math.log(7) + 5 * math.log(10)) / 6)
+
+
+def test_embedding_diagnostics__rank_is_that_of_its_definition() -> None:
+    torch.manual_seed(0)
+    q = functional.normalize(torch.randn(6, 4), dim=1)
     singular = np.linalg.svd(q.numpy(), compute_uv=False)
     share = singular / singular.sum()
+    found = embedding_diagnostics(q)
     assert float(found["effective_rank"]) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
 
 
-def test_spread__tells_collapse_from_spread() -> None:
+def test_embedding_diagnostics__tell_collapse_from_embedding_diagnostics() -> None:
     torch.manual_seed(0)
     wide = functional.normalize(torch.randn(512, 16), dim=1)
     collapsed = functional.normalize(torch.ones(512, 16) + 1e-4 * torch.randn(512, 16), dim=1)
-    assert float(spread(wide)["embedding_std"]) == pytest.approx(1, abs=0.05)
-    assert float(spread(collapsed)["embedding_std"]) < 0.01
-    assert float(spread(wide)["effective_rank"]) > 15
-    assert float(spread(collapsed)["effective_rank"]) < 1.2
+    assert float(embedding_diagnostics(wide)["embedding_std"]) == pytest.approx(1, abs=0.05)
+    assert float(embedding_diagnostics(collapsed)["embedding_std"]) < 0.01
+    assert float(embedding_diagnostics(wide)["effective_rank"]) > 15
+    assert float(embedding_diagnostics(collapsed)["effective_rank"]) < 1.2
 
 
-def test_spread__of_what_is_not_finite_is_not_a_number() -> None:
-    assert spread(torch.full((8, 16), float("nan")))["effective_rank"].isnan()
+def test_embedding_diagnostics__of_what_is_not_finite_is_not_a_number() -> None:
+    assert embedding_diagnostics(torch.full((8, 16), float("nan")))["effective_rank"].isnan()

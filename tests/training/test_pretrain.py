@@ -160,7 +160,7 @@ FAMILY: dict[str, tuple[str, ...]] = {
     "v3-lars": (*V3, "method.projector=mlp_2", "train.optimizer=lars"),
     "v3-fixed-patches": (*V3, "model.backbone=vit_tiny_patch16_224", "model.fixed_patches=true"),
     "autoencoder": ("decoder={weight: 1, contrast: 0, channels: 32}",),
-    "sharded": ("method.negatives=other_images", "method.queue_sharded=true", "method.queue_size=50"),
+    "other-images": ("method.negatives=other_images", "method.queue_size=50"),
 }  # fmt: skip
 QUICK = ("v3-conv-stem", "symmetric-patient", "decoder")
 

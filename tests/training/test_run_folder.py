@@ -263,6 +263,12 @@ def test_check_changes__an_older_checkpoint_knows_no_rows_and_has_defaults_of_ne
     assert "was an unknown number of rows, now 24" in str(caught.value)
 
 
+def test_check_changes__a_retired_setting_at_its_default_is_no_change() -> None:
+    assert check_changes(facts(method__queue_sharded=False), facts(), allow=False) == []
+    with pytest.raises(SettingsError, match="queue_sharded: was True, now False"):
+        check_changes(facts(method__queue_sharded=True), facts(), allow=False)
+
+
 def test_check_changes__many_fit_in_five_lines() -> None:
     now = facts(**{f"views__v{number}": number for number in range(9)})
     with pytest.raises(SettingsError, match="and 7 more") as caught:
