@@ -18,8 +18,9 @@ from medmoco.models.backbones import check_size, create_backbone, fix_patches
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.decoder import weighted_squared_error
 from medmoco.models.moco import MoCo, Negatives, batch_negatives, create_moco, info_nce
+from medmoco.training.context import RunContext
 from medmoco.training.device import autocast
-from medmoco.training.distributed import ALONE, Group, gradients_stay_here, join_batch_norm
+from medmoco.training.distributed import gradients_stay_here, join_batch_norm
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer, key_momentum
 from medmoco.utils.rng import WEIGHTS, hashed
@@ -31,10 +32,7 @@ class Contrast:
     def __init__(
         self,
         model: MoCo,
-        settings: RunSettings,
-        device: torch.device,
-        precision: str,
-        group: Group = ALONE,
+        context: RunContext,
         *,
         numbers: Tensor | None = None,
         steps: int = 1,
@@ -43,22 +41,17 @@ class Contrast:
 
         Args:
             model: On the device.
-            settings: Of the run.
-            device: To train on.
-            precision: "fp32", "bf16" or "fp16".
-            group: The processes that train together.
+            context: Settings, device and processes of the run.
             numbers: (N,) int64, of the split's samples; see `negative_numbers`.
             steps: Of the whole run, along which the key momentum may change.
         """
         self.model = model
-        self._settings = settings
-        self._device = device
-        self._precision = precision
-        self._group = group
+        self._context = context
+        self._settings, self._device, self._group = context.settings, context.device, context.group
         self._numbers = numbers
         self._steps = steps
-        self._plan = plan_of(settings.method, settings.decoder)
-        self._encode = group.wrap(model.branches(), device)
+        self._plan = plan_of(self._settings.method, self._settings.decoder)
+        self._encode = self._group.wrap(model.branches(), self._device)
         self._keys: list[Tensor] = []
         self._key_numbers: Tensor | None = None
 
@@ -77,7 +70,7 @@ class Contrast:
             own_numbers = None if numbers is None else numbers[own - share.start]
             floats = [self._floats(of_view[part]) for of_view in views]
             with gradients_stay_here(self._encode, part < parts - 1):
-                with autocast(self._device, self._precision):
+                with autocast(self._device, self._context.precision):
                     queries, reconstructions = self._encode(floats)  # (b, D) and (b, C, S, S) each
                 outputs = self._contrast(queries, own, own_numbers, measure)
                 if reconstructions:
@@ -97,7 +90,8 @@ class Contrast:
         outputs = embedding_diagnostics(queries[0]) if measure else {}
         if not self._keys:  # an autoencoder
             return outputs
-        scale, losses = self._settings.method.loss_scale, []
+        scale = self._settings.method.loss_scale
+        losses: list[Tensor] = []
         for q, keys in zip(queries, self._keys, strict=True):
             if self.model.queue_size:
                 negatives = self.model.queue_negatives(numbers)
@@ -129,13 +123,13 @@ class Contrast:
         return {"loss": loss, "contrast": contrast.detach(), "reconstruction": error.detach()}
 
     def _embed_keys(self, batch: Batch, parts: int) -> list[Tensor]:
-        """Move the key encoder on, and return the keys of the whole batch for each direction of the loss."""
+        """Update the key encoder, and return the keys of the whole batch for each direction of the loss."""
         whole_batch = len(batch.samples) * self._group.size
         shuffle = None
         if self._plan.shuffled:
             shuffle = torch.from_numpy(key_order(self._settings.seed, batch.step, whole_batch)).to(self._device)
         self.model.update_key_encoder(key_momentum(self._settings.method, batch.step / self._steps))
-        with autocast(self._device, self._precision):
+        with autocast(self._device, self._context.precision):
             return [
                 self.model.embed_keys(self._floats(batch.views[place]), shuffle, parts) for place in self._plan.keys
             ]
@@ -144,7 +138,7 @@ class Contrast:
         return to_float(views, self._settings.views, self._device, channels_last=self._settings.train.channels_last)
 
     def after_step(self) -> None:
-        """Let the keys become negatives and the running statistics move."""
+        """Enqueue the keys and move the running statistics."""
         for keys in self._keys:
             self.model.enqueue(keys, self._key_numbers)
         settle_statistics(self.model, self._group.mean)
@@ -208,8 +202,9 @@ def embedding_diagnostics(q: Tensor) -> dict[str, Tensor]:
     }
 
 
-def create_state(settings: RunSettings, device: torch.device, precision: str, group: Group = ALONE) -> TrainState:
-    """Return the model at its start, on the device, with its optimiser."""
+def create_state(context: RunContext) -> TrainState:
+    """Return the untrained model, on the device, with its optimiser."""
+    settings, group = context.settings, context.group
     backbone = create_backbone(
         settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
     )
@@ -226,19 +221,17 @@ def create_state(settings: RunSettings, device: torch.device, precision: str, gr
     else:
         passes = group.size * settings.train.accumulation_steps
         split_batch_norm(model, batch_norm_groups(settings, group.size) // passes)
-    layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)
+    model = context.place(model)
     if settings.train.compile:
         model.query_encoder.compile()
         model.key_encoder.compile()
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return TrainState(model, create_optimizer(settings.train, model.branches()), scaler)
+    return TrainState(model, create_optimizer(settings.train, model.branches()), context.scaler())
 
 
 def batch_norm_groups(settings: RunSettings, processes: int) -> int:
     """Return over how many groups of the whole batch batch norm takes its statistics.
 
-    As many as `method.batch_norm_splits` says, but at least one for each forward pass: of each process, unless they are
+    As many as `method.batch_norm_splits`, but at least one for each forward pass: of each process, unless they are
     joined, and of each part that a process works through its share in.
 
     Raises:
@@ -257,13 +250,14 @@ def batch_norm_groups(settings: RunSettings, processes: int) -> int:
     return train.accumulation_steps if settings.method.batch_norm == "joined" else pieces
 
 
-def traffic(group: Group, settings: RunSettings, steps: int, model: MoCo) -> str:
-    """Say what this process has sent in each of so many steps, next to what gathering images would have cost.
+def traffic(context: RunContext, steps: int, model: MoCo) -> str:
+    """Describe what this process has sent in each of so many steps, next to the cost of gathering images.
 
     Source: facebookresearch/moco gathers the key views of all processes as float32 (`_batch_shuffle_ddp`).
     """
+    settings, group = context.settings, context.group
     weights = sum(p.numel() * p.element_size() for p in model.branches().parameters() if p.requires_grad)
-    sent = {"gradients": 2 * weights * (group.size - 1) // group.size}  # a ring's share; DDP does not tell
+    sent = {"gradients": 2 * weights * (group.size - 1) // group.size}  # a ring's share; DDP does not report it
     sent |= {purpose: count // max(steps, 1) for purpose, count in group.sent.items()}
     shares = ", ".join(f"{purpose} {count / 1e6:.3g}" for purpose, count in sent.items() if count > 0)
     images = settings.train.global_batch_size // group.size * settings.views.size**2 * 4 * (group.size - 1)

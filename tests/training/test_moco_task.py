@@ -13,6 +13,7 @@ from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import StepOrder, key_order
 from medmoco.errors import SettingsError
 from medmoco.models.moco import MoCo, Negatives
+from medmoco.training.context import RunContext
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.moco_task import (
     Contrast,
@@ -50,11 +51,11 @@ PATIENTS = torch.arange(BATCH * STEPS) // 3
 def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
     """Train on noise; return the mean loss of each step, what the queue holds and the running statistics."""
     torch.set_num_threads(1)
-    state = create_state(settings, torch.device("cpu"), "fp32", group)
+    state = create_state(RunContext(settings, group=group))
     model = state.model.double()
     assert isinstance(model, MoCo)
     task = DoubleContrast(
-        model, settings, torch.device("cpu"), "fp32", group,
+        model, RunContext(settings, group=group),
         numbers=None if settings.method.negatives == "all" else PATIENTS, steps=STEPS,
     )  # fmt: skip
     task.model.train()
@@ -145,7 +146,7 @@ def _v3_by_loops(settings: config.RunSettings, views: torch.Tensor) -> list[floa
 
     Nothing of medmoco's but the networks is used: no queue, no mask, no plan.
     """
-    model = create_state(settings, torch.device("cpu"), "fp32").model.double().train()
+    model = create_state(RunContext(settings)).model.double().train()
     optimizer = torch.optim.SGD(
         [*model.query_encoder.parameters(), *model.predictor.parameters()],
         settings.train.lr, 0.9, weight_decay=settings.train.weight_decay,
@@ -179,8 +180,8 @@ def test_contrast__v3_is_that_of_its_paper() -> None:
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     views = torch.randint(0, 256, (2, BATCH, 1, 32, 32), generator=generator).to(torch.uint8)
-    state = create_state(settings, torch.device("cpu"), "fp32")
-    task = DoubleContrast(state.model.double(), settings, torch.device("cpu"), "fp32", steps=STEPS)  # type: ignore[arg-type]
+    state = create_state(RunContext(settings))
+    task = DoubleContrast(state.model.double(), RunContext(settings), steps=STEPS)  # type: ignore[arg-type]
     state.model.train()
     found = []
     for step in range(2):
@@ -197,10 +198,10 @@ def test_contrast__v3_is_that_of_its_paper() -> None:
 def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
     """A queue longer than the split, both directions: what is blocked is exactly what the queue holds of the image."""
     settings = make_settings("method.symmetric=true", "method.negatives=other_images", "method.queue_size=200")
-    state = create_state(settings, torch.device("cpu"), "fp32")
+    state = create_state(RunContext(settings))
     model = state.model
     assert isinstance(model, MoCo)
-    task = Contrast(model, settings, torch.device("cpu"), "fp32", numbers=torch.arange(24), steps=STEPS)
+    task = Contrast(model, RunContext(settings), numbers=torch.arange(24), steps=STEPS)
     model.train()
     held: list[int] = []
     for key in StepOrder(0, 24, BATCH, 6).from_step(0):
@@ -247,9 +248,9 @@ def test_check_sizes__what_the_processes_cannot_divide() -> None:
 def _tell_traffic(group: Group) -> str:
     settings = make_settings()
     train(group, settings)
-    model = create_state(settings, torch.device("cpu"), "fp32", group).model
+    model = create_state(RunContext(settings, group=group)).model
     assert isinstance(model, MoCo)
-    return traffic(group, settings, STEPS, model)
+    return traffic(RunContext(settings, group=group), STEPS, model)
 
 
 def test_traffic__counts_what_was_sent() -> None:
