@@ -27,7 +27,7 @@ from medmoco.evaluation.features.features import extract
 from medmoco.evaluation.features.probes import linear_probe, standardise
 from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval
 from medmoco.evaluation.supervised.finetune import finetune
-from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson
+from medmoco.evaluation.supervised.training_labels import TrainingLabels, load_training_labels
 from medmoco.training.device import choose_device
 
 Floats = NDArray[np.float64]
@@ -43,37 +43,37 @@ def run(settings: RunSettings, encoder: str) -> None:
     published_seconds = time.perf_counter() - start
     assert found  # this process is alone
     splits = found.splits
-    _, lesson, _ = load_lesson(settings, encoder)
+    _, labels, _ = load_training_labels(settings, encoder)
     start = time.perf_counter()
-    scores = _default(settings, encoder, lesson, splits)
+    scores = _default(settings, encoder, labels, splits)
     seconds = time.perf_counter() - start
     print(
-        f"{len(lesson.train)} training rows, {len(splits['val'])} of val, {len(splits['test'])} of test;"
+        f"{len(labels.train)} training rows, {len(splits['val'])} of val, {len(splits['test'])} of test;"
         f" {settings.model.backbone}, {choose_device(settings.train).type}"
     )
     print(f"features once, logistic regression: {seconds:8.1f} s")
     print(f"published SGD, {settings.finetune.epochs:3} epochs:         {published_seconds:8.1f} s")
     print(f"ratio: {published_seconds / seconds:.1f}")
-    for number, label in enumerate(lesson.names):
+    for number, label in enumerate(labels.names):
         _compare(label, scores[:, number], found.scores["test"][:, number], splits["test"], number, settings)
 
 
-def _default(settings: RunSettings, encoder: str, lesson: Lesson, splits: dict[str, Split]) -> Floats:
+def _default(settings: RunSettings, encoder: str, labels: TrainingLabels, splits: dict[str, Split]) -> Floats:
     """Return the scores of test, (N, L)."""
     device = choose_device(settings.train)
     backbone = load_encoder(encoder, settings).module
     backbone.to(device)
-    rows = {"train": lesson.train, **splits}
+    rows = {"train": labels.train, **splits}
     features = {name: extract({"": backbone}, split, settings, device).features[""] for name, split in rows.items()}
     standard = standardise(features).features
     answers = [
         linear_probe(
             standard,
-            lesson.targets[:, number].astype(np.float64),
+            labels.targets[:, number].astype(np.float64),
             splits["val"].labels[:, number].astype(np.float64),
             settings.evaluate.strengths,
         ).scores["test"]
-        for number in range(len(lesson.names))
+        for number in range(len(labels.names))
     ]
     return np.stack(answers, axis=1)
 

@@ -102,13 +102,13 @@ def detect(
 ) -> None:
     """Train a detector on boxes with the encoder as its backbone, and score it by average precision."""
     settings = load(config_file, overrides)
+    from medmoco.detection.detect import Scoring
     from medmoco.detection.detect import detect as run
+    from medmoco.training.run_folder import StartMode
 
-    changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
+    scoring, start = Scoring(test, against, pictures), StartMode(resume, overwrite, allow_change)
     with in_processes(settings, devices, out) as group:
-        found = run(
-            settings, encoder, out, test=test, against=against, pictures=pictures, **changes, log=log, group=group
-        )
+        found = run(settings, encoder, out, scoring=scoring, start=start, group=group)
         if found:
             print(found.table)
             print(f"run folder: {out}")

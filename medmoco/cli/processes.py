@@ -1,4 +1,4 @@
-"""As many processes as are wanted, of which one speaks."""
+"""The processes of a command, of which the first one prints."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 @contextmanager
 def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Iterator[Group]:
-    """Start as many processes as are wanted, unless a launcher has; one of them says what goes wrong, and how to go on.
+    """Start the processes of a run, unless a launcher has; one of them reports errors, and how to resume.
 
     The process that starts others waits for them and ends with their exit code.
 
     Args:
         settings: Of the run.
-        devices: Processes to start, as asked for.
-        out: Run folder, whose status says how the processes ended where none of them can.
+        devices: Number of processes to start; None for one on each GPU.
+        out: Run folder; its status.json records how the processes ended where none of them can.
     """
     from medmoco.training.distributed import joined
-    from medmoco.training.launch import find_placement, launch, wanted_processes
+    from medmoco.training.launch import count_processes, find_placement, launch
     from medmoco.training.status import note_death
 
     placement = find_placement(os.environ)
-    processes = 1 if placement else wanted_processes(settings.train, devices)
+    processes = 1 if placement else count_processes(settings.train, devices)
     if processes > 1:
         try:
             raise typer.Exit(launch(sys.argv[1:], processes))
@@ -49,13 +49,13 @@ def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Itera
             raise DistributedError(f"process {group.rank}: {error}") from None
         except MedmocoError as error:
             if not group.is_first:
-                raise typer.Exit(error.exit_code) from None  # all have met it, the first says it
-            raise _with_way_on(error) from None
+                raise typer.Exit(error.exit_code) from None  # all have the same error, the first reports it
+            raise _with_resume_command(error) from None
 
 
-def _with_way_on(error: MedmocoError) -> MedmocoError:
-    """Return the error, that of a stop with the command that resumes."""
+def _with_resume_command(error: MedmocoError) -> MedmocoError:
+    """Return the error; if it is a stop, with the command that resumes."""
     if not isinstance(error, Stopped):
         return error
     arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
-    return Stopped(f"{error}\nGo on with: medmoco {shlex.join(arguments)} --resume")
+    return Stopped(f"{error}\nResume with: medmoco {shlex.join(arguments)} --resume")

@@ -21,7 +21,7 @@ def bench(
     overrides: Overrides = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="For each of four measurements.")] = 20.0,
 ) -> None:
-    """Measure on this machine what holds pretraining up, and say what would help."""
+    """Measure the bottleneck of pretraining on this machine, and suggest what would help."""
     settings = load(config_file, overrides)
     from medmoco.training.bench import bench as measure
 
@@ -40,12 +40,14 @@ def pretrain(
     """Pretrain an encoder on the training split."""
     settings = load(config_file, overrides)
     from medmoco.evaluation.features.monitor import knn_monitor
+    from medmoco.training.agreement import on_first
     from medmoco.training.pretrain import pretrain as run
+    from medmoco.training.run_folder import StartMode
 
-    changes = {"resume": resume, "overwrite": overwrite, "allow_change": allow_change}
+    start = StartMode(resume, overwrite, allow_change)
     with in_processes(settings, devices, settings.out) as group:
-        group.first(lambda: make_missing_pack(settings), patiently=True)
-        run(settings, monitor=knn_monitor, **changes, group=group)
+        on_first(group, lambda: make_missing_pack(settings), patiently=True)
+        run(settings, monitor=knn_monitor, start=start, group=group)
         if group.is_first:
             print(f"run folder: {settings.out}")
 
@@ -61,14 +63,15 @@ def tune(
 ) -> None:
     """Search tune.space for settings whose features score best on val, one pretraining run after the other."""
     settings = load(config_file, overrides)
+    from medmoco.training.agreement import on_first
+    from medmoco.training.run_folder import StartMode
     from medmoco.tuning.tune import tune as search
 
+    start = StartMode(resume, overwrite)
     folder = out or settings.out.with_name(f"{settings.out.name}-tune")
     with in_processes(settings, devices, folder) as group:
-        group.first(lambda: make_missing_pack(settings), patiently=True)
-        table = search(
-            config_file, overrides or (), folder, resume=resume, overwrite=overwrite, log=log, group=group
-        )  # fmt: skip
+        on_first(group, lambda: make_missing_pack(settings), patiently=True)
+        table = search(config_file, overrides or (), folder, start=start, log=log, group=group)
         if group.is_first:
             print(f"{table}\nsearch folder: {folder}")
 
@@ -80,7 +83,7 @@ def slurm(
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="On each node; one process for each.")] = 1,
-    hours: Annotated[float, typer.Option(min=0.25, help="At a time; then the job queues again and goes on.")] = 24.0,
+    hours: Annotated[float, typer.Option(min=0.25, help="Per job, which then queues itself again.")] = 24.0,
     cpus: Annotated[int | None, typer.Option(min=1, help="For each GPU; data.workers + 1 if not given.")] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of each node, such as 128G.")] = None,
     partition: Annotated[str | None, typer.Option(help="Queue to submit to.")] = None,
@@ -108,11 +111,10 @@ def finetune(
     """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
     settings = load(config_file, overrides)
     from medmoco.evaluation.supervised.finetune import finetune as run
+    from medmoco.training.run_folder import StartMode
 
+    start = StartMode(resume, overwrite, allow_change)
     with in_processes(settings, devices, out) as group:
-        run(
-            settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change, log=log,
-            group=group,
-        )  # fmt: skip
+        run(settings, encoder, out, start=start, group=group)
         if group.is_first:
             print(f"run folder: {out}")

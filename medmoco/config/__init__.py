@@ -19,7 +19,7 @@ from medmoco.config.evaluation import (
     TuneSettings,
 )
 from medmoco.config.reading import ConfigSource, as_tree, field_of, flatten, load, to_yaml
-from medmoco.config.run import RunSettings
+from medmoco.config.run import RETIRED, RunSettings
 from medmoco.config.training import (
     METHODS,
     DecoderSettings,
@@ -30,7 +30,7 @@ from medmoco.config.training import (
 )
 
 __all__ = [
-    "METHODS", "RECIPES", "RGB_RECIPES", "Channels", "ConfigSource", "DataSettings", "DecoderSettings",
+    "METHODS", "RECIPES", "RETIRED", "RGB_RECIPES", "Channels", "ConfigSource", "DataSettings", "DecoderSettings",
     "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy",
     "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible", "Range", "RunSettings",
     "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree", "channel_count", "describe",

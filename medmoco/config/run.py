@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,16 @@ from medmoco.config.training import (
     PositiveSettings,
     TrainSettings,
 )
+
+RETIRED: Tree = {"method.queue_sharded": False}
+"""Settings that earlier versions wrote into config.yaml and checkpoints, and their default then.
+
+At that default they are ignored, so that old runs load and resume; any other value is refused with the reason.
+"""
+
+_REASONS = {
+    "method.queue_sharded": "every process now holds the whole queue, 34 MB for 65,536 keys of 128 numbers",
+}
 
 
 class RunSettings(Settings):
@@ -48,6 +58,19 @@ class RunSettings(Settings):
         "method": ("name", METHODS),
         "finetune": ("protocol", PROTOCOLS),
     }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, tree: Any) -> Any:
+        """Return the tree without settings that no longer exist."""
+        for key, default in RETIRED.items():
+            group, name = key.split(".")
+            given = tree.get(group) if isinstance(tree, dict) else None
+            if isinstance(given, dict) and name in given:
+                if given[name] != default:
+                    raise ValueError(f"{key} was removed in 0.2: {_REASONS[key]}.\nDelete the key.")
+                tree = {**tree, group: {k: v for k, v in given.items() if k != name}}
+        return tree
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSettings:

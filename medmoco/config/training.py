@@ -82,9 +82,6 @@ class MethodSettings(Settings):
     predictor: bool = False
     """Two more layers after the query encoder's projector alone. Source: Chen et al. 2021."""
 
-    queue_sharded: bool = False
-    """Each process keeps a part of the queue instead of all of it: for queues that take much memory."""
-
     batch_norm: Literal["split", "joined"] = "split"
     """split: over batch_norm_splits groups of the batch, keys shuffled between them; joined: over the whole batch, of
     all processes. Source: joined, facebookresearch/moco-v3."""
@@ -95,8 +92,6 @@ class MethodSettings(Settings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> MethodSettings:
-        if self.queue_sharded and not self.queue_size:
-            raise ValueError("queue_sharded divides a queue; queue_size 0 has none")
         if self.symmetric and self.queue_size and self.negatives == "all":
             raise ValueError(
                 "symmetric with a queue puts two keys of each image into it, which more often meet its own queries;\n"

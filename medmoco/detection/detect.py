@@ -1,4 +1,4 @@
-"""Wires a detection run: settings -> boxes, encoder and detector, loop, run folder, scores beside another run's."""
+"""Wires a detection run: settings -> boxes, encoder and detector, loop, run folder, scores next to another run's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from medmoco.config import RunSettings, Tree
@@ -35,27 +34,47 @@ from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.leakage.ledger import add_look, ledger_of
 from medmoco.evaluation.scoring.table import MACRO
-from medmoco.training.device import memory_explained, prepare_device
+from medmoco.training.agreement import count_sharing, on_first, together
+from medmoco.training.context import RunContext, prepare_context
+from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
-from medmoco.training.early_stopping import Selection, check_parts, loop_settings, train_and_select
+from medmoco.training.early_stopping import Selection, SupervisedJob, check_parts, loop_settings, train_and_select
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer
-from medmoco.training.run_folder import HARMLESS, describe_run, enter_folder, facts_of
-from medmoco.training.runlog import saying_what_disk_refuses, write_json
+from medmoco.training.run_folder import HARMLESS, NEW, StartMode, facts_of
+from medmoco.training.runlog import explaining_disk_errors, write_json
 
 _UNUSED = ("method.", "evaluate.", "finetune.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "detection."))
-_NAMES = {"random": "untrained"}  # of an encoder in the table; else what kind of source it is
+_NAMES = {"random": "untrained"}  # of an encoder in the table; otherwise the kind of its source
 
 
 @dataclass(frozen=True)
 class Detected:
-    """What a run came to; its files hold the same."""
+    """The result of a detection run; its files hold the same."""
 
     records: list[Record]
     differences: list[Record]
     table: str
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored after training.
+
+    Attributes:
+        test: Score the test split too, which is recorded in the ledger.
+        against: Folder of another detection run on the same images, for paired differences.
+        pictures: PNG file to write that shows boxes in a few images.
+    """
+
+    test: bool = False
+    against: Path | None = None
+    pictures: Path | None = None
+
+
+VAL_ONLY = Scoring()
 
 
 def detect(
@@ -63,66 +82,62 @@ def detect(
     encoder: str,
     out: Path,
     *,
-    test: bool = False,
-    against: Path | None = None,
-    pictures: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    allow_change: bool = False,
-    log: Callable[[str], None] = lambda _: None,
+    scoring: Scoring = VAL_ONLY,
+    start: StartMode = NEW,
     group: Group = ALONE,
+    progress: bool = True,
 ) -> Detected | None:
     """Train a detector on the boxes of train, keep the epoch that is best on val, and score it.
 
-    The run folder gets detections.csv, scores.json and table.txt besides what every run folder has.
+    The run folder gets detections.csv, scores.json and table.txt in addition to the files of every run folder.
 
     Args:
-        settings: `detection` says how; device, precision and the like are those of `train`.
-        encoder: A run folder, a weights file, or "random", which is training from scratch.
+        settings: `detection` describes the training; device, precision and the like are those of `train`.
+        encoder: A run folder, a weights file, or "random" for training from scratch.
         out: Run folder.
-        test: Score the test split too, and note that in the ledger.
-        against: Folder of another detection run on the same images, for paired differences.
-        pictures: PNG file that shows boxes in a few images.
-        resume: Go on from the newest checkpoint in the folder; from step 0 where there is none yet.
-        overwrite: Delete a run that is in the folder.
-        allow_change: Resume although settings, the manifest or the boxes have changed.
-        log: Told of damaged checkpoints of the encoder.
-        group: The processes that train together; the first scores, writes and speaks, the others return None.
+        scoring: What is scored after training.
+        start: What happens to a run that is in the folder already.
+        group: The processes that train together; the first one scores, logs and writes files, the others return None.
+        progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
 
     Raises:
-        SettingsError: there is nothing to learn, the encoder has no feature maps, or the folder holds another run.
-        ManifestError: manifest or boxes cannot be used, or test shares patients or images with what was learned from.
-        CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
+        SettingsError: there are no boxes to learn, the encoder has no feature maps, or the folder holds another run.
+        ManifestError: manifest or boxes cannot be used, or test shares patients or images with the training data.
+        CheckpointError, DataError, DistributedError, DivergedError, Stopped: also recorded in status.json.
     """
-    settings = settings_of_run(settings, out, group.size)
-    device, precision, why = prepare_device(settings.train, group)
-    with group.one_fate():
-        annotations, notes = _load(settings, encoder, test, group)
-        other = read_detections(against, annotations, _scored(annotations)) if against else None
-        loaded = load_encoder(encoder, settings, log=log if group.is_first else lambda _: None, whole=False)
+    context = prepare_context(settings_of_run(settings, out, group.size), group, progress=progress)
+    settings = context.settings
+    warnings: list[str] = []
+    with together(group):
+        annotations, notices = _load(settings, encoder, scoring.test, group)
+        other = read_detections(scoring.against, annotations, _scored(annotations)) if scoring.against else None
+        loaded = load_encoder(encoder, settings, log=warnings.append, whole=False)
         backbone, source = loaded.module, loaded.provenance.record()
-    facts = _facts(settings, annotations, backbone, source) | {"processes": group.size}
+    facts = _facts(settings, annotations, backbone, source)
     model = create_detector(backbone, settings, len(annotations.labels))
-    run = _Run(settings, annotations, model, encoder, source, device, precision)
+    scorer = _Scorer(context, annotations, model, encoder, source)
+    train = annotations.splits["train"]
+    job = SupervisedJob(
+        split=train.split,
+        facts=facts,
+        create_state=lambda: _create_state(model, context),
+        notices=notices,
+        warnings=warnings,
+        harmless=_HARMLESS,
+        description=f"{settings.detection.detector} with {settings.model.backbone} on {context.device.type},"
+        f" {context.precision} ({context.reason})",
+        patience=settings.detection.patience,
+        measure=scorer.measure,
+        batches=lambda order, step: detector_batches(train, settings, order, step, group.share),
+        create_task=lambda: Detecting(model, train, context),
+    )
     with memory_explained(settings.train), ExitStack() as stack:
-        start = enter_folder(
-            stack, settings, facts, lambda: _create_state(model, settings, device, precision, group),
-            resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
-        )  # fmt: skip
-        changes = group.first(lambda: describe_run(settings.out, settings, device, precision, facts)) or []
-        train = annotations.splits["train"]
-        selection = train_and_select(
-            stack, settings, start, facts, group, notes=[*notes, *changes],
-            what=f"{settings.detection.detector} with {settings.model.backbone} on {device.type}, {precision} ({why})",
-            split=train.split, patience=settings.detection.patience, measure=run.measure,
-            make_batches=lambda order, step: detector_batches(train, settings, order, step, group.share),
-            make_task=lambda: Detecting(model, train, settings, device, precision, group),
-        )  # fmt: skip
-        return group.first(lambda: run.finish(selection, other, pictures), patiently=True)
+        selection = train_and_select(stack, context, job, start)
+        return on_first(group, lambda: scorer.finish(selection, other, scoring.pictures), patiently=True)
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
-    """Return the settings that the loop follows: `detection` takes the place of what it has a say in.
+    """Return the settings of the loop: those of `detection` replace the ones that both have.
 
     Raises:
         SettingsError: they contradict each other.
@@ -130,21 +145,21 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     chosen = settings.detection
     train = loop_settings(settings.train, chosen)
     if train.compile:
-        raise SettingsError("train.compile: detectors meet images of any size and are not compiled; set it to false")
+        raise SettingsError("train.compile: detectors see images of any size and are not compiled; set it to false")
     check_parts("detection", train, processes)
-    if not settings.data.pack:  # a pack's canvases are as they are
+    if not settings.data.pack:  # a pack's canvases are made already
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"canvas_size": chosen.size})})
     elif settings.data.canvas_size < chosen.size:
         raise SettingsError(
             f"detection.size {chosen.size}: the pack's canvases have {settings.data.canvas_size} pixels; make a pack"
-            f" with data.canvas_size={chosen.size}, or take data.pack out"
+            f" with data.canvas_size={chosen.size}, or remove data.pack"
         )
     return settings.model_copy(update={"out": out, "train": train})
 
 
 def _load(settings: RunSettings, encoder: str, test: bool, group: Group) -> tuple[Annotations, list[str]]:
-    """Load images and boxes, and refuse what cannot be learned or honestly scored."""
-    beside = group.beside(shared_memory_place())
+    """Load images and boxes, and refuse those that cannot be learned or scored without leakage."""
+    sharing = count_sharing(group, shared_memory_place())
     annotations = load_annotations(settings, ("train", "val", *(["test"] if test else [])))
     if MACRO in annotations.labels:
         raise SettingsError(f"'{MACRO}' is the mean over labels in every table; rename that label")
@@ -158,7 +173,7 @@ def _load(settings: RunSettings, encoder: str, test: bool, group: Group) -> tupl
             f"detection.global_batch_size {batch} is more than the {len(splits['train'])} annotated images of train"
         )
     canvas = settings.views.model_copy(update={"size": settings.data.canvas_size})
-    check_shared_memory(settings.model_copy(update={"views": canvas}), batch // group.size, beside, views=1)
+    check_shared_memory(settings.model_copy(update={"views": canvas}), batch // group.size, sharing, views=1)
     counts = [
         f"{name} {len(found)} images with {len(found.labels)} boxes in {np.unique(found.images).size}"
         for name, found in annotations.splits.items()
@@ -170,17 +185,14 @@ def _scored(annotations: Annotations) -> list[str]:
     return [name for name in annotations.splits if name != "train"]
 
 
-def _create_state(
-    model: nn.Module, settings: RunSettings, device: torch.device, precision: str, group: Group
-) -> TrainState:
-    join_batch_norm(model, group)
-    model.to(device).to(memory_format=torch.channels_last if settings.train.channels_last else torch.contiguous_format)
-    optimizer = create_optimizer(settings.train, model)
-    return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
+def _create_state(model: nn.Module, context: RunContext) -> TrainState:
+    join_batch_norm(model, context.group)
+    context.place(model)
+    return TrainState(model, create_optimizer(context.settings.train, model), context.scaler())
 
 
 def _facts(settings: RunSettings, annotations: Annotations, backbone: nn.Module, source: dict[str, Any]) -> Tree:
-    """Return what a checkpoint remembers of the run; encoder, boxes and val must be the same to resume it."""
+    """Return what a checkpoint remembers of the run; it must be resumed with the same encoder, boxes and val."""
     facts = facts_of(settings, annotations.splits["train"].split)
     used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
     val = annotations.splits["val"].split
@@ -192,22 +204,26 @@ def _facts(settings: RunSettings, annotations: Annotations, backbone: nn.Module,
     return {**facts, "settings": used}
 
 
-@dataclass
-class _Run:
-    """What is scored with, and what is left in the end."""
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores splits with the detector in training, and writes the results."""
 
-    settings: RunSettings
+    context: RunContext
     annotations: Annotations
     model: nn.Module
     encoder: str
     source: dict[str, Any]
-    device: torch.device
-    precision: str
+
+    @property
+    def settings(self) -> RunSettings:
+        """Of the run."""
+        return self.context.settings
 
     def measure(self, stop_asked: Callable[[], bool]) -> tuple[float, dict[str, float]]:
         """Score val: the average precision, and that of every label."""
         val, labels = self.annotations.splits["val"], self.annotations.labels
-        found = find_boxes(self.model, val, self.settings, self.device, self.precision, stop_asked)
+        context = self.context
+        found = find_boxes(self.model, val, context.settings, context.device, context.precision, stop_asked)
         mean, by_label = mean_average_precision(val, found, len(labels))
         values = {f"val_ap/{name}": float(value) for name, value in zip(labels, by_label, strict=True)}
         return mean, {"val_ap": mean, **values}
@@ -215,16 +231,16 @@ class _Run:
     def finish(
         self, selection: Selection, other: tuple[dict[str, Detections], str] | None, pictures: Path | None
     ) -> Detected:
-        """Score the best epoch's weights, and leave detections, scores and the table."""
+        """Score the best epoch's weights, and write detections, scores and the table."""
         best = selection.best
-        selection.log.info(f"done: {best.validated} epochs; number {best.epoch + 1} is the best on val")
+        selection.session.log.info(f"done: {best.validated} epochs; epoch {best.epoch + 1} is the best on val")
         found = {
-            name: find_boxes(self.model, self.annotations.splits[name], self.settings, self.device)
+            name: find_boxes(self.model, self.annotations.splits[name], self.settings, self.context.device)
             for name in _scored(self.annotations)
         }
         write_detections(self.settings.out, found, self.annotations, self.source)
         detected = self._compare(self._score(found), other)
-        with saying_what_disk_refuses():
+        with explaining_disk_errors():
             write_json(self.settings.out / "scores.json", detected.records)
             write_json(self.settings.out / "differences.json", detected.differences)
             (self.settings.out / "table.txt").write_text(detected.table, encoding="utf-8")
@@ -254,7 +270,7 @@ class _Run:
                 for split in scores
                 for record in differences_of(split, scores[split], theirs[split], (name, control))
             ]
-        notes = ["val also chose the epoch: only test is an unbiased score", self._note_look(records, name)]
+        notes = ["val also chose the epoch: only test is an unbiased score", self._record_in_ledger(records, name)]
         return Detected(records, differences, layout(records, differences, self._head(), notes))
 
     def _records(self, scores: Mapping[str, Scores], encoder: str) -> list[Record]:
@@ -274,10 +290,10 @@ class _Run:
             f"95 % intervals: {self.settings.evaluate.bootstrap} draws of patients",
         ]
 
-    def _note_look(self, records: Sequence[Record], encoder: str) -> str:
-        """Write down that the test split was looked at, before anybody sees the scores; say how often it was."""
+    def _record_in_ledger(self, records: Sequence[Record], encoder: str) -> str:
+        """Record that the test split was evaluated, before anybody sees the scores; return how often it was."""
         if "test" not in self.annotations.splits:
-            return "the test split was not looked at; --test does, and is noted in the ledger"
+            return "the test split was not evaluated; --test does, and records it in the ledger"
         ledger = ledger_of(self.encoder, self.settings.out)
         aurocs = {
             record["label"]: record["value"]
@@ -287,4 +303,7 @@ class _Run:
         }
         test = self.annotations.splits["test"].split
         count = add_look(ledger, "detect", test, self.settings, [encoder], aurocs)
-        return f"look {count} at a test split, noted in {ledger.name}: a score is unbiased if nothing was chosen by it"
+        return (
+            f"test evaluation {count}, recorded in {ledger.name}; a test score is unbiased only if no choice was based"
+            " on it"
+        )

@@ -15,7 +15,7 @@ from medmoco.data.manifest.manifest import read_table
 from medmoco.detection.boxes import CORNERS, Annotated, Annotations
 from medmoco.detection.learning import Detections
 from medmoco.errors import CheckpointError, DataError, SettingsError
-from medmoco.training.runlog import saying_what_disk_refuses, write_json
+from medmoco.training.runlog import explaining_disk_errors, write_json
 from medmoco.utils.files import replacing
 
 DETECTIONS, FACTS = "detections.csv", "detections.json"
@@ -37,7 +37,7 @@ def write_detections(folder: Path, found: Mapping[str, Detections], annotations:
         })  # fmt: skip
         frame[CORNERS] = detections.corners
         frames.append(frame)
-    with saying_what_disk_refuses():
+    with explaining_disk_errors():
         write_json(folder / FACTS, facts_of(annotations, list(found)) | {"encoder": source})
         with replacing(folder / DETECTIONS) as temporary:
             pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")

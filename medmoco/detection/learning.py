@@ -1,4 +1,4 @@
-"""The task of the training loop, and what a detector finds: views in, boxes out, both in pixels of the image."""
+"""The task of training a detector, and its predictions: views in, boxes out, both in pixels of the image."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from medmoco.detection.boxes import Annotated, Corners, Integers
 from medmoco.detection.detectors import FIRST_LABEL
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
+from medmoco.training.context import RunContext
 from medmoco.training.device import autocast
-from medmoco.training.distributed import ALONE, Group, gradients_stay_here
+from medmoco.training.distributed import gradients_stay_here
 
 Target = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector finds in the N images of a split.
+    """The boxes a detector predicts in the N images of a split.
 
     Attributes:
         images: (M,) positions in the split, ascending.
@@ -45,7 +46,7 @@ class Detections:
     scores: NDArray[np.float64]
 
 
-# Views: the whole image in a canvas, mirrored and with other grey levels
+# Views: the whole image in a canvas, mirrored and with changed grey levels
 
 
 def detector_batches(
@@ -59,8 +60,8 @@ def detector_batches(
 def _training_views(
     canvases: list[Canvas], samples: NDArray[np.int64], epoch: int, *, settings: RunSettings
 ) -> view_maker.Pixels:
-    drawn = view_maker.draw(settings.views, canvases, seed=settings.seed, epoch=epoch, samples=samples, view=0)
-    return view_maker.toned(canvases, drawn)
+    params = view_maker.draw(settings.views, canvases, seed=settings.seed, epoch=epoch, samples=samples, view=0)
+    return view_maker.toned(canvases, params)
 
 
 def _plain_views(canvases: list[Canvas], samples: NDArray[np.int64]) -> view_maker.Pixels:
@@ -68,7 +69,7 @@ def _plain_views(canvases: list[Canvas], samples: NDArray[np.int64]) -> view_mak
 
 
 def _is_mirrored(settings: RunSettings, samples: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
-    """Return which images `_training_views` has mirrored: it depends on nothing but these numbers."""
+    """Return which images `_training_views` has mirrored; it depends on these numbers alone."""
     anything = [Canvas(np.zeros((1, 1), np.uint8), 1, 1)] * len(samples)
     return view_maker.draw(
         settings.views, anything, seed=settings.seed, epoch=epoch, samples=samples, view=0
@@ -100,17 +101,13 @@ class Detecting:
         self,
         model: nn.Module,
         annotated: Annotated,
-        settings: RunSettings,
-        device: torch.device,
-        precision: str,
-        group: Group = ALONE,
+        context: RunContext,
     ) -> None:
         self.model = model
-        self._apply = group.wrap(model, device)
+        self._apply = context.group.wrap(model, context.device)
         self._annotated = annotated
-        self._settings = settings
-        self._device = device
-        self._precision = precision
+        self._context = context
+        self._settings, self._device = context.settings, context.device
 
     def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
         """Yield the losses of each part of a batch."""
@@ -124,13 +121,13 @@ class Detecting:
         for part in range(0, len(images), size):
             own = slice(part, part + size)
             with gradients_stay_here(self._apply, part + size < len(images)):
-                with autocast(self._device, self._precision):
+                with autocast(self._device, self._context.precision):
                     found: dict[str, Tensor] = self._apply(images[own], targets[own])
                 values = {name: value.float() / parts for name, value in found.items()}
                 yield {"loss": torch.stack(list(values.values())).sum(), **(values if measure else {})}
 
     def after_step(self) -> None:
-        """Let the running statistics move."""
+        """Move the running statistics."""
         settle_statistics(self.model)
 
     def skip_step(self) -> None:
@@ -141,7 +138,7 @@ class Detecting:
 def targets_of(
     annotated: Annotated, samples: NDArray[np.int64], epoch: int, settings: RunSettings, device: torch.device
 ) -> list[Target]:
-    """Return the boxes of training views as torchvision takes them: where the views show them, none for some."""
+    """Return the boxes of training views in their pixels, as torchvision takes them; some images have none."""
     first = FIRST_LABEL[settings.detection.detector]
     targets = []
     mirrored = _is_mirrored(settings, samples, epoch)
@@ -160,7 +157,7 @@ def targets_of(
     return targets
 
 
-# Finding
+# Prediction
 
 
 def find_boxes(
@@ -176,7 +173,7 @@ def find_boxes(
     Raises:
         CheckpointError: its scores are not finite.
         DataError: an image cannot be used.
-        Stopped: `stop_asked` said so.
+        Stopped: `stop_asked` returned True.
     """
     batch_size = settings.train.global_batch_size // settings.train.accumulation_steps
     chosen = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"batch_size": batch_size})})
@@ -186,7 +183,7 @@ def find_boxes(
     with torch.inference_mode(), autocast(device, precision):
         for batch in evaluation_batches(annotated.split, chosen, settings.data.canvas_size, _plain_views):
             if stop_asked():
-                raise Stopped("stopped while boxes were looked for")
+                raise Stopped("stopped while boxes were predicted")
             samples = batch.samples.numpy()
             sizes = sizes_in_canvas(annotated, samples, settings)
             outputs: list[Target] = model(images_in(batch.views[0], sizes, device))
@@ -196,13 +193,13 @@ def find_boxes(
                 rows.append(_rows(sample, found, scale, first))
     table = np.concatenate(rows)
     if not np.isfinite(table).all():
-        raise CheckpointError("the detector's scores are not finite; its training diverged, take a lower detection.lr")
+        raise CheckpointError("the detector's scores are not finite; its training diverged, lower detection.lr")
     return Detections(
         table[:, 0].astype(np.int64), table[:, 1:5], table[:, 5].astype(np.int64), table[:, 6]
     )  # fmt: skip
 
 
 def _rows(sample: int, found: dict[str, Any], scale: NDArray[np.float64], first: int) -> NDArray[np.float64]:
-    """Return position, corners in pixels of the image, label and score of what was found in it."""
+    """Return position, corners in pixels of the image, label and score of each predicted box."""
     corners, labels, scores = (found[name].double().cpu().numpy() for name in ("boxes", "labels", "scores"))
     return np.column_stack([np.full(len(scores), sample), corners * scale, labels - first, scores])

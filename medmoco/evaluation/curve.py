@@ -28,6 +28,7 @@ from medmoco.evaluation.scoring.study import UNTRAINED, Study, begin
 from medmoco.evaluation.scoring.table import MACRO, name_width, span
 from medmoco.evaluation.supervised.finetune import finetune
 from medmoco.plotting.figures import curve_figure, save
+from medmoco.training.run_folder import StartMode
 from medmoco.training.runlog import write_json
 
 Record = dict[str, Any]
@@ -110,8 +111,9 @@ def _finetune_answers(study: Study, share: RunSettings, out: Path, log: Callable
             log(f"fine-tuning {name}, draw {draw}")
             how = share.finetune.model_copy(update={"label_fraction": chosen.label_fraction, "label_draw": draw})
             folder = out / "finetune" / f"{name}_{100 * chosen.label_fraction:g}_percent_draw_{draw}"
+            resumed = StartMode(resume=True)
             found = finetune(
-                share.model_copy(update={"finetune": how}), source, folder, splits=study.scored, resume=True, log=log
+                share.model_copy(update={"finetune": how}), source, folder, splits=study.scored, start=resumed
             )
             assert found  # this process is alone
             for split in study.scored:

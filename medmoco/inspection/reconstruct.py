@@ -21,6 +21,7 @@ from medmoco.evaluation.features.inputs import find_rows, load_splits, on_device
 from medmoco.models.moco import MoCo
 from medmoco.plotting.pictures import Tile, shown, write_picture
 from medmoco.training.checkpoint import load_checkpoint, load_run
+from medmoco.training.context import RunContext
 from medmoco.training.moco_task import create_state
 
 Shares = NDArray[np.float32]
@@ -95,7 +96,7 @@ def load_with_decoder(run: Path, trained: RunSettings, log: Callable[[str], None
     if not trained.decoder.weight:
         raise CheckpointError(f"{run} was trained without a decoder; set decoder.weight above 0 and pretrain anew")
     content = load_checkpoint(run / "checkpoints", log)
-    model = create_state(trained.model_copy(update={"out": run}), torch.device("cpu"), "fp32").model
+    model = create_state(RunContext(trained.model_copy(update={"out": run}))).model
     assert isinstance(model, MoCo)
     try:
         model.load_state_dict(content["model"])

@@ -1,14 +1,14 @@
-"""Batch norm over groups of the batch: on one device, what many devices' separate batch norms do.
+"""Batch norm over groups of the batch: on one device, the same as separate batch norms on many devices.
 
-With statistics over the whole batch, a query can recognise its key by what the batch shares. Groups, with the keys
-shuffled between them, take that short cut away (He et al. 2020, section 3.3; for one device facebookresearch/moco
+With statistics over the whole batch, a query can recognise its key by the statistics they share. Groups, with the keys
+shuffled between them, prevent this shortcut (He et al. 2020, section 3.3; for one device facebookresearch/moco
 issue 47).
 
 The running statistics wait until a step is complete and then move once, towards the mean over all of its groups. So
-they depend neither on how many processes or parts share the batch, nor on a step that turned out to be no good.
+they depend neither on how many processes or parts share the batch, nor on a step that is skipped.
 
-Detectors and classifiers have no short cut to take: where a process has few images, they want statistics over those of
-all processes.
+Detectors and classifiers have no such shortcut: where a process has few images, they need statistics over those of all
+processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Make every batch norm inside `module` take its statistics over `splits` equal groups of what it is given.
+    """Make every batch norm inside `module` take its statistics over `splits` equal groups of its batch.
 
     Names, parameters and evaluation mode stay as they are; any subclass (timm fuses activations) keeps its own forward.
     In training `settle_statistics` must follow every step.
@@ -64,7 +64,7 @@ def _split_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
 def sync_batch_norm(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
     """Make every batch norm inside `module` take its statistics over the batches of all processes.
 
-    What `torch.nn.SyncBatchNorm` does, which needs a GPU, for any device and subclass. Names, parameters and evaluation
+    Like `torch.nn.SyncBatchNorm`, which needs a GPU, but for any device and subclass. Names, parameters and evaluation
     mode stay as they are. In training `settle_statistics` must follow every step.
 
     Args:
@@ -79,7 +79,7 @@ def sync_batch_norm(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> No
 
 @cache
 def _synced_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
-    """Return the subclass of a batch norm that normalises by what all processes see in training."""
+    """Return the subclass of a batch norm that normalises by the batches of all processes in training."""
 
     def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
         if not self.training:
@@ -95,7 +95,7 @@ def _synced_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
 
 
 def _joint_statistics(x: Tensor, gather: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and variance (C,) over all processes and how many values they are of, in float32 or more.
+    """Return mean and variance (C,) over all processes and the number of values, in float32 or more.
 
     Processes may hold batches of different sizes. Source: Chan, Golub and LeVeque 1983, on combining variances.
     """
@@ -113,7 +113,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _affine(layer: Any, base: type[_BatchNorm], whitened: Tensor) -> Tensor:
-    """Let a layer do what it does to a batch that is normalised already: scale, shift, and what timm has fused."""
+    """Apply the rest of a layer to a normalised batch: scale, shift, and the operations that timm has fused."""
     kept = layer.running_mean, layer.running_var
     layer.running_mean, layer.running_var = torch.zeros_like(kept[0]), torch.full_like(kept[1], 1 - layer.eps)
     layer.training = False
@@ -130,7 +130,7 @@ def settle_statistics(module: nn.Module, mean: Callable[[Tensor], Tensor] = lamb
 
     Args:
         module: Holds batch norms that `split_batch_norm` has changed.
-        mean: Takes one vector to its mean over all processes, which must call this together.
+        mean: Returns the mean of a vector over all processes, which must call this together.
     """
     layers = [layer for layer in _split_layers(module) if layer.groups]
     if not layers:

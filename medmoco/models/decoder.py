@@ -1,4 +1,4 @@
-"""The reconstruction branch: an embedding back to the view it is of.
+"""The reconstruction branch: from an embedding back to its view.
 
 Legend: B batch, D embedding, C channels, S side of a view.
 """
@@ -15,9 +15,9 @@ _LEAST_CHANNELS = 16
 
 
 class Decoder(nn.Module):
-    """A linear layer to a coarse grid, which transposed convolutions double in side again and again; MONAI's.
+    """A linear layer to a coarse grid, whose side transposed convolutions double repeatedly; from MONAI.
 
-    Instance norms between them take no statistics over the batch, so that neither groups nor processes matter.
+    Instance norms take no statistics over the batch, so the number of groups and processes does not matter.
     """
 
     def __init__(self, embedding_dim: int, size: int, channels: int, settings: DecoderSettings) -> None:
@@ -46,7 +46,7 @@ def weighted_squared_error(made: Tensor, views: Tensor, weights: Tensor | None, 
     """Return the mean over all pixels of weight x squared error.
 
     Args:
-        made: (B, C, S, S), what was reconstructed.
+        made: (B, C, S, S), the reconstruction.
         views: (B, C, S, S), normalised.
         weights: (B, 1, S, S) from 0, empty space, to 1; all 1 if not given.
         empty_weight: Of a pixel of empty space.

@@ -1,10 +1,8 @@
-"""Momentum contrast: query encoder, key encoder, queue, InfoNCE. Reads in the order of the paper's algorithm 1.
+"""Momentum contrast in the order of the paper's algorithm 1: query encoder, key encoder, queue, InfoNCE.
 
-Without a queue, queries are compared with the other keys of the batch instead, and a predictor may follow the query
-encoder: that is v3. Several processes share a batch: of B samples each handles b, and the queue is the same on all of
-them, or divided.
+Without a queue the other keys of the batch are the negatives, and a predictor may follow the query encoder: that is v3.
 
-Legend: B batch, b this process's share of it, D embedding, K queue, P processes.
+Legend: B batch, b this process's share of it, F features, D embedding, K queue, N negatives.
 Source: He et al. 2020 (arXiv:1911.05722); MLP projector and temperature of Chen et al. 2020 (arXiv:2003.04297);
 predictor and negatives from the batch of Chen et al. 2021 (arXiv:2104.02057).
 """
@@ -12,31 +10,33 @@ predictor and negatives from the batch of Chen et al. 2021 (arXiv:2104.02057).
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from medmoco.config import DecoderSettings, MethodSettings
-from medmoco.data.loading.sampler import Share
+from medmoco.errors import SettingsError
+from medmoco.models import projectors
 from medmoco.models.backbones import Backbone
 from medmoco.models.decoder import create_decoder
-from medmoco.models.projectors import predictor, projector
 
 
 class Encoder(nn.Module):
     """Backbone and projector."""
 
-    def __init__(self, backbone: Backbone, method: MethodSettings) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = projector(method, backbone.feature_dim)
+        self.projector = projector
 
     def forward(self, views: Tensor) -> Tensor:
-        """Return embeddings before normalisation, (B, 1, H, W) -> (B, D).
+        """Return embeddings before normalisation, (B, C, H, W) -> (B, D).
 
-        From the projector on, arithmetic is never below float32: early cosines differ by less than bf16 can tell.
+        From the projector on, arithmetic is never below float32: early cosines differ by less than bf16 resolves.
         """
         features = self.backbone(views)
         with torch.autocast(views.device.type, enabled=False):
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
 
 class Branches(nn.Module):
-    """What the loss trains: the query encoder, and what follows it alone. One forward pass for all views of a step."""
+    """Everything the loss trains: query encoder, predictor and decoder. One forward pass for all views of a step."""
 
     def __init__(self, query_encoder: nn.Module, predictor: nn.Module | None, decoder: nn.Module | None) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class Branches(nn.Module):
         self.decoder = decoder
 
     def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return queries, for each view (b, C, H, W) -> (b, D) unit L2 norm, and what the decoder makes of each.
+        """Return the queries of each view, (b, C, H, W) -> (b, D) unit L2 norm, and its reconstruction.
 
-        The latter (b, C, H, W) from the embedding before it is normalised; none without a decoder.
+        Reconstructions are (b, C, H, W), from the embedding before it is normalised; none without a decoder.
         """
         embeddings = [self.query_encoder(view) for view in views]
         queries = [functional.normalize(self._predict(embedding), dim=1) for embedding in embeddings]
@@ -70,102 +70,137 @@ class Branches(nn.Module):
         return prediction
 
 
-class Processes(Protocol):
-    """How the processes that share a batch exchange tensors."""
+class Negatives(NamedTuple):
+    """Keys that queries are pushed away from.
 
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
+    Attributes:
+        keys: (N, D), unit L2 norm.
+        excluded: (b, N) bool, the keys that do not count for a query; None where all count.
+    """
 
-    @property
-    def size(self) -> int:
-        """How many there are."""
-
-    def gather(self, own: Tensor) -> Tensor:
-        """Join (b, ...) of every process, in the order of their ranks, to (B, ...); without gradient."""
-
-    def reduce(self, terms: Tensor) -> Tensor:
-        """Add (B, ...) of every process and return this one's share, (b, ...); without gradient."""
-
-
-class _Alone:
-    rank, size = 0, 1
-
-    def gather(self, own: Tensor) -> Tensor:
-        return own
-
-    def reduce(self, terms: Tensor) -> Tensor:
-        return terms
-
-
-ALONE: Processes = _Alone()
+    keys: Tensor
+    excluded: Tensor | None = None
 
 
 class MoCo(nn.Module):
-    """The two encoders and the queue.
+    """Momentum contrast around any backbone, as a module whose forward pass returns the loss.
+
+    It owns a copy of the backbone with a projector (the key encoder, which follows the first as a moving average and
+    has no gradient) and a queue of earlier keys. The defaults are those of MoCo v2. On several processes, use `medmoco
+    pretrain`, which gathers keys and shuffles them between the processes.
+
+    With batch norm, a query can recognise its key by the batch statistics that both share. On one device, let batch
+    norm work on groups of the batch and embed the keys in another order (He et al. 2020, section 3.3):
+    `split_batch_norm(method, 8)` once, `shuffle=torch.randperm(B)` in each call, and `settle_statistics(method)` after
+    each optimiser step; all are in `medmoco.models.batch_norm`. Backbones without batch norm need none of this.
+
+    Example:
+        >>> import torch
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16))
+        >>> method = MoCo(backbone, queue_size=32, feature_dim=16, seed=0)
+        >>> optimizer = torch.optim.SGD((p for p in method.parameters() if p.requires_grad), lr=0.1)
+        >>> images = torch.rand(4, 1, 8, 8)
+        >>> loss = method(images, images.flip(3))
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> method.pointer
+        tensor(4)
 
     Attributes:
-        query_encoder: Trained by the loss.
-        key_encoder: Follows it as a moving average of its parameters; batch-norm statistics are its own.
-        predictor: Takes the query encoder's embedding to the key's; None where there is none.
-        decoder: Takes it back to the view; None where there is none.
-        queue: (K, D) unit L2 norm, negative keys, the oldest at `pointer`; (K / P, D) where it is divided.
-        queue_numbers: Of the image or patient that each key in the queue is of, -1 of none, (K,) or (K / P,) int64;
-            only where some keys are no negatives of some queries.
-        pointer: Where in the whole queue the next keys go, scalar int64.
+        query_encoder: Backbone and projector, trained by the loss; `query_encoder.backbone` is what you keep.
+        key_encoder: Moving average of the query encoder's parameters; batch-norm statistics are its own.
+        predictor: Maps the query encoder's embedding to the key's; None where there is none.
+        decoder: Reconstructs the view from the embedding; None where there is none.
+        queue: (K, D) unit L2 norm, negative keys, the oldest at `pointer`.
+        queue_numbers: (K,) int64, the image or patient of each key in the queue, -1 for none; only where some keys do
+            not count for some queries.
+        pointer: Position in the queue of the next key, scalar int64.
+        gather: Joins (b, ...) of all processes to (B, ...), without gradient; the identity on one.
     """
 
     queue: Tensor
     queue_numbers: Tensor
     pointer: Tensor
+    predictor: nn.Module | None
+    decoder: nn.Module | None
 
     def __init__(
         self,
-        query_encoder: nn.Module,
-        queue: Tensor,
+        backbone: nn.Module,
+        queue_size: int = 65536,
         *,
-        key_momentum: float,
-        temperature: float,
-        predictor: nn.Module | None = None,
-        decoder: nn.Module | None = None,
-        numbered: bool = False,
-        processes: Processes = ALONE,
-        sharded: bool = False,
+        feature_dim: int | None = None,
+        embedding_dim: int = 128,
+        projector: Literal["linear", "mlp", "mlp_bn", "mlp_2", "mlp_3"] | nn.Module = "mlp",
+        key_momentum: float = 0.999,
+        temperature: float = 0.2,
+        seed: int | None = None,
     ) -> None:
-        """Take over the encoder and the whole queue, (K, D), of which a divided one keeps its part."""
+        """Build the projector, the key encoder and a queue of random directions.
+
+        Args:
+            backbone: Takes images to features, (B, C, H, W) -> (B, F).
+            queue_size: Negative keys held; with 0, the other keys of the batch are the negatives.
+            feature_dim: F; without it, the backbone's `feature_dim` or, as timm calls it, `num_features`.
+            embedding_dim: D.
+            projector: A kind (see `method.projector` in the settings), or a module (B, F) -> (B, D).
+            key_momentum: Share of the key encoder that each step keeps.
+            temperature: Divides the similarities.
+            seed: Makes the projector and the queue reproducible; without it, torch's generator decides.
+
+        Raises:
+            SettingsError: the number of features is not known.
+        """
         super().__init__()
-        self.query_encoder = query_encoder
-        self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
-        self.predictor = predictor
-        self.decoder = decoder
+        with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.manual_seed(seed)
+            if isinstance(projector, str):
+                method = MethodSettings(projector=projector, embedding_dim=embedding_dim)
+                projector = projectors.projector(method, feature_dim or _feature_dim(backbone))
+            queue = functional.normalize(torch.randn(queue_size, embedding_dim), dim=1)
+        self.query_encoder = Encoder(backbone, projector)
+        self.key_encoder = copy.deepcopy(self.query_encoder).requires_grad_(False)
+        self.predictor = None
+        self.decoder = None
         self.key_momentum = key_momentum
         self.temperature = temperature
-        self.processes = processes
-        self._share = Share(processes.rank, processes.size)
-        self.sharded = sharded and processes.size > 1
-        self.queue_size = len(queue)
-        self.register_buffer("queue", self.own_part(queue).clone())
-        if numbered and self.queue_size:
-            numbers = torch.full((len(queue),), -1, dtype=torch.int64, device=queue.device)
-            self.register_buffer("queue_numbers", self.own_part(numbers))
+        self.gather: Callable[[Tensor], Tensor] = _alone
+        self.register_buffer("queue", queue)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
-    def branches(self) -> Branches:
-        """Return what the loss trains."""
-        return Branches(self.query_encoder, self.predictor, self.decoder)
+    def forward(self, query_views: Tensor, key_views: Tensor, shuffle: Tensor | None = None) -> Tensor:
+        """Return the loss of one step and, in training mode, move the key encoder and the queue on.
+
+        Args:
+            query_views: (B, C, H, W).
+            key_views: (B, C, H, W), other views of the same images in the same order.
+            shuffle: (B,) int64, a permutation: the order in which the key encoder sees its views.
+
+        Returns:
+            Scalar, nats; chance is ln(1 + K).
+        """
+        if self.training:
+            self.update_key_encoder()
+        k = self.embed_keys(key_views if shuffle is None else key_views[shuffle], shuffle)  # (B, D)
+        (q,), _ = self.branches()([query_views])  # (B, D)
+        if self.queue_size:
+            negatives = Negatives(self.queue.clone())  # the backward pass needs it as it is now
+        else:
+            negatives = batch_negatives(k, torch.arange(len(k), device=k.device))
+        loss = info_nce(*self.compare(q, k, negatives))
+        if self.training:
+            self.enqueue(k)
+        return loss
 
     @property
-    def divided(self) -> tuple[str, ...]:
-        """Names of the tensors of which each process has a part of its own."""
-        return tuple(name for name in ("queue", "queue_numbers") if self.sharded and hasattr(self, name))
+    def queue_size(self) -> int:
+        """K."""
+        return len(self.queue)
 
-    def whole(self, part: Tensor) -> Tensor:
-        """Return what of all processes belongs to a part of the queue or of its numbers, (K, ...)."""
-        return self.processes.gather(part) if self.sharded else part
-
-    def own_part(self, queue: Tensor) -> Tensor:
-        """Return what of the whole queue, (K, ...), this process keeps."""
-        return queue[self._share.of(len(queue))] if self.sharded else queue
+    def branches(self) -> Branches:
+        """Return everything the loss trains."""
+        return Branches(self.query_encoder, self.predictor, self.decoder)
 
     @torch.no_grad()
     def update_key_encoder(self, momentum: float | None = None) -> None:
@@ -184,189 +219,152 @@ class MoCo(nn.Module):
     def embed_keys(self, key_views: Tensor, shuffle: Tensor | None = None, parts: int = 1) -> Tensor:
         """Embed the keys of the whole batch.
 
-        Only embeddings travel between processes: the views of a shuffled batch were made where they are needed.
+        Only embeddings travel between processes: each process makes the views that it embeds.
 
         Args:
-            key_views: (b, 1, H, W), in the order in which the key encoder is to see them.
-            shuffle: (B,) int64, that order over all processes: positions in the order of the queries; without it, that
-                of the queries.
-            parts: Forward passes to embed them in.
+            key_views: (b, C, H, W), in the order in which the key encoder sees them.
+            shuffle: (B,) int64, that order over all processes, as positions in the order of the queries; None where
+                both are the same.
+            parts: Number of forward passes.
 
         Returns:
             (B, D) unit L2 norm, in the order of the queries.
         """
         k = torch.cat([self.key_encoder(part) for part in key_views.chunk(parts)])  # (b, D)
-        k = self.processes.gather(functional.normalize(k, dim=1))  # (B, D)
+        k = self.gather(functional.normalize(k, dim=1))  # (B, D)
         return k if shuffle is None else k[torch.argsort(shuffle)]  # back to the order of the queries
 
-    def blocked(self, numbers: Tensor) -> Tensor:
-        """Tell which keys in the queue have the numbers of queries, (b,) -> (b, K) bool.
+    def queue_negatives(self, numbers: Tensor | None = None) -> Negatives:
+        """Return the queue, without the keys that share the number of a query.
 
-        Where the queue is divided, of the queries of all processes and the own part of it: (B, K / P).
+        Args:
+            numbers: (b,) int64, the image or patient of each query; None where every key counts.
         """
-        numbers = self.processes.gather(numbers) if self.sharded else numbers
-        return numbers[:, None] == self.queue_numbers
+        return Negatives(self.queue, None if numbers is None else numbers[:, None] == self.queue_numbers)
 
-    def compare(
-        self, q: Tensor, k: Tensor, *, others: Tensor | None = None, blocked: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Compare queries with their own keys and with negatives; see `similarities`.
+    def compare(self, q: Tensor, k: Tensor, negatives: Negatives | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits of queries (b, D) with their keys (b, D), and with the negatives; see `similarities`.
 
         Args:
             q: (b, D).
             k: (b, D), their keys.
-            others: (N, D), negative keys; the queue if not given.
-            blocked: Which of them are no negatives of which query, (b, N) or as `blocked` gives it; none if not given.
-
-        Returns:
-            (b,) and (b, N); where the queue is divided (b, 1), the log-sum-exp of what would be (b, K).
+            negatives: N of them; the queue if not given.
         """
+        keys, excluded = negatives or self.queue_negatives()
         with torch.autocast(q.device.type, enabled=False):
-            if others is not None or not self.sharded:
-                return similarities(q, k, self.queue if others is None else others, self.temperature, blocked)
-            q = q / self.temperature
-            logsumexp: Tensor = _ShardedLogSumExp.apply(q, self.queue, blocked, self.processes)
-            return (q * k).sum(1), logsumexp[:, None]
-
-    @torch.no_grad()
-    def hardest_negative(
-        self, q: Tensor, *, others: Tensor | None = None, blocked: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Look at the negatives of queries; arguments as of `compare`.
-
-        Returns:
-            Similarity over temperature of each query and the nearest, (b,), and how many there are, (b,) int64.
-        """
-        q = q.to(self.queue.dtype) / self.temperature
-        if others is not None or not self.sharded:
-            logits = _without(q @ (self.queue if others is None else others).T, blocked)
-            return logits.amax(1), _count_open(logits, blocked)
-        logits = _without(self.processes.gather(q) @ self.queue.T, blocked)
-        nearest = self.processes.gather(logits.amax(1)).view(self.processes.size, -1).amax(0)  # (B,)
-        count = self.processes.gather(_count_open(logits, blocked)).view(self.processes.size, -1).sum(0)
-        own = self._share.of(len(nearest))
-        return nearest[own], count[own]
+            return similarities(q, k, keys, self.temperature, excluded)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, numbers: Tensor | None = None) -> None:
-        """Replace the oldest negatives by `keys` (B, D), wrapping at the end at any batch size.
+        """Replace the oldest negatives by `keys`, wrapping at the end at any batch size.
 
-        Called after the backward pass, which still needs the old queue; so no copy of it is ever made.
+        If the loss was computed with the queue itself, call this after the backward pass.
 
         Args:
             keys: (B, D), unit L2 norm.
-            numbers: (B,) int64, of the images or patients they are of.
+            numbers: (B,) int64, the image or patient of each.
         """
         size = self.queue_size
         if not size:
             return
-        last = slice(-min(len(keys), size), None)
-        keys = keys[last]
-        places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
+        newest = slice(-min(len(keys), size), None)
+        keys = keys[newest]
+        positions = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
         self.pointer.copy_((self.pointer + len(keys)) % size)
-        here: Tensor | slice = slice(None)
-        if self.sharded:
-            own = self._share.of(size)
-            here = (places >= own.start) & (places < own.stop)
-            places = places[here] - own.start
-        self.queue[places] = keys[here]
+        self.queue[positions] = keys
         if numbers is not None:
-            self.queue_numbers[places] = numbers[last][here]
+            self.queue_numbers[positions] = numbers[newest]
+
+
+def _alone(own: Tensor) -> Tensor:
+    return own
+
+
+def _feature_dim(backbone: nn.Module) -> int:
+    found = getattr(backbone, "feature_dim", None) or getattr(backbone, "num_features", None)
+    if not isinstance(found, int):
+        raise SettingsError(
+            "MoCo: the backbone has neither feature_dim nor num_features; pass feature_dim, the width of its features"
+        )
+    return found
 
 
 def create_moco(
-    backbone: Backbone,
-    method: MethodSettings,
-    *,
-    seed: int,
-    decoder: DecoderSettings | None = None,
-    size: int = 224,
-    processes: Processes = ALONE,
+    backbone: Backbone, method: MethodSettings, *, seed: int, decoder: DecoderSettings | None = None, size: int = 224
 ) -> MoCo:
-    """Build the method around a backbone; all that is new depends on the seed alone.
+    """Build the method of a run around a backbone; all new weights depend on the seed alone.
 
     Args:
         backbone: Of the query encoder.
         method: Of the run.
-        seed: Of the weights.
-        decoder: Whether there is a decoder, and how large.
-        size: Side in pixels of the views that it makes.
-        processes: That train together.
+        seed: Of the new weights.
+        decoder: Size and weight of a decoder; one of weight 0 is not built.
+        size: Side in pixels of the views that the decoder reconstructs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(backbone, method)
-        queue = functional.normalize(torch.randn(method.queue_size, method.embedding_dim), dim=1)
-        ahead = predictor(method, backbone.feature_dim)
-        back = create_decoder(method.embedding_dim, size, backbone.channels, decoder) if decoder else None
-    return MoCo(
-        encoder, queue, key_momentum=method.key_momentum, temperature=method.temperature, predictor=ahead, decoder=back,
-        numbered=method.negatives != "all", processes=processes, sharded=method.queue_sharded,
-    )  # fmt: skip
+        model = MoCo(
+            backbone,
+            method.queue_size,
+            embedding_dim=method.embedding_dim,
+            projector=projectors.projector(method, backbone.feature_dim),
+            key_momentum=method.key_momentum,
+            temperature=method.temperature,
+        )
+        model.predictor = projectors.predictor(method, backbone.feature_dim)
+        model.decoder = create_decoder(method.embedding_dim, size, backbone.channels, decoder) if decoder else None
+    if method.negatives != "all" and method.queue_size:
+        model.register_buffer("queue_numbers", torch.full((method.queue_size,), -1, dtype=torch.int64))
+    return model
+
+
+def batch_negatives(
+    keys: Tensor, own: Tensor, numbers: Tensor | None = None, key_numbers: Tensor | None = None
+) -> Negatives:
+    """Return the other keys of the batch.
+
+    Args:
+        keys: (B, D), of the whole batch.
+        own: (b,) int64, the position in it of each query's own key, which is its positive.
+        numbers: (b,) int64, the image or patient of each query; None where every other key counts.
+        key_numbers: (B,) int64, of each key.
+    """
+    excluded = own[:, None] == torch.arange(len(keys), device=keys.device)
+    if numbers is not None:
+        excluded |= numbers[:, None] == key_numbers
+    return Negatives(keys, excluded)
 
 
 def similarities(
-    q: Tensor, k: Tensor, others: Tensor, temperature: float, blocked: Tensor | None = None
+    q: Tensor, k: Tensor, negatives: Tensor, temperature: float, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compare queries with their keys and with negatives.
 
     Args:
         q: Queries, (B, D), unit L2 norm.
         k: Their keys, (B, D), unit L2 norm, detached.
-        others: Negative keys, (K, D), unit L2 norm.
+        negatives: (N, D), unit L2 norm.
         temperature: Divides the cosines.
-        blocked: (B, K) bool, which of them are no negatives of which query; none if not given.
+        excluded: (B, N) bool, the negatives that do not count for a query; None where all count.
 
     Returns:
-        (B,) and (B, K), where blocked the least number there is.
+        (B,) and (B, N) logits; the lowest finite number where excluded, so that no gradient becomes nan.
     """
-    q = q / temperature  # B * D divisions instead of B * K
-    return (q * k).sum(1), _without(q @ others.T, blocked)
-
-
-def _without(logits: Tensor, blocked: Tensor | None) -> Tensor:
-    """Return logits that count for nothing where they are blocked; finite, so that no gradient becomes nan."""
-    return logits if blocked is None else logits.masked_fill(blocked, torch.finfo(logits.dtype).min)
-
-
-def _count_open(logits: Tensor, blocked: Tensor | None) -> Tensor:
-    """Return how many logits of each row are not blocked, (B,) int64."""
-    every = torch.full((len(logits),), logits.shape[1], dtype=torch.int64, device=logits.device)
-    return every if blocked is None else every - blocked.sum(1)
-
-
-class _ShardedLogSumExp(torch.autograd.Function):
-    """Log-sum-exp of each own query's similarities to a queue of which every process holds a part.
-
-    Queries travel, (b, D) from each process, instead of the queue; each process sums over its part, and the sums are
-    added. The gradient of a query is the sum of what every process's part contributes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, shard: Tensor, blocked: Tensor | None, processes: Processes) -> Tensor:
-        """Take (b, D) queries, divided by the temperature, (K / P, D) keys and (B, K / P) which are blocked to (b,)."""
-        logits = _without(processes.gather(q) @ shard.T, blocked)  # (B, K / P)
-        total = processes.gather(logits.logsumexp(1)).view(processes.size, -1).logsumexp(0)  # (B,)
-        ctx.save_for_backward(logits, total, shard)
-        ctx.processes = processes
-        return total.view(processes.size, -1)[processes.rank].clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """Take (b,) to (b, D)."""
-        logits, total, shard = ctx.saved_tensors
-        share = torch.exp(logits - total[:, None]) * ctx.processes.gather(gradient)[:, None]  # (B, K / P)
-        return ctx.processes.reduce(share @ shard), None, None, None
+    q = q / temperature  # B * D divisions instead of B * N
+    logits = q @ negatives.T
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, torch.finfo(logits.dtype).min)
+    return (q * k).sum(1), logits
 
 
 def info_nce(positive: Tensor, negative: Tensor) -> Tensor:
-    """Return the mean cross-entropy in nats of picking the own key among 1 + K; chance is ln(1 + K).
+    """Return the mean cross-entropy in nats of picking the own key among 1 + N; chance is ln(1 + N).
 
-    The positive column is joined inside the log-sum-exp, which spares copies of the (B, 1 + K) logits.
+    The positive column is joined inside the log-sum-exp, which spares copies of the (B, 1 + N) logits.
 
     Args:
         positive: (B,) logits.
-        negative: (B, K) logits, or their log-sum-exp as (B, 1).
+        negative: (B, N) logits.
 
     Source: He et al. 2020, eq. 1.
     """

@@ -17,8 +17,8 @@ _LAYERS_OF_V3 = {"mlp_2": 2, "mlp_3": 3}
 def projector(method: MethodSettings, feature_dim: int) -> nn.Module:
     """Build the layers between features and embedding, (B, F) -> (B, D).
 
-    `linear` is v1's and `mlp` v2's. `mlp_bn` normalises its hidden layer as v3 does: features behind a ReLU share one
-    large direction, which short trainings otherwise spend their time on. `mlp_2` and `mlp_3` are v3's for ResNets and
+    `linear` is v1's and `mlp` v2's. `mlp_bn` normalises its hidden layer as v3 does: features after a ReLU share one
+    large component, and short trainings otherwise spend their time on it. `mlp_2` and `mlp_3` are v3's for ResNets and
     transformers, whose embedding is normalised too.
     """
     hidden = method.hidden_dim or feature_dim
@@ -33,7 +33,7 @@ def projector(method: MethodSettings, feature_dim: int) -> nn.Module:
 
 
 def predictor(method: MethodSettings, feature_dim: int) -> nn.Module | None:
-    """Build what predicts the other view's embedding from a query's, (B, D) -> (B, D); None where there is none.
+    """Build the layers that predict the other view's embedding, (B, D) -> (B, D); None where there are none.
 
     Source: builder.py of facebookresearch/moco-v3: two layers, of which the last is normalised for transformers alone.
     """
@@ -44,7 +44,7 @@ def predictor(method: MethodSettings, feature_dim: int) -> nn.Module | None:
 
 
 def _normalised(widths: list[int], *, normalised_end: bool) -> nn.Sequential:
-    """Build linear layers, each but perhaps the last with a batch norm, which at the end neither scales nor shifts."""
+    """Build linear layers with batch norms; the last has one only if asked for, without scale and shift."""
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(pairwise(widths), start=1):
         layers.append(nn.Linear(before, after, bias=False))

@@ -1,4 +1,4 @@
-"""Where the time goes on this machine, with these settings: each part alone, then the real loop, then words."""
+"""Where the time goes on this machine, with these settings: each part alone, the real loop, and advice."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from medmoco.data.loading.sampler import StepOrder
 from medmoco.data.loading.workers import AHEAD
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.models.moco import MoCo
+from medmoco.training.context import RunContext
 from medmoco.training.device import choose_device, choose_precision
-from medmoco.training.engine import Hooks, fit
+from medmoco.training.engine import Hooks, Loop
 from medmoco.training.moco_task import Contrast, check_sizes, create_state, negative_numbers
 from medmoco.training.runlog import RunLog
 from medmoco.utils.rng import permutation
 
 ROUNDS = 5
-_CHUNK = 16  # images read between two looks at the clock
-_ENDLESS = 10**6  # epochs and steps that no bench lives to see
-_NOISY = 0.3  # spread from which on the machine is called busy
-_MARGIN = 0.15  # differences below it are called none, on the quietest machine
+_CHUNK = 16  # images read between two readings of the clock
+_ENDLESS = 10**6  # epochs and steps, more than any bench reaches
+_NOISY = 0.3  # spread above which the machine counts as busy
+_MARGIN = 0.15  # smaller differences do not count, even on a quiet machine
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ class Rate:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was measured, and on what.
+    """The measurements, and the machine.
 
     Attributes:
         read: Reading and decoding, in one process.
         views: Making two views of a canvas, in one process.
         step: The training step on made-up images.
-        together: Training as it is.
+        together: The whole training loop.
         waiting: Share of the time that training waited for data.
         workers: data.workers.
-        cores: That this process may use.
+        cores: Available to this process.
         packed: Whether canvases come from a pack.
         device: cpu or cuda.
         precision: In use.
-        best_precision: That this device is best at.
+        best_precision: The default on this device.
     """
 
     read: Rate
@@ -95,12 +96,12 @@ class Facts:
 
 
 def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> str:
-    """Measure, and say in plain words what holds training up and what would help.
+    """Measure, and describe the bottleneck of training and what would help.
 
     Args:
         settings: Of the run that is to be fast.
-        seconds: For each of the four measurements, besides their starting.
-        log: Told what is being measured.
+        seconds: For each of the four measurements, without their start.
+        log: Receives the name of each measurement.
 
     Raises:
         SettingsError, DataError: as pretraining would.
@@ -118,9 +119,9 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
         read = _rate(_reading(split, settings), seconds)
         log("2 of 4: views, in one process")
         views = _rate(_view_making(split, settings), seconds)
-    log("3 of 4: the training step, on made-up images")
+    log("3 of 4: the training step, on random images")
     step, _ = _train(repeat(_made_up(settings)), split, settings, precision, seconds, skip=2)
-    log("4 of 4: training as it is")
+    log("4 of 4: the whole training loop")
     batches = training_batches(split, settings, _order(split, settings), 0)
     prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
     together, waiting = _train(batches, split, settings, precision, seconds, skip=prefetched)
@@ -132,7 +133,7 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
 
 
 def advise(facts: Facts) -> list[str]:
-    """Say what the numbers mean: what is the bottleneck, what would remove it, and how sure that is."""
+    """Interpret the numbers: the bottleneck, what would remove it, and how certain that is."""
     spread = max(rate.spread for rate in (facts.read, facts.views, facts.step, facts.together))
     margin = max(_MARGIN, spread / 2)
     ratio = facts.supply / facts.step.median
@@ -219,7 +220,7 @@ def _table(facts: Facts) -> list[str]:
 
 
 def _rate(work: Callable[[], int], seconds: float) -> Rate:
-    """Time what returns how many images it did, after one time that does not count."""
+    """Time a function that returns its number of images, after one call that does not count."""
     work()
     rates = []
     for _ in range(ROUNDS):
@@ -235,7 +236,7 @@ def _summary(rates: list[float]) -> Rate:
 
 
 def _reading(split: Split, settings: RunSettings) -> Callable[[], int]:
-    """Read images in a random order, each once before any comes again."""
+    """Read images in random order, each once per round."""
     read = canvas_reader(split, settings.data)
     chunks = _chunks(split)
 
@@ -258,18 +259,18 @@ def _view_making(split: Split, settings: RunSettings) -> Callable[[], int]:
 
     def work() -> int:
         epoch = next(epochs)
-        drawn = [
+        params = [
             view_maker.draw(settings.views, canvases, seed=0, epoch=epoch, samples=samples, view=view)
             for view in range(2)
         ]
-        return len(view_maker.render(settings.views, canvases, drawn)[0])
+        return len(view_maker.render(settings.views, canvases, params)[0])
 
     return work
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Work as a data worker does."""
+    """Use one thread, as a data worker does."""
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -289,12 +290,13 @@ def _train(
 ) -> tuple[Rate, float]:
     """Run the training loop on batches for a while; return its rate and the share of time that it waited for them."""
     device = choose_device(settings.train)
-    state = create_state(settings, device, precision)
+    context = RunContext(settings, device, precision)
+    state = create_state(context)
     stopwatch = _Stopwatch(device, seconds, skip)
     train = settings.train.model_copy(update={"log_every": _ENDLESS, "checkpoint_every": _ENDLESS})
     model = state.model
     assert isinstance(model, MoCo)
-    task = Contrast(model, settings, device, precision, numbers=negative_numbers(split, settings.method))
+    task = Contrast(model, context, numbers=negative_numbers(split, settings.method))
     hooks = Hooks(lambda _: None, lambda *_: {}, lambda *_: None)
     timed = stopwatch.passing(batches)
     with (
@@ -302,12 +304,12 @@ def _train(
         tempfile.TemporaryDirectory() as folder,
         RunLog(Path(folder), steps=_ENDLESS, start_step=0) as log,
     ):
-        fit(task, timed, state, _order(split, settings), train, log, hooks)
+        Loop(state, _order(split, settings), train, log, hooks).fit(task, timed)
     return _summary(stopwatch.rates), stopwatch.waited / stopwatch.total
 
 
 class _Stopwatch:
-    """Times what takes batches from an iterator."""
+    """Times the consumer of an iterator of batches."""
 
     def __init__(self, device: torch.device, seconds: float, skip: int) -> None:
         self.rates: list[float] = []
@@ -315,7 +317,7 @@ class _Stopwatch:
         self._device, self._seconds, self._skip = device, seconds / ROUNDS, skip
 
     def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on until the rounds are over."""
+        """Yield batches until the rounds are over."""
         source = iter(batches)
         for _ in range(self._skip):
             yield next(source)
@@ -344,9 +346,9 @@ def _order(split: Split, settings: RunSettings) -> StepOrder:
 
 
 def _made_up(settings: RunSettings) -> Batch:
-    """Return a batch of noise: the step's time does not depend on what is in the images."""
+    """Return a batch of noise: the time of a step does not depend on the content of images."""
     size, batch = settings.views.size, settings.train.global_batch_size
     dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16
-    wanted = plan_of(settings.method, settings.decoder).wanted
-    views = [torch.randint(0, 256, (batch, settings.data.channel_count, size, size)).to(dtype) for _ in wanted]
+    planned = plan_of(settings.method, settings.decoder).wanted
+    views = [torch.randint(0, 256, (batch, settings.data.channel_count, size, size)).to(dtype) for _ in planned]
     return Batch(views, torch.arange(batch), step=0, epoch=0)

@@ -1,8 +1,8 @@
 """Atomic, hashed, resumable checkpoints of tensors and plain values.
 
-A file and its SHA-256 are written beside their names, fsynced and renamed, the hash first, and the folder is fsynced
-after each name; so a crash at any moment leaves the one before. A flipped bit passes torch.load unnoticed; the hash
-does not let it.
+A file and its SHA-256 are written to temporary files, fsynced and renamed, the hash first, and the folder is fsynced
+after each rename; so a crash at any moment leaves the previous checkpoint. torch.load does not notice a flipped bit;
+the hash does.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from medmoco.utils.files import replacing, sha256_of
 FORMAT = 1
 KEPT = 3
 
-# What names this machine's folders stays out of every checkpoint.
+# Names of this machine's folders stay out of every checkpoint.
 _LOCAL = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.init", "detection.boxes")
 
 
 def portable_settings(settings: RunSettings) -> Tree:
-    """Return the settings as "group.key" -> value, without anything that names a folder."""
+    """Return the settings as "group.key" -> value, without those that name a folder."""
     return {key: value for key, value in flatten(as_tree(settings)) if key not in _LOCAL}
 
 
@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
 
 
 def _record(target: Path, hashes: list[str]) -> None:
-    """Write the hashes that the file may have, in the form that sha256sum checks."""
+    """Write the hashes that the file may have, in the format of sha256sum."""
     with replacing(_hash_file(target), durable=True) as temporary:
         temporary.write_text("".join(f"{digest}  {target.name}\n" for digest in hashes))
 
@@ -85,7 +85,7 @@ def _drop_leftovers(folder: Path) -> None:
 
 
 def _drop_old(folder: Path, step: int) -> None:
-    """Keep the last three; later ones were passed over as damaged, or this step would not have been done again."""
+    """Keep the last three up to this step; later ones are damaged, or this step would not have been repeated."""
     files = sorted(folder.glob("step-*.pt"))
     kept = [file for file in files if file.stem <= f"step-{step:09d}"][-KEPT:]
     for file in files:
@@ -102,19 +102,19 @@ def keep_newest(folder: Path) -> None:
 
 
 def _refusal(folder: Path, content: dict[str, Any], error: Exception) -> str:
-    """Tidy up after a failed save and put into words why it failed."""
+    """Clean up after a failed save and return why it failed."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides a full disk in its own
     reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause)
-    with suppress(OSError):  # a folder that refuses this too; the next save tries again
+    with suppress(OSError):  # the folder may refuse this too; the next save tries again
         _drop_leftovers(folder)
     lines = [f"the checkpoint of step {content['step']} cannot be written: {reason}"]
     remedy = ""
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         lines.append(f"It needs {_size(content):,} bytes; the disk has {free:,} bytes free.")
-        remedy = " Free some space, then go on with --resume."
+        remedy = " Free some space, then continue with --resume."
     elif isinstance(cause, OSError):
-        remedy = " Make the run folder writable, then go on with --resume."
+        remedy = " Make the run folder writable, then continue with --resume."
     return "\n".join([*lines, f"Earlier checkpoints are intact.{remedy}"])
 
 
@@ -126,7 +126,7 @@ def _size(content: dict[str, Any]) -> int:
 
 
 class _Counter:
-    """A file that counts what it is given and keeps nothing."""
+    """A file that counts bytes and keeps nothing."""
 
     bytes = 0
 
@@ -144,7 +144,7 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
 
     Args:
         folder: The run's `checkpoints/`.
-        warn: Told of every damaged one that is passed over.
+        warn: Receives a warning for every damaged one that is skipped.
 
     Raises:
         CheckpointError: there is none, or all are damaged.
@@ -157,11 +157,11 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
         try:
             return _read(file)
         except CheckpointError as damage:
-            warn(f"checkpoint {file.name} is damaged ({damage}); using the one before")
+            warn(f"checkpoint {file.name} is damaged ({damage}); using the previous one")
             reasons.append(str(damage))
     raise CheckpointError(
         f"all {len(files)} checkpoints of the run are damaged ({', '.join(dict.fromkeys(reasons))}).\n"
-        "Nothing was changed or started anew. Bring one back with its .sha256, or give up the run with --overwrite."
+        "Nothing was changed. Restore one with its .sha256, or replace the run with --overwrite."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the arithmetic runs and how precise it is."""
+"""Device and precision."""
 
 from __future__ import annotations
 
@@ -10,30 +10,9 @@ import torch
 
 from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
-from medmoco.training.distributed import ALONE, Group
 
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def prepare_device(train: TrainSettings, group: Group = ALONE) -> tuple[torch.device, str, str]:
-    """Return device, precision and the reason for that, and let torch take as many threads as it is given.
-
-    Raises:
-        SettingsError: see `choose_device` and `choose_precision`; or the processes differ in their precision.
-    """
-    if train.threads:
-        torch.set_num_threads(train.threads)
-    with group.one_fate():
-        device = choose_device(train)
-        precision, why = choose_precision(train, device)
-    everyones = sorted(set(group.tell(precision)))
-    if len(everyones) > 1:
-        raise SettingsError(
-            f"the machines of this run differ in their default precision: {' and '.join(everyones)}.\n"
-            f"Set train.precision={everyones[-1]}, which is then that of all, or use machines of one kind."
-        )
-    return device, precision, why
 
 
 def choose_device(train: TrainSettings) -> torch.device:
@@ -52,7 +31,7 @@ def choose_device(train: TrainSettings) -> torch.device:
 
 
 def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, str]:
-    """Return fp32, bf16 or fp16, and the reason in words.
+    """Return fp32, bf16 or fp16, and the reason.
 
     Without AMX, bf16 on a CPU is slower than fp32, and without AVX-512 it all but hangs: never a blind default.
 
@@ -72,10 +51,10 @@ def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, s
 
 @contextmanager
 def memory_explained(train: TrainSettings) -> Iterator[None]:
-    """Turn a GPU or a machine that has no memory left into words.
+    """Explain what to change where a GPU or a machine runs out of memory.
 
     Raises:
-        SettingsError: it has not.
+        SettingsError: it does.
     """
     try:
         yield
@@ -87,7 +66,7 @@ def memory_explained(train: TrainSettings) -> Iterator[None]:
             f"the {'GPU' if on_gpu else 'machine'} has too little memory for train.global_batch_size"
             f" {train.global_batch_size}.\n"
             f"Raise train.accumulation_steps (now {train.accumulation_steps}), use more GPUs, or lower views.size;\n"
-            f"{'nvidia-smi' if on_gpu else 'top'} shows who else uses it. The last checkpoint is intact."
+            f"{'nvidia-smi' if on_gpu else 'top'} shows what else uses it. The last checkpoint is intact."
         ) from None
 
 

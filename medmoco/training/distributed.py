@@ -1,41 +1,30 @@
-"""Several processes as one: who they are, how they exchange tensors, how they agree. A no-op on one process.
+"""Several processes as one: who they are, how they meet and exchange tensors. On one process, nothing happens.
 
-Two channels. Tensors of a step go over NCCL on GPUs and gloo on CPUs. Words and decisions always go over gloo, on the
-host: so a process notices within a step that another is gone or wants to stop, while its GPU goes on computing.
+Tensors of a step go over NCCL on GPUs and gloo on CPUs; `agreement` has what goes between the hosts.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from medmoco import errors
 from medmoco.config import TrainSettings
 from medmoco.data.loading.sampler import Share
-from medmoco.errors import DistributedError, MedmocoError, SettingsError
+from medmoco.errors import DistributedError, SettingsError
 from medmoco.models.batch_norm import split_batch_norm, sync_batch_norm
 from medmoco.training.launch import Placement
+from medmoco.training.lost_processes import explaining_lost
 
-Result = TypeVar("Result")
-
-_PATIENCE = timedelta(hours=2)  # for what may take long on one process alone: packing, reading, scoring in between
-
-_LAST_WORDS = 3.0  # seconds in which processes notice that another is lost, after the first of them has
-
-
-# How we talk
+_PATIENCE = timedelta(hours=2)  # for the first process to pack, read or score while the others wait
 
 
 @dataclass
@@ -46,20 +35,23 @@ class Group:
         rank: Number of this process, from 0.
         size: How many there are.
         seconds: Until a process that does not answer counts as hung.
-        sent: Bytes that this process has sent, by what for.
+        sent: Bytes that this process has sent, by purpose.
+        control: Channel between the hosts, for texts and decisions.
+        patient: The same, for answers that take longer.
+        store: Keys and values that all processes share.
     """
 
     rank: int = 0
     size: int = 1
     seconds: float = 0.0
     sent: Counter[str] = field(default_factory=Counter)
-    _control: Any = None
-    _patient: Any = None
-    _store: Any = None
+    control: Any = None
+    patient: Any = None
+    store: Any = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and logs."""
         return self.rank == 0
 
     @property
@@ -75,21 +67,12 @@ class Group:
         return _joined(own.detach(), self.size)
 
     def gather_trained(self, own: Tensor, purpose: str) -> Tensor:
-        """Join (b, ...) of every process, in the order of their ranks, to (B, ...); gradients find their way back."""
+        """Join (b, ...) of every process, in the order of their ranks, to (B, ...), with gradient."""
         if self.size == 1:
             return own
         self.sent[purpose] += 2 * _bytes(own) * (self.size - 1)
         every: Tensor = _GatherTrained.apply(own, self.rank, self.size)
         return every
-
-    def reduce(self, terms: Tensor) -> Tensor:
-        """Add (B, ...) of every process and return this one's share, (b, ...); without gradient."""
-        if self.size == 1:
-            return terms
-        own = terms.new_empty(len(terms) // self.size, *terms.shape[1:])
-        dist.reduce_scatter(own, list(terms.detach().contiguous().chunk(self.size)))
-        self.sent["gradients of queries"] += _bytes(own) * (self.size - 1)
-        return own
 
     def mean(self, values: Tensor, purpose: str = "statistics") -> Tensor:
         """Return the mean of a tensor over all processes, in place."""
@@ -100,158 +83,13 @@ class Group:
         return values.div_(self.size)
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Return what averages gradients over all processes while they are computed; the module itself on one."""
+        """Wrap a module so that its backward pass averages gradients over all processes; return it as it is on one."""
         if self.size == 1:
             return module
         return nn.parallel.DistributedDataParallel(
             module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )  # fmt: skip
-
-    # How we agree
-
-    def any_of(self, *flags: bool) -> tuple[bool, ...]:
-        """Tell for each flag whether it is set on any process."""
-        if self.size == 1:
-            return flags
-        word = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control)
-        return tuple(bool(flag) for flag in word)
-
-    def at_step(self, step: int) -> None:
-        """Leave word of how far this process is, for the others to read when it hangs."""
-        if self.size > 1:
-            self._store.set(f"at/{self.rank}", str(step))
-
-    def tell(self, text: str, *, patiently: bool = False) -> list[str]:
-        """Return the texts of all processes, in the order of their ranks."""
-        if self.size == 1:
-            return [text]
-        group = self._patient if patiently else self._control
-        own = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(own)]), group=group)
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(own)] = own
-        every = [torch.zeros_like(padded) for _ in range(self.size)]
-        dist.all_gather(every, padded, group=group)
-        return [
-            bytes(words[: int(length)].tolist()).decode().strip(" ")
-            for words, length in zip(every, lengths, strict=True)
-        ]
-
-    def raise_together(self, error: MedmocoError | None, *, patiently: bool = False) -> None:
-        """Raise on every process what the first of them that failed has met.
-
-        Raises:
-            MedmocoError: its own kind and message.
-        """
-        if self.size == 1:
-            if error:
-                raise error
-            return
-        word = json.dumps([type(error).__name__, str(error)]) if error else ""
-        for told in self.tell(word, patiently=patiently):
-            if told:
-                kind, message = json.loads(told)
-                raise getattr(errors, kind)(message)
-
-    @contextmanager
-    def one_fate(self, *, patiently: bool = True) -> Iterator[None]:
-        """What goes wrong inside on one process goes wrong on all, each having tried to reach the end."""
-        failure = None
-        try:
-            yield
-        except MedmocoError as error:
-            failure = error
-        self.raise_together(failure, patiently=patiently)
-
-    def first(self, action: Callable[[], Result], *, patiently: bool = False) -> Result | None:
-        """Do something on the first process alone, while the others wait.
-
-        Args:
-            action: What to do.
-            patiently: It may take longer than a process has to answer.
-
-        Returns:
-            What `action` returns on the first process, None on the others.
-
-        Raises:
-            MedmocoError: `action` failed; raised on all.
-        """
-        with self.one_fate(patiently=patiently):
-            return action() if self.is_first else None
-
-    def beside(self, place: str) -> int:
-        """Return how many processes, with this one, are in a place such as a machine's shared memory."""
-        return self.tell(place).count(place)
-
-    def from_first(self, action: Callable[[], Result], *, patiently: bool = False) -> Result:
-        """Do something on the first process alone, and return on all what it returns, which JSON can hold.
-
-        Raises:
-            MedmocoError: see `first`.
-        """
-        text = json.dumps(self.first(action, patiently=patiently))
-        found: Result = json.loads(self.tell(text)[0])
-        return found
-
-    def check_same(self, what: str, tensors: list[Tensor]) -> None:
-        """Make sure that tensors hold the same bits on every process.
-
-        Raises:
-            DistributedError: they do not; names the processes.
-        """
-        if self.size == 1:
-            return
-        sums = self.tell(str(_checksum(tensors)))
-        odd = [rank for rank, found in enumerate(sums) if found != sums[0]]
-        if odd:
-            raise DistributedError(
-                f"{what} of process {', '.join(map(str, odd))} differ from those of process 0.\n"
-                "The machines do not compute alike (mixed GPUs, faulty memory, different library versions?).\n"
-                "Nothing was saved; go on from the last checkpoint with --resume, without that machine."
-            )
-
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn what the libraries say about lost processes into words.
-
-        Raises:
-            DistributedError: another process is gone or does not answer.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size == 1 or not _is_about_others(error):
-                raise
-            raise DistributedError(self._explain(str(error))) from None
-
-    def _explain(self, text: str) -> str:
-        lost = self._silent()
-        who = f"process {', '.join(lost)}" if lost else "another process"
-        resume = "The last checkpoint is intact: go on with --resume."
-        if re.search(r"[Tt]imed? ?out", text):
-            return (
-                f"{who} has not answered for {self.seconds:g} s: its machine hangs, its data does not come, or the "
-                "network is down.\n"
-                f"Look at it (py-spy dump --pid) and its machine; train.hang_seconds is how long to wait. {resume}"
-            )
-        return (
-            f"{who} has ended or cannot be reached; what it printed says why.\n"
-            f"A process without last words was killed, most often for lack of memory. {resume}"
-        )
-
-    def _silent(self) -> list[str]:
-        """Return the processes that do not notice, as all others do, that something is wrong; with their last steps."""
-        try:
-            self._store.set(f"alive/{self.rank}", "")
-            time.sleep(min(_LAST_WORDS, self.seconds))
-            lost = [rank for rank in range(self.size) if not self._store.check([f"alive/{rank}"])]
-            return [f"{rank} (in step {int(self._store.get(f'at/{rank}'))})" for rank in lost]
-        except (RuntimeError, ValueError):
-            return []  # the store was with the lost one
 
 
 ALONE = Group()
@@ -264,7 +102,7 @@ def _joined(own: Tensor, size: int) -> Tensor:
 
 
 class _GatherTrained(torch.autograd.Function):
-    """Joins tensors of all processes; the gradient of a part is the sum of what all processes want of it."""
+    """Joins tensors of all processes; the gradient of a part is the sum over all processes."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, rank: int, size: int) -> Tensor:
@@ -272,22 +110,22 @@ class _GatherTrained(torch.autograd.Function):
         return _joined(own, size)
 
     @staticmethod
-    def backward(ctx: Any, *wanted: Tensor) -> tuple[Tensor, None, None]:
-        total = wanted[0].clone(memory_format=torch.contiguous_format)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.chunk(ctx.size)[ctx.rank], None, None
 
 
-def gradients_stay_here(wrapped: nn.Module, wanted: bool) -> AbstractContextManager[None]:
-    """Keep gradients of what `Group.wrap` gave on this process, if wanted: of all parts but the last of a step.
+def gradients_stay_here(wrapped: nn.Module, stay: bool) -> AbstractContextManager[None]:
+    """Do not average gradients of a module from `Group.wrap` if they `stay`, for all parts of a step but the last.
 
     Averaging their sum is enough.
     """
-    return wrapped.no_sync() if wanted and isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+    return wrapped.no_sync() if stay and isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def join_batch_norm(module: nn.Module, group: Group) -> None:
-    """Make every batch norm inside `module` take its statistics over what all processes are given, in place.
+    """Make every batch norm inside `module` take its statistics over the batches of all processes, in place.
 
     The running ones move with the step, not with its parts; see `settle_statistics`.
     """
@@ -301,34 +139,16 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _checksum(tensors: list[Tensor]) -> int:
-    """Add up the bits of tensors; exact in any order, and cheap on a GPU."""
-    total = 0
-    for position, tensor in enumerate(tensors):
-        bits = tensor.detach().contiguous().view(-1).view(torch.uint8).to(torch.int64)
-        weights = torch.arange(len(bits), device=bits.device) % 251 + 1  # exchanged values do not cancel out
-        total += (position + 1) * int((bits * weights).sum())
-    return total
-
-
-def _is_about_others(error: RuntimeError) -> bool:
-    words = r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Timed out|TCPStore"
-    return isinstance(error, dist.DistError) or re.search(words, str(error)) is not None
-
-
-# How we meet
-
-
 @contextmanager
 def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]:
-    """Meet the other processes of the run, and part at the end.
+    """Join the other processes of the run, and leave at the end.
 
     Args:
-        train: Says which device, and how long to wait for others.
-        placement: What the launcher said; without it the process is alone.
+        train: Names the device, and how long to wait for others.
+        placement: From the launcher; None for a process on its own.
 
     Raises:
-        DistributedError: they do not come together.
+        DistributedError: they do not all come.
         SettingsError: there are more processes on this machine than GPUs.
     """
     if placement is None or placement.size == 1:
@@ -357,10 +177,10 @@ def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]
         raise DistributedError(_meeting_failed(str(error), placement, train)) from None
     group = Group(placement.rank, placement.size, train.hang_seconds, Counter(), control, patient, store)
     try:
-        with group.explained():
+        with explaining_lost(group):
             yield group
     except DistributedError:
-        raise  # parting would wait for the lost
+        raise  # leaving the group would wait for the lost ones
     except BaseException:
         dist.destroy_process_group()
         raise
@@ -370,8 +190,8 @@ def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]
 def _meeting_failed(text: str, placement: Placement, train: TrainSettings) -> str:
     if "EADDRINUSE" in text or "address already in use" in text:
         return (
-            f"port {placement.port} is in use on this machine, so that the processes cannot meet there.\n"
-            "Set MASTER_PORT to a free one (with torchrun: --rdzv-endpoint=HOST:PORT), or end what uses it."
+            f"port {placement.port} is in use on this machine, so the processes cannot meet there.\n"
+            "Set MASTER_PORT to a free one (with torchrun: --rdzv-endpoint=HOST:PORT), or end the program that uses it."
         )
     return (
         f"the {placement.size} processes did not meet at {placement.address}:{placement.port}, waiting up to "

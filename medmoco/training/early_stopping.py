@@ -1,32 +1,28 @@
-"""The best epoch so far by the score on validation, and when it is time to give up waiting for a better one."""
+"""Supervised training, of fine-tuning and of detection: the best epoch on validation is kept, with early stopping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from medmoco.config import DetectionSettings, FinetuneSettings, RunSettings, TrainSettings, Tree
-from medmoco.data.loading.loading import Batch, Batches
-from medmoco.data.loading.quarantine import Quarantine
+from medmoco.config import DetectionSettings, FinetuneSettings, TrainSettings
+from medmoco.data.loading.loading import Batches
 from medmoco.data.loading.sampler import StepOrder
-from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError, Stopped
-from medmoco.training.checkpoint import save_checkpoint
-from medmoco.training.distributed import ALONE, Group
-from medmoco.training.engine import Hooks, Task, TrainState, fit
-from medmoco.training.run_folder import CHECKPOINTS, Start
-from medmoco.training.runlog import RunLog, SilentLog
-from medmoco.training.skipped_steps import Mishaps
-from medmoco.training.status import reporting_end, write_status
+from medmoco.training.agreement import from_first
+from medmoco.training.context import RunContext
+from medmoco.training.engine import Hooks, Loop, Task, TrainState
+from medmoco.training.run_folder import StartMode
+from medmoco.training.session import Job, TrainingSession, open_session
 
 Measure = Callable[[Callable[[], bool]], tuple[float, dict[str, float]]]
-
+"""Scores val. Receives a function that returns whether to stop; returns the score that chooses the epoch, higher is
+better, and all measurements for the log."""
 
 _OF_THE_LOOP = (
     "epochs", "global_batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "schedule", "milestones",
@@ -34,25 +30,25 @@ _OF_THE_LOOP = (
 
 
 def loop_settings(train: TrainSettings, chosen: FinetuneSettings | DetectionSettings) -> TrainSettings:
-    """Return what the training loop follows: `chosen` takes the place of what it has a say in."""
+    """Return the settings of the training loop: those of `chosen` replace the ones of `train` that it has too."""
     return train.model_copy(update={key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0})
 
 
 def check_parts(section: str, train: TrainSettings, processes: int) -> None:
-    """Refuse a batch that processes and the parts they work in do not divide evenly.
+    """Refuse a batch that does not divide evenly among processes and their parts.
 
     Args:
-        section: Of the settings, that says how large the batch is.
-        train: What the training loop follows.
+        section: Of the settings, with the batch size.
+        train: Settings of the training loop.
         processes: How many.
 
     Raises:
-        SettingsError: they do not.
+        SettingsError: it does not.
     """
     passes = processes * train.accumulation_steps
     if train.global_batch_size % passes:
         raise SettingsError(
-            f"{section}.global_batch_size {train.global_batch_size} does not divide among"
+            f"{section}.global_batch_size {train.global_batch_size} does not divide evenly among"
             f" {processes} process{'es' * (processes > 1)} x train.accumulation_steps {train.accumulation_steps}.\n"
             f"Set it to a multiple of {passes}, or change the number of processes (--devices) or parts."
         )
@@ -60,7 +56,7 @@ def check_parts(section: str, train: TrainSettings, processes: int) -> None:
 
 @dataclass
 class Best:
-    """The best epoch so far; of equals the first.
+    """The best epoch so far; the first of equals.
 
     Attributes:
         epoch: From 0; -1 before the first.
@@ -75,163 +71,128 @@ class Best:
     validated: int = 0
 
     def take(self, score: float, model: nn.Module) -> None:
-        """Take in the next epoch."""
+        """Consider the next epoch."""
         if score > self.score:
             self.epoch, self.score = self.validated, score
             self.model = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         self.validated += 1
 
     def is_final(self, patience: int) -> bool:
-        """Tell whether so many epochs have passed without a better one; never with a patience of 0."""
+        """Return whether so many epochs have passed without a better one; never with a patience of 0."""
         return bool(patience) and self.validated - 1 - self.epoch >= patience
 
     def as_content(self) -> dict[str, Any]:
-        """Return tensors and plain values for a checkpoint; `Best(**content)` takes them over."""
+        """Return tensors and plain values for a checkpoint; `Best(**content)` restores them."""
         return {"epoch": self.epoch, "score": self.score, "model": self.model, "validated": self.validated}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedJob(Job):
+    """What a supervised run trains.
+
+    Attributes:
+        description: Of the model and the device, for the log.
+        patience: Epochs without a better one after which training ends; 0 is never.
+        measure: See Measure.
+        batches: Yields this process's share of the batches of an order from a step on.
+        create_task: Builds the task of the training loop, once the state exists.
+    """
+
+    description: str
+    patience: int
+    measure: Measure
+    batches: Callable[[StepOrder, int], Batches]
+    create_task: Callable[[], Task]
 
 
 @dataclass
 class Selection:
-    """What the training loop calls back in a run whose best epoch is chosen on validation.
+    """A supervised run, and its best epoch.
 
     Attributes:
-        out: Run folder.
-        order: Of the run.
-        state: Of the run.
-        facts: What a checkpoint remembers of the run.
-        log: Of the run.
-        mishaps: Of the run.
-        patience: Epochs without a better one after which training ends; 0 is never.
-        measure: Scores val, given what tells whether the run is asked to stop; returns the score that chooses, higher
-            is better, and all that is worth recording.
+        session: The run.
+        job: What it trains.
         best: So far.
-        group: The processes that train together; the first of them scores.
     """
 
-    out: Path
-    order: StepOrder
-    state: TrainState
-    facts: Tree
-    log: RunLog
-    mishaps: Mishaps
-    patience: int
-    measure: Measure
+    session: TrainingSession
+    job: SupervisedJob
     best: Best = field(default_factory=Best)
-    group: Group = field(default_factory=lambda: ALONE)
 
-    def hooks(self) -> Hooks:
-        """Return what `fit` takes."""
-        return Hooks(self.save, self.after_epoch, self.mishaps.skipped, self.replaced, self.finished)
+    def fit(self) -> None:
+        """Train to the end of the order or until patience ends, and load the best epoch's weights into the model."""
+        session, job = self.session, self.job
+        state, order, context = session.state, session.order, session.context
+        if session.checkpoint:
+            self._restore(session.checkpoint)
+        hooks = Hooks(
+            save=self._save,
+            after_epoch=self._after_epoch,
+            skipped=session.skipped.list_skipped,
+            replaced=session.list_replaced,
+            finished=self.ended_early,
+        )
+        with closing(job.batches(order, state.step)) as batches:
+            Loop(state, order, context.settings.train, session.log, hooks, context.group).fit(
+                job.create_task(), batches
+            )
+        session.skipped.log_total()
+        if self.best.validated < state.step // order.steps_per_epoch:
+            raise Stopped(f"stopped after step {state.step} before its epoch was scored; everything is saved")
+        state.model.load_state_dict(self.best.model)
 
-    def take_up(self, saved: dict[str, Any] | None) -> None:
-        """Go on from a checkpoint; score the epoch at whose end the run was stopped before it was scored."""
-        if not saved:
-            return
-        self.best = Best(**saved["best"])
-        epochs, rest = divmod(self.state.step, self.order.steps_per_epoch)
+    def ended_early(self) -> bool:
+        """Return whether `patience` epochs have passed without a better one."""
+        return self.best.is_final(self.job.patience)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        """Load the best epoch; score the last one where the run was stopped before that."""
+        self.best = Best(**checkpoint["best"])
+        step = self.session.state.step
+        epochs, rest = divmod(step, self.session.order.steps_per_epoch)
         if not rest and self.best.validated < epochs:
-            self.log.record(self.state.step, self.after_epoch(epochs - 1, lambda: False))
+            self.session.log.record(step, self._after_epoch(epochs - 1, lambda: False))
 
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint, after making sure that all processes hold the same."""
-        content = {**state.as_content(), **self.facts, "best": self.best.as_content()}
-        self.group.check_same("the weights", list(state.model.state_dict().values()))
+    def _save(self, state: TrainState) -> None:
+        self.session.save(state, best=self.best.as_content())
 
-        def write() -> None:
-            save_checkpoint(self.out / CHECKPOINTS, state.step, content)
-            write_status(self.out, "running", state.step, self.order.steps)
-
-        self.group.first(write)
-
-    def replaced(self, batch: Batch) -> None:
-        """List the images that cannot be used."""
-        self.mishaps.replaced(self.mishaps.replacements(batch))
-
-    def finished(self) -> bool:
-        """Tell whether `patience` epochs have passed without a better one."""
-        return self.best.is_final(self.patience)
-
-    def after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
+    def _after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
         """Score val, and keep the weights if they are the best so far."""
 
         def measure() -> tuple[float, dict[str, float]] | None:
             try:
-                return self.measure(stop_asked)
+                return self.job.measure(stop_asked)
             except Stopped:
-                return None  # the loop saves now; `take_up` scores this epoch
+                return None  # the loop saves now; a resumed run scores this epoch
 
-        found = self.group.from_first(measure, patiently=True)
+        found = from_first(self.session.context.group, measure, patiently=True)
         if not found:
             return {}
         score, values = found
-        self.best.take(score, self.state.model)
+        self.best.take(score, self.session.state.model)
         return values
 
-    def take_best(self) -> None:
-        """Put the best epoch's weights into the model.
 
-        Raises:
-            Stopped: the run was stopped before its last epoch was scored.
-        """
-        if self.best.validated < self.state.step // self.order.steps_per_epoch:
-            raise Stopped(f"stopped after step {self.state.step} before its epoch was scored; everything is saved")
-        self.state.model.load_state_dict(self.best.model)
-
-
-def train_and_select(
-    stack: ExitStack,
-    settings: RunSettings,
-    start: Start,
-    facts: Tree,
-    group: Group,
-    *,
-    what: str,
-    notes: Sequence[str],
-    split: Split,
-    patience: int,
-    measure: Measure,
-    make_batches: Callable[[StepOrder, int], Batches],
-    make_task: Callable[[], Task],
-) -> Selection:
-    """Train until the order ends or patience does, and put the best epoch's weights into the model.
+def train_and_select(stack: ExitStack, context: RunContext, job: SupervisedJob, start: StartMode) -> Selection:
+    """Train until the order or patience ends, and load the best epoch's weights into the model.
 
     Args:
-        stack: Closes the log, and says in status.json how the run ended.
-        settings: Of the run; `train` is what the loop follows.
-        start: Of the run.
-        facts: What a checkpoint remembers of the run.
-        group: The processes that train together.
-        what: Is trained and where, for the log.
-        notes: For the log, before all else.
-        split: That is learned from.
-        patience: See Selection.
-        measure: See Selection.
-        make_batches: Yields this process's share of the batches of an order from a step on.
-        make_task: Makes the task of the training loop.
+        stack: Closes the run, see `open_session`.
+        context: Settings, whose `train` the loop follows, device and processes.
+        job: What is trained.
+        start: What happens to a run that is in the folder.
 
     Raises:
-        DataError, DistributedError, DivergedError, Stopped: see `fit`.
+        SettingsError, CheckpointError: see `open_session`.
+        DataError, DistributedError, DivergedError, Stopped: see `Loop.fit`.
     """
-    train, state = settings.train, start.state
-    order = StepOrder(settings.seed, len(split), train.global_batch_size, train.epochs)
-    make_log = RunLog if group.is_first else SilentLog
-    stack.enter_context(reporting_end(settings.out, state, order.steps, train, group))
-    log = stack.enter_context(make_log(settings.out, steps=order.steps, start_step=state.step))
-    for note in notes:
-        log.info(note)
-    for warning in start.warnings:
-        log.warn(warning)
-    processes = f", {group.size} processes" if group.size > 1 else ""
-    log.info(
-        f"{'resuming' if start.saved else 'training'} {what}{processes}, up to {order.steps} steps"
-        f" of {order.batch_size}, from step {state.step}"
+    session = open_session(stack, context, job, start)
+    order, processes = session.order, context.group.size
+    session.log.info(
+        f"{'resuming' if session.checkpoint else 'training'} {job.description}"
+        f"{f', {processes} processes' if processes > 1 else ''}, up to {order.steps} steps of {order.batch_size},"
+        f" from step {session.start_step}"
     )
-    mishaps = Mishaps(order, split, state, log, group, Quarantine(settings.out, settings.data.bad_images_budget))
-    mishaps.say_what_is_known()
-    selection = Selection(settings.out, order, state, facts, log, mishaps, patience, measure, group=group)
-    selection.take_up(start.saved)
-    batches = stack.enter_context(closing(make_batches(order, state.step)))
-    fit(make_task(), batches, state, order, train, log, selection.hooks(), group)
-    mishaps.say_what_came()
-    selection.take_best()
+    selection = Selection(session, job)
+    selection.fit()
     return selection

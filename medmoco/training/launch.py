@@ -26,7 +26,7 @@ _SAVING_SECONDS = 600  # a signal gives the processes this long to save, before 
 
 @dataclass(frozen=True)
 class Placement:
-    """What a launcher has told this process.
+    """The place of this process, from its launcher.
 
     Attributes:
         rank: Number of the process in the run, from 0.
@@ -44,9 +44,9 @@ class Placement:
 
 
 def find_placement(environment: Mapping[str, str]) -> Placement | None:
-    """Read the ranks that torchrun or srun have given, None where no launcher has.
+    """Return the ranks that torchrun or srun have set; None without a launcher.
 
-    A batch script, or a shell inside an allocation, is no step of srun and has been given none.
+    A batch script, or a shell inside an allocation, is not a step of srun and has none.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return Placement(
@@ -71,8 +71,8 @@ def first_host(nodes: str) -> str:
     return name + re.split("[-,]", numbers)[0] + end if bracket else name
 
 
-def wanted_processes(train: TrainSettings, devices: int | None) -> int:
-    """Return how many processes to start on this machine: one for each GPU, or as many as asked for.
+def count_processes(train: TrainSettings, devices: int | None) -> int:
+    """Return how many processes to start on this machine: `devices`, or one for each GPU.
 
     Raises:
         SettingsError: more than there are GPUs.
@@ -81,7 +81,7 @@ def wanted_processes(train: TrainSettings, devices: int | None) -> int:
     if devices is not None and devices > max(gpus, 1) and (gpus or train.device == "cuda"):
         raise SettingsError(
             f"--devices {devices}, but torch sees {gpus} usable GPUs.\n"
-            f"Ask for {max(gpus, 1)}, look at nvidia-smi and CUDA_VISIBLE_DEVICES, or set train.device=cpu."
+            f"Ask for {max(gpus, 1)}, check nvidia-smi and CUDA_VISIBLE_DEVICES, or set train.device=cpu."
         )
     return devices or gpus or 1
 
@@ -94,12 +94,12 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         processes: How many.
 
     Returns:
-        The exit code of the run. What there is to say the processes have said.
+        The exit code of the run. The processes have printed any error themselves.
 
     Raises:
         DistributedError: a process was killed.
     """
-    logging.disable(logging.ERROR)  # the launcher reports what the processes have said in fewer words
+    logging.disable(logging.ERROR)  # the launcher would repeat the errors of the processes
     signal.signal(signal.SIGUSR1, _ask_to_stop)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     # Otherwise every process would start a thread for each core.
@@ -123,7 +123,7 @@ def _ask_to_stop(number: int, frame: FrameType | None) -> None:
 
 
 def _exit_code(failures: dict[int, Any]) -> int:
-    """Return what the run ended with; a process that was killed explains the complaints of the others."""
+    """Return the exit code of the run; a process that was killed explains the errors of the others."""
     codes = {rank: failure.exitcode for rank, failure in sorted(failures.items())}
     for rank, code in codes.items():
         if code < 0 and code != -signal.SIGTERM:  # the launcher ends the others with SIGTERM
@@ -131,7 +131,7 @@ def _exit_code(failures: dict[int, Any]) -> int:
             raise DistributedError(
                 f"process {rank} was killed by {name}"
                 f"{', most often for lack of memory: lower data.workers or train.global_batch_size' * (code == -9)}.\n"
-                "The last checkpoint is intact: go on with --resume."
+                "The last checkpoint is intact: resume with --resume."
             )
     known = {getattr(kind, "exit_code", None) for kind in vars(errors).values()}
     return next((code for code in codes.values() if code in known), max(codes.values(), default=1))

@@ -1,10 +1,9 @@
-"""The task that pretraining trains on: momentum contrast between two views, a decoder beside it, or that alone."""
+"""The task of pretraining: momentum contrast between two views, with or without a decoder, or a decoder alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +17,10 @@ from medmoco.errors import SettingsError
 from medmoco.models.backbones import check_size, create_backbone, fix_patches
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.decoder import weighted_squared_error
-from medmoco.models.moco import MoCo, create_moco, info_nce
+from medmoco.models.moco import MoCo, Negatives, batch_negatives, create_moco, info_nce
+from medmoco.training.context import RunContext
 from medmoco.training.device import autocast
-from medmoco.training.distributed import ALONE, Group, gradients_stay_here, join_batch_norm
+from medmoco.training.distributed import gradients_stay_here, join_batch_norm
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer, key_momentum
 from medmoco.utils.rng import WEIGHTS, hashed
@@ -32,10 +32,7 @@ class Contrast:
     def __init__(
         self,
         model: MoCo,
-        settings: RunSettings,
-        device: torch.device,
-        precision: str,
-        group: Group = ALONE,
+        context: RunContext,
         *,
         numbers: Tensor | None = None,
         steps: int = 1,
@@ -44,27 +41,22 @@ class Contrast:
 
         Args:
             model: On the device.
-            settings: Of the run.
-            device: To train on.
-            precision: "fp32", "bf16" or "fp16".
-            group: The processes that train together.
+            context: Settings, device and processes of the run.
             numbers: (N,) int64, of the split's samples; see `negative_numbers`.
             steps: Of the whole run, along which the key momentum may change.
         """
         self.model = model
-        self._settings = settings
-        self._device = device
-        self._precision = precision
-        self._group = group
+        self._context = context
+        self._settings, self._device, self._group = context.settings, context.device, context.group
         self._numbers = numbers
         self._steps = steps
-        self._plan = plan_of(settings.method, settings.decoder)
-        self._encode = group.wrap(model.branches(), device)
+        self._plan = plan_of(self._settings.method, self._settings.decoder)
+        self._encode = self._group.wrap(model.branches(), self._device)
         self._keys: list[Tensor] = []
         self._key_numbers: Tensor | None = None
 
     def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
-        """Yield the loss of each part of a batch, and meters of collapse and short cuts."""
+        """Yield the loss of each part of a batch, with diagnostics of collapse and shortcuts where `measure` is set."""
         parts = self._settings.train.accumulation_steps
         numbers = self._numbers[batch.samples].to(self._device) if self._numbers is not None else None  # (b,)
         if self._plan.keys:
@@ -75,30 +67,42 @@ class Contrast:
         share = self._group.share.of(len(batch.samples) * self._group.size)
         places = torch.arange(share.start, share.stop, device=self._device)  # of own samples in the whole batch
         for part, own in enumerate(places.chunk(parts)):
-            asking = None if numbers is None else numbers[own - share.start]
+            own_numbers = None if numbers is None else numbers[own - share.start]
             floats = [self._floats(of_view[part]) for of_view in views]
             with gradients_stay_here(self._encode, part < parts - 1):
-                with autocast(self._device, self._precision):
-                    queries, made = self._encode(floats)  # (b, D) and (b, 1, S, S) each
-                outputs = self._contrast(queries, own, asking, measure)
-                if made:
-                    counting = [of_view[part] for of_view in weights] if weights else [None] * len(made)
-                    outputs |= self._with_reconstruction(outputs, made, floats, counting)
+                with autocast(self._device, self._context.precision):
+                    queries, reconstructions = self._encode(floats)  # (b, D) and (b, C, S, S) each
+                outputs = self._contrast(queries, own, own_numbers, measure)
+                if reconstructions:
+                    pixel_weights = [of_view[part] for of_view in weights] if weights else [None] * len(reconstructions)
+                    outputs |= self._with_reconstruction(outputs, reconstructions, floats, pixel_weights)
                 yield {name: value / parts for name, value in outputs.items()}
 
     def _contrast(self, queries: list[Tensor], own: Tensor, numbers: Tensor | None, measure: bool) -> dict[str, Tensor]:
-        """Return the loss of queries (b, D) of each direction, whose keys are at `own`, and meters if wanted."""
-        terms = [self._compare(q, keys, own, numbers) for q, keys in zip(queries, self._keys, strict=False)]
-        outputs = spread(queries[0]) if measure else {}
-        if not terms:  # an autoencoder
+        """Return the loss and, if asked to measure, diagnostics.
+
+        Args:
+            queries: (b, D), for each direction of the loss.
+            own: (b,) int64, the positions of these queries' keys in the whole batch.
+            numbers: (b,) int64, see `negative_numbers`.
+            measure: Add diagnostics.
+        """
+        outputs = embedding_diagnostics(queries[0]) if measure else {}
+        if not self._keys:  # an autoencoder
             return outputs
         scale = self._settings.method.loss_scale
-        outputs["loss"] = scale * torch.stack([info_nce(positive, negative) for positive, negative, _ in terms]).mean()
-        if measure:
-            positive, _, against = terms[0]
-            outputs |= meters(queries[0], positive, self.model, against)
-            outputs["chance"] = outputs["chance"] * scale
-        return outputs
+        losses: list[Tensor] = []
+        for q, keys in zip(queries, self._keys, strict=True):
+            if self.model.queue_size:
+                negatives = self.model.queue_negatives(numbers)
+            else:
+                negatives = batch_negatives(keys, own, numbers, self._key_numbers)
+            positive, negative = self.model.compare(q, keys[own], negatives)  # (b,) and (b, N)
+            if measure and not losses:
+                outputs |= contrast_diagnostics(positive, negative, negatives, self.model.temperature)
+                outputs["chance"] = outputs["chance"] * scale
+            losses.append(info_nce(positive, negative))
+        return outputs | {"loss": scale * torch.stack(losses).mean()}
 
     def _with_reconstruction(
         self, outputs: dict[str, Tensor], made: list[Tensor], views: list[Tensor], weights: Sequence[Tensor | None]
@@ -107,9 +111,9 @@ class Contrast:
         decoder = self._settings.decoder
         errors = [
             weighted_squared_error(
-                back, view, None if counting is None else counting.to(self._device) / 255, decoder.empty_weight
+                back, view, None if own is None else own.to(self._device) / 255, decoder.empty_weight
             )
-            for back, view, counting in zip(made, views, weights, strict=True)
+            for back, view, own in zip(made, views, weights, strict=True)
         ]
         error = torch.stack(errors).mean()
         if "loss" not in outputs:
@@ -119,35 +123,22 @@ class Contrast:
         return {"loss": loss, "contrast": contrast.detach(), "reconstruction": error.detach()}
 
     def _embed_keys(self, batch: Batch, parts: int) -> list[Tensor]:
-        """Move the key encoder on, and return the keys of the whole batch for each direction of the loss."""
+        """Update the key encoder, and return the keys of the whole batch for each direction of the loss."""
         whole_batch = len(batch.samples) * self._group.size
         shuffle = None
         if self._plan.shuffled:
             shuffle = torch.from_numpy(key_order(self._settings.seed, batch.step, whole_batch)).to(self._device)
         self.model.update_key_encoder(key_momentum(self._settings.method, batch.step / self._steps))
-        with autocast(self._device, self._precision):
+        with autocast(self._device, self._context.precision):
             return [
                 self.model.embed_keys(self._floats(batch.views[place]), shuffle, parts) for place in self._plan.keys
             ]
-
-    def _compare(self, q: Tensor, keys: Tensor, own: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor, Against]:
-        """Compare queries (b, D) with their keys, which are at `own` (b,) in (B, D), and with their negatives."""
-        if self.model.queue_size:
-            against = Against(None, None if numbers is None else self.model.blocked(numbers))
-        else:
-            # A query's own key is its positive already.
-            blocked = own[:, None] == torch.arange(len(keys), device=keys.device)
-            if numbers is not None:
-                blocked |= numbers[:, None] == self._key_numbers
-            against = Against(keys, blocked)
-        positive, negative = self.model.compare(q, keys[own], others=against.others, blocked=against.blocked)
-        return positive, negative, against
 
     def _floats(self, views: Tensor) -> Tensor:
         return to_float(views, self._settings.views, self._device, channels_last=self._settings.train.channels_last)
 
     def after_step(self) -> None:
-        """Let the keys become negatives and the running statistics move."""
+        """Enqueue the keys and move the running statistics."""
         for keys in self._keys:
             self.model.enqueue(keys, self._key_numbers)
         settle_statistics(self.model, self._group.mean)
@@ -157,18 +148,8 @@ class Contrast:
         forget_statistics(self.model)
 
 
-class Against(NamedTuple):
-    """What queries are compared with besides their own keys; see `MoCo.compare`."""
-
-    others: Tensor | None = None
-    blocked: Tensor | None = None
-
-
-QUEUE = Against()
-
-
 def negative_numbers(split: Split, method: MethodSettings) -> Tensor | None:
-    """Return a number for each of a split's N samples, (N,) int64: keys of a query's number are no negatives of it.
+    """Return a number for each of a split's N samples, (N,) int64: keys of a query's number are not negatives of it.
 
     None where all keys are.
     """
@@ -178,30 +159,34 @@ def negative_numbers(split: Split, method: MethodSettings) -> Tensor | None:
 
 
 @torch.no_grad()
-def meters(q: Tensor, positive: Tensor, model: MoCo, against: Against = QUEUE) -> dict[str, Tensor]:
-    """Measure how queries find their keys.
+def contrast_diagnostics(
+    positive: Tensor, negative: Tensor, negatives: Negatives, temperature: float
+) -> dict[str, Tensor]:
+    """Measure how well queries find their keys.
 
     Args:
-        q: (B, D), unit L2 norm.
         positive: (B,) logits.
-        model: Holds the queue.
-        against: What else the queries were compared with.
+        negative: (B, N) logits.
+        negatives: What the queries were compared with.
+        temperature: Of the logits.
 
     Returns:
         chance: Loss of a guess, the mean of ln(1 + negatives), nats.
         accuracy: Share of queries closer to their key than to every negative.
         positive_similarity: Mean cosine of query and key.
     """
-    nearest, count = model.hardest_negative(q, others=against.others, blocked=against.blocked)
+    count = torch.full_like(positive, negative.shape[1], dtype=torch.float64)
+    if negatives.excluded is not None:
+        count -= negatives.excluded.sum(1)
     return {
-        "chance": count.double().log1p().mean(),
-        "accuracy": (positive > nearest).float().mean(),
-        "positive_similarity": positive.mean() * model.temperature,
+        "chance": count.log1p().mean(),
+        "accuracy": (positive > negative.amax(1)).float().mean(),
+        "positive_similarity": positive.mean() * temperature,
     }
 
 
 @torch.no_grad()
-def spread(q: Tensor) -> dict[str, Tensor]:
+def embedding_diagnostics(q: Tensor) -> dict[str, Tensor]:
     """Measure how much of the sphere embeddings (B, D) of unit L2 norm fill.
 
     Returns:
@@ -217,8 +202,9 @@ def spread(q: Tensor) -> dict[str, Tensor]:
     }
 
 
-def create_state(settings: RunSettings, device: torch.device, precision: str, group: Group = ALONE) -> TrainState:
-    """Return the model at its start, on the device, with its optimiser."""
+def create_state(context: RunContext) -> TrainState:
+    """Return the untrained model, on the device, with its optimiser."""
+    settings, group = context.settings, context.group
     backbone = create_backbone(
         settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
     )
@@ -226,9 +212,8 @@ def create_state(settings: RunSettings, device: torch.device, precision: str, gr
     if settings.evaluate.size and settings.data.labels and settings.train.knn_every:
         check_size(backbone, settings.evaluate.size, "evaluate.size")
     seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
-    model = create_moco(
-        backbone, settings.method, seed=seed, decoder=settings.decoder, size=settings.views.size, processes=group
-    )
+    model = create_moco(backbone, settings.method, seed=seed, decoder=settings.decoder, size=settings.views.size)
+    model.gather = group.gather
     if settings.model.fixed_patches:
         fix_patches(backbone)
     if settings.method.batch_norm == "joined":
@@ -236,19 +221,17 @@ def create_state(settings: RunSettings, device: torch.device, precision: str, gr
     else:
         passes = group.size * settings.train.accumulation_steps
         split_batch_norm(model, batch_norm_groups(settings, group.size) // passes)
-    layout = torch.channels_last if settings.train.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)
+    model = context.place(model)
     if settings.train.compile:
         model.query_encoder.compile()
         model.key_encoder.compile()
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return TrainState(model, create_optimizer(settings.train, model.branches()), scaler)
+    return TrainState(model, create_optimizer(settings.train, model.branches()), context.scaler())
 
 
 def batch_norm_groups(settings: RunSettings, processes: int) -> int:
     """Return over how many groups of the whole batch batch norm takes its statistics.
 
-    As many as `method.batch_norm_splits` says, but at least one for each forward pass: of each process, unless they are
+    As many as `method.batch_norm_splits`, but at least one for each forward pass: of each process, unless they are
     joined, and of each part that a process works through its share in.
 
     Raises:
@@ -267,13 +250,14 @@ def batch_norm_groups(settings: RunSettings, processes: int) -> int:
     return train.accumulation_steps if settings.method.batch_norm == "joined" else pieces
 
 
-def traffic(group: Group, settings: RunSettings, steps: int, model: MoCo) -> str:
-    """Say what this process has sent in each of so many steps, next to what gathering images would have cost.
+def traffic(context: RunContext, steps: int, model: MoCo) -> str:
+    """Describe what this process has sent in each of so many steps, next to the cost of gathering images.
 
     Source: facebookresearch/moco gathers the key views of all processes as float32 (`_batch_shuffle_ddp`).
     """
+    settings, group = context.settings, context.group
     weights = sum(p.numel() * p.element_size() for p in model.branches().parameters() if p.requires_grad)
-    sent = {"gradients": 2 * weights * (group.size - 1) // group.size}  # a ring's share; DDP does not tell
+    sent = {"gradients": 2 * weights * (group.size - 1) // group.size}  # a ring's share; DDP does not report it
     sent |= {purpose: count // max(steps, 1) for purpose, count in group.sent.items()}
     shares = ", ".join(f"{purpose} {count / 1e6:.3g}" for purpose, count in sent.items() if count > 0)
     images = settings.train.global_batch_size // group.size * settings.views.size**2 * 4 * (group.size - 1)
@@ -297,10 +281,5 @@ def check_sizes(images: int, settings: RunSettings, processes: int = 1) -> None:
             f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
             f"the query's own image and push the two apart. Set method.queue_size to {images} or less, or\n"
             "method.negatives to other_images, which leaves them out."
-        )
-    if settings.method.queue_sharded and queue % processes:
-        raise SettingsError(
-            f"method.queue_size {queue} cannot be divided among {processes} processes;"
-            f" set it to {queue // processes * processes}, or method.queue_sharded=false"
         )
     batch_norm_groups(settings, processes)

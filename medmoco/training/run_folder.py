@@ -1,4 +1,4 @@
-"""What keeps a run folder safe: one run in it at a time, nothing deleted by mistake, no other run under its name."""
+"""The run folder: one run in it at a time, no accidental deletion, no resuming with other settings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any, TextIO
 
 import torch
 
-from medmoco.config import RunSettings, Tree, as_tree, to_yaml
+from medmoco.config import RETIRED, RunSettings, Tree, as_tree, to_yaml
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError
+from medmoco.training.agreement import on_first, together
 from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
-from medmoco.training.distributed import ALONE, Group
+from medmoco.training.context import RunContext
 from medmoco.training.engine import TrainState
-from medmoco.training.runlog import saying_what_disk_refuses, write_json
+from medmoco.training.runlog import explaining_disk_errors, write_json
 from medmoco.utils.files import replacing
 
 CHECKPOINTS = "checkpoints"
@@ -33,19 +34,37 @@ STATUS = "status.json"
 
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
-# What may change between a stop and --resume without a word: it alters neither the views nor the weights.
+# May change between a stop and --resume without a warning: these alter neither the views nor the weights.
 HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames", "data.decode_",
              "data.allow_symlinks", "data.bad_images", "data.workers", "model.init", "train.hang_seconds",
              "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.", "finetune.",
              "detection.", "tune.")  # fmt: skip
-# What may change too, but alters the weights: the log says so.
+# May change too, but alter the weights; the log warns.
 _FREE = ("train.epochs",)
-# What decides the shape of the saved state, so that --allow-change cannot help.
+# Decide the shape of the saved state, so --allow-change cannot help.
 _FIXED = (
     "data.channels", "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim",
     "method.embedding_dim", "method.predictor", "method.queue_size", "method.negatives",
     "decoder.weight", "decoder.channels", "train.optimizer",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StartMode:
+    """What happens to a run that is in the folder already; without any of these it is refused.
+
+    Attributes:
+        resume: Continue from its newest checkpoint, or from step 0 where it has none yet.
+        overwrite: Delete it.
+        allow_change: Resume although settings or the manifest have changed.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    allow_change: bool = False
+
+
+NEW = StartMode()
 
 
 # One run at a time
@@ -57,10 +76,10 @@ def holding(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         folder: Of the run.
-        warn: Told where the file system has no locks.
+        warn: Receives a warning where the file system has no locks.
 
     Raises:
-        SettingsError: the folder holds something else than a run.
+        SettingsError: the folder holds something other than a run.
         CheckpointError: another run holds it, or it cannot be written.
     """
     _refuse_foreign(folder)
@@ -77,7 +96,7 @@ def holding(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
             with suppress(OSError):
                 (folder / LOCK).unlink()
             with suppress(OSError):  # it is not empty
-                if is_new:  # what was refused before it began leaves nothing
+                if is_new:  # a run that is refused leaves nothing
                     folder.rmdir()
 
 
@@ -96,7 +115,7 @@ def _open_locked(file: Path, warn: Callable[[str], None]) -> TextIO:
                 "Let that run finish, stop it, or choose another out."
             ) from None
         except OSError:
-            warn("the file system of the run folder has no locks; see to it that no second run uses the folder")
+            warn("the file system of the run folder has no locks; make sure that no second run uses the folder")
         if _is_still(lock, file):
             break
         lock.close()  # the run before removed it after we opened it, and another may have made a new one
@@ -116,27 +135,28 @@ def _is_still(lock: TextIO, file: Path) -> bool:
 # What a folder holds
 
 
-def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a folder which is held is free for a run: new, or resumed, or emptied when told to.
+def claim(folder: Path, start: StartMode) -> None:
+    """Make sure that a folder which is held is free for a run: new, resumed, or emptied where that is asked for.
 
     Raises:
-        SettingsError: it holds a run and neither is asked for, or both are.
+        SettingsError: it holds a run and neither resume nor overwrite is set, or both are.
     """
-    if resume and overwrite:
-        raise SettingsError("--resume goes on with the run in the folder and --overwrite deletes it; give one of them")
+    if start.resume and start.overwrite:
+        raise SettingsError("--resume continues the run in the folder and --overwrite deletes it; use one of them")
     _refuse_foreign(folder)
     if not _holds_run(folder):
         return
-    if overwrite:
+    if start.overwrite:
         _empty(folder)
-    elif not resume:
+    elif not start.resume:
         raise SettingsError(
-            f"out: {folder} holds a run; go on with --resume, replace it with --overwrite, or choose another folder"
+            f"out: {folder} holds a run; continue it with --resume, replace it with --overwrite, or choose another"
+            " folder"
         )
 
 
 def _names(folder: Path) -> set[str]:
-    """Return what is in a folder, without what a run leaves that was killed before it began, and empty folders."""
+    """Return the entries of a folder, without empty folders and the traces of a run killed before it began."""
     if not folder.is_dir():
         return set()
     names = {name for name in os.listdir(folder) if name != LOCK and not name.endswith(".tmp")} - {ENVIRONMENT}
@@ -149,7 +169,7 @@ def _holds_run(folder: Path) -> bool:
 
 def _refuse_foreign(folder: Path) -> None:
     if (folder.exists() and not folder.is_dir()) or (_names(folder) and not _holds_run(folder)):
-        raise SettingsError(f"out: {folder} is not empty and holds no run; choose another folder")
+        raise SettingsError(f"out: {folder} is not empty and does not hold a run; choose another folder")
 
 
 def _empty(folder: Path) -> None:
@@ -164,8 +184,9 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-def describe_run(folder: Path, settings: RunSettings, device: torch.device, precision: str, facts: Tree) -> list[str]:
+def describe_run(folder: Path, context: RunContext, facts: Tree) -> list[str]:
     """Write environment.json and config.yaml; return what has changed since the run was last started."""
+    device, precision = context.device, context.precision
     environment = {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -177,15 +198,15 @@ def describe_run(folder: Path, settings: RunSettings, device: torch.device, prec
         "libraries": {name: import_module(name).__version__ for name in _LIBRARIES},
     }
     changes = _changes(folder / ENVIRONMENT, environment)
-    with saying_what_disk_refuses():
+    with explaining_disk_errors():
         write_json(folder / ENVIRONMENT, environment)
         with replacing(folder / CONFIG) as temporary:
-            temporary.write_text(to_yaml(as_tree(settings)), encoding="utf-8")
+            temporary.write_text(to_yaml(as_tree(context.settings)), encoding="utf-8")
     return changes
 
 
 def _changes(file: Path, environment: Mapping[str, Any]) -> list[str]:
-    """Say how arithmetic differs from that of the machine that wrote the file."""
+    """Return how the machine differs from the one that wrote the file, where that alters arithmetic."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = [
@@ -197,17 +218,19 @@ def _changes(file: Path, environment: Mapping[str, Any]) -> list[str]:
         return []
     if not changed:
         return []
-    return [f"resumed where arithmetic differs: {', '.join(changed)}; views are the same, weights not to the last bit"]
+    return [
+        f"resumed on another machine: {', '.join(changed)}; views stay the same, weights may differ in the last bits"
+    ]
 
 
-# What --resume goes on with
+# What --resume continues
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Read the newest undamaged checkpoint of a run; None where the run had not come to its first.
+    """Read the newest undamaged checkpoint of a run; None where the run has not saved any.
 
     Raises:
-        CheckpointError: all are damaged or gone, or it is no checkpoint of pretraining.
+        CheckpointError: all are damaged or gone, or it is not a checkpoint of pretraining.
     """
     if not checkpoint_files(folder / CHECKPOINTS):
         _refuse_lost(folder)
@@ -216,22 +239,22 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     lacking = {"step", "model", "optimizer", "scaler", "settings", "manifest_sha256"} - content.keys()
     if lacking:
         raise CheckpointError(
-            f"the newest checkpoint cannot be resumed: it holds no {', '.join(sorted(lacking))}.\n"
-            "Give up the run with --overwrite, or choose another folder."
+            f"the newest checkpoint cannot be resumed: it lacks {', '.join(sorted(lacking))}.\n"
+            "Replace the run with --overwrite, or choose another folder."
         )
     return content
 
 
 def _refuse_lost(folder: Path) -> None:
-    """Where a run says that it has saved, a new start in its place would hide that the checkpoints are lost."""
+    """Refuse to restart a run whose checkpoints are lost: that would hide the loss."""
     try:
         status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    if status["state"] != "failed" and status["step"]:  # a run that failed may not have come to its first
+    if status["state"] != "failed" and status["step"]:  # a run that failed may not have saved any
         raise CheckpointError(
-            f"the run was saved at step {status['step']}, but its checkpoints are gone; bring them back,\n"
-            "or give up the run with --overwrite"
+            f"the run was saved at step {status['step']}, but its checkpoints are gone; restore them,\n"
+            "or replace the run with --overwrite"
         )
 
 
@@ -241,13 +264,13 @@ def facts_of(settings: RunSettings, train: Split) -> Tree:
 
 
 def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tuple[str, ...] = HARMLESS) -> list[str]:
-    """Compare what a run was started with and what it is resumed with: other settings would make another run.
+    """Compare the settings a run was started with to those it is resumed with: other settings make another run.
 
     Args:
         saved: Content of a checkpoint.
         now: See `facts_of`.
-        allow: Go on with any change that the saved state fits.
-        harmless: How the settings begin that may change.
+        allow: Accept any change that the saved state fits.
+        harmless: Prefixes of the settings that may change.
 
     Returns:
         What has changed and alters the result, a line each, for the log.
@@ -255,99 +278,96 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
     Raises:
         SettingsError: a change is not allowed; shows the difference.
     """
-    # A checkpoint from before a setting was made as its default makes them now.
-    was, wants = {**_defaults(), **saved["settings"]}, now["settings"]
+    # A checkpoint older than a setting was trained with its default; a newer one than a retired setting, likewise.
+    was, now_is = {**_defaults(), **saved["settings"]}, {**RETIRED, **now["settings"]}
     changed = [
         key
-        for key in sorted(saved["settings"].keys() | wants.keys())
-        if was.get(key) != wants.get(key) and not key.startswith(harmless)
+        for key in sorted(saved["settings"].keys() | now_is.keys())
+        if was.get(key) != now_is.get(key) and not key.startswith(harmless)
     ]
-    lines = {key: f"{key}: was {was.get(key, 'not there')}, now {wants.get(key, 'not there')}" for key in changed}
+    lines = {key: f"{key}: was {was.get(key, 'not set')}, now {now_is.get(key, 'not set')}" for key in changed}
     if saved["manifest_sha256"] != now["manifest_sha256"]:
         before = saved.get("manifest_rows", "an unknown number of")
         lines["manifest"] = f"training manifest: was {before} rows, now {now['manifest_rows']}; its SHA-256 differs"
     fixed = [line for key, line in lines.items() if key in _FIXED]
     refused = [line for key, line in lines.items() if key not in _FREE]
     if fixed:
-        _refuse(fixed, "The saved state does not fit; take that back, or start a new run in another folder.")
+        _refuse(fixed, "The saved state does not fit; undo the change, or start a new run in another folder.")
     if refused and not allow:
-        _refuse(refused, "Take that back, or go on all the same with --allow-change.")
-    return [f"changed since the run was started, which alters the result: {line}" for line in lines.values()]
+        _refuse(refused, "Undo the change, or accept it with --allow-change.")
+    return [f"changed since the run was started, and alters the result: {line}" for line in lines.values()]
 
 
 def _defaults() -> Tree:
     """Return the defaults of all settings, as a checkpoint holds them."""
-    return portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
+    return RETIRED | portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
 
 
 def _refuse(lines: list[str], remedy: str) -> None:
     shown = lines if len(lines) <= 3 else [*lines[:2], f"and {len(lines) - 2} more"]
-    raise SettingsError("\n".join(["--resume: this is not what the run was started with:", *shown, remedy]))
+    raise SettingsError("\n".join(["--resume: the run was started with other settings or data:", *shown, remedy]))
 
 
-@dataclass
-class Start:
-    """What a run begins with: its state, the checkpoint that came from, and what the user should know."""
+@dataclass(frozen=True)
+class InitialState:
+    """What a run begins with.
+
+    Attributes:
+        state: Networks, optimiser and step.
+        checkpoint: The content of the checkpoint that the state comes from; None for a new run.
+        warnings: For the log.
+    """
 
     state: TrainState
-    saved: dict[str, Any] | None
+    checkpoint: dict[str, Any] | None
     warnings: list[str]
 
 
 def enter_folder(
     stack: ExitStack,
-    settings: RunSettings,
+    context: RunContext,
     facts: Tree,
-    create: Callable[[], TrainState],
-    *,
-    resume: bool,
-    overwrite: bool,
-    allow_change: bool,
-    group: Group = ALONE,
-    adapt: Callable[[TrainState, dict[str, Any]], None] = lambda _state, _saved: None,
+    create_state: Callable[[], TrainState],
+    start: StartMode = NEW,
     harmless: tuple[str, ...] = HARMLESS,
-) -> Start:
-    """Take the run folder, which the first process holds until the stack ends, and what is saved in it.
+) -> InitialState:
+    """Take the run folder, which the first process holds until the stack ends, and restore what is saved in it.
 
     Args:
-        stack: Lets go of the folder.
-        settings: Of the run.
+        stack: Releases the folder.
+        context: Of the run.
         facts: See `facts_of`.
-        create: Makes the state of a new run.
-        resume: Go on from the newest checkpoint, if any.
-        overwrite: Delete a run that is there.
-        allow_change: See `check_changes`.
-        group: The processes that train together.
-        adapt: Changes what is saved into what the state of this process takes.
+        create_state: Builds the state of step 0.
+        start: What happens to a run that is in the folder.
         harmless: See `check_changes`.
 
     Raises:
         SettingsError, CheckpointError: see `holding`, `claim`, `load_newest`, `check_changes` and `restore`.
     """
     warnings: list[str] = []
+    out = context.settings.out
 
     def take() -> None:
-        stack.enter_context(holding(settings.out, warnings.append))
-        claim(settings.out, resume=resume, overwrite=overwrite)
+        stack.enter_context(holding(out, warnings.append))
+        claim(out, start)
 
-    group.first(take)
-    with group.one_fate():
-        saved = load_newest(settings.out, warnings.append) if resume else None
-        warnings += check_changes(saved, facts, allow=allow_change, harmless=harmless) if saved else []
-        state = create()
+    on_first(context.group, take)
+    with together(context.group):
+        saved = load_newest(out, warnings.append) if start.resume else None
+        warnings += check_changes(saved, facts, allow=start.allow_change, harmless=harmless) if saved else []
+        state = create_state()
         if saved:
-            adapt(state, saved)
             restore(state, saved)
-    return Start(state, saved, warnings)
+    return InitialState(state, saved, warnings)
 
 
 def restore(state: TrainState, saved: dict[str, Any]) -> None:
-    """Take over a checkpoint.
+    """Load a checkpoint into the state.
 
     Raises:
         CheckpointError: it does not fit the networks or the optimiser.
     """
-    if not saved["scaler"]:  # of a run without loss scaling, before it came to a GPU that needs it
+    if not saved["scaler"]:  # of a run without loss scaling, resumed on a GPU that needs it
         saved = {**saved, "scaler": state.scaler.state_dict()}
     try:
         state.restore(saved)

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard, log.txt, a progress bar on a terminal or one line per interval."""
+"""The log of a run: metrics.jsonl, TensorBoard, log.txt, and a progress bar on a terminal or one line per interval."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LOG = "log.txt"
 
 
 @contextmanager
-def saying_what_disk_refuses() -> Iterator[None]:
-    """Put into words why something of the run folder cannot be written.
+def explaining_disk_errors() -> Iterator[None]:
+    """Explain why a file in the run folder cannot be written.
 
     Raises:
         CheckpointError: it cannot.
@@ -37,7 +37,7 @@ def saying_what_disk_refuses() -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f"the run folder cannot be written: {error.strerror or first_line(error)}\n"
-            "Its checkpoints are intact. Free space or permissions there, then go on with --resume."
+            "Its checkpoints are intact. Free space or fix permissions there, then continue with --resume."
         ) from None
 
 
@@ -54,26 +54,33 @@ def print_warning(text: str) -> None:
 
 
 class RunLog:
-    """The voice of one run; used as a context manager."""
+    """The log of one run; used as a context manager."""
 
-    def __init__(self, folder: Path, *, steps: int, start_step: int) -> None:
-        """Open the logs in `folder`; on resuming, forget records of steps that will be done again."""
+    def __init__(self, folder: Path, *, steps: int, start_step: int, quiet: bool = False) -> None:
+        """Open the logs in `folder`, and drop the records of steps that a resumed run repeats.
+
+        Args:
+            folder: Of the run.
+            steps: Of the whole run.
+            start_step: Steps done already.
+            quiet: Show nothing on stderr.
+        """
         self.folder = folder
         self.steps = steps
         self._remarks: Counter[str] = Counter()
         self._metrics = folder / "metrics.jsonl"
-        with saying_what_disk_refuses():
+        with explaining_disk_errors():
             _keep_before(self._metrics, start_step)
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+            TimeRemainingColumn(), console=self._console, disable=quiet or not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=steps, completed=start_step, text="")
 
     def __enter__(self) -> RunLog:
-        threading.excepthook = _leave_out_what_is_said
+        threading.excepthook = _hide_known_tracebacks
         self._bar.start()
         return self
 
@@ -81,8 +88,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        # What ended the run must reach the user, even where a full disk was the reason and takes no last words.
-        with suppress(CheckpointError) if error else nullcontext(), saying_what_disk_refuses():
+        # The reason for the end must reach the user, even where the reason is a full disk that refuses this too.
+        with suppress(CheckpointError) if error else nullcontext(), explaining_disk_errors():
             for remark, count in self._remarks.items():
                 if count > 1:
                     self.warn(f"{count - 1} more images: {remark}")
@@ -92,15 +99,15 @@ class RunLog:
     def info(self, text: str) -> None:
         """Print a message and append it to log.txt."""
         self._console.print(text, markup=False)
-        with saying_what_disk_refuses(), (self.folder / LOG).open("a", encoding="utf-8") as file:
+        with explaining_disk_errors(), (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
     def warn(self, text: str) -> None:
-        """Say something the user should act on."""
+        """Log something the user should act on."""
         self.info(f"warning: {text}")
 
     def remark(self, notice: str) -> None:
-        """Pass on "CSV row N: what the image reader noticed": one image of each kind, and at the end how many more."""
+        """Warn of "CSV row N: notice of the image reader": once per kind of notice, then how many more."""
         kind = notice.partition(": ")[2]
         self._remarks[kind] += 1
         if self._remarks[kind] == 1:
@@ -108,7 +115,7 @@ class RunLog:
 
     def append(self, name: str, record: Record) -> None:
         """Append a record to a file of JSON lines in the run folder."""
-        with saying_what_disk_refuses(), (self.folder / name).open("a", encoding="utf-8") as file:
+        with explaining_disk_errors(), (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def advance(self, step: int) -> None:
@@ -120,36 +127,36 @@ class RunLog:
 
         Args:
             step: Optimiser steps done.
-            values: Numbers by name; what is not finite becomes null.
+            values: Numbers by name; those that are not finite become null.
             seconds_left: Estimated for the rest of the run.
         """
         clean = {key: value if _is_finite(value) else None for key, value in values.items()}
         self.append(self._metrics.name, {"step": step, **clean})
-        with saying_what_disk_refuses():
+        with explaining_disk_errors():
             for name, value in clean.items():
                 if isinstance(value, int | float):
                     self._tensorboard.add_scalar(name, value, step)
-        text = _in_words(clean)
+        text = _summary(clean)
         self._bar.update(self._task, completed=step, text=text)
         if not self._console.is_terminal:
             left = f", {timedelta(seconds=round(seconds_left))} left" if seconds_left is not None else ""
             self.info(f"step {step}/{self.steps}: {text}{left}")
 
 
-def _leave_out_what_is_said(arguments: threading.ExceptHookArgs) -> None:
-    """Print no traceback of a thread that the training process hears of in another way.
+def _hide_known_tracebacks(arguments: threading.ExceptHookArgs) -> None:
+    """Print no traceback of a thread if the training process reports the same problem itself.
 
-    TensorBoard's ends where the disk refuses, as our own next record does; that of DataLoader, which page-locks
-    batches, where the data worker has ended that it receives one from.
+    TensorBoard's thread ends when the disk refuses to write, as our own next record does; DataLoader's, which
+    page-locks batches, when its data worker has ended.
     """
     if not isinstance(arguments.exc_value, OSError | EOFError):
         threading.__excepthook__(arguments)
 
 
 class SilentLog(RunLog):
-    """What the processes of a run have that neither write nor speak."""
+    """The log of all processes but the first: it writes and shows nothing."""
 
-    def __init__(self, folder: Path, *, steps: int, start_step: int) -> None:
+    def __init__(self, folder: Path, *, steps: int, start_step: int, quiet: bool = False) -> None:
         """Open nothing."""
 
     def __enter__(self) -> RunLog:
@@ -159,10 +166,10 @@ class SilentLog(RunLog):
         pass
 
     def info(self, text: str) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def remark(self, notice: str) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def append(self, name: str, record: Record) -> None:
         """Write nothing."""
@@ -178,12 +185,12 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _in_words(values: Record) -> str:
-    """Put the numbers a person watches into one line; the rest is in metrics.jsonl."""
+def _summary(values: Record) -> str:
+    """Return the main numbers in one line; metrics.jsonl has all of them."""
     parts = []
     if values.get("loss") is not None:
         chance = f" (chance {values['chance']:.3f})" if "chance" in values else ""
-        if values.get("contrast") is not None:  # a decoder has a part in the loss, which alone has no chance
+        if values.get("contrast") is not None:  # chance is that of the contrastive part alone
             parts.append(f"loss {values['loss']:.3f}, contrast {values['contrast']:.3f}{chance}")
         else:
             parts.append(f"loss {values['loss']:.3f}{chance}")

@@ -1,4 +1,4 @@
-"""What goes wrong with steps and images while a run goes on, told and listed in its folder by row."""
+"""Steps without a finite gradient and images that cannot be used: logged, and listed in the run folder by row."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from medmoco.data.loading.loading import Batch
 from medmoco.data.loading.quarantine import QUARANTINE, Quarantine, Replacement
 from medmoco.data.loading.sampler import StepOrder
 from medmoco.data.manifest.manifest import Split
+from medmoco.training.agreement import exchange, on_first
 from medmoco.training.distributed import Group
 from medmoco.training.engine import TrainState
-from medmoco.training.runlog import RunLog, saying_what_disk_refuses
+from medmoco.training.runlog import RunLog, explaining_disk_errors
 
 
 @dataclass
-class Mishaps:
+class SkippedSteps:
     """Two of the loop's hooks.
 
     Attributes:
         order: Of the run.
-        split: That the order's samples are positions in.
+        split: The training split; the order's samples are positions in it.
         state: Of the run.
         log: Of the run.
         group: The processes that train together.
-        quarantine: Where unusable images are listed.
+        quarantine: List of the unusable images.
     """
 
     order: StepOrder
@@ -34,20 +35,20 @@ class Mishaps:
     group: Group
     quarantine: Quarantine
 
-    def say_what_is_known(self) -> None:
-        """Say what a run that is resumed has listed before."""
+    def log_earlier(self) -> None:
+        """Log how many images a resumed run has listed before."""
         if self.quarantine:
             self.log.info(f"{len(self.quarantine)} images of train are in quarantine from before ({QUARANTINE})")
 
-    def say_what_came(self) -> None:
-        """Say at the end what was listed."""
+    def log_total(self) -> None:
+        """Log how many images the whole run has listed."""
         if self.quarantine:
             self.log.info(
                 f"{len(self.quarantine)} images of train could not be used: {QUARANTINE} in the run folder lists them"
             )
 
-    def skipped(self, step: int, total: int, processes: list[int]) -> None:
-        """Record a step that did nothing, with what is needed to do it again."""
+    def list_skipped(self, step: int, total: int, processes: list[int]) -> None:
+        """Record a step that changed nothing, with what is needed to repeat it; see `Hooks.skipped`."""
         if not processes and self.state.scaler.is_enabled():
             return  # fp16 is still finding its scale
         batch, split = self.order.batch(step), self.split
@@ -55,24 +56,24 @@ class Mishaps:
             "step": step, "epoch": batch.epoch, "processes": processes, "rows": split.rows[batch.samples].tolist(),
         })  # fmt: skip
         self.log.warn(
-            f"step {step} is skipped, the {total}. so far: its {'loss' if processes else 'gradient'} is not finite;"
-            f" the rows of {split.csv.name} are in skipped.jsonl"
+            f"skipped step {step} ({total} so far): its {'loss' if processes else 'gradient'} is not finite;"
+            f" skipped.jsonl lists its rows of {split.csv.name}"
         )
 
     def replacements(self, batch: Batch) -> list[Replacement]:
         """Return where a batch of all processes holds other images than it should."""
-        texts = self.group.tell(json.dumps([asdict(one) for one in batch.replaced]))
+        texts = exchange(self.group, json.dumps([asdict(one) for one in batch.replaced]))
         return [Replacement(**one) for text in texts for one in json.loads(text)]
 
-    def replaced(self, found: list[Replacement]) -> None:
-        """List the images that cannot be used and that a batch holds others for, of all processes.
+    def list_replaced(self, found: list[Replacement]) -> None:
+        """List the images of all processes that cannot be used and were replaced by others.
 
         Raises:
             DataError: more than `data.bad_images_budget`.
         """
         new = self.quarantine.add(found)
         if new:
-            self.group.first(self._write_quarantine)
+            on_first(self.group, self._write_quarantine)
         for row, reason in new:
             self.log.remark(
                 f"{self.split.csv.name} row {row}: left out, another image takes its place"
@@ -81,5 +82,5 @@ class Mishaps:
         self.quarantine.check_budget(self.split.csv.name)
 
     def _write_quarantine(self) -> None:
-        with saying_what_disk_refuses():
+        with explaining_disk_errors():
             self.quarantine.write()

@@ -1,4 +1,4 @@
-"""What status.json of a run folder says: that a run is running, and in the end how it ended, whatever ended it."""
+"""status.json of a run folder: that a run is running and, in the end, how it ended."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from medmoco.errors import CheckpointError, MedmocoError, Stopped, UnexpectedErr
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import Group
 from medmoco.training.engine import TrainState
+from medmoco.training.lost_processes import explaining_lost
 from medmoco.training.run_folder import STATUS, holding
-from medmoco.training.runlog import LOG, saying_what_disk_refuses, write_json
+from medmoco.training.runlog import LOG, explaining_disk_errors, write_json
 from medmoco.utils.stopping import stopping_at_once
 
 
 @contextmanager
 def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None]:
-    """Say in status.json that a run is running and, in the end, how it ended, whatever ends it.
+    """Keep status.json: running and, in the end, how the run ended, whatever ended it.
 
     Raises:
-        UnexpectedError: an exception that is not one of medmoco's; log.txt has its traceback.
+        UnexpectedError: an exception that is not one of medmoco's own; log.txt has its traceback.
         Stopped: a signal came outside the training loop.
     """
     write_status(folder, "running", state.step, steps)
@@ -32,7 +33,7 @@ def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None
         write_status(folder, "done", state.step, steps)
     except BaseException as error:
         ours = _as_ours(error, folder)
-        with suppress(CheckpointError):  # the disk that was the reason may not take this either
+        with suppress(CheckpointError):  # the disk that is full or gone may refuse this too
             write_status(folder, "stopped" if isinstance(ours, Stopped) else "failed", state.step, steps, ours)
         if ours is error:
             raise
@@ -40,44 +41,44 @@ def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None
 
 
 def _as_ours(error: BaseException, folder: Path) -> MedmocoError:
-    """Return an error of medmoco's for whatever ended a run."""
+    """Return the exception that ended a run as one of medmoco's."""
     if isinstance(error, MedmocoError):
         return error
     if isinstance(error, KeyboardInterrupt):  # the second Ctrl-C
-        return Stopped("stopped at once; --resume repeats what the last checkpoint does not hold")
+        return Stopped("stopped at once; --resume repeats the steps since the last checkpoint")
     with suppress(OSError), (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(f"{traceback_of(error)}\n")
     return UnexpectedError(
         f"the run ended with an unexpected {without_names(error)}\n"
         f"The traceback is at the end of {folder / LOG}.\n"
-        "The last checkpoint is intact: once the cause is gone, go on with --resume."
+        "The last checkpoint is intact: once the cause is fixed, continue with --resume."
     )
 
 
-def write_status(folder: Path, word: str, step: int, steps: int, error: MedmocoError | None = None) -> None:
+def write_status(folder: Path, status: str, step: int, steps: int, error: MedmocoError | None = None) -> None:
     """Write status.json.
 
     Args:
         folder: Of the run.
-        word: running, stopped, failed or done.
+        status: running, stopped, failed or done.
         step: Optimiser steps done.
         steps: Of the whole run.
-        error: That ended it.
+        error: The reason, if the run failed or was stopped.
     """
-    status = {
-        "state": word,
+    content = {
+        "state": status,
         "step": step,
         "steps": steps,
         "exit_code": error.exit_code if error else 0,
         "message": str(error) if error else "",
     }
-    with saying_what_disk_refuses():
-        write_json(folder / STATUS, status)
+    with explaining_disk_errors():
+        write_json(folder / STATUS, content)
 
 
 @contextmanager
 def reporting_end(folder: Path, state: TrainState, steps: int, train: TrainSettings, group: Group) -> Iterator[None]:
-    """Keep status.json on the first process, and put into words on all what ends a run besides errors of medmoco's.
+    """Keep status.json on the first process, and explain lost processes and missing memory on all.
 
     Raises:
         SettingsError: memory ran out.
@@ -85,16 +86,16 @@ def reporting_end(folder: Path, state: TrainState, steps: int, train: TrainSetti
         UnexpectedError, Stopped: see `keeping_status`.
     """
     keeping = keeping_status(folder, state, steps) if group.is_first else stopping_at_once()
-    with keeping, group.explained(), memory_explained(train):
+    with keeping, explaining_lost(group), memory_explained(train):
         yield
 
 
 def note_death(folder: Path, error: MedmocoError) -> None:
-    """Say in status.json that a run has ended whose process could not say so itself.
+    """Record in status.json that a run has ended, for a process that can no longer do so.
 
     Args:
         folder: Of the run.
-        error: That it ended by.
+        error: The reason.
     """
     with suppress(OSError, ValueError, KeyError, MedmocoError), holding(folder, lambda _: None):
         status = json.loads((folder / STATUS).read_text(encoding="utf-8"))

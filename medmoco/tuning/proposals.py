@@ -1,8 +1,8 @@
-"""What a search tries next: a pure function of the seed and of what was found so far.
+"""The next trial of a search: a pure function of the seed and of the trials so far.
 
 Optuna proposes, by expected improvement under a Gaussian process (Jones et al. 1998, doi:10.1023/A:1008306431147): it
-needs fewest trials. It is told all trials anew and its sampler is seeded for each proposal, so that a search which was
-stopped goes on as if it had not been; nothing of Optuna is stored.
+needs the fewest trials. It receives all trials again and a new seed for each proposal, so that a search resumes as
+if it had not been stopped; nothing of Optuna is stored.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Space = Mapping[str, Possible]
 
-_BLIND = 5  # trials before one is proposed from others
-_DIGITS = 3  # of a proposed number: more mean nothing and make settings hard to read
-_ATTEMPTS = 200  # after so many proposals that were all tried before, the space holds nothing new
+_BLIND = 5  # random trials before one is proposed from others
+_DIGITS = 3  # of a proposed number: more make settings hard to read for no gain
+_ATTEMPTS = 200  # after so many proposals that were all tried before, the space has nothing new
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trial:
 
 
 def require_optuna() -> None:
-    """Make sure that the library is there.
+    """Make sure that Optuna is installed.
 
     Raises:
         SettingsError: it is not.
@@ -70,7 +70,7 @@ def ends_of(key: str, possible: Possible) -> list[Any]:
 
 
 def propose(space: Space, trials: Sequence[Trial], seed: int) -> Tree | None:
-    """Return the values of the next trial; None where the space holds nothing that was not tried.
+    """Return the values of the next trial; None where everything in the space has been tried.
 
     Args:
         space: What to choose from.
@@ -79,15 +79,15 @@ def propose(space: Space, trials: Sequence[Trial], seed: int) -> Tree | None:
     """
     for attempt in range(_ATTEMPTS):
         draw = int(hashed(seed, PROPOSAL, len(trials), attempt)[0] >> np.uint64(33))
-        told = trials if attempt == 0 and len(trials) >= _BLIND else ()  # what was tried before is replaced blindly
-        values = _ask(space, told, draw)
+        known = trials if attempt == 0 and len(trials) >= _BLIND else ()  # a repeated proposal is replaced at random
+        values = _ask(space, known, draw)
         if all(values != trial.values for trial in trials):
             return values
     return None
 
 
 def _ask(space: Space, trials: Sequence[Trial], seed: int) -> Tree:
-    """Propose from trials, or blindly where there are none."""
+    """Propose from trials, or at random where there are none."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -100,7 +100,7 @@ def _ask(space: Space, trials: Sequence[Trial], seed: int) -> Tree:
         parameters = {key: _position(possible, trial.values[key]) for key, possible in space.items()}
         if None in parameters.values():
             continue  # settings as given may lie outside the space
-        value = worst if trial.score is None else trial.score  # a trial that failed is as bad as the worst that did not
+        value = worst if trial.score is None else trial.score  # a failed trial counts as the worst of the others
         search.add_trial(optuna.create_trial(value=value, params=parameters, distributions=distributions))
     asked = search.ask(distributions)
     return {key: _value(key, possible, asked.params[key]) for key, possible in space.items()}

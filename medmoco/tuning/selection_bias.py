@@ -1,4 +1,4 @@
-"""The best trial of a search, and how much of its lead may be the luck of choosing it."""
+"""The best trial of a search, and how much of its score is selection bias."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 
 def optimism(scores: Floats, draws: Floats) -> float:
-    """Return how much too high the best of several scores is expected to be, because it was chosen on them.
+    """Return the selection bias: how much too high the best of several scores is expected to be.
 
-    In every draw of patients the best trial is chosen as it was in fact; its score in the draw exceeds its score in the
-    sample by the luck of the choice. The mean of that is the bootstrap's estimate. It knows of the patients alone, not
-    of other seeds, and where trials differ little it finds some 0.7 of the luck: they differ by chance in the sample
-    already.
+    In every bootstrap draw of patients the best trial is chosen as it was on the sample; its score in the draw exceeds
+    its score in the sample by the bias of the choice. The mean of that is the bootstrap's estimate. It accounts for the
+    choice of patients, not for other seeds, and where trials differ little it finds about 0.7 of the bias: they differ
+    by chance in the sample already.
 
     Source: Efron and Tibshirani 1993, section 17.6, the optimism; here of a choice.
 
@@ -41,7 +41,7 @@ def optimism(scores: Floats, draws: Floats) -> float:
 
 
 def compare(trials: Sequence[Trial], draws: Floats) -> Tree | None:
-    """Return the winner beside the settings as given, in plain values; None where no trial has a score.
+    """Return the winner next to the settings as given, in plain values; None where no trial has a score.
 
     Args:
         trials: T of them.
@@ -78,12 +78,12 @@ def line_of(trial: Trial) -> str:
 
 
 def table(trials: Sequence[Trial], winner: Tree | None, measured: str) -> str:
-    """Lay out all trials, the best first, and what to make of the winner.
+    """Lay out all trials, the best first, and a verdict on the winner.
 
     Args:
         trials: All.
         winner: See `compare`.
-        measured: What the score is.
+        measured: Name of the score.
     """
     ordered = sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0), trial.number))
     head = f"trial  {'score':<7}{'95 % interval':<17}{'':>8}    settings"
@@ -95,20 +95,23 @@ def _verdict(trials: Sequence[Trial], winner: Tree | None) -> list[str]:
         return ["No trial has a score."]
     scored = sum(trial.score is not None for trial in trials)
     if winner["trial"] == 0:
-        return [f"Nothing scored better than the settings as given, in {scored} trials with a score."]
-    against = "; the settings as given have no score"
+        return [f"No trial scored better than the settings as given ({scored} trials have a score)."]
+    compared = "; the settings as given have no score"
     if winner["given"] is not None:
         limits = span(winner["gain_low"], winner["gain_high"], "+")
-        against = (
-            f", against {winner['given']:.3f} with the settings as given: {winner['gain']:+.3f}, 95 % interval {limits}"
+        compared = (
+            f", compared with {winner['given']:.3f} for the settings as given: {winner['gain']:+.3f},"
+            f" 95 % interval {limits}"
         )
-    luck = "an unknown part" if winner["optimism"] is None else f"some {max(winner['optimism'], 0):.3f}, or more,"
+    bias = "an unknown part" if winner["optimism"] is None else f"about {max(winner['optimism'], 0):.3f} or more"
     lines = [
-        f"The winner is trial {winner['trial']}: {winner['score']:.3f}{against}.",
-        f"It was chosen on val as the best of {scored} trials: {luck} of its score is luck of the choice.",
+        f"The winner is trial {winner['trial']}: {winner['score']:.3f}{compared}.",
+        f"It was chosen on val as the best of {scored} trials: {bias} of its score is selection bias.",
     ]
     if winner["gain_low"] is not None and winner["gain_low"] <= 0:
-        lines.append("The interval holds 0: with these patients the winner cannot be told from the settings as given.")
+        lines.append(
+            "The interval contains 0: these patients do not show that the winner differs from the settings as given."
+        )
     return [
         *lines, "Only test is an unbiased score: pretrain with best.yaml and as given, then evaluate both with --test."
     ]  # fmt: skip

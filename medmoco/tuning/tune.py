@@ -24,12 +24,23 @@ from medmoco.errors import CheckpointError, DivergedError, MedmocoError, Setting
 from medmoco.evaluation.features.monitor import knn_monitor, validation_scores
 from medmoco.evaluation.metrics.auroc import Floats, auroc, bootstrap_auroc, or_none, share_interval, undefined
 from medmoco.models.backbones import Backbone
+from medmoco.training.agreement import any_of, from_first, on_first
 from medmoco.training.checkpoint import keep_newest, portable_settings
-from medmoco.training.device import prepare_device
+from medmoco.training.context import prepare_context
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.pretrain import pretrain
-from medmoco.training.run_folder import CHECKPOINTS, CONFIG, HARMLESS, claim, describe_run, facts_of, holding
-from medmoco.training.runlog import saying_what_disk_refuses, write_json
+from medmoco.training.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    HARMLESS,
+    NEW,
+    StartMode,
+    claim,
+    describe_run,
+    facts_of,
+    holding,
+)
+from medmoco.training.runlog import explaining_disk_errors, write_json
 from medmoco.tuning.proposals import Trial, ends_of, propose, require_optuna
 from medmoco.tuning.selection_bias import best_of, compare, line_of, table, words_of
 from medmoco.utils.files import replacing
@@ -40,7 +51,7 @@ BEST = "best.yaml"
 DRAWS = "draws.npy"
 
 _GROUPS = ("views.", "model.", "method.", "positives.", "decoder.", "train.")
-# What may differ on --resume: it alters neither a trial nor its score.
+# May differ on --resume: these alter neither a trial nor its score.
 _HARMLESS = (*(key for key in HARMLESS if key not in ("evaluate.", "tune.")), "tune.trials")
 
 
@@ -49,54 +60,53 @@ def tune(
     overrides: Sequence[str],
     out: Path,
     *,
-    resume: bool = False,
-    overwrite: bool = False,
+    start: StartMode = NEW,
     log: Callable[[str], None] = lambda _: None,
     group: Group = ALONE,
 ) -> str:
     """Search `tune.space` for the settings whose features score best on validation.
 
-    A trial is what `medmoco pretrain` does with the trial's values as further overrides, in OUT/trial-000 and so on;
+    A trial is a run of `medmoco pretrain` with the trial's values as further overrides, in OUT/trial-000 and so on;
     the first has the settings as given. Writes tune.json after each, and best.yaml.
 
     Args:
         config_file: Settings as YAML.
         overrides: More of them.
         out: Folder of the search.
-        resume: Go on with the search in the folder.
-        overwrite: Delete it.
-        log: Told of each trial.
+        start: What happens to a search that is in the folder already; `allow_change` is not used, since trials of
+            other settings could not be compared.
+        log: Receives a line for each trial.
         group: The processes that train each trial together.
 
     Returns:
-        The table of all trials, and what to make of the winner.
+        The table of all trials with a verdict; empty on all processes but the first.
 
     Raises:
-        SettingsError: the space is empty or holds what cannot be tried, a label cannot be scored, the settings as given
-            are refused, or those of a search that is resumed have changed.
+        SettingsError: the space is empty or has values that cannot be tried, a label cannot be scored, the settings as
+            given are refused, or those of a search that is resumed have changed.
         CheckpointError, DataError, DistributedError: see `pretrain`; these end the search.
-        Stopped: a signal asked for it; all is saved.
+        Stopped: a signal asked for it; everything is saved.
     """
     search = _Search(config_file, overrides, config.load(config_file, overrides), out, group)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(stop_requests())
-        group.first(lambda: search.prepare(stack, log, resume=resume, overwrite=overwrite), patiently=True)
-        search.trials = [Trial(**told) for told in group.from_first(lambda: [asdict(t) for t in search.trials])]
+        on_first(group, lambda: search.prepare(stack, log, start), patiently=True)
+        search.trials = [Trial(**t) for t in from_first(group, lambda: [asdict(t) for t in search.trials])]
         while len(search.trials) < search.settings.tune.trials:
-            if group.any_of(stop_asked())[0]:
-                done, wanted = len(search.trials), search.settings.tune.trials
-                raise Stopped(f"stopped after {done} of {wanted} trials; everything is saved")
-            values = group.from_first(search.next_values)
+            if any_of(group, stop_asked())[0]:
+                done, planned = len(search.trials), search.settings.tune.trials
+                raise Stopped(f"stopped after {done} of {planned} trials; everything is saved")
+            values = from_first(group, search.next_values)
             if values is None:
                 if group.is_first:
-                    log(f"the space holds nothing new after {len(search.trials)} trials")
+                    log(f"every combination in the space has been tried, after {len(search.trials)} trials")
                 break
             search.add(search.run(values, log, stop_asked), log)
         return search.table() if group.is_first else ""
 
 
 def check_space(config_file: Path, overrides: Sequence[str], settings: RunSettings) -> None:
-    """Make sure that each value can be given, the rest being as it is, and changes what is trained.
+    """Make sure that each value is valid together with the other settings, and changes the training.
 
     Raises:
         SettingsError: names the key.
@@ -120,7 +130,7 @@ def check_space(config_file: Path, overrides: Sequence[str], settings: RunSettin
 
 @dataclass
 class _Search:
-    """What is known so far. Files are the first process's; the trials, everybody's."""
+    """The state of a search. The first process alone has the files; all have the trials."""
 
     config_file: Path
     overrides: Sequence[str]
@@ -133,38 +143,37 @@ class _Search:
     draws: list[Floats] = field(default_factory=list)
     described: Tree = field(default_factory=dict)
 
-    def prepare(self, stack: ExitStack, log: Callable[[str], None], *, resume: bool, overwrite: bool) -> None:
-        """Check what can be checked, take the folder, and read what is in it."""
+    def prepare(self, stack: ExitStack, log: Callable[[str], None], start: StartMode) -> None:
+        """Check the settings, take the folder, and read the trials in it."""
         require_optuna()
         check_space(self.config_file, self.overrides, self.settings)
         loaded = load_manifest(self.settings.data, ("train", "val"))
         self.splits = {name: check_images(split, self.settings.data) for name, split in loaded.items()}
-        self.labels = self._judged()
+        self.labels = self._scored_labels()
         self.described = {
-            "score": self._measured(),
+            "score": self._score_name(),
             "space": config.as_tree(self.settings.tune)["space"],
             "settings": portable_settings(self.settings),
             "manifests": {name: split.sha256 for name, split in self.splits.items()},
         }
         stack.enter_context(holding(self.out, log))
-        claim(self.out, resume=resume, overwrite=overwrite)
+        claim(self.out, start)
         for notice in [
             *(notice for split in self.splits.values() for notice in split.notices),
             *overlap_notices(self.splits),
         ]:
             log(notice)
-        if resume:
+        if start.resume:
             self._read()
-        device, precision, _ = prepare_device(self.settings.train)
         facts = {**facts_of(self.settings, self.splits["train"]), "processes": self.group.size}
-        describe_run(self.out, self.settings, device, precision, facts)
+        describe_run(self.out, prepare_context(self.settings), facts)
         self._write()
 
-    def _judged(self) -> list[int]:
+    def _scored_labels(self) -> list[int]:
         """Return the positions of the labels whose mean is the score."""
         names, chosen = self.splits["train"].label_names, self.settings.tune.label
         if chosen is not None and chosen not in names:
-            raise SettingsError(f"tune.label {chosen} is not among data.labels: {', '.join(names) or 'none is named'}")
+            raise SettingsError(f"tune.label {chosen} is not among data.labels: {', '.join(names) or 'there are none'}")
         reasons = {
             name: why
             for place, name in enumerate(names)
@@ -174,10 +183,10 @@ class _Search:
         judged = [place for place, name in enumerate(names) if name not in reasons and chosen in (None, name)]
         if not judged:
             why = f"{chosen} is {reasons[chosen]}" if chosen else "none has positives and negatives in train and val"
-            raise SettingsError(f"a search needs a label to judge by in data.labels: {why}")
+            raise SettingsError(f"a search needs a label in data.labels to score by: {why}")
         return judged
 
-    def _measured(self) -> str:
+    def _score_name(self) -> str:
         names = [self.splits["val"].label_names[place] for place in self.labels]
         shown = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
         return f"validation kNN AUROC ({shown}) after {self.trial_settings({}).train.epochs} epochs"
@@ -187,7 +196,7 @@ class _Search:
             saved = json.loads((self.out / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             if (self.out / CHECKPOINTS).exists():
-                raise SettingsError(f"{self.out} holds a run that is no search; choose another --out") from None
+                raise SettingsError(f"{self.out} holds a run that is not a search; choose another --out") from None
             return
         except (OSError, ValueError) as error:
             raise _damaged(RECORD, error) from None
@@ -203,7 +212,7 @@ class _Search:
     def _write(self) -> None:
         """Write tune.json and best.yaml; the draws first, as tune.json says how many of them count."""
         winner = compare(self.trials, np.array(self.draws)) if self.trials else None
-        with saying_what_disk_refuses():
+        with explaining_disk_errors():
             if self.draws:
                 with replacing(self.out / DRAWS) as temporary, temporary.open("wb") as file:
                     np.save(file, np.array(self.draws))
@@ -233,7 +242,7 @@ class _Search:
         return {key: given[key] for key in space}
 
     def run(self, values: Tree, log: Callable[[str], None], stop_asked: Callable[[], bool]) -> Trial:
-        """Pretrain with the values and score the encoder; a trial that is refused or diverges is one that failed.
+        """Pretrain with the values and score the encoder; a trial that is refused or diverges counts as failed.
 
         Raises:
             SettingsError: the settings as given are refused.
@@ -243,8 +252,8 @@ class _Search:
             log(f"trial {number} of {self.settings.tune.trials}: {words_of(values)}")
         try:
             settings = self.trial_settings(values)
-            resume = self.group.from_first((settings.out / CONFIG).is_file)
-            backbone = pretrain(settings, monitor=knn_monitor, resume=resume, group=self.group)
+            resume = from_first(self.group, (settings.out / CONFIG).is_file)
+            backbone = pretrain(settings, monitor=knn_monitor, start=StartMode(resume=resume), group=self.group)
         except (DivergedError, SettingsError) as error:
             if number == 0 and isinstance(error, SettingsError):
                 raise
@@ -254,16 +263,16 @@ class _Search:
         def scored() -> dict[str, Any]:
             return self._score(backbone, settings, stop_asked)
 
-        found = self.group.from_first(scored, patiently=True)
+        found = from_first(self.group, scored, patiently=True)
         return Trial(number, values, **found, seconds=round(time.monotonic() - start, 1))
 
     def _score(self, backbone: Backbone, settings: RunSettings, stop_asked: Callable[[], bool]) -> dict[str, Any]:
         train, val = self.splits["train"], self.splits["val"]
         unusable = Quarantine(settings.out, settings.data.bad_images_budget).rows()
         splits = {"train": train.select(~np.isin(train.rows, unusable)), "val": val}
-        answers = validation_scores(backbone, splits, settings, stop_asked)[:, self.labels]
+        scores = validation_scores(backbone, splits, settings, stop_asked)[:, self.labels]
         targets, chosen = val.labels[:, self.labels].astype(np.float64), self.settings.evaluate
-        pairs = list(zip(targets.T, answers.T, strict=True))
+        pairs = list(zip(targets.T, scores.T, strict=True))
         value = float(np.mean([auroc(*pair) for pair in pairs]))
         draws: Floats = np.mean(
             [bootstrap_auroc(*pair, val.patients, draws=chosen.bootstrap, seed=settings.seed) for pair in pairs], axis=0
@@ -273,7 +282,7 @@ class _Search:
         return {"score": value, "low": or_none(limits.low), "high": or_none(limits.high)}
 
     def add(self, trial: Trial, log: Callable[[str], None]) -> None:
-        """Take up a trial's result, write it down, and drop checkpoints that nobody will want."""
+        """Add a trial's result, write it down, and delete checkpoints that are no longer needed."""
         self.trials.append(trial)
         if not self.group.is_first:
             return
@@ -293,33 +302,33 @@ class _Search:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def table(self) -> str:
-        """Return all trials and the verdict."""
+        """Return the table of all trials and the verdict."""
         winner = compare(self.trials, np.array(self.draws))
         return table(self.trials, winner, self.described["score"])
 
 
 def _refuse_changes(saved: Tree, now: Tree) -> None:
-    """Raise SettingsError where trials of a search that goes on could not be compared with those it has."""
-    before, after = (described["settings"] | described["manifests"] for described in (saved, now))
+    """Raise SettingsError where further trials of a resumed search could not be compared with those it has."""
+    before, after = (config.RETIRED | described["settings"] | described["manifests"] for described in (saved, now))
     changed = [
-        f"{key}: was {before.get(key, 'not there')}, now {after.get(key, 'not there')}"
+        f"{key}: was {before.get(key, 'not set')}, now {after.get(key, 'not set')}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(_HARMLESS)
     ]
     if changed:
         raise SettingsError("\n".join([
-            "--resume: this is not what the search was started with, so that trials could not be compared:",
-            *changed[:3], "Take that back, or search anew in another folder.",
+            "--resume: the search was started with other settings or data, so trials could not be compared:",
+            *changed[:3], "Undo the change, or start a new search in another folder.",
         ]))  # fmt: skip
 
 
 def _damaged(name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{name} of the search cannot be read: {first_line(error)}\nBring it back, or search anew with --overwrite."
+        f"{name} of the search cannot be read: {first_line(error)}\nRestore it, or start a new search with --overwrite."
     )
 
 
 def _reason(error: MedmocoError) -> str:
-    """Return what an error says in one line, without the one that names the settings file."""
+    """Return an error in one line, without the line that names the settings file."""
     lines = str(error).splitlines()
     return lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]

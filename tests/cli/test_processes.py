@@ -41,7 +41,7 @@ def test_pretrain__a_signal_to_the_whole_process_group_saves_and_says_how_to_go_
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert "everything is saved" in said
-    assert "Go on with: medmoco pretrain --config configs/demo.yaml" in said
+    assert "Resume with: medmoco pretrain --config configs/demo.yaml" in said
     assert "Traceback" not in said
     assert json.loads((out / "status.json").read_text())["state"] == "stopped"
     assert len(list((out / "checkpoints").glob("*.pt"))) == 1

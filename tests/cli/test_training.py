@@ -44,7 +44,7 @@ def test_tune__a_signal_stops_the_search_and_resume_ends_it_as_if_nothing_had_be
     call("phantom", "--out", data, "--patients", 24, "--image-size", 64)
     file.write_text(f"out: {tmp_path / 'run'}\n{SEARCH.format(data=data)}")
     printed = call("tune", "--config", file, "--out", tmp_path / "whole").stdout
-    assert "The winner is trial" in printed or "Nothing scored better" in printed
+    assert "The winner is trial" in printed or "No trial scored better" in printed
     metrics = tmp_path / "run-tune" / "trial-005" / "metrics.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-m", "medmoco.cli", "tune", "--config", file],
@@ -58,7 +58,7 @@ def test_tune__a_signal_stops_the_search_and_resume_ends_it_as_if_nothing_had_be
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
-    assert f"Go on with: medmoco tune --config {file} --resume" in said
+    assert f"Resume with: medmoco tune --config {file} --resume" in said
     call("tune", "--config", file, "--resume")
 
     def found(out: Path) -> Any:
@@ -108,6 +108,7 @@ def _interrupted(*_: Any, **__: Any) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+STEP, SAVE = "training.engine.Loop._step", "evaluation.supervised.finetune.save_classifier"
 PRETRAIN, FINETUNE = ("pretrain",), ("finetune", "--encoder", "random", "--out")
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."
 
@@ -117,20 +118,48 @@ NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4
     [
         (
             PRETRAIN,
-            "training.engine._step",
+            STEP,
             _fails(RuntimeError("odd shapes")),
             "failed",
             1,
             "RuntimeError: odd shapes",
         ),
-        (PRETRAIN, "training.engine._step", _fails(KeyError("P0003")), "failed", 1, "unexpected KeyError\n"),
-        (PRETRAIN, "training.engine._step", _fails(MemoryError()), "failed", 2, "the machine has too little memory"),
-        (PRETRAIN, "training.engine._step", _fails(RuntimeError(NO_MEMORY)), "failed", 2, "the machine has too little"),
-        (PRETRAIN, "training.pretrain.training_batches", _interrupted, "stopped", 75, "Go on with: medmoco pretrain"),
+        (PRETRAIN, STEP, _fails(KeyError("P0003")), "failed", 1, "unexpected KeyError\n"),
+        (
+            PRETRAIN,
+            STEP,
+            _fails(MemoryError()),
+            "failed",
+            2,
+            "the machine has too little memory",
+        ),
+        (
+            PRETRAIN,
+            STEP,
+            _fails(RuntimeError(NO_MEMORY)),
+            "failed",
+            2,
+            "the machine has too little",
+        ),
+        (PRETRAIN, "training.pretrain.training_batches", _interrupted, "stopped", 75, "Resume with: medmoco pretrain"),
         (PRETRAIN, "training.pretrain.training_batches", _fails(OSError(5, "worn")), "failed", 1, "OSError: worn"),
-        (PRETRAIN, "training.pretrain.save_checkpoint", _fails(RuntimeError("x")), "failed", 1, "RuntimeError: x"),
-        (FINETUNE, "evaluation.finetune.save_classifier", _fails(ValueError("P0003")), "failed", 1, "ValueError\n"),
-        (FINETUNE, "evaluation.finetune.save_classifier", _interrupted, "stopped", 75, "Go on with: medmoco finetune"),
+        (PRETRAIN, "training.session.save_checkpoint", _fails(RuntimeError("x")), "failed", 1, "RuntimeError: x"),
+        (
+            FINETUNE,
+            SAVE,
+            _fails(ValueError("P0003")),
+            "failed",
+            1,
+            "ValueError\n",
+        ),
+        (
+            FINETUNE,
+            SAVE,
+            _interrupted,
+            "stopped",
+            75,
+            "Resume with: medmoco finetune",
+        ),
     ],
 )
 def test_status__says_how_a_run_ended(

@@ -69,3 +69,13 @@ def test_channels__recipes_have_their_colours_where_the_data_has() -> None:
     assert views("views.recipe=moco_v2", "data.channels=rgb") == (0.4, 0.1, 0.2)
     assert views("views.recipe=moco_v1", "data.channels=rgb", "views.hue=0.2") == (0.4, 0.2, 0.2)
     assert views("data.channels=rgb") == (0, 0, 0)
+
+
+def test_retired__a_key_of_an_old_run_loads_at_its_default_alone(
+    tmp_path: Path,
+) -> None:
+    old = MINIMAL + "method: {queue_size: 32, queue_sharded: false}\n"
+    assert config.load(write(tmp_path, old)) == config.load(write(tmp_path, MINIMAL), ["method.queue_size=32"])
+    message = refusal(tmp_path, MINIMAL, "method.queue_sharded=true")
+    assert "method.queue_sharded was removed in 0.2: every process now holds the whole queue" in message
+    assert "Delete the key." in message

@@ -12,7 +12,6 @@ from tests.helpers.written import MINIMAL, refusal, write
     ("override", "expected"),
     [
         ("method.symmetric=true", "set negatives to other_images"),
-        ("method={name: moco_v3, queue_sharded: true}", "queue_size 0 has none"),
         ("method={name: moco_v3, batch_norm_splits: 4}", "batch_norm joined has no groups"),
         ("method.key_momentum_end=0.5", "key_momentum_end 0.5 is below key_momentum 0.999"),
         ("positives.agree=[StudyID]", "set image=patient"),

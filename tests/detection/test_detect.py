@@ -15,16 +15,19 @@ from safetensors.torch import save_file
 
 from medmoco import config
 from medmoco.detection import detect as module
-from medmoco.detection.detect import detect, settings_of_run
+from medmoco.detection.detect import Scoring, detect, settings_of_run
 from medmoco.detection.learning import Detecting
 from medmoco.errors import ManifestError, SettingsError, Stopped
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.leakage.ledger import looks
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
+from medmoco.training.run_folder import StartMode
 from tests.helpers.rectangles import SECRET, make_settings, read_boxes, write_boxes, write_images
 from tests.helpers.runs import assert_same
 from tests.helpers.together import run_together, through_a_stop
+
+RESUME = StartMode(resume=True)
 
 
 @pytest.fixture
@@ -48,8 +51,8 @@ def test_detect__leaves_scores_and_boxes_and_compares_two_runs(
     backbone = load_encoder("random", make_settings(manifest, "seed=5")).module
     weights = manifest.parent / f"{SECRET}.safetensors"
     save_file(backbone.net.state_dict(), weights)
-    detect(settings, "random", runs[0], test=True)
-    found = detect(settings, str(weights), runs[1], test=True, against=runs[0], pictures=picture)
+    detect(settings, "random", runs[0], scoring=Scoring(test=True))
+    found = detect(settings, str(weights), runs[1], scoring=Scoring(test=True, against=runs[0], pictures=picture))
     assert {file.name for file in runs[1].iterdir()} == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "log.txt", "tensorboard", "checkpoints",
         "detections.csv", "detections.json", "scores.json", "differences.json", "table.txt", "ledger.jsonl",
@@ -65,7 +68,7 @@ def test_detect__leaves_scores_and_boxes_and_compares_two_runs(
     assert [r for r in records if r["encoder"] == "untrained"] == own  # scored again from its file, to the last digit
     assert {d["encoder"] + d["control"] for d in read(runs[1] / "differences.json")} == {"fileuntrained"}
     assert (runs[1] / "table.txt").read_text() == found.table
-    assert "look 1 at a test split" in found.table
+    assert "test evaluation 1, recorded in" in found.table
     assert max(map(len, found.table.splitlines())) <= 120
     (look,) = looks(runs[1] / "ledger.jsonl")
     assert (look["command"], set(look["auroc"])) == ("detect", {"Mass", "Nodule"})
@@ -108,7 +111,7 @@ def test_detect__resumed_is_bitwise_the_uninterrupted_run(
         with pytest.raises(Stopped, match=f"after step {stop_at + 1} "):
             detect(settings, "random", runs[1])
     assert not (runs[1] / "scores.json").exists()
-    detect(settings, "random", runs[1], resume=True)
+    detect(settings, "random", runs[1], start=RESUME)
     one, other = map(checkpoint, runs)
     for part in ("model", "optimizer", "best"):
         assert_same(one[part], other[part])
@@ -120,7 +123,14 @@ def _detect(group: Group, manifest: Path, out: Path, stop_at: int) -> str:
     """Run, or stop at a step and then resume; return the table."""
 
     def run(resume: bool) -> str:
-        found = detect(make_settings(manifest), "random", out, test=True, resume=resume, group=group)
+        found = detect(
+            make_settings(manifest),
+            "random",
+            out,
+            scoring=Scoring(test=True),
+            start=StartMode(resume=resume),
+            group=group,
+        )
         return found.table if found else ""
 
     return through_a_stop(group, module, "Detecting", Interrupted, stop_at, run) if stop_at else run(False)
@@ -133,11 +143,11 @@ def test_detect__two_processes_leave_one_run_and_resume_bitwise(manifest: Path) 
     broken = run_together(2, _detect, manifest, runs[1], 1)
     assert broken == straight
     assert straight[1] == ""
-    assert "look 1 at a test split" in straight[0]
+    assert "test evaluation 1, recorded in" in straight[0]
     one, other = map(checkpoint, runs[:2])
     for part in ("model", "optimizer", "best"):
         assert_same(one[part], other[part])
-    detect(make_settings(manifest), "random", runs[2], test=True)
+    detect(make_settings(manifest), "random", runs[2], scoring=Scoring(test=True))
     assert {file.name for file in runs[0].iterdir()} == {file.name for file in runs[2].iterdir()}
     losses = [
         [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs
@@ -151,20 +161,25 @@ def test_detect__resumes_only_what_it_started(manifest: Path) -> None:
     detect(settings, "random", run)
     assert str(manifest) not in str(checkpoint(run)["settings"])
     moved = shutil.copy(manifest / "boxes.csv", manifest.parent / "moved.csv")
-    detect(make_settings(manifest, "detection.epochs=1", f"detection.boxes={moved}"), "random", run, resume=True)
+    detect(
+        make_settings(manifest, "detection.epochs=1", f"detection.boxes={moved}"),
+        "random",
+        run,
+        start=RESUME,
+    )
     for overrides, message in (("detection.size=48", "detection.size: was 64"), ("seed=3", "encoder: was random")):
         with pytest.raises(SettingsError, match=message):
-            detect(make_settings(manifest, "detection.epochs=1", overrides), "random", run, resume=True)
+            detect(make_settings(manifest, "detection.epochs=1", overrides), "random", run, start=RESUME)
     write_boxes(manifest, read_boxes(manifest)[:-1])
     with pytest.raises(SettingsError, match="table of boxes: was"):
-        detect(settings, "random", run, resume=True)
+        detect(settings, "random", run, start=RESUME)
 
 
 def test_detect__refuses_what_cannot_be_learned_or_honestly_scored(manifest: Path) -> None:
     out = manifest.parent / "run"
     with pytest.raises(SettingsError, match=r"detection.global_batch_size 16 is more than the 12 annotated images"):
         detect(make_settings(manifest, "detection.global_batch_size=16"), "random", out)
-    with pytest.raises(SettingsError, match=r"4 does not divide among 1 .* x train.accumulation_steps 3"):
+    with pytest.raises(SettingsError, match=r"4 does not divide evenly among 1 .* x train.accumulation_steps 3"):
         settings_of_run(make_settings(manifest, "train.accumulation_steps=3"), out)
     with pytest.raises(SettingsError, match=r"train.compile"):
         settings_of_run(make_settings(manifest, "train.compile=true"), out)
@@ -173,7 +188,7 @@ def test_detect__refuses_what_cannot_be_learned_or_honestly_scored(manifest: Pat
     shared = (manifest / "test.csv").read_text().replace(f"{SECRET}-test-0", f"{SECRET}-train-0")
     (manifest / "test.csv").write_text(shared)
     with pytest.raises(ManifestError, match="test shares 1 patients"):
-        detect(make_settings(manifest), "random", out, test=True)
+        detect(make_settings(manifest), "random", out, scoring=Scoring(test=True))
     assert not out.exists()
 
 

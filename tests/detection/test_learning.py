@@ -19,6 +19,7 @@ from medmoco.detection.learning import Detecting, detector_batches, find_boxes, 
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.models.backbones import create_backbone
 from medmoco.models.batch_norm import settle_statistics, sync_batch_norm
+from medmoco.training.context import RunContext
 from medmoco.training.distributed import ALONE, Group
 from tests.helpers.dicom_files import save_dicom
 from tests.helpers.rectangles import make_settings, write_images
@@ -159,7 +160,7 @@ class Counts(nn.Module):
 def test_detecting__parts_of_a_batch_are_means_over_parts(manifest: Path, parts: int) -> None:
     settings = settings_of(manifest, f"train.accumulation_steps={parts}")
     train, model = annotated_of(settings), Counts()
-    task = Detecting(model, train, settings, CPU, "fp32")
+    task = Detecting(model, train, RunContext(settings))
     batch = Batch([torch.zeros(4, 1, 32, 32, dtype=torch.uint8)], torch.arange(4), 0, 0)
     losses: Iterator[dict[str, Tensor]] = task.losses(batch, measure=True)
     outputs = list(losses)
@@ -173,7 +174,7 @@ def _gradients(group: Group, settings: RunSettings) -> dict[str, NDArray[np.floa
     train = annotated_of(settings)
     model = create_detector(create_backbone(settings.model, seed=0, size=32), settings, len(train.labels)).train()
     sync_batch_norm(model, lambda own: group.gather_trained(own, "statistics"))
-    task = Detecting(model, train, settings, CPU, "fp32", group)
+    task = Detecting(model, train, RunContext(settings, group=group))
     order = StepOrder(0, len(train), settings.detection.global_batch_size, 1)
     for part in task.losses(next(detector_batches(train, settings, order, 0, group.share)), measure=False):
         part["loss"].backward()

@@ -27,7 +27,7 @@ def test_change__of_settings_is_shown_and_goes_on_when_allowed(settings: Path, s
     run = pretrain(settings, stopped, *changed, "--allow-change")
     assert run.wait() == 0, run.said
     log = (stopped / "log.txt").read_text()
-    assert "changed since the run was started, which alters the result: train.lr: was 0.1, now 0.2" in log
+    assert "changed since the run was started, and alters the result: train.lr: was 0.1, now 0.2" in log
     assert status(stopped)["state"] == "done"
     assert refuse(pretrain(settings, stopped, "--resume"), 2).count("was 0.2, now 0.1") == 1  # it is that run now
 

@@ -106,7 +106,7 @@ def test_unwritable__checkpoints_folder_leaves_the_earlier_ones(settings: Path, 
     assert re.search(
         r"the checkpoint of step \d+ cannot be written: (Operation not permitted|Permission denied)", run.said
     )
-    assert "Earlier checkpoints are intact. Make the run folder writable, then go on with --resume." in run.said
+    assert "Earlier checkpoints are intact. Make the run folder writable, then continue with --resume." in run.said
     assert "Traceback" not in run.said
     again = pretrain(settings, out, "--resume")
     assert again.wait() == 0, again.said

@@ -52,7 +52,7 @@ def test_processes__a_signal_stops_all_at_one_step_and_resuming_is_bitwise(
     assert run.wait(START) == 75, run.said
     assert status(out)["state"] == "stopped"
     assert run.said.count("stopped after step") == 1
-    assert "Go on with: medmoco pretrain" in run.said
+    assert "Resume with: medmoco pretrain" in run.said
     assert "Traceback" not in run.said
     resumed = pretrain(settings, out, *TWO, "--resume")
     assert resumed.wait(START) == 0, resumed.said

@@ -27,8 +27,8 @@ def test_stop__saves_and_the_printed_command_goes_on_to_the_same_weights(
     assert status(out)["state"] == "stopped"
     assert not (out / "lock").exists()
 
-    [command] = [line for line in run.said.splitlines() if line.startswith("Go on with: medmoco ")]
-    words = shlex.split(command.removeprefix("Go on with: medmoco "))
+    [command] = [line for line in run.said.splitlines() if line.startswith("Resume with: medmoco ")]
+    words = shlex.split(command.removeprefix("Resume with: medmoco "))
     again = Run(tmp_path / "again.said", *words, "data.workers=0")
     assert again.wait() == 0, again.said
     assert f"from step {reached}, " in again.said

@@ -12,6 +12,7 @@ import pytest
 
 from medmoco.config import TrainSettings
 from medmoco.errors import Stopped
+from medmoco.training.agreement import exchange
 from medmoco.training.distributed import Group, joined
 from medmoco.training.launch import Placement
 
@@ -89,4 +90,4 @@ def _work(pipe: Any, placement: Placement, hang: float, function: Callable[..., 
 
 def same_everywhere(group: Group, value: Any) -> bool:
     """Tell whether every process has the same value."""
-    return len(set(group.tell(repr(value)))) == 1
+    return len(set(exchange(group, repr(value)))) == 1

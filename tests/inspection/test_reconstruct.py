@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from medmoco import config
@@ -13,6 +12,7 @@ from medmoco.inspection import reconstruct as module
 from medmoco.inspection.reconstruct import reconstruct
 from medmoco.plotting.pictures import Tile
 from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.context import RunContext
 from medmoco.training.moco_task import create_state
 from tests.helpers.looks import make_data, names_a_secret
 
@@ -20,7 +20,7 @@ DECODER = ("decoder.weight=1", "decoder.channels=32", "model.backbone=test_resne
 
 
 def make_run(settings: config.RunSettings) -> Path:
-    state = create_state(settings, torch.device("cpu"), "fp32")
+    state = create_state(RunContext(settings))
     settings.out.mkdir()
     (settings.out / "config.yaml").write_text(config.to_yaml(config.as_tree(settings)))
     save_checkpoint(settings.out / "checkpoints", 3, {**state.as_content(), "step": 3})

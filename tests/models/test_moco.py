@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import doctest
 import math
 from typing import Any
 
@@ -9,8 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from medmoco.config import MethodSettings, ModelSettings
+from medmoco.errors import SettingsError
+from medmoco.models import moco
 from medmoco.models.backbones import create_backbone
-from medmoco.models.moco import MoCo, create_moco, info_nce, similarities
+from medmoco.models.moco import MoCo, batch_negatives, create_moco, info_nce, similarities
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -19,9 +23,15 @@ def unit(*shape: int) -> torch.Tensor:
 
 def make_moco(queue_size: int = 10, **options: Any) -> MoCo:
     torch.manual_seed(0)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
-    queue = functional.normalize(torch.randn(queue_size, 4), dim=1)
-    return MoCo(encoder, queue, **{"key_momentum": 0.9, "temperature": 0.2, **options})
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    settings = {"embedding_dim": 4, "projector": nn.Identity(), "key_momentum": 0.9, "seed": 0, **options}
+    return MoCo(backbone, queue_size, **settings)
+
+
+def make_numbered(queue_size: int = 10) -> MoCo:
+    model = make_moco(queue_size)
+    model.register_buffer("queue_numbers", torch.full((queue_size,), -1, dtype=torch.int64))
+    return model
 
 
 def test_info_nce__equals_plain_loops() -> None:
@@ -86,12 +96,6 @@ def test_embed_keys__come_back_in_the_order_of_the_queries() -> None:
     torch.testing.assert_close(make_moco().embed_keys(views[order], order, parts=3), straight)
 
 
-def test_hardest_negative__is_the_largest_logit() -> None:
-    model = make_moco()
-    q, k = (functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
-    torch.testing.assert_close(model.hardest_negative(q)[0], model.compare(q, k)[1].amax(1))
-
-
 def plain_loss(q: torch.Tensor, k: torch.Tensor, others: list[list[torch.Tensor]], temperature: float) -> float:
     """InfoNCE by loops; each query has negatives of its own."""
     total = 0.0
@@ -103,25 +107,37 @@ def plain_loss(q: torch.Tensor, k: torch.Tensor, others: list[list[torch.Tensor]
 
 def test_compare__leaves_out_keys_of_the_querys_own_number() -> None:
     torch.manual_seed(2)
-    q, k, queue = unit(4, 8), unit(4, 8), unit(6, 8)
-    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.2, numbered=True).double()
+    q, k = unit(4, 4), unit(4, 4)
+    model = make_numbered(6).double()
     model.queue_numbers.copy_(torch.tensor([5, 1, 1, 7, -1, 3]))
-    numbers = torch.tensor([1, 5, 2, 3])
-    blocked = model.blocked(numbers)
-    left = [[queue[j] for j in kept] for kept in ([0, 3, 4, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4])]
-    loss = info_nce(*model.compare(q, k, blocked=blocked))
+    negatives = model.queue_negatives(torch.tensor([1, 5, 2, 3]))
+    left = [
+        [model.queue[j] for j in kept]
+        for kept in ([0, 3, 4, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4])
+    ]  # fmt: skip
+    loss = info_nce(*model.compare(q, k, negatives))
     assert float(loss) == pytest.approx(plain_loss(q, k, left, 0.2), rel=1e-12)
-    nearest, count = model.hardest_negative(q, blocked=blocked)
-    assert count.tolist() == [4, 5, 6, 5]
-    expected = [max(float(q[i] @ other) for other in left[i]) / 0.2 for i in range(4)]
-    assert nearest.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_batch_negatives__are_the_other_keys_of_other_numbers() -> None:
+    torch.manual_seed(2)
+    q, k = unit(4, 4), unit(4, 4)
+    numbers = torch.tensor([3, 1, 3, 2])
+    model = make_moco(0).double()
+    own = torch.arange(4)
+    for negatives, kept in (
+        (batch_negatives(k, own), ([1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2])),
+        (batch_negatives(k, own, numbers, numbers), ([1, 3], [0, 2, 3], [1, 3], [0, 1, 2])),
+    ):
+        left = [[k[j] for j in others] for others in kept]
+        assert float(info_nce(*model.compare(q, k, negatives))) == pytest.approx(plain_loss(q, k, left, 0.2), rel=1e-12)
 
 
 def test_compare__where_every_key_is_left_out_there_is_nothing_to_learn() -> None:
     q = functional.normalize(torch.randn(3, 4), dim=1).requires_grad_()
-    model = make_moco(numbered=True)
+    model = make_numbered()
     model.queue_numbers.zero_()
-    loss = info_nce(*model.compare(q, q.detach(), blocked=model.blocked(torch.zeros(3, dtype=torch.int64))))
+    loss = info_nce(*model.compare(q, q.detach(), model.queue_negatives(torch.zeros(3, dtype=torch.int64))))
     loss.backward()
     assert float(loss.detach()) == 0
     assert q.grad is not None
@@ -129,7 +145,7 @@ def test_compare__where_every_key_is_left_out_there_is_nothing_to_learn() -> Non
 
 
 def test_enqueue__numbers_go_where_their_keys_go() -> None:
-    model = make_moco(queue_size=10, numbered=True)
+    model = make_numbered(10)
     for step in range(5):
         numbers = torch.arange(7) + 7 * step
         model.enqueue(numbers[:, None].expand(-1, 4).float(), numbers)
@@ -150,7 +166,7 @@ def test_enqueue__without_a_queue_nothing_is_kept() -> None:
 def test_branches__predict_after_the_query_encoder_alone() -> None:
     predictor = nn.Linear(4, 4)
     model = make_moco()
-    model = MoCo(model.query_encoder, model.queue, key_momentum=0.9, temperature=0.2, predictor=predictor)
+    model.predictor = predictor
     views = [torch.randn(3, 1, 4, 4) for _ in range(2)]
     for view, q in zip(views, model.branches()(views)[0], strict=True):
         torch.testing.assert_close(q, functional.normalize(predictor(model.query_encoder(view)), dim=1))
@@ -158,6 +174,85 @@ def test_branches__predict_after_the_query_encoder_alone() -> None:
     assert {id(p) for p in model.branches().parameters()} == {
         id(p) for part in (model.query_encoder, predictor) for p in part.parameters()
     }
+
+
+def _by_loops(model: MoCo, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[list[float], list[torch.Tensor]]:
+    """Algorithm 1 of the paper with a list of keys as its queue; return losses and that list, the oldest first."""
+    query_encoder, key_encoder = copy.deepcopy(model.query_encoder), copy.deepcopy(model.key_encoder)
+    optimizer = torch.optim.SGD(query_encoder.parameters(), 0.5)
+    queue, losses = [key.clone() for key in model.queue], []
+    for query_views, key_views in batches:
+        with torch.no_grad():
+            for key, query in zip(key_encoder.parameters(), query_encoder.parameters(), strict=True):
+                key.copy_(model.key_momentum * key + (1 - model.key_momentum) * query)
+            k = [functional.normalize(key_encoder(view[None])[0], dim=0) for view in key_views]
+        loss = torch.zeros((), dtype=torch.float64)
+        for view, own in zip(query_views, k, strict=True):
+            q = functional.normalize(query_encoder(view[None])[0], dim=0)
+            logits = torch.stack([torch.dot(q, other) for other in [own, *queue]]) / model.temperature
+            loss = loss - torch.log_softmax(logits, 0)[0] / len(k)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        queue = [*queue, *k][-len(model.queue) :]
+        losses.append(float(loss.detach()))
+    return losses, queue
+
+
+def test_moco__forward_is_the_papers_algorithm_in_anybodys_loop() -> None:
+    torch.manual_seed(1)
+    batches = [(torch.randn(4, 1, 4, 4).double(), torch.randn(4, 1, 4, 4).double()) for _ in range(5)]
+    model = make_moco(10, projector="mlp", feature_dim=4).double()
+    expected, queue = _by_loops(model, batches)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.5)
+    found = []
+    for query_views, key_views in batches:
+        loss = model(query_views, key_views)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert len(set(found)) == 5
+    oldest_first = torch.roll(model.queue, -int(model.pointer), 0)
+    torch.testing.assert_close(oldest_first, torch.stack(queue))
+
+
+def test_moco__forward_puts_shuffled_keys_back_and_changes_nothing_in_eval_mode() -> None:
+    views = torch.randn(6, 1, 4, 4), torch.randn(6, 1, 4, 4)
+    model = make_moco()
+    with torch.no_grad():
+        model.query_encoder.backbone[1].weight.add_(1.0)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loss = model(*views)
+    torch.testing.assert_close(model(*views, shuffle=torch.randperm(6)), loss)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_moco__forward_without_a_queue_takes_the_other_keys_of_the_batch() -> None:
+    views = torch.randn(4, 1, 4, 4).double(), torch.randn(4, 1, 4, 4).double()
+    model = make_moco(0).double()
+    q, k = (functional.normalize(model.query_encoder(own), dim=1).detach() for own in views)
+    others = [[k[j] for j in range(4) if j != i] for i in range(4)]
+    assert float(model(*views).detach()) == pytest.approx(plain_loss(q, k, others, 0.2), rel=1e-12)
+
+
+def test_moco__knows_the_width_of_timms_features_or_asks_for_it() -> None:
+    backbone = nn.Linear(3, 7)
+    with pytest.raises(SettingsError, match="pass feature_dim"):
+        MoCo(backbone, 8)
+    backbone.num_features = 7  # type: ignore[assignment]
+    torch.manual_seed(0)
+    one = MoCo(backbone, 8, seed=3).state_dict()
+    torch.manual_seed(1)
+    assert all(torch.equal(value, one[name]) for name, value in MoCo(backbone, 8, seed=3).state_dict().items())
+    assert one["queue"].shape == (8, 128)
+
+
+def test_moco__its_example_runs() -> None:
+    assert doctest.testmod(moco).failed == 0
+    assert doctest.testmod(moco).attempted > 5
 
 
 def test_create_moco__depends_on_the_seed_alone() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medmoco.models.batch_norm import settle_statistics, split_batch_norm
-from medmoco.models.moco import ALONE, MoCo, Processes, info_nce
+from medmoco.models.moco import MoCo, info_nce
 from medmoco.training.distributed import Group
 from tests.helpers.together import run_together
 
@@ -47,18 +47,19 @@ def load_vectors(file: Path) -> tuple[dict, dict[str, Tensor]]:
     return json.loads(file.with_suffix(".json").read_text()), tensors
 
 
-def build_model(facts: dict, vectors: dict[str, Tensor], processes: Processes = ALONE) -> MoCo:
+def build_model(facts: dict, vectors: dict[str, Tensor]) -> MoCo:
     model = MoCo(
         TinyNet(facts["dim"], facts["mlp"]),
-        torch.zeros(facts["K"], facts["dim"]),
+        facts["K"],
+        embedding_dim=facts["dim"],
+        projector=nn.Identity(),  # TinyNet has its own
         key_momentum=facts["m"],
         temperature=facts["T"],
-        processes=processes,
     ).double()
     for ours, theirs in (("query_encoder", "encoder_q"), ("key_encoder", "encoder_k")):
         prefix = f"init/{theirs}."
         state = {key.removeprefix(prefix): value for key, value in vectors.items() if key.startswith(prefix)}
-        getattr(model, ours).load_state_dict(state)
+        getattr(model, ours).backbone.load_state_dict(state)
     model.queue.copy_(vectors["init/queue"].T)
     model.pointer.fill_(int(vectors["init/queue_ptr"]))
     split_batch_norm(model, facts["world"])
@@ -99,7 +100,7 @@ def test_moco__matches_published_implementation(file: Path) -> None:
         assert int(model.pointer) == int(vectors[f"step{step}/queue_ptr"])
 
     for ours, theirs in (("query_encoder", "encoder_q"), ("key_encoder", "encoder_k")):
-        for name, value in getattr(model, ours).state_dict().items():
+        for name, value in getattr(model, ours).backbone.state_dict().items():
             is_statistic = "running" in name or "num_batches" in name
             # Groups average their running statistics; the recording keeps process 0's, equal only for one process.
             if not is_statistic or (facts["world"] == 1 and theirs == "encoder_q"):
@@ -116,7 +117,8 @@ def _train_shares(group: Group, file: Path) -> list[str]:
     """Train this process's share; return what differs from the recording."""
     torch.set_num_threads(1)
     facts, vectors = load_vectors(file)
-    model = build_model({**facts, "world": 1}, vectors, group)
+    model = build_model({**facts, "world": 1}, vectors)
+    model.gather = group.gather
     encode = group.wrap(model.branches(), torch.device("cpu"))
     optimizer = torch.optim.SGD(model.query_encoder.parameters(), facts["lr"], momentum=0.9, weight_decay=1e-4)
     model.train()
@@ -146,7 +148,7 @@ def _train_shares(group: Group, file: Path) -> list[str]:
         check(f"queue of step {step}", model.queue.T, vectors[f"step{step}/queue"])
         check(f"pointer of step {step}", model.pointer, vectors[f"step{step}/queue_ptr"])
     for ours, theirs in (("query_encoder", "encoder_q"), ("key_encoder", "encoder_k")):
-        for name, value in getattr(model, ours).state_dict().items():
+        for name, value in getattr(model, ours).backbone.state_dict().items():
             if theirs == "encoder_q" or not ("running" in name or "num_batches" in name):
                 check(f"{ours}.{name}", value, vectors[f"final/{theirs}.{name}"])
     return wrong

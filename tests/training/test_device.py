@@ -5,9 +5,7 @@ import torch
 
 from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
-from medmoco.training.device import autocast, choose_device, choose_precision, memory_explained, prepare_device
-from medmoco.training.distributed import Group
-from tests.helpers.together import run_together
+from medmoco.training.device import autocast, choose_device, choose_precision, memory_explained
 
 CPU = torch.device("cpu")
 
@@ -52,17 +50,3 @@ def test_memory_explained__says_what_to_lower() -> None:
         memory_explained(train),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-
-def _prepared(group: Group, precision: str) -> str:
-    """What the first process takes, where only its CPU has AMX."""
-    torch.cpu.get_capabilities = lambda: {"amx_bf16": group.is_first}  # type: ignore[assignment] # a process of its own
-    return prepare_device(TrainSettings(device="cpu", precision=precision), group)[1]  # type: ignore[arg-type]
-
-
-def test_prepare_device__processes_that_differ_in_their_default_are_refused() -> None:
-    for found in run_together(2, _prepared, "device"):
-        assert isinstance(found, SettingsError)
-        assert "differ in their default precision: bf16 and fp32" in str(found)
-        assert "train.precision=fp32" in str(found)
-    assert run_together(2, _prepared, "fp32") == ["fp32", "fp32"]

@@ -18,7 +18,7 @@ from medmoco.data.loading.quarantine import Replacement
 from medmoco.data.loading.sampler import StepOrder
 from medmoco.errors import DataError, DivergedError, ImageError, Stopped
 from medmoco.training.distributed import ALONE, Group
-from medmoco.training.engine import Hooks, Skips, TrainState, fit, notices_of
+from medmoco.training.engine import Hooks, Loop, Skips, TrainState, notices_of
 from medmoco.training.optim import learning_rate
 from medmoco.training.runlog import RunLog
 from tests.helpers.together import run_together
@@ -75,10 +75,10 @@ def run(
         hooks = Hooks(
             lambda now: saved.append(now.step),
             after_epoch,
-            lambda *told: skipped.append(told) if skipped is not None else None,
+            lambda *one: skipped.append(one) if skipped is not None else None,
             finished=finished,
         )
-        fit(task, batches(), state, ORDER, train, log, hooks)
+        Loop(state, ORDER, train, log, hooks).fit(task, batches())
     return state, saved
 
 
@@ -238,7 +238,7 @@ def test_fit__saves_before_it_ends_for_bad_data(tmp_path: Path) -> None:
         RunLog(tmp_path, steps=ORDER.steps, start_step=0) as log,
         pytest.raises(ImageError, match="row 7"),
     ):
-        fit(task, batches(state), state, ORDER, train_settings(), log, hooks)
+        Loop(state, ORDER, train_settings(), log, hooks).fit(task, batches(state))
     assert saved == [3]
 
 
@@ -260,7 +260,7 @@ def test_fit__saves_before_it_ends_for_what_a_hook_says_of_data(tmp_path: Path, 
     if where == "before the step":
         hooks = Hooks(lambda now: saved.append(now.step), lambda *_: {}, lambda *_: None, refuse)
     with RunLog(tmp_path, steps=ORDER.steps, start_step=0) as log, pytest.raises(DataError, match="too many"):
-        fit(task, batches, state, ORDER, train_settings(), log, hooks)
+        Loop(state, ORDER, train_settings(), log, hooks).fit(task, batches)
     assert saved == [1 if where == "before the step" else 2]
 
 
@@ -305,7 +305,7 @@ def _notices(group: Group) -> list[str]:
     return notices_of(Batch([], torch.zeros(2), 0, 0, own), group)
 
 
-def test_notices_of__all_processes_reach_the_one_that_speaks() -> None:
+def test_notices_of__all_processes_reach_the_first() -> None:
     expected = ["train.csv row 1: constant image", "train.csv row 2: constant image"]
     assert run_together(3, _notices) == [expected] * 3
     assert _notices(ALONE) == []

@@ -10,7 +10,7 @@ import torch
 from medmoco.config import TrainSettings
 from medmoco.errors import DistributedError, SettingsError
 from medmoco.training import launch as module
-from medmoco.training.launch import Placement, find_placement, first_host, wanted_processes
+from medmoco.training.launch import Placement, count_processes, find_placement, first_host
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "4711"}
 SRUN = {
@@ -58,18 +58,18 @@ def test_first_host__of_slurms_lists(nodes: str, first: str) -> None:
         ("cpu", 4, None, 1),
     ],
 )  # fmt: skip
-def test_wanted_processes__one_for_each_gpu(
+def test_count_processes__one_for_each_gpu(
     monkeypatch: pytest.MonkeyPatch, device: Any, gpus: int, asked: int | None, expected: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert wanted_processes(TrainSettings(device=device), asked) == expected
+    assert count_processes(TrainSettings(device=device), asked) == expected
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("any", 2), ("cuda", 2), ("cuda", 0)])
-def test_wanted_processes__more_than_there_are(monkeypatch: pytest.MonkeyPatch, device: Any, gpus: int) -> None:
+def test_count_processes__more_than_there_are(monkeypatch: pytest.MonkeyPatch, device: Any, gpus: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(SettingsError, match=f"--devices 4, but torch sees {gpus} usable GPUs"):
-        wanted_processes(TrainSettings(device=device), 4)
+        count_processes(TrainSettings(device=device), 4)
 
 
 def failures(*codes: int) -> dict[int, Any]:

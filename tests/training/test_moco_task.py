@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from medmoco import config
@@ -13,9 +12,18 @@ from medmoco.data.loading.loading import Batch, to_float
 from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import StepOrder, key_order
 from medmoco.errors import SettingsError
-from medmoco.models.moco import MoCo, info_nce
+from medmoco.models.moco import MoCo, Negatives
+from medmoco.training.context import RunContext
 from medmoco.training.distributed import ALONE, Group
-from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, meters, spread, traffic
+from medmoco.training.moco_task import (
+    Contrast,
+    batch_norm_groups,
+    check_sizes,
+    contrast_diagnostics,
+    create_state,
+    embedding_diagnostics,
+    traffic,
+)
 from tests.helpers.together import run_together
 
 BATCH, STEPS = 16, 4
@@ -43,11 +51,11 @@ PATIENTS = torch.arange(BATCH * STEPS) // 3
 def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
     """Train on noise; return the mean loss of each step, what the queue holds and the running statistics."""
     torch.set_num_threads(1)
-    state = create_state(settings, torch.device("cpu"), "fp32", group)
+    state = create_state(RunContext(settings, group=group))
     model = state.model.double()
     assert isinstance(model, MoCo)
     task = DoubleContrast(
-        model, settings, torch.device("cpu"), "fp32", group,
+        model, RunContext(settings, group=group),
         numbers=None if settings.method.negatives == "all" else PATIENTS, steps=STEPS,
     )  # fmt: skip
     task.model.train()
@@ -75,7 +83,7 @@ def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
     statistics = next(buffer for name, buffer in model.key_encoder.named_buffers() if name.endswith("running_var"))
     return {
         "losses": losses,
-        "queue": model.whole(model.queue).flatten().tolist(),
+        "queue": model.queue.flatten().tolist(),
         "pointer": [float(model.pointer)],
         "weights": weights.flatten().tolist(),
         "statistics": statistics.tolist(),
@@ -92,10 +100,9 @@ def assert_equal_within_float_error(found: dict[str, list[float]], expected: dic
     [
         (4, []),
         (2, ["train.accumulation_steps=2"]),
-        (4, ["method.queue_sharded=true"]),
     ],
 )
-def test_contrast__processes_parts_and_shards_change_nothing(processes: int, overrides: list[str]) -> None:
+def test_contrast__processes_and_parts_change_nothing(processes: int, overrides: list[str]) -> None:
     expected = train(ALONE, make_settings())
     for found in run_together(processes, train, make_settings(*overrides)):
         assert not isinstance(found, Exception), found
@@ -119,7 +126,6 @@ DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
     ("processes", "method", "overrides"),
     [
         (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
-        (4, OTHER_PATIENTS, ["method.queue_sharded=true"]),
         (4, V3, []),
         (2, DECODER, ["train.accumulation_steps=2"]),
         pytest.param(2, AUTOENCODER, [], marks=pytest.mark.slow),
@@ -140,7 +146,7 @@ def _v3_by_loops(settings: config.RunSettings, views: torch.Tensor) -> list[floa
 
     Nothing of medmoco's but the networks is used: no queue, no mask, no plan.
     """
-    model = create_state(settings, torch.device("cpu"), "fp32").model.double().train()
+    model = create_state(RunContext(settings)).model.double().train()
     optimizer = torch.optim.SGD(
         [*model.query_encoder.parameters(), *model.predictor.parameters()],
         settings.train.lr, 0.9, weight_decay=settings.train.weight_decay,
@@ -174,8 +180,8 @@ def test_contrast__v3_is_that_of_its_paper() -> None:
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     views = torch.randint(0, 256, (2, BATCH, 1, 32, 32), generator=generator).to(torch.uint8)
-    state = create_state(settings, torch.device("cpu"), "fp32")
-    task = DoubleContrast(state.model.double(), settings, torch.device("cpu"), "fp32", steps=STEPS)  # type: ignore[arg-type]
+    state = create_state(RunContext(settings))
+    task = DoubleContrast(state.model.double(), RunContext(settings), steps=STEPS)  # type: ignore[arg-type]
     state.model.train()
     found = []
     for step in range(2):
@@ -192,10 +198,10 @@ def test_contrast__v3_is_that_of_its_paper() -> None:
 def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
     """A queue longer than the split, both directions: what is blocked is exactly what the queue holds of the image."""
     settings = make_settings("method.symmetric=true", "method.negatives=other_images", "method.queue_size=200")
-    state = create_state(settings, torch.device("cpu"), "fp32")
+    state = create_state(RunContext(settings))
     model = state.model
     assert isinstance(model, MoCo)
-    task = Contrast(model, settings, torch.device("cpu"), "fp32", numbers=torch.arange(24), steps=STEPS)
+    task = Contrast(model, RunContext(settings), numbers=torch.arange(24), steps=STEPS)
     model.train()
     held: list[int] = []
     for key in StepOrder(0, 24, BATCH, 6).from_step(0):
@@ -223,33 +229,6 @@ def test_contrast__groups_do_change_something() -> None:
     assert one["losses"] != pytest.approx(four["losses"], rel=1e-4)
 
 
-def _gradient(group: Group) -> list[float]:
-    """Return loss and gradient of queries that this process compares with a divided queue."""
-    torch.manual_seed(0)
-    queue = functional.normalize(torch.randn(12, 5, dtype=torch.float64), dim=1)
-    q, k = (functional.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1) for _ in range(2))
-    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.1, processes=group, sharded=True)
-    part = group.share.of(6)
-    own = q[part].clone().requires_grad_()
-    loss = info_nce(*model.compare(own, k[part]))
-    loss.backward()
-    assert own.grad is not None
-    return [loss.item(), *model.hardest_negative(own)[0].tolist(), *own.grad.flatten().tolist()]
-
-
-def test_contrast__divided_queue_gives_the_gradient_of_a_whole_one() -> None:
-    whole = _gradient(ALONE)
-    losses, hardest, gradients = [], [], []
-    for found in run_together(3, _gradient):
-        losses.append(found[0])
-        hardest += found[1:3]
-        gradients += found[3:]
-    assert sum(losses) / 3 == pytest.approx(whole[0], rel=1e-12)
-    assert hardest == pytest.approx(whole[1:7], rel=1e-6)
-    # each process takes the mean over its two queries, the whole over six
-    assert [value / 3 for value in gradients] == pytest.approx(whole[7:], rel=1e-10, abs=1e-14)
-
-
 @pytest.mark.parametrize(
     ("processes", "splits", "parts", "groups"),
     [(1, 1, 1, 1), (1, 4, 1, 4), (4, 4, 1, 4), (4, 1, 1, 4), (2, 8, 2, 8), (4, 2, 2, 8)],
@@ -264,16 +243,14 @@ def test_batch_norm_groups__are_those_asked_for_and_at_least_one_a_pass(
 def test_check_sizes__what_the_processes_cannot_divide() -> None:
     with pytest.raises(SettingsError, match=r"does not divide into 12 equal groups(?s:.*)multiple of 12, such as 24"):
         check_sizes(100, make_settings("train.global_batch_size=20"), processes=3)
-    with pytest.raises(SettingsError, match=r"queue_size 24 cannot be divided among 16.*set it to 16"):
-        check_sizes(100, make_settings("method.queue_sharded=true", "train.global_batch_size=32"), processes=16)
 
 
 def _tell_traffic(group: Group) -> str:
     settings = make_settings()
     train(group, settings)
-    model = create_state(settings, torch.device("cpu"), "fp32", group).model
+    model = create_state(RunContext(settings, group=group)).model
     assert isinstance(model, MoCo)
-    return traffic(group, settings, STEPS, model)
+    return traffic(RunContext(settings, group=group), STEPS, model)
 
 
 def test_traffic__counts_what_was_sent() -> None:
@@ -282,31 +259,38 @@ def test_traffic__counts_what_was_sent() -> None:
     assert said.endswith("would add 0.0328 MB")  # 8 images of 32 x 32 floats
 
 
-def test_meters__equal_plain_loops() -> None:
+def test_contrast_diagnostics__equal_plain_loops() -> None:
     torch.manual_seed(0)
     q, k = functional.normalize(torch.randn(6, 4), dim=1), functional.normalize(torch.randn(6, 4), dim=1)
     queue = functional.normalize(torch.randn(9, 4), dim=1)
     positive, negative = (q * k).sum(1) / 0.2, q @ queue.T / 0.2
-    model = MoCo(nn.Identity(), queue, key_momentum=0.9, temperature=0.2)
-    found = meters(q, positive, model)
+    excluded = torch.zeros(6, 9, dtype=torch.bool)
+    excluded[0, :3] = True
+    found = contrast_diagnostics(positive, negative, Negatives(queue, excluded), temperature=0.2)
     right = sum(all(positive[i] > other for other in negative[i]) for i in range(6)) / 6
     assert float(found["accuracy"]) == pytest.approx(right)
     assert float(found["positive_similarity"]) == pytest.approx(sum(float(q[i] @ k[i]) for i in range(6)) / 6, abs=1e-6)
-    found = spread(q)
+    assert float(found["chance"]) == pytest.approx((math.log(7) + 5 * math.log(10)) / 6)
+
+
+def test_embedding_diagnostics__rank_is_that_of_its_definition() -> None:
+    torch.manual_seed(0)
+    q = functional.normalize(torch.randn(6, 4), dim=1)
     singular = np.linalg.svd(q.numpy(), compute_uv=False)
     share = singular / singular.sum()
+    found = embedding_diagnostics(q)
     assert float(found["effective_rank"]) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
 
 
-def test_spread__tells_collapse_from_spread() -> None:
+def test_embedding_diagnostics__tell_collapse_from_embedding_diagnostics() -> None:
     torch.manual_seed(0)
     wide = functional.normalize(torch.randn(512, 16), dim=1)
     collapsed = functional.normalize(torch.ones(512, 16) + 1e-4 * torch.randn(512, 16), dim=1)
-    assert float(spread(wide)["embedding_std"]) == pytest.approx(1, abs=0.05)
-    assert float(spread(collapsed)["embedding_std"]) < 0.01
-    assert float(spread(wide)["effective_rank"]) > 15
-    assert float(spread(collapsed)["effective_rank"]) < 1.2
+    assert float(embedding_diagnostics(wide)["embedding_std"]) == pytest.approx(1, abs=0.05)
+    assert float(embedding_diagnostics(collapsed)["embedding_std"]) < 0.01
+    assert float(embedding_diagnostics(wide)["effective_rank"]) > 15
+    assert float(embedding_diagnostics(collapsed)["effective_rank"]) < 1.2
 
 
-def test_spread__of_what_is_not_finite_is_not_a_number() -> None:
-    assert spread(torch.full((8, 16), float("nan")))["effective_rank"].isnan()
+def test_embedding_diagnostics__of_what_is_not_finite_is_not_a_number() -> None:
+    assert embedding_diagnostics(torch.full((8, 16), float("nan")))["effective_rank"].isnan()

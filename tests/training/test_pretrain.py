@@ -25,8 +25,11 @@ from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
 from medmoco.training.moco_task import Contrast
 from medmoco.training.pretrain import pretrain
+from medmoco.training.run_folder import StartMode
 from tests.helpers.runs import assert_same
 from tests.helpers.together import run_together, through_a_stop
+
+RESUME = StartMode(resume=True)
 
 SECRET = "DOE-JANE-4711"
 
@@ -137,7 +140,7 @@ def test_pretrain__resumed_is_bitwise_the_uninterrupted_run(
     broken = make_settings(manifest, "broken")
     stop_during(monkeypatch, stop_at, lambda: run(broken))
     assert json.loads((broken.out / "status.json").read_text())["state"] == "stopped"
-    run(make_settings(manifest, "broken", f"data.workers={workers}"), resume=True)
+    run(make_settings(manifest, "broken", f"data.workers={workers}"), start=RESUME)
     for part in ("model", "optimizer"):
         assert_same(final(straight)[part], final(broken)[part])
     weights = [records(settings)[-1]["loss"] for settings in (straight, broken)]
@@ -160,7 +163,7 @@ FAMILY: dict[str, tuple[str, ...]] = {
     "v3-lars": (*V3, "method.projector=mlp_2", "train.optimizer=lars"),
     "v3-fixed-patches": (*V3, "model.backbone=vit_tiny_patch16_224", "model.fixed_patches=true"),
     "autoencoder": ("decoder={weight: 1, contrast: 0, channels: 32}",),
-    "sharded": ("method.negatives=other_images", "method.queue_sharded=true", "method.queue_size=50"),
+    "other-images": ("method.negatives=other_images", "method.queue_size=50"),
 }  # fmt: skip
 QUICK = ("v3-conv-stem", "symmetric-patient", "decoder")
 
@@ -178,7 +181,7 @@ def test_pretrain__of_the_family_resumed_is_bitwise_the_uninterrupted_run(
     straight, broken = (of_the_family(manifest, out, name) for out in ("straight", "broken"))
     run(straight)
     stop_during(monkeypatch, 3, lambda: run(broken))
-    run(broken, resume=True)
+    run(broken, start=RESUME)
     for part in ("model", "optimizer"):
         assert_same(final(straight)[part], final(broken)[part])
     model, start = final(straight)["model"], "query_encoder.backbone.net.patch_embed.proj.weight"
@@ -200,7 +203,7 @@ def _pretrain(group: Group, manifest: Path, out: str, name: str, stop_at: int) -
     """Run, or stop at a step and then resume."""
 
     def go(resume: bool) -> None:
-        run(of_the_family(manifest, out, name), resume=resume, group=group)
+        run(of_the_family(manifest, out, name), start=StartMode(resume=resume), group=group)
 
     if stop_at:
         through_a_stop(group, module, "Contrast", Interrupted, stop_at, go)
@@ -307,7 +310,7 @@ def test_pretrain__goes_on_from_a_pack_after_a_start_from_files(
     elsewhere = [f"data.pack={manifest.parent / 'pack'}", "data.max_bytes=99999", "data.decode_seconds=9"]
     broken = make_settings(manifest, "broken", *elsewhere, "data.allow_symlinks=true")
     make_pack(broken.data, manifest.parent / "pack", lambda _: None)
-    run(broken, resume=True)
+    run(broken, start=RESUME)
     assert_same(final(straight)["model"], final(broken)["model"])
 
 
@@ -355,20 +358,20 @@ def test_pretrain__a_folder_in_use_is_refused(manifest: Path) -> None:
     run(settings)
     with pytest.raises(SettingsError, match=r"--resume.*--overwrite"):
         run(settings)
-    run(settings, overwrite=True)
+    run(settings, start=StartMode(overwrite=True))
     foreign = make_settings(manifest, "foreign")
     foreign.out.mkdir()
     (foreign.out / "thesis.tex").write_text("do not delete")
-    for options in ({}, {"overwrite": True}):
-        with pytest.raises(SettingsError, match="holds no run"):
-            run(foreign, **options)
+    for start in (StartMode(), StartMode(overwrite=True)):
+        with pytest.raises(SettingsError, match="does not hold a run"):
+            run(foreign, start=start)
     assert (foreign.out / "thesis.tex").exists()
 
 
 def test_pretrain__resume_with_other_settings_shows_the_difference(manifest: Path) -> None:
     run(make_settings(manifest, "run", "train.epochs=1"))
     with pytest.raises(SettingsError, match=r"train\.lr: was 0\.1, now 0\.2"):
-        run(make_settings(manifest, "run", "train.epochs=1", "train.lr=0.2"), resume=True)
+        run(make_settings(manifest, "run", "train.epochs=1", "train.lr=0.2"), start=RESUME)
 
 
 def test_pretrain__resume_with_another_manifest_is_refused(manifest: Path) -> None:
@@ -377,7 +380,7 @@ def test_pretrain__resume_with_another_manifest_is_refused(manifest: Path) -> No
     with (manifest / "train.csv").open("a") as file:
         file.write(f"val-{SECRET}-0.png,new,1\n")
     with pytest.raises(SettingsError, match="training manifest: was 24 rows, now 25; its SHA-256 differs"):
-        run(settings, resume=True)
+        run(settings, start=RESUME)
 
 
 def test_pretrain__without_labels_needs_no_validation_split(manifest: Path) -> None:
@@ -411,7 +414,7 @@ def test_pretrain__on_a_gpu_learns_and_resumes(manifest: Path, precision: str) -
     content = final(settings)
     assert content["step"] == 36
     assert (content["scaler"] != {}) == (precision == "fp16")
-    run(settings, resume=True)  # nothing is left to do, and the state fits
+    run(settings, start=RESUME)  # nothing is left to do, and the state fits
     assert_same(final(settings)["model"], content["model"])
 
 

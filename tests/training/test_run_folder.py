@@ -18,8 +18,10 @@ from medmoco import config
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training import run_folder as module
 from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.context import RunContext
 from medmoco.training.engine import TrainState
 from medmoco.training.run_folder import (
+    StartMode,
     check_changes,
     claim,
     describe_run,
@@ -137,7 +139,7 @@ def test_holding__leaves_nothing_in_a_folder_that_is_not_a_run(tmp_path: Path) -
     (tmp_path / "config.yaml").write_text("of another program")
     (tmp_path / "thesis.tex").write_text("do not delete")
     before = set(tmp_path.iterdir())
-    with pytest.raises(SettingsError, match="holds no run"), holding(tmp_path, pytest.fail):
+    with pytest.raises(SettingsError, match="does not hold a run"), holding(tmp_path, pytest.fail):
         pass
     assert set(tmp_path.iterdir()) == before
 
@@ -159,18 +161,18 @@ def test_claim__takes_a_folder_in_which_no_run_has_begun(
     for name in leftovers:
         (tmp_path / name).write_text("")
     (tmp_path / "evaluation").mkdir()  # by a command that was refused
-    claim(tmp_path, resume=options[0], overwrite=options[1])
+    claim(tmp_path, StartMode(*options))
 
 
-def test_claim__of_a_run_needs_a_word(tmp_path: Path) -> None:
+def test_claim__of_a_run_needs_resume_or_overwrite(tmp_path: Path) -> None:
     make_run(tmp_path)
     with pytest.raises(SettingsError, match=r"--resume.*--overwrite"):
-        claim(tmp_path, resume=False, overwrite=False)
-    with pytest.raises(SettingsError, match="give one of them"):
-        claim(tmp_path, resume=True, overwrite=True)
-    claim(tmp_path, resume=True, overwrite=False)
+        claim(tmp_path, StartMode())
+    with pytest.raises(SettingsError, match="use one of them"):
+        claim(tmp_path, StartMode(resume=True, overwrite=True))
+    claim(tmp_path, StartMode(resume=True))
     assert (tmp_path / "checkpoints/step-000000001.pt").exists()
-    claim(tmp_path, resume=False, overwrite=True)
+    claim(tmp_path, StartMode(overwrite=True))
     assert [file.name for file in tmp_path.iterdir()] == ["lock"]
 
 
@@ -181,7 +183,7 @@ def test_claim__that_was_killed_while_it_deleted_can_be_repeated(tmp_path: Path)
         pid = in_a_process(partial(delete_some, folder, deletions))
         os.waitpid(pid, 0)
         assert len(list(folder.rglob("*"))) == 6 - deletions
-        claim(folder, resume=False, overwrite=True)
+        claim(folder, StartMode(overwrite=True))
         assert {file.name for file in folder.iterdir()} <= {"lock", "environment.json"}
 
 
@@ -198,10 +200,10 @@ def delete_some(folder: Path, deletions: int) -> None:
         return call
 
     os.unlink, os.rmdir = counted(os.unlink), counted(os.rmdir)
-    claim(folder, resume=False, overwrite=True)
+    claim(folder, StartMode(overwrite=True))
 
 
-# What --resume goes on with
+# What --resume continues
 
 
 def test_load_newest__without_a_checkpoint(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_load_newest__notices_that_checkpoints_are_gone(tmp_path: Path, state: s
 
 def test_load_newest__names_what_a_checkpoint_lacks(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoints", 3, {"model": {}, "optimizer": {}, "settings": {}})
-    with pytest.raises(CheckpointError, match="it holds no manifest_sha256, scaler"):
+    with pytest.raises(CheckpointError, match="it lacks manifest_sha256, scaler"):
         load_newest(tmp_path, pytest.fail)
 
 
@@ -261,6 +263,12 @@ def test_check_changes__an_older_checkpoint_knows_no_rows_and_has_defaults_of_ne
         check_changes({**old, "manifest_sha256": facts()["manifest_sha256"]}, facts(train__lr=0.03), allow=False) == []
     )
     assert "was an unknown number of rows, now 24" in str(caught.value)
+
+
+def test_check_changes__a_retired_setting_at_its_default_is_no_change() -> None:
+    assert check_changes(facts(method__queue_sharded=False), facts(), allow=False) == []
+    with pytest.raises(SettingsError, match="queue_sharded: was True, now False"):
+        check_changes(facts(method__queue_sharded=True), facts(), allow=False)
 
 
 def test_check_changes__many_fit_in_five_lines() -> None:
@@ -313,16 +321,19 @@ def test_describe_run__says_where_arithmetic_differs_from_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config.load(None, ["data.manifest=m", "data.root=r", f"out={tmp_path}"])
-    describe = partial(describe_run, tmp_path, settings, torch.device("cpu"))
-    facts = {"processes": 1, "manifest_sha256": "0"}
+
+    def describe(precision: str) -> list[str]:
+        context = RunContext(settings, precision=precision)
+        return describe_run(tmp_path, context, {"processes": 1, "manifest_sha256": "0"})
+
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    assert describe("fp32", facts) == []
-    assert describe("fp32", facts) == []
+    assert describe("fp32") == []
+    assert describe("fp32") == []
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    (said,) = describe("bf16", facts)
+    (said,) = describe("bf16")
     assert "cpu AVX512 before, AVX2 now, precision fp32 before, bf16 now" in said
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert (environment["cpu"], environment["precision"]) == ("AVX2", "bf16")
     del environment["cpu"]  # as runs have it from before it was noted
     (tmp_path / "environment.json").write_text(json.dumps(environment))
-    assert describe("bf16", facts) == []
+    assert describe("bf16") == []

@@ -160,7 +160,6 @@ def test_write_job__says_what_each_gpu_gets_and_how_to_submit(place: Path) -> No
     ("overrides", "resources", "expected"),
     [
         ((), Resources(nodes=5), "5 processes.*Set it to a multiple of 5, such as 25"),
-        (("method.queue_sharded=true",), Resources(gpus=3), "method.queue_size 32 cannot be divided among 3 processes"),
         (("method.queue_size=9999",), Resources(), "method.queue_size 9999 exceeds"),
         ((), Resources(partition="a\n#SBATCH --exclusive"), "--partition of the job would be 'a"),
         (('out="a\\nb"',), Resources(), "--job-name of the job would be"),

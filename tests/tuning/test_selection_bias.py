@@ -36,8 +36,8 @@ def test_optimism__is_what_a_plain_loop_finds() -> None:
     assert np.isnan(optimism(scores, np.full((6, 3), np.nan)))
 
 
-def test_optimism__finds_most_of_the_luck_among_equals_and_none_where_one_is_clearly_best() -> None:
-    """Of 20 equal trials the best scores 1.87 standard errors too high on average; one alone is chosen without luck."""
+def test_optimism__finds_most_of_the_bias_among_equals_and_none_where_one_is_clearly_best() -> None:
+    """Of 20 equal trials the best scores 1.87 standard errors too high on average; one alone is chosen without bias."""
     generator = np.random.default_rng(1)
     found = []
     for _ in range(60):
@@ -66,19 +66,19 @@ def test_table__best_first_failed_last_and_what_to_make_of_it() -> None:
     assert "train.lr=0.03 (as given)" in lines[4]
     assert lines[5].endswith("train.lr=3.0  (the last 20 steps had no finite gradient)")
     text = "\n".join(lines)
-    assert "The winner is trial 1: 0.750, against 0.700 with the settings as given: +0.050" in text
-    assert "the best of 3 trials: some 0.0" in text
-    assert "The interval holds 0" not in text
+    assert "The winner is trial 1: 0.750, compared with 0.700 for the settings as given: +0.050" in text
+    assert "the best of 3 trials: about 0.0" in text
+    assert "The interval contains 0" not in text
     assert "Only test is an unbiased score" in text
 
 
 def test_table__no_winner_no_claim() -> None:
-    assert "Nothing scored better than the settings as given, in 1 trials" in table(
+    assert "No trial scored better than the settings as given (1 trials" in table(
         TRIALS[:1], compare(TRIALS[:1], DRAWS[:1]), ""
     )
     assert table(TRIALS[2:3], None, "").endswith("No trial has a score.")
     worse = compare(TRIALS, np.stack([DRAWS[0], DRAWS[0] + [0.2, 0.05, -0.1], DRAWS[2], DRAWS[3]]))
-    assert "The interval holds 0" in table(TRIALS, worse, "")
+    assert "The interval contains 0" in table(TRIALS, worse, "")
     first_failed = [Trial(0, {}, failed="diverged"), Trial(1, {"train.lr": 0.1}, 0.75, 0.65, 0.85)]
     assert "the settings as given have no score" in table(first_failed, compare(first_failed, DRAWS[[2, 1]]), "")
 

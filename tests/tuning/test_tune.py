@@ -19,10 +19,13 @@ from medmoco.evaluation.features.monitor import knn_monitor
 from medmoco.training.checkpoint import checkpoint_files
 from medmoco.training.distributed import Group
 from medmoco.training.moco_task import Contrast
+from medmoco.training.run_folder import StartMode
 from medmoco.tuning import tune as module
 from medmoco.tuning.tune import tune
 from tests.helpers.supervised import SECRET, write_images
 from tests.helpers.together import run_together
+
+RESUME = StartMode(resume=True)
 
 TRIAL_KEYS = ("number", "values", "score", "low", "high", "failed")
 
@@ -121,7 +124,7 @@ def test_tune__a_stopped_search_ends_as_one_that_was_not(
         with pytest.raises(Stopped, match=r"^stopped (after|while)"):
             tune(file, [], out)
     assert len(trials_of(out)) == 1
-    tune(file, [], out, resume=True)
+    tune(file, [], out, start=RESUME)
     assert trials_of(out) == trials_of(whole)
     assert record_of(out)["winner"] == record_of(whole)["winner"]
     assert (out / "draws.npy").read_bytes() == (whole / "draws.npy").read_bytes()
@@ -145,7 +148,7 @@ def test_tune__failed_trials_are_recorded_and_the_search_goes_on(file: Path, tmp
     assert sum("no finite gradient" in reason for reason in reasons) == 1
     assert sum("queue_size" in reason for reason in reasons) == 2
     assert record_of(tmp_path / "search")["winner"]["trial"] == 0
-    assert "Nothing scored better than the settings as given, in 1 trials" in text
+    assert "No trial scored better than the settings as given (1 trials" in text
 
 
 @pytest.mark.parametrize(
@@ -175,27 +178,27 @@ def test_tune__refuses_before_anything_is_trained(file: Path, tmp_path: Path, ov
 def test_tune__a_folder_holds_one_search(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "search"
     tune(file, ["tune.trials=1", "tune.label=Sick"], out)
-    with pytest.raises(SettingsError, match="holds a run; go on with --resume"):
+    with pytest.raises(SettingsError, match="holds a run; continue it with --resume"):
         tune(file, ["tune.trials=1"], out)
     with pytest.raises(SettingsError, match=r"evaluate\.neighbours: was 3, now 5"):
-        tune(file, ["tune.label=Sick", "evaluate.neighbours=5"], out, resume=True)
+        tune(file, ["tune.label=Sick", "evaluate.neighbours=5"], out, start=RESUME)
     before = trials_of(out)
-    tune(file, ["tune.trials=2", "tune.label=Sick", "data.workers=1"], out, resume=True)
+    tune(file, ["tune.trials=2", "tune.label=Sick", "data.workers=1"], out, start=RESUME)
     assert trials_of(out)[:1] == before
     assert len(trials_of(out)) == 2
-    tune(file, ["tune.trials=1"], out, overwrite=True)
+    tune(file, ["tune.trials=1"], out, start=StartMode(overwrite=True))
     assert "mean of Sick, Tube" in record_of(out)["score"]
     assert not (out / "trial-001").exists()
     (out / "draws.npy").write_bytes(b"?")
     with pytest.raises(CheckpointError, match=r"draws\.npy of the search cannot be read"):
-        tune(file, ["tune.trials=1"], out, resume=True)
+        tune(file, ["tune.trials=1"], out, start=RESUME)
     (out / "tune.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tune\.json of the search cannot be read"):
-        tune(file, ["tune.trials=1"], out, resume=True)
+        tune(file, ["tune.trials=1"], out, start=RESUME)
     (out / "tune.json").unlink()
     (out / "checkpoints").mkdir()
-    with pytest.raises(SettingsError, match="holds a run that is no search"):
-        tune(file, ["tune.trials=1"], out, resume=True)
+    with pytest.raises(SettingsError, match="holds a run that is not a search"):
+        tune(file, ["tune.trials=1"], out, start=RESUME)
 
 
 def _in_a_group(group: Group, file: Path, out: Path) -> str:

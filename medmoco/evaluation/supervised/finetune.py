@@ -27,20 +27,17 @@ from medmoco.evaluation.scoring.clinical import describe_judgements, judge
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.task import Supervision, accuracies
-from medmoco.evaluation.supervised.training_labels import Lesson, load_lesson, targets_of
+from medmoco.evaluation.supervised.training_labels import TrainingLabels, load_training_labels, targets_of
 from medmoco.models.backbones import check_size
 from medmoco.models.patches import check_all_learn, check_patches
-from medmoco.training.device import memory_explained, prepare_device
+from medmoco.training.agreement import count_sharing, on_first, together
+from medmoco.training.context import RunContext, prepare_context
+from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
-from medmoco.training.early_stopping import Selection, check_parts, loop_settings, train_and_select
+from medmoco.training.early_stopping import Selection, SupervisedJob, check_parts, loop_settings, train_and_select
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_layered_optimizer
-from medmoco.training.run_folder import (
-    HARMLESS,
-    describe_run,
-    enter_folder,
-    facts_of,
-)
+from medmoco.training.run_folder import HARMLESS, NEW, StartMode, facts_of
 from medmoco.utils.files import replacing
 from medmoco.utils.rng import WEIGHTS, hashed
 
@@ -52,7 +49,7 @@ _CROP_FLIP: Tree = {
     "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip_probability": 0.5, "rotation": 0.0,
     "jitter_probability": 0.0, "blur_probability": 0.0, "noise_probability": 0.0, "cutout_probability": 0.0,
 }  # fmt: skip
-# Of these, fine-tuning uses what decides which images it learns from and how validation sees them.
+# Of these, fine-tuning uses those that choose its images and how validation sees them.
 _UNUSED = ("method.", "evaluate.")
 _USED = ("evaluate.where", "evaluate.size", "evaluate.mirror")
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "finetune."))
@@ -60,19 +57,19 @@ _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "finetune.
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What a run came to.
+    """The result of a fine-tuning run.
 
     Attributes:
         labels: L names.
-        epoch: The best, from 0, whose weights these are.
+        epoch: The best, from 0; the classifier has its weights.
         epochs: How many were trained.
         val_auroc: By label; None where undefined.
-        splits: val and what else was asked for.
+        splits: val and the others that were scored.
         targets: Of each of them, (N, L), 1, 0 or nan.
         scores: Of each of them, (N, L) log-odds.
-        rows: Of train that taught each label.
-        patients: That these are of.
-        accuracies: top1 and top5 on val, of classes.
+        rows: Number of training rows with each label.
+        patients: Number of patients with each label.
+        accuracies: top1 and top5 on val, for classes.
     """
 
     labels: tuple[str, ...]
@@ -93,59 +90,57 @@ def finetune(
     out: Path,
     *,
     splits: Sequence[str] = ("val",),
-    resume: bool = False,
-    overwrite: bool = False,
-    allow_change: bool = False,
-    log: Callable[[str], None] = lambda _: None,
+    start: StartMode = NEW,
     group: Group = ALONE,
+    progress: bool = True,
 ) -> Finetuned | None:
     """Train an encoder and a classifier on the labels of train, and leave a run folder with the classifier in it.
 
     Args:
-        settings: `finetune` says how; device, precision and the like are those of `train`.
-        encoder: A run folder, a weights file, or "random", which is training from scratch.
+        settings: `finetune` describes the training; device, precision and the like are those of `train`.
+        encoder: A run folder, a weights file, or "random" for training from scratch.
         out: Run folder.
-        splits: What the best epoch scores in the end; the test split is not read unless it is named.
-        resume: Go on from the newest checkpoint in the folder; from step 0 where there is none yet.
-        overwrite: Delete a run that is in the folder.
-        allow_change: Resume although settings or the manifest have changed.
-        log: Told of damaged checkpoints of the encoder.
-        group: The processes that train together; the first scores, writes and speaks, the others return None.
+        splits: Scored with the best epoch; the test split is not read unless it is named.
+        start: What happens to a run that is in the folder already.
+        group: The processes that train together; the first one scores, logs and writes files, the others return None.
+        progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
 
     Raises:
-        SettingsError: there is nothing to learn, or the folder holds another run.
-        ManifestError: the manifest cannot be used, or test shares patients or images with what was learned from.
-        CheckpointError, DataError, DistributedError, DivergedError, Stopped: see there; status.json then says which.
+        SettingsError: there are no labels to learn, or the folder holds another run.
+        ManifestError: the manifest cannot be used, or test shares patients or images with the training data.
+        CheckpointError, DataError, DistributedError, DivergedError, Stopped: also recorded in status.json.
     """
-    settings = settings_of_run(settings, out, group.size)
-    device, precision, why = prepare_device(settings.train, group)
-    beside = group.beside(shared_memory_place())
-    with group.one_fate():
-        loaded, lesson, notes = load_lesson(settings, encoder, splits)
-        check_shared_memory(settings, settings.train.global_batch_size // group.size, beside, views=1)
-        model, source = _create_model(settings, encoder, lesson, log if group.is_first else lambda _: None)
-    facts = {**_facts(settings, loaded, model, source), "processes": group.size}
-    run = _Run(settings, loaded, lesson, model, facts, source, device, precision)
+    context = prepare_context(settings_of_run(settings, out, group.size), group, progress=progress)
+    settings = context.settings
+    sharing = count_sharing(group, shared_memory_place())
+    warnings: list[str] = []
+    with together(group):
+        loaded, labels, notices = load_training_labels(settings, encoder, splits)
+        check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views=1)
+        model, source = _create_model(settings, encoder, labels, warnings.append)
+    scorer = _Scorer(context, loaded, labels, model)
+    facts = _facts(settings, loaded, model, source)
+    job = SupervisedJob(
+        split=labels.train,
+        facts=facts,
+        create_state=lambda: _create_state(model, source, context),
+        notices=notices,
+        warnings=warnings,
+        harmless=_HARMLESS,
+        description=f"{settings.model.backbone} with {settings.finetune.protocol} on {context.device.type},"
+        f" {context.precision} ({context.reason})",
+        patience=settings.finetune.patience,
+        measure=scorer.measure,
+        batches=lambda order, step: training_batches(labels.train, settings, order, step, group.share, ONE_VIEW),
+        create_task=lambda: Supervision(model, labels, context),
+    )
     with memory_explained(settings.train), ExitStack() as stack:
-        start = enter_folder(
-            stack, settings, facts, lambda: _create_state(model, source, settings, device, precision, group),
-            resume=resume, overwrite=overwrite, allow_change=allow_change, group=group, harmless=_HARMLESS,
-        )  # fmt: skip
-        changes = group.first(lambda: describe_run(settings.out, settings, device, precision, facts)) or []
-        selection = train_and_select(
-            stack, settings, start, facts, group,
-            what=f"{settings.model.backbone} by {settings.finetune.protocol} on {device.type}, {precision} ({why})",
-            notes=[*notes, *changes], split=lesson.train, patience=settings.finetune.patience, measure=run.measure,
-            make_batches=lambda order, step: training_batches(
-                lesson.train, settings, order, step, group.share, ONE_VIEW
-            ),
-            make_task=lambda: Supervision(model, lesson, settings, device, precision, group),
-        )  # fmt: skip
-        return group.first(lambda: run.finish(selection), patiently=True)
+        selection = train_and_select(stack, context, job, start)
+        return on_first(group, lambda: _finish(scorer, selection, source), patiently=True)
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
-    """Return the settings that the loop and the views follow: `finetune` takes the place of what it has a say in."""
+    """Return the settings of the loop and the views: those of `finetune` replace the ones that both have."""
     chosen = settings.finetune
     views = settings.views.model_copy(update=_CROP_FLIP if chosen.augmentation == "crop_flip" else {})
     train = loop_settings(settings.train, chosen)
@@ -161,10 +156,10 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
 
 
 def _create_model(
-    settings: RunSettings, encoder: str, lesson: Lesson, log: Callable[[str], None]
+    settings: RunSettings, encoder: str, labels: TrainingLabels, warn: Callable[[str], None]
 ) -> tuple[ClassifierNetwork, dict[str, Any]]:
-    """Return the encoder with a classifier that knows nothing yet, and what the encoder is."""
-    loaded = load_encoder(encoder, settings, log=log)
+    """Return the encoder with an untrained classifier, and what the encoder is."""
+    loaded = load_encoder(encoder, settings, log=warn)
     backbone, source = loaded.module, loaded.provenance.record()
     check_size(backbone, settings.views.size)
     chosen = settings.finetune
@@ -173,43 +168,36 @@ def _create_model(
         size = settings.views.size
         check_patches(backbone, min(size, settings.evaluate.size or size), top_patches)
         check_all_learn(backbone, size)
-    head = nn.Linear(backbone.feature_dim, len(lesson.names))
+    head = nn.Linear(backbone.feature_dim, len(labels.names))
     generator = torch.Generator().manual_seed(int(hashed(settings.seed, WEIGHTS, 2)[0] >> 1))
     nn.init.normal_(head.weight, std=0.01, generator=generator)  # as the published linear probe starts
     nn.init.zeros_(head.bias)
     if chosen.protocol == "linear_sgd":
         backbone.requires_grad_(False)
     model = ClassifierNetwork(
-        backbone, head, mirror=settings.evaluate.mirror, exclusive=lesson.exclusive, top_patches=top_patches
+        backbone, head, mirror=settings.evaluate.mirror, exclusive=labels.exclusive, top_patches=top_patches
     )
     return model, source
 
 
-def _create_state(
-    model: ClassifierNetwork,
-    source: dict[str, Any],
-    settings: RunSettings,
-    device: torch.device,
-    precision: str,
-    group: Group,
-) -> TrainState:
-    chosen = settings.finetune
-    # What knows nothing yet has nothing to keep: from scratch, the first layers learn as fast as the last.
+def _create_state(model: ClassifierNetwork, source: dict[str, Any], context: RunContext) -> TrainState:
+    settings, chosen = context.settings, context.settings.finetune
+    # From scratch, the first layers have nothing to keep: they learn as fast as the last.
     decay = 1.0 if source["kind"] == "random" else chosen.layer_decay
-    join_batch_norm(model, group)
-    model.to(device).to(memory_format=torch.channels_last if settings.train.channels_last else torch.contiguous_format)
+    join_batch_norm(model, context.group)
+    context.place(model)
     if settings.train.compile:
         model.compile()
     optimizer = create_layered_optimizer(
         settings.train, model.backbone.net, model.head, layer_decay=decay, head_lr=chosen.head_lr
     )
-    return TrainState(model, optimizer, torch.amp.GradScaler(device.type, enabled=precision == "fp16"))
+    return TrainState(model, optimizer, context.scaler())
 
 
 def _facts(
     settings: RunSettings, splits: Mapping[str, Split], model: ClassifierNetwork, source: dict[str, Any]
 ) -> Tree:
-    """Return what a checkpoint remembers of the run; the encoder and val are part of what it must be resumed with."""
+    """Return what a checkpoint remembers of the run; it must be resumed with the same encoder and val."""
     facts = facts_of(settings, splits["train"])
     used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
     used |= {
@@ -219,81 +207,85 @@ def _facts(
     return {**facts, "settings": used}
 
 
-@dataclass
-class _Run:
-    """What is scored with, and what is left in the end."""
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores splits with the classifier in training."""
 
-    settings: RunSettings
-    splits: dict[str, Split]
-    lesson: Lesson
+    context: RunContext
+    splits: Mapping[str, Split]
+    labels: TrainingLabels
     model: ClassifierNetwork
-    facts: Tree
-    source: dict[str, Any]
-    device: torch.device
-    precision: str
 
     def measure(self, stop_asked: Callable[[], bool]) -> tuple[float, dict[str, float]]:
         """Score val: the mean AUROC, and that of every label."""
-        scores = self.score("val", self.precision, stop_asked)
-        targets = targets_of(self.splits["val"], self.lesson)
-        by_label = self._aurocs(targets, scores)
+        scores = self.scores("val", self.context.precision, stop_asked)
+        by_label = self.aurocs("val", scores)
         mean = float(np.mean([value for value in by_label.values() if value is not None]))
         values = {"val_auroc": mean}
         values |= {f"val_auroc/{name}": value for name, value in by_label.items() if value is not None}
-        if self.lesson.exclusive:
-            values |= {f"val_{name}": value for name, value in accuracies(targets, scores).items()}
+        values |= {f"val_{name}": value for name, value in self.accuracies("val", scores).items()}
         return mean, values
 
-    def score(self, split: str, precision: str, stop_asked: Callable[[], bool] = lambda: False) -> Floats:
+    def scores(self, split: str, precision: str, stop_asked: Callable[[], bool] = lambda: False) -> Floats:
         """Return the scores of a split, (N, L)."""
-        found = extract(
-            {"classifier": self.model}, self.splits[split], self.settings, self.device, precision, stop_asked
-        )
+        settings, device = self.context.settings, self.context.device
+        found = extract({"classifier": self.model}, self.splits[split], settings, device, precision, stop_asked)
         return found.features["classifier"].astype(np.float64)
 
-    def _aurocs(self, targets: NDArray[np.float32], scores: Floats) -> dict[str, float | None]:
-        pairs = zip(self.lesson.names, targets.T, scores.T, strict=True)
+    def targets(self, split: str) -> NDArray[np.float32]:
+        """Return the targets of a split, (N, L)."""
+        return targets_of(self.splits[split], self.labels)
+
+    def aurocs(self, split: str, scores: Floats) -> dict[str, float | None]:
+        """Return the AUROC of each label, None where undefined."""
+        pairs = zip(self.labels.names, self.targets(split).T, scores.T, strict=True)
         return {name: None if undefined(truth) else auroc(truth, own) for name, truth, own in pairs}
 
-    def finish(self, selection: Selection) -> Finetuned:
-        """Score with the best epoch's weights, and leave them as a classifier."""
-        self._check_frozen()
-        scores = {name: self.score(name, "fp32") for name in self.splits if name != "train"}
-        targets = {name: targets_of(self.splits[name], self.lesson) for name in scores}
-        result = Finetuned(
-            labels=self.lesson.names,
-            epoch=selection.best.epoch,
-            epochs=selection.best.validated,
-            val_auroc=self._aurocs(targets["val"], scores["val"]),
-            splits={name: self.splits[name] for name in scores},
-            targets=targets,
-            scores=scores,
-            rows=self.lesson.rows,
-            patients=self.lesson.patients,
-            accuracies=accuracies(targets["val"], scores["val"]) if self.lesson.exclusive else {},
-        )
-        save_classifier(self.settings.out / CLASSIFIER, self.model, self._describe(result))
-        _write_scores(self.settings.out / VAL_SCORES, result)
-        selection.log.info(_in_words(result, selection.finished()))
-        return result
+    def accuracies(self, split: str, scores: Floats) -> dict[str, float]:
+        """Return top1 and top5 of classes; nothing for labels."""
+        return accuracies(self.targets(split), scores) if self.labels.exclusive else {}
 
-    def _check_frozen(self) -> None:
-        if self.settings.finetune.protocol == "linear_sgd":
-            now = fingerprint(self.model.backbone)[:16]
-            if not self.facts["settings"]["encoder"].endswith(now):
-                raise RuntimeError("the frozen encoder changed while the classifier was trained")
 
-    def _describe(self, result: Finetuned) -> Tree:
-        chosen = self.settings.evaluate
-        judgements = {
-            name: judge(result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number], chosen)
-            for number, name in enumerate(result.labels)
-        }
-        return describe_classifier(
-            self.settings, result.labels, trained="fine-tuned", encoder=self.source, val_auroc=result.val_auroc,
-            exclusive=self.lesson.exclusive, top_patches=self.model.top_patches,
-            **describe_judgements(judgements, chosen),
-        )  # fmt: skip
+def _finish(scorer: _Scorer, selection: Selection, source: dict[str, Any]) -> Finetuned:
+    """Score with the best epoch's weights, and save the classifier."""
+    settings, labels, session = scorer.context.settings, scorer.labels, selection.session
+    if settings.finetune.protocol == "linear_sgd":
+        _check_frozen(scorer.model, session.facts)
+    scores = {name: scorer.scores(name, "fp32") for name in scorer.splits if name != "train"}
+    result = Finetuned(
+        labels=labels.names,
+        epoch=selection.best.epoch,
+        epochs=selection.best.validated,
+        val_auroc=scorer.aurocs("val", scores["val"]),
+        splits={name: scorer.splits[name] for name in scores},
+        targets={name: scorer.targets(name) for name in scores},
+        scores=scores,
+        rows=labels.rows,
+        patients=labels.patients,
+        accuracies=scorer.accuracies("val", scores["val"]),
+    )
+    save_classifier(settings.out / CLASSIFIER, scorer.model, _describe(scorer, result, source))
+    _write_scores(settings.out / VAL_SCORES, result)
+    session.log.info(_summary(result, selection.ended_early()))
+    return result
+
+
+def _check_frozen(model: ClassifierNetwork, facts: Tree) -> None:
+    if not facts["settings"]["encoder"].endswith(fingerprint(model.backbone)[:16]):
+        raise RuntimeError("the frozen encoder changed while the classifier was trained")
+
+
+def _describe(scorer: _Scorer, result: Finetuned, source: dict[str, Any]) -> Tree:
+    chosen = scorer.context.settings.evaluate
+    judgements = {
+        name: judge(result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number], chosen)
+        for number, name in enumerate(result.labels)
+    }
+    return describe_classifier(
+        scorer.context.settings, result.labels, trained="fine-tuned", encoder=source, val_auroc=result.val_auroc,
+        exclusive=scorer.labels.exclusive, top_patches=scorer.model.top_patches,
+        **describe_judgements(judgements, chosen),
+    )  # fmt: skip
 
 
 def _write_scores(file: Path, result: Finetuned) -> None:
@@ -307,13 +299,13 @@ def _write_scores(file: Path, result: Finetuned) -> None:
         pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")
 
 
-def _in_words(result: Finetuned, early: bool) -> str:
+def _summary(result: Finetuned, early: bool) -> str:
     values = {name: value for name, value in result.val_auroc.items() if value is not None}
     if len(values) > 5:
         values = {"mean": float(np.mean(list(values.values())))}
     shown = [f"{name} {value:.3f}" for name, value in values.items()]
     shown += [f"{name} {value:.1%}" for name, value in result.accuracies.items()]
     return (
-        f"done: {result.epochs} epochs{', ended early' if early else ''}; number {result.epoch + 1} is the best"
+        f"done: {result.epochs} epochs{', stopped early' if early else ''}; epoch {result.epoch + 1} is the best"
         f" (AUROC on val: {', '.join(shown)}); {CLASSIFIER}/ in the run folder holds it"
     )

@@ -1,4 +1,4 @@
-"""The task that fine-tuning trains on: labels from one view of each image."""
+"""The task of fine-tuning: labels from one view of each image."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-from medmoco.config import RunSettings
 from medmoco.data.loading.loading import Batch, to_float
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
-from medmoco.evaluation.supervised.training_labels import Lesson
+from medmoco.evaluation.supervised.training_labels import TrainingLabels
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
+from medmoco.training.context import RunContext
 from medmoco.training.device import autocast
-from medmoco.training.distributed import ALONE, Group, gradients_stay_here
+from medmoco.training.distributed import gradients_stay_here
 
 
 class Supervision:
@@ -26,22 +26,18 @@ class Supervision:
     def __init__(
         self,
         model: ClassifierNetwork,
-        lesson: Lesson,
-        settings: RunSettings,
-        device: torch.device,
-        precision: str,
-        group: Group = ALONE,
+        labels: TrainingLabels,
+        context: RunContext,
     ) -> None:
+        settings = context.settings
         self.model = model
-        self._group = group
-        self._score = group.wrap(model, device)
-        self._targets = torch.from_numpy(lesson.targets)
-        self._weights = class_weights(lesson, settings.finetune.class_weights).to(device)
+        self._context = context
+        self._settings, self._device, self._group = settings, context.device, context.group
+        self._score = context.group.wrap(model, context.device)
+        self._targets = torch.from_numpy(labels.targets)
+        self._weights = class_weights(labels, settings.finetune.class_weights).to(context.device)
         self._gamma = settings.finetune.focal_gamma if settings.finetune.loss == "focal" else 0.0
         self._frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
-        self._settings = settings
-        self._device = device
-        self._precision = precision
 
     def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
         """Yield the loss of each part of a one-view batch."""
@@ -51,14 +47,14 @@ class Supervision:
         targets = self._targets_of(batch.samples)  # (B, L)
         # Of all processes, whose gradients are averaged: a label counts the same wherever it is.
         known = self._group.mean(counted(targets, exclusive=exclusive).sum().double()).clamp(min=1 / self._group.size)
-        for part, (views, answers) in enumerate(zip(batch.views[0].chunk(parts), targets.chunk(parts), strict=True)):
+        for part, (views, own) in enumerate(zip(batch.views[0].chunk(parts), targets.chunk(parts), strict=True)):
             floats = to_float(
                 views, self._settings.views, self._device, channels_last=self._settings.train.channels_last
             )
             with gradients_stay_here(self._score, part < parts - 1):
-                with autocast(self._device, self._precision):
+                with autocast(self._device, self._context.precision):
                     scores = self._score(floats)  # (b, L)
-                losses = cell_losses(scores, answers, self._weights, gamma=self._gamma, exclusive=exclusive)
+                losses = cell_losses(scores, own, self._weights, gamma=self._gamma, exclusive=exclusive)
                 yield {"loss": losses.sum() / known.to(losses.dtype)}
 
     def _targets_of(self, samples: Tensor) -> Tensor:
@@ -68,7 +64,7 @@ class Supervision:
         return one_hot(targets, self.model.head.out_features).float()
 
     def after_step(self) -> None:
-        """Let the running statistics move."""
+        """Move the running statistics."""
         settle_statistics(self.model)
 
     def skip_step(self) -> None:
@@ -77,12 +73,12 @@ class Supervision:
 
 
 def counted(targets: Tensor, *, exclusive: bool) -> Tensor:
-    """Return the mask (B, L) of the targets that have a loss: known ones, and of classes the one that it is."""
+    """Return the mask (B, L) of the targets that have a loss: known ones; for classes, that of the true class."""
     return targets == 1 if exclusive else ~targets.isnan()
 
 
 def cell_losses(scores: Tensor, targets: Tensor, weights: Tensor, *, gamma: float, exclusive: bool) -> Tensor:
-    """Return -w (1 - p)^gamma log p of the probability p that the scores give to the truth; 0 where it is not known.
+    """Return -w (1 - p)^gamma log p, p the probability of the true label by its score; 0 where the label is missing.
 
     Source: Lin et al. 2017 (arXiv:1708.02002), equation 5; gamma 0 is cross-entropy.
 
@@ -105,22 +101,22 @@ def cell_losses(scores: Tensor, targets: Tensor, weights: Tensor, *, gamma: floa
     return torch.where(counted(targets, exclusive=exclusive), losses, 0.0)
 
 
-def class_weights(lesson: Lesson, kind: str) -> Tensor:
+def class_weights(labels: TrainingLabels, kind: str) -> Tensor:
     """Return the weights (2, L) of negatives and positives; "balanced" ones have a mean of 1 over the training rows."""
-    labels = len(lesson.names)
+    count = len(labels.names)
     if kind == "none":
-        return torch.ones(2, labels)
-    if lesson.exclusive:
-        counts = np.bincount(lesson.targets, minlength=labels)
-        balanced = counts.sum() / (labels * counts)
+        return torch.ones(2, count)
+    if labels.exclusive:
+        counts = np.bincount(labels.targets, minlength=count)
+        balanced = counts.sum() / (count * counts)
         return torch.tensor(np.stack([balanced, balanced]), dtype=torch.float32)
-    positives, negatives = (lesson.targets == 1).sum(0), (lesson.targets == 0).sum(0)
+    positives, negatives = (labels.targets == 1).sum(0), (labels.targets == 0).sum(0)
     total = positives + negatives
     return torch.tensor(np.stack([total / (2 * negatives), total / (2 * positives)]), dtype=torch.float32)
 
 
 def accuracies(targets: NDArray[Any], scores: NDArray[Any]) -> dict[str, float]:
-    """Return the share of images whose class is the one, or among the five, of highest score.
+    """Return the share of images whose class has the highest score, or one of the five highest.
 
     Classes of equal score share the places they take together: a classifier of equal scores is right by chance.
 

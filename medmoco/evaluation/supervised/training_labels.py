@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: label columns or one column of classes, of the patients that were drawn."""
+"""The labels of fine-tuning: label columns or one column of classes, of the patients that were drawn."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from medmoco.evaluation.metrics.auroc import undefined
 
 Targets = NDArray[np.float32]  # (N, L), 1, 0 or nan
 
-_NAMING = ("Path", "PatientID", "StudyID")  # classes are printed, these never
+_NAMING = ("Path", "PatientID", "StudyID")  # classes are printed, these must not be
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """The labels, and the rows of train that teach them.
+class TrainingLabels:
+    """The labels to learn, and the rows of train that have them.
 
     Attributes:
         names: L labels, or classes.
         classes: The column that names them; None for labels.
         train: N rows with at least one label that was drawn, all of them repeated where they are few.
-        targets: (N, L) float32, 1, 0 or nan; of classes (N,) int64, which it is.
-        rows: How many teach each label, before they are repeated.
-        patients: How many these are of.
+        targets: (N, L) float32, 1, 0 or nan; for classes (N,) int64, the number of the class.
+        rows: Number of rows with each label, before they are repeated.
+        patients: Number of patients with each label.
         repeats: How often each row is in an epoch.
     """
 
@@ -52,52 +52,52 @@ class Lesson:
         return self.classes is not None
 
 
-def load_lesson(
-    settings: RunSettings, encoder: str, wanted: Sequence[str] = ()
-) -> tuple[dict[str, Split], Lesson, list[str]]:
-    """Load train, val and what else is to be scored.
+def load_training_labels(
+    settings: RunSettings, encoder: str, others: Sequence[str] = ()
+) -> tuple[dict[str, Split], TrainingLabels, list[str]]:
+    """Load train, val and the other splits to score.
 
     Args:
         settings: `evaluate.where` restricts all rows.
-        encoder: As `load_backbone` takes it; what it was pretrained on must not be in test.
-        wanted: More splits.
+        encoder: Run folder, weights file or "random"; test must not share patients with its pretraining.
+        others: More splits.
 
     Returns:
-        The splits, what is learned from train, and what the user should know.
+        The splits, the labels to learn, and notices for the log.
 
     Raises:
         SettingsError: there are no labels, or no such column.
         ManifestError: the manifest cannot be used, a label cannot be learned or validated, or test shares patients or
-            images with what was learned from.
+            images with the training data.
     """
-    labels = {} if settings.finetune.classes else settings.data.labels
-    source = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": labels})})
-    splits = load_splits(source, ["train", "val", *wanted])
+    columns = {} if settings.finetune.classes else settings.data.labels
+    source = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": columns})})
+    splits = load_splits(source, ["train", "val", *others])
     pretraining = find_pretraining(encoder)
     leaks = find_leaks(splits, pretraining)
     refuse_leaks(leaks, settings)
-    lesson = choose_lesson(splits["train"], settings)
-    if all(undefined(column) for column in targets_of(splits["val"], lesson).T):
+    labels = choose_training_labels(splits["train"], settings)
+    if all(undefined(column) for column in targets_of(splits["val"], labels).T):
         raise ManifestError(
-            f"{splits['val'].csv.name}: no label has positives and negatives in val, so that the best epoch cannot be"
+            f"{splits['val'].csv.name}: no label has both positives and negatives in val, so the best epoch cannot be"
             " chosen"
         )
     notes = [notice for split in splits.values() for notice in split.notices]
-    notes += [*leak_lines(leaks), *pretraining.notes, _taught(lesson, len(splits["train"]))]
-    return splits, lesson, notes
+    notes += [*leak_lines(leaks), *pretraining.notes, _describe(labels, len(splits["train"]))]
+    return splits, labels, notes
 
 
-def _taught(lesson: Lesson, rows: int) -> str:
-    """Say how many rows of train there is something to learn from."""
-    text = f"{len(lesson.train) // lesson.repeats} of {rows} training rows have labels to learn from"
-    if len(lesson.names) <= 5:
-        each = [f"{name} {lesson.rows[name]} from {lesson.patients[name]} patients" for name in lesson.names]
+def _describe(labels: TrainingLabels, rows: int) -> str:
+    """Describe how many rows of train have labels."""
+    text = f"{len(labels.train) // labels.repeats} of {rows} training rows have labels to learn from"
+    if len(labels.names) <= 5:
+        each = [f"{name} {labels.rows[name]} from {labels.patients[name]} patients" for name in labels.names]
         text += f" ({', '.join(each)})"
-    return text + (f"; each comes {lesson.repeats} times an epoch" if lesson.repeats > 1 else "")
+    return text + (f"; each comes {labels.repeats} times an epoch" if labels.repeats > 1 else "")
 
 
-def choose_lesson(train: Split, settings: RunSettings) -> Lesson:
-    """Draw the patients whose labels are used, the same as `evaluate` draws, and leave out rows without any.
+def choose_training_labels(train: Split, settings: RunSettings) -> TrainingLabels:
+    """Draw the patients whose labels are used, as `evaluate` does, and leave out rows without labels.
 
     Raises:
         SettingsError: there are no labels, or no such column.
@@ -120,7 +120,7 @@ def choose_lesson(train: Split, settings: RunSettings) -> Lesson:
         masks = {name: ~np.isnan(targets[:, number]) for number, name in enumerate(names)}
     repeats = _repeats(int(known.sum()), chosen)
     rows = np.tile(np.flatnonzero(known), repeats)
-    return Lesson(
+    return TrainingLabels(
         names=names,
         classes=chosen.classes,
         train=train.select(rows),
@@ -131,16 +131,16 @@ def choose_lesson(train: Split, settings: RunSettings) -> Lesson:
     )
 
 
-def targets_of(split: Split, lesson: Lesson) -> Targets:
-    """Return the targets of another split, (N, L); of classes, whether it is each of them.
+def targets_of(split: Split, labels: TrainingLabels) -> Targets:
+    """Return the targets of another split, (N, L); classes become one column each.
 
     Raises:
-        ManifestError: it has classes that train has not.
+        ManifestError: it has classes that train does not have.
     """
-    if lesson.classes is None:
+    if labels.classes is None:
         return split.labels
-    codes = _codes(split, lesson.classes, lesson.names)[:, None]
-    one_hot: Targets = np.where(codes < 0, np.nan, codes == np.arange(len(lesson.names))).astype(np.float32)
+    codes = _codes(split, labels.classes, labels.names)[:, None]
+    one_hot: Targets = np.where(codes < 0, np.nan, codes == np.arange(len(labels.names))).astype(np.float32)
     return one_hot
 
 
@@ -154,7 +154,7 @@ def _drawn_label(train: Split, number: int, settings: RunSettings) -> Targets:
     if reason := undefined(targets):
         raise ManifestError(
             f"{train.csv.name}: the label '{train.label_names[number]}' cannot be learned, it is {reason}.\n"
-            "Take it out of data.labels, or change its policy for missing and uncertain cells."
+            "Remove it from data.labels, or change its policy for missing and uncertain cells."
         )
     drawn: Targets = _draw(train, targets, settings).astype(np.float32)
     return drawn
@@ -183,20 +183,20 @@ def _class_names(train: Split, column: str) -> tuple[str, ...]:
 
 
 def _codes(split: Split, column: str, names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return which class each row is of, (N,); -1 where the cell is blank."""
+    """Return the class of each row, (N,); -1 where the cell is blank."""
     cells = _class_cells(split, column)
     known: Mapping[str, int] = {"": -1, **{name: number for number, name in enumerate(names)}}
     unknown = ~cells.isin(known).to_numpy()
     if unknown.any():
         raise ManifestError(
-            f"{split.csv.name} row {split.rows[unknown.argmax()]}: its '{column}' is a class that train has not,"
-            f" as in {unknown.sum()} rows in all"
+            f"{split.csv.name} row {split.rows[unknown.argmax()]}: train has no rows of its class in '{column}'"
+            f" ({unknown.sum()} such rows in all)"
         )
     return np.array([known[cell] for cell in cells], np.int64)
 
 
 def _drawn_classes(train: Split, codes: NDArray[np.int64], classes: int, settings: RunSettings) -> NDArray[np.int64]:
-    """Keep the classes of a share of the patients, at least so many that every class is among them."""
+    """Keep the classes of a share of the patients, at least enough for every class to be among them."""
     if settings.finetune.label_fraction == 1:
         return codes
     kept = np.zeros(len(codes), bool)

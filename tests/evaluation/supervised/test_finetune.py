@@ -23,9 +23,12 @@ from medmoco.evaluation.supervised.finetune import finetune
 from medmoco.evaluation.supervised.task import Supervision
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
+from medmoco.training.run_folder import StartMode
 from tests.helpers.runs import assert_same
 from tests.helpers.supervised import SECRET, make_settings, write_images
 from tests.helpers.together import run_together, through_a_stop
+
+RESUME = StartMode(resume=True)
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ def test_finetune__resumed_is_bitwise_the_uninterrupted_run(
             finetune(settings, "random", runs[1])
     assert json.loads((runs[1] / "status.json").read_text())["state"] == "stopped"
     assert not (runs[1] / "classifier").exists()
-    finetune(make_settings(manifest, f"data.workers={workers}"), "random", runs[1], resume=True)
+    finetune(make_settings(manifest, f"data.workers={workers}"), "random", runs[1], start=RESUME)
     one, other = map(checkpoint, runs)
     for part in ("model", "optimizer"):
         assert_same(one[part], other[part])
@@ -170,7 +173,7 @@ def _finetune(group: Group, manifest: Path, out: Path, stop_at: int) -> bool:
     """Run, or stop at a step and then resume; return whether there is a result."""
 
     def run(resume: bool) -> bool:
-        return finetune(make_settings(manifest), "random", out, resume=resume, group=group) is not None
+        return finetune(make_settings(manifest), "random", out, start=StartMode(resume=resume), group=group) is not None
 
     return through_a_stop(group, module, "Supervision", Interrupted, stop_at, run) if stop_at else run(False)
 
@@ -194,12 +197,12 @@ def test_finetune__stops_early_and_keeps_the_best_epoch(manifest: Path, monkeypa
     made = iter([0.6, 0.9, 0.7, 0.8, 0.95])
     weights: list[torch.Tensor] = []
 
-    def aurocs(self: Any, targets: Any, scores: Any) -> dict[str, float | None]:
+    def aurocs(self: Any, split: Any, scores: Any) -> dict[str, float | None]:
         weights.append(self.model.head.weight.detach().clone())
         return {"Sick": next(made), "Tube": None}
 
     settings, out = make_settings(manifest, "finetune.epochs=9", "finetune.patience=2"), manifest.parent / "run"
-    monkeypatch.setattr(module._Run, "_aurocs", aurocs)
+    monkeypatch.setattr(module._Scorer, "aurocs", aurocs)
     result = finetune(settings, "random", out)
     assert (result.epoch, result.epochs) == (1, 4)
     assert json.loads((out / "status.json").read_text())["step"] == 12
@@ -207,7 +210,7 @@ def test_finetune__stops_early_and_keeps_the_best_epoch(manifest: Path, monkeypa
     assert torch.equal(classifier.head.weight, weights[1])
     assert not torch.equal(classifier.head.weight, weights[3])
     monkeypatch.undo()
-    again = finetune(settings, "random", out, resume=True)  # is at its end already
+    again = finetune(settings, "random", out, start=RESUME)  # is at its end already
     assert (again.epoch, again.epochs) == (1, 4)
     np.testing.assert_array_equal(again.scores["val"], result.scores["val"])
 
@@ -224,7 +227,7 @@ def test_finetune__starts_from_the_encoder_it_is_given(manifest: Path) -> None:
     for (name, own), given in zip(classifier.module.backbone.named_parameters(), backbone.parameters(), strict=True):
         torch.testing.assert_close(own, given, msg=name)
     with pytest.raises(SettingsError, match=r"encoder: was file, SHA-256 .* now random"):
-        finetune(settings, "random", manifest.parent / "run", resume=True)
+        finetune(settings, "random", manifest.parent / "run", start=RESUME)
 
 
 def test_finetune__linear_sgd_leaves_the_encoder_as_it_was(manifest: Path) -> None:
@@ -289,7 +292,7 @@ def test_finetune__tells_of_patients_in_train_and_val_and_refuses_them_in_test(
 def test_finetune__refuses_what_it_cannot_choose_an_epoch_by(manifest: Path) -> None:
     text = (manifest / "val.csv").read_text()
     (manifest / "val.csv").write_text(text.replace(",1,", ",0,"))
-    with pytest.raises(ManifestError, match=r"^val\.csv: no label has positives and negatives"):
+    with pytest.raises(ManifestError, match=r"^val\.csv: no label has both positives and negatives"):
         finetune(make_settings(manifest, "data.labels=[Sick]"), "random", manifest.parent / "run")
     with pytest.raises(SettingsError, match="accumulation_steps 8 leaves parts of less than 2"):
         finetune(make_settings(manifest, "train.accumulation_steps=8"), "random", manifest.parent / "run")
@@ -298,7 +301,7 @@ def test_finetune__refuses_what_it_cannot_choose_an_epoch_by(manifest: Path) -> 
 
 def test_settings_of_run__refuses_what_the_processes_cannot_divide(manifest: Path) -> None:
     settings = make_settings(manifest, "finetune.global_batch_size=8")
-    with pytest.raises(SettingsError, match="global_batch_size 8 does not divide among 3 processes"):
+    with pytest.raises(SettingsError, match="global_batch_size 8 does not divide evenly among 3 processes"):
         module.settings_of_run(settings, manifest, 3)
     with pytest.raises(SettingsError, match="leaves parts of less than 2 images"):
         module.settings_of_run(settings, manifest, 8)
@@ -308,7 +311,12 @@ def test_finetune__resume_with_another_loss_shows_the_difference(manifest: Path)
     out = manifest.parent / "run"
     finetune(make_settings(manifest, "finetune.epochs=1"), "random", out)
     with pytest.raises(SettingsError, match=r"finetune\.loss: was bce, now focal"):
-        finetune(make_settings(manifest, "finetune.epochs=1", "finetune.loss=focal"), "random", out, resume=True)
+        finetune(
+            make_settings(manifest, "finetune.epochs=1", "finetune.loss=focal"),
+            "random",
+            out,
+            start=RESUME,
+        )
     with pytest.raises(SettingsError, match=r"--resume.*--overwrite"):
         finetune(make_settings(manifest), "random", out)
-    finetune(make_settings(manifest, "finetune.epochs=1", "method.queue_size=7"), "random", out, resume=True)
+    finetune(make_settings(manifest, "finetune.epochs=1", "method.queue_size=7"), "random", out, start=RESUME)

@@ -17,8 +17,9 @@ from medmoco.data.manifest.manifest import load_manifest
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.supervised.heads import ClassifierNetwork, one_versus_rest
 from medmoco.evaluation.supervised.task import Supervision, accuracies, cell_losses, class_weights
-from medmoco.evaluation.supervised.training_labels import Lesson, choose_lesson
+from medmoco.evaluation.supervised.training_labels import TrainingLabels, choose_training_labels
 from medmoco.models.backbones import create_backbone
+from medmoco.training.context import RunContext
 from medmoco.training.distributed import ALONE, Group, join_batch_norm
 from tests.helpers.together import run_together
 
@@ -26,27 +27,27 @@ CPU = torch.device("cpu")
 PATCHES = ["finetune.head=patches", "finetune.top_patches=1"]
 
 
-def make_lesson(folder: Path, *overrides: str) -> tuple[Lesson, config.RunSettings]:
+def make_labels(folder: Path, *overrides: str) -> tuple[TrainingLabels, config.RunSettings]:
     lines = ["Path,A,B,Class"]
     lines += [f"{n}.png,{int(n % 4 == 0)},{'' if n % 2 else int(n % 3 == 0)},{'xyyzzz'[n % 6]}" for n in range(24)]
     (folder / "train.csv").write_text("\n".join(lines))
     base = ["out=run", f"data.manifest={folder}", "data.root=r", "data.labels=[A, B]", "views.size=32"]
     base += ["finetune.least_steps=1", "finetune.global_batch_size=8"]
     settings = config.load(None, [*base, *overrides])
-    return choose_lesson(load_manifest(settings.data, ("train",))["train"], settings), settings
+    return choose_training_labels(load_manifest(settings.data, ("train",))["train"], settings), settings
 
 
 def make_task(folder: Path, *overrides: str, frozen: bool = False, group: Group = ALONE) -> Supervision:
-    lesson, settings = make_lesson(folder, *overrides)
+    labels, settings = make_labels(folder, *overrides)
     backbone = create_backbone(ModelSettings(backbone="test_resnet"), seed=0, size=32).requires_grad_(not frozen)
     torch.manual_seed(0)
     top_patches = settings.finetune.top_patches if settings.finetune.head == "patches" else None
     model = ClassifierNetwork(
-        backbone, nn.Linear(backbone.feature_dim, len(lesson.names)), exclusive=lesson.exclusive,
+        backbone, nn.Linear(backbone.feature_dim, len(labels.names)), exclusive=labels.exclusive,
         top_patches=top_patches,
     )  # fmt: skip
     join_batch_norm(model, group)
-    return Supervision(model.train(), lesson, settings, CPU, "fp32", group)
+    return Supervision(model.train(), labels, RunContext(settings, group=group))
 
 
 def make_batch(samples: Tensor) -> Batch:
@@ -89,17 +90,17 @@ def test_cell_losses__slopes_are_finite_at_any_score(gamma: float) -> None:
 
 
 def test_class_weights__balanced_ones_count_both_sides_alike_and_are_one_in_the_mean(tmp_path: Path) -> None:
-    lesson, _ = make_lesson(tmp_path)
-    weights = class_weights(lesson, "balanced").numpy()
+    labels, _ = make_labels(tmp_path)
+    weights = class_weights(labels, "balanced").numpy()
     for number in range(2):
-        column = lesson.targets[:, number]
+        column = labels.targets[:, number]
         negatives, positives = (column == 0).sum(), (column == 1).sum()
         assert weights[0, number] * negatives == pytest.approx(weights[1, number] * positives)
         assert weights[0, number] * negatives + weights[1, number] * positives == pytest.approx(negatives + positives)
-    classes, _ = make_lesson(tmp_path, "finetune.classes=Class")
+    classes, _ = make_labels(tmp_path, "finetune.classes=Class")
     weights = class_weights(classes, "balanced").numpy()
     np.testing.assert_allclose(weights[1] * np.bincount(classes.targets), 8)
-    assert (class_weights(lesson, "none") == 1).all()
+    assert (class_weights(labels, "none") == 1).all()
 
 
 @pytest.mark.parametrize("overrides", [[], ["finetune.classes=Class"], ["finetune.loss=focal"], PATCHES])
@@ -156,8 +157,8 @@ def test_supervision__looks_labels_up_by_sample(tmp_path: Path) -> None:
     task, samples = make_task(tmp_path), torch.tensor([3, 0, 8])
     batch = make_batch(samples)
     (outputs,) = task.losses(batch, measure=True)
-    lesson, _ = make_lesson(tmp_path)
-    targets = torch.from_numpy(lesson.targets)[samples]
+    labels, _ = make_labels(tmp_path)
+    targets = torch.from_numpy(labels.targets)[samples]
     scores = task.model((batch.views[0] / 255 - 0.5) / 0.25)
     known = ~targets.isnan()
     expected = functional.binary_cross_entropy_with_logits(scores[known], targets[known])

@@ -1,0 +1,68 @@
+"""What every part of a run needs: its settings, its device and its processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from medmoco.config import RunSettings
+from medmoco.errors import SettingsError
+from medmoco.training.agreement import exchange, together
+from medmoco.training.device import choose_device, choose_precision
+from medmoco.training.distributed import ALONE, Group
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Settings, device and processes of a run.
+
+    Attributes:
+        settings: Of the run.
+        device: To train on.
+        precision: "fp32", "bf16" or "fp16".
+        reason: Why that precision.
+        group: The processes that train together.
+        progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
+    """
+
+    settings: RunSettings
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    reason: str = ""
+    group: Group = field(default_factory=lambda: ALONE)
+    progress: bool = True
+
+    def place(self, module: Module) -> Module:
+        """Move a module to the device, in the memory layout that the settings name."""
+        layout = torch.channels_last if self.settings.train.channels_last else torch.contiguous_format
+        return module.to(self.device).to(memory_format=layout)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return a loss scaler, which does something in fp16 alone."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+
+def prepare_context(settings: RunSettings, group: Group = ALONE, *, progress: bool = True) -> RunContext:
+    """Choose device and precision, and let torch use as many threads as the settings name.
+
+    Raises:
+        SettingsError: see `choose_device` and `choose_precision`; or the processes differ in their precision.
+    """
+    train = settings.train
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    with together(group):
+        device = choose_device(train)
+        precision, reason = choose_precision(train, device)
+    everyones = sorted(set(exchange(group, precision)))
+    if len(everyones) > 1:
+        raise SettingsError(
+            f"the machines of this run differ in their default precision: {' and '.join(everyones)}.\n"
+            f"Set train.precision={everyones[-1]} for all of them, or use machines of one kind."
+        )
+    return RunContext(settings, device, precision, reason, group, progress)

@@ -1,0 +1,124 @@
+"""One training run from entering its folder to closing its log: what pretraining, fine-tuning and detection share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from medmoco.config import Tree
+from medmoco.data.loading.loading import Batch
+from medmoco.data.loading.quarantine import Quarantine
+from medmoco.data.loading.sampler import StepOrder
+from medmoco.data.manifest.manifest import Split
+from medmoco.training.agreement import check_same, on_first
+from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.context import RunContext
+from medmoco.training.engine import TrainState
+from medmoco.training.run_folder import CHECKPOINTS, HARMLESS, StartMode, describe_run, enter_folder
+from medmoco.training.runlog import RunLog, SilentLog
+from medmoco.training.skipped_steps import SkippedSteps
+from medmoco.training.status import reporting_end, write_status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run trains.
+
+    Attributes:
+        split: The training split.
+        facts: What its checkpoints remember, see `facts_of`.
+        create_state: Builds the state of step 0.
+        notices: For the log.
+        warnings: For the log.
+        harmless: Prefixes of the settings that may change on resuming, see `check_changes`.
+    """
+
+    split: Split
+    facts: Tree
+    create_state: Callable[[], TrainState]
+    notices: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    harmless: tuple[str, ...] = HARMLESS
+
+
+@dataclass
+class TrainingSession:
+    """A run in progress.
+
+    Attributes:
+        context: Settings, device and processes.
+        order: The samples of every step.
+        state: Networks, optimiser and step.
+        checkpoint: The content of the checkpoint that the run was resumed from; None for a new run.
+        facts: What its checkpoints remember.
+        log: Of the run.
+        skipped: Steps and images that could not be used.
+        start_step: Where this session began.
+    """
+
+    context: RunContext
+    order: StepOrder
+    state: TrainState
+    checkpoint: dict[str, Any] | None
+    facts: Tree
+    log: RunLog
+    skipped: SkippedSteps
+    start_step: int
+
+    def save(self, state: TrainState, **more: Any) -> None:
+        """Write a checkpoint, after making sure that all processes hold the same weights.
+
+        Args:
+            state: Of the run.
+            more: Plain values and tensors to keep with it.
+        """
+        out, group = self.context.settings.out, self.context.group
+        check_same(group, "the weights", list(state.model.state_dict().values()))
+        content = {**state.as_content(), **self.facts, **more}
+
+        def write() -> None:
+            save_checkpoint(out / CHECKPOINTS, state.step, content)
+            write_status(out, "running", state.step, self.order.steps)
+
+        on_first(group, write)
+
+    def list_replaced(self, batch: Batch) -> None:
+        """List the images that cannot be used."""
+        self.skipped.list_replaced(self.skipped.replacements(batch))
+
+
+def open_session(stack: ExitStack, context: RunContext, job: Job, start: StartMode) -> TrainingSession:
+    """Enter the run folder, restore what is saved there, and open the log.
+
+    Args:
+        stack: Closes the log, writes to status.json how the run ended, and releases the folder.
+        context: Settings, device and processes.
+        job: What is trained.
+        start: What happens to a run that is in the folder.
+
+    Raises:
+        SettingsError, CheckpointError: see `enter_folder`.
+    """
+    settings, group = context.settings, context.group
+    order = StepOrder(settings.seed, len(job.split), settings.train.global_batch_size, settings.train.epochs)
+    facts = {**job.facts, "processes": group.size}
+    initial = enter_folder(stack, context, facts, job.create_state, start, job.harmless)
+    state = initial.state
+    stack.enter_context(reporting_end(settings.out, state, order.steps, settings.train, group))
+    changes = on_first(group, lambda: describe_run(settings.out, context, facts)) or []
+    make_log = RunLog if group.is_first else SilentLog
+    log = stack.enter_context(
+        make_log(settings.out, steps=order.steps, start_step=state.step, quiet=not context.progress)
+    )
+    for notice in job.notices:
+        log.info(notice)
+    for warning in [*job.warnings, *initial.warnings, *changes]:
+        log.warn(warning)
+    if start.resume and not initial.checkpoint:
+        log.info("the run folder holds no checkpoint yet: starting from step 0")
+    quarantine = Quarantine(settings.out, settings.data.bad_images_budget)
+    skipped = SkippedSteps(order, job.split, state, log, group, quarantine)
+    skipped.log_earlier()
+    return TrainingSession(context, order, state, initial.checkpoint, facts, log, skipped, state.step)
