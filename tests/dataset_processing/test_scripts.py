@@ -280,7 +280,7 @@ def test_rsna__headers_of_a_table_or_of_the_images(tmp_path: Path) -> None:
     files = go(rsna_pneumonia, source, "--workers", "1")
     row = files["all"].loc["stage_2_train_images/0021-aa.dcm"]
     assert row[["PatientID", "ViewPosition", "Sex", "Age"]].tolist() == ["0021-aa", "AP", "F", "21"]
-    assert "one person may be in two splits" in files["page"]
+    assert "a patient may be in two splits" in files["page"]
     headers = ["PatientID,ViewPosition,PatientSex,PatientAge", *(f"{number:04d}-aa,PA,M,50" for number in range(40))]
     put(source, {"kaggle_stage_2_train_images_dicom_headers.csv": "\n".join(headers) + "\n"})
     assert set(go(rsna_pneumonia, source, "--workers", "1")["all"]["ViewPosition"]) == {"PA"}

@@ -1,12 +1,12 @@
-"""Conditions on manifest columns, such as `Pneumonia == 1` or `Age >= 18 and ViewPosition in (PA, AP)`.
+"""Row filters on manifest columns, such as `Pneumonia == 1` or `Age >= 18 and ViewPosition in (PA, AP)`.
 
     conditions := condition ("and" condition)*
     condition  := column ("==" | "!=" | "<" | "<=" | ">" | ">=") value
                 | column ("in" | "not in") "(" value ("," value)* ")"
 
-Columns and values stand bare or in quotes. Cells are compared as the file has them, before any label policy. A number
-without quotes equals a cell of the same value ("1" and "1.0"), except in id columns, which are text. A blank cell
-meets no condition except `== ""`.
+Columns and values may be quoted. Cells are compared as they are in the file, before any label policy. A number
+without quotes equals every cell of the same value ("1" and "1.0"), except in ID columns, which are text. A blank cell
+meets only the condition `== ""`.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str)
     Args:
         table: N records of text cells.
         rows: (N,) row numbers, for messages.
-        expression: See the module.
+        expression: Filter in the grammar above.
 
     Raises:
-        SettingsError: the expression cannot be read, or names a column that is not there.
-        ManifestError: an ordered comparison meets a cell that is not a number; names the row.
+        SettingsError: the expression cannot be parsed, or names a missing column.
+        ManifestError: a cell compared by order is not a number; names the row.
     """
     mask = np.ones(len(table), dtype=bool)
     for condition in _parse(expression):
@@ -71,7 +71,7 @@ def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str)
 
 
 def did_you_mean(name: str, columns: Sequence[str]) -> str:
-    """Return "; did you mean ...?" for a name that means the same or differs by a letter or so, or nothing."""
+    """Return "; did you mean ...?" if a column is a synonym of a name or spelled almost alike, else blank."""
     if other := other_name(name, columns):
         return f"; did you mean {other!r}?"
     plain = {column.strip().lower(): column for column in columns}
@@ -80,7 +80,7 @@ def did_you_mean(name: str, columns: Sequence[str]) -> str:
 
 
 def decimal_comma(cell: str) -> str:
-    """Return what to do about a number such as "0,5", or nothing where a cell is none."""
+    """Return the remedy for a number such as "0,5"; blank if the cell is not one."""
     return (
         "; it has a decimal comma: write numbers with a point, as in 0.5"
         if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", cell)
@@ -98,7 +98,7 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
         if bad.any():
             raise ManifestError(
                 f"where: '{condition.column} {condition.sign} ...' needs numbers, but row {rows[bad.argmax()]} "
-                f"({bad.sum()} rows in all) has none{decimal_comma(cells.iloc[bad.argmax()])}"
+                f"({bad.sum()} such rows) has another value{decimal_comma(cells.iloc[bad.argmax()])}"
             )
         compare = _ORDERS[condition.sign]
         return np.array([number is not None and bool(compare(number, limit)) for number in numbers], dtype=bool)[codes]
@@ -147,13 +147,13 @@ def _tokens(expression: str) -> list[_Token]:
 
 
 def _parse_condition(tokens: list[_Token], position: int, expression: str) -> tuple[_Condition, int]:
-    def take(*wanted: str) -> _Token:
+    def take(*expected: str) -> _Token:
         nonlocal position
         token = tokens[position] if position < len(tokens) else _Token("", "end")
-        fits = token.text in wanted and token.kind != "quoted" if wanted else token.kind in ("quoted", "word")
+        fits = token.text in expected and token.kind != "quoted" if expected else token.kind in ("quoted", "word")
         if not fits:
-            found = repr(token.text) if token.kind != "end" else "the end"
-            raise _unreadable(expression, f"expected {' or '.join(wanted) or 'a name or value'}, found {found}")
+            actual = repr(token.text) if token.kind != "end" else "the end"
+            raise _unreadable(expression, f"expected {' or '.join(expected) or 'a name or value'}, found {actual}")
         position += 1
         return token
 
@@ -176,6 +176,6 @@ def _parse_condition(tokens: list[_Token], position: int, expression: str) -> tu
 
 def _unreadable(expression: str, reason: str) -> SettingsError:
     return SettingsError(
-        f"where: cannot read {expression!r}: {reason};\n"
-        "write such as: Pneumonia == 1 and 'View Position' in (PA, AP); names with spaces in quotes"
+        f"where: cannot parse {expression!r}: {reason};\n"
+        "an example is: Pneumonia == 1 and 'View Position' in (PA, AP); put names with spaces in quotes"
     )
