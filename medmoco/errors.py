@@ -1,4 +1,4 @@
-"""Everything medmoco refuses, and the exit code each refusal ends with.
+"""The exceptions of medmoco, and the exit code of each.
 
     MedmocoError              1   base of all; never raised itself
     ├── SettingsError         2   a key, value or command-line argument that cannot be used
@@ -7,12 +7,12 @@
     │   └── ImageError            one file: missing, truncated, undecodable, too large
     ├── CheckpointError       4   a run folder or checkpoint that cannot be read or written
     ├── DivergedError         5   the loss is not finite
-    ├── DistributedError      6   a process of the run that is gone, hangs or cannot be met
-    ├── UnexpectedError       1   what medmoco did not foresee: a bug of its own or of a library
+    ├── DistributedError      6   a process of the run that died, hangs or cannot be reached
+    ├── UnexpectedError       1   a bug of medmoco or of a library
     └── Stopped              75   interrupted, saved, and resumable
 
-A message says what happened, where (file, row or key), and what to do, in at most five lines. It carries row numbers
-and settings keys; a patient id or an image path is never part of it.
+A message says what happened, where (file, row or key), and what to do, in at most five lines. It contains row numbers
+and settings keys, but never a patient ID or an image path.
 """
 
 from __future__ import annotations
@@ -64,36 +64,36 @@ class Stopped(MedmocoError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library's exception says in one line; its type where it says nothing."""
+    """Return the first line of an exception's message, or its type if it has no message."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-# What others' exceptions say is shown where it is of shapes and memory, as that of torch; not where it may be of cells.
+# Messages of these exceptions are about shapes and memory, as those of torch; others may quote cells of a manifest.
 _HARMLESS = (RuntimeError, MemoryError, TypeError, AttributeError, AssertionError, ImportError)
-_NAMES = re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|\S*[/\\]\S*")  # what is quoted or looks like a path
+_NAMES = re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|\S*[/\\]\S*")  # text that is quoted or looks like a path
 
 
 def without_names(error: BaseException) -> str:
-    """Return the type of an exception, and what it says without anything that may name a patient or a file."""
+    """Return the type and message of an exception, without anything that may name a patient or a file."""
     kind = type(error).__name__
     if isinstance(error, OSError):
         return f"{kind}: {error.strerror}" if error.strerror else kind
     lines = str(error).strip().splitlines() if isinstance(error, _HARMLESS) else []
     if not lines:
         return kind
-    # An exception of a data worker begins with "Caught", and ends with what it was.
-    said = _NAMES.sub("...", lines[-1 if lines[0].startswith("Caught ") else 0])
-    return said if said.startswith(f"{kind}: ") else f"{kind}: {said}"
+    # The message of a data worker's exception begins with "Caught" and ends with the original message.
+    message = _NAMES.sub("...", lines[-1 if lines[0].startswith("Caught ") else 0])
+    return message if message.startswith(f"{kind}: ") else f"{kind}: {message}"
 
 
-# What precedes the package or the standard library in a frame's path, which may name a user or a project.
+# The part of a frame's path before the package or the standard library, which may name a user or a project.
 _INSTALLATION = re.compile(
     r'(?<=  File ")(?:[^"\n]*[/\\](?=(?:medmoco|site-packages|dist-packages|python3\.\d+)[/\\])|[^"\n]*[/\\])'
 )
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return a traceback, which ends as `without_names` says, and whose files are named from their package on."""
+    """Return a traceback with its paths shortened to start at the package, and its message from `without_names`."""
     frames = [_INSTALLATION.sub("", frame, count=1) for frame in traceback.format_tb(error.__traceback__)]
     return "".join(["Traceback (most recent call last):\n", *frames, without_names(error)])

@@ -1,4 +1,4 @@
-"""The commands that make, look at and check data."""
+"""The commands that create, inspect and check data."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def phantom(
     image_size: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Make synthetic chest phantoms with a manifest, to try medmoco without data."""
+    """Generate synthetic chest phantoms with a manifest, to try medmoco without data."""
     from medmoco.datasets.phantoms.phantom import make_phantoms
 
     make_phantoms(out, patients=patients, image_size=image_size, seed=seed)
-    print(f"phantoms of {patients} synthetic patients, train.csv, val.csv and test.csv are in {out}")
+    print(f"wrote phantoms of {patients} synthetic patients, with train.csv, val.csv and test.csv, to {out}")
 
 
 @commands.command(
@@ -59,21 +59,26 @@ def prepare(
 
 @commands.command(rich_help_panel=PANEL)
 def split(
-    csv_file: Annotated[Path, typer.Option("--csv", parser=path, help="Any table with a header; .csv.gz is read too.")],
+    csv_file: Annotated[Path, typer.Option("--csv", parser=path, help="Any CSV with a header; may be a .csv.gz.")],
     out: Annotated[
         Path, typer.Option(parser=path, help="New or empty folder for train.csv, val.csv, test.csv and README.md.")
     ],
-    labels: Annotated[str, typer.Option(metavar="A,B", help="Columns of 1, 0, -1 and blank to balance.")] = "",
-    group: Annotated[str | None, typer.Option(help="Column that names the patient; PatientID if not given.")] = None,
-    keep: Annotated[str | None, typer.Option(help="Official split column: its val and test rows stay.")] = None,
-    val: Annotated[float | None, typer.Option(help="Share of the patients that are split; 0.1 if not given.")] = None,
-    test: Annotated[float | None, typer.Option(help="The same for test; 0.2 if not given.")] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="A,B", help="Label columns (1, 0, -1 or blank) to balance between the splits.")
+    ] = "",
+    group: Annotated[str | None, typer.Option(help="Column with the patient's ID [default: PatientID].")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Column with an official split, whose val and test rows are kept.")
+    ] = None,
+    val: Annotated[float | None, typer.Option(help="Fraction of the patients in val [default: 0.1].")] = None,
+    test: Annotated[float | None, typer.Option(help="Fraction of the patients in test [default: 0.2].")] = None,
     fractions: Annotated[
-        str, typer.Option(metavar="1,5,10,50", help="Percentages of the training patients for train_01.csv and so on.")
+        str,
+        typer.Option(metavar="1,5,10,50", help="Percentages of training patients to write as train_01.csv and so on."),
     ] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Split a table by patient, balanced by label, whatever the order of its rows."""
+    """Split a CSV by patient, balanced by label and independent of the order of its rows."""
     from medmoco.data.manifest.split_files import split_csv
 
     try:
@@ -90,16 +95,16 @@ def split(
 @commands.command(rich_help_panel=PANEL)
 def preview(
     config_file: Config,
-    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows patients' images.")],
+    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows images of patients.")],
     overrides: Overrides = None,
     images: Annotated[int, typer.Option(min=1, max=50)] = 6,
     views: Annotated[int, typer.Option(min=1, max=20)] = 6,
 ) -> None:
-    """Write a picture of a few images and their views."""
+    """Write a figure with a few images and their augmented views."""
     from medmoco.data.loading.preview import preview as write_preview
 
     write_preview(load(config_file, overrides), out, images=images, views=views)
-    print(f"{images} images with {views} views each are in {out}")
+    print(f"wrote {images} images with {views} views each to {out}")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -107,16 +112,17 @@ def check(
     config_file: Config,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(parser=path, help="Folder for the report and the list of bad rows [OUT-check].")
+        Path | None,
+        typer.Option(parser=path, help="Folder for the report and the list of bad rows [default: OUT-check]."),
     ] = None,
     against: Annotated[
         list[Path] | None,
         typer.Option(
-            parser=path, help="YAML file or manifest of other pretraining data, to seek in val and test. Repeatable."
+            parser=path, help="YAML file or manifest of other pretraining data to look for in val and test. Repeatable."
         ),
     ] = None,
 ) -> None:
-    """Read every row and file, and say what is wrong with them."""
+    """Check every row and image file for faults, duplicates and leakage."""
     settings = load(config_file, overrides)
     from medmoco.data.quality.audit import audit
     from medmoco.evaluation.leakage.shortcuts import find_shortcuts
@@ -126,32 +132,32 @@ def check(
     print(report.text, end="")
     if report.faults:
         kinds = ", ".join(dict.fromkeys(fault.kind for fault in report.faults))
-        raise DataError(f"faults were found ({kinds}); the rows with their reasons are in {folder / 'rows.csv'}")
+        raise DataError(f"faults were found ({kinds}); {folder / 'rows.csv'} lists the rows and reasons")
     print(f"no faults; the report and the list of rows are in {folder}")
 
 
 @commands.command(rich_help_panel=PANEL)
 def pack(
     config_file: Config,
-    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the pack; without it, data.pack.")] = None,
-    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler whose workers do it.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the pack [default: data.pack].")] = None,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler on whose workers to decode.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Decode every image once, for training to read; go on with a pack that is there, or check it."""
+    """Decode every image once into a pack for training; resume or verify a pack that exists."""
     settings = load(config_file, overrides)
     from medmoco.config.paths import is_url
 
     folder = out or settings.data.pack
     if folder is None or is_url(str(folder)):
-        raise SettingsError("give --out, or set data.pack to the folder that the pack shall be in")
+        raise SettingsError("give --out, or set data.pack to the folder for the pack")
     failed = _make_pack(settings, Path(folder), dask)
     if failed:
         raise DataError(
-            f"{failed} images could not be packed; failed.csv in the pack lists their rows and why.\n"
-            "The pack is complete without them. Mend the files and run the command again, take the rows out of the\n"
+            f"{failed} images could not be packed; failed.csv in the pack lists their rows and the reasons.\n"
+            "All other images are packed. Repair the files and run the command again, remove the rows from the\n"
             "manifest, or train with data.pack_failures=leave_out."
         )
-    print(f"use it with data.pack={folder}")
+    print(f"to train from it, set data.pack={folder}")
 
 
 def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> int:
@@ -166,11 +172,11 @@ def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> 
 
 
 def make_missing_pack(settings: RunSettings) -> None:
-    """Make the pack that the settings name, where there is none yet."""
+    """Make the pack named in the settings if it does not exist yet."""
     from medmoco.config.paths import is_url
     from medmoco.data.pack.pack import INFO
 
-    place = settings.data.pack
-    if place and not is_url(place) and not Path(place, INFO).is_file():
-        log(f"data.pack: {place} is not there yet or unfinished; making it first")
-        _make_pack(settings, Path(place))
+    folder = settings.data.pack
+    if folder and not is_url(folder) and not Path(folder, INFO).is_file():
+        log(f"data.pack: {folder} does not exist or is incomplete; making it first")
+        _make_pack(settings, Path(folder))

@@ -1,4 +1,4 @@
-"""The commands that show what an encoder is worth."""
+"""The commands that evaluate encoders and report the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def evaluate(
     test: Test = False,
     overrides: Overrides = None,
 ) -> None:
-    """Score the frozen encoder on the labels, next to its controls."""
+    """Evaluate frozen encoders by AUROC on the labels, with baselines for comparison."""
     settings = load(config_file, overrides)
     encoders = named(encoder)
     from medmoco.evaluation.evaluate import evaluate as score
@@ -49,14 +49,14 @@ def curve(
     config_file: Config,
     encoder: Encoders,
     out: Annotated[Path, typer.Option(parser=path, help="Folder for curve.csv, curve.json and the figures.")],
-    draws: Annotated[int, typer.Option(min=1, help="Draws of patients for each share of labels below 100 %.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of patients for each label fraction below 100 %.")] = 5,
     finetune: Annotated[
-        bool, typer.Option("--finetune", help="Also train end to end, from the encoder and from nothing. Takes long.")
+        bool, typer.Option("--finetune", help="Also train end to end, from the encoder and from scratch (slow).")
     ] = False,
     test: Test = False,
     overrides: Overrides = None,
 ) -> None:
-    """Score with labels of 1 to 100 % of the patients, on the same draws for every encoder."""
+    """Measure label efficiency: evaluate encoders with the labels of 1 to 100 % of the patients."""
     settings = load(config_file, overrides)
     encoders = named(encoder)
     from medmoco.evaluation.curve import curve as score
@@ -68,13 +68,13 @@ def curve(
 def external(
     config_file: Config,
     other: Annotated[
-        Path, typer.Option(parser=path, help="YAML file of the other data: its manifest, root and labels.")
+        Path, typer.Option(parser=path, help="YAML file of the external data: its manifest, root and labels.")
     ],
-    classifier: Annotated[Path, typer.Option(parser=path, help="Folder that evaluate or finetune left.")],
+    classifier: Annotated[Path, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")],
     out: Annotated[Path, typer.Option(parser=path, help="Folder for the results.")],
     overrides: Overrides = None,
 ) -> None:
-    """Score a frozen classifier on the test split of other data, and show the drop; both looks are noted."""
+    """Validate a frozen classifier on the test set of another hospital; the ledger records both test sets."""
     settings, theirs = load(config_file, overrides), load(other)
     from medmoco.evaluation.supervised.external import external as score
 
@@ -89,10 +89,10 @@ def detect(
     test: Test = False,
     against: Annotated[
         Path | None,
-        typer.Option(parser=path, help="Run folder of another detector, for paired differences on the same images."),
+        typer.Option(parser=path, help="Run folder of another detector to compare with, on the same images."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(parser=path, help="PNG file of boxes in a few images. It shows patients' images.")
+        Path | None, typer.Option(parser=path, help="PNG file for boxes on a few images. It shows images of patients.")
     ] = None,
     overrides: Overrides = None,
     resume: Resume = False,
@@ -100,7 +100,7 @@ def detect(
     devices: Devices = None,
     allow_change: AllowChange = False,
 ) -> None:
-    """Train a detector on boxes with the encoder as its backbone, and score it by average precision."""
+    """Train an object detector with the encoder as its backbone, and evaluate it by average precision."""
     settings = load(config_file, overrides)
     from medmoco.detection.detect import Scoring
     from medmoco.detection.detect import detect as run
@@ -116,21 +116,20 @@ def detect(
 
 @commands.command(rich_help_panel=PANEL)
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(parser=path, metavar="RUN...", help="Run folders, to stand side by side.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(parser=path, metavar="RUN...", help="Run folders to compare.")],
     out: Annotated[
-        Path | None, typer.Option(parser=path, help="HTML file to write [report.html in the first folder].")
+        Path | None, typer.Option(parser=path, help="HTML file to write [default: report.html in the first folder].")
     ] = None,
     card: Annotated[
-        Path | None, typer.Option(parser=path, help="Model card of the first run [export/MODEL_CARD.md in it].")
+        Path | None,
+        typer.Option(parser=path, help="Model card to write [default: export/MODEL_CARD.md in the first run]."),
     ] = None,
     pictures: Annotated[
-        list[Path] | None, typer.Option(parser=path, help="PNG file to show too; it may show patients. Repeatable.")
+        list[Path] | None, typer.Option(parser=path, help="PNG file to include; it may show patients. Repeatable.")
     ] = None,
-    title: Annotated[str, typer.Option(help="Of the page [the names of the folders].")] = "",
+    title: Annotated[str, typer.Option(help="Title of the page [default: the names of the folders].")] = "",
 ) -> None:
-    """Write one HTML file about runs: data, curves, scores, and checklists filled in; it works offline."""
+    """Write a self-contained HTML report of runs, with data, curves, scores and reporting checklists."""
     from medmoco.reporting.report import report as write
 
     print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))

@@ -1,4 +1,4 @@
-"""The commands that show what an encoder sees."""
+"""The commands that visualise what an encoder has learned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medmoco.cli.options import (
     split_name,
 )
 
-PANEL = "What an encoder sees"
+PANEL = "Inspection"
 commands = typer.Typer()
 
 
@@ -31,26 +31,28 @@ def neighbours(
     config_file: Config,
     encoder: Encoder,
     out: Annotated[
-        Path, typer.Option(parser=path, help="NAME.png, which shows patients, with NAME.csv; or NAME.csv alone.")
+        Path, typer.Option(parser=path, help="NAME.png (shows images of patients) with NAME.csv, or NAME.csv alone.")
     ],
     rows: Rows,
     overrides: Overrides = None,
     split: ScoredSplit = "val",
-    bank: Annotated[str, typer.Option(metavar="train|val|test", help="The images to compare them with.")] = "train",
-    count: Annotated[int, typer.Option(min=1, max=50, help="Neighbours of each.")] = 6,
+    bank: Annotated[
+        str, typer.Option(metavar="train|val|test", help="Split in which to search for neighbours.")
+    ] = "train",
+    count: Annotated[int, typer.Option(min=1, max=50, help="Number of neighbours per image.")] = 6,
     same_patient: Annotated[
-        bool, typer.Option("--same-patient", help="Other images of the same patient may be neighbours.")
+        bool, typer.Option("--same-patient", help="Allow other images of the same patient as neighbours.")
     ] = False,
 ) -> None:
-    """Find the images that the encoder finds most like some of yours."""
+    """Find the nearest neighbours of images in the encoder's feature space."""
     settings = load(config_file, overrides)
-    wanted, names = row_numbers(rows), {"split": split_name(split), "bank": split_name(bank)}
+    queries, names = row_numbers(rows), {"split": split_name(split), "bank": split_name(bank)}
     from medmoco.inspection.neighbours import neighbours as find
 
-    found = find(settings, encoder, out, wanted, **names, count=count, same_patient=same_patient, log=log)
-    print(f"{len(found)} neighbours of {len(set(wanted))} images are in {out.with_suffix('.csv')}")
+    table = find(settings, encoder, out, queries, **names, count=count, same_patient=same_patient, log=log)
+    print(f"wrote {len(table)} neighbours of {len(set(queries))} images to {out.with_suffix('.csv')}")
     if out.suffix.lower() == ".png":
-        print(f"{out} shows them: keep it where the images may be")
+        print(f"{out} shows images of patients: keep it where such images may be stored")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -60,9 +62,11 @@ def projection(
     out: Annotated[Path, typer.Option(parser=path, help="Folder for the table and the figure.")],
     overrides: Overrides = None,
     split: ScoredSplit = "val",
-    colour: Annotated[str | None, typer.Option(help="Label that colours the points; without it, the first.")] = None,
+    colour: Annotated[
+        str | None, typer.Option(help="Label by which to colour the points [default: the first].")
+    ] = None,
 ) -> None:
-    """Lay the features out on a plane, coloured by a label."""
+    """Project the features to two dimensions, coloured by a label."""
     settings = load(config_file, overrides)
     from medmoco.inspection.projection import projection as project
 
@@ -78,31 +82,35 @@ def placement(
     ],
     overrides: Overrides = None,
     split: ScoredSplit = "val",
-    twin: Annotated[
+    perturbation: Annotated[
         list[str] | None,
-        typer.Option(help="flip, rotate:10, crop:0.7, intensity:0.2 or view; repeatable; all of them if not given."),
+        typer.Option(
+            "--perturbation",
+            "--twin",
+            help="flip, rotate:10, crop:0.7, intensity:0.2 or view. Repeatable [default: all of them].",
+        ),
     ] = None,
 ) -> None:
-    """Rank each image's changed twin among all images: what the features do not care about."""
+    """Measure invariance: rank the perturbed copy of each image among all images."""
     settings = load(config_file, overrides)
     from medmoco.inspection.retrieval import placement as place
 
-    print(place(settings, named(encoder), out, split=split_name(split), twins=twin or (), log=log), end="")
+    print(
+        place(settings, named(encoder), out, split=split_name(split), perturbations=perturbation or (), log=log), end=""
+    )
 
 
 @commands.command(rich_help_panel=PANEL)
 def saliency(
     config_file: Config,
-    classifier: Annotated[
-        Path, typer.Option(parser=path, help="Classifier folder, as evaluate and finetune leave it.")
-    ],
-    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows patients' images.")],
+    classifier: Annotated[Path, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")],
+    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows images of patients.")],
     rows: Rows,
     label: Annotated[str, typer.Option(help="One of the classifier's labels.")],
     overrides: Overrides = None,
     split: ScoredSplit = "val",
 ) -> None:
-    """Draw where a classifier looks, for some images: the scores of patches, or Grad-CAM."""
+    """Draw saliency maps of a classifier for some images: patch scores or Grad-CAM."""
     settings = load(config_file, overrides)
     from medmoco.inspection.saliency import saliency as draw
 
@@ -112,13 +120,13 @@ def saliency(
 @commands.command(rich_help_panel=PANEL)
 def reconstruct(
     config_file: Config,
-    run: Annotated[Path, typer.Option(parser=path, help="Run folder of a run with a decoder.")],
-    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows patients' images.")],
+    run: Annotated[Path, typer.Option(parser=path, help="Run folder of a pretraining run with a decoder.")],
+    out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows images of patients.")],
     rows: Rows,
     overrides: Overrides = None,
     split: ScoredSplit = "val",
 ) -> None:
-    """Draw what a run's decoder makes of some images' embeddings."""
+    """Draw the reconstructions of some images by a run's decoder."""
     settings = load(config_file, overrides)
     from medmoco.inspection.reconstruct import reconstruct as draw
 

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and how their texts are read."""
+"""Arguments shared by several commands, and how they are parsed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def path(text: str) -> Path:
-    """Read an option that is a path: the shell leaves ~ alone in --out=~/runs, and all that is in quotes."""
-    from medmoco.config.paths import to_path  # here, as --help needs no settings, and they take as long as the rest
+    """Return the path in an option; the shell does not expand ~ in --out=~/runs or anything in quotes."""
+    from medmoco.config.paths import to_path  # not at the top: --help needs no settings, and importing them is slow
 
     try:
         return to_path(text)
@@ -26,63 +26,65 @@ def path(text: str) -> Path:
 
 
 def source(text: str) -> str:
-    """Read what is a path or the word "random"."""
+    """Return a path, expanded, or the word "random"."""
     return str(path(text))
 
 
-Config = Annotated[Path, typer.Option("--config", "-c", parser=path, help="YAML settings file.")]
+Config = Annotated[Path, typer.Option("--config", "-c", parser=path, help="YAML file with the settings.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=10.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, such as train.epochs=10.")
 ]
 Devices = Annotated[
-    int | None, typer.Option(min=1, help="Processes on this machine, one for each GPU (all GPUs if not given).")
+    int | None, typer.Option(min=1, help="Number of processes on this machine, one per GPU [default: all GPUs].")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint, if any.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint, if there is one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the existing run in the folder.")]
 AllowChange = Annotated[
-    bool, typer.Option("--allow-change", help="Resume with other settings or another manifest than before.")
+    bool, typer.Option("--allow-change", help="Resume even if the settings or the manifest have changed.")
 ]
 Encoder = Annotated[str, typer.Option(parser=source, help='Run folder, weights file, or the word "random".')]
-ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Whose images.")]
+ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Split to read the images from.")]
 Encoders = Annotated[
     list[str],
     typer.Option(
         "--encoder",
         metavar="[NAME=]SOURCE",
-        help='Run folder, weights file, or the word "random". Repeatable: others to compare with need names, '
+        help='Run folder, weights file, or the word "random". Repeatable; further encoders need names, '
         "such as imagenet=FILE.",
     ),
 ]
-Test = Annotated[bool, typer.Option("--test", help="Look at the test split; each look is noted in the run's ledger.")]
-Rows = Annotated[str, typer.Option(metavar="3,17", help="Rows of the split, as a spreadsheet counts them.")]
+Test = Annotated[
+    bool, typer.Option("--test", help="Evaluate on the test set; every use of it is recorded in the ledger.")
+]
+Rows = Annotated[str, typer.Option(metavar="3,17", help="Row numbers in the split, counted as in a spreadsheet.")]
 
 
 def load(config_file: Path, overrides: list[str] | None = None) -> RunSettings:
-    """Read the settings of a command."""
+    """Return the settings of a command."""
     from medmoco import config
 
     return config.load(config_file, overrides or ())
 
 
 def named(encoders: list[str]) -> dict[str, str]:
-    """Return name -> source; the first is "run" unless it is named."""
+    """Return the sources by name; the first is named "run" unless it has a name."""
     sources: dict[str, str] = {}
     for number, text in enumerate(encoders):
         match = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
         if not match and number:
-            raise SettingsError(f"--encoder {text}: name it, such as --encoder other={text}")
-        name, place = match.groups() if match else ("run", text)
+            raise SettingsError(f"--encoder {text}: give it a name, such as --encoder other={text}")
+        name, location = match.groups() if match else ("run", text)
         if name in sources:
-            raise SettingsError(f"--encoder: two are named '{name}'; give them different names")
+            raise SettingsError(f"--encoder: two encoders are named '{name}'; give them different names")
         try:
-            sources[name] = source(place)
+            sources[name] = source(location)
         except typer.BadParameter as error:
             raise SettingsError(f"--encoder: {error}") from None
     return sources
 
 
 def row_numbers(text: str) -> list[int]:
-    """Read --rows."""
+    """Return the row numbers in --rows."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -90,12 +92,12 @@ def row_numbers(text: str) -> list[int]:
 
 
 def split_name(name: str) -> str:
-    """Return the name of a split, if it is one."""
+    """Return a split's name; raise SettingsError if there is no such split."""
     if name not in ("train", "val", "test"):
-        raise SettingsError(f"{name!r} is no split; name train, val or test")
+        raise SettingsError(f"{name!r} is not a split; give train, val or test")
     return name
 
 
 def log(text: str) -> None:
-    """Tell the user how far it is, on stderr: stdout is for results."""
+    """Print progress to stderr; stdout is for results."""
     print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The table of commands, and errors to exit codes."""
+"""The command line: all commands, and errors turned into exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     help="Pretrain image encoders on unlabelled grayscale medical images with momentum contrast, "
-    "and prove what that is worth.",
+    "and evaluate them with patient-level confidence intervals.",
     epilog="images + CSV -> pretrain -> evaluate -> report, export. Every command takes the same YAML file and "
     "key=value overrides.",
 )
@@ -27,14 +27,14 @@ for panel in (settings, data, training, evidence, use, insight):  # the order of
 
 
 def main(*command: str) -> None:
-    """Run the command line; errors a user can cause end in their message and exit code, without a traceback.
+    """Run the command line; expected errors end with a message and an exit code, without a traceback.
 
     Args:
         command: Words to put before the arguments of this process, such as "prepare", "chexpert".
     """
-    # Third-party deprecations are our business, not the user's; what medmoco has to say goes through the run log.
+    # Users cannot act on third-party deprecations; medmoco's own warnings go to the run log.
     warnings.filterwarnings("ignore")
-    # Otherwise processes that are started would run a random.py in the working folder in place of Python's own.
+    # Otherwise child processes would import a random.py in the working folder instead of Python's own.
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         app([*command, *sys.argv[1:]], prog_name="medmoco" if command else None)
@@ -44,15 +44,15 @@ def main(*command: str) -> None:
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
-        print(f"medmoco: unexpected {without_names(error)}\n{_kept(traceback_of(error))}", file=sys.stderr)
+        print(f"medmoco: unexpected {without_names(error)}\n{_saved(traceback_of(error))}", file=sys.stderr)
         sys.exit(UnexpectedError.exit_code)
 
 
-def _kept(text: str) -> str:
-    """Write a traceback where it can be found, and say where; return it where that cannot be."""
+def _saved(text: str) -> str:
+    """Write a traceback to a temporary file and return a message that names it, or the text if that fails."""
     try:
         with tempfile.NamedTemporaryFile("w", prefix="medmoco-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(f"medmoco {__version__}\n{text}\n")
     except OSError:
         return text
-    return f"This is a bug of medmoco or of a library that it uses; please report it with the traceback in {file.name}"
+    return f"This is a bug in medmoco or in a library it uses; please report it with the traceback in {file.name}"

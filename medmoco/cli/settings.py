@@ -1,4 +1,4 @@
-"""The commands about settings themselves."""
+"""The command that shows the settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ commands = typer.Typer()
 
 @commands.command("config", rich_help_panel=PANEL)
 def show_config(config_file: Config, overrides: Overrides = None) -> None:
-    """Print every setting with where its value comes from."""
+    """Print every setting with its value and where the value comes from."""
     from medmoco import config
 
     print(config.describe(config_file, overrides or ()), end="")

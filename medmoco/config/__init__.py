@@ -1,8 +1,8 @@
-"""One frozen tree of settings: defaults < recipe < YAML file < command line.
+"""The settings: one frozen tree, resolved in the order defaults < preset < YAML file < command line.
 
-The docstring under a field is its help text; the words after "Source:" say where the default comes from, and
-`medmoco config` prints them. Presets (`views.recipe`, `method.name`) are plain dictionaries of field values that stand
-below whatever the user writes. This module imports no torch, so that the command line starts fast.
+The docstring under a field is its help text. The words after "Source:" say where the default comes from, and
+`medmoco config` prints them. Presets (`views.recipe`, `method.name`) are plain dictionaries of field values, which
+anything the user sets overrides. This module does not import torch, so that the command line starts fast.
 """
 
 from __future__ import annotations

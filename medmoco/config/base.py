@@ -1,4 +1,4 @@
-"""What every node of the settings tree is made of."""
+"""The base class and the number types of all settings."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from medmoco.config.yaml_text import shown
 Tree = dict[str, Any]
 
 
-def _refuse_no_number(value: Any) -> Any:
+def _require_number(value: Any) -> Any:
     if isinstance(value, bool | str):
         raise ValueError(f"{shown(value)} is not a number")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{shown(value)} is beyond what a computer counts to")
+        raise ValueError(f"{shown(value)} is too large for a 64-bit integer")
     return value
 
 
-Int = Annotated[int, BeforeValidator(_refuse_no_number)]
-Float = Annotated[float, BeforeValidator(_refuse_no_number), Field(allow_inf_nan=False)]
+Int = Annotated[int, BeforeValidator(_require_number)]
+Float = Annotated[float, BeforeValidator(_require_number), Field(allow_inf_nan=False)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
 Positive = Annotated[Float, Field(gt=0)]
-Seconds = Annotated[Float, Field(gt=0, le=10_000_000)]  # some months; timers of the system overflow later
+Seconds = Annotated[Float, Field(gt=0, le=10_000_000)]  # about four months; system timers overflow beyond
 Count = Annotated[Int, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """Base of every node: frozen, unknown keys refused, field docstrings become help texts."""
+    """Base of all settings: frozen, refuses unknown keys, and uses field docstrings as help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)

@@ -1,4 +1,4 @@
-"""The resolved tree as text, each value with where it comes from."""
+"""The resolved settings as text, each value with its origin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medmoco.config.yaml_text import dump
 
 
 def describe(path: Path | None, overrides: Sequence[str] = ()) -> str:
-    """Return the resolved tree as YAML, each line with where its value comes from."""
+    """Return the resolved settings as YAML; a comment on each line says where its value comes from."""
     resolved = as_tree(load(path, overrides))
     command_line = read_overrides(overrides)
     file_tree = read_file(path) if path else {}

@@ -1,4 +1,4 @@
-"""Paths as a shell reads them: ~ is the home folder, $NAME and ${NAME} are variables of the environment."""
+"""Paths with shell syntax: ~ is the home folder, $NAME and ${NAME} are environment variables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _DOLLAR = re.compile(rf"\$(?:(\$)|({_NAME})|\{{({_NAME})\}}|(\{{))")
 
 
 def expand(text: str) -> str:
-    """Return a path with ~ and variables replaced; $$ stands for $. A URL stays as it is.
+    """Return a path with ~ and variables replaced; $$ stands for $. URLs are returned unchanged.
 
     Raises:
-        ValueError: there is no such variable or user, or nothing is left; says so.
+        ValueError: a variable or user does not exist, or the result is not a path.
     """
     if is_url(text):
         return text
@@ -28,7 +28,7 @@ def expand(text: str) -> str:
         user, slash, text = text.partition("/")
         home = os.path.expanduser(user) + slash
         if home.startswith("~"):
-            raise ValueError(f"{shown(user)} is not a user with a home folder; ~ within a folder is written ./{user}")
+            raise ValueError(f"{shown(user)} is not a user with a home folder; for a file named {user}, write ./{user}")
     expanded = home + _DOLLAR.sub(_value, text)
     if not expanded or "\0" in expanded:
         raise ValueError(f"{shown(text)} is not a path; the working folder is '.'")
@@ -39,36 +39,36 @@ def _value(match: re.Match[str]) -> str:
     if match[1]:
         return "$"
     if match[4]:
-        raise ValueError(f"{shown(match.string)}: only a variable's name can stand in ${{...}}; $$ is a plain $")
+        raise ValueError(f"{shown(match.string)}: ${{...}} must contain the name of a variable; write $$ for a plain $")
     name = match[2] or match[3]
     value = os.environ.get(name, "")
-    if not value:  # an empty one would make /runs of $SCRATCH/runs
-        raise ValueError(f"{shown(match.string)}: the environment variable {name} is not set; $$ is a plain $")
+    if not value:  # an empty SCRATCH would turn $SCRATCH/runs into /runs
+        raise ValueError(f"{shown(match.string)}: the environment variable {name} is not set; write $$ for a plain $")
     return value
 
 
 def to_path(text: str) -> Path:
-    """Return the path of a file or folder here.
+    """Return the path of a local file or folder, expanded.
 
     Raises:
-        ValueError: see `expand`; or it is a URL.
+        ValueError: the text is a URL, or `expand` refuses it.
     """
     if is_url(text):
-        raise ValueError(f"{shown(text)} is a URL, where a path is needed; only data.pack can be a URL")
+        raise ValueError(f"{shown(text)} is a URL, but a path is needed here; only data.pack can be a URL")
     return Path(expand(text))
 
 
 def as_written(path: str | Path) -> str:
-    """Return what `expand` makes this path of, to be read again."""
+    """Return the text from which `expand` makes this path."""
     text = str(path)
     if is_url(text):
         return text
     return ("./" if text.startswith("~") else "") + text.replace("$", "$$")
 
 
-def is_url(place: str) -> bool:
-    """Tell a URL from a path."""
-    return "://" in place
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL instead of a path."""
+    return "://" in text
 
 
 def _refuse_other_types(value: Any) -> Any:
@@ -88,4 +88,4 @@ def _path(value: Any) -> Any:
 _Written = PlainSerializer(as_written, return_type=str, when_used="json")
 PathSetting = Annotated[Path, BeforeValidator(_path), _Written]
 PathText = Annotated[str, BeforeValidator(_expanded), _Written]
-"""The same for what is no path yet, as {split} is in it, or may be a URL."""
+"""Like PathSetting, for text that contains {split} or may be a URL."""

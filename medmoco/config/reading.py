@@ -1,4 +1,4 @@
-"""YAML and `key=value` to the tree, with errors that name the key; and back to YAML."""
+"""Read settings from YAML files and `key=value` overrides, with errors that name the key; write them as YAML."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from medmoco.config.run import RunSettings
 from medmoco.config.yaml_text import dump, parse, shown
 from medmoco.errors import SettingsError
 
-# The user's own names: giving them again replaces the set instead of adding to it.
+# Mappings whose keys are chosen by the user: a later layer replaces them as a whole instead of adding to them.
 _REPLACED = ("labels",)
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | RunSettings
 """What `load` reads settings from."""
 
-_MOST_BYTES = 1_000_000  # of a settings file; who names an image or a checkpoint need not wait for it to be read
+_MOST_BYTES = 1_000_000  # of a settings file; an image or checkpoint given by mistake is refused without reading it all
 
 
 def read_file(path: Path) -> Tree:
-    """Return what a YAML file says; SettingsError where it cannot be read or is not a mapping."""
+    """Return the settings in a YAML file.
+
+    Raises:
+        SettingsError: the file cannot be read or is not a mapping.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -36,9 +40,9 @@ def read_file(path: Path) -> Tree:
     except OSError as error:
         raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from None
     except ValueError:
-        raise SettingsError(f"settings file {path} is not text in UTF-8; save it as that") from None
+        raise SettingsError(f"settings file {path} is not UTF-8 text; save it as UTF-8") from None
     if len(content) > _MOST_BYTES:
-        raise SettingsError(f"settings file {path} has more than {_MOST_BYTES:,} bytes; is it another file?")
+        raise SettingsError(f"settings file {path} is larger than {_MOST_BYTES:,} bytes; is it the right file?")
     tree = parse(text, str(path))
     if tree is None:
         return {}
@@ -48,10 +52,10 @@ def read_file(path: Path) -> Tree:
 
 
 def read_overrides(overrides: Sequence[str]) -> Tree:
-    """Return what `key=value` texts say, of which a later one adds to an earlier one or replaces its value.
+    """Return the settings in `key=value` texts; later texts add to earlier ones or replace their values.
 
     Raises:
-        SettingsError: a text is not key=value, or names a key inside what another gave a plain value.
+        SettingsError: a text is not key=value, or sets a key below one that already has a plain value.
     """
     tree: Tree = {}
     for text in overrides:
@@ -64,9 +68,7 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 outer = ".".join(parents[:depth])
-                raise SettingsError(
-                    f"{shown(text)}: {shown(outer)} has been given the value {shown(node)} before; drop one of them"
-                )
+                raise SettingsError(f"{shown(text)}: {shown(outer)} was already set to {shown(node)}; drop one of them")
         given = parse(value, shown(text))
         both = isinstance(given, dict) and isinstance(node.get(leaf), dict) and leaf not in _REPLACED
         node[leaf] = merge(node[leaf], given) if both else given
@@ -74,7 +76,7 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """Lay one tree over another."""
+    """Return `base` with the values of `over` added or replaced."""
     merged = dict(base)
     for key, value in over.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in _REPLACED
@@ -92,7 +94,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def presets_for(user: Tree) -> Tree:
-    """Return the field values that the chosen recipe and method put below the user's own."""
+    """Return the field values of the presets that the user's settings select."""
     presets: Tree = {}
     for group, (selector, choices) in RunSettings.PRESETS.items():
         given = user.get(group)
@@ -114,11 +116,11 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
     return list(node.model_fields)
 
 
-_MOST_LINES = 4  # of findings, under the line that names the source
+_MOST_LINES = 4  # of problems, below the line that names the source
 
 
 def _explain(error: ValidationError, tree: Tree) -> str:
-    """Put pydantic's findings into few lines, one or two per key, without its jargon."""
+    """Return pydantic's errors in a few lines, one or two per key, without its jargon."""
     texts = []
     for finding in error.errors():
         location = _location(finding, tree)
@@ -149,7 +151,7 @@ def _explain(error: ValidationError, tree: Tree) -> str:
 
 
 def _location(finding: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Return the keys that lead to a finding, without the names of types that pydantic puts between them."""
+    """Return the keys that lead to an error, without the type names that pydantic inserts between them."""
     location, node = [], cast(Any, tree)
     for part in finding["loc"]:
         inside = range(len(node)) if isinstance(node, list) else node if isinstance(node, dict) else ()
@@ -166,7 +168,7 @@ def _on_one_line(text: str) -> str:
 
 
 def field_of(dotted: Sequence[str]) -> Any:
-    """Return the field of the settings that a key names; None if there is none."""
+    """Return the field that a key names, or None if there is no such field."""
     node: Any = RunSettings
     field = None
     for key in dotted:
@@ -191,7 +193,7 @@ def load(source: ConfigSource | None, overrides: Sequence[str] = (), changes: Tr
         changes: The same as a tree, such as {"train": {"lr": 1e-3}}.
 
     Raises:
-        SettingsError: unknown or duplicate key, wrong type, impossible value; at most five lines.
+        SettingsError: a key is unknown or given twice, or a value has the wrong type or is out of range.
     """
     named = [str(source)] if isinstance(source, str | os.PathLike) else []
     user = merge(merge(_tree_of(source), read_overrides(overrides)), _plain(changes or {}))
@@ -218,10 +220,10 @@ def _plain(tree: Mapping[str, Any]) -> Tree:
 
 
 def as_tree(settings: BaseModel) -> Tree:
-    """Return plain nested values: what YAML, JSON and checkpoints hold."""
+    """Return the settings as plain nested values, as stored in YAML, JSON and checkpoints."""
     return settings.model_dump(mode="json")
 
 
 def to_yaml(tree: Tree) -> str:
-    """Write a settings tree as YAML that `load` reads back."""
+    """Return a settings tree as YAML that `load` reads back."""
     return dump(tree, default_flow_style=None, width=120)

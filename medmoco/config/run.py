@@ -1,4 +1,4 @@
-"""The whole tree, and what must hold between its branches."""
+"""The complete settings of a run, and the checks between its groups."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class RunSettings(Settings):
     """All settings of a run."""
 
     out: PathSetting
-    """Run folder."""
+    """Run folder to write."""
 
     seed: Annotated[Int, Field(ge=0, lt=2**63)] = 0
-    """Of the weights at the start, of the order of samples and of every view."""
+    """Random seed of the initial weights, the order of the samples and every view."""
 
     data: DataSettings
-    """Which images, of which `data.manifest` and `data.root` are required."""
+    """The images to read; `data.manifest` and `data.root` are required."""
 
     views: ViewSettings = ViewSettings()
     model: ModelSettings = ModelSettings()
@@ -77,14 +77,15 @@ class RunSettings(Settings):
         batch, splits = self.train.global_batch_size, self.method.batch_norm_splits
         if batch % splits or batch // splits < 2:
             raise ValueError(
-                f"method.batch_norm_splits {splits} must split train.global_batch_size {batch} into groups of 2 or more"
+                f"method.batch_norm_splits {splits} must divide train.global_batch_size {batch} into groups of at"
+                " least 2"
             )
         if self.method.predictor and not self.decoder.contrast:
-            raise ValueError("method.predictor has nothing to predict with decoder.contrast 0; set it to false")
+            raise ValueError("method.predictor has no effect with decoder.contrast 0; set it to false")
         if self.positives.image == "patient" and self.method.negatives == "other_images":
             raise ValueError(
-                "method.negatives other_images would push a query away from its patient's other images, which\n"
-                "positives.image patient pulls it towards; set method.negatives to other_patients, or all"
+                "method.negatives=other_images repels a query from its patient's other images, but\n"
+                "positives.image=patient attracts them; set method.negatives to other_patients or all"
             )
         if self.train.warmup_epochs >= self.train.epochs:
             raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")
@@ -100,16 +101,16 @@ class RunSettings(Settings):
         return self
 
     def _check_channels(self) -> None:
-        """Refuse settings of views that are not for the channels of the data."""
+        """Refuse view settings that do not fit data.channels."""
         channels = self.data.channel_count
         for name in ("mean", "std"):
             value = getattr(self.views, name)
             if isinstance(value, tuple) and len(value) != channels:
                 raise ValueError(
-                    f"views.{name} has {len(value)} numbers for {channels} channels; give one, or one each"
+                    f"views.{name} has {len(value)} numbers for {channels} channels; give one, or one per channel"
                 )
         for name in ("saturation", "hue", "grayscale_probability"):
             if getattr(self.views, name) and self.data.channels != "rgb":
                 raise ValueError(
-                    f"views.{name} needs colours: data.channels is {self.data.channels}, not rgb; set it to 0"
+                    f"views.{name} needs colour images, but data.channels is {self.data.channels}; set it to 0"
                 )

@@ -1,7 +1,7 @@
-"""YAML to text, numbers, true, false, null, lists and mappings, nothing else; and back.
+"""Parse YAML into text, numbers, true, false, null, lists and mappings, and nothing else; write it back.
 
-PyYAML reads YAML 1.1, in which 010 is 8, 12:30 is 750 and 2024-01-01 a date. Here they are text, which a number is
-not mistaken for: whoever meant one is told so.
+PyYAML reads YAML 1.1, in which 010 is 8, 12:30 is 750 and 2024-01-01 is a date. Here these are text, and a setting
+that needs a number refuses them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import yaml
 
 from medmoco.errors import SettingsError
 
-_LEVELS = 50  # of lists and mappings inside one another
-_VALUES = 100_000  # with what aliases stand for, which a few lines can multiply without bound
+_LEVELS = 50  # of nested lists and mappings
+_VALUES = 100_000  # with aliases expanded, which lets a few lines stand for an unlimited number of values
 
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
@@ -29,7 +29,7 @@ _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
 
 
 class _Refusal(yaml.MarkedYAMLError):
-    """What is YAML, but not settings."""
+    """The text is valid YAML but cannot be settings."""
 
     def __init__(self, what: str, mark: yaml.Mark) -> None:
         super().__init__(problem=what, problem_mark=mark)
@@ -60,15 +60,15 @@ _Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
 
 
 def parse(text: str, where: str) -> Any:
-    """Return what YAML says.
+    """Return the value of a YAML text.
 
     Args:
         text: YAML.
-        where: It comes from, for messages.
+        where: Origin of the text, for messages.
 
     Raises:
-        SettingsError: it is not YAML, or says more than plain values: other types, keys that are not text or that are
-            written twice, aliases that contain themselves or stand for too much.
+        SettingsError: the text is not YAML, or contains other than plain values: other types, keys that are not text
+            or are repeated, aliases that contain themselves or expand to too much.
     """
     try:
         loader = _Loader(text)
@@ -79,37 +79,37 @@ def parse(text: str, where: str) -> Any:
         return loader.construct_document(node)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
-        what = f"not valid YAML: it holds the character U+{ord(text[error.position]):04X}"
+        what = f"not valid YAML: it contains the character U+{ord(text[error.position]):04X}"
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
         what = ", ".join(part for part in (error.context, error.problem) if part)
         what = what if isinstance(error, _Refusal) else f"not valid YAML: {what}"
-    except (ValueError, OverflowError):  # PyYAML makes characters of escapes without a look at them
+    except (ValueError, OverflowError):  # PyYAML turns escapes into characters without checking them
         line, what = loader.line, "not valid YAML: an escape stands for no character"
-    place = f", line {line + 1}" if "\n" in text.rstrip("\n") else ""
-    raise SettingsError(f"{where}{place}: {what}")
+    position = f", line {line + 1}" if "\n" in text.rstrip("\n") else ""
+    raise SettingsError(f"{where}{position}: {what}")
 
 
 class _Check:
-    """Looks at each node of a document once, however many aliases name it."""
+    """Check each node of a document once, however many aliases refer to it."""
 
     def __init__(self, loader: _Loader) -> None:
         self._loader = loader
-        self._known: dict[yaml.Node, tuple[int, int] | None] = {}  # None while its own parts are looked at
+        self._known: dict[yaml.Node, tuple[int, int] | None] = {}  # None while its own parts are checked
 
     def measure(self, node: yaml.Node) -> tuple[int, int]:
-        """Return how many levels and values a node has, with what its aliases stand for.
+        """Return how many levels and values a node has, with its aliases expanded.
 
         Raises:
-            yaml.MarkedYAMLError: it is not a plain value; says which line.
+            yaml.MarkedYAMLError: the node is not a plain value; names the line.
         """
         if node not in self._known:
             self._known[node] = None
             self._known[node] = self._measure(node)
         known = self._known[node]
         if known is None:
-            raise _Refusal("an alias (*name) stands for something that contains it", node.start_mark)
+            raise _Refusal("an alias (*name) refers to something that contains it", node.start_mark)
         return known
 
     def _measure(self, node: yaml.Node) -> tuple[int, int]:
@@ -125,18 +125,22 @@ class _Check:
         levels = 1 + max((levels for levels, _ in measures), default=0)
         values = 1 + sum(values for _, values in measures)
         if levels > _LEVELS or values > _VALUES:
-            raise _Refusal("aliases (*name) stand for more than settings can hold", node.start_mark)
+            raise _Refusal("aliases (*name) expand to more values than settings can have", node.start_mark)
         return levels, values
 
     def _check_scalar(self, node: yaml.ScalarNode) -> None:
         if not _is_writable(node.value):
-            raise _Refusal("text holds an escape (such as \\0) that no name and no path can hold", node.start_mark)
+            raise _Refusal(
+                "text contains an escape (such as \\0) that is not allowed in a name or path", node.start_mark
+            )
         try:
             value = self._loader.construct_object(node)
         except (ValueError, LookupError):
             raise _Refusal(f"{shown(node.value)} cannot be read as {_name(node)}", node.start_mark) from None
         if isinstance(value, float) and not math.isfinite(value):
-            raise _Refusal(f"{shown(node.value)} is not a finite number; as text it needs quotes", node.start_mark)
+            raise _Refusal(
+                f"{shown(node.value)} is not a finite number; put it in quotes if it is text", node.start_mark
+            )
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -144,27 +148,29 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         mark = key.start_mark
         if not isinstance(key, yaml.ScalarNode):
-            raise _Refusal(f"a {_name(key)} stands where a key belongs; keys are text", mark)
+            raise _Refusal(f"a {_name(key)} is used as a key; keys must be text", mark)
         if key.tag not in {f"{_TAG}str", _MERGE}:
-            raise _Refusal(f"key {shown(key.value)} is read as {_name(key)}; keys are text: put it in quotes", mark)
+            raise _Refusal(
+                f"key {shown(key.value)} is read as {_name(key)}, but keys must be text; put it in quotes", mark
+            )
         if not _is_writable(key.value):
-            raise _Refusal("a key holds an escape (such as \\0) that no name can hold", mark)
+            raise _Refusal("a key contains an escape (such as \\0) that is not allowed in a name", mark)
         if key.value in seen:
-            raise _Refusal(f"key {shown(key.value)} is written twice; keep one", mark)
+            raise _Refusal(f"key {shown(key.value)} appears twice; keep one", mark)
         seen.add(key.value)
 
 
 def _name(node: yaml.Node) -> str:
-    """Return what people call the type of a node."""
+    """Return the everyday name of a node's type."""
     names = {"int": "a number", "float": "a number", "bool": "true or false", "seq": "list", "map": "mapping"}
     return names.get(node.tag.removeprefix(_TAG), node.tag.removeprefix(_TAG))
 
 
 def _unknown_type(node: yaml.Node) -> str:
     if node.tag == _MERGE:
-        return "<< is a key, which merges mappings; as text it needs quotes"
+        return "<< is the key that merges mappings; put it in quotes if it is text"
     tag = f"!!{node.tag.removeprefix(_TAG)}" if node.tag.startswith(_TAG) else node.tag
-    return f"settings have no values of type {shown(tag)}; write text, a number, true, false, null, a list or a mapping"
+    return f"settings cannot be of type {shown(tag)}; write text, a number, true, false, null, a list or a mapping"
 
 
 def _is_writable(text: str) -> bool:
@@ -172,14 +178,14 @@ def _is_writable(text: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return what was given in quotes, on one line, cut short where it is long."""
+    """Return a value in quotes, on one line, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        """Write everything out."""
+        """Write every value out in full."""
         return True
 
 
@@ -192,6 +198,6 @@ _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))  # 
 
 
 def dump(value: Any, **style: Any) -> str:
-    """Write plain values as YAML that `parse` reads back."""
+    """Return plain values as YAML that `parse` reads back."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
     return text

@@ -1,4 +1,4 @@
-"""The images that an encoder finds most alike: `medmoco neighbours`."""
+"""`medmoco neighbours`: find the nearest neighbours of images in the feature space of an encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medmoco.evaluation.features.features import Features
 from medmoco.evaluation.features.inputs import features_of, find_rows, load_splits
 from medmoco.plotting.pictures import Tile, positives, read_views, shown, write_picture
 
-_DIGITS = 6  # of a cosine, as it is written; more would put copies of an image in the order of rounding errors
+_DIGITS = 6  # of cosines; with more, rounding errors would determine the order of copies of an image
 COLUMNS = ("split", "row", "place", "bank", "neighbour_row", "cosine", "same_patient")
 
 
@@ -34,63 +34,65 @@ def neighbours(
     same_patient: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Find the nearest neighbours of chosen images by the cosine of their features.
+    """Find the nearest neighbours of images by the cosine similarity of their features.
 
-    Writes a CSV of row numbers and cosines, and where `out` is a PNG the picture too, which shows patients.
+    Writes a CSV of row numbers and cosines, and also a picture if `out` is a PNG, which shows patients.
 
     Args:
-        settings: Of the data and of how the encoder is fed.
+        settings: Settings of the data and of preprocessing.
         encoder: A run folder, a weights file, or "random".
-        out: NAME.csv, or NAME.png, beside which NAME.csv is written.
-        rows: Of the split, as a spreadsheet counts them.
-        split: Where the chosen rows are.
-        bank: The split whose images are compared with them. An image is never its own neighbour.
-        count: Neighbours of each; fewer where the bank has fewer.
-        same_patient: Other images of the same patient count too.
-        log: Told what is being done.
+        out: NAME.csv, or NAME.png, in which case NAME.csv is written as well.
+        rows: Row numbers in the split, counted as in a spreadsheet.
+        split: Split of the query images.
+        bank: Split in which to search. An image is never its own neighbour.
+        count: Number of neighbours per image; fewer if the bank has fewer images.
+        same_patient: Whether other images of the same patient may be neighbours.
+        log: Receives progress messages.
 
     Returns:
-        What the CSV holds: one line per neighbour, the nearest first.
+        The content of the CSV: one line per neighbour, nearest first.
 
     Raises:
-        SettingsError: `out` is neither, or cannot be written; the run was fed differently.
+        SettingsError: `out` has another suffix or cannot be written, or the run used other preprocessing.
         ManifestError: the manifest or a row cannot be used.
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
     """
     if out.suffix.lower() not in (".png", ".csv"):
-        raise SettingsError(f"--out {out.name}: name a .png for the picture and the table, or a .csv for the table")
+        raise SettingsError(
+            f"--out {out.name}: give a .png for the picture and the table, or a .csv for the table only"
+        )
     splits = load_splits(settings, (split, bank))
-    for notice in (notice for found in splits.values() for notice in found.notices):
+    for notice in (notice for part in splits.values() for notice in part.notices):
         log(notice)
-    asked = splits[split].select(find_rows(splits[split], rows))
+    chosen = splits[split].select(find_rows(splits[split], rows))
     model = load_encoder(encoder, settings, log=log).as_evaluated
-    log(f"features of {bank}: {len(splits[bank])} images")
+    log(f"extracting features of {bank}: {len(splits[bank])} images")
     keys = features_of(splits[bank], model, settings)
-    queries = features_of(asked, model, settings)
-    table = nearest(asked, queries, splits[bank], keys, count=count, same_patient=same_patient)
+    queries = features_of(chosen, model, settings)
+    table = nearest(chosen, queries, splits[bank], keys, count=count, same_patient=same_patient)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(out.with_suffix(".csv"), index=False, float_format=f"%.{_DIGITS}f")
     except OSError as error:
         raise SettingsError(f"{out.with_suffix('.csv')} cannot be written: {error.strerror}") from None
     if out.suffix.lower() == ".png":
-        _draw(table, asked, splits[bank], settings, out)
+        _draw(table, chosen, splits[bank], settings, out)
     return table
 
 
 def nearest(
-    asked: Split, queries: Features, bank: Split, keys: Features, *, count: int, same_patient: bool
+    chosen: Split, queries: Features, bank: Split, keys: Features, *, count: int, same_patient: bool
 ) -> pd.DataFrame:
-    """List the nearest keys of each query, equal ones in the order of their rows.
+    """Return the nearest keys of each query, ties in the order of their rows.
 
     Args:
-        asked: The M chosen rows.
+        chosen: The M query rows.
         queries: (M, F), their features.
-        bank: The N rows to choose from.
-        keys: (N, F), theirs.
-        count: Neighbours of each.
-        same_patient: Other images of the same patient count too.
+        bank: The N rows to search.
+        keys: (N, F), their features.
+        count: Number of neighbours per query.
+        same_patient: Whether other images of the same patient may be neighbours.
 
     Returns:
         A table with COLUMNS.
@@ -98,28 +100,28 @@ def nearest(
     unit_queries, unit_keys = (normalize(torch.from_numpy(values).double(), dim=1) for values in (queries, keys))
     cosines = (unit_queries @ unit_keys.T).numpy().round(_DIGITS)  # (M, N)
     lines = []
-    for row, patient, cosine in zip(asked.rows, asked.patients, cosines, strict=True):
+    for row, patient, cosine in zip(chosen.rows, chosen.patients, cosines, strict=True):
         own = bank.patients == patient
-        left_out = (bank.rows == row) & (bank.name == asked.name) if same_patient else own
-        usable = np.flatnonzero(~left_out)
+        excluded = (bank.rows == row) & (bank.name == chosen.name) if same_patient else own
+        usable = np.flatnonzero(~excluded)
         order = usable[np.argsort(-cosine[usable], kind="stable")[:count]]
         lines += [
-            (asked.name, row, place, bank.name, bank.rows[key], cosine[key], own[key])
+            (chosen.name, row, place, bank.name, bank.rows[key], cosine[key], own[key])
             for place, key in enumerate(order, 1)
         ]
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
-def _draw(table: pd.DataFrame, asked: Split, bank: Split, settings: RunSettings, out: Path) -> None:
-    """Write one line per chosen image: itself, then its neighbours."""
+def _draw(table: pd.DataFrame, chosen: Split, bank: Split, settings: RunSettings, out: Path) -> None:
+    """Write one line per query image: the image, followed by its neighbours."""
     lines = []
-    images = read_views(asked, np.arange(len(asked)), settings)
-    for position, row in enumerate(asked.rows):
-        found = table[table["row"] == row]
-        line = [Tile(shown(images[position], settings.data), f"{asked.name} row {row}\n{positives(asked, position)}")]
-        places = find_rows(bank, found["neighbour_row"].tolist())
+    images = read_views(chosen, np.arange(len(chosen)), settings)
+    for position, row in enumerate(chosen.rows):
+        nearest_rows = table[table["row"] == row]
+        line = [Tile(shown(images[position], settings.data), f"{chosen.name} row {row}\n{positives(chosen, position)}")]
+        places = find_rows(bank, nearest_rows["neighbour_row"].tolist())
         views = read_views(bank, places, settings) if places.size else ()
-        for place, near, pixels in zip(places, found.itertuples(), views, strict=True):
+        for place, near, pixels in zip(places, nearest_rows.itertuples(), views, strict=True):
             patient = ", same patient" if near.same_patient else ""
             title = f"{bank.name} row {near.neighbour_row}\ncosine {near.cosine:.3f}{patient}\n"
             line.append(Tile(shown(pixels, settings.data), title + positives(bank, place)))

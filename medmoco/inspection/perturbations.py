@@ -1,4 +1,4 @@
-"""An image's twins: the same image, changed in one way that an encoder may or may not care about."""
+"""Perturbed copies of images, to measure to which changes an encoder is invariant."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from medmoco.data.image_io.images import Canvas
 from medmoco.errors import SettingsError
 
 AMOUNTS: dict[str, float | None] = {"flip": None, "rotate": 10.0, "crop": 0.7, "intensity": 0.2, "view": None}
-"""Twins, and how much of the change there is unless said otherwise: degrees, share of the area kept from the middle,
-share by which the image is brighter. Source: rotation and intensity lie within the views of recipe xray."""
+"""Perturbations and their default amounts: degrees, fraction of the area kept in the centre, relative increase in
+brightness. Source: rotation and intensity are within the range of the views of recipe xray."""
 
 
-class Twin(NamedTuple):
-    """A change that an encoder may or may not care about."""
+class Perturbation(NamedTuple):
+    """A kind of perturbation and its amount."""
 
     kind: str
     amount: float | None
@@ -29,15 +29,15 @@ class Twin(NamedTuple):
         return self.kind if self.amount is None else f"{self.kind}:{self.amount:g}"
 
 
-def parse_twin(text: str) -> Twin:
-    """Read "flip", "view", or "rotate", "crop" and "intensity" with ":AMOUNT" where it is not the usual.
+def parse_perturbation(text: str) -> Perturbation:
+    """Return the perturbation "flip" or "view", or "rotate", "crop" or "intensity" with an optional ":AMOUNT".
 
     Raises:
-        SettingsError: it is none of these.
+        SettingsError: the text is not one of these.
     """
     kind, colon, number = text.partition(":")
     if kind not in AMOUNTS:
-        raise SettingsError(f"--twin {text}: there is {', '.join(AMOUNTS)}")
+        raise SettingsError(f"--perturbation {text}: choose from {', '.join(AMOUNTS)}")
     amount = AMOUNTS[kind]
     if colon:
         try:
@@ -46,48 +46,50 @@ def parse_twin(text: str) -> Twin:
             amount = None
         limits = {"rotate": (-180.0, 180.0), "crop": (0.01, 0.99), "intensity": (-0.9, 10.0)}.get(kind, (0.0, 0.0))
         if amount is None or not limits[0] <= amount <= limits[1] or amount == 0:
-            what = f"a number between {limits[0]:g} and {limits[1]:g}, not 0" if any(limits) else "no number"
-            raise SettingsError(f"--twin {text}: {kind} takes {what}")
-    return Twin(kind, amount)
+            what = (
+                f"takes a number between {limits[0]:g} and {limits[1]:g}, not 0" if any(limits) else "takes no number"
+            )
+            raise SettingsError(f"--perturbation {text}: {kind} {what}")
+    return Perturbation(kind, amount)
 
 
-def make_twins(
+def perturb(
     canvases: list[Canvas],
     samples: NDArray[np.int64],
     *,
-    twins: Sequence[Twin],
+    perturbations: Sequence[Perturbation],
     views: ViewSettings,
     rows: NDArray[np.int64],
     seed: int,
 ) -> Pixels:
-    """Change B images in V ways.
+    """Return V perturbed copies of each of B images.
 
     Args:
         canvases: The images.
         samples: (B,) positions in `rows`.
-        twins: The V ways.
-        views: The recipe of the twin "view", and the size.
-        rows: (N,) of the manifest: a row's view is the same whatever else is ranked.
-        seed: Of the views.
+        perturbations: The V perturbations.
+        views: Augmentation settings of the perturbation "view", and the size.
+        rows: (N,) row numbers in the manifest, so that a row's view does not depend on the other rows.
+        seed: Seed of the views.
 
     Returns:
         (B, V * C, S, S) of the canvases' dtype.
     """
     drawn = [
         draw(views, canvases, seed=seed, epoch=0, samples=rows[samples], view=0)
-        if twin.kind == "view"
-        else _changed(unchanged(canvases), twin)
-        for twin in twins
+        if perturbation.kind == "view"
+        else _changed(unchanged(canvases), perturbation)
+        for perturbation in perturbations
     ]
     return np.concatenate(render(views, canvases, drawn), axis=1)
 
 
-def _changed(whole: ViewParameters, twin: Twin) -> ViewParameters:
-    amount = twin.amount or 0.0
-    if twin.kind == "flip":
+def _changed(whole: ViewParameters, perturbation: Perturbation) -> ViewParameters:
+    amount = perturbation.amount or 0.0
+    if perturbation.kind == "flip":
         return replace(whole, mirrored=~whole.mirrored)
-    if twin.kind == "rotate":
+    if perturbation.kind == "rotate":
         return replace(whole, angle=np.full_like(whole.angle, np.deg2rad(amount)))
-    if twin.kind == "crop":
+    if perturbation.kind == "crop":
         return replace(whole, width=whole.width * amount**0.5, height=whole.height * amount**0.5)
     return replace(whole, brightness=whole.brightness * (1 + amount))

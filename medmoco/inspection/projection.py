@@ -1,6 +1,6 @@
-"""Features on a plane, coloured by a label: `medmoco projection`.
+"""`medmoco projection`: project features to two dimensions, coloured by a label.
 
-Points that lie together have similar features. Distances between groups, and the groups' sizes, mean nothing.
+Neighbouring points have similar features. Distances between groups and the sizes of groups have no meaning.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from medmoco.evaluation.features.features import Features
 from medmoco.evaluation.features.inputs import features_of, find_label, load_splits, make_folder
 
 MOST = 4000
-"""Points drawn: more cost minutes and cover each other."""
+"""Largest number of points; more take minutes and overlap."""
 FEWEST = 10
-"""Images below which there is nothing to lay out."""
+"""Smallest number of images to project."""
 
 _COMPONENTS = 50  # Source: van der Maaten and Hinton 2008 (JMLR 9), section 4.2
-_PERPLEXITY = 30.0  # Source: the same, between 5 and 50
-_JUDGED = 15  # neighbours by which the layout is judged
+_PERPLEXITY = 30.0  # Source: as above, between 5 and 50
+_NEIGHBOURS = 15  # of trustworthiness
 
-# Colours of Okabe and Ito, which the colour-blind tell apart; shapes and fills that also print in black.
+# Colours of Okabe and Ito, safe for colour-blind readers; shapes and fills that remain distinct in black and white.
 _STYLES = {
     "missing": {"marker": "x", "color": "#999999", "linewidths": 0.6, "s": 10},
     "0": {"marker": "o", "facecolors": "none", "edgecolors": "#0072B2", "linewidths": 0.7, "s": 14},
@@ -51,65 +51,67 @@ def projection(
     colour: str | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Lay a split's features out on a plane by PCA and t-SNE.
+    """Project a split's features to two dimensions by PCA and t-SNE.
 
-    Writes projection.csv (row, x, y, the labels' values), projection.svg and projection.png.
+    Writes projection.csv (row, x, y and the label values), projection.svg and projection.png.
 
     Args:
-        settings: Of the data, of how the encoder is fed, and the seed.
+        settings: Settings of the data and of preprocessing, with the seed.
         encoder: A run folder, a weights file, or "random".
-        out: Folder.
-        split: Name in the manifest.
-        colour: Label that colours the points; without it the first, if there is any.
-        log: Told what is being done.
+        out: Folder to write.
+        split: Name of the split.
+        colour: Label by which to colour the points; by default the first, if there is one.
+        log: Receives progress messages.
 
     Returns:
-        What was done, in words.
+        Lines of text that describe the result.
 
     Raises:
-        SettingsError: there is no such label; `out` cannot be written; the run was fed differently.
+        SettingsError: the label does not exist, `out` cannot be written, or the run used other preprocessing.
         ManifestError: the manifest cannot be used, or has too few images.
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
     """
     label = find_label(colour, tuple(settings.data.labels))
     make_folder(out)
-    whole = load_splits(settings, (split,))[split]
-    if len(whole) < FEWEST:
-        raise ManifestError(f"{whole.csv.name}: {len(whole)} {split} images are too few; give at least {FEWEST}")
-    drawn = _sample(whole, settings.seed)
+    loaded = load_splits(settings, (split,))[split]
+    if len(loaded) < FEWEST:
+        raise ManifestError(
+            f"{loaded.csv.name}: {len(loaded)} {split} images are too few; at least {FEWEST} are needed"
+        )
+    sample = _sample(loaded, settings.seed)
     model = load_encoder(encoder, settings, log=log).as_evaluated
-    log(f"features of {split}: {len(drawn)} images")
-    features = features_of(drawn, model, settings)
-    log("laying them out")
-    points, trust = lay_out(features, settings.seed)
-    labels = {name: drawn.labels[:, place] for place, name in enumerate(drawn.label_names)}
-    table = pd.DataFrame({"row": drawn.rows, "x": points[:, 0], "y": points[:, 1], **labels})
+    log(f"extracting features of {split}: {len(sample)} images")
+    features = features_of(sample, model, settings)
+    log("computing the projection")
+    points, trust = project(features, settings.seed)
+    labels = {name: sample.labels[:, at] for at, name in enumerate(sample.label_names)}
+    table = pd.DataFrame({"row": sample.rows, "x": points[:, 0], "y": points[:, 1], **labels})
     table.to_csv(out / "projection.csv", index=False, float_format="%.5g")
-    some = f"{len(drawn)} images" if drawn is whole else f"{len(drawn)} of {len(whole)} images, drawn at random"
+    size = f"{len(sample)} images" if sample is loaded else f"{len(sample)} of {len(loaded)} images, drawn at random"
     where = f", where {settings.evaluate.where}" if settings.evaluate.where else ""
-    judged = f"trustworthiness {trust:.3f} (1 is best, {_JUDGED} neighbours)"
-    _draw(points, labels.get(label or ""), label, f"{split}: {some}{where}\nPCA, then t-SNE; {judged}", out)
-    return f"{split}: {some}{where}; {judged}\nprojection.csv, projection.svg and projection.png are in {out}"
+    quality = f"trustworthiness {trust:.3f} (1 is best, {_NEIGHBOURS} neighbours)"
+    _draw(points, labels.get(label or ""), label, f"{split}: {size}{where}\nPCA, then t-SNE; {quality}", out)
+    return f"{split}: {size}{where}; {quality}\nprojection.csv, projection.svg and projection.png are in {out}"
 
 
-def lay_out(features: Features, seed: int) -> tuple[NDArray[np.float32], float]:
-    """Return places on the plane, (N, 2), and how far they keep the neighbourhoods, at most 1.
+def project(features: Features, seed: int) -> tuple[NDArray[np.float32], float]:
+    """Return positions in the plane, (N, 2), and their trustworthiness, at most 1.
 
-    Features are brought to unit length first, so that near means a large cosine, as for kNN.
+    Features are first scaled to unit length, so that near means a large cosine, as for kNN.
 
     Source: van der Maaten and Hinton 2008 (JMLR 9, 2579); trustworthiness, Venna and Kaski 2001.
 
     Args:
         features: (N, F), N at least FEWEST.
-        seed: Of both steps.
+        seed: Random seed of PCA and t-SNE.
     """
     unit = normalize(features.astype(np.float64))
     components = min(_COMPONENTS, *unit.shape)
     reduced = PCA(components, random_state=seed).fit_transform(unit)
     perplexity = min(_PERPLEXITY, (len(unit) - 1) / 3)
     points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    return points, float(trustworthiness(unit, points, n_neighbors=min(_JUDGED, (len(unit) - 1) // 2)))
+    return points, float(trustworthiness(unit, points, n_neighbors=min(_NEIGHBOURS, (len(unit) - 1) // 2)))
 
 
 def _sample(split: Split, seed: int) -> Split:
@@ -122,7 +124,7 @@ def _sample(split: Split, seed: int) -> Split:
 def _draw(
     points: NDArray[np.float32], values: NDArray[np.float32] | None, label: str | None, title: str, out: Path
 ) -> None:
-    """Write the figure; `values` is (N,) 1, 0 or nan, None where there is no label."""
+    """Write the figure; `values` is (N,) 1, 0 or nan, or None if there is no label."""
     figure = Figure(figsize=(6, 6.4), layout="constrained")
     axes = figure.add_subplot()
     values = np.full(len(points), np.nan) if values is None else values
@@ -137,7 +139,7 @@ def _draw(
     axes.title.set_fontsize(9)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     try:
-        # A salt and no date: the same points give the same file.
+        # With a fixed salt and no date, the same points give the same file.
         with matplotlib.rc_context({"svg.hashsalt": "medmoco", "svg.fonttype": "none"}):
             figure.savefig(out / "projection.svg", metadata={"Date": None})
         figure.savefig(out / "projection.png", dpi=150)

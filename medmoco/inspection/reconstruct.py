@@ -1,4 +1,4 @@
-"""What a run's decoder makes of images: `medmoco reconstruct`."""
+"""`medmoco reconstruct`: draw images and their reconstructions by a run's decoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from medmoco.training.moco_task import create_state
 
 Shares = NDArray[np.float32]
 
-_FULL = 0.25  # error, as a share of white, that is drawn in the strongest colour
+_FULL = 0.25  # error, as a fraction of white, drawn in the strongest colour
 
 
 def reconstruct(
@@ -38,21 +38,21 @@ def reconstruct(
     split: str = "val",
     log: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Draw chosen images, what the decoder makes of their embeddings, and the error; the picture shows patients.
+    """Draw images, their reconstructions from the embeddings, and the error; the picture shows patients.
 
     Args:
-        settings: Of the data. Images are prepared as the run's were, whatever the settings say.
+        settings: Settings of the data. Preprocessing is that of the run, whatever the settings are.
         run: Run folder of a run with a decoder.
         out: PNG file.
-        rows: Of the split, as a spreadsheet counts them.
-        split: Where the rows are.
-        log: Told of damaged checkpoints.
+        rows: Row numbers in the split, counted as in a spreadsheet.
+        split: Split of the rows.
+        log: Receives warnings about damaged checkpoints.
 
     Returns:
-        One line per image: its error, and that of an even picture of the image's mean.
+        One line per image: its error, and that of a uniform image with the same mean.
 
     Raises:
-        CheckpointError: it is no such run.
+        CheckpointError: the folder is not a run with a decoder.
         ManifestError: the manifest or a row cannot be used.
         SettingsError: `out` cannot be written.
         DataError: an image cannot be used.
@@ -62,75 +62,75 @@ def reconstruct(
     prepared = {key: getattr(trained.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}
     data = settings.data.model_copy(update=prepared)
     settings = settings.model_copy(update={"views": trained.views, "data": data})
-    found = load_splits(settings, (split,))[split]
-    few = found.select(find_rows(found, rows))
-    images, weights = _look(few, settings, trained)
+    loaded = load_splits(settings, (split,))[split]
+    chosen = loaded.select(find_rows(loaded, rows))
+    images, weights = _images_and_weights(chosen, settings, trained)
     device = on_device(model, settings)
     views = to_float(torch.from_numpy(images), trained.views, device, channels_last=False)
     with torch.inference_mode():
         _, (made,) = model.branches()([views])
-    back = _as_shown(made, trained)
+    reconstructed = _denormalised(made, trained)
     truth = images.astype(np.float32) / np.iinfo(images.dtype).max
     tiles, text = [], []
-    for place, row in enumerate(few.rows.tolist()):
-        error = _errors(back[place], truth[place], weights[place])
-        even = _errors(truth[place].mean((1, 2), keepdims=True), truth[place], weights[place])
-        told = f"error {_root_mean_square(error):.3f} of white"
-        text.append(f"{split} row {row}: {told}; of an even picture {_root_mean_square(even):.3f}")
+    for at, row in enumerate(chosen.rows.tolist()):
+        error = _errors(reconstructed[at], truth[at], weights[at])
+        uniform = _errors(truth[at].mean((1, 2), keepdims=True), truth[at], weights[at])
+        caption = f"error {_root_mean_square(error):.3f} of white"
+        text.append(f"{split} row {row}: {caption}; of a uniform image {_root_mean_square(uniform):.3f}")
         tiles.append([
-            Tile(_pixels(truth[place], settings), f"{split} row {row}"),
-            Tile(_pixels(back[place], settings), "from its embedding"),
-            Tile(_pixels(truth[place], settings), told, np.minimum(error / _FULL, 1)),
+            Tile(_pixels(truth[at], settings), f"{split} row {row}"),
+            Tile(_pixels(reconstructed[at], settings), "reconstruction"),
+            Tile(_pixels(truth[at], settings), caption, np.minimum(error / _FULL, 1)),
         ])  # fmt: skip
     write_picture(tiles, out)
-    scale = f"the strongest colour is an error of {_FULL:g} of white or more, weighed as in training"
-    return "\n".join([*text, scale, f"{out} shows them: keep it where the images may be"])
+    scale = f"the strongest colour is an error of {_FULL:g} of white or more, weighted as in training"
+    return "\n".join([*text, scale, f"{out} shows images of patients: keep it where such images may be stored"])
 
 
 def load_with_decoder(run: Path, trained: RunSettings, log: Callable[[str], None]) -> MoCo:
-    """Load all of a run's networks, in eval mode.
+    """Return all networks of a run, in eval mode.
 
     Raises:
-        CheckpointError: the run has no decoder, or its checkpoint does not fit its settings.
+        CheckpointError: the run has no decoder, or its checkpoint does not match its settings.
     """
     if not trained.decoder.weight:
-        raise CheckpointError(f"{run} was trained without a decoder; set decoder.weight above 0 and pretrain anew")
+        raise CheckpointError(f"{run} was trained without a decoder; set decoder.weight above 0 and pretrain again")
     content = load_checkpoint(run / "checkpoints", log)
     model = create_state(RunContext(trained.model_copy(update={"out": run}))).model
     assert isinstance(model, MoCo)
     try:
         model.load_state_dict(content["model"])
     except RuntimeError:
-        raise CheckpointError(f"the checkpoint of step {content['step']} does not fit the run's settings") from None
+        raise CheckpointError(f"the checkpoint of step {content['step']} does not match the run's settings") from None
     return model.eval()
 
 
-def _look(few: Split, settings: RunSettings, trained: RunSettings) -> tuple[NDArray[Any], Shares]:
-    """Return whole images (B, C, S, S), and how much each of their pixels weighs, (B, S, S) from 0 to 1."""
-    positions = np.arange(len(few))
-    canvases, _ = read_canvases(few, positions, settings)
+def _images_and_weights(chosen: Split, settings: RunSettings, trained: RunSettings) -> tuple[NDArray[Any], Shares]:
+    """Return whole images (B, C, S, S), and the weights of their pixels, (B, S, S) from 0 to 1."""
+    positions = np.arange(len(chosen))
+    canvases, _ = read_canvases(chosen, positions, settings)
     size = trained.views.size
     images = whole_views(canvases, positions, size=size)
     if trained.decoder.empty == "none":
-        return images, np.ones((len(few), size, size), np.float32)
-    check_masks(few, settings.data, trained.decoder)
-    emptiness = Emptiness(few, settings.data, trained.decoder)
+        return images, np.ones((len(chosen), size, size), np.float32)
+    check_masks(chosen, settings.data, trained.decoder)
+    emptiness = Emptiness(chosen, settings.data, trained.decoder)
     counting = emptiness.weights(canvases, positions, unchanged(canvases), size)[:, 0].astype(np.float32) / 255
     empty = trained.decoder.empty_weight
     return images, (empty + (1 - empty) * counting).astype(np.float32)
 
 
-def _as_shown(made: torch.Tensor, trained: RunSettings) -> Shares:
-    """Return reconstructions (B, C, S, S) as shares of white."""
+def _denormalised(made: torch.Tensor, trained: RunSettings) -> Shares:
+    """Return reconstructions (B, C, S, S) as fractions of white."""
     mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (trained.views.mean, trained.views.std))
     shares: Shares = (made.float().cpu() * std + mean).clamp(0, 1).numpy()
     return shares
 
 
 def _errors(made: Shares, truth: Shares, weights: Shares) -> Shares:
-    """Return how far each pixel is off, (C, S, S) -> (S, S), root mean square over the channels."""
-    found: Shares = np.sqrt(weights * np.square(made - truth).mean(0))
-    return found
+    """Return the error of each pixel, (C, S, S) -> (S, S), as root mean square over the channels."""
+    errors: Shares = np.sqrt(weights * np.square(made - truth).mean(0))
+    return errors
 
 
 def _pixels(shares: Shares, settings: RunSettings) -> NDArray[Any]:

@@ -1,9 +1,10 @@
-"""Where a classifier looks: maps of a few images, `medmoco saliency`.
+"""`medmoco saliency`: draw saliency maps of a classifier for some images.
 
-Of a classifier that scores patches the map is these scores. Of any other it is Grad-CAM's: which places of the last
-feature map raised the score, on the coarse grid that this map has. Neither says that the finding is there, nor that the
-score is right; see docs/insight.md. So each map stands beside the one of the same network with random weights: what
-both show is the image's edges and the network's shape, not what was learned.
+For a classifier that scores patches, the map consists of these scores. For any other, it is the Grad-CAM map: the
+positions of the last feature map that raised the score, on the coarse grid of this map. Neither shows that the finding
+is at this position, nor that the score is correct; see docs/insight.md. So each map is shown next to that of the same
+network with random weights: what both have in common reflects the image's edges and the network's architecture, not
+what was learned.
 Source: Adebayo et al. 2018 (arXiv:1810.03292).
 """
 
@@ -48,23 +49,23 @@ def saliency(
     split: str = "val",
     log: Callable[[str], None] = lambda _: None,
 ) -> str:
-    """Draw the maps of chosen images; the picture shows patients.
+    """Draw saliency maps of images; the picture shows patients.
 
     Args:
-        settings: Of the data. Images are prepared as the classifier's were, whatever the settings say.
-        classifier: Folder that `evaluate` or `finetune` left.
+        settings: Settings of the data. Preprocessing is that of the classifier, whatever the settings are.
+        classifier: Classifier folder written by `evaluate` or `finetune`.
         out: PNG file.
-        rows: Of the split, as a spreadsheet counts them.
-        label: One of the classifier's.
-        split: Where the rows are.
-        log: Told what is done in another way than the settings say.
+        rows: Row numbers in the split, counted as in a spreadsheet.
+        label: One of the classifier's labels.
+        split: Split of the rows.
+        log: Receives messages about deviations from the settings.
 
     Returns:
-        One line per image: its label, score and probability, what patches score, and how like its map is to that of
-        random weights. Then what the maps are.
+        One line per image: its label, score and probability, the patch scores, and the correlation of its map with the
+        control. Then a description of the maps.
 
     Raises:
-        SettingsError: there is no such label; the encoder has no feature map; `out` cannot be written.
+        SettingsError: the label does not exist, the encoder has no feature map, or `out` cannot be written.
         ManifestError: the manifest or a row cannot be used.
         CheckpointError: the folder cannot be used.
         DataError: an image cannot be used.
@@ -88,24 +89,26 @@ def saliency(
         names = (f"{split} row {row}", _truth(few, place, label))
         answer = f"score {scores[place]:+.2f}, probability {probabilities[place]:.3f}"
         remarks = _describe(maps[place], top)
-        about = [*remarks, *_liken(maps[place], control[place])]
+        about = [*remarks, *_similarity(maps[place], control[place])]
         text.append(f"{': '.join(names)}, {'; '.join([answer, *about])}")
         captions = (names, ("Grad-CAM" if top is None else "patch scores", answer, *remarks), _CONTROL)
         lines.append(_tiles(shown(images[place], settings.data), captions, (maps[place], control[place]), top))
     write_picture(lines, out)
-    return "\n".join([*text, _legend(model, maps), f"{out} shows them: keep it where the images may be"])
+    return "\n".join(
+        [*text, _legend(model, maps), f"{out} shows images of patients: keep it where such images may be stored"]
+    )
 
 
 def patch_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tuple[Scores, Maps]:
-    """Return the scores of one label, and those of the patches that they are made of.
+    """Return the scores of one label, and the patch scores of which they are the mean.
 
     Args:
-        classifier: One that scores patches, in eval mode.
+        classifier: Classifier that scores patches, in eval mode.
         views: (B, C, S, S), normalised.
-        index: Of the label.
+        index: Index of the label.
 
     Returns:
-        (B,), and (B, h, w), of which each image's highest have its score as their mean.
+        (B,) scores, and (B, h, w) patch scores, the highest of which average to the score.
     """
     with torch.inference_mode():
         patches = classifier.score_patches(views)
@@ -116,24 +119,24 @@ def patch_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tupl
 def class_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tuple[Scores, Maps]:
     """Return the scores of one label and their Grad-CAM maps.
 
-    A classifier that looks at an image and its mirror image has two maps; their mean is returned.
+    A classifier that averages over an image and its mirror image has two maps; their mean is returned.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391), eq. 1 and 2, by MONAI.
 
     Args:
-        classifier: In eval mode.
+        classifier: Classifier in eval mode.
         views: (B, C, S, S), normalised.
-        index: Of the label.
+        index: Index of the label.
 
     Returns:
-        (B,), and (B, h, w) from 0, on the grid of the last feature map.
+        (B,) scores, and (B, h, w) maps, at least 0, on the grid of the last feature map.
 
     Raises:
-        SettingsError: the encoder has no map of channels and places at its end.
+        SettingsError: the encoder does not end in a feature map of channels and positions.
     """
     with torch.inference_mode():
         scores = classifier(views)[:, index].double().cpu().numpy()
-    # One forward pass for each side: the hooks of MONAI would see the last of two alone.
+    # One forward pass per side, since MONAI's hooks would record only the last of two.
     one_sided = ClassifierNetwork(classifier.backbone, classifier.head, exclusive=classifier.exclusive).eval()
     maps = _grad_cam(one_sided, views, index)
     if classifier.mirror:
@@ -153,21 +156,21 @@ def _grad_cam(classifier: ClassifierNetwork, views: Tensor, index: int) -> Tenso
 
 
 class _Contiguous(nn.Module):
-    """Gives a feature map, and its gradient, the layout in memory that MONAI expects."""
+    """Makes a feature map and its gradient contiguous, as MONAI expects."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.contiguous()
 
 
 def last_map(backbone: Backbone, view: Tensor) -> str:
-    """Return the name of the module in `backbone.net` that gives the last feature map.
+    """Return the name of the module in `backbone.net` that outputs the last feature map.
 
     Args:
-        backbone: In eval mode.
-        view: (1, C, S, S), to try it with.
+        backbone: Encoder in eval mode.
+        view: (1, C, S, S), input for a trial.
 
     Raises:
-        SettingsError: it gives no map of channels and places, as in a transformer.
+        SettingsError: there is no map of channels and positions, as in a transformer.
     """
     described = getattr(backbone.net, "feature_info", None)
     name = _LAST_OF_MONAI.get(backbone.name) or (described[-1]["module"] if described else None)
@@ -181,38 +184,38 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
     channels = described[-1]["num_chs"] if described else backbone.feature_dim
     if not name or not shapes or len(shapes[0]) != 4 or shapes[0][1] != channels:
         raise SettingsError(
-            f"{backbone.name} has no feature map of channels by places at its end, which Grad-CAM needs;\n"
-            "transformers have none. Fine-tune it with finetune.head=patches, or use a convolutional network."
+            f"{backbone.name} does not end in a feature map of channels and positions, which Grad-CAM needs;\n"
+            "transformers do not. Fine-tune it with finetune.head=patches, or use a convolutional network."
         )
     return str(name)
 
 
 def random_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> Maps:
-    """Return the maps, (B, h, w), of the same classifier with an encoder of random weights.
+    """Return the maps, (B, h, w), of the same classifier with a randomly initialised encoder.
 
-    Whether a place speaks for the label or against it is chance then, so that both count in a class map.
+    With random weights, the sign of a position's contribution is arbitrary, so class maps include both signs.
     """
     model, channels = ModelSettings(backbone=classifier.backbone.name), classifier.backbone.channels
     backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels)
     if classifier.top_patches is not None:
-        untrained = ClassifierNetwork(
+        random = ClassifierNetwork(
             backbone.to(views.device), classifier.head, mirror=classifier.mirror, top_patches=classifier.top_patches
         )
-        return patch_maps(untrained.eval(), views, index)[1]
-    against = copy.deepcopy(classifier.head)
+        return patch_maps(random.eval(), views, index)[1]
+    negated = copy.deepcopy(classifier.head)
     with torch.no_grad():
-        against.weight.neg_()
+        negated.weight.neg_()
     both = [
         ClassifierNetwork(backbone.to(views.device), head, mirror=classifier.mirror).eval()
-        for head in (classifier.head, against)
+        for head in (classifier.head, negated)
     ]
     return class_maps(both[0], views, index)[1] + class_maps(both[1], views, index)[1]
 
 
 def rank_correlation(first: Maps, second: Maps) -> float | None:
-    """Return Spearman's rank correlation of two maps' places; None where one map is constant.
+    """Return Spearman's rank correlation of two maps; None if one of them is constant.
 
-    Source: Adebayo et al. 2018, section 3, compare maps by it.
+    Source: Adebayo et al. 2018, section 3.
     """
     if any(values.min() == values.max() for values in (first, second)):
         return None
@@ -221,40 +224,40 @@ def rank_correlation(first: Maps, second: Maps) -> float | None:
 
 
 def _describe(values: Maps, top: int | None) -> list[str]:
-    """Say which scores patches have; of a class map, only that it means nothing."""
+    """Return the range of the patch scores; of a class map, a remark if it is constant."""
     if top is None:
         if values.min() < values.max():
             return []
-        return ["all places raise the score alike" if values.any() else "no place raises the score"]
+        return ["all positions raise the score equally" if values.any() else "no position raises the score"]
     kept = values[_highest(values, top)].min()
-    return [f"patches {values.min():+.2f} to {values.max():+.2f}, kept from {kept:+.2f}"]
+    return [f"patches {values.min():+.2f} to {values.max():+.2f}, averaged from {kept:+.2f}"]
 
 
-def _liken(values: Maps, control: Maps) -> list[str]:
-    alike = rank_correlation(values, control)
-    return [] if alike is None else [f"rank correlation with the control {alike:+.2f}"]
+def _similarity(values: Maps, control: Maps) -> list[str]:
+    correlation = rank_correlation(values, control)
+    return [] if correlation is None else [f"rank correlation with the control {correlation:+.2f}"]
 
 
 def _legend(classifier: ClassifierNetwork, maps: Maps) -> str:
     grid = f"{maps.shape[1]} x {maps.shape[2]}"
     if classifier.top_patches is None:
-        return f"Grad-CAM: a map has {grid} places and is scaled to its own largest value"
+        return f"Grad-CAM: each map has {grid} positions and is scaled to its largest value"
     unit = "the class's logit before softmax" if classifier.exclusive else "the log-odds"
     return (
-        f"patch scores: a map has {grid} patches, coloured from its own lowest to its highest; {unit} of an image is\n"
-        f"the mean of the {classifier.top_patches} that are outlined"
+        f"patch scores: each map has {grid} patches, coloured from the lowest to the highest; {unit} of an image is\n"
+        f"the mean of the {classifier.top_patches} outlined patches"
     )
 
 
 def _truth(split: Split, position: int, label: str) -> str:
     values = split.labels[position, [name == label for name in split.label_names]]
-    return f"{label} {values[0]:.0f}" if values.size and not np.isnan(values[0]) else f"{label} not known"
+    return f"{label} {values[0]:.0f}" if values.size and not np.isnan(values[0]) else f"{label} unknown"
 
 
 def _tiles(
     pixels: NDArray[Any], captions: Sequence[Sequence[str]], maps: Sequence[Maps], top: int | None
 ) -> list[Tile]:
-    """Return an image without and then under each map; of patch scores, the highest are outlined."""
+    """Return an image alone and under each map; the highest patch scores are outlined."""
     plain, *others = ["\n".join(caption) for caption in captions]
     tiles = [Tile(pixels, plain)]
     for caption, values in zip(others, maps, strict=True):
@@ -274,7 +277,7 @@ def _highest(values: Maps, top: int) -> NDArray[np.bool_]:
 
 
 def _overlay(values: Maps, size: int, mode: str = "bilinear") -> Maps:
-    """Return a map as large as the image, its highest value 1."""
+    """Return a map resized to the image, with a largest value of 1."""
     large = functional.interpolate(torch.from_numpy(values)[None, None], (size, size), mode=mode)[0, 0]
     scaled: Maps = (large / large.max().clamp(min=torch.finfo(large.dtype).tiny)).numpy()
     return scaled

@@ -1,4 +1,4 @@
-"""Name -> encoder with a number of input channels and a known feature width."""
+"""Create encoders by name, with a given number of input channels and a known feature width."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
 from medmoco.utils.rng import WEIGHTS, hashed
 
-# Some 2-D networks of MONAI, by the name and with the arguments they have there besides their channels.
+# Some 2-D networks of MONAI: class names, and arguments other than the input channels.
 _MONAI: dict[str, tuple[str, dict[str, int]]] = {
     "densenet121": ("DenseNet121", {"spatial_dims": 2, "out_channels": 1}),
     "seresnet50": ("SEResNet50", {"spatial_dims": 2, "num_classes": 1}),
 }
 
-_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 299, 384, 512)  # to name one that is large enough
+_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 299, 384, 512)  # to suggest one that is large enough
 
 
 class Backbone(nn.Module):
     """An encoder before the projector.
 
     Attributes:
-        name: As in `model.backbone`.
+        name: Name as in `model.backbone`.
         feature_dim: Width F of the features.
-        net: The plain timm or MONAI network; its state dict has their names.
-        fixed_size: The only side of a view in pixels that it takes; None if it takes any.
-        channels: Of the images that it takes.
-        start: What it was loaded from by `create_backbone`, in a line; None if its weights are random.
+        net: The timm or MONAI network itself, with their names in its state dict.
+        fixed_size: The only side of a view, in pixels, that it accepts; None if it accepts any.
+        channels: Number of input channels.
+        start: Description of the weights that `create_backbone` loaded, one line; None if they are random.
     """
 
     start: str | None = None
@@ -60,16 +60,16 @@ class Backbone(nn.Module):
 
 
 def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int = 1) -> Backbone:
-    """Build an encoder whose first weights depend on the seed alone.
+    """Return an encoder whose random weights depend only on the seed.
 
     Args:
-        model: Name, and weights to start from.
-        seed: Of the run.
-        size: Side of the views in pixels, which transformers need to know.
-        channels: Of the images, `data.channels`.
+        model: Settings with its name, and weights to initialise from.
+        seed: Seed of the run.
+        size: Side of the views, in pixels, needed by transformers.
+        channels: Number of input channels, see `data.channels`.
 
     Raises:
-        SettingsError: no library has that name.
+        SettingsError: no library has a network of that name.
         CheckpointError: the weights do not fit.
     """
     with torch.random.fork_rng(devices=[]):
@@ -101,8 +101,8 @@ def _create(name: str, size: int, channels: int) -> Backbone:
     family, _, rest = name.rpartition("/")
     if family == "monai":
         if rest not in _MONAI:
-            raise SettingsError(f"model.backbone '{name}' is unknown; MONAI networks: {', '.join(sorted(_MONAI))}")
-        from monai.networks import nets  # here, because importing MONAI takes seconds
+            raise SettingsError(f"model.backbone '{name}' is unknown; MONAI networks are: {', '.join(sorted(_MONAI))}")
+        from monai.networks import nets  # not at the top, because importing MONAI takes seconds
 
         class_name, arguments = _MONAI[rest]
         network: nn.Module = getattr(nets, class_name)(**arguments, in_channels=channels)
@@ -111,16 +111,16 @@ def _create(name: str, size: int, channels: int) -> Backbone:
     base, _, tag = plain.partition(".")
     if tag and timm.is_model(base):
         raise SettingsError(
-            f"model.backbone '{name}': the tag .{tag} names weights of timm's, which medmoco does not load.\n"
-            f"Write {base}. To start from those weights, save their state dict to a file and set model.init to it\n"
+            f"model.backbone '{name}': the tag .{tag} refers to weights of timm, which medmoco does not load.\n"
+            f"Use {base}. To start from those weights, save their state dict to a file and set model.init to it\n"
             "(docs/import.md)."
         )
     if not timm.is_model(plain) or "/" in plain:
         close = difflib.get_close_matches(name, [*VARIANTS, *timm.list_models()], n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has the names"
-        raise SettingsError(f"model.backbone '{name}' is no timm model; {hint}")
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names"
+        raise SettingsError(f"model.backbone '{name}' is not a timm model; {hint}")
     pretrained = timm.models.get_pretrained_cfg(plain, allow_unregistered=True)
-    # Transformers with a fixed grid of patches must be told the size of the views.
+    # Transformers with a fixed grid of patches need the size of the views.
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
     stem: dict[str, Any] = {"embed_layer": conv_stem} if has_conv_stem(name) else {}
     own = {**other, **fixed_size, **stem}
@@ -128,7 +128,7 @@ def _create(name: str, size: int, channels: int) -> Backbone:
         net: Any = timm.create_model(plain, pretrained=False, in_chans=channels, num_classes=0, **own)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise SettingsError(
-            f"model.backbone {name} cannot be made for {channels} channels and views.size {size}:\n"
+            f"model.backbone {name} cannot be created for {channels} channels and views.size {size}:\n"
             f"{without_names(error)}\nChoose another size, such as 224, or another model.backbone."
         ) from None
     _wake_branches(net)
@@ -137,52 +137,52 @@ def _create(name: str, size: int, channels: int) -> Backbone:
 
 
 def check_size(backbone: Backbone, size: int, key: str = "views.size") -> None:
-    """Refuse images that a network cannot take: some have layers that leave nothing of small ones.
+    """Check that a network accepts images of a size: some reduce small images to nothing.
 
     Args:
-        backbone: On the CPU.
-        size: Side of the images in pixels.
-        key: Setting that it comes from.
+        backbone: Encoder on the CPU.
+        size: Side of the images, in pixels.
+        key: Setting with the size.
 
     Raises:
-        SettingsError: it cannot; names the smallest size of some usual ones that it can take.
+        SettingsError: it does not; suggests the smallest common size that works.
     """
-    # Shapes alone are worked out first, which costs nothing. Operations that this does not know are tried in earnest.
+    # The meta device computes only shapes, which is free. Networks that fail there are then tried on the CPU.
     if not _misfit(backbone, size, "meta") or not (reason := _misfit(backbone, size, "cpu")):
         return
     larger = [side for side in _SIZES if side > size and not backbone.fixed_size]
     enough = next((side for side in larger if not _misfit(backbone, side, "meta")), None)
     raise SettingsError(
-        f"model.backbone {backbone.name} cannot take images of {size} x {size} pixels, as {key} says:\n{reason}\n"
+        f"model.backbone {backbone.name} does not accept images of {size} x {size} pixels ({key}):\n{reason}\n"
         f"{f'Raise {key} ({enough} is enough)' if enough else f'Choose another {key}'}, or choose another"
         " model.backbone."
     )
 
 
 def _misfit(backbone: Backbone, size: int, device: str) -> str | None:
-    """Return why a network fails on an image; None if it gives features of the expected width."""
+    """Return why a network fails on an image; None if it returns features of the expected width."""
     state = {name: value.to(device) for name, value in chain(backbone.named_parameters(), backbone.named_buffers())}
     images = torch.zeros(2, backbone.channels, size, size, device=device)
     training = backbone.training
     try:
         with torch.no_grad():
             features = torch.func.functional_call(backbone.eval(), state, (images,))
-    except Exception as error:  # whatever the network's own code raises
+    except Exception as error:  # anything that the network's own code may raise
         return without_names(error)
     finally:
         backbone.train(training)
-    wanted = (len(images), backbone.feature_dim)
-    if not isinstance(features, Tensor) or features.shape != wanted:
+    expected = (len(images), backbone.feature_dim)
+    if not isinstance(features, Tensor) or features.shape != expected:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        return f"it gives {shape} for {len(images)} images, not {wanted}"
+        return f"it returns {shape} for {len(images)} images instead of {expected}"
     return None
 
 
 def _wake_branches(net: nn.Module) -> None:
-    """Start every batch norm at scale 1, as in torchvision's ResNets, which the published MoCo trains.
+    """Initialise every batch norm with scale 1, as in torchvision's ResNets, which the published MoCo trains.
 
-    timm starts the last one of each residual branch at 0. That silences the branches at first, which also makes the
-    untrained encoder a control too easy to beat.
+    timm initialises the last one of each residual branch with 0. That disables the branches at first, and would make
+    the randomly initialised encoder too weak a baseline.
     """
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d) and not layer.weight.any():
@@ -190,25 +190,25 @@ def _wake_branches(net: nn.Module) -> None:
 
 
 def fix_patches(backbone: Backbone) -> None:
-    """Keep a transformer's patch projection out of training, in place.
+    """Freeze a transformer's patch projection, in place.
 
-    Source: Chen et al. 2021 (arXiv:2104.02057), section 4: a random one is enough, and spikes of its gradient are what
-    makes training unstable.
+    Source: Chen et al. 2021 (arXiv:2104.02057), section 4: a random projection is sufficient, and spikes of its
+    gradient make training unstable.
 
     Raises:
-        SettingsError: the network has none, or none that is a single layer.
+        SettingsError: the network has no patch projection that is a single layer.
     """
     projection = getattr(getattr(backbone.net, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d):
         raise SettingsError(
-            f"model.fixed_patches: {backbone.name} projects no patches by one layer, as plain transformers do;"
-            " leave it false"
+            f"model.fixed_patches: {backbone.name} does not project patches with a single layer, as plain transformers"
+            " do;\nset it to false"
         )
     projection.requires_grad_(False)
 
 
 def _drop_classifier(net: nn.Module) -> int:
-    """Replace the network's one final linear layer by nothing and return its width."""
+    """Replace the network's final linear layer with an identity and return its input width."""
     name, layer = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)][-1]
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, nn.Identity())
@@ -216,13 +216,13 @@ def _drop_classifier(net: nn.Module) -> int:
 
 
 def load_weights(backbone: Backbone, file: Path) -> str:
-    """Load the encoder of a weights file of any known scheme, strict about every key.
+    """Load the encoder of a weights file in any known format, checking every key.
 
     Returns:
-        What was taken and what was not, in a line.
+        A line that describes the loaded and the omitted tensors.
 
     Raises:
-        CheckpointError: the file cannot be read or is not of this network; nothing was loaded.
+        CheckpointError: the file cannot be read or does not fit this network; nothing is loaded.
     """
     imported = fit(read_contents(file), backbone.name, backbone.net.state_dict())
     backbone.net.load_state_dict(imported.state)

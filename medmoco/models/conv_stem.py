@@ -1,7 +1,7 @@
-"""A convolutional stem in place of a transformer's patch projection, which few images teach it badly.
+"""A convolutional stem that replaces a transformer's patch projection, which is hard to learn from few images.
 
-Source: Xiao et al. 2021 (arXiv:2106.14881), section 4; widths as in vits.py of facebookresearch/moco-v3, which takes
-one block off the transformer for it.
+Source: Xiao et al. 2021 (arXiv:2106.14881), section 4; widths as in vits.py of facebookresearch/moco-v3, which removes
+one block of the transformer in return.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from timm.models.vision_transformer_hybrid import ConvStem
 
 
 def conv_stem_widths(embed_dim: int, patch_size: int = 16) -> list[int]:
-    """Return the channels of each convolution: half of the next one's, the last two the width of a token."""
+    """Return the channels of each convolution: they double from layer to layer, and the last two equal a token's."""
     halvings = patch_size.bit_length() - 1
     return [*(embed_dim >> back for back in reversed(range(halvings))), embed_dim]
 
 
 def conv_stem(img_size: Any, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> HybridEmbed:
-    """Build what timm takes as `embed_layer`: 3 x 3 convolutions that halve the image, then one of 1 x 1.
+    """Return an `embed_layer` for timm: 3 x 3 convolutions that each halve the image, followed by one of 1 x 1.
 
     Args:
-        img_size: Side of the images in pixels.
-        patch_size: That it takes the place of, a power of two.
-        in_chans: Channels of the images.
+        img_size: Side of the images, in pixels.
+        patch_size: Side of the patches that it replaces, a power of two.
+        in_chans: Number of input channels.
         embed_dim: Width of a token.
     """
     widths = conv_stem_widths(embed_dim, patch_size)

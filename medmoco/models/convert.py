@@ -1,4 +1,4 @@
-"""A weights file of others -> a folder: the encoder under our names, what became of every key, how to feed it."""
+"""`medmoco import`: convert another project's weights file, with a report on every key and the preprocessing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from medmoco.utils.files import sha256_of
 
 ENCODER, FACTS, KEYS = "encoder.safetensors", "import.json", "keys.csv"
 
-_SIZE = 224  # of views, where the network does not care
+_SIZE = 224  # of views, for networks that accept any size
 
 
 def import_weights(
@@ -39,25 +39,25 @@ def import_weights(
     scheme: str | None = None,
     leave_out: tuple[str, ...] = (),
 ) -> str:
-    """Write the encoder of a weights file under our names, with an account of every key.
+    """Write the encoder of a weights file with medmoco's names, and a report on every key.
 
     Args:
-        file: Of any known scheme (docs/import.md).
+        file: Weights file in any known format (docs/import.md).
         out: New or empty folder.
-        backbone: Name of the network; without it, the one that has the file's names and shapes.
-        which: Encoder, where the file has two.
-        scheme: Of the file, where the keys alone do not tell.
-        leave_out: Patterns of keys that are not wanted, with `*`.
+        backbone: Name of the network; by default the one whose names and shapes match the file.
+        which: Encoder to use if the file has two.
+        scheme: Checkpoint format, if the keys alone are ambiguous.
+        leave_out: Patterns of keys to omit, with `*`.
 
     Returns:
-        What was done, and how to use it.
+        Lines of text that describe the result and how to use it.
 
     Raises:
-        SettingsError: `out` is not empty or cannot be written, or there is no such backbone or scheme.
-        CheckpointError: the file cannot be read, or does not hold such an encoder.
+        SettingsError: `out` is not empty or cannot be written, or the backbone or format is unknown.
+        CheckpointError: the file cannot be read, or does not contain such an encoder.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise SettingsError(f"{out} is not an empty folder; choose another for the import")
+        raise SettingsError(f"{out} is not an empty folder; choose another one")
     contents = read_contents(file)
     name = backbone or contents.backbone or recognised(contents, which, scheme, leave_out)
     size = native_size(contents, which, scheme, leave_out) if kind_of(name) == "vit" else _SIZE
@@ -68,7 +68,7 @@ def import_weights(
         _write(out.resolve(), net, imported, facts)
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
-    return _account(out, net, imported)
+    return _report(out, net, imported)
 
 
 def recognised(
@@ -83,9 +83,9 @@ def recognised(
     name = recognise(contents, found, leave_out)
     if name is None:
         raise CheckpointError(
-            f"weights file {contents.name} ({found.scheme.name}) seems to hold a {found.kind}, but none of those that"
-            " are looked for has its tensors.\nName the network of timm that it is, --backbone NAME; what does not fit"
-            " is then named."
+            f"weights file {contents.name} ({found.scheme.name}) seems to contain a {found.kind}, but no known network"
+            " of this type has its tensors.\nGive the name of the timm network with --backbone NAME; the error then"
+            " lists what does not fit."
         )
     return name
 
@@ -93,7 +93,7 @@ def recognised(
 def native_size(
     contents: Contents, which: Which = "query", scheme: str | None = None, leave_out: tuple[str, ...] = ()
 ) -> int:
-    """Return the side in pixels that a transformer's positions were made for, so that they are kept as they are."""
+    """Return the side, in pixels, for which a transformer's positions were made, so that they are kept unchanged."""
     found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
     shapes = {name: contents.tensors[key].shape for key, name in found.names.items()}
     if {"pos_embed", "patch_embed.proj.weight"} <= shapes.keys():
@@ -105,7 +105,7 @@ def native_size(
 
 
 def _facts(file: Path, net: Backbone, imported: Imported) -> dict[str, Any]:
-    """Return the content of import.json. The file is named by its hash alone: its place is nobody's business."""
+    """Return the content of import.json. The file is identified by its hash alone, since its path is private."""
     found = imported.found
     converted = Counter(row.what for row in imported.rows if row.outcome == "converted")
     left_out = Counter(row.what for row in imported.rows if row.outcome == "left out")
@@ -146,18 +146,18 @@ def _write(out: Path, net: Backbone, imported: Imported, facts: dict[str, Any]) 
         folder.rename(out)
 
 
-def _account(out: Path, net: Backbone, imported: Imported) -> str:
-    """Say what was taken and how to go on."""
+def _report(out: Path, net: Backbone, imported: Imported) -> str:
+    """Return a description of the result and how to use it."""
     found, size = imported.found, f" for views of {net.fixed_size} pixels" if net.fixed_size else ""
     preparation = found.scheme.preparation
     lines = [
         f"{net.name}{size}, {net.feature_dim} features",
         imported.summary(),
-        f"every key and what became of it: {out / KEYS}",
-        f"pixels as the source was fed: {preparation.note}",
+        f"the use of every key: {out / KEYS}",
+        f"preprocessing of the source: {preparation.note}",
     ]
     if found.scheme.name == "moco":
-        lines.append("MoCo-CXR's files look the same; if this is one of them: --scheme moco-cxr")
-    fed = "" if preparation.mean is None else f" views.mean={preparation.mean} views.std={preparation.std}"
-    lines.append(f"use it with model.backbone={net.name} model.init={out / ENCODER}{fed}")
+        lines.append("files of MoCo-CXR have the same keys; if this is one of them, add --scheme moco-cxr")
+    normalisation = "" if preparation.mean is None else f" views.mean={preparation.mean} views.std={preparation.std}"
+    lines.append(f"to use it, set model.backbone={net.name} model.init={out / ENCODER}{normalisation}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""An encoder's features of each patch of an image, before it pools them."""
+"""Features of each patch of an image, before the encoder's pooling."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from medmoco.errors import SettingsError
 from medmoco.models.backbones import Backbone
 
-_REMEDY = "take one of timm's vision transformers or convolutional networks, or finetune.head=linear"
+_REMEDY = "use a vision transformer or convolutional network of timm, or finetune.head=linear"
 
 
 def patch_features(backbone: Backbone, images: Tensor) -> Tensor:
-    """Return the features of each place of the last feature map, (B, C, H, W) -> (B, h, w, F).
+    """Return the features at each position of the last feature map, (B, C, H, W) -> (B, h, w, F).
 
-    Of a vision transformer these are the tokens of the patches; class token and registers are left out. What the
-    network has between pooling and classifier, such as a norm, is applied to each place as if it were the whole image.
+    For a vision transformer these are the tokens of the patches, without class token and registers. Layers between
+    pooling and classifier, such as a norm, are applied to each position as if it were the whole image.
 
     Args:
-        backbone: That `check_patches` takes.
-        images: Normalised.
+        backbone: An encoder that passes `check_patches`.
+        images: Normalised images.
     """
     net: Any = backbone.net
     unpooled = net.forward_features(images)
@@ -33,61 +33,61 @@ def patch_features(backbone: Backbone, images: Tensor) -> Tensor:
         patches: Tensor = tokens.reshape(-1, height, width, backbone.feature_dim)
         return patches
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-    places = unpooled if channels_last else unpooled.permute(0, 2, 3, 1)  # (B, h, w, C)
-    alone = places.flatten(0, 2)[:, None, None]  # (B * h * w, 1, 1, C)
-    features = net.forward_head(alone if channels_last else alone.permute(0, 3, 1, 2), pre_logits=True)
-    mapped: Tensor = features.reshape(-1, *places.shape[1:3], backbone.feature_dim)
+    grid = unpooled if channels_last else unpooled.permute(0, 2, 3, 1)  # (B, h, w, C)
+    single = grid.flatten(0, 2)[:, None, None]  # (B * h * w, 1, 1, C)
+    features = net.forward_head(single if channels_last else single.permute(0, 3, 1, 2), pre_logits=True)
+    mapped: Tensor = features.reshape(-1, *grid.shape[1:3], backbone.feature_dim)
     return mapped
 
 
 def check_patches(backbone: Backbone, size: int, top: int) -> None:
-    """Refuse an encoder without patches, or with fewer than are wanted.
+    """Check that an encoder has patch features, and enough of them.
 
     Args:
-        backbone: Is tried, and left as it is.
-        size: Side of the views in pixels.
-        top: How many patches of an image count.
+        backbone: The encoder, which is not changed.
+        size: Side of the views, in pixels.
+        top: Number of patches of an image that count.
 
     Raises:
-        SettingsError: see above.
+        SettingsError: it has none, or too few.
     """
     if not _has_patches(backbone, size):
         raise SettingsError(
-            f"finetune.head=patches: {backbone.name} gives no features of each place of an image;\n{_REMEDY}"
+            f"finetune.head=patches: {backbone.name} has no features for each position of an image;\n{_REMEDY}"
         )
     with torch.inference_mode(), _in_eval_mode(backbone):
-        places = patch_features(backbone, _blank(backbone, size))[0, :, :, 0].numel()
-    if top > places:
+        patches = patch_features(backbone, _blank(backbone, size))[0, :, :, 0].numel()
+    if top > patches:
         raise SettingsError(
-            f"finetune.top_patches {top}: {backbone.name} has only {places} patches in views of {size} pixels;\n"
+            f"finetune.top_patches {top}: {backbone.name} has only {patches} patches in views of {size} pixels;\n"
             "lower it, or raise views.size and evaluate.size"
         )
 
 
 def check_all_learn(backbone: Backbone, size: int) -> None:
-    """Refuse an encoder with layers that pooled features alone go through: nothing would train or use them.
+    """Check that patch features depend on all layers, since layers for pooled features only would not be trained.
 
     Args:
-        backbone: That `check_patches` takes; is left as it is.
-        size: Side of the views in pixels.
+        backbone: An encoder that passes `check_patches`; it is not changed.
+        size: Side of the views, in pixels.
 
     Raises:
-        SettingsError: see above.
+        SettingsError: the encoder has such layers.
     """
     trained = {name: weights for name, weights in backbone.net.named_parameters() if weights.requires_grad}
     with _in_eval_mode(backbone):
         features = patch_features(backbone, _blank(backbone, size))
-    slopes = torch.autograd.grad(features.sum(), list(trained.values()), allow_unused=True)
-    idle = [name for name, slope in zip(trained, slopes, strict=True) if slope is None]
-    if idle:
+    gradients = torch.autograd.grad(features.sum(), list(trained.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    if unused:
         raise SettingsError(
-            f"finetune.head=patches: {backbone.name} has layers behind its patches that would be left out, such as"
-            f" {idle[0]};\n{_REMEDY}"
+            f"finetune.head=patches: {backbone.name} has layers after its patches that would not be used, such as"
+            f" {unused[0]};\n{_REMEDY}"
         )
 
 
 def _has_patches(backbone: Backbone, size: int) -> bool:
-    """Say whether timm gives the network's last features with their places."""
+    """Return whether timm provides the network's last features by position."""
     net: Any = backbone.net
     if not hasattr(net, "forward_features") or not hasattr(net, "forward_head"):
         return False
@@ -103,7 +103,7 @@ def _has_patches(backbone: Backbone, size: int) -> bool:
 
 @contextmanager
 def _in_eval_mode(backbone: Backbone) -> Iterator[None]:
-    """Keep running statistics as they are."""
+    """Switch to eval mode, so that running statistics do not change, and back."""
     training = backbone.training
     backbone.eval()
     try:
@@ -113,5 +113,5 @@ def _in_eval_mode(backbone: Backbone) -> Iterator[None]:
 
 
 def _blank(backbone: Backbone, size: int) -> Tensor:
-    """Return an image to try an encoder with."""
+    """Return a blank image to test an encoder."""
     return torch.zeros(1, backbone.channels, size, size)

@@ -1,7 +1,7 @@
-"""Records -> figures: matplotlib without pyplot, so that nothing is global and no screen is needed.
+"""Draw figures of results with matplotlib, without pyplot, which has global state and may need a display.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; lines differ in dashes and markers
-too, for print. Every function returns a matplotlib Figure: `inline_svg` puts it into a page, `save` into a file.
+Colours are those of Okabe and Ito (2008), safe for colour-blind readers; lines also differ in dashes and markers, for
+print. Every function returns a matplotlib Figure, for `inline_svg` to embed in a page or `save` to write to a file.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _STYLE: Any = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "figure.facecolor": "white",
-    "text.parse_math": False,  # a label may hold a dollar sign
-    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and enlarged
-    "svg.hashsalt": "medmoco",  # the same figure gives the same file
+    "text.parse_math": False,  # labels may contain dollar signs
+    "svg.fonttype": "none",  # keeps text as text, which can be searched, read aloud and enlarged
+    "svg.hashsalt": "medmoco",  # so that the same figure gives the same file
 }
-# Verdana is as wide as DejaVu Sans, by which matplotlib places text, and lies on most machines.
+# Verdana has the width of DejaVu Sans, which matplotlib uses to place text, and is installed on most machines.
 _FONTS = "'DejaVu Sans', Verdana, sans-serif"
 
 
@@ -55,15 +55,15 @@ class Line:
     """One line of a plot.
 
     Attributes:
-        name: In the legend.
-        x: (N,)
-        y: (N,)
-        low: (N,) lower ends of intervals, or none.
-        high: (N,) upper ends.
+        name: Name in the legend.
+        x: (N,) x coordinates.
+        y: (N,) y coordinates.
+        low: (N,) lower bounds of intervals, or empty.
+        high: (N,) upper bounds of intervals, or empty.
         colour: Number of the colour and marker.
-        dash: Number of the dash pattern; the colour's where not given.
+        dash: Number of the dash pattern; by default that of the colour.
         marked: Draw a marker at every point.
-        stepped: The line keeps its level until the next point.
+        stepped: Keep the level until the next point.
     """
 
     name: str
@@ -82,11 +82,11 @@ def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | Non
     """Draw lines over steps or epochs.
 
     Args:
-        lines: To draw.
-        x: Label of the axis.
-        y: Label of the axis.
-        reference: A level that the lines are to be seen against.
-        named: What that level is.
+        lines: Lines to draw.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        reference: Reference level.
+        named: Name of the reference level.
     """
     figure, axes = _new()
     for line in lines:
@@ -100,12 +100,12 @@ def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | Non
 
 @matplotlib.rc_context(_STYLE)
 def curve_figure(rows: Sequence[Record], label: str, split: str) -> Figure:
-    """Draw AUROC against the share of the training patients whose labels were used.
+    """Draw AUROC against the fraction of the training patients whose labels were used.
 
     Args:
-        rows: As in curve.json: label, split, method, encoder, fraction, auroc, auroc_low, auroc_high.
-        label: To draw.
-        split: Of the scores.
+        rows: Rows as in curve.json: label, split, method, encoder, fraction, auroc, auroc_low, auroc_high.
+        label: Label to draw.
+        split: Split of the scores.
     """
     figure, axes = _new()
     chosen = [row for row in rows if (row["label"], row["split"]) == (label, split) and row["auroc"] is not None]
@@ -116,12 +116,12 @@ def curve_figure(rows: Sequence[Record], label: str, split: str) -> Figure:
             key=lambda row: row["fraction"],
         )
         at = encoders.index(encoder)
-        # Points side by side, so that intervals do not hide each other.
-        aside = 1.07 ** (at - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
+        # Points are shifted, so that intervals do not overlap.
+        shift = 1.07 ** (at - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
         name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
         _draw(axes, Line(
             name,
-            [100 * row["fraction"] * aside for row in points],
+            [100 * row["fraction"] * shift for row in points],
             [row["auroc"] for row in points],
             [_or(row["auroc_low"], row["auroc"]) for row in points],
             [_or(row["auroc_high"], row["auroc"]) for row in points],
@@ -139,18 +139,20 @@ def curve_figure(rows: Sequence[Record], label: str, split: str) -> Figure:
 
 @matplotlib.rc_context(_STYLE)
 def rank_figure(lines: Sequence[Line], title: str) -> Figure:
-    """Draw the share of images whose twin has a rank or a better one, every rank from 1 on for itself.
+    """Draw the cumulative distribution of the ranks of perturbed copies.
 
     Args:
-        lines: x is the rank, y the share.
-        title: Over the figure.
+        lines: x is the rank, y the fraction of images with this rank or a better one.
+        title: Title of the figure.
     """
     figure, axes = _new()
     for line in lines:
         _draw(axes, line)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set(xlabel="rank of the twin, 1 is the nearest", ylabel="share of images", title=title, ylim=(0, 1.02))
+    axes.set(
+        xlabel="rank of the perturbed copy, 1 is the nearest", ylabel="fraction of images", title=title, ylim=(0, 1.02)
+    )
     _legend(figure, axes)
     return figure
 
@@ -181,10 +183,10 @@ def pr_figure(lines: Sequence[Line], prevalence: float) -> Figure:
 
     Args:
         lines: x is recall, y precision.
-        prevalence: Share of positives, which is the precision of chance.
+        prevalence: Fraction of positives, which is the precision of chance.
     """
     figure, axes = _new(square=True)
-    axes.axhline(prevalence, color=_GREY, linestyle=":", linewidth=1.2, label="chance (share of positives)")
+    axes.axhline(prevalence, color=_GREY, linestyle=":", linewidth=1.2, label="chance (fraction of positives)")
     for line in lines:
         _draw(axes, line)
     axes.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
@@ -194,28 +196,28 @@ def pr_figure(lines: Sequence[Line], prevalence: float) -> Figure:
 
 @matplotlib.rc_context(_STYLE)
 def calibration_figure(lines: Sequence[Line]) -> Figure:
-    """Draw observed shares of positives against predicted probabilities.
+    """Draw observed fractions of positives against predicted probabilities.
 
     Args:
-        lines: x is the mean prediction of each bin, y the observed share with its interval.
+        lines: x is the mean prediction of each bin, y the observed fraction with its interval.
     """
     figure, axes = _new(square=True)
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1.2, label="perfect")
     for line in lines:
         _draw(axes, line)
-    axes.set(xlabel="predicted probability", ylabel="observed share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="predicted probability", ylabel="observed fraction", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     _legend(figure, axes)
     return figure
 
 
 @matplotlib.rc_context(_STYLE)
 def forest_figure(rows: Sequence[Record], *, x: str, reference: float | None = None) -> Figure:
-    """Draw estimates with their intervals, one below the other, under the heads of their groups.
+    """Draw a forest plot: estimates with their intervals, below the headings of their groups.
 
     Args:
-        rows: group, name, value, low, high, and colour, a number; those of a group follow each other.
-        x: Label of the axis.
-        reference: A level that the estimates are to be seen against.
+        rows: Rows with group, name, value, low, high, and colour, a number; rows of a group are consecutive.
+        x: Label of the x axis.
+        reference: Reference level.
     """
     heads = [group for group, _ in groupby(rows, lambda row: row["group"])]
     lines = len(rows) + sum(bool(head) for head in heads)
@@ -245,7 +247,7 @@ def forest_figure(rows: Sequence[Record], *, x: str, reference: float | None = N
 
 
 def method_words(method: str) -> str:
-    """Return how a method is called in prose."""
+    """Return the name of a method in prose."""
     return {"linear": "linear probe", "knn": "kNN", "finetune": "fine-tuned"}.get(method, method)
 
 
@@ -276,18 +278,18 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _shortened(name: str) -> str:
-    """Keep a user's name inside its plot, and off what a legend or XML takes amiss."""
+    """Return a user's name shortened to fit the plot, without characters that legends or XML do not allow."""
     clean = "".join(letter if letter.isprintable() else " " for letter in name)
     clean = clean if len(clean) <= 34 else f"{clean[:33]}…"
-    return f" {clean}" if clean.startswith("_") else clean  # matplotlib leaves such names out of a legend
+    return f" {clean}" if clean.startswith("_") else clean  # matplotlib omits names that start with _ from legends
 
 
-# ---- out of matplotlib ----
+# ---- output ----
 
 
 @matplotlib.rc_context(_STYLE)
 def save(figure: Figure, file: Path) -> None:
-    """Write a figure as SVG, PNG or PDF, by the file's name; the same figure gives the same SVG."""
+    """Write a figure as SVG, PNG or PDF, according to the suffix; the same figure gives the same SVG."""
     metadata = _NO_METADATA if file.suffix == ".svg" else {}
     with _quiet():
         figure.savefig(file, metadata=metadata, dpi=200)
@@ -298,22 +300,22 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 @matplotlib.rc_context(_STYLE)
 def inline_svg(figure: Figure, key: str, alt: str) -> str:
-    """Return a figure as an SVG element to stand in HTML: as wide as its place, and named for those who cannot see it.
+    """Return a figure as an SVG element for HTML, which adapts to the available width and has alternative text.
 
     Args:
-        figure: To draw.
-        key: Put before every id, so that figures of one page do not share any.
-        alt: Says what there is to see; escaped here.
+        figure: Figure to draw.
+        key: Prefix of all ids, so that they are unique within a page.
+        alt: Alternative text, not escaped.
     """
     stream = io.StringIO()
     with _quiet():
         figure.savefig(stream, format="svg", metadata=_NO_METADATA)
-    whole = stream.getvalue()
-    head, _, body = whole[whole.index("<svg") :].partition(">")
+    content = stream.getvalue()
+    head, _, body = content[content.index("<svg") :].partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     assert box  # matplotlib writes it
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would hold for the whole page
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would apply to the whole page
     body = re.sub(r'\bid="', f'id="{key}-', body)
     body = re.sub(r"url\(#", f"url(#{key}-", body)
     body = re.sub(r'xlink:href="#', f'href="#{key}-', body)
@@ -324,7 +326,7 @@ def inline_svg(figure: Figure, key: str, alt: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Say nothing of letters that the font lacks: where text stays text, the reader's fonts have them."""
+    """Suppress warnings about missing glyphs: text stays text, and the reader's fonts have them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         yield

@@ -1,4 +1,4 @@
-"""Images of a few rows, side by side and captioned. They show patients: written only where someone asked for them."""
+"""Pictures of a few images side by side, with captions. They show patients, so they are written only on request."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from medmoco.data.loading.loading import read_canvases, whole_views
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 
-_INCHES, _LINE, _GAP = 1.9, 0.15, 0.1  # side of a tile; height of a line of text above it, and of what is above that
+_INCHES, _LINE, _GAP = 1.9, 0.15, 0.1  # side of a tile, height of a line of its caption, and gap above the caption
 _RESOLUTION = 120  # pixels per inch
-_SEEN_FROM, _STRONGEST = 0.0, 0.6  # opacity of a map where it is 0 and 1, so that the image shows through
+_LOWEST_OPACITY, _HIGHEST_OPACITY = 0.0, 0.6  # of a map at 0 and 1, so that the image shows through
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a picture.
+    """One image in a picture.
 
     Attributes:
         pixels: (S, S) uint8 or uint16, or (H, W, 3) uint8 in colour.
         caption: A few short lines.
         overlay: (S, S), 0 to 1, drawn in colour over the pixels.
-        outlined: (h, w) true where a place of a grid over the whole image gets a frame.
+        outlined: (h, w) bool, the cells of a grid over the image to outline.
     """
 
     pixels: NDArray[Any]
@@ -42,7 +42,7 @@ class Tile:
 
 
 def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings) -> NDArray[Any]:
-    """Return the whole-image views of a few rows as encoders see them, (B, C, S, S) uint8 or uint16.
+    """Return the whole-image views of a few rows as input for encoders, (B, C, S, S) uint8 or uint16.
 
     Raises:
         DataError: an image cannot be used.
@@ -52,13 +52,13 @@ def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings
 
 
 def shown(view: NDArray[Any], data: DataSettings) -> NDArray[Any]:
-    """Return channels (C, S, S) as a tile's pixels: colours as (S, S, 3) uint8, bands as their mean."""
+    """Return channels (C, S, S) as a tile's pixels: (S, S, 3) uint8 for rgb, or the mean of bands."""
     pixels = displayed(view, rgb=data.channels == "rgb")
     return (pixels >> 8).astype(np.uint8) if pixels.ndim == 3 and pixels.dtype == np.uint16 else pixels
 
 
 def write_picture(lines: Sequence[Sequence[Tile]], out: Path) -> None:
-    """Write a PNG with one line of tiles after the other.
+    """Write a PNG with lines of tiles.
 
     Raises:
         SettingsError: the file cannot be written.
@@ -69,13 +69,12 @@ def write_picture(lines: Sequence[Sequence[Tile]], out: Path) -> None:
     figure = Figure(figsize=(_INCHES * width, row * height), dpi=_RESOLUTION)
     for y, line in enumerate(lines):
         for x, tile in enumerate(line):
-            place = (x / width, 1 - (y + 1) / height, 0.97 / width, _INCHES / row / height)
-            axes = figure.add_axes(place)
+            axes = figure.add_axes((x / width, 1 - (y + 1) / height, 0.97 / width, _INCHES / row / height))
             axes.set_axis_off()
             axes.set_title(tile.caption, fontsize=7.5, pad=2)
             axes.imshow(tile.pixels, cmap="gray", vmin=0, vmax=np.iinfo(tile.pixels.dtype).max)
             if tile.overlay is not None:
-                opacity = np.interp(tile.overlay, (0, 1), (_SEEN_FROM, _STRONGEST))
+                opacity = np.interp(tile.overlay, (0, 1), (_LOWEST_OPACITY, _HIGHEST_OPACITY))
                 axes.imshow(tile.overlay, cmap="inferno", vmin=0, vmax=1, alpha=opacity)
             if tile.outlined is not None:
                 _outline(axes, tile.outlined, tile.pixels.shape[0])
@@ -89,16 +88,16 @@ def write_picture(lines: Sequence[Sequence[Tile]], out: Path) -> None:
 def _outline(axes: Axes, places: NDArray[np.bool_], size: int) -> None:
     height, width = size / places.shape[0], size / places.shape[1]
     for y, x in np.argwhere(places):
-        corner = (x * width - 0.5, y * height - 0.5)  # the middle of the first pixel is 0
+        corner = (x * width - 0.5, y * height - 0.5)  # the centre of the first pixel is at 0
         axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="cyan", linewidth=0.8))
 
 
 def positives(split: Split, position: int) -> str:
-    """Say which labels of a row are positive: at most two by name."""
+    """Return the positive labels of a row as text, with at most two names."""
     values = split.labels[position]
     names = [name for name, value in zip(split.label_names, values, strict=True) if value == 1]
     if names:
         return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
     if not len(values) or np.isnan(values).all():
-        return "no label known"
-    return "no label positive"
+        return "no known label"
+    return "no positive label"

@@ -1,4 +1,4 @@
-"""Whole files: recognised by suffix, hashed, and written so that they are there whole or not at all."""
+"""Image suffixes, hashes of files, and atomic writing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def sha256_of(file: str | Path) -> str:
 
 @contextmanager
 def replacing(file: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary path next to a file, which takes the file's name once the block has written it.
+    """Yield a temporary path next to a file, which is renamed to the file once the block has written it.
 
-    A reader never sees half a file, and if writing fails, what was there before stays.
+    Readers never see an incomplete file, and if writing fails, the previous content is kept.
 
     Args:
-        file: To write, or to replace.
-        durable: Wait until the disk holds the content and the name, so that a crash of the machine loses neither.
-        shared: Several processes may write the same file at the same time.
+        file: File to write or replace.
+        durable: Wait until content and name are on disk, so that a crash of the machine loses neither.
+        shared: Whether several processes may write the file at the same time.
     """
     temporary = file.with_name(f"{file.name}{f'.{secrets.token_hex(4)}' if shared else ''}.tmp")
     try:
@@ -44,7 +44,7 @@ def replacing(file: Path, *, durable: bool = False, shared: bool = False) -> Ite
 
 
 def sync_folder(folder: Path) -> None:
-    """Fsync a folder, without which a crash may forget the names of files that were just written or renamed in it."""
+    """Fsync a folder, so that a crash does not lose the names of files just written or renamed in it."""
     _sync(folder)
 
 

@@ -1,12 +1,12 @@
-"""Work on untrusted files in worker processes: a crash, a hang or a hunger for memory costs one item.
+"""Process untrusted files in worker processes: a crash, a hang or excessive memory use costs a single item.
 
-Our own, because no permissively licensed library does it: one crash breaks the whole pool of concurrent.futures and of
-loky, billiard has no memory limit and takes in all items at once, and pebble is LGPL.
+Custom code, because no permissively licensed library does this: one crash breaks the whole pool of concurrent.futures
+and of loky, billiard has no memory limit and reads all items at once, and pebble is LGPL.
 
-How it holds together: the parent hands each worker the item in hand and one more, and waits for whichever pipe has
-something to say. A worker that dies leaves its results readable in its pipe; then the pipe ends, the first item without
-a result is to blame, and the other goes to another worker. The kernel watches the clock (SIGALRM) and the memory
-(RLIMIT_DATA), also inside native code and also when the parent is gone; an idle worker ends with its pipe.
+The parent sends each worker its current item and one more, and waits for results from any pipe. The results of a
+worker that dies remain readable in its pipe; when the pipe ends, the first item without a result is to blame, and the
+other one goes to another worker. The kernel enforces the limits of time (SIGALRM) and memory (RLIMIT_DATA), even inside
+native code and without the parent; an idle worker ends with its pipe.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from medmoco.errors import MedmocoError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_IN_HAND = 2  # items per worker: the next one is there when a result leaves
-_FORKING = threading.RLock()  # no pipe's end may be copied into a worker that another thread starts meanwhile
+_IN_HAND = 2  # items per worker, so that the next one is ready when a result is sent
+_FORKING = threading.RLock()  # pipe ends must not be copied into workers that another thread starts meanwhile
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Failure:
     """Why an item has no result.
 
     Attributes:
-        reason: Sentences with the remedy, without path or id.
+        reason: Reason and remedy, without paths or IDs.
     """
 
     reason: str
@@ -64,60 +64,60 @@ class _Worker:
     pid: int
     tasks: Connection
     results: Connection
-    given: deque[_Task] = field(default_factory=deque)  # without a result yet, in the order in which they were sent
+    given: deque[_Task] = field(default_factory=deque)  # without a result yet, in the order sent
 
     def accepts(self, task: _Task, depth: int) -> bool:
-        """Tell whether sending cannot block: a pipe takes a page at once, and an idle worker reads whatever comes."""
+        """Return whether sending cannot block: a pipe takes a page at once, and an idle worker reads any size."""
         return not self.given or (len(self.given) < depth and len(task.pickled) < select.PIPE_BUF)
 
     def end(self) -> int:
-        """Kill and forget the process; return its exit code, or a negative signal number."""
+        """Kill the process and release its resources; return its exit code, or a negative signal number."""
         self.tasks.close()
         self.results.close()
-        os.kill(self.pid, signal.SIGKILL)  # a dead one keeps the status it died with
+        os.kill(self.pid, signal.SIGKILL)  # does not change the exit status of a dead process
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class _Tasks:
-    """The items that no worker has: one from the source, and what dead workers left undone."""
+    """The items that no worker has: the next one from the source, and those left over by dead workers."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self.source = enumerate(items)
         self.waiting: deque[_Task] = deque()
 
     def are_waiting(self) -> bool:
-        """Tell whether there is one."""
+        """Return whether there is an item."""
         if not self.waiting:
             self.waiting.extend(_Task(at, bytes(ForkingPickler.dumps(item))) for at, item in islice(self.source, 1))
         return bool(self.waiting)
 
     def feed(self, worker: _Worker, depth: int) -> None:
-        """Give a worker so many that it has `depth` in hand."""
+        """Send items to a worker until it has `depth` of them."""
         while self.are_waiting() and worker.accepts(self.waiting[0], depth):
             try:
                 worker.tasks.send_bytes(self.waiting[0].pickled)
             except BrokenPipeError:
-                return  # it died between two items; the end of its results will tell
+                return  # it died between two items, which the end of its results will show
             worker.given.append(self.waiting.popleft())
 
 
 def map_guarded(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, seconds: float, megabytes: int
 ) -> Iterator[tuple[int, Result | Failure]]:
-    """Apply `function` to every item in worker processes; yield (position, result or Failure) as they get done.
+    """Apply `function` to every item in worker processes; yield (position, result or Failure) as they complete.
 
-    Workers are forks, so that `function` may be a closure and is not pickled; items and results are. They end
-    when the generator is closed, or when the parent dies.
+    Workers are forks, so `function` may be a closure and is not pickled; items and results are. Workers end when the
+    generator is closed or the parent dies.
 
     Args:
-        function: Returns a result, or raises MedmocoError where an item has none.
-        items: May be endless; two per worker are taken ahead.
-        workers: Processes, at least one.
-        seconds: For one item.
-        megabytes: That one item may add to the memory of its worker. Enforced by Linux only.
+        function: Returns a result, or raises MedmocoError if an item has none.
+        items: Items, possibly endless; two per worker are read ahead.
+        workers: Number of processes, at least one.
+        seconds: Time limit for one item.
+        megabytes: Memory that one item may add to its worker. Enforced on Linux only.
 
     Raises:
-        RuntimeError: `function` raised something else, which is a bug; holds the traceback.
+        RuntimeError: `function` raised another exception, which is a bug; includes the traceback.
     """
     tasks = _Tasks(items)
     team: list[_Worker] = []
@@ -154,9 +154,9 @@ def _cause(exit_code: int, seconds: float) -> str:
     if exit_code == -signal.SIGALRM:
         return f"reading it took longer than {seconds:g} s; leave the row out or raise data.decode_seconds"
     if exit_code == -signal.SIGKILL:
-        return "the process that read it was killed, as a rule for want of memory; run again with fewer data.workers"
+        return "the process that read it was killed, usually for lack of memory; run again with fewer data.workers"
     how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    return f"reading it crashed the decoder ({how}): the file is damaged or made to do harm; leave the row out"
+    return f"reading it crashed the decoder ({how}): the file is damaged or malicious; leave the row out"
 
 
 # In the worker
@@ -165,14 +165,14 @@ def _cause(exit_code: int, seconds: float) -> str:
 def _start(
     function: Callable[[Item], Result], other_tasks: list[Connection], seconds: float, megabytes: int
 ) -> _Worker:
-    """Fork a worker; not by multiprocessing.Process, which daemons such as Dask's workers may not start."""
+    """Fork a worker; not with multiprocessing.Process, which daemons such as Dask's workers may not start."""
     with _FORKING:
         task_reader, task_writer = Pipe(duplex=False)
         result_reader, result_writer = Pipe(duplex=False)
         pid = os.fork()
         if not pid:
             for connection in (task_writer, result_reader, *other_tasks):
-                connection.close()  # or the tasks of the others would not end when the parent dies
+                connection.close()  # otherwise the other workers' tasks would not end when the parent dies
             _run(function, task_reader, result_writer, seconds, megabytes)
         task_reader.close()
         result_writer.close()
@@ -182,15 +182,15 @@ def _start(
 def _run(
     function: Callable[[Item], Result], tasks: Connection, results: Connection, seconds: float, megabytes: int
 ) -> NoReturn:
-    """Serve until the tasks end; a bug is the last thing sent."""
+    """Process tasks until they end; an unexpected exception is the last message sent."""
     try:
         settle_worker()
         faulthandler.disable()  # the parent reports a crash
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the image
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would contain the image
         while True:
             results.send_bytes(_outcome(function, tasks.recv(), seconds, megabytes))
     except (EOFError, BrokenPipeError):
-        pass  # the parent is done, or dead
+        pass  # the parent has finished or died
     except BaseException:
         results.send(("bug", traceback.format_exc()))
     finally:
@@ -198,9 +198,9 @@ def _run(
 
 
 def settle_worker() -> None:
-    """Use one thread, as there is a process per core already, and leave Ctrl-C and SIGTERM to the parent.
+    """Use one thread, since there is already a process per core, and leave Ctrl-C and SIGTERM to the parent.
 
-    A terminal's Ctrl-C and a cluster's SIGTERM reach the whole process group.
+    Ctrl-C in a terminal and SIGTERM on a cluster reach the whole process group.
     """
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -213,7 +213,7 @@ def _outcome(function: Callable[[Item], Result], item: Item, seconds: float, meg
         with _limits(seconds, megabytes):
             return bytes(ForkingPickler.dumps(("result", function(item))))
     except Exception as error:
-        if _wants_memory(error):
+        if _is_out_of_memory(error):
             reason = f"reading it takes more than {megabytes} MB; leave the row out or raise data.decode_megabytes"
             return bytes(ForkingPickler.dumps(("failure", reason)))
         if isinstance(error, MedmocoError):
@@ -226,10 +226,8 @@ def _limits(seconds: float, megabytes: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # private, writable memory
-        wanted = pages * resource.getpagesize() + megabytes * 2**20
-        resource.setrlimit(
-            resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-        )
+        limit = pages * resource.getpagesize() + megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -238,8 +236,8 @@ def _limits(seconds: float, megabytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _wants_memory(error: BaseException | None) -> bool:
-    """Look for a refused allocation, also behind the error that a reader made of it."""
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an allocation failed, even if a reader has turned that into another error."""
     while error:
         if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
             return True

@@ -1,8 +1,8 @@
-"""Elementary functions that give the same bits on every CPU.
+"""Elementary functions that give bitwise identical results on every CPU.
 
-Draws of views have to be the same on all machines of a run. IEEE 754 fixes how +, -, *, / and square roots round, so
-every CPU agrees on those. It leaves exp, log, cos and powers to the library, and NumPy's differ in the last bits
-between a CPU with AVX-512 and one without. Here they are built from what is fixed, and are good to 1e-12.
+Views must be the same on all machines of a run. IEEE 754 specifies the rounding of +, -, *, / and square roots, so all
+CPUs agree on those. It leaves exp, log, cos and powers to the library, and NumPy's differ in the last bits between CPUs
+with and without AVX-512. Here they are built from the specified operations, accurate to 1e-12.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 POWER_STEP = 1 / 256
-"""Exponents of `power` are multiples of this; half a step moves no grey level of 8 bits by more than a fifth."""
+"""Exponents of `power` are multiples of this; half a step changes an 8-bit grey level by at most a fifth."""
 
-# What each term of a series is divided by, the last term first.
+# Divisor of each term of a series, last term first.
 _EXP = np.arange(6.0, 0, -1)[:, None]  # (6, 1)
 _COS_SIN = np.array([[[n * (n - 1)], [n * (n + 1)]] for n in range(28, 0, -2)], np.float64)  # (14, 2, 1)
 
 
 def exp(x: Floats) -> Floats:
-    """Return e to the power of x, (N,), for |x| up to some ten: the series of x / 1024, squared ten times."""
+    """Return e to the power of x, (N,), for |x| up to about ten: the series of x / 1024, squared ten times."""
     result = np.ones_like(x)
     for term in x / 1024 / _EXP:
         result = 1 + term * result
@@ -55,7 +55,7 @@ def cos_sin(x: Floats) -> tuple[Floats, Floats]:
 
 
 def power(base: NDArray[np.float32], exponent: Floats) -> NDArray[np.float32]:
-    """Return each row to its own power, as a product of the row and its repeated square roots.
+    """Return each row raised to its own power, as a product of the row and its repeated square roots.
 
     Args:
         base: (B, N), at least 0.

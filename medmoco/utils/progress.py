@@ -1,4 +1,4 @@
-"""How far a long pass over files has come: a bar on a terminal, else a line every half minute."""
+"""Progress of long operations on files: a bar on a terminal, otherwise a line every half minute."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 
-_SECONDS = 30.0  # between two lines
+_SECONDS = 30.0  # between two printed lines
 
 
 def track(items: Iterable[Item], total: int, what: str, console: Console | None = None) -> Iterator[Item]:
-    """Yield the items and show on standard error how many there were, how fast, and the time left.
+    """Yield the items and show their number, the rate and the time left on standard error.
 
     Args:
-        items: As many as `total`.
-        total: How many there will be.
-        what: Done with them, such as "reading".
-        console: Instead of standard error.
+        items: Items to pass on.
+        total: Number of items.
+        what: Name of the operation, such as "reading".
+        console: Console to use instead of standard error.
     """
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-    start = said = time.monotonic()
+    start = printed = time.monotonic()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.0f}/s"), TimeRemainingColumn())
     with Progress(TextColumn(what), *columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, rate=0.0)
@@ -34,7 +34,7 @@ def track(items: Iterable[Item], total: int, what: str, console: Console | None 
             now = time.monotonic()
             rate = done / max(now - start, 1e-9)
             bar.update(task, completed=done, rate=rate)
-            if not console.is_terminal and now - said >= _SECONDS:
-                said = now
+            if not console.is_terminal and now - printed >= _SECONDS:
+                printed = now
                 left = timedelta(seconds=round((total - done) / rate))
                 console.print(f"{what}: {done}/{total}, {rate:.0f}/s, {left} left", markup=False)

@@ -1,8 +1,8 @@
-"""Randomness that is counted, not stored: every draw is a pure function of the numbers that name it.
+"""Counter-based random numbers: every draw is a pure function of the integers that identify it.
 
-No generator state exists, so a run gives the same samples, views and permutations whatever the number of workers or
-processes, and resuming from any step needs nothing but the step. The mixing function is SplitMix64 (Steele, Lea and
-Flood 2014, doi:10.1145/2714064.2660195), applied to one key after the other.
+There is no generator state, so a run gives the same samples, views and permutations for any number of workers or
+processes, and resuming needs only the step. The mixing function is SplitMix64 (Steele, Lea and Flood 2014,
+doi:10.1145/2714064.2660195), applied to one key after the other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Draws for different purposes start from different keys, so that they never share a stream.
+# Draws for different purposes use different first keys, so that they never share a stream.
 ORDER, VIEW, SHUFFLE, SUBSET, WEIGHTS, SPLIT, SUBSTITUTE, PARTNER, PROPOSAL = range(9)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -23,7 +23,7 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hashed(*keys: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Mix integer keys into 64 random bits; arrays among them broadcast."""
+    """Return 64 random bits mixed from integer keys; arrays broadcast."""
     state = np.zeros(1, np.uint64)
     for key in keys:
         words = np.atleast_1d(np.asarray(key)).astype(np.uint64)
@@ -32,7 +32,7 @@ def hashed(*keys: int | NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def uniform(*keys: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Draw from [0, 1): 53 bits of `hashed` of the same keys."""
+    """Return uniform numbers from [0, 1), made of 53 bits of `hashed` of the same keys."""
     return (hashed(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag, so that a long job stops where it can go on later."""
+"""Turn Ctrl-C and SIGTERM into a flag, so that a long job stops where it can be resumed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Request:
-    """A handler that remembers; told inside another one, it tells that too, so that a job of several jobs stops."""
+    """A signal handler that sets a flag, also in any enclosing _Request, so that nested jobs stop together."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {number: signal.getsignal(number) for number in _NUMBERS}
+        self.requested = False
+        self.previous: dict[int, Any] = {number: signal.getsignal(number) for number in _NUMBERS}
 
-    def tell(self, number: int) -> None:
-        self.asked = True
-        outer = self.before[number]
+    def set(self, number: int) -> None:
+        self.requested = True
+        outer = self.previous[number]
         if isinstance(outer, _Request):
-            outer.tell(number)
+            outer.set(number)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.tell(number)
+        self.set(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
 
@@ -40,29 +40,29 @@ class _Request:
             yield
         finally:
             for number in _NUMBERS:
-                signal.signal(number, self.before[number])
+                signal.signal(number, self.previous[number])
 
 
 class _RequestAtOnce(_Request):
     """A handler that raises."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.tell(number)
-        # A run that is ending already ends for its own reason: a launcher tells the others to stop when one has failed.
+        self.set(number)
+        # A run that is already ending keeps its own reason: when one process fails, the launcher stops the others.
         if sys.exception() is None:
-            raise Stopped("stopped outside the training loop; --resume repeats what the last checkpoint does not hold")
+            raise Stopped("stopped outside the training loop; --resume continues from the last checkpoint")
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a flag; saving happens in the loop, never in the handler."""
+    """Turn SIGTERM, SIGUSR1 and the first Ctrl-C into a flag; the loop saves, never the handler."""
     request = _Request()
     with request.handling():
-        yield lambda: request.asked
+        yield lambda: request.requested
 
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Raise Stopped where one of these signals comes outside a loop that stops at a good place, see above."""
+    """Raise Stopped on one of these signals, for code outside a loop that checks the flag."""
     with _RequestAtOnce().handling():
         yield

@@ -1,4 +1,4 @@
-"""Tables as bytes: read from .gz and .zip without being flooded, written the same way every time."""
+"""Read tables from .gz and .zip with a size limit, and write them reproducibly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PACKED = (".gz", ".zip")
 
 
 def inflation_limit(size: int) -> int:
-    """Return the most bytes that a compressed file of `size` bytes may hold.
+    """Return the largest size, in bytes, to which a compressed file of `size` bytes may inflate.
 
-    Real tables inflate 5 to 50 times; deflate itself allows 1,000 times, as a file made to do harm uses.
+    Real tables inflate by factors of 5 to 50; deflate allows 1,000, which malicious files use.
     """
     return max(2**28, 100 * size)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content, inflated if its name ends in .gz or .zip.
+    """Return a file's content, decompressed if its name ends in .gz or .zip.
 
     Raises:
-        ManifestError: it cannot be opened, is damaged, inflates out of proportion, or is a .zip of several files.
+        ManifestError: the file cannot be opened, is damaged, inflates too much, or is a .zip of several files.
     """
     try:
         size = path.stat().st_size
@@ -40,12 +40,12 @@ def read_bytes(path: Path) -> bytes:
         else:
             return path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError, RuntimeError):
-        raise ManifestError(f"{path}: it cannot be inflated; the file is damaged or not {path.suffix}") from None
+        raise ManifestError(f"{path}: cannot be decompressed; the file is damaged or not a {path.suffix}") from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be opened: {error.strerror}") from None
     if len(content) > limit:
         raise ManifestError(
-            f"{path}: its {size} bytes inflate to more than {limit}; inflate it yourself if you trust it"
+            f"{path}: its {size} bytes decompress to more than {limit}; decompress it yourself if you trust it"
         )
     return content
 
@@ -56,13 +56,13 @@ def _read_only_member(path: Path, limit: int) -> bytes:
             item for item in archive.infolist() if not item.is_dir() and not item.filename.startswith("__MACOSX/")
         ]
         if len(members) != 1:
-            raise ManifestError(f"{path}: it holds {len(members)} files, not one table; unpack the table beside it")
+            raise ManifestError(f"{path}: contains {len(members)} files instead of one table; unpack the table first")
         with archive.open(members[0]) as stream:
             return stream.read(limit + 1)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV without the index; compressed if the name ends in .gz, and then without a time or name inside."""
+    """Write a CSV without the index; compressed if the name ends in .gz, without a timestamp or name inside."""
     content = table.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode()
     if path.suffix == ".gz":
         buffer = io.BytesIO()

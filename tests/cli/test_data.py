@@ -57,7 +57,7 @@ def test_commands__never_take_each_image_for_a_patient_in_silence(call: Call, tm
     if command not in ("check", "pack", "pretrain", "tune", "bench", "preview"):
         arguments += ["--encoder", "random"]
     said = call(*arguments, *settings, code=3).stderr
-    assert "no row has a PatientID, but the column 'Patient ID' seems to name the patient; rename it" in said
+    assert "no row has a PatientID, but the column 'Patient ID' seems to identify the patient; rename it" in said
 
 
 def test_check__ends_with_exit_code_3_after_the_whole_report(call: Call, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(call: Call
     settings = ["--config", "configs/demo.yaml", f"out={tmp_path / 'run'}", f"data.manifest={data}"]
     settings += [f"data.root={data}/{{split}}", "data.labels={}"]
     done = call("pack", "--out", folder, *settings, code=3)
-    assert "1 images could not be packed; failed.csv in the pack lists their rows and why" in done.stderr
+    assert "1 images could not be packed; failed.csv in the pack lists their rows and the reasons" in done.stderr
     assert (folder / "pack.json").is_file()
     assert len(done.stderr.split("medmoco: ")[1].splitlines()) <= 5
     refused = call("pretrain", *settings, f"data.pack={folder}", code=3)

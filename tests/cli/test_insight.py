@@ -11,8 +11,8 @@ OF_CXR = ["--config", "configs/cxr.yaml", "--encoder", "random"]
     ("arguments", "code", "expected"),
     [
         (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3;7"], 2, "'3;7' is not a list of row numbers"),
-        (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3", "--bank", "valid"], 2, "'valid' is no split"),
-        (["placement", *OF_CXR, "--out", "a", "--twin", "spin"], 2, "there is flip, rotate"),
+        (["neighbours", *OF_CXR, "--out", "a.png", "--rows", "3", "--bank", "valid"], 2, "'valid' is not a split"),
+        (["placement", *OF_CXR, "--out", "a", "--twin", "spin"], 2, "choose from flip, rotate"),
     ],
 )
 def test_errors__are_short_and_have_their_exit_code(call: Call, arguments: list[str], code: int, expected: str) -> None:

@@ -17,7 +17,7 @@ def test_named__the_first_needs_no_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoders", "words"), [(["a", "b"], "--encoder other=b"), (["x=a", "x=b"], "two are named 'x'")]
+    ("encoders", "words"), [(["a", "b"], "--encoder other=b"), (["x=a", "x=b"], "two encoders are named 'x'")]
 )
 def test_named__others_need_names_of_their_own(encoders: list[str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
@@ -72,5 +72,5 @@ def test_row_numbers__are_whole() -> None:
 
 def test_split_name__is_one_of_three() -> None:
     assert split_name("val") == "val"
-    with pytest.raises(SettingsError, match="'valid' is no split"):
+    with pytest.raises(SettingsError, match="'valid' is not a split"):
         split_name("valid")

@@ -40,12 +40,12 @@ train: {{epochs: 2, global_batch_size: 8, lr: 0.03, knn_every: 1}}
 evaluate: {{bootstrap: 100}}
 """)
     said = call("check", "--config", file).stdout
-    assert "looked for and not found: file missing" in said
+    assert "checked and not found: file missing" in said
     assert f"no faults; the report and the list of rows are in {tmp_path / 'run-check'}" in said
     call("preview", "--config", file, "--out", tmp_path / "views.png", "--images", 2, "--views", 3)
     made = start("pretrain", "--config", file, f"data.pack={tmp_path / 'pack'}")
-    assert f"data.pack: {tmp_path / 'pack'} is not there yet or unfinished; making it first" in made.stderr
-    assert "use it with data.pack=" in call("pack", "--config", file, "--out", tmp_path / "pack").stdout
+    assert f"data.pack: {tmp_path / 'pack'} does not exist or is incomplete; making it first" in made.stderr
+    assert "to train from it, set data.pack=" in call("pack", "--config", file, "--out", tmp_path / "pack").stdout
     call("evaluate", "--config", file, "--encoder", run, "--out", run / "evaluation", f"data.pack={tmp_path / 'pack'}")
     call("export", "--run", run, "--out", tmp_path / "export")
     scores = json.loads((run / "evaluation" / "scores.json").read_text())

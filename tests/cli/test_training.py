@@ -187,7 +187,7 @@ def test_status__a_network_that_cannot_take_the_views_leaves_no_run(
     out = tiny.with_name("run")
     words = [*command, *([out] if command == FINETUNE else []), "--config", tiny, "model.backbone=inception_v3"]
     said = call(*words, code=2).stderr
-    assert "model.backbone inception_v3 cannot take images of 32 x 32 pixels, as views.size says" in said
+    assert "model.backbone inception_v3 does not accept images of 32 x 32 pixels (views.size)" in said
     assert not out.exists()
 
 

@@ -11,7 +11,7 @@ from tests.helpers.written import MINIMAL, refusal, write
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("method.batch_norm_splits=3", "method.batch_norm_splits 3 must split train.global_batch_size 256"),
+        ("method.batch_norm_splits=3", "method.batch_norm_splits 3 must divide train.global_batch_size 256"),
         ("train.warmup_epochs=500", "train.warmup_epochs 500 must be below train.epochs"),
         ("finetune.epochs=1", "finetune.warmup_epochs 1 must be below finetune.epochs"),
     ],
@@ -22,7 +22,7 @@ def test_load__refuses(tmp_path: Path, override: str, expected: str) -> None:
 
 def test_load__keys_of_patients_are_not_pushed_away_from_their_other_images(tmp_path: Path) -> None:
     said = refusal(tmp_path, MINIMAL, "positives.image=patient", "method.negatives=other_images")
-    assert "set method.negatives to other_patients, or all" in said
+    assert "set method.negatives to other_patients or all" in said
     config.load(write(tmp_path, MINIMAL), ["positives.image=patient", "method.negatives=other_patients"])
 
 
@@ -45,15 +45,15 @@ def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["views.hue=0.1"], "views.hue needs colours: data.channels is gray"),
-        (["data.channels=5", "views.grayscale_probability=0.2"], "needs colours: data.channels is 5"),
+        (["views.hue=0.1"], "views.hue needs colour images, but data.channels is gray"),
+        (["data.channels=5", "views.grayscale_probability=0.2"], "needs colour images, but data.channels is 5"),
         (["data.channels=rgb", "views.mean=[0.1, 0.2]"], "views.mean has 2 numbers for 3 channels"),
-        (["data.scale=log"], "are for bands"),
-        (["data.channels=blue"], "'data.channels': 'blue' is neither gray, rgb nor a number of bands"),
-        (["data.channels=0"], "'data.channels': 0 is neither"),
+        (["data.scale=log"], "need bands"),
+        (["data.channels=blue"], "'data.channels': 'blue' is not gray, rgb or a number of bands"),
+        (["data.channels=0"], "'data.channels': 0 is not gray"),
         (["data.channels=3", "data.band_ranges=[[0, 1], [0, 2]]"], "band_ranges has 2 pairs for 3 channels"),
         (["data.channels=3", "data.scale=log", "data.band_ranges=[[0, 1]]"], "with 0 < low < high"),
-        (["data.channels=3", "data.window=full"], "bands have band_ranges"),
+        (["data.channels=3", "data.window=full"], "bands, use band_ranges"),
     ],
 )
 def test_channels__what_does_not_go_together_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:

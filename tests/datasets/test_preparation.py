@@ -73,7 +73,7 @@ def test_write__official_rows_stay(tmp_path: Path) -> None:
 
 def test_write__a_patient_in_two_official_splits_is_refused(tmp_path: Path) -> None:
     official = pd.Series(["train", "test"] * 100)
-    with pytest.raises(ManifestError, match="rows elsewhere too"):
+    with pytest.raises(ManifestError, match="rows both inside and outside the official split"):
         go(tmp_path, official=official)
 
 

@@ -46,14 +46,14 @@ def test_image_size__equals_what_is_decoded(shared: Path) -> None:
 
 def test_image_size__refuses(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no image")
-    with pytest.raises(ImageError, match="neither PNG"):
+    with pytest.raises(ImageError, match="its content is not PNG"):
         image_size(tmp_path / "text", 1, DEFAULT_LIMITS)
     with pytest.raises(ImageError, match="does not exist"):
         image_size(tmp_path / "nowhere", 1, DEFAULT_LIMITS)
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match="30 x 20 pixels"):
         image_size(tmp_path / "a.tif", 1, Limits(max_pixels=100))
-    with pytest.raises(ImageError, match="frame 2 is asked for, but the file has 1"):
+    with pytest.raises(ImageError, match="frame 2 is requested, but the file has 1"):
         image_size(tmp_path / "a.tif", 2, DEFAULT_LIMITS)
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
     with pytest.raises(ImageError, match="DICOM header"):

@@ -139,10 +139,10 @@ def test_data_worker__that_dies_or_hangs_ends_the_run_with_its_cause_and_loses_n
     settings: Path, straight: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     words = {
-        signal.SIGKILL: ("a data worker was killed (SIGKILL), most often by the system for lack of memory", "--mem"),
-        signal.SIGSEGV: ("killed by SIGSEGV: as a rule an image crashes its decoder", "medmoco check"),
+        signal.SIGKILL: ("a data worker was killed (SIGKILL), usually by the system because memory ran out", "--mem"),
+        signal.SIGSEGV: ("killed by SIGSEGV: usually an image has crashed its decoder", "medmoco check"),
         signal.SIGBUS: ("killed by SIGBUS: shared memory (/dev/shm) is full", "--shm-size"),
-        signal.SIGSTOP: ("given no batch for 3 s: the storage or a decoder hangs", "train.hang_seconds"),
+        signal.SIGSTOP: ("delivered no batch for 3 s: the storage or a decoder hangs", "train.hang_seconds"),
     }
     out = tmp_path / "run"
     run = pretrain(settings, out, "data.workers=2", "train.hang_seconds=4")
@@ -170,7 +170,7 @@ def test_data_worker__of_one_process_ends_all_with_the_same_message(
     run.wait_for(lambda: len(checkpoints(out)) > 1, SLOW_START)
     os.kill(data_workers_of(workers_of(run)[1])[0], number)
     assert run.wait(SLOW_START) == 3, run.said
-    cause = "a data worker was killed (SIGKILL)" if number == signal.SIGKILL else "given no batch for 15 s"
+    cause = "a data worker was killed (SIGKILL)" if number == signal.SIGKILL else "delivered no batch for 15 s"
     assert run.said.count(cause) == 1, run.said
     assert_saved(run, out)
 
@@ -197,7 +197,7 @@ def test_shared_memory__too_small_is_said_before_anything_is_done(settings: Path
     assert done.returncode == 2, done.stderr
     assert "takes up to 0.229 MB of shared memory, but /dev/shm has 0.0655 MB free" in done.stderr
     assert "docker --shm-size" in done.stderr
-    assert "or set data.workers=0, which does without" in done.stderr
+    assert "or set data.workers=0, which needs none" in done.stderr
     assert len(done.stderr.splitlines()) <= 5
     assert not (tmp_path / "run").exists()
 

@@ -116,5 +116,5 @@ def test_neighbours__says_that_nobody_is_named(tmp_path: Path) -> None:
     said: list[str] = []
     neighbours(settings, "random", tmp_path / "near.csv", [2], log=said.append)
     assert {line for line in said if "own patient" in line} == {
-        f"{name}: no PatientID column; every row is taken as its own patient" for name in ("train", "val")
+        f"{name}: no PatientID column; every row counts as its own patient" for name in ("train", "val")
     }

@@ -9,25 +9,25 @@ import pytest
 from medmoco.data.augment.views import draw, render, unchanged, whole
 from medmoco.data.image_io.images import Canvas
 from medmoco.errors import SettingsError
-from medmoco.inspection.perturbations import Twin, _changed, make_twins, parse_twin
+from medmoco.inspection.perturbations import Perturbation, _changed, parse_perturbation, perturb
 from tests.helpers.films import film
 from tests.helpers.looks import make_data
 
 
 @pytest.mark.parametrize(
-    ("text", "twin"),
+    ("text", "perturbation"),
     [
-        ("flip", Twin("flip", None)),
-        ("view", Twin("view", None)),
-        ("rotate", Twin("rotate", 10)),
-        ("rotate:-25", Twin("rotate", -25)),
-        ("crop:0.5", Twin("crop", 0.5)),
-        ("intensity:-0.3", Twin("intensity", -0.3)),
+        ("flip", Perturbation("flip", None)),
+        ("view", Perturbation("view", None)),
+        ("rotate", Perturbation("rotate", 10)),
+        ("rotate:-25", Perturbation("rotate", -25)),
+        ("crop:0.5", Perturbation("crop", 0.5)),
+        ("intensity:-0.3", Perturbation("intensity", -0.3)),
     ],
 )
-def test_parse_twin__kind_and_amount(text: str, twin: Twin) -> None:
-    assert parse_twin(text) == twin
-    assert parse_twin(str(twin)) == twin
+def test_parse_perturbation__kind_and_amount(text: str, perturbation: Perturbation) -> None:
+    assert parse_perturbation(text) == perturbation
+    assert parse_perturbation(str(perturbation)) == perturbation
 
 
 @pytest.mark.parametrize(
@@ -43,20 +43,28 @@ def test_parse_twin__kind_and_amount(text: str, twin: Twin) -> None:
         ("intensity:-1", "between -0.9 and 10"),
     ],
 )
-def test_parse_twin__what_is_none_is_refused(text: str, expected: str) -> None:
+def test_parse_perturbation__what_is_none_is_refused(text: str, expected: str) -> None:
     with pytest.raises(SettingsError, match=expected):
-        parse_twin(text)
+        parse_perturbation(text)
 
 
 @pytest.mark.parametrize("bit_depth", [8, 16])
-def test_make_twins__are_the_changes_they_are_named_after(tmp_path: Path, bit_depth: int) -> None:
+def test_perturb__are_the_changes_they_are_named_after(tmp_path: Path, bit_depth: int) -> None:
     settings = make_data(tmp_path, "views.cutout_probability=1")
     factor = 1 if bit_depth == 8 else 257
     canvases = [Canvas(film(seed, 64, 64).astype(f"uint{bit_depth}") * factor, 64, 64) for seed in range(3)]
     plain = np.stack([whole(canvas, 64) for canvas in canvases]).astype(float)
-    twins = [Twin("flip", None), Twin("rotate", 90.0), Twin("crop", 0.25), Twin("intensity", 0.2), Twin("view", None)]
+    perturbations = [
+        Perturbation("flip", None),
+        Perturbation("rotate", 90.0),
+        Perturbation("crop", 0.25),
+        Perturbation("intensity", 0.2),
+        Perturbation("view", None),
+    ]
     rows, samples = np.array([2, 5, 9, 11]), np.array([3, 0, 1])
-    made = make_twins(canvases, samples, twins=twins, views=settings.views, rows=rows, seed=4).astype(float)
+    made = perturb(canvases, samples, perturbations=perturbations, views=settings.views, rows=rows, seed=4).astype(
+        float
+    )
     assert made.shape == (3, 5, 64, 64)
     white = 255 if bit_depth == 8 else 65535
     np.testing.assert_array_equal(made[:, 0], plain[:, :, ::-1])
@@ -74,7 +82,7 @@ def test_changed__touches_nothing_else() -> None:
     plain = unchanged([Canvas(film(0), 96, 80)])
     touched = {"flip": {"mirrored"}, "rotate": {"angle"}, "crop": {"width", "height"}, "intensity": {"brightness"}}
     for kind, names in touched.items():
-        changed = _changed(plain, parse_twin(kind))
+        changed = _changed(plain, parse_perturbation(kind))
         differ = {
             field.name
             for field in fields(plain)

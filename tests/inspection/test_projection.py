@@ -88,7 +88,7 @@ def test_projection__without_labels_there_is_one_group(tmp_path: Path) -> None:
 
 def test_projection__what_cannot_be_is_refused(tmp_path: Path) -> None:
     settings = make_data(tmp_path, "evaluate.where=Easy == 1")
-    with pytest.raises(ManifestError, match=r"val\.csv: 6 val images are too few; give at least 10"):
+    with pytest.raises(ManifestError, match=r"val\.csv: 6 val images are too few; at least 10 are needed"):
         projection(settings, "random", tmp_path / "out")
     with pytest.raises(SettingsError, match="no label 'Other'; known: Easy, Hard"):
         projection(settings, "random", tmp_path / "out", colour="Other")

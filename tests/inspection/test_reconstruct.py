@@ -50,7 +50,7 @@ def test_reconstruct__writes_a_picture_that_names_nothing(tmp_path: Path) -> Non
     settings = make_data(tmp_path, *DECODER)
     out = tmp_path / "pictures" / "a.png"
     said = reconstruct(settings, make_run(settings), out, [3])
-    assert f"{out} shows them: keep it where the images may be" in said
+    assert f"{out} shows images of patients: keep it where such images may be" in said
     with Image.open(out) as picture:
         assert picture.format == "PNG"
     assert not names_a_secret(out)
@@ -63,5 +63,5 @@ def test_reconstruct__a_run_without_a_decoder_is_refused(tmp_path: Path) -> None
     broken = make_data(tmp_path / "b", *DECODER)
     run = make_run(broken)
     save_checkpoint(run / "checkpoints", 4, {"model": {}, "step": 4})
-    with pytest.raises(CheckpointError, match="step 4 does not fit the run's settings"):
+    with pytest.raises(CheckpointError, match="step 4 does not match the run's settings"):
         reconstruct(broken, run, tmp_path / "a.png", [2])

@@ -19,10 +19,10 @@ from medmoco.evaluation.features.inputs import load_splits
 from medmoco.inspection import retrieval as module
 from medmoco.inspection.retrieval import (
     AMOUNTS,
+    Perturbation,
     Placed,
-    Twin,
     load_projector,
-    make_twins,
+    perturb,
     place,
     place_split,
     placement,
@@ -36,10 +36,10 @@ def unit(seed: int, rows: int, width: int = 6) -> Tensor:
     return normalize(torch.randn(rows, width, generator=generator), dim=1)
 
 
-def plain_loop(images: Tensor, start: int, twin: Tensor) -> tuple[list[int], list[int]]:
+def plain_loop(images: Tensor, start: int, perturbation: Tensor) -> tuple[list[int], list[int]]:
     nearer, ties = [], []
-    for m in range(len(twin)):
-        own = float(images[start + m].double() @ twin[m].double())
+    for m in range(len(perturbation)):
+        own = float(images[start + m].double() @ perturbation[m].double())
         others = [float(images[start + m].double() @ images[j].double()) for j in range(len(images)) if j != start + m]
         nearer.append(sum(cosine > own + 1e-6 for cosine in others))
         ties.append(sum(abs(cosine - own) <= 1e-6 for cosine in others))
@@ -49,14 +49,14 @@ def plain_loop(images: Tensor, start: int, twin: Tensor) -> tuple[list[int], lis
 @pytest.mark.parametrize("cells", [1, 40, 2**22])
 @pytest.mark.parametrize(("start", "count"), [(0, 30), (7, 9), (29, 1)])
 def test_place__agrees_with_a_plain_loop(monkeypatch: pytest.MonkeyPatch, start: int, count: int, cells: int) -> None:
-    """With copies of images among the images and among the twins, so that there are ties."""
+    """With copies of images among the images and among the perturbations, so that there are ties."""
     monkeypatch.setattr(module, "_CELLS", cells)
     images = unit(0, 30)
     images[20:] = images[:10]
     near = normalize(images[start : start + count] + 0.4 * unit(1, count), dim=1)
     copies = images[(torch.arange(count) + start + 3) % 30]
-    for twin, found in zip((near, copies), place(images, start, [near, copies]), strict=True):
-        nearer, ties = plain_loop(images, start, twin)
+    for perturbation, found in zip((near, copies), place(images, start, [near, copies]), strict=True):
+        nearer, ties = plain_loop(images, start, perturbation)
         assert found.nearer.tolist() == nearer
         assert found.ties.tolist() == ties
     assert sum(ties) > 0
@@ -84,7 +84,7 @@ def test_placed__ties_share_the_places() -> None:
 
 
 def test_place_split__what_an_encoder_ignores_is_at_rank_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row profiles do not change when an image is mirrored; raw pixels do. The twins come in several parts."""
+    """Row profiles do not change when an image is mirrored; raw pixels do. The perturbations come in several parts."""
 
     class Profile(nn.Module):
         def forward(self, views: Tensor) -> Tensor:
@@ -94,15 +94,21 @@ def test_place_split__what_an_encoder_ignores_is_at_rank_one(tmp_path: Path, mon
     settings = make_data(tmp_path)
     val = load_splits(settings, ("val",))["val"]
     encoders = {"profile": Profile(), "pixels": thumbnails()}
-    twins = [Twin("flip", None), Twin("rotate", 170.0)]
+    perturbations = [Perturbation("flip", None), Perturbation("rotate", 170.0)]
     said: list[str] = []
-    found = place_split(val, encoders, {"pixels": nn.Linear(1024, 2)}, twins, settings.views, settings, said.append)
+    found = place_split(
+        val, encoders, {"pixels": nn.Linear(1024, 2)}, perturbations, settings.views, settings, said.append
+    )
     assert {name for name, _ in found} == {"profile", "pixels", "pixels embedding"}
     assert all(len(placed.nearer) == len(placed.ties) == 12 for placed in found.values())
     assert set(found["profile", "flip"].ranks()) == {1}
     assert found["profile", "rotate:170"].ranks().mean() > 3
     assert found["pixels", "flip"].ranks().mean() > 2
-    assert said[1:] == ["twins of images 1 to 5", "twins of images 6 to 10", "twins of images 11 to 12"]
+    assert said[1:] == [
+        "ranking perturbed copies of images 1 to 5",
+        "ranking perturbed copies of images 6 to 10",
+        "ranking perturbed copies of images 11 to 12",
+    ]
     # Whole images against themselves, by hand: pixels and their mirror images.
     canvases = [whole(to_canvas(read_image(file), 64, 8), 64) for file in val.files]
     views = (torch.from_numpy(np.stack(canvases))[:, None] / 255 - 0.5) / 0.25
@@ -113,10 +119,10 @@ def test_place_split__what_an_encoder_ignores_is_at_rank_one(tmp_path: Path, mon
 def test_placement__files_hold_what_is_promised(tmp_path: Path) -> None:
     settings = make_data(tmp_path, "evaluate.where=Easy == 1")
     out = tmp_path / "out"
-    table = placement(settings, {"run": make_run(settings)}, out, twins=["flip", "crop:0.4", "flip"])
+    table = placement(settings, {"run": make_run(settings)}, out, perturbations=["flip", "crop:0.4", "flip"])
     records = json.loads((out / "placement.json").read_text(), parse_constant=pytest.fail)
     encoders = ["run", "run embedding", "untrained", "pixels"]
-    wanted = [(encoder, twin) for encoder in encoders for twin in ("flip", "crop:0.4")]
+    wanted = [(encoder, perturbation) for encoder in encoders for perturbation in ("flip", "crop:0.4")]
     assert [(record["encoder"], record["twin"]) for record in records] == wanted
     histogram = pd.read_csv(out / "histogram.csv")
     for record in records:
@@ -137,21 +143,21 @@ def test_placement__files_hold_what_is_promised(tmp_path: Path) -> None:
 def test_placement__is_the_same_again_and_for_any_part_of_the_rows(tmp_path: Path) -> None:
     """A row's augmented view does not depend on what else is ranked."""
     settings = make_data(tmp_path)
-    first = placement(settings, {"run": "random"}, tmp_path / "a", twins=["view"])
-    assert placement(settings, {"run": "random"}, tmp_path / "b", twins=["view"]) == first
+    first = placement(settings, {"run": "random"}, tmp_path / "a", perturbations=["view"])
+    assert placement(settings, {"run": "random"}, tmp_path / "b", perturbations=["view"]) == first
     val = load_splits(settings, ("val",))["val"]
     canvases = [to_canvas(read_image(file), 64, 8) for file in val.files]
-    kinds, views = [Twin("view", None)], settings.views
-    every = make_twins(canvases, np.arange(12), twins=kinds, views=views, rows=val.rows, seed=0)
-    part = make_twins(canvases[6:], np.arange(6), twins=kinds, views=views, rows=val.rows[6:], seed=0)
+    kinds, views = [Perturbation("view", None)], settings.views
+    every = perturb(canvases, np.arange(12), perturbations=kinds, views=views, rows=val.rows, seed=0)
+    part = perturb(canvases[6:], np.arange(6), perturbations=kinds, views=views, rows=val.rows[6:], seed=0)
     np.testing.assert_array_equal(part, every[6:])
 
 
 def test_placement__views_are_of_the_runs_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def place_nothing(split: Any, encoders: Any, heads: Any, twins: Any, views: Any, *_: Any) -> Any:
-        seen.append((views, list(encoders), list(heads), [str(twin) for twin in twins]))
+    def place_nothing(split: Any, encoders: Any, heads: Any, perturbations: Any, views: Any, *_: Any) -> Any:
+        seen.append((views, list(encoders), list(heads), [str(perturbation) for perturbation in perturbations]))
         return {("run", "view"): Placed(np.zeros(12, np.int64), np.zeros(12, np.int64))}
 
     monkeypatch.setattr(module, "place_split", place_nothing)
@@ -159,12 +165,12 @@ def test_placement__views_are_of_the_runs_recipe(tmp_path: Path, monkeypatch: py
     other = make_data(tmp_path / "other", "evaluate.size=48")
     placement(other, {"run": run}, tmp_path / "a")
     placement(other, {"run": "random"}, tmp_path / "b")
-    (of_run, names, heads, twins), (of_settings, *_) = seen
+    (of_run, names, heads, perturbations), (of_settings, *_) = seen
     assert (of_run.crop_scale, of_settings.crop_scale) == ((0.9, 1.0), (0.3, 1.0))
     assert of_run.size == of_settings.size == 48
     assert (names, heads) == (["run", "untrained", "pixels"], ["run"])
-    assert twins == ["flip", "rotate:10", "crop:0.7", "intensity:0.2", "view"]
-    assert len(twins) == len(AMOUNTS)
+    assert perturbations == ["flip", "rotate:10", "crop:0.7", "intensity:0.2", "view"]
+    assert len(perturbations) == len(AMOUNTS)
 
 
 def test_intervals__are_of_patients_and_exact_at_the_edges(tmp_path: Path) -> None:
@@ -199,17 +205,17 @@ def test_placement__one_image_is_refused(tmp_path: Path) -> None:
 def test_placement__of_several_encoders_side_by_side_with_figures(tmp_path: Path) -> None:
     settings, out = make_data(tmp_path), tmp_path / "out"
     sources = {"ours": make_run(settings), "again": make_run(settings), "none": "random"}
-    table = placement(settings, sources, out, twins=["flip", "rotate:90"])
+    table = placement(settings, sources, out, perturbations=["flip", "rotate:90"])
     records = json.loads((out / "placement.json").read_text())
     of_flip = {record["encoder"]: record for record in records if record["twin"] == "flip"}
     assert list(of_flip) == ["ours", "ours embedding", "again", "again embedding", "untrained", "pixels"]
     assert of_flip["ours"]["recall"] == of_flip["again"]["recall"]
     assert "again embedding" in table
     for name in ("ranks_flip.svg", "ranks_rotate_90.svg"):
-        assert "rank of the twin, 1 is the nearest" in (out / name).read_text()
+        assert "rank of the perturbed copy, 1 is the nearest" in (out / name).read_text()
 
 
-def test_line__is_the_share_of_twins_at_each_rank_or_a_better_one() -> None:
+def test_line__is_the_share_of_perturbations_at_each_rank_or_a_better_one() -> None:
     placed = Placed(np.array([0, 0, 4, 8]), np.zeros(4, np.int64))
     line = module._line("a", placed, 0)
     assert list(zip(line.x, line.y, strict=True)) == [(1, 0.5), (5, 0.75), (9, 1.0)]

@@ -116,7 +116,7 @@ def test_class_maps__leave_the_classifier_as_it_was(corner_net: ClassifierNetwor
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_last_map__a_transformer_has_none(name: str) -> None:
     backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=64 if "vit" in name else 224).eval()
-    with pytest.raises(SettingsError, match=f"{name} has no feature map of channels by places") as caught:
+    with pytest.raises(SettingsError, match=f"{name} does not end in a feature map of channels") as caught:
         last_map(backbone, torch.zeros(1, 1, *[backbone.fixed_size or 64] * 2))
     assert "finetune.head=patches" in str(caught.value)
 
@@ -174,8 +174,8 @@ def test_rank_correlation__is_spearmans() -> None:
 
 def test_describe__says_when_a_class_map_means_nothing() -> None:
     values = np.arange(4, dtype=np.float32).reshape(2, 2)
-    assert module._describe(np.zeros_like(values), None) == ["no place raises the score"]
-    assert module._describe(np.ones_like(values), None) == ["all places raise the score alike"]
+    assert module._describe(np.zeros_like(values), None) == ["no position raises the score"]
+    assert module._describe(np.ones_like(values), None) == ["all positions raise the score equally"]
     assert module._describe(values, None) == []
     assert module._describe(values - 1, 2) == ["patches -1.00 to +2.00, kept from +1.00"]
     assert module._liken(values, values) == ["rank correlation with the control +1.00"]
@@ -215,7 +215,7 @@ def test_saliency__writes_the_picture_and_says_what_it_shows(tmp_path: Path, fol
     for line in lines[:3]:
         score, probability = (float(line.partition(word)[2].split(",")[0].split(";")[0]) for word in ("score ", "ity "))
         assert probability == pytest.approx(1 / (1 + np.exp(-(0.5 * score + 1))), abs=0.003)
-    assert lines[3] == "Grad-CAM: a map has 2 x 2 places and is scaled to its own largest value"
+    assert lines[3] == "Grad-CAM: each map has 2 x 2 positions and is scaled to its largest value"
     assert said == ["evaluate.size is 64, as in training, not 48"]
     picture = cv2.imread(str(tmp_path / "new" / "maps.png"))
     assert picture.shape[1] / picture.shape[0] == pytest.approx(3 * 1.9 / (3 * 2.45), rel=0.01)
@@ -239,8 +239,8 @@ def test_saliency__of_patches_draws_their_scores_and_outlines_those_kept(tmp_pat
             float(line.partition(word)[2].split()[0].rstrip(",;")) for word in ("score ", "patches ", " to ", "from ")
         )
         assert lowest < kept < score + 0.01 < highest + 0.02
-    assert lines[2].startswith("patch scores: a map has 4 x 4 patches")
-    assert lines[3] == "the mean of the 3 that are outlined"
+    assert lines[2].startswith("patch scores: each map has 4 x 4 patches")
+    assert lines[3] == "the mean of the 3 outlined patches"
     picture = cv2.imread(str(tmp_path / "maps.png")).astype(int)
     cyan = (picture[..., 0] > 200) & (picture[..., 1] > 200) & (picture[..., 2] < 100)
     assert 100 < cyan.sum() < cyan.size / 10

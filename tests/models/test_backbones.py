@@ -64,7 +64,7 @@ def test_fix_patches__of_a_plain_transformer_alone() -> None:
     fixed = {name for name, parameter in backbone.net.named_parameters() if not parameter.requires_grad}
     assert fixed == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
     for name in ("resnet10t", "moco-v3/vit_conv_tiny"):
-        with pytest.raises(SettingsError, match=f"model.fixed_patches: {name} projects no patches by one layer"):
+        with pytest.raises(SettingsError, match=f"model.fixed_patches: {name} does not project patches with"):
             fix_patches(create_backbone(ModelSettings(backbone=name), seed=0, size=32))
 
 
@@ -77,7 +77,7 @@ def test_create_backbone__starts_from_a_file(tmp_path: Path) -> None:
     expected = rgb.forward_head(rgb.forward_features(gray.expand(-1, 3, -1, -1)), pre_logits=True)
     torch.testing.assert_close(backbone(gray), expected, rtol=1e-4, atol=1e-5)
     assert backbone.start == (
-        "weights file w.pth: query encoder of a plain file with names of timm: 119 tensors as they are,"
+        "weights file w.pth: query encoder of a plain file with names of timm: 119 tensors unchanged,"
         " 1 converted (1 RGB summed to gray), 2 left out (2 classifier)"
     )
     assert create_backbone(ModelSettings(backbone="resnet18"), seed=0, size=64).start is None
@@ -89,9 +89,7 @@ def test_load_weights__changes_nothing_where_it_refuses(tmp_path: Path) -> None:
     state = {key: value + 1 for key, value in backbone.net.state_dict().items()}
     state["extra.weight"] = state.pop("layer1.0.conv1.weight")
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"1 tensors missing \(first: layer1.0.conv1.weight\); 1 keys that nothing"
-    ):
+    with pytest.raises(CheckpointError, match=r"1 missing tensors \(first: layer1.0.conv1.weight\); 1 unknown keys"):
         load_weights(backbone, tmp_path / "w.safetensors")
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
 
@@ -151,7 +149,7 @@ def test_check_size__what_shapes_alone_cannot_tell_is_tried() -> None:
             return images.flatten(1)[:, :8]
 
     check_size(Backbone("mine", Reading(), 8), 32)
-    with pytest.raises(SettingsError, match=r"it gives \(2, 8\) for 2 images, not \(2, 9\)"):
+    with pytest.raises(SettingsError, match=r"it returns \(2, 8\) for 2 images instead of \(2, 9\)"):
         check_size(Backbone("mine", Reading(), 9), 32)
 
 

@@ -56,10 +56,11 @@ def test_import_weights__leaves_encoder_facts_and_the_account_of_keys(tmp_path: 
 
     lines = said.splitlines()
     assert lines[0] == "resnet18, 512 features"
-    assert "119 tensors as they are, 1 converted" in lines[1]
+    assert "119 tensors unchanged, 1 converted" in lines[1]
     assert "--scheme moco-cxr" in said
     assert lines[-1] == (
-        f"use it with model.backbone=resnet18 model.init={out / 'encoder.safetensors'} views.mean=0.449 views.std=0.226"
+        f"to use it, set model.backbone=resnet18 model.init={out / 'encoder.safetensors'}"
+        " views.mean=0.449 views.std=0.226"
     )
     written = "".join(path.read_text() for path in out.glob("*.*s*") if path.suffix in (".json", ".csv"))
     assert "secret-name" not in written
@@ -113,6 +114,6 @@ def test_import_weights__refuses_a_folder_in_use(tmp_path: Path) -> None:
 
 def test_import_weights__leaves_nothing_where_it_refuses(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="no encoder that is known"):
+    with pytest.raises(CheckpointError, match="no known encoder"):
         import_weights(tmp_path / "w.pth", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]

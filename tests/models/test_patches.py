@@ -99,7 +99,7 @@ def test_checks__leave_the_encoder_as_it_was(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "top", "reason"),
     [
-        ("mixer_s32_224", 2, "no features of each place"),
+        ("mixer_s32_224", 2, "no features for each position"),
         ("test_vit", 17, "finetune.top_patches 17: test_vit has only 16 patches in views of 64 pixels"),
         ("resnet10t", 5, "has only 4 patches"),
     ],
@@ -119,5 +119,5 @@ def test_check_all_learn__refuses_what_would_be_left_out() -> None:
 
 
 def test_check_patches__refuses_networks_that_are_not_timms() -> None:
-    with pytest.raises(SettingsError, match="made gives no features of each place"):
+    with pytest.raises(SettingsError, match="made gives no features for each position"):
         check_patches(Backbone("made", nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), 4), 64, 2)

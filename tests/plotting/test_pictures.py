@@ -83,8 +83,8 @@ def test_shown__colours_in_colour_and_bands_as_their_mean() -> None:
     [
         ([0, 1, 0, np.nan], "B"),
         ([1, 1, 0, 1], "A, B and 1 more"),
-        ([0, np.nan, 0, 0], "no label positive"),
-        ([np.nan] * 4, "no label known"),
+        ([0, np.nan, 0, 0], "no positive label"),
+        ([np.nan] * 4, "no known label"),
     ],
 )
 def test_positives__says_what_is_known(values: list[float], expected: str) -> None:

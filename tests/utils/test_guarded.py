@@ -65,7 +65,7 @@ HARM: dict[str, tuple[Callable[[], object], str]] = {
     "segfault": (lambda: ctypes.string_at(0), "crashed the decoder (SIGSEGV)"),
     "abort": (os.abort, "crashed the decoder (SIGABRT)"),
     "exit": (lambda: os._exit(3), "crashed the decoder (exit code 3)"),
-    "oom_killer": (lambda: os.kill(os.getpid(), signal.SIGKILL), "want of memory"),
+    "oom_killer": (lambda: os.kill(os.getpid(), signal.SIGKILL), "lack of memory"),
     "memory": (_exhaust, "more than 500 MB"),
     "memory_behind_an_image_error": (_exhaust_behind_an_image_error, "more than 500 MB"),
     "memory_in_cv2": (_exhaust_in_cv2, "more than 500 MB"),

@@ -43,7 +43,7 @@ def test_read_bytes__a_bomb_is_an_error(tmp_path: Path, suffix: str, monkeypatch
         else:
             zipped(file, {"a": b"0" * length})
         if refused:
-            with pytest.raises(ManifestError, match="inflate to more than"):
+            with pytest.raises(ManifestError, match="decompress to more than"):
                 read_bytes(file)
         else:
             assert len(read_bytes(file)) == length
@@ -65,7 +65,7 @@ def test_inflation_limit__lets_real_tables_through() -> None:
 )
 def test_read_bytes__damaged(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ManifestError, match="cannot be inflated; the file is damaged"):
+    with pytest.raises(ManifestError, match="cannot be decompressed; the file is damaged"):
         read_bytes(tmp_path / name)
 
 
@@ -74,7 +74,7 @@ def test_read_bytes__absent_or_several(tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match="cannot be opened: No such file"):
             read_bytes(tmp_path / name)
     zipped(tmp_path / "b.zip", {"a.csv": TEXT, "b.csv": TEXT})
-    with pytest.raises(ManifestError, match="it holds 2 files, not one table"):
+    with pytest.raises(ManifestError, match="contains 2 files instead of one table"):
         read_bytes(tmp_path / "b.zip")
 
 

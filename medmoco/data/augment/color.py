@@ -1,4 +1,4 @@
-"""Hue, saturation and loss of colour of one view, and channels as a person sees them."""
+"""Saturation, hue and grayscale augmentation of one view, and channels as a displayable picture."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ Pixels = NDArray[Any]
 
 
 def recolour(planes: Pixels, saturation: float, hue: float, *, grayscale: bool) -> None:
-    """Change the colours of one image in place, in the order in which torchvision names them.
+    """Change the colours of one image in place: saturation, hue, then grayscale.
 
-    Source: torchvision's ColorJitter and RandomGrayscale; a saturation of 0 leaves luma, above 1 colours grow.
+    Source: torchvision's ColorJitter and RandomGrayscale.
 
     Args:
         planes: (3, S, S) red, green and blue, uint8 or uint16.
-        saturation: Factor.
-        hue: Turn as a share of the circle, -0.5 to 0.5.
-        grayscale: Leave luma alone.
+        saturation: Factor; 0 gives grayscale, above 1 colours become more saturated.
+        hue: Shift as a fraction of the colour circle, -0.5 to 0.5.
+        grayscale: Whether to convert to luma.
     """
     if saturation == 1 and hue == 0 and not grayscale:
         return
     image = cv2.merge(list(planes))
-    if saturation != 1:  # a mixture with luma is one matrix
+    if saturation != 1:  # blending with luma is a single matrix
         image = cv2.transform(image, saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA_WEIGHTS, (3, 1)))
     if hue:
-        image = _turned(image, hue)
+        image = _shift_hue(image, hue)
     if grayscale:
         planes[:] = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     else:
         planes[:] = image.transpose(2, 0, 1)
 
 
-def _turned(image: Pixels, hue: float) -> Pixels:
-    """Turn the hue of (S, S, 3) by way of float32: OpenCV's 8-bit hues are two degrees apart."""
+def _shift_hue(image: Pixels, hue: float) -> Pixels:
+    """Return an image (S, S, 3) with its hue shifted, via float32: OpenCV's 8-bit hues are two degrees apart."""
     white = np.float32(np.iinfo(image.dtype).max)
     hsv = np.asarray(cv2.cvtColor(image.astype(np.float32) * (1 / white), cv2.COLOR_RGB2HSV), np.float32)
-    hsv[..., 0] += np.float32(360 * (hue % 1))  # OpenCV wraps the circle itself, ten times faster than NumPy
-    turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    hsv[..., 0] += np.float32(360 * (hue % 1))  # OpenCV wraps angles itself, ten times faster than NumPy
+    shifted: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if image.dtype == np.uint8:
-        return cv2.convertScaleAbs(turned, alpha=255.0)
-    rounded: Pixels = np.rint(turned * white).astype(image.dtype)
+        return cv2.convertScaleAbs(shifted, alpha=255.0)
+    rounded: Pixels = np.rint(shifted * white).astype(image.dtype)
     return rounded
 
 
 def displayed(planes: Pixels, *, rgb: bool) -> Pixels:
-    """Return channels (C, H, W) as a picture: colours as (H, W, 3), one channel or the mean of bands as (H, W)."""
+    """Return channels (C, H, W) as a picture: (H, W, 3) for rgb, else (H, W), the channel or the mean of the bands."""
     if rgb:
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
     picture: Pixels = planes[0] if len(planes) == 1 else np.rint(planes.mean(0)).astype(planes.dtype)

@@ -1,4 +1,4 @@
-"""Gaussian noise for views: windows of one fixed tile."""
+"""Gaussian noise for views, taken from windows of one fixed tile."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _APART = 251  # pixels between the windows of two channels, on both axes
 
 
 def noise_windows(size: int) -> int:
-    """Return how many places on each axis a window has."""
+    """Return the number of positions of a window on each axis."""
     return max(_TILE - size, 0) + 1
 
 
 @lru_cache(maxsize=1)
 def noise_tile() -> Pixels:
-    """Make fixed Gaussian noise about 128; a window at a random place costs a tenth of drawing per pixel."""
+    """Return fixed Gaussian noise around 128; a window at a random position costs a tenth of drawing each pixel."""
     u = uniform(VIEW, 0, np.arange(_TILE * _TILE)), uniform(VIEW, 1, np.arange(_TILE * _TILE))
     normal = np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])  # Box and Muller 1958
     tile: Pixels = np.clip(np.rint(128 + _TILE_STD * normal), 0, 255).astype(np.uint8).reshape(_TILE, _TILE)
@@ -36,9 +36,9 @@ def add_noise(pixels: Pixels, share: float, at: NDArray[np.int64], channel: int)
 
     Args:
         pixels: (S, S) uint8 or uint16.
-        share: Standard deviation as a share of white.
+        share: Standard deviation as a fraction of white.
         at: (2,) x and y of the window of channel 0.
-        channel: Others have other windows, so that their noise is another.
+        channel: Number of the channel; each uses another window, so that the noise differs.
     """
     size = pixels.shape[0]
     x, y = (at + _APART * channel) % noise_windows(size) if channel else at

@@ -1,12 +1,12 @@
-"""Canvas -> augmented view: one warp, one separable blur, one point-wise table, colours, then noise and cut-out.
+"""Make augmented views of canvases: one warp, one separable blur, one look-up table, colours, noise and cutout.
 
-Every random parameter is drawn for a whole batch at once from (seed, epoch, sample, view, parameter), see `order.py`;
-the pixels are then made image by image, which beats every batched formulation on a CPU (benchmarks/views.py). Order and
-distributions are torchvision's (RandomResizedCrop, ColorJitter, GaussianBlur) with these deviations: crop, flip and
-rotation are one resampling; a crop that does not fit is clamped to the image instead of drawn again; brightness,
-contrast, gamma, saturation, hue and grayscale come in fixed order; blur comes before them.
+All random parameters of a batch are drawn at once from (seed, epoch, sample, view, parameter), see `utils/rng.py`; the
+pixels are then computed image by image, which is faster than every batched formulation on a CPU (benchmarks/views.py).
+Order and distributions are torchvision's (RandomResizedCrop, ColorJitter, GaussianBlur) with these deviations: crop,
+flip and rotation are one resampling; a crop that does not fit is clamped to the image instead of drawn again;
+brightness, contrast, gamma, saturation, hue and grayscale are applied in a fixed order; blur precedes them.
 
-Channels are planes with the same parameters. Contrast turns about the mean of a band, or of the luma of colours.
+All channels use the same parameters. Contrast changes about the mean of each band, or of the luma of colour images.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _PARAMETERS = (
     "saturation", "hue", "grayscale",
 )  # fmt: skip
 
-REFERENCE_SIZE = 224  # views.blur_sigma and views.noise are meant for a view this large
+REFERENCE_SIZE = 224  # view size to which views.blur_sigma and views.noise refer
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What was drawn for B views; every array is (B,)."""
+    """The drawn parameters of B views; every array is (B,)."""
 
     centre_x: Floats  # pixels of the canvas
     centre_y: Floats
@@ -56,24 +56,24 @@ class ViewParameters:
     contrast: Floats  # factor, about the image's mean
     gamma: Floats  # exponent, a multiple of POWER_STEP
     sigma: Floats  # pixels of the view, 0 is no blur
-    noise: Floats  # standard deviation as a share of white, 0 is none
+    noise: Floats  # standard deviation as a fraction of white, 0 is none
     noise_at: NDArray[np.int64]  # (B, 2), corner of the window in the noise tile
     cutout: NDArray[np.int64]  # (B, 4), x0 y0 x1 y1 in pixels of the view, all 0 is none
-    saturation: Floats  # factor; these three of colours alone
-    hue: Floats  # share of the circle
+    saturation: Floats  # factor; this and the next two for rgb only
+    hue: Floats  # fraction of the colour circle
     grayscale: NDArray[np.bool_]
 
 
 def draw(
     settings: ViewSettings, canvases: Sequence[Canvas], *, seed: int, epoch: int, samples: NDArray[np.int64], view: int
 ) -> ViewParameters:
-    """Draw one view's parameters for each of B canvases.
+    """Return random parameters of one view for each of B canvases.
 
     Args:
-        settings: The recipe.
-        canvases: The B images; only their valid heights and widths matter here.
-        seed: Of the run.
-        epoch: From 0.
+        settings: Augmentation settings.
+        canvases: The B images, of which only the valid height and width are used.
+        seed: Seed of the run.
+        epoch: Epoch, counted from 0.
         samples: (B,) positions in the split.
         view: 0 for the query, 1 for the key.
     """
@@ -115,38 +115,38 @@ def draw(
 def render(
     settings: ViewSettings,
     canvases: Sequence[Canvas],
-    drawn: Sequence[ViewParameters],
+    params: Sequence[ViewParameters],
     places: Sequence[NDArray[np.int64]] | None = None,
 ) -> list[Pixels]:
-    """Make V views of each of B canvases, or V sets of views of some of them.
+    """Return V views of each canvas, or V sets of views of some canvases.
 
     Args:
-        settings: The recipe.
-        canvases: N images of one bit depth and number of channels.
-        drawn: V sets of parameters.
-        places: For each set the positions of its B canvases; without it a set is of all canvases.
+        settings: Augmentation settings.
+        canvases: N images with the same bit depth and number of channels.
+        params: V sets of parameters.
+        places: For each set, the positions of its B canvases; by default all canvases.
 
     Returns:
         V arrays (B, C, size, size) of the canvases' dtype.
     """
     if places is None:
-        places = [np.arange(len(canvases))] * len(drawn)
+        places = [np.arange(len(canvases))] * len(params)
     dtype = canvases[0].pixels.dtype
     planes = [_planes(canvas) for canvas in canvases]
     means = _means(planes)
     views = [np.empty((len(place), len(planes[0]), settings.size, settings.size), dtype) for place in places]
-    wanted: list[list[tuple[int, int]]] = [[] for _ in canvases]  # of each canvas: which set, which view in it
+    uses: list[list[tuple[int, int]]] = [[] for _ in canvases]  # for each canvas: number of the set, position in it
     geometry, tones = [], []
-    for number, (parameters, place) in enumerate(zip(drawn, places, strict=True)):
+    for number, (parameters, place) in enumerate(zip(params, places, strict=True)):
         geometry.append(geometry_of(parameters, [canvases[i] for i in place], settings.size))
         tones.append(_tones(parameters, means[place], dtype, rgb=canvases[0].rgb))
         for position, i in enumerate(place.tolist()):
-            wanted[i].append((number, position))
+            uses[i].append((number, position))
     for i, canvas in enumerate(canvases):
         pyramids = [Pyramid(plane) for plane in planes[i]]
-        for number, position in wanted[i]:
-            parameters = drawn[number]
-            view = list(views[number][position])  # worked on in place: new memory each time costs as much as a step
+        for number, position in uses[i]:
+            parameters = params[number]
+            view = list(views[number][position])  # in place: allocating memory costs as much as a step
             for channel, pixels in enumerate(view):
                 warp(pyramids[channel], geometry[number], position, pixels)
                 _blur(pixels, parameters.sigma[position])
@@ -162,69 +162,69 @@ def render(
     return views
 
 
-def render_weights(weights: Sequence[Canvas], drawn: ViewParameters, size: int, *, reflect: bool) -> Pixels:
-    """Look at B weights as views look at their images: the same crops, mirrored and turned alike, and nothing else.
+def render_weights(weights: Sequence[Canvas], params: ViewParameters, size: int, *, reflect: bool) -> Pixels:
+    """Return B weight images warped like the views: the same crops, flips and rotations, without other augmentation.
 
     Args:
         weights: B canvases of the images' shapes, 255 where a pixel counts.
-        drawn: Of the views.
-        size: Side S of the views in pixels.
-        reflect: What a turned view shows of beyond the image counts as what it mirrors there, instead of nothing.
+        params: Parameters of the views.
+        size: Side S of the views, in pixels.
+        reflect: Whether areas outside the image in a rotated view get the weights of reflected pixels instead of 0.
 
     Returns:
         (B, 1, S, S) uint8.
     """
     views = np.empty((len(weights), 1, size, size), np.uint8)
-    look = geometry_of(drawn, weights, size)
+    geometry = geometry_of(params, weights, size)
     for i, canvas in enumerate(weights):
         (plane,) = _planes(canvas)
-        warp(Pyramid(plane), look, i, views[i, 0], cv2.BORDER_REFLECT_101 if reflect else cv2.BORDER_CONSTANT)
+        warp(Pyramid(plane), geometry, i, views[i, 0], cv2.BORDER_REFLECT_101 if reflect else cv2.BORDER_CONSTANT)
     return views
 
 
-def toned(canvases: Sequence[Canvas], drawn: ViewParameters) -> Pixels:
-    """Change the canvases' grey levels and colours and mirror their images: for boxes, which move with them.
+def toned(canvases: Sequence[Canvas], params: ViewParameters) -> Pixels:
+    """Return the canvases with intensity and colour augmentation and flips, without crops, for detection.
 
     Args:
         canvases: B images of one size and bit depth.
-        drawn: Their parameters, of which those of grey levels and colours and `mirrored` are used.
+        params: Their parameters, of which those of intensity and colour and `mirrored` are used.
 
     Returns:
         (B, C, S, S), each image in the top left corner, with zeros below and to the right.
     """
     inside = [_planes(canvas) for canvas in canvases]
     pixels = np.zeros((len(canvases), len(inside[0]), *canvases[0].pixels.shape[:2]), canvases[0].pixels.dtype)
-    tones = _tones(drawn, _means(inside), pixels.dtype, rgb=canvases[0].rgb)
+    tones = _tones(params, _means(inside), pixels.dtype, rgb=canvases[0].rgb)
     for number, (canvas, planes) in enumerate(zip(canvases, inside, strict=True)):
         for channel, image in enumerate(planes):
-            own = cv2.flip(image, 1) if drawn.mirrored[number] else image.copy()
+            own = cv2.flip(image, 1) if params.mirrored[number] else image.copy()
             tones[channel].apply(own, number)
             pixels[number, channel, : own.shape[0], : own.shape[1]] = own
         if canvas.rgb:
-            _recolour(pixels[number, :, : canvas.height, : canvas.width], drawn, number)
+            _recolour(pixels[number, :, : canvas.height, : canvas.width], params, number)
     return pixels
 
 
 def whole(canvas: Canvas, size: int) -> Pixels:
-    """Return the whole valid image as one view, (size, size) or (size, size, C): what evaluation and clinical use see.
+    """Return the whole valid image as one view, (size, size) or (size, size, C), as in evaluation and inference.
 
-    Aspect ratio is not kept, so that neither padding nor a shape can tell an image's origin.
+    The aspect ratio is not kept, so that neither padding nor shape reveals an image's origin.
     """
-    look, planes = geometry_of(unchanged([canvas]), [canvas], size), []
+    geometry, planes = geometry_of(unchanged([canvas]), [canvas], size), []
     for plane in _planes(canvas):
         planes.append(np.empty((size, size), canvas.pixels.dtype))
-        warp(Pyramid(plane), look, 0, planes[-1])
+        warp(Pyramid(plane), geometry, 0, planes[-1])
     return planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
 
 
 def channels_first(images: Sequence[Pixels]) -> Pixels:
-    """Stack B images (S, S) or (S, S, C) as (B, C, S, S), which networks take."""
+    """Return B images (S, S) or (S, S, C) stacked as (B, C, S, S)."""
     stacked = np.stack(images)
     return stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
 
 def unchanged(canvases: Sequence[Canvas]) -> ViewParameters:
-    """Return the parameters of B whole images, as `whole` shows them."""
+    """Return the parameters of views that show B whole images without any augmentation."""
     width = np.array([canvas.width for canvas in canvases], np.float64)
     height = np.array([canvas.height for canvas in canvases], np.float64)
     zeros, ones = np.zeros(len(canvases)), np.ones(len(canvases))
@@ -284,7 +284,7 @@ def _means(planes: Sequence[Sequence[Pixels]]) -> Floats:
 
 
 def _blur(pixels: Pixels, sigma: float) -> None:
-    """Blur in place; beyond the kernel lies less than 1/512 of the Gaussian, half a grey level of 8 bits."""
+    """Blur in place; the kernel omits less than 1/512 of the Gaussian, half a grey level of 8 bits."""
     radius = math.ceil(3.1 * sigma - 0.5)
     if radius > 0:
         kernel = cv2.getGaussianKernel(2 * radius + 1, sigma)
@@ -293,56 +293,56 @@ def _blur(pixels: Pixels, sigma: float) -> None:
 
 
 class _Tones:
-    """Brightness, contrast and gamma of B views: one multiplication where gamma is 1, else a look-up table."""
+    """Brightness, contrast and gamma of B views: one multiplication if gamma is 1, else a look-up table."""
 
-    def __init__(self, drawn: ViewParameters, means: Floats, dtype: np.dtype[Any]) -> None:
-        self._drawn, self._means, self._white = drawn, means, int(np.iinfo(dtype).max)
-        self._curved = (drawn.gamma != 1).tolist()
-        self._slopes = (drawn.brightness * drawn.contrast).tolist()
-        self._shifts = (means * drawn.brightness * (1 - drawn.contrast)).tolist()
-        # The tables of a batch together, but for 16 bits, where one takes as much memory as an image.
-        self._tables = _tables(drawn, means, self._white) if self._white == 255 and any(self._curved) else None
+    def __init__(self, params: ViewParameters, means: Floats, dtype: np.dtype[Any]) -> None:
+        self._params, self._means, self._white = params, means, int(np.iinfo(dtype).max)
+        self._curved = (params.gamma != 1).tolist()
+        self._slopes = (params.brightness * params.contrast).tolist()
+        self._shifts = (means * params.brightness * (1 - params.contrast)).tolist()
+        # The tables of a batch are made together, except for 16 bits, where one is as large as an image.
+        self._tables = _tables(params, means, self._white) if self._white == 255 and any(self._curved) else None
 
     def apply(self, pixels: Pixels, i: int) -> None:
         """Change the pixels of view i in place."""
         if self._curved[i] and self._tables is not None:
             cv2.LUT(pixels, self._tables[i], dst=pixels)
         elif self._curved[i]:
-            pixels[:] = _tables(self._drawn, self._means, self._white, only=i)[0][pixels]
+            pixels[:] = _tables(self._params, self._means, self._white, only=i)[0][pixels]
         elif self._slopes[i] != 1 or self._shifts[i] != 0:
             cv2.addWeighted(pixels, self._slopes[i], pixels, 0, self._shifts[i], dst=pixels)
 
 
-def _tones(drawn: ViewParameters, means: Floats, dtype: np.dtype[Any], *, rgb: bool) -> list[_Tones]:
-    """Return those of each channel; means are (B, C)."""
+def _tones(params: ViewParameters, means: Floats, dtype: np.dtype[Any], *, rgb: bool) -> list[_Tones]:
+    """Return the tone changes of each channel; means are (B, C)."""
     if rgb:
         red, green, blue = (means * LUMA_WEIGHTS).T
-        return [_Tones(drawn, red + green + blue, dtype)] * 3  # BLAS would round as the CPU likes
-    return [_Tones(drawn, mean, dtype) for mean in means.T]
+        return [_Tones(params, red + green + blue, dtype)] * 3  # not by BLAS, whose rounding depends on the CPU
+    return [_Tones(params, mean, dtype) for mean in means.T]
 
 
-def _recolour(planes: Pixels, drawn: ViewParameters, i: int) -> None:
-    recolour(planes, float(drawn.saturation[i]), float(drawn.hue[i]), grayscale=bool(drawn.grayscale[i]))
+def _recolour(planes: Pixels, params: ViewParameters, i: int) -> None:
+    recolour(planes, float(params.saturation[i]), float(params.hue[i]), grayscale=bool(params.grayscale[i]))
 
 
-def _tables(drawn: ViewParameters, means: Floats, white: int, only: int | None = None) -> Pixels:
+def _tables(params: ViewParameters, means: Floats, white: int, only: int | None = None) -> Pixels:
     """Return brightness, contrast and gamma as look-up tables, (B, white + 1), or (1, white + 1) for one image."""
     chosen = slice(None) if only is None else slice(only, only + 1)
-    brightness, contrast = (values[chosen, None].astype(np.float32) for values in (drawn.brightness, drawn.contrast))
+    brightness, contrast = (values[chosen, None].astype(np.float32) for values in (params.brightness, params.contrast))
     grey = np.linspace(0, 1, white + 1, dtype=np.float32)[None]
     mean = (means[chosen, None] / white).astype(np.float32) * brightness
     out = np.clip((grey * brightness - mean) * contrast + mean, 0, 1)
     tables: Pixels
     if only is None:
-        tables = np.rint(power(out, drawn.gamma) * white).astype(np.uint8)
+        tables = np.rint(power(out, params.gamma) * white).astype(np.uint8)
     else:
-        tables = _curve(float(drawn.gamma[only]))[np.rint(out * white).astype(np.uint16)]
+        tables = _curve(float(params.gamma[only]))[np.rint(out * white).astype(np.uint16)]
     return tables
 
 
-@lru_cache(maxsize=128)  # the multiples of POWER_STEP within the default of views.gamma; 16 MiB
+@lru_cache(maxsize=128)  # the multiples of POWER_STEP within the default range of views.gamma; 16 MiB
 def _curve(gamma: float) -> Pixels:
-    """Return gamma as a look-up table of 16 bits, (65536,)."""
+    """Return gamma correction as a 16-bit look-up table, (65536,)."""
     grey = np.linspace(0, 1, 65536, dtype=np.float32)[None]
     curve: Pixels = np.rint(power(grey, np.array([gamma]))[0] * 65535).astype(np.uint16)
     return curve

@@ -1,4 +1,4 @@
-"""Where a view looks on its canvas, and the one resampling that gets its pixels from there."""
+"""The geometry of a view on its canvas, and the single resampling that computes its pixels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Pixels = NDArray[Any]  # uint8 or uint16; OpenCV's stubs cannot tell
 Floats = NDArray[np.float64]
 
 
-class Looks(Protocol):
-    """Of B views, what `views.ViewParameters` says of where they look; every array is (B,)."""
+class GeometryParameters(Protocol):
+    """The geometric parameters of B views, a part of `views.ViewParameters`; every array is (B,)."""
 
     @property
     def centre_x(self) -> Floats: ...  # noqa: D102 - as there
@@ -40,14 +40,14 @@ class Looks(Protocol):
 
 
 class Pyramid:
-    """The valid part of a plane and its halvings, made when they are first asked for and shared by the views."""
+    """The valid part of a plane and its halvings, computed on first use and shared by the views."""
 
     def __init__(self, plane: Pixels) -> None:
         self._levels: list[Pixels] = [plane]
         self._floats: dict[int, Pixels] = {}
 
     def level(self, number: int) -> Pixels:
-        """Return the image after so many exact halvings by an area filter."""
+        """Return the image after this number of exact halvings with an area filter."""
         while len(self._levels) <= number:
             height, width = (side // 2 for side in self._levels[-1].shape)
             even = self._levels[-1][: 2 * height, : 2 * width]
@@ -63,42 +63,42 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where B views look, in plain numbers: arithmetic on NumPy's scalars takes as long as a step on the pixels."""
+    """The geometry of B views, in plain Python numbers: NumPy scalars take as long as a step on the pixels."""
 
     levels: list[int]  # of the pyramid
-    turned: list[bool]
+    rotated: list[bool]
     mirrored: list[bool]
     boxes: list[list[int]]  # x0 y0 x1 y1 on whole pixels of the level
     matrices: Floats  # (B, 2, 3), from pixels of the view to pixels of the level
 
 
-def geometry_of(drawn: Looks, canvases: Sequence[Canvas], size: int) -> Geometry:
-    """Work out levels, boxes and matrices.
+def geometry_of(params: GeometryParameters, canvases: Sequence[Canvas], size: int) -> Geometry:
+    """Return pyramid levels, boxes and matrices of views.
 
-    Bilinear sampling reads every source pixel up to a shrinkage of two. Beyond that, exact halvings come first.
+    Bilinear sampling uses every source pixel up to a reduction by two. Larger reductions start with exact halvings.
     """
     sides = np.array([(canvas.width, canvas.height) for canvas in canvases])
-    levels = np.maximum(_whole_log2(np.maximum(drawn.width, drawn.height) / size), 0)
+    levels = np.maximum(_whole_log2(np.maximum(params.width, params.height) / size), 0)
     levels = np.minimum(levels, _whole_log2(sides.min(1)))  # a strip one pixel wide has no half
     shrink = 0.5**levels
-    centres = np.stack([drawn.centre_x, drawn.centre_y], 1) * shrink[:, None]
-    lengths = np.stack([drawn.width, drawn.height], 1) * shrink[:, None]
+    centres = np.stack([params.centre_x, params.centre_y], 1) * shrink[:, None]
+    lengths = np.stack([params.width, params.height], 1) * shrink[:, None]
 
     limits = sides >> levels[:, None]
     starts = np.minimum(np.rint(centres - lengths / 2).astype(np.int64), limits - 1)
     stops = np.clip(np.rint(centres + lengths / 2).astype(np.int64), starts + 1, limits)
 
-    steps = lengths / size * np.where(drawn.mirrored[:, None], (-1, 1), (1, 1))
-    cos, sin = cos_sin(drawn.angle)
-    turns = np.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2) * steps[:, None, :]
-    # The middle of the view looks at the middle of the crop; pixel centres lie at half-integers.
-    offsets = centres - 0.5 - turns.sum(2) * (size - 1) / 2
+    steps = lengths / size * np.where(params.mirrored[:, None], (-1, 1), (1, 1))
+    cos, sin = cos_sin(params.angle)
+    rotations = np.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2) * steps[:, None, :]
+    # The centre of the view maps to the centre of the crop; pixel centres are at half-integers.
+    offsets = centres - 0.5 - rotations.sum(2) * (size - 1) / 2
     return Geometry(
         levels.tolist(),
-        (drawn.angle != 0).tolist(),
-        drawn.mirrored.tolist(),
+        (params.angle != 0).tolist(),
+        params.mirrored.tolist(),
         np.concatenate([starts, stops], 1).tolist(),
-        np.concatenate([turns, offsets[:, :, None]], 2),
+        np.concatenate([rotations, offsets[:, :, None]], 2),
     )
 
 
@@ -107,21 +107,22 @@ def _whole_log2(x: NDArray[Any]) -> NDArray[np.int64]:
     return exponents
 
 
-def warp(pyramid: Pyramid, look: Geometry, i: int, out: Pixels, border: int = cv2.BORDER_REFLECT_101) -> None:
-    """Crop, resize, mirror and rotate in one bilinear resampling; without rotation with edges on whole pixels.
+def warp(pyramid: Pyramid, geometry: Geometry, i: int, out: Pixels, border: int = cv2.BORDER_REFLECT_101) -> None:
+    """Crop, resize, flip and rotate in one bilinear resampling; without rotation, edges lie on whole pixels.
 
-    Reflection at the border: rotated corners show plausible anatomy instead of black wedges that give the angle away.
+    The border is reflected, so that rotated corners show plausible anatomy instead of black wedges that reveal the
+    angle.
     """
-    size, level = out.shape[::-1], look.levels[i]
-    if not look.turned[i]:
-        x0, y0, x1, y1 = look.boxes[i]
+    size, level = out.shape[::-1], geometry.levels[i]
+    if not geometry.rotated[i]:
+        x0, y0, x1, y1 = geometry.boxes[i]
         cv2.resize(pyramid.level(level)[y0:y1, x0:x1], size, dst=out, interpolation=cv2.INTER_LINEAR)
-        if look.mirrored[i]:
+        if geometry.mirrored[i]:
             cv2.flip(out, 1, dst=out)
         return
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    if out.dtype == np.uint8:  # by way of float32, which is a fifth faster and rounds to the same
-        floats = cv2.warpAffine(pyramid.floats(level), look.matrices[i], size, flags=flags, borderMode=border)
+    if out.dtype == np.uint8:  # via float32, which is a fifth faster and rounds to the same values
+        floats = cv2.warpAffine(pyramid.floats(level), geometry.matrices[i], size, flags=flags, borderMode=border)
         cv2.convertScaleAbs(floats, dst=out)
     else:
-        cv2.warpAffine(pyramid.level(level), look.matrices[i], size, dst=out, flags=flags, borderMode=border)
+        cv2.warpAffine(pyramid.level(level), geometry.matrices[i], size, dst=out, flags=flags, borderMode=border)

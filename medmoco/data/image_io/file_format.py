@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes."""
+"""Detect the type of a file from its first bytes."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _OTHER_KINDS = {
     b"\x5c\x01\0\0": "a NIfTI file",
     b"\x1f\x8b": "compressed with gzip; unpack it",
     b"PK\3\4": "a ZIP archive; unpack it",
-    b"version https://git-lfs": "a Git LFS pointer in the place of the file; fetch the file with git lfs pull",
-    b"<": "a web page or XML in the place of the file; fetch the file again",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file; fetch the file with git lfs pull",
+    b"<": "a web page or XML instead of the file; download the file again",
 }
-"""How files start that are not read -> what they are, with a remedy if converting is not the right one."""
+"""First bytes of unsupported files -> their type, with a remedy if it is not to convert them."""
 
 
 def kind_of_file(path: Path) -> Kind:
-    """Tell the type of a file; see `kind_of`."""
+    """Return the type of a file; see `kind_of`."""
     with path.open("rb") as stream:
         return kind_of(stream.read(132))
 
 
 def kind_of(start: bytes) -> Kind:
-    """Tell the file type from the first 132 bytes.
+    """Return the file type according to the first 132 bytes.
 
     Raises:
-        Unreadable: of no type that is read; names the type if it is known, and the remedy.
+        Unreadable: the type is not supported; names it if it is known, and the remedy.
     """
     if not start:
-        raise Unreadable("the file is empty; fetch it again from where it came from")
-    if start[128:] == b"DICM":  # before TIFF, because a DICOM preamble may hold a TIFF header
+        raise Unreadable("the file is empty; obtain it again from its source")
+    if start[128:] == b"DICM":  # before TIFF, because a DICOM preamble may contain a TIFF header
         return "DICOM"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
@@ -54,6 +54,6 @@ def kind_of(start: bytes) -> Kind:
         if start.startswith(magic):
             raise Unreadable(what if ";" in what else f"{what}; convert it to PNG, TIFF or DICOM first")
     raise Unreadable(
-        "neither PNG, JPEG, TIFF nor DICOM by its content; convert it to one of them\n"
+        "its content is not PNG, JPEG, TIFF or DICOM; convert it to one of them\n"
         "(a DICOM file must have its 128-byte preamble)"
     )

@@ -1,11 +1,11 @@
-"""One image file in, one array out, gray or of channels: PNG, JPEG, TIFF and DICOM at their full bit depth, and .npy.
+"""Read an image file into an array: PNG, JPEG, TIFF and DICOM at their full bit depth, and .npy.
 
-`preprocessing` does the reading, here and in exports. This module adds what training needs: limits for hostile files,
+`preprocessing` reads the files, here and in exports. This module adds what training needs: limits for hostile files,
 canvases, and the package's errors.
 
-The content decides the file type, not the suffix, and the size is checked before anything is decoded. A file that is
-cut off is refused, never returned in part. Brighter is denser, as a viewer displays it. Messages and notices carry
-neither paths nor patient data; the caller adds the row.
+The file type is detected from the content, not the suffix, and the size is checked before decoding. A truncated file
+is refused, never returned in part. Brighter is denser, as a viewer displays it. Messages and notices contain neither
+paths nor patient data; the caller adds the row.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Canvas:
-    """An image scaled to a square.
+    """An image scaled and padded to a square.
 
     Attributes:
-        pixels: (S, S) uint8 or uint16, or (S, S, C) of more than one channel; zero below and right of the image.
+        pixels: (S, S) uint8 or uint16, or (S, S, C) with several channels; zero below and to the right of the image.
         height: Rows of the image; the longer of height and width is S.
         width: Columns of the image.
-        rgb: The channels are red, green and blue, not bands.
+        rgb: Whether the channels are red, green and blue, not bands.
     """
 
     pixels: Pixels
@@ -63,7 +63,7 @@ class Canvas:
 
 
 def read_canvas(file: str | Path, frame: int, data: DataSettings) -> tuple[Canvas, tuple[str, ...]]:
-    """Decode a file to a canvas as the settings say: what training reads, and what a pack holds.
+    """Decode a file to a canvas according to the settings, as used in training and stored in packs.
 
     Returns:
         The canvas, and the reader's notices.
@@ -77,22 +77,22 @@ def read_canvas(file: str | Path, frame: int, data: DataSettings) -> tuple[Canva
 
 
 def read_as_set(file: str | Path, frame: int, data: DataSettings, *, at_least: int | None = None) -> GrayImage:
-    """Decode a file as the settings say; `at_least` and errors are those of `read_image`."""
+    """Decode a file according to the settings; `at_least` and errors are those of `read_image`."""
     limits = limits_of(data)
     if isinstance(data.channels, str):
         rgb = data.channels == "rgb"
         return read_image(file, frame=frame, window=data.window, limits=limits, at_least=at_least, rgb=rgb)
     with reading(Path(file), limits):
         values = bands.band_values(Path(file), data.channel_count, frame, within(limits))
-        return _remarking(bands.levels_of(values, data.scale, data.band_ranges))
+        return _with_notices(bands.levels_of(values, data.scale, data.band_ranges))
 
 
 @contextmanager
 def reading(path: Path, limits: Limits) -> Iterator[None]:
-    """Refuse a file that is missing or too large, and make an `ImageError` of what is found wrong inside the block.
+    """Refuse a file that is missing or too large, and turn errors inside the block into `ImageError`.
 
     Raises:
-        ImageError: see above.
+        ImageError: the file cannot be read.
     """
     check_file(path, limits)
     try:
@@ -117,18 +117,18 @@ def read_image(
 
     Args:
         file: The file.
-        frame: Frame of a multi-frame DICOM file or page of a TIFF file, from 1.
-        window: "voi" is the VOI table or window of a DICOM file; without one, 8-bit files keep their full range and
-            deeper ones are spread from their smallest to their largest pixel value, with a notice. "full" is the full
-            range of the stored values. (centre, width) is in DICOM values after the modality transform, or in stored
-            values of a 16-bit PNG or TIFF file. Colour and 8-bit PNG, JPEG and TIFF files are taken as displayed.
+        frame: Frame of a multi-frame DICOM file or page of a TIFF file, counted from 1.
+        window: "voi" applies the VOI table or window of a DICOM file; without one, 8-bit files keep their full range
+            and deeper ones are scaled from their minimum to their maximum, with a notice. "full" is the full range of
+            the stored values. (centre, width) refers to DICOM values after the modality transform, or to stored
+            values of a 16-bit PNG or TIFF file. Colour and 8-bit PNG, JPEG and TIFF files are read as displayed.
         limits: Larger files and images are refused.
         at_least: A JPEG file may be decoded at half, a quarter or an eighth of its size, as long as its longer side
-            keeps so many pixels. None is the full size.
+            keeps at least this number of pixels. None means full size.
         rgb: Keep the colours, (H, W, 3); gray files become three equal planes, with a notice.
 
     Raises:
-        ImageError: missing, damaged, cut off, too large, transparent, of an unknown type, or not an image.
+        ImageError: the file is missing, damaged, truncated, too large, transparent, of unknown type, or not an image.
     """
     path = Path(file)
     with reading(path, limits):
@@ -137,20 +137,20 @@ def read_image(
         )
     if rgb and image.pixels.ndim == 2:
         image = replace(image, pixels=np.repeat(image.pixels[..., None], 3, 2), notices=(*image.notices, REPEATED))
-    return _remarking(image)
+    return _with_notices(image)
 
 
-def _remarking(image: GrayImage) -> GrayImage:
+def _with_notices(image: GrayImage) -> GrayImage:
     is_constant = image.pixels.min() == image.pixels.max()
     return replace(image, notices=(*image.notices, CONSTANT)) if is_constant else image
 
 
 def to_canvas(image: GrayImage, size: int, bit_depth: int) -> Canvas:
-    """Scale an image so that its longer side is `size`, and pad it to a square.
+    """Return an image scaled so that its longer side is `size`, and padded to a square.
 
     Args:
-        image: (H, W) image, or (H, W, C), whose channels are treated alike.
-        size: Side S of the canvas in pixels.
+        image: Image (H, W), or (H, W, C), whose channels are all processed alike.
+        size: Side S of the canvas, in pixels.
         bit_depth: 8 or 16; white becomes 255 or 65535.
     """
     if image.pixels.ndim == 3:
@@ -162,7 +162,7 @@ def to_canvas(image: GrayImage, size: int, bit_depth: int) -> Canvas:
     return Canvas(canvas, *scaled.shape)
 
 
-# What a file is, without its pixels
+# File formats
 
 # TIFF tags
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
@@ -175,8 +175,9 @@ class FileFormat(NamedTuple):
 
     Attributes:
         kind: PNG, JPEG, TIFF, DICOM or NPY.
-        bits: Stored per pixel and channel.
-        photometric: What the pixel values mean, in DICOM's words; of NPY their type. Source: DICOM PS3.3 C.7.6.3.1.2.
+        bits: Bits stored per pixel and channel.
+        photometric: Photometric interpretation in DICOM's terms, or the number type of NPY files. Source: DICOM PS3.3
+            C.7.6.3.1.2.
     """
 
     kind: str
@@ -185,7 +186,7 @@ class FileFormat(NamedTuple):
 
 
 def file_format(file: str | Path) -> FileFormat:
-    """Look up what the header says of a file that `read_image` can read."""
+    """Return the format in the header of a file that `read_image` can read."""
     path = Path(file)
     with path.open("rb") as stream:
         start = stream.read(132)

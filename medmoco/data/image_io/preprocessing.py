@@ -1,13 +1,13 @@
-"""From an image file to the network's input, as preprocessing.json says, with NumPy, OpenCV, Pillow and pydicom.
+"""Preprocess an image file into the network's input, as defined in preprocessing.json.
 
     import json, prepare
     contract = json.load(open("preprocessing.json"))
     image = prepare.image("film.dcm", contract)  # (C, S, S) float32
 
-Every export contains this file, and any project may copy it (Apache-2.0). It is also the code that medmoco itself reads
-images with, so that a network in use sees the pixels it was trained on, and no file is read by one and refused by the
-other. It reads DICOM, PNG, JPEG, TIFF and, for a network of bands, NumPy arrays. What medmoco adds is protection from
-hostile files: limits on their size, and worker processes that may crash.
+Every export contains this file, and any project may copy it (Apache-2.0); it needs NumPy, OpenCV, Pillow and pydicom.
+medmoco reads images with the same code, so that a deployed network receives the same pixels as in training, and both
+read the same files. It reads DICOM, PNG, JPEG, TIFF and, for networks of several bands, NumPy arrays. medmoco adds
+protection from hostile files: limits on their size, and worker processes that may crash.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
     """Return the network's input for one image.
 
     Args:
-        file: DICOM, PNG, JPEG or TIFF, known by its content; for a network of bands a NumPy array or TIFF.
+        file: DICOM, PNG, JPEG or TIFF, detected by its content; for a network of bands a NumPy array or TIFF.
         contract: Content of preprocessing.json.
-        frame: Of a DICOM file, or page of a TIFF file, from 1.
+        frame: Frame of a DICOM file or page of a TIFF file, counted from 1.
 
     Returns:
         (C, S, S), normalised.
 
     Raises:
-        ValueError: the file is none of these, or cannot be read as an image; says why.
+        ValueError: the file has another type or cannot be read as an image; gives the reason.
     """
     canvas, resize, normalise = contract["canvas"], contract["resize"], contract["normalise"]
     with quiet():
-        found = _as_the_contract_says(file, contract, frame)
+        decoded = _read_by_contract(file, contract, frame)
     bits = int(canvas["white"]).bit_length()
     planes = []
-    for plane in [found.pixels] if found.pixels.ndim == 2 else cv2.split(found.pixels):
-        pixels = halved(on_canvas(replace(found, pixels=plane), canvas["longer_side"], bits), resize["height"])
+    for plane in [decoded.pixels] if decoded.pixels.ndim == 2 else cv2.split(decoded.pixels):
+        pixels = halved(on_canvas(replace(decoded, pixels=plane), canvas["longer_side"], bits), resize["height"])
         planes.append(cv2.resize(pixels, (resize["width"], resize["height"]), interpolation=cv2.INTER_LINEAR))
     mean, std = (np.reshape(np.asarray(normalise[name], np.float64), (-1, 1, 1)) for name in ("mean", "std"))
     shares = np.stack(planes).astype(np.float32) * (1 / (canvas["white"] * std)).astype(np.float32)
@@ -67,7 +67,7 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
     return prepared
 
 
-def _as_the_contract_says(file: str | Path, contract: Mapping[str, Any], frame: int) -> GrayImage:
+def _read_by_contract(file: str | Path, contract: Mapping[str, Any], frame: int) -> GrayImage:
     if "bands" in contract:
         step = contract["bands"]
         return levels_of(band_values(Path(file), step["channels"], frame), step["scale"], step["ranges"])
@@ -77,44 +77,45 @@ def _as_the_contract_says(file: str | Path, contract: Mapping[str, Any], frame: 
 
 
 def _window_of(given: Window | Sequence[float]) -> Window:
-    """Return a window, of which JSON makes a list."""
+    """Return a window, which JSON represents as a list."""
     return given if isinstance(given, str) else (given[0], given[1])
 
 
 def gray(file: str | Path, window: Window | Sequence[float] = "voi", frame: int = 1) -> tuple[Pixels, int]:
-    """Return (H, W) gray levels of 8 or 16 bits, dense tissue bright, and the level that is white.
+    """Return (H, W) gray levels of 8 or 16 bits, with dense tissue bright, and the level of white.
 
     Args:
         file: DICOM, PNG, JPEG or TIFF.
         window: "voi", "full", or centre and width.
-        frame: Of a DICOM file, or page of a TIFF file, from 1.
+        frame: Frame of a DICOM file or page of a TIFF file, counted from 1.
     """
     with quiet():
-        found = read(Path(file), frame, _window_of(window), rgb=False)
-    return found.pixels, 2**found.bits - 1
+        decoded = read(Path(file), frame, _window_of(window), rgb=False)
+    return decoded.pixels, 2**decoded.bits - 1
 
 
 def colours(file: str | Path, window: Window | Sequence[float] = "voi", frame: int = 1) -> tuple[Pixels, int]:
-    """Return (H, W, 3) red, green and blue of 8 or 16 bits and the level that is white; arguments as of `gray`."""
+    """Return (H, W, 3) red, green and blue of 8 or 16 bits, and the level of white; arguments as for `gray`."""
     with quiet():
-        found = read(Path(file), frame, _window_of(window), rgb=True)
-    return (found.pixels if found.pixels.ndim == 3 else np.repeat(found.pixels[..., None], 3, 2)), 2**found.bits - 1
+        decoded = read(Path(file), frame, _window_of(window), rgb=True)
+    pixels = decoded.pixels if decoded.pixels.ndim == 3 else np.repeat(decoded.pixels[..., None], 3, 2)
+    return pixels, 2**decoded.bits - 1
 
 
 def bands(file: str | Path, step: Mapping[str, Any]) -> tuple[Pixels, int]:
-    """Return (H, W, C) levels of a file of bands, (H, W) of one, and the level that is white.
+    """Return (H, W, C) levels of a file of bands, or (H, W) of a single band, and the level of white.
 
     Args:
         file: .npy or TIFF.
-        step: "bands" of preprocessing.json.
+        step: The value of "bands" in preprocessing.json.
     """
     with quiet():
         values = band_values(Path(file), step["channels"])
-    found = levels_of(values, step["scale"], step["ranges"])
-    return found.pixels, 2**found.bits - 1
+    decoded = levels_of(values, step["scale"], step["ranges"])
+    return decoded.pixels, 2**decoded.bits - 1
 
 
-# ---- which kind of file, and who reads it ----
+# ---- dispatch by file type ----
 
 
 def read(
@@ -127,20 +128,20 @@ def read(
     admit: Admit = admit_all,
     inflate_to: int = -1,
 ) -> GrayImage:
-    """Decode a PNG, JPEG, TIFF or DICOM file to one grayscale plane, or a colour file to three where `rgb` is set.
+    """Decode a PNG, JPEG, TIFF or DICOM file to one grayscale plane, or a colour file to three planes if `rgb` is set.
 
     Args:
         path: The file.
-        frame: Of a DICOM file, or page of a TIFF file, from 1.
-        window: See `gray`.
+        frame: Frame of a DICOM file or page of a TIFF file, counted from 1.
+        window: Window, see `gray`.
         rgb: Keep the colours of a colour image, (H, W, 3).
         at_least: A JPEG file may be decoded at half, a quarter or an eighth of its size, as long as its longer side
-            keeps so many pixels.
-        admit: Called before anything is decoded.
-        inflate_to: Most bytes that a deflated DICOM file may inflate to; -1 is any number.
+            keeps at least this number of pixels.
+        admit: Called with the size before decoding; may raise to refuse the image.
+        inflate_to: Largest size, in bytes, to which a deflated DICOM file may inflate; -1 means no limit.
 
     Raises:
-        Unreadable: see the message.
+        Unreadable: the file cannot be read; the message gives the reason.
     """
     kind = kind_of_file(path)
     if kind == "DICOM":
@@ -148,7 +149,7 @@ def read(
     if kind == "TIFF":
         return read_tiff(path, frame, window, rgb=rgb, admit=admit)
     if kind == "NPY":
-        raise Unreadable("a NumPy array; set data.channels to the number of its bands")
+        raise Unreadable("it is a NumPy array; set data.channels to its number of bands")
     if kind == "PNG":
         return read_png(path.read_bytes(), frame, window, rgb=rgb, admit=admit)
     return read_jpeg(path.read_bytes(), frame, rgb=rgb, at_least=at_least, admit=admit)

@@ -1,4 +1,4 @@
-"""What the stored values of a DICOM image mean: padding, modality and VOI transform, polarity, shape of the pixels.
+"""From the stored values of a DICOM image to grey levels: padding, modality and VOI transform, polarity, aspect ratio.
 
 Source: DICOM PS3.3 C.11.
 """
@@ -37,15 +37,15 @@ from medmoco.data.image_io.intensity import (
 def coloured(header: Dataset, pixels: Pixels, *, rgb: bool) -> GrayImage:
     """Return (H, W, 3) red, green and blue at their full depth, or their luma."""
     bits = int(header.BitsStored)
-    found, depth = of_colours(pixels[..., :3], bits, rgb=rgb), 8 if bits <= 8 else 16
-    return replace(found, pixels=rescale(found.pixels, bits, depth), bits=depth)
+    image, depth = of_colours(pixels[..., :3], bits, rgb=rgb), 8 if bits <= 8 else 16
+    return replace(image, pixels=rescale(image.pixels, bits, depth), bits=depth)
 
 
 def grey(header: Dataset, pixels: Pixels, frame: int, window: Window) -> GrayImage:
-    """Apply modality transform, VOI transform, polarity and padding to (H, W) stored values.
+    """Return (H, W) stored values after modality transform, VOI transform, polarity and padding.
 
-    Each is a function of the stored value alone, so they are worked out once per level and looked up per pixel.
-    MONOCHROME1 alone decides on inversion: PresentationLUTShape INVERSE repeats it. Source: DICOM PS3.3 C.11.6.
+    Each depends only on the stored value, so they are computed once per level and looked up per pixel.
+    MONOCHROME1 alone decides on inversion: PresentationLUTShape INVERSE only repeats it. Source: DICOM PS3.3 C.11.6.
     """
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     stored = int(header.BitsStored)
@@ -54,25 +54,25 @@ def grey(header: Dataset, pixels: Pixels, frame: int, window: Window) -> GrayIma
     first, last = _padding(header, lowest, stored)
     values = _modality_values(header, possible, frame)
 
-    def seen() -> Floats:
+    def actual_range() -> Floats:
         anatomy = pixels[(pixels < first) | (pixels > last)] if first <= last else pixels
         anatomy = anatomy if anatomy.size else pixels
         ends = np.clip([int(anatomy.min()) - lowest, int(anatomy.max()) - lowest], 0, len(values) - 1)
         extremes: Floats = values[ends]
         return extremes
 
-    shares, notices = _voi_shares(header, values, seen, frame, window)
+    shares, notices = _voi_shares(header, values, actual_range, frame, window)
     levels = quantise(1 - shares if inverted else shares, 8 if stored <= 8 else 16)
     levels[(possible >= first) & (possible <= last)] = 0
     index = pixels.astype(np.int32) - lowest if lowest else pixels
-    # Clipping guards against lossy decoders that overshoot.
+    # Clipped because lossy decoders may overshoot.
     return GrayImage(np.take(levels, index, mode="clip"), 8 * levels.itemsize, notices)
 
 
 def _padding(header: Dataset, lowest: int, stored: int) -> tuple[int, int]:
-    """Return the first and last stored value of padding, which is not part of the image and is shown black.
+    """Return the first and last stored value of padding, which is not part of the image and is shown in black.
 
-    Whatever the VR says, the numbers are of the type of the pixels. Source: DICOM PS3.3 C.7.5.1.1.2.
+    The numbers have the type of the pixels, regardless of their VR. Source: DICOM PS3.3 C.7.5.1.1.2.
     """
     value, limit = (_first(header.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
@@ -87,7 +87,7 @@ def _padding(header: Dataset, lowest: int, stored: int) -> tuple[int, int]:
 
 
 def _group(header: Dataset, frame: int, name: str) -> Dataset:
-    """Return the frame's functional group of that name, the shared one, or the plain header."""
+    """Return the frame's functional group of that name, the shared one, or the header itself."""
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
     for groups in (*per_frame[frame - 1 : frame], *shared[:1]):
@@ -97,7 +97,7 @@ def _group(header: Dataset, frame: int, name: str) -> Dataset:
 
 
 def _modality_values(header: Dataset, stored: Pixels, frame: int) -> Floats:
-    """Turn stored values into the maker's units. Source: DICOM PS3.3 C.11.1."""
+    """Return stored values in the manufacturer's units. Source: DICOM PS3.3 C.11.1."""
     if tables := header.get("ModalityLUTSequence"):
         return _look_up(header, tables[0], stored)[0]
     source = _group(header, frame, "PixelValueTransformationSequence")
@@ -107,9 +107,9 @@ def _modality_values(header: Dataset, stored: Pixels, frame: int) -> Floats:
 
 
 def _voi_shares(
-    header: Dataset, values: Floats, seen: Callable[[], Floats], frame: int, window: Window
+    header: Dataset, values: Floats, actual_range: Callable[[], Floats], frame: int, window: Window
 ) -> tuple[Floats, tuple[str, ...]]:
-    """Turn values into shares of white, 0 to 1; `seen` looks up the extremes of the image.
+    """Return values as fractions of white, 0 to 1, and notices; `actual_range` computes the extremes of the image.
 
     Source: DICOM PS3.3 C.11.2.
     """
@@ -128,11 +128,11 @@ def _voi_shares(
         return WINDOWS.get(function, linear)(values, centre, width), ()
     if len(values) <= 2**8:
         return spread(values, values), ()
-    return spread(values, seen()), (NO_WINDOW,)
+    return spread(values, actual_range()), (NO_WINDOW,)
 
 
 def _first(value: Any) -> float | None:
-    """Return the first of a DICOM element's values, which of windows is the maker's preferred one."""
+    """Return the first of a DICOM element's values; of several windows it is the manufacturer's preferred one."""
     if value is None or isinstance(value, str):
         return None
     if isinstance(value, bytes):  # of an unknown VR
@@ -141,10 +141,10 @@ def _first(value: Any) -> float | None:
 
 
 def _look_up(header: Dataset, table: Dataset, values: Pixels) -> tuple[Floats, int]:
-    """Map values through a DICOM lookup table; return the entries and their depth in bits.
+    """Map values through a DICOM look-up table; return the entries and their depth in bits.
 
     pydicom's `apply_modality_lut` and `apply_voi_lut` index with the dtype of the pixels or entries, which wraps
-    around for signed pixels and for 8-bit entries, and refuse 10- to 15-bit modality tables.
+    around for signed pixels and for 8-bit entries, and they refuse 10- to 15-bit modality tables.
     """
     order = "<" if header.original_encoding[1] else ">"
     descriptor = table.LUTDescriptor
@@ -155,20 +155,20 @@ def _look_up(header: Dataset, table: Dataset, values: Pixels) -> tuple[Floats, i
     if isinstance(data, bytes):
         data = np.frombuffer(data + b"\0" * (len(data) % 2), f"{order}u2")
     words = np.atleast_1d(data).astype("<u2")
-    if len(words) < count <= 2 * len(words):  # two entries in a word, whatever the descriptor says of their bits
+    if len(words) < count <= 2 * len(words):  # two entries per word, whatever depth the descriptor states
         words, bits = words.view(np.uint8), min(bits, 8)
     if len(words) < count:
-        raise Unreadable(f"a lookup table of the DICOM file has {len(words)} of {count} entries; {DAMAGED}")
+        raise Unreadable(f"a look-up table of the DICOM file has only {len(words)} of {count} entries; {DAMAGED}")
     words = words[:count]
     index = np.clip(np.rint(values).astype(np.int64) - _lut_start(first, count, values), 0, count - 1)
     return words[index].astype(np.float64), max(bits, int(words.max()).bit_length())
 
 
 def _lut_start(first: int, count: int, values: Pixels) -> int:
-    """Return the value that a table's first entry is for, of a number whose sign the VR does not tell.
+    """Return the value of a table's first entry, whose sign the VR leaves open.
 
-    It is signed where values may be negative, but writers get that wrong in both directions; a table that no value
-    reaches is not what anybody meant. Source: DICOM PS3.3 C.11.1.1.1 and C.11.2.1.1.
+    It is signed if values may be negative, but writers get that wrong in both directions; a reading in which no value
+    reaches the table is rejected. Source: DICOM PS3.3 C.11.1.1.1 and C.11.2.1.1.
     """
     lowest, highest = float(values.min()), float(values.max())
     readings = [first, first - 2**16] if first >= 2**15 else [first]
@@ -178,15 +178,15 @@ def _lut_start(first: int, count: int, values: Pixels) -> int:
     return (reached or readings)[0]
 
 
-# Shape of the pixels
+# Aspect ratio
 
 _MOST_OBLONG = 16
 
 
 def pixel_aspect(header: Dataset, frame: int) -> tuple[float, tuple[str, ...]]:
-    """Return the height of a pixel as a multiple of its width, 1 where they differ by less than 1 %, and a notice.
+    """Return the height of a pixel divided by its width (1 if they differ by less than 1 %), and a notice.
 
-    Source: DICOM PS3.3 C.7.6.3.1.7: the aspect ratio counts only where there is no spacing.
+    Source: DICOM PS3.3 C.7.6.3.1.7: the aspect ratio is used only if there is no spacing.
     """
     measures = _group(header, frame, "PixelMeasuresSequence")
     plain = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")

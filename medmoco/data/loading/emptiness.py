@@ -1,6 +1,6 @@
-"""Which pixels of a view count: those of empty space weigh less in what a decoder is to reconstruct.
+"""Weights of a view's pixels in the decoder's loss, where empty space counts less.
 
-Weights are images like any other: made on the canvas, then looked at through the very geometry of the view.
+Weights are images too: they are made on the canvas and then warped with the same geometry as the view.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Samples = NDArray[np.int64]
 
 
 def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Split | None:
-    """Return the rows of a split with their masks in place of their images; None where there are none.
+    """Return the rows of a split with their masks instead of their images; None if no mask column is set.
 
     Raises:
-        ManifestError: there is no such column, or a Path in it is blank or leaves the root.
+        ManifestError: the column is missing, or a Path in it is blank or leaves the root.
     """
     if decoder.mask is None:
         return None
@@ -44,7 +44,7 @@ def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Spli
 
 
 def check_masks(split: Split, data: DataSettings, decoder: DecoderSettings) -> None:
-    """Make sure that every row has a mask, where there are to be any.
+    """Check that every row has a mask, if a mask column is set.
 
     Raises:
         ManifestError: see `masks_of`; or a file does not exist.
@@ -55,58 +55,58 @@ def check_masks(split: Split, data: DataSettings, decoder: DecoderSettings) -> N
 
 
 class Emptiness:
-    """Makes the weights of views of a split's images."""
+    """Makes the pixel weights of views of a split's images."""
 
     def __init__(self, split: Split, data: DataSettings, decoder: DecoderSettings) -> None:
-        """Look for masks, where there are to be any.
+        """Look up the masks, if a mask column is set.
 
         Raises:
             ManifestError: see `masks_of`.
         """
         self._decoder = decoder
         self._masks = masks_of(split, data, decoder)
-        # Masks are gray whatever their images are, have no window, and are read at the depth that every file has.
+        # Masks are gray whatever their images are, have no window, and are read at 8 bits, which every file has.
         plain = {"channels": "gray", "scale": "linear", "band_ranges": None, "window": "full", "bit_depth": 8}
         self._data = data.model_copy(update=plain)
 
-    def weights(self, canvases: Sequence[Canvas], samples: Samples, drawn: ViewParameters, size: int) -> Pixels:
-        """Return 255 where a view shows what counts, 0 where it shows empty space.
+    def weights(self, canvases: Sequence[Canvas], samples: Samples, params: ViewParameters, size: int) -> Pixels:
+        """Return 255 where pixels of a view count, and 0 where they show empty space.
 
         Args:
             canvases: B images.
-            samples: (B,) positions in the split, of these images.
-            drawn: Of their views.
-            size: Side S of the views in pixels.
+            samples: (B,) positions of these images in the split.
+            params: Parameters of their views.
+            size: Side S of the views, in pixels.
 
         Returns:
             (B, 1, S, S) uint8.
 
         Raises:
-            ImageError: a mask cannot be read, or is not of its image's shape.
+            ImageError: a mask cannot be read, or differs from its image in shape.
         """
         counting = [self._counting(canvas, int(sample)) for canvas, sample in zip(canvases, samples, strict=True)]
-        return render_weights(counting, drawn, size, reflect=self._decoder.empty != "outside")
+        return render_weights(counting, params, size, reflect=self._decoder.empty != "outside")
 
     def _counting(self, canvas: Canvas, sample: int) -> Canvas:
-        """Return 255 on a canvas where pixels count, 0 where they are empty."""
+        """Return a canvas with 255 where pixels count and 0 where they are empty."""
         if self._masks is not None:
             return self._mask(canvas, self._masks, sample)
         counts = np.full(canvas.pixels.shape[:2], 255, np.uint8)
         if self._decoder.empty == "threshold":
             white = np.iinfo(canvas.pixels.dtype).max
             dark = canvas.pixels <= self._decoder.threshold * white
-            counts[dark if dark.ndim == 2 else dark.all(-1)] = 0  # bands are empty where all of them are
+            counts[dark if dark.ndim == 2 else dark.all(-1)] = 0  # a pixel of several bands is empty if all bands are
         return replace(canvas, pixels=counts)
 
     def _mask(self, canvas: Canvas, masks: Split, sample: int) -> Canvas:
-        place = f"{masks.csv.name} row {masks.rows[sample]}, column {self._decoder.mask}"
+        cell = f"{masks.csv.name} row {masks.rows[sample]}, column {self._decoder.mask}"
         try:
             mask, _ = read_canvas(masks.files[sample], 1, self._data)
         except ImageError as error:
-            raise ImageError(f"{place}: {error}") from None
+            raise ImageError(f"{cell}: {error}") from None
         if (mask.height, mask.width) != (canvas.height, canvas.width):
             raise ImageError(
-                f"{place}: the mask is not of its image's shape: on the canvas {mask.width} x {mask.height} pixels, the"
-                f" image {canvas.width} x {canvas.height}"
+                f"{cell}: the mask differs from its image in shape: {mask.width} x {mask.height} pixels on the canvas,"
+                f" the image {canvas.width} x {canvas.height}"
             )
         return replace(mask, pixels=np.where(mask.pixels > 127, 255, 0).astype(np.uint8))

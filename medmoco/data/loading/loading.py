@@ -1,4 +1,4 @@
-"""Split -> batches of uint8 or uint16 views, made in data workers; normalised on the training device."""
+"""Batches of uint8 or uint16 views of a split, made in data workers and normalised on the training device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medmoco.data.augment import views as view_maker
 from medmoco.data.augment.normalisation import to_float as to_float
 from medmoco.data.image_io.fingerprints import canvas_digest
 from medmoco.data.image_io.images import Canvas, read_canvas
-from medmoco.data.image_io.intensity import worth_saying
+from medmoco.data.image_io.intensity import relevant_notices
 from medmoco.data.loading.emptiness import Emptiness
 from medmoco.data.loading.pairs import Partners, Plan, plan_of
 from medmoco.data.loading.quarantine import Found, Replacement, read_replacing, where
@@ -34,8 +34,8 @@ from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
 
 Samples = NDArray[np.int64]  # (B,) positions in a split
 CanvasReader = Callable[[Samples], tuple[list[Canvas], tuple[str, ...]]]
-ViewMaker = Callable[[list[Canvas], Samples], view_maker.Pixels]  # B canvases and their samples to (B, V, S, S)
-EpochViewMaker = Callable[[list[Canvas], Samples, int], view_maker.Pixels]  # the same, given the epoch
+ViewMaker = Callable[[list[Canvas], Samples], view_maker.Pixels]  # B canvases and their samples -> (B, V, S, S)
+EpochViewMaker = Callable[[list[Canvas], Samples, int], view_maker.Pixels]  # the same, with the epoch
 
 
 @dataclass
@@ -43,16 +43,16 @@ class Batch:
     """Views of B samples.
 
     Attributes:
-        views: V tensors (B, C, S, S), uint8 or uint16: in training those that the plan wants, one in evaluation.
-        samples: (B,) int64, positions in the split, in pretraining of the queries.
-        step: Of training; -1 in evaluation.
-        epoch: Of training; -1 in evaluation.
-        notices: What the reader remarked on, each with its row.
-        replaced: Where images that cannot be used have another in their place.
-        weights: Of the queries' views in a decoder's loss, where some pixels are empty: for each direction of the loss
-            (B, 1, S, S) uint8, 255 what counts.
-        digests: In evaluation B of them, see `fingerprints.canvas_digest`.
-        unread: Samples that cannot be read, with the reason, where a blank canvas stands for them.
+        views: V tensors (B, C, S, S), uint8 or uint16: the views of the plan in training, one in evaluation.
+        samples: (B,) int64, positions in the split; in pretraining those of the queries.
+        step: Training step; -1 in evaluation.
+        epoch: Training epoch; -1 in evaluation.
+        notices: Notices of the reader, each with its row.
+        replaced: Replacements of images that cannot be used.
+        weights: Pixel weights of the queries' views in the decoder's loss, if some pixels are empty: for each direction
+            of the loss (B, 1, S, S) uint8, 255 where pixels count.
+        digests: In evaluation, B digests, see `fingerprints.canvas_digest`.
+        unread: Samples that cannot be read, with the reason; their canvases are blank.
     """
 
     views: list[Tensor]
@@ -66,7 +66,7 @@ class Batch:
     unread: tuple[tuple[int, str], ...] = ()
 
     def pin_memory(self) -> Batch:
-        """Page-lock the views, so that the copy to a GPU overlaps with its work; called by DataLoader."""
+        """Page-lock the views, so that copying to a GPU overlaps with computation; called by DataLoader."""
         self.views = [view.pin_memory() for view in self.views]
         self.weights = tuple(weights.pin_memory() for weights in self.weights)
         return self
@@ -76,11 +76,11 @@ Batches = Generator[Batch, None, None]
 
 
 class ViewDataset(Dataset[Batch | MedmocoError]):
-    """Maps a BatchKey to this process's share of the views that a plan wants of it.
+    """Maps a BatchKey to this process's share of the views in a plan.
 
-    Where one view is wanted, it may be what `make` makes of each image instead.
+    If the plan has one view, `make` can replace the augmentation.
 
-    Errors are returned, not raised: DataLoader would wrap a traceback, and with it file paths, around them.
+    Errors are returned, not raised: DataLoader would add a traceback, which contains file paths.
 
     Attributes:
         remedy: What to do about an unusable image; ends the error message.
@@ -118,13 +118,13 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             self._images_of(samples, view, key.epoch)
             for samples, (view, _) in zip(pairs, self.plan.wanted, strict=True)
         ]
-        # One image that is in several views is read once. Whoever shows a partner must know what becomes of its query.
+        # An image in several views is read once. To replace a pair, the process with the partner must read its query.
         also = pairs if self.partners and self.settings.data.bad_images == "quarantine" else []
-        wanted = np.unique(np.concatenate([*images, *also]))
+        needed = np.unique(np.concatenate([*images, *also]))
         try:
-            found = self._find(wanted, key.epoch)
+            found = self._read(needed, key.epoch)
             shown = [found.shown(own, other) for own, other in zip(pairs, images, strict=True)]
-            places = [np.searchsorted(wanted, samples) for samples in shown]
+            places = [np.searchsorted(needed, samples) for samples in shown]
             weights = self._weigh(found, places, key.epoch)
         except MedmocoError as error:
             return error
@@ -144,20 +144,20 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
     def _make_views(
         self, canvases: list[Canvas], places: list[Samples], used: Samples, epoch: int
     ) -> list[view_maker.Pixels]:
-        """Make what the plan wants; a view that is a query and a key is made once."""
+        """Return the views of the plan; a view that is both query and key is made once."""
         of_view: dict[int, list[int]] = {}
         for number, (view, _) in enumerate(self.plan.wanted):
             of_view.setdefault(view, []).append(number)
         sets: list[Samples] = []
         takes: dict[int, Samples] = {}
         for numbers in of_view.values():
-            whole = places[numbers[0]]
+            distinct = places[numbers[0]]
             if len(numbers) > 1:
-                whole, back = np.unique(np.concatenate([places[number] for number in numbers]), return_inverse=True)
+                distinct, back = np.unique(np.concatenate([places[number] for number in numbers]), return_inverse=True)
                 takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
-            sets.append(whole)
-        drawn = [self._draw(canvases, whole, used, epoch, view) for whole, view in zip(sets, of_view, strict=True)]
-        made = dict(zip(of_view, view_maker.render(self.settings.views, canvases, drawn, sets), strict=True))
+            sets.append(distinct)
+        params = [self._draw(canvases, chosen, used, epoch, view) for chosen, view in zip(sets, of_view, strict=True)]
+        made = dict(zip(of_view, view_maker.render(self.settings.views, canvases, params, sets), strict=True))
         return [
             made[view][takes[number]] if number in takes else made[view]
             for number, (view, _) in enumerate(self.plan.wanted)
@@ -172,23 +172,23 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         )  # fmt: skip
 
     def _weigh(self, found: Found, places: list[Samples], epoch: int) -> tuple[Tensor, ...]:
-        """Return which pixels of the queries' views count, for each direction of the loss; nothing where all do."""
+        """Return the pixel weights of the queries' views for each direction of the loss; empty if all pixels count."""
         if self.emptiness is None:
             return ()
         made = []
         for number in self.plan.queries:
             of_view, view = places[number], self.plan.wanted[number].view
-            drawn = self._draw(found.canvases, of_view, found.used, epoch, view)
+            params = self._draw(found.canvases, of_view, found.used, epoch, view)
             canvases = [found.canvases[i] for i in of_view]
-            made.append(self.emptiness.weights(canvases, found.used[of_view], drawn, self.settings.views.size))
+            made.append(self.emptiness.weights(canvases, found.used[of_view], params, self.settings.views.size))
         return tuple(torch.from_numpy(weights) for weights in made)
 
-    def _find(self, wanted: Samples, epoch: int) -> Found:
+    def _read(self, samples: Samples, epoch: int) -> Found:
         if self.settings.data.bad_images == "quarantine":
-            return read_replacing(self.read, self.split, wanted, seed=self.settings.seed, epoch=epoch)
+            return read_replacing(self.read, self.split, samples, seed=self.settings.seed, epoch=epoch)
         try:
-            canvases, notices = self.read(wanted)
-            return Found(wanted, wanted, canvases, notices)
+            canvases, notices = self.read(samples)
+            return Found(samples, samples, canvases, notices)
         except ImageError as error:
             raise ImageError(f"{error}\n{self.remedy}") from None
 
@@ -199,7 +199,7 @@ def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_
 
 
 class WholeDataset(Dataset[Batch | MedmocoError]):
-    """Maps samples to what is made of each whole image.
+    """Maps positions in a split to whole-image views, or to what `make` returns for each image.
 
     Args:
         read: What turns samples into canvases.
@@ -244,14 +244,14 @@ class WholeDataset(Dataset[Batch | MedmocoError]):
 
 
 def check_images(split: Split, data: DataSettings) -> Split:
-    """Make sure that every row has an image: a file, or a canvas in the pack.
+    """Check that every row has an image: a file, or a canvas in the pack.
 
     Returns:
-        The split, without the rows that the pack has failed where data.pack_failures says so; a notice counts them.
+        The split, without the rows that could not be packed if data.pack_failures is leave_out; a notice counts them.
 
     Raises:
         ManifestError: files do not exist.
-        SettingsError: the pack is not there or was made with other settings.
+        SettingsError: the pack does not exist or was made with other settings.
         DataError: the pack lacks rows, or is damaged.
     """
     if not data.pack:
@@ -260,14 +260,16 @@ def check_images(split: Split, data: DataSettings) -> Split:
     usable = usable_rows(open_pack(local_folder(data), data), split, data)
     if usable.all():
         return split
-    left_out = f"{split.name}: {(~usable).sum()} of {len(split)} rows are left out, their images could not be packed"
+    left_out = (
+        f"{split.name}: {(~usable).sum()} of {len(split)} rows are left out because their images could not be packed"
+    )
     kept = split.select(usable)
     digest = hashlib.sha256(f"{split.sha256} {kept.rows.tolist()}".encode()).hexdigest()
     return replace(kept, sha256=digest, notices=(*split.notices, left_out))
 
 
 def trained_rows(split: Split, data: DataSettings) -> Split:
-    """Return the rows of train that a run with these settings learns from; all where its pack is gone."""
+    """Return the training rows that a run with these settings uses; all rows if its pack no longer exists."""
     if not data.pack:
         return split
     try:
@@ -277,7 +279,7 @@ def trained_rows(split: Split, data: DataSettings) -> Split:
 
 
 def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
-    """Return what turns samples, (B,) positions in the split, into canvases and the reader's notices with their rows.
+    """Return a function from samples, (B,) positions in the split, to their canvases and the reader's notices.
 
     Raises:
         SettingsError, DataError: the pack cannot be used.
@@ -305,8 +307,8 @@ def _read_files(split: Split, data: DataSettings, samples: Samples) -> tuple[lis
         except ImageError as error:
             raise ImageError(f"{where(split, sample)}: {error}") from None
         canvases.append(canvas)
-        said = worth_saying(remarks, frames_are_named=split.names_frames)
-        notices += [f"{where(split, sample)}: {notice}" for notice in said]
+        relevant = relevant_notices(remarks, frames_are_named=split.names_frames)
+        notices += [f"{where(split, sample)}: {notice}" for notice in relevant]
     return canvases, tuple(notices)
 
 
@@ -331,10 +333,11 @@ def training_batches(
 ) -> Batches:
     """Yield this process's share of the batches of steps start_step, start_step + 1, ... to the end of the run.
 
-    Without a plan they are the pairs of views that the method compares.
+    Without a plan, these are the pairs of views that the method compares.
 
-    One loader serves all epochs, so that workers never idle at an epoch's end. Close it where the run may end early:
-    a process waits for workers in the end, and they for their loader, which an exception may keep alive.
+    One loader serves all epochs, so that workers are never idle at the end of an epoch. Close the generator if the run
+    may end early: at exit, a process waits for its workers, and they for their loader, which an exception may keep
+    alive.
 
     Raises:
         DataError: an image cannot be used; a data worker was killed or hangs.
@@ -343,7 +346,7 @@ def training_batches(
 
 
 def evaluation_batches(split: Split, settings: RunSettings, size: int, make: ViewMaker | None = None) -> Batches:
-    """Yield a split in row order as whole-image views of `size` pixels, or as what `make` makes of them instead.
+    """Yield a split in row order as whole-image views of `size` pixels, or as the results of `make`.
 
     Raises:
         DataError: an image cannot be used.
@@ -366,7 +369,7 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -
     workers = settings.data.workers
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_size=None,  # a key already names a whole batch
+        batch_size=None,  # a key already identifies a whole batch
         sampler=keys,
         num_workers=workers,
         collate_fn=_hand_over,

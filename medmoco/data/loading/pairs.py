@@ -1,7 +1,7 @@
-"""Which images and which of their views a training step compares.
+"""The pairs of images, and the views of them, that a training step compares.
 
-A pair is a query's image and its key's: the same one, or another of the patient, its partner. View 0 is of the first,
-view 1 of the second.
+A pair is the image of a query and that of its key: the same image, or another one of the patient, its partner. View 0
+is of the first, view 1 of the second.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PAIRS_AT_A_TIME = 2**22
 
 
 class Wanted(NamedTuple):
-    """Views that a process makes of its share of a batch.
+    """One view that a process makes of its share of a batch.
 
     Attributes:
         view: 0 or 1.
-        shuffled: Of the share of the order in which the key encoder sees the batch, instead of that of the queries.
+        shuffled: Whether the share is taken in the order of the key encoder's batch instead of that of the queries.
     """
 
     view: int
@@ -37,12 +37,12 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The views of a step, and what becomes of them.
+    """The views of a step and their roles.
 
     Attributes:
-        wanted: What is made.
-        queries: Places in it whose views are queries, one for each direction of the loss.
-        keys: Places in it whose views are the keys of these.
+        wanted: The views to make.
+        queries: Positions of the views that are queries, one for each direction of the loss.
+        keys: Positions of the views that are their keys.
     """
 
     wanted: tuple[Wanted, ...]
@@ -51,22 +51,22 @@ class Plan:
 
     @property
     def shuffled(self) -> bool:
-        """Whether the key encoder sees the batch in an order of its own."""
+        """Whether the key encoder receives the batch in an order of its own."""
         return any(wanted.shuffled for wanted in self.wanted)
 
 
 ONE_VIEW = Plan((Wanted(0, False),), (0,), ())
-"""What fine-tuning, detection and autoencoders want."""
+"""A single view per image, for fine-tuning, detection and autoencoders."""
 
 TWO_VIEWS = Plan((Wanted(0, False), Wanted(1, False)), (0,), (1,))
 """A query and its key in the same place, for training loops other than medmoco's own."""
 
 
 def plan_of(method: MethodSettings, decoder: DecoderSettings | None = None) -> Plan:
-    """Return the views that a method compares; one where there is nothing but a decoder to train.
+    """Return the views that a method compares; one view if only a decoder is trained.
 
-    Shuffled keys are of views made for them, so that only embeddings need to travel between processes. Where batch
-    norm has no groups there is nothing to shuffle for, and a view serves as query and key.
+    Shuffled keys have views made for them, so that only embeddings need to be exchanged between processes. Without
+    groups of batch norm nothing is shuffled, and a view serves both as query and as key.
     """
     if decoder and not decoder.contrast:
         return ONE_VIEW
@@ -80,21 +80,21 @@ def plan_of(method: MethodSettings, decoder: DecoderSettings | None = None) -> P
 
 
 def partner_notices(split: Split, positives: PositiveSettings) -> tuple[str, ...]:
-    """Say how many rows have no partner, where partners are wanted.
+    """Return a notice with the number of rows without a partner, if keys are of partners.
 
     Raises:
-        ManifestError: none has one, or a column is missing.
+        ManifestError: no row has a partner, or a column is missing.
     """
     if positives.image == "same":
         return ()
     alone = Partners(split, positives, 0).alone()
     if alone == len(split):
         raise ManifestError(
-            f"{split.csv.name}: no {split.name} row has another image of its patient that positives.agree and differ"
-            " allow;\nname other columns, or set positives.image=same"
+            f"{split.csv.name}: no {split.name} row has another image of its patient that meets positives.agree and"
+            " differ;\ngive other columns, or set positives.image=same"
         )
     return (
-        f"{split.name}: {alone} of {len(split)} rows have no other image of their patient that fits; their key is of"
+        f"{split.name}: {alone} of {len(split)} rows have no other suitable image of their patient; their key is of"
         " their own image",
     )
 
@@ -102,17 +102,17 @@ def partner_notices(split: Split, positives: PositiveSettings) -> tuple[str, ...
 class Partners:
     """Finds another image of the same patient for each of a split's N rows.
 
-    Memory and the time for a batch grow with the images of its patients alone.
+    The memory and time for a batch depend only on the number of images of its patients.
     """
 
     def __init__(self, split: Split, positives: PositiveSettings, seed: int) -> None:
-        """Number patients and the columns' values.
+        """Index the patients and the values of the columns.
 
         Raises:
-            ManifestError: there is no PatientID, or no such column.
+            ManifestError: PatientID or a named column is missing.
         """
-        needed = {"PatientID": "image=patient", **dict.fromkeys(positives.agree, "agree")}
-        for column, setting in (needed | dict.fromkeys(positives.differ, "differ")).items():
+        required = {"PatientID": "image=patient", **dict.fromkeys(positives.agree, "agree")}
+        for column, setting in (required | dict.fromkeys(positives.differ, "differ")).items():
             require_column(split, column, f"positives.{setting} needs")
         self._seed, self._probability = seed, positives.probability
         self._agree = _codes(split.table, positives.agree)
@@ -123,26 +123,26 @@ class Partners:
         self._starts, self._counts = starts[dense], counts[dense]
 
     def of(self, samples: Samples, epoch: int) -> Samples:
-        """Return each sample's partner in an epoch, (B,), any of those that fit alike.
+        """Return each sample's partner in an epoch, (B,), drawn uniformly from the suitable images.
 
-        It is the sample itself where none fits, and by chance where that is wanted.
+        It is the sample itself if no image is suitable, or by chance if positives.probability is below 1.
         """
         others, numbers = self._candidates(samples)
-        share = uniform(self._seed, PARTNER, epoch, samples) / self._probability  # below 1, it is uniform again
+        share = uniform(self._seed, PARTNER, epoch, samples) / self._probability  # uniform again where below 1
         paired = (numbers > 0) & (share < 1)
-        place = np.cumsum(numbers) - numbers + np.floor(share * numbers).astype(np.int64)
-        found = samples.copy()
-        found[paired] = others[place[paired]]
-        return found
+        position = np.cumsum(numbers) - numbers + np.floor(share * numbers).astype(np.int64)
+        partners = samples.copy()
+        partners[paired] = others[position[paired]]
+        return partners
 
     def alone(self) -> int:
-        """Return how many rows have no partner."""
+        """Return the number of rows without a partner."""
         ends = np.searchsorted(np.cumsum(self._counts), np.arange(0, self._counts.sum(), _PAIRS_AT_A_TIME), "right")
         chunks = np.split(np.arange(len(self._counts)), np.unique(ends[ends > 0]))
         return sum(int((self._candidates(chunk)[1] == 0).sum()) for chunk in chunks)
 
     def _candidates(self, samples: Samples) -> tuple[Samples, Samples]:
-        """Return the images that fit each sample, one sample's after the other's, and how many each has, (B,)."""
+        """Return the suitable images of each sample, concatenated, and their number per sample, (B,)."""
         counts = self._counts[samples]
         which = np.repeat(np.arange(len(samples)), counts)
         within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -157,6 +157,6 @@ class Partners:
 
 
 def _codes(table: pd.DataFrame, columns: tuple[str, ...]) -> list[Samples]:
-    """Number the values of columns, each (N,), a blank cell -1."""
+    """Return integer codes of the columns' values, each (N,); -1 for blank cells."""
     texts = [table[column].astype(str).str.strip() for column in columns]
     return [pd.factorize(text.where(text != ""))[0].astype(np.int64) for text in texts]

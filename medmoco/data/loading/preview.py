@@ -1,4 +1,4 @@
-"""A picture of a few images and the views that training makes of them, for a person to judge."""
+"""Draw a few images and the views that training makes of them, for visual inspection."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ Picture = NDArray[np.uint8]
 
 
 def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6, split: str = "train") -> Path:
-    """Write one PNG: per line an image's row number, the whole image, then its views of epochs 0, 1, ...
+    """Write a PNG with one line per image: its row number, the whole image, and its views of epochs 0, 1, ...
 
-    The picture shows patients; it is written only because someone asked for it.
+    The picture shows patients, so it is written only on request.
 
     Args:
-        settings: Of the run.
-        out: PNG file; its folder is made, a file of that name replaced.
-        images: Lines, evenly spread over the split; fewer where it has fewer.
-        views: Per image, in turn what the query and the key encoder would see, the latter of its partner where keys are
-            of another image of the patient.
-        split: Name in the manifest.
+        settings: Settings of the run.
+        out: PNG file; its folder is created, and an existing file is replaced.
+        images: Number of lines, spread evenly over the split; fewer if the split has fewer rows.
+        views: Views per image, alternating between query and key encoder; a key's view is of the partner if keys are of
+            another image of the patient.
+        split: Name of the split.
 
     Raises:
         SettingsError: the file cannot be written.
         DataError: a row or an image cannot be used.
     """
-    found = trained_rows(load_manifest(settings.data, (split,))[split], settings.data)
-    samples = np.unique(np.linspace(0, len(found) - 1, images).astype(np.int64))
-    shown = _images_of_views(settings, found, samples, views)
-    wanted = np.unique(np.concatenate([samples, *shown]))
-    few = found.select(wanted)
-    check_images(few, settings.data)
-    canvases, _ = read_canvases(few, np.arange(len(few)), settings)
-    tiles = _tiles(settings, canvases, wanted, samples, shown)
+    rows = trained_rows(load_manifest(settings.data, (split,))[split], settings.data)
+    samples = np.unique(np.linspace(0, len(rows) - 1, images).astype(np.int64))
+    shown = _images_of_views(settings, rows, samples, views)
+    to_read = np.unique(np.concatenate([samples, *shown]))
+    selected = rows.select(to_read)
+    check_images(selected, settings.data)
+    canvases, _ = read_canvases(selected, np.arange(len(selected)), settings)
+    tiles = _tiles(settings, canvases, to_read, samples, shown)
     lines = [
         np.concatenate([_label(f"row {row}", line[0].shape), *map(_framed, line)], axis=1)
-        for row, line in zip(found.rows[samples], tiles, strict=True)
+        for row, line in zip(rows.rows[samples], tiles, strict=True)
     ]
     _write_png(np.concatenate(lines), out)
     return out
 
 
 def _images_of_views(settings: RunSettings, split: Split, samples: Samples, views: int) -> list[Samples]:
-    """Return for each view which images it is of: where keys are of partners, every other one of those."""
+    """Return the images of each view: the samples, and for every other view their partners if keys are of those."""
     if settings.positives.image == "same":
         return [samples] * views
     partners = Partners(split, settings.positives, settings.seed)
@@ -68,24 +68,24 @@ def _images_of_views(settings: RunSettings, split: Split, samples: Samples, view
 def _tiles(
     settings: RunSettings, canvases: list[Canvas], read: Samples, samples: Samples, shown: list[Samples]
 ) -> list[list[Picture]]:
-    """Return per image the whole of it and its views, each (size, size) uint8, or (size, size, 3) of colours.
+    """Return for each sample the whole image and its views, each (size, size) or (size, size, 3) uint8.
 
     Args:
-        settings: Of the run.
+        settings: Settings of the run.
         canvases: N images.
-        read: (N,) which they are, in rising order.
-        samples: (B,) those that have a line.
-        shown: For each view (B,) the images that it is of.
+        read: (N,) their positions in the split, in ascending order.
+        samples: (B,) positions of the images that get a line.
+        shown: For each view (B,) positions of the images shown.
     """
     places = [np.searchsorted(read, of_view) for of_view in shown]
-    drawn = [
+    params = [
         draw(
             settings.views, [canvases[i] for i in of_view], seed=settings.seed, epoch=number // 2,
             samples=read[of_view], view=number % 2,
         )
         for number, of_view in enumerate(places)
     ]  # fmt: skip
-    made = render(settings.views, canvases, drawn, places)
+    made = render(settings.views, canvases, params, places)
     own = [canvases[i] for i in np.searchsorted(read, samples)]
     wholes = channels_first([whole(canvas, settings.views.size) for canvas in own])
     return [
@@ -95,7 +95,7 @@ def _tiles(
 
 
 def _tile(planes: Pixels, *, rgb: bool) -> Picture:
-    """Return channels (C, size, size) as a picture, (size, size), or (size, size, 3) of colours."""
+    """Return channels (C, size, size) as a picture, (size, size), or (size, size, 3) for colour images."""
     pixels = displayed(planes, rgb=rgb)
     return (pixels // 257 if pixels.dtype == np.uint16 else pixels).astype(np.uint8)
 

@@ -1,9 +1,9 @@
-"""Images that turn out to be unusable while training: another takes their place, openly; their rows are listed.
+"""Replace images that turn out to be unusable during training, and list their rows.
 
-A batch keeps its size, which batch norm's groups and the gathers between processes rest on. What takes the place is a
-pure function of the sample (`order.substitute`), so that both views of a pair are of one image even when two processes
-make them, and resuming gives the same. The views are drawn as those of the image that is there. Where a key is of a
-partner, another image of the patient, and either of the two cannot be used, both views are of one image.
+A batch keeps its size, on which batch norm's groups and the gathers between processes rely. The replacement is a pure
+function of the sample (`sampler.substitute`), so that both views of a pair show one image even if two processes make
+them, and resuming gives the same result. The views are drawn as for the replacement. If a key is of a partner, another
+image of the patient, and either of the two cannot be used, both views show the query's image or its replacement.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from medmoco.errors import DataError, ImageError
 from medmoco.utils.files import replacing
 
 QUARANTINE = "quarantine.csv"
-_ATTEMPTS = 8  # where one image in ten is unusable, all of them fail once in a hundred million
+_ATTEMPTS = 8  # if one image in ten is unusable, all attempts fail once in a hundred million times
 
 Bad = tuple[int, str]  # row in the manifest, and why its image cannot be used, without path or id
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """A place in one view of a batch where another image stands in.
+    """The use of another image in one view of a batch.
 
     Attributes:
-        view: Place in the plan.
-        pair: Whose query's pair it is, as a position in the split.
-        sample: Whose image cannot be used: the pair's own, or its partner's.
-        bad: Of that image, and of those that were tried in its place and cannot be used either.
+        view: Position of the view in the plan.
+        pair: The query of the pair, as a position in the split.
+        sample: The sample whose image cannot be used: the pair's own, or its partner.
+        bad: Row and reason of that image, and of replacements that cannot be used either.
     """
 
     view: int
@@ -49,14 +49,14 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Found:
-    """What was read for N samples.
+    """The images read for N samples.
 
     Attributes:
-        wanted: (N,) the samples, in rising order.
-        used: (N,) the samples that were read: those wanted, or what takes their place.
-        canvases: N of them.
-        notices: What the reader remarked on.
-        bad: Of the wanted samples that another stands in for.
+        wanted: (N,) the requested samples, in ascending order.
+        used: (N,) the samples that were read: the requested ones, or their replacements.
+        canvases: The N images.
+        notices: Notices of the reader.
+        bad: Replaced sample -> rows and reasons.
     """
 
     wanted: NDArray[np.int64]
@@ -66,11 +66,11 @@ class Found:
     bad: dict[int, tuple[Bad, ...]] = field(default_factory=dict)
 
     def shown(self, pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return which of the wanted samples stand in a view, (B,): a pair's own where a partner cannot be used.
+        """Return the samples that a view shows, (B,): the query's own if a partner cannot be used.
 
         Args:
             pairs: (B,) the queries.
-            images: (B,) what the view is of: their own images, or their partners'.
+            images: (B,) the images of the view: the queries' own, or their partners'.
         """
         if not self.bad:
             return images
@@ -80,16 +80,16 @@ class Found:
     def replacements(
         self, pairs: Iterable[NDArray[np.int64]], images: Iterable[NDArray[np.int64]]
     ) -> tuple[Replacement, ...]:
-        """Return the places in each view where another image stands in; arguments as of `shown`, for each view."""
-        met = []
+        """Return the replacements in each view; the arguments are those of `shown`, for each view."""
+        replacements = []
         for view, (own, other) in enumerate(zip(pairs, images, strict=True)):
             for pair, image in zip(own.tolist(), other.tolist(), strict=True):
-                met += [Replacement(view, pair, bad, self.bad[bad]) for bad in {pair, image} & self.bad.keys()]
-        return tuple(met)
+                replacements += [Replacement(view, pair, bad, self.bad[bad]) for bad in {pair, image} & self.bad.keys()]
+        return tuple(replacements)
 
 
 def where(split: Split, sample: int) -> str:
-    """Name a row."""
+    """Return the file and row of a sample, for messages."""
     return f"{split.csv.name} row {split.rows[sample]}"
 
 
@@ -101,74 +101,73 @@ def read_replacing(
     seed: int,
     epoch: int,
 ) -> Found:
-    """Read samples, and others in place of those whose image cannot be used.
+    """Read samples, replacing those whose image cannot be used.
 
     Args:
-        read: See `loading.canvas_reader`.
-        split: Of the samples.
-        wanted: (N,) positions in it, in rising order.
-        seed: Of the run.
-        epoch: Of the batch.
+        read: Reader of canvases, see `loading.canvas_reader`.
+        split: The split.
+        wanted: (N,) positions in it, in ascending order.
+        seed: Seed of the run.
+        epoch: Epoch of the batch.
 
     Raises:
-        DataError: none of a number of others can be used either; or something else than an image is wrong.
+        DataError: several replacements cannot be used either, or the error is not about an image.
     """
     used, bad = wanted.copy(), {}
     canvases: list[Canvas] = []
     notices: list[str] = []
-    for place, sample in enumerate(wanted.tolist()):
-        met: list[Bad] = []
+    for position, sample in enumerate(wanted.tolist()):
+        failed: list[Bad] = []
         for attempt in range(_ATTEMPTS + 1):
-            used[place] = substitute(seed, epoch, sample, attempt, len(split)) if attempt else sample
+            used[position] = substitute(seed, epoch, sample, attempt, len(split)) if attempt else sample
             try:
-                made, remarks = read(used[place : place + 1])
+                made, remarks = read(used[position : position + 1])
             except ImageError as error:
-                reason = " ".join(str(error).removeprefix(f"{where(split, used[place])}: ").split())
-                met.append((int(split.rows[used[place]]), reason))
+                reason = " ".join(str(error).removeprefix(f"{where(split, used[position])}: ").split())
+                failed.append((int(split.rows[used[position]]), reason))
                 continue
             canvases += made
             notices += remarks
             break
         else:
             raise DataError(
-                f"{where(split, sample)}: its image cannot be used, nor can {_ATTEMPTS} others that were to take its"
-                f" place.\nThe first of them: {met[0][1]}\n'medmoco check' finds all of them; mend the files, or the"
-                " disk."
+                f"{where(split, sample)}: its image cannot be used, and neither can {_ATTEMPTS} replacements.\n"
+                f"The first reason: {failed[0][1]}\n'medmoco check' finds all such files; repair them, or the disk."
             )
-        if met:
-            bad[sample] = tuple(met)
+        if failed:
+            bad[sample] = tuple(failed)
     return Found(wanted, used, canvases, tuple(notices), bad)
 
 
 def check_pairs(found: Iterable[Replacement], split: Split, plan: Plan) -> None:
-    """Make sure that whoever made one view of a pair replaced it as who made the others did.
+    """Check that all views of a pair have the same replacements, whichever process made them.
 
     Args:
-        found: In a whole batch, by all processes.
-        split: Of the samples.
-        plan: Of the views.
+        found: Replacements in a batch, by all processes.
+        split: The split.
+        plan: Plan of the views.
 
     Raises:
-        DataError: a file could be read here and not there.
+        DataError: one process could read a file and another could not.
     """
-    met: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
+    replaced: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
     for replacement in found:
-        met[replacement.pair, replacement.sample].append([row for row, _ in replacement.bad])
-    for (pair, sample), rows in met.items():
+        replaced[replacement.pair, replacement.sample].append([row for row, _ in replacement.bad])
+    for (pair, sample), rows in replaced.items():
         makers = [wanted for wanted in plan.wanted if pair == sample or wanted.view == 1]
         if len(rows) != len(makers) or any(each != rows[0] for each in rows):
             raise DataError(
-                f"{where(split, sample)}: an image could be read by one process and not by another, so that the\n"
-                "storage fails now and then rather than the file. Look at it (dmesg, the file server's log), then go\n"
-                "on with --resume."
+                f"{where(split, sample)}: one process could read an image and another could not, so the storage\n"
+                "fails intermittently rather than the file. Check it (dmesg, log of the file server), then continue\n"
+                "with --resume."
             )
 
 
 class Quarantine:
-    """The rows whose images a run has left out, in a file of its folder: no path, no id."""
+    """The rows whose images a run has replaced, kept in its folder without paths or IDs."""
 
     def __init__(self, folder: Path, budget: int) -> None:
-        """Read what the run has listed before."""
+        """Read the rows that the run has listed before."""
         self._file, self._budget = folder / QUARANTINE, budget
         self._reasons: dict[int, str] = {}
         if self._file.is_file():
@@ -179,11 +178,11 @@ class Quarantine:
         return len(self._reasons)
 
     def rows(self) -> list[int]:
-        """Return the rows."""
+        """Return the listed rows."""
         return list(self._reasons)
 
     def add(self, found: Iterable[Replacement]) -> list[Bad]:
-        """Take in what a batch has met and return what is new, in the order of rows."""
+        """Add the replacements of a batch and return the new entries, ordered by row."""
         new = {row: reason for replacement in found for row, reason in replacement.bad if row not in self._reasons}
         self._reasons |= new
         return sorted(new.items())
@@ -198,7 +197,7 @@ class Quarantine:
         if len(self) > self._budget:
             raise DataError(
                 f"{len(self)} images of {csv_name} cannot be used, more than data.bad_images_budget {self._budget};\n"
-                f"{QUARANTINE} in the run folder lists their rows. Look for what they have in common (disk, download,\n"
-                "decoder); 'medmoco check' finds all such files. Mend them and delete the list, or raise the budget;\n"
-                "then go on with --resume."
+                f"{QUARANTINE} in the run folder lists their rows. Look for a common cause (disk, download, decoder);\n"
+                "'medmoco check' finds all such files. Repair them and delete the list, or raise the budget; then\n"
+                "continue with --resume."
             )

@@ -1,4 +1,4 @@
-"""The samples of every step, and each process's share of them; nothing is stored, see `utils.rng`."""
+"""The samples of every step and each process's share of them, computed without stored state; see `utils.rng`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from medmoco.utils.rng import ORDER, SHUFFLE, SUBSTITUTE, hashed, permutation
 
 @dataclass(frozen=True)
 class Share:
-    """The part of every batch that one of several processes takes."""
+    """The part of every batch that one of several processes computes."""
 
     rank: int = 0
     processes: int = 1
 
     def of(self, length: int) -> slice:
-        """Return the positions of this process in a batch of `length`, which the processes divide evenly."""
+        """Return the positions of this process in a batch of `length`, a multiple of the number of processes."""
         own = length // self.processes
         return slice(self.rank * own, (self.rank + 1) * own)
 
@@ -29,7 +29,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class BatchKey:
-    """Names one training batch of all processes: what a data worker needs to make its share of it."""
+    """Identifies one training batch of all processes: all a data worker needs to make its share of it."""
 
     step: int
     epoch: int
@@ -39,22 +39,23 @@ class BatchKey:
 def key_order(seed: int, step: int, batch_size: int) -> NDArray[np.int64]:
     """Return the order in which the key encoder sees a step's batch: (B,) positions in the order of the queries.
 
-    Batch norm then meets a query and its key in different company. Source: He et al. 2020, section 3.3.
+    Batch norm then uses statistics over different samples for a query and for its key. Source: He et al. 2020, section
+    3.3.
     """
     return permutation(seed, SHUFFLE, step, length=batch_size)
 
 
 def substitute(seed: int, epoch: int, sample: int, attempt: int, samples: int) -> int:
-    """Return what takes the place of a sample whose image cannot be used: another of 0 .. samples - 1, of any.
+    """Return a replacement for a sample whose image cannot be used: any of 0 .. samples - 1.
 
-    Which one depends on nothing else, so that the processes that make the two views of a pair come to the same.
+    It depends only on the arguments, so that processes that make the two views of a pair choose the same one.
     """
     return int(hashed(seed, SUBSTITUTE, epoch, sample, attempt)[0] % np.uint64(samples))
 
 
 @dataclass(frozen=True)
 class StepOrder:
-    """The samples of every step of a run. An epoch's incomplete last batch is left out, another one each epoch."""
+    """The samples of every step of a run; an epoch's incomplete last batch is dropped, a different one each epoch."""
 
     seed: int
     samples: int
@@ -63,12 +64,12 @@ class StepOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the split."""
+        """Number of complete batches in the split."""
         return self.samples // self.batch_size
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the run."""
         return self.steps_per_epoch * self.epochs
 
     def batch(self, step: int) -> BatchKey:

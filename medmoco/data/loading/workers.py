@@ -1,8 +1,8 @@
-"""Data workers: how they start, how many bytes of shared memory they need, and what is said when they die or hang.
+"""Data workers: their start, their shared memory, and errors when they die or hang.
 
-DataLoader leaves three gaps. It raises from a signal handler when a worker dies, which may be in the middle of an
-optimiser's step; it waits for ever for a worker that hangs; and a batch that finds no room in shared memory is lost in
-a thread of the worker. Here a worker's end is met where the next batch is awaited, and nowhere else.
+DataLoader has three gaps. When a worker dies, it raises from a signal handler, which may be in the middle of an
+optimiser step; it waits forever for a worker that hangs; and a batch that does not fit into shared memory is lost in a
+thread of the worker. Here, the end of a worker is handled where the next batch is awaited, and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from medmoco.config import RunSettings
 from medmoco.errors import DataError, SettingsError
 from medmoco.utils.guarded import settle_worker
 
-AHEAD = 4  # batches that each worker makes before they are asked for
-_IN_HAND = 2  # batches that training holds: the one it trains on, and the one before until that has come
+AHEAD = 4  # batches that each worker prefetches
+_IN_HAND = 2  # batches that training holds: the current one, and the previous one until it has been replaced
 
-# Where PyTorch puts the batches of workers on Linux.
+# PyTorch passes the batches of workers through this folder on Linux.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not a temporary file
 
-_SHARE_OF_HANG = 0.75  # of train.hang_seconds, so that what hangs is named before other processes give this one up
+_SHARE_OF_HANG = 0.75  # of train.hang_seconds, so that the cause is reported before other processes give this one up
 
 _GOODBYE_SECONDS = 60.0
 
-_MORE_SHARED_MEMORY = "Give the container more (docker --shm-size=2g, or --ipc=host)"
+_MORE_SHARED_MEMORY = "Give the container more shared memory (docker --shm-size=2g, or --ipc=host)"
 
 
 # Starting, in the worker
@@ -48,27 +48,27 @@ _MORE_SHARED_MEMORY = "Give the container more (docker --shm-size=2g, or --ipc=h
 
 def start_worker(_: int) -> None:
     """Set up a worker process."""
-    # The training process decides when to stop and still needs its workers until it has saved.
+    # The training process decides when to stop, and needs its workers until it has saved.
     settle_worker()
-    # The training process says what a crash means, once; and a core file would hold the image.
+    # The training process explains a crash, once; and a core dump would contain the image.
     for number in (signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV):
         signal.signal(number, signal.SIG_DFL)
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.excepthook = _say_what_is_new
+    sys.excepthook = _print_unexpected
 
 
-def _say_what_is_new(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback, but not that of the thread that hands tensors over when the training process is gone."""
+def _print_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback, unless it is of the thread that sends tensors to a training process that has ended."""
     if not isinstance(error, OSError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def share(tensors: Sequence[Tensor]) -> None:
-    """Move a worker's tensors to shared memory, where the training process finds them; do nothing in the latter.
+    """Move a worker's tensors to shared memory; do nothing in the training process.
 
     Raises:
-        DataError: there is no room.
+        DataError: shared memory is full, or too many files are open.
     """
     if get_worker_info() is None:
         return
@@ -83,13 +83,13 @@ def share(tensors: Sequence[Tensor]) -> None:
 
 def _full() -> str:
     return (
-        f"shared memory ({SHARED_MEMORY}) is full: a batch finds no room.\n"
-        f"{_MORE_SHARED_MEMORY},\nlower data.workers, or set data.workers=0 to do without."
+        f"shared memory ({SHARED_MEMORY}) is full: a batch does not fit.\n"
+        f"{_MORE_SHARED_MEMORY},\nlower data.workers, or set data.workers=0, which needs none."
     )
 
 
 _TOO_MANY_FILES = (
-    "too many open files: each batch on its way takes some. Raise the limit (ulimit -n), or lower data.workers."
+    "too many open files: each batch in transit needs some. Raise the limit (ulimit -n), or lower data.workers."
 )
 
 
@@ -97,7 +97,7 @@ _TOO_MANY_FILES = (
 
 
 def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, None, None]:
-    """Yield what a loader gives, and end its workers in any case; to be closed where it may not be used up.
+    """Yield the items of a loader and always end its workers; close the generator if it may not be exhausted.
 
     Raises:
         DataError: a worker was killed or hangs, or memory ran out.
@@ -110,7 +110,7 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
         _kill([process for process in active_children() if process not in others])
         raise DataError(
             f"a data worker cannot be started: {error.strerror}. Lower data.workers (now {settings.data.workers}), or"
-            " allow\nmore processes (ulimit -u) and memory."
+            " allow\nmore processes (ulimit -u) and more memory."
         ) from None
     workers = [process for process in active_children() if process not in others]
     in_charge = bool(workers) and threading.current_thread() is threading.main_thread()
@@ -129,7 +129,7 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
                 return
             except Exception as error:
                 failure = _explain(error, workers, settings)
-            # Raised only here, as an exception that is being handled keeps the loader alive.
+            # Raised only here, because an exception that is being handled keeps the loader alive.
             if failure:
                 _kill(workers)
                 raise failure
@@ -148,10 +148,10 @@ class _GivenUp(Exception):
 
 @contextmanager
 def _giving_up_after(seconds: float) -> Iterator[None]:
-    """Raise _GivenUp inside the block when it takes too long, wherever it waits; 0 waits for ever.
+    """Raise _GivenUp inside the block after a time limit, wherever it waits; 0 means no limit.
 
-    A signal does it, as DataLoader's own time-out neither sees a worker that has died nor one that hangs while it hands
-    a batch over.
+    A signal is used because DataLoader's own timeout detects neither a worker that has died nor one that hangs while it
+    sends a batch.
     """
     if not seconds or threading.current_thread() is not threading.main_thread():
         yield
@@ -170,44 +170,44 @@ def _giving_up_after(seconds: float) -> Iterator[None]:
 
 
 def _explain(error: Exception, workers: list[BaseProcess], settings: RunSettings) -> Exception:
-    """Say what a failure of the loader means; return the failure itself where it means a bug."""
+    """Return an error that explains a failure of the loader, or the failure itself if it is a bug."""
     workers_now = f"data.workers (now {settings.data.workers})"
     if isinstance(error, _GivenUp):
         seconds = _SHARE_OF_HANG * settings.train.hang_seconds
         return DataError(
-            f"the data workers have given no batch for {seconds:g} s: the storage or a decoder hangs.\n"
-            "Look whether the images can be read (the file server, dmesg); 'medmoco check' and 'medmoco pack' give up\n"
-            "on a file that hangs its decoder. Where the storage is that slow, raise train.hang_seconds."
+            f"the data workers have delivered no batch for {seconds:g} s: the storage or a decoder hangs.\n"
+            "Check whether the images can be read (file server, dmesg); 'medmoco check' and 'medmoco pack' skip files\n"
+            "that hang their decoder. If the storage is that slow, raise train.hang_seconds."
         )
     if isinstance(error, MemoryError):
-        return DataError(f"a data worker found no memory. Lower {workers_now}, or give the job more.")
+        return DataError(f"a data worker ran out of memory. Lower {workers_now}, or give the job more memory.")
     if "Too many open files" in str(error) or "ancdata" in str(error):
         return DataError(_TOO_MANY_FILES)
     code = _first_exit_code(workers)
     if code == -signal.SIGKILL:
         return DataError(
-            "a data worker was killed (SIGKILL), most often by the system for lack of memory.\n"
+            "a data worker was killed (SIGKILL), usually by the system because memory ran out.\n"
             f"Lower {workers_now} or train.global_batch_size, or give the job more memory (SLURM --mem,\n"
             "docker --memory)."
         )
     if code == -signal.SIGBUS:
         return DataError(
             f"a data worker was killed by SIGBUS: shared memory ({SHARED_MEMORY}) is full, or a disk failed.\n"
-            f"{_MORE_SHARED_MEMORY},\nlower {workers_now}, or set data.workers=0 to do without."
+            f"{_MORE_SHARED_MEMORY},\nlower {workers_now}, or set data.workers=0, which needs none."
         )
     if code is not None and code < 0:
         return DataError(
-            f"a data worker was killed by {signal.Signals(-code).name}: as a rule an image crashes its decoder.\n"
-            "'medmoco check' finds the row; 'medmoco pack' survives it, and data.pack trains from what it made."
+            f"a data worker was killed by {signal.Signals(-code).name}: usually an image has crashed its decoder.\n"
+            "'medmoco check' finds the row; 'medmoco pack' survives such files, and data.pack trains from the pack."
         )
     if code is not None:
-        return DataError(f"a data worker ended by itself with exit code {code}; try data.workers=0, which says why.")
+        return DataError(f"a data worker exited with code {code}; run with data.workers=0 to see the reason.")
     return error
 
 
 def _first_exit_code(workers: list[BaseProcess]) -> int | None:
-    """Return how the first worker ended that failed; None where all live or ended in peace."""
-    # One whose connection broke is about to end: first its files are closed, then it can be waited for.
+    """Return the exit code of the first worker that failed; None if all are alive or ended normally."""
+    # A worker whose connection broke is about to end: its files are closed before it can be waited for.
     ending = wait([worker.sentinel for worker in workers], timeout=1)
     for worker in workers:
         if worker.sentinel in ending:
@@ -222,27 +222,27 @@ def _kill(workers: list[BaseProcess]) -> None:
         worker.join()
 
 
-# Room in shared memory
+# Space in shared memory
 
 
 def shared_memory_place() -> str:
-    """Name the shared memory of this process, the same for all processes that share it; blank where there is none."""
+    """Return a name for this process's shared memory, equal for all processes that share it; blank if none."""
     if not SHARED_MEMORY.is_dir():
         return ""
     return f"{socket.gethostname()} {os.stat(SHARED_MEMORY).st_dev}"
 
 
 def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: int, views: int = 2) -> None:
-    """Refuse to train where the batches of the data workers do not fit in shared memory.
+    """Refuse to train if the batches of the data workers do not fit into shared memory.
 
     Args:
-        settings: Of the run.
-        share_of_batch: Images of a batch that each process takes.
-        processes: That use the same shared memory.
-        views: Of each image.
+        settings: Settings of the run.
+        share_of_batch: Images of a batch per process.
+        processes: Number of processes that use the same shared memory.
+        views: Views per image.
 
     Raises:
-        SettingsError: too little is free.
+        SettingsError: too little shared memory is free.
     """
     workers = settings.data.workers
     if not workers or not SHARED_MEMORY.is_dir():
@@ -254,21 +254,21 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
     fitting = (n for n in range(workers, 0, -1) if shared_bytes(settings, share_of_batch, processes, n, views) <= free)
     fewer = next(fitting, 0)
     raise SettingsError(
-        f"data.workers {workers}: what they make ahead takes up to {needed / 1e6:.3g} MB of shared memory, but"
+        f"data.workers {workers}: their prefetched batches take up to {needed / 1e6:.3g} MB of shared memory, but"
         f" {SHARED_MEMORY} has {free / 1e6:.3g} MB free\n"
         f"({f'{processes} processes x ' * (processes > 1)}{AHEAD * workers + _IN_HAND} batches of {share_of_batch}"
         f" {'pairs of ' * (views > 1)}views).\n"
-        f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which does without' * (not fewer)}."
+        f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which needs none' * (not fewer)}."
     )
 
 
 def _free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
 
 
 def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int, views: int = 2) -> int:
-    """Return what the batches under way take at most: of training, and of the kNN score on the first process."""
+    """Return the largest size of all batches in transit, in bytes: of training, and of kNN on the first process."""
     batches, pixel = AHEAD * workers + _IN_HAND, settings.data.channel_count * settings.data.bit_depth // 8
     training = processes * batches * share_of_batch * views * settings.views.size**2 * pixel
     if not (settings.data.labels and settings.train.knn_every):

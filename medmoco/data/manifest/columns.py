@@ -1,8 +1,8 @@
-"""The one place that decides what a column's name means: `Patient ID`, `patient_id` and `subject` all mean PatientID.
+"""Synonyms of column names: `Patient ID`, `patient_id` and `subject` all mean PatientID.
 
-Case, spaces and punctuation do not count. The other names are those of public tables (ChestX-ray14, CheXpert, PadChest,
-MIMIC-CXR, VinDr, RSNA, SIIM, EMBED, BIDS), of DICOM and of trial databases. A name that may mean something else, such
-as "case", is not among them: commands say anyway when a table names no patient.
+Case, spaces and punctuation are ignored. The synonyms come from public data sets (ChestX-ray14, CheXpert, PadChest,
+MIMIC-CXR, VinDr, RSNA, SIIM, EMBED, BIDS), from DICOM and from trial databases. Ambiguous names, such as "case", are
+not included: commands warn anyway if a table has no patient column.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
     "Age": (r"(?:patients?)?age(?:in)?(?:y|yrs|years)?",),
     "Laterality": (r"(?:image)?laterality|side|leftright",),
 }
-"""Reserved column -> what its other names look like in small letters and digits, the likeliest first."""
+"""Reserved column -> patterns of its synonyms in lower-case letters and digits, the most likely first."""
 
 
 def meaning(name: str) -> tuple[str, int] | None:
-    """Return the reserved column that a name stands for and how far down its list it is; None where it is none."""
+    """Return the reserved column that a name means and the rank of the matching pattern; None if it means none."""
     plain = "".join(letter for letter in name.casefold() if letter.isalnum())
-    plain = plain.removesuffix("dicom") or plain  # PadChest's, of what it has from headers
+    plain = plain.removesuffix("dicom") or plain  # PadChest adds it to columns taken from DICOM headers
     for column, patterns in _PATTERNS.items():
-        for place, pattern in enumerate(patterns):
+        for rank, pattern in enumerate(patterns):
             if re.fullmatch(pattern, plain):
-                return column, place
+                return column, rank
     return None
 
 
 def other_name(column: str, names: Iterable[str], labels: Collection[str] = ()) -> str | None:
-    """Return the name that stands for a column which is not among the names; None where there is none.
+    """Return the most likely synonym of a column among the names of a table, or None if there is none.
 
     Args:
-        column: Reserved, or any name for one.
-        names: Of a table's columns.
-        labels: Those that are labels, and so stand for nothing else.
+        column: A reserved column, or a synonym of one.
+        names: Column names of the table.
+        labels: Label columns, which are never synonyms.
     """
-    wanted = meaning(column)
-    if wanted is None:
+    target = meaning(column)
+    if target is None:
         return None
-    found = {
-        name: means[1] for name in names if name not in labels and (means := meaning(name)) and means[0] == wanted[0]
+    ranks = {
+        name: means[1] for name in names if name not in labels and (means := meaning(name)) and means[0] == target[0]
     }
-    return min(found, key=lambda name: found[name], default=None)
+    return min(ranks, key=lambda name: ranks[name], default=None)

@@ -1,8 +1,8 @@
-"""One CSV file as text cells: every record with the row it has in a spreadsheet, no cell guessed at, none lost.
+"""Read a CSV file as text cells, with the spreadsheet row of every record.
 
-The header is row 1 and the first record row 2. A record whose quoted cells hold line breaks is one row. Spaces around
-column names and ids are dropped here, and so nowhere else: "P01 " is the patient "P01".
-Source: DICOM PS3.5 table 6.2-1, values of LO may be padded with spaces, which are not significant.
+The header is row 1 and the first record row 2. A record whose quoted cells contain line breaks is one row. Spaces
+around column names and IDs are stripped here and only here: "P01 " is the patient "P01".
+Source: DICOM PS3.5 table 6.2-1: values of VR LO may be padded with spaces, which are not significant.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from medmoco.errors import ManifestError
 from medmoco.utils.files import IMAGE_SUFFIXES
 from medmoco.utils.tables import read_bytes
 
-_UNNAMED = "Unnamed: "  # pandas' word for a column without a name
+_UNNAMED = "Unnamed: "  # pandas' prefix for columns without a name
 
 
 @dataclass(frozen=True)
 class CsvFile:
-    """One file.
+    """The records of a CSV file.
 
     Attributes:
         path: The file.
-        table: N records, every column as text.
+        table: N records, with every column as text.
         rows: (N,) int64, the row of each record.
-        sha256: Of the content, inflated.
+        sha256: SHA-256 of the content after decompression.
     """
 
     path: Path
@@ -44,16 +44,16 @@ class CsvFile:
     sha256: str
 
     def select(self, mask: NDArray[np.bool_]) -> CsvFile:
-        """Return the records that a mask (N,) chooses."""
+        """Return the records that a mask (N,) selects."""
         return replace(self, table=self.table[mask], rows=self.rows[mask])
 
     def refuse(self, bad: NDArray[np.bool_], what: str, columns: Sequence[str] = ()) -> None:
         """Raise ManifestError for the first bad row, if there is one.
 
         Args:
-            bad: (N,), which are.
-            what: Ends the sentence and says the remedy.
-            columns: Where numbers belong: if a cell there has a decimal comma, the message says so.
+            bad: (N,), mask of the bad rows.
+            what: End of the message, with the remedy.
+            columns: Columns of numbers; if a cell there has a decimal comma, the message says so.
         """
         if bad.any():
             first = int(bad.argmax())
@@ -62,12 +62,12 @@ class CsvFile:
             raise ManifestError(f"{self.path}: row {self.rows[first]}{more}: {what}{max(hints, default='')}")
 
     def refuse_other_name(self, column: str, how: str, labels: Collection[str] = ()) -> None:
-        """Raise ManifestError where an optional column is absent and another seems to be meant for it.
+        """Raise ManifestError if an optional column is missing and another one seems to be meant.
 
         Args:
-            column: Reserved; see `medmoco.data.manifest.columns`.
-            how: Its cells are to be, such as "with frames counted from 1".
-            labels: Columns that are labels.
+            column: Reserved column; see `medmoco.data.manifest.columns`.
+            how: What its cells must contain, such as "with frames counted from 1".
+            labels: Label columns.
         """
         if column not in self.table and (other := other_name(column, self.table.columns, labels)):
             raise ManifestError(
@@ -76,7 +76,7 @@ class CsvFile:
             )
 
     def require(self, column: str, remedy: str) -> None:
-        """Raise ManifestError unless there is such a column; `remedy` ends the sentence."""
+        """Raise ManifestError if a column is missing; `remedy` ends the message."""
         if column in self.table.columns:
             return
         columns = [name for name in self.table.columns if not name.startswith(_UNNAMED)]
@@ -90,14 +90,14 @@ class CsvFile:
 
 
 def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
-    """Read a file as text cells, refusing any row that a lenient reader would pad, cut or guess at.
+    """Read a CSV as text cells, and refuse rows that other readers would pad, truncate or guess.
 
     Args:
         path: The file.
-        repetitive: Columns of few distinct texts, to be held in a byte a cell instead of eight.
+        repetitive: Columns with few distinct values, stored in one byte per cell instead of eight.
 
     Raises:
-        ManifestError: it cannot be opened, is no UTF-8 text, or has a row that is not as wide as the header.
+        ManifestError: the file cannot be opened, is not UTF-8 text, or has a row whose width differs from the header.
     """
     raw = read_bytes(path)
     _check_text(path, raw)
@@ -110,7 +110,7 @@ def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
         raise ManifestError(
             f"{path}: row {row + 1} has {widths[row]} cells, but the header has {len(header)};\n"
             f"add or remove a '{separator}', or put cells that contain it in double quotes".replace("\t", "\\t")
-            + ("; a number with a decimal comma (0,5) is two cells: write 0.5" if comma else "")
+            + ("; a number with a decimal comma (0,5) counts as two cells: write 0.5" if comma else "")
         )
     table = pd.read_csv(
         io.BytesIO(raw), encoding="utf-8-sig", sep=separator, dtype=str, keep_default_na=False,
@@ -120,7 +120,7 @@ def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
     for name in table.columns.intersection([PATIENT, STUDY]):
         table[name] = table[name].str.strip()
     for name in table.columns.intersection(list(repetitive)):
-        table[name] = table[name].astype("category")  # not by read_csv, which makes numbers of such texts
+        table[name] = table[name].astype("category")  # not by read_csv, which would convert such text to numbers
     filled = widths[1:] > 0
     rows = np.arange(2, len(widths) + 1, dtype=np.int64)
     return CsvFile(path, table[filled], rows[filled], hashlib.sha256(raw).hexdigest())
@@ -136,18 +136,22 @@ def _check_text(path: Path, raw: bytes) -> None:
         raise ManifestError(f"{path}: line {row} is not UTF-8 text; save the file as 'CSV UTF-8'") from None
     if b"\0" in raw:
         line = 1 + raw.count(b"\n", 0, raw.index(b"\0"))
-        raise ManifestError(f"{path}: line {line} holds a NUL byte; the file is damaged or not a CSV, export it again")
+        raise ManifestError(
+            f"{path}: line {line} contains a NUL byte; the file is damaged or not a CSV, export it again"
+        )
 
 
 def _bare(name: str) -> str:
-    """Return a column's name without spaces, and without a second byte-order mark."""
+    """Return a column's name without surrounding spaces and without a second byte-order mark."""
     return name.strip("\ufeff").strip()
 
 
 def _header(path: Path, start: str) -> tuple[list[str], str]:
-    """Return the column names and the separator, which is the one that yields a Path column or most columns."""
+    """Return the column names and the separator, chosen to yield a Path column or else the most columns."""
     if start[:4].lower() == "sep=":
-        raise ManifestError(f"{path}: row 1 is a note to Excel, {start[:5]!r}; delete it, row 1 must name the columns")
+        raise ManifestError(
+            f"{path}: row 1 is an instruction for Excel, {start[:5]!r}; delete it, row 1 must name the columns"
+        )
     headers = {}
     for separator in (",", ";", "\t"):
         try:
@@ -156,7 +160,7 @@ def _header(path: Path, start: str) -> tuple[list[str], str]:
             continue
         headers[separator] = list(map(_bare, cells))
     if not headers:
-        raise ManifestError(f"{path}: row 1 has an unclosed quote; its first row must name the columns")
+        raise ManifestError(f"{path}: row 1 has an unclosed quote; it must name the columns")
     separator, header = max(headers.items(), key=lambda item: ("Path" in item[1], len(item[1])))
     if not header:
         raise ManifestError(f"{path}: row 1 is an empty line; it must name the columns, Path among them")
@@ -169,8 +173,8 @@ def _header(path: Path, start: str) -> tuple[list[str], str]:
 
 
 def _record_widths(path: Path, raw: bytes, separator: str) -> NDArray[np.int32]:
-    """Count the cells of every record: pandas pads short rows with blanks and may cut long ones without a word."""
-    # Decoded piece by piece, here and by pandas: the whole text takes up to four bytes a letter.
+    """Return the number of cells of every record: pandas pads short rows and may truncate long ones silently."""
+    # Decoded in pieces, here and by pandas: the whole text would take up to four bytes per character.
     lines = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline="")
     reader = csv.reader(lines, delimiter=separator, strict=True)
     widths: list[int] = []
@@ -179,6 +183,6 @@ def _record_widths(path: Path, raw: bytes, separator: str) -> NDArray[np.int32]:
     except csv.Error as error:
         raise ManifestError(
             f"{path}: row {len(widths) + 1} cannot be read: {error};\n"
-            'a double quote is left open or not doubled ("") inside a quoted cell'
+            'a double quote is not closed, or not doubled ("") inside a quoted cell'
         ) from None
     return np.array(widths, np.int32)

@@ -1,4 +1,4 @@
-"""Whether the files of a split are there, are files, and lie where they should; if not, whether they only seem gone."""
+"""Check that the files of a split exist, are regular files and lie below the root; suggest where missing files are."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import ManifestError
 from medmoco.utils.files import IMAGE_SUFFIXES
 
-FOUND = "the file is there"
-"""How what is known of a missing file begins."""
+FOUND = "the file exists"
+"""Start of every hint about a missing file."""
 
-_SHOWN = 3  # rows that a message names
-_MOST_NAMES = 200_000  # looked at in a folder, which takes some tenths of a second
-_MOST_FOLDERS = 20  # looked into for each missing file
+_SHOWN = 3  # rows named in a message
+_MOST_NAMES = 200_000  # read from a folder, which takes a few tenths of a second
+_MOST_FOLDERS = 20  # searched for each missing file
 
 
 class FileFault(Enum):
-    """Why a file is not to be read: what is said of several, and the remedy."""
+    """Reasons not to read a file: the predicate of a message about several files, and the remedy."""
 
     MISSING = "do not exist", "check data.root and the Path column"
-    UNREACHABLE = "cannot be reached", "check the permissions, and symbolic links for circles"
+    UNREACHABLE = "cannot be reached", "check the permissions, and symbolic links for loops"
     NO_FILE = "are folders, pipes or devices", "correct the Path column"
     OUTSIDE = (
         "lie outside data.root, where a symbolic link leads",
@@ -42,16 +42,16 @@ class FileFault(Enum):
 def check_files(
     split: Split, data: DataSettings, refused: Iterable[FileFault] = FileFault, column: str = "Path"
 ) -> None:
-    """Look for every file on disk, without opening it.
+    """Check every file of a split on disk, without opening it.
 
     Args:
-        split: Rows whose files are looked for.
-        data: Names the root, and says whether symbolic links may leave it.
-        refused: What is looked for.
-        column: Of the manifest that names the files.
+        split: Rows whose files are checked.
+        data: Data settings with the root, and whether symbolic links may leave it.
+        refused: Faults to refuse.
+        column: Manifest column with the paths, for messages.
 
     Raises:
-        ManifestError: some are missing, no files or outside the root; gives the count and the first three rows.
+        ManifestError: files have one of these faults; gives the count and the first three rows.
     """
     root = data.root.replace("{split}", split.name)
     faults = np.array(list(file_faults(split.files, root, allow_symlinks=data.allow_symlinks)), dtype=object)
@@ -59,34 +59,36 @@ def check_files(
         rows = split.rows[faults == fault]
         if len(rows):
             first = ", ".join(str(row) for row in rows[:_SHOWN]) + (", ..." if len(rows) > _SHOWN else "")
-            hints = _near_misses(split, faults) if fault is FileFault.MISSING else ""
+            hints = _hints(split, faults) if fault is FileFault.MISSING else ""
             raise ManifestError(
                 f"{split.csv}: {len(rows)} of {len(split)} {split.name} files {fault.value[0]} (rows {first});\n"
                 f"{(hints + fault.value[1]).replace('Path', column)}"
             )
 
 
-def _near_misses(split: Split, faults: NDArray[Any]) -> str:
-    """Return a line for each of the first missing files that has another name."""
+def _hints(split: Split, faults: NDArray[Any]) -> str:
+    """Return a line for each of the first missing files that exists under a similar name."""
     first = np.flatnonzero(faults == FileFault.MISSING)[:_SHOWN]
     rows: dict[str, list[str]] = {}
     for at in first:
-        rows.setdefault(near_miss(split.files[at]), []).append(str(split.rows[at]))
+        rows.setdefault(similar_file_hint(split.files[at]), []).append(str(split.rows[at]))
     return "".join(
-        f"row{'s' if len(found) > 1 else ''} {', '.join(found)}: {hint};\n" for hint, found in rows.items() if hint
+        f"row{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}: {hint};\n"
+        for hint, numbers in rows.items()
+        if hint
     )
 
 
 def file_faults(files: Iterable[str], root: str, *, allow_symlinks: bool) -> Iterator[FileFault | None]:
-    """Look at every file without opening it; yield what is wrong with it, or None.
+    """Check every file without opening it; yield its fault, or None.
 
-    One `lstat` per file and one per folder, as a manifest lists a folder's files together; only what is a symbolic link
-    is resolved, which takes ten times as long. The root may itself be a link, or lie below one.
+    One `lstat` per file and one per folder suffice, as a manifest lists a folder's files together; only symbolic links
+    are resolved, which takes ten times as long. The root may itself be a link, or lie below one.
 
     Args:
-        files: Root and Path joined, the Paths without "..".
-        root: Folder that they must lie in.
-        allow_symlinks: Links may lead out of the root.
+        files: Root and Path joined; the Paths contain no "..".
+        root: Folder that must contain the files.
+        allow_symlinks: Whether links may lead out of the root.
     """
     top = os.path.realpath(root)
 
@@ -124,94 +126,94 @@ def _fault(file: str, within: str | None, resolve: Callable[[str], str]) -> File
 
 
 class _Listing(NamedTuple):
-    """Names in a folder: by what is left of them in small letters, by that without the suffix, and the folders."""
+    """The content of a folder: names by their normalised form, with and without suffix, and the subfolders."""
 
     names: dict[str, str]
     stems: dict[str, str]
     folders: list[str]
 
 
-def near_miss(file: str) -> str:
-    """Say where a file is that is not where it should be; nothing where none like it is found.
+def similar_file_hint(file: str) -> str:
+    """Return how a similar file that exists differs from a missing one; blank if none is found.
 
-    The answer says how the names differ and holds none.
+    The hint describes the difference without quoting any name.
 
     Args:
         file: Root and Path joined.
     """
     differences: dict[str, None] = {}
     if "\\" in file:
-        file, differences = file.replace("\\", "/"), {"with / in place of each backslash": None}
+        file, differences = file.replace("\\", "/"), {"with / instead of each backslash": None}
     folder = file
     missing: list[str] = []
     while not os.path.isdir(folder) and folder not in ("", "/"):
         folder, name = os.path.split(folder)
         missing.insert(0, name)
     try:
-        place = _without_or_within_folder(folder, missing)
-        differences |= dict.fromkeys([place] if place else _differences(folder, missing))
+        relocation = _relocation(folder, missing)
+        differences |= dict.fromkeys([relocation] if relocation else _differences(folder, missing))
     except (LookupError, OSError):
         return ""
     return f"{FOUND} {' and '.join(differences)}" if differences else ""
 
 
-def _without_or_within_folder(folder: str, missing: list[str]) -> str:
-    """Say whether the last of the missing names are in the folder itself, or all of them in one below it."""
+def _relocation(folder: str, missing: list[str]) -> str:
+    """Return whether the file exists without its first missing folders, or within one more folder; blank if not."""
     for skipped in range(1, len(missing)):
         if os.path.isfile(os.path.join(folder, *missing[skipped:])):
             return f"without the first {f'{skipped} folders' if skipped > 1 else 'folder'} of its Path"
     below = _listing(folder or ".", os.stat(folder or ".").st_mtime_ns).folders
     if any(os.path.isfile(os.path.join(folder, name, *missing)) for name in below):
-        return "in a folder that its Path leaves out"
+        return "in a folder that its Path omits"
     return ""
 
 
 def _differences(folder: str, missing: list[str]) -> list[str]:
-    """Say how the missing names, each in the folder before it, differ from those of a file that is there.
+    """Return how the missing names, each inside the one before, differ from those of an existing file.
 
     Raises:
-        LookupError: there is none.
+        LookupError: there is no such file.
         OSError: a folder cannot be read.
     """
-    found = []
+    differences = []
     for name in missing:
-        there = _listing(folder or ".", os.stat(folder or ".").st_mtime_ns)
+        listing = _listing(folder or ".", os.stat(folder or ".").st_mtime_ns)
         plain = _plain(name)
-        if plain in there.names:
-            other = there.names[plain]
+        if plain in listing.names:
+            other = listing.names[plain]
         elif name is missing[-1]:
             stem = os.path.splitext(plain)[0]
-            other = there.stems.get(plain) or there.stems.get(stem) or there.names[stem]
-            found.append("with another suffix (file extension)")
+            other = listing.stems.get(plain) or listing.stems.get(stem) or listing.names[stem]
+            differences.append("with another suffix (file extension)")
         else:
             raise LookupError
         ours, theirs = (unicodedata.normalize("NFC", text.strip()) for text in (name, other))
         if name.strip() != name or other.strip() != other:
-            found.append("with other spaces at the ends of its name")
+            differences.append("with different spaces around its name")
         if ours != theirs and ours.casefold() == theirs.casefold():
-            found.append("in another case (capital and small letters)")
+            differences.append("with different upper and lower case")
         if ours != name.strip() or theirs != other.strip():
-            found.append("with letters in another Unicode form (NFC or NFD)")
+            differences.append("in another Unicode normal form (NFC or NFD)")
         folder = os.path.join(folder, other)
     if not os.path.isfile(folder):
         raise LookupError
-    return found
+    return differences
 
 
 @lru_cache(maxsize=2)
 def _listing(folder: str, _changed: int) -> _Listing:
-    """List a folder, again when it has changed."""
-    found = _Listing({}, {}, [])
+    """Return the content of a folder, cached until it changes."""
+    listing = _Listing({}, {}, [])
     with os.scandir(folder) as entries:
         for entry in islice(entries, _MOST_NAMES):
             plain = _plain(entry.name)
-            found.names[plain] = entry.name
+            listing.names[plain] = entry.name
             stem, suffix = os.path.splitext(plain)
             if suffix in IMAGE_SUFFIXES:
-                found.stems[stem] = entry.name
-            if len(found.folders) < _MOST_FOLDERS and entry.is_dir():
-                found.folders.append(entry.name)
-    return found
+                listing.stems[stem] = entry.name
+            if len(listing.folders) < _MOST_FOLDERS and entry.is_dir():
+                listing.folders.append(entry.name)
+    return listing
 
 
 def _plain(name: str) -> str:

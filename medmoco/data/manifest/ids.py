@@ -1,7 +1,7 @@
-"""Patient ids that other programs have spoiled: numbers that became floats, blanks that became words.
+"""Patient IDs that other programs have corrupted: numbers turned into floats, blanks turned into words.
 
-Ids are text and none is changed, "012" and "12" are two patients. But what is told here makes two patients of one, or
-one of many, and is said wherever patients count.
+IDs are text and are never changed: "012" and "12" are two patients. The doubtful IDs found here split one patient into
+two or merge several into one, so the user is warned wherever patients are counted.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 
 DOUBTS = {
     "id with and without .0": (
-        "ending in .0 (12.0) that other rows have without (12): probably one patient, taken as two; write them alike"
+        "ending in .0 (12.0) that other rows have without it (12): probably one patient counted as two; use one form"
     ),
-    "id like a blank": "that names nobody, such as nan: they are taken as one patient; leave these cells blank",
-    "id rounded": "that a spreadsheet rounded (1.2E+10): patients may share it; export the ids again, as text",
+    "id like a blank": "that means a missing value, such as nan: they count as one patient; leave these cells blank",
+    "id rounded": "that a spreadsheet has rounded (1.2E+10): patients may share it; export the IDs again, as text",
 }
-"""Kind of doubt -> how "rows have a PatientID ..." goes on."""
+"""Kind of doubt -> the rest of a sentence that begins "rows have a PatientID"."""
 
 POINT, BLANK, ROUNDED = DOUBTS
 _BLANKS = {"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat", "unknown", "missing", "-", "?"}
 
 
 def doubts(ids: pd.Series[str]) -> NDArray[np.object_]:
-    """Return the kind of doubt about each id, (N,); blank where there is none.
+    """Return the kind of doubt about each ID, (N,); blank if there is none.
 
-    A word for nobody is doubtful where several rows have it: one alone is as good as an id.
+    A word for a missing value is doubtful only if several rows share it: a single one is as good as an ID.
     """
     codes, texts = pd.factorize(ids)
     known = set(texts)

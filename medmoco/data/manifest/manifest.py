@@ -1,7 +1,7 @@
-"""The CSV that lists the images: read whole, checked whole, nothing dropped silently.
+"""Read and check manifests, the CSV files that list the images; no row is dropped silently.
 
-A row is numbered as a spreadsheet shows it: the header is row 1 and the first record row 2. A record whose quoted cells
-hold line breaks is one row. Messages and notices carry row numbers, never a Path or an id.
+Rows are numbered as in a spreadsheet: the header is row 1 and the first record row 2. A record whose quoted cells
+contain line breaks is one row. Messages and notices contain row numbers, never a Path or an ID.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Split:
 
     Attributes:
         name: train, val or test.
-        csv: The file that the rows come from.
+        csv: The file with the rows.
         rows: (N,) int64, the row of each record in that file.
-        files: (N,) StringDType, root and Path joined. Not Python strings: touching one writes its reference count, so
-            that workers, which share this memory at first, would copy it bit by bit.
-        frames: (N,) int64, from 1.
-        patients: (N,) int64, one code per patient, the same in all splits that were loaded together.
+        files: (N,) StringDType, root and Path joined. Not Python strings: reading one changes its reference count, so
+            workers, which initially share this memory, would gradually copy it.
+        frames: (N,) int64, counted from 1.
+        patients: (N,) int64, one code per patient, consistent across splits that were loaded together.
         label_names: L names in the order of the settings.
         labels: (N, L) float32, 0, 1 or NaN, after the policy of each label.
         raw_labels: (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file.
-        table: N records, every column as text; labels, which repeat a few texts, as pandas categories of it.
-        sha256: Of the file.
-        notices: What a user should know about these rows.
+        table: N records, with every column as text; label columns as pandas categories of text.
+        sha256: SHA-256 of the file.
+        notices: Warnings about these rows for the user.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Split:
 
     @property
     def names_frames(self) -> bool:
-        """Whether the manifest has a Frame column, so that a first frame is meant."""
+        """Whether the manifest has a Frame column, so that reading the first frame is intended."""
         return "Frame" in self.table.columns
 
     def select(self, which: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Split:
-        """Return the rows that a mask (N,) or positions (M,) choose, in that order."""
+        """Return the rows selected by a mask (N,) or by positions (M,), in that order."""
         return replace(
             self,
             rows=self.rows[which],
@@ -89,15 +89,15 @@ class Split:
 def load_manifest(
     data: DataSettings, names: Sequence[str] = SPLITS, *, patients_matter: bool = True
 ) -> dict[str, Split]:
-    """Read and check the splits; the files themselves are not touched, see `medmoco.data.manifest.file_checks`.
+    """Read and check splits of a manifest; the image files are checked by `medmoco.data.manifest.file_checks`.
 
     Args:
-        data: Where the manifest and the images are, and the labels.
-        names: The splits wanted, of train, val and test.
-        patients_matter: Refuse a manifest whose PatientID seems to have another name; without it a notice says so.
+        data: Data settings: manifest, root and labels.
+        names: Splits to load, from train, val and test.
+        patients_matter: Refuse a manifest whose PatientID seems to have another name, instead of warning.
 
     Raises:
-        ManifestError: a file, split, column or cell that is missing or cannot be used; names the file and the row.
+        ManifestError: a file, split, column or cell is missing or invalid; names the file and the row.
     """
     files = _split_files(data, names)
     for file in files.values():
@@ -109,28 +109,28 @@ def load_manifest(
 
 
 def names_patients(table: pd.DataFrame) -> bool:
-    """Return whether some row has a PatientID."""
+    """Return whether any row has a PatientID."""
     return PATIENT in table and bool((table[PATIENT] != "").any())
 
 
 def patient_column_meant(table: pd.DataFrame, labels: Collection[str] = ()) -> str | None:
-    """Return the column that seems to name the patient where PatientID does not; None where PatientID does or none."""
+    """Return the column that seems to identify the patient if PatientID is missing or blank, or None."""
     if names_patients(table):
         return None
     return other_name(PATIENT, (name for name in table.columns if name != PATIENT), labels)
 
 
 def no_patients(other: str) -> str:
-    """Return what is wrong with a manifest where `other` seems to be the column of patients."""
+    """Return the error message for a manifest where `other` seems to be the patient column."""
     return (
-        f"no row has a PatientID, but the column {other!r} seems to name the patient; rename it to PatientID.\n"
-        "As it is, every image counts as its own patient, and nobody sees a patient who is in two splits.\n"
-        "If the column means something else, give it a name that says so"
+        f"no row has a PatientID, but the column {other!r} seems to identify the patient; rename it to PatientID.\n"
+        "Otherwise every image counts as its own patient, and patients in two splits go undetected.\n"
+        "If the column means something else, give it a clearer name"
     )
 
 
 def present_splits(data: DataSettings) -> tuple[str, ...]:
-    """Return which of train, val and test the manifest has; all where it has none, for `load_manifest` to refuse."""
+    """Return the splits that the manifest has; all three if it has none, so that `load_manifest` refuses it."""
     if data.manifest.is_file() and "Split" in (table := read_csv(data.manifest).table):
         named = set(table["Split"].str.strip().str.lower())
     else:
@@ -139,13 +139,13 @@ def present_splits(data: DataSettings) -> tuple[str, ...]:
 
 
 def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read any CSV as text, and its label columns as numbers too; the index of both is the row in the file.
+    """Return a CSV as text, and its label columns also as numbers; the index of both is the row in the file.
 
     Returns:
         The N records with every column as text, and (N, L) labels: 1, 0, -1 (uncertain) or nan (missing).
 
     Raises:
-        ManifestError: the file, a row or a label cell cannot be used; names the file and the row.
+        ManifestError: the file, a row or a label cell is invalid; names the file and the row.
     """
     file = read_csv(path)
     for label in labels:
@@ -155,15 +155,17 @@ def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd
 
 
 def select_where(split: Split, expression: str) -> Split:
-    """Return the rows that meet an expression such as "Pneumonia == 1"; its grammar is in `row_filter`.
+    """Return the rows that meet an expression such as "Pneumonia == 1" (grammar in `row_filter`).
 
     Raises:
-        SettingsError: the expression cannot be read, or names a column that is not there.
-        ManifestError: no row is left, or a cell cannot be compared.
+        SettingsError: the expression cannot be parsed, or names a missing column.
+        ManifestError: no row meets it, or a cell cannot be compared.
     """
     selected = split.select(matching_rows(split.table, split.rows, expression))
     if not len(selected):
-        raise ManifestError(f"{split.csv}: none of the {len(split)} {split.name} rows meets 'where'; loosen it")
+        raise ManifestError(
+            f"{split.csv}: none of the {len(split)} {split.name} rows meets 'where'; relax the condition"
+        )
     return selected
 
 
@@ -171,52 +173,52 @@ def select_where(split: Split, expression: str) -> Split:
 
 
 def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]:
-    """Return the records of each split, with their Paths checked."""
+    """Return the records of each split, after checking their Paths."""
     manifest = data.manifest
     if manifest.is_dir():
         files = {name: read_csv(_split_file(manifest, name), data.labels) for name in names}
         for file in files.values():
             _check_paths(file, ["Path", "Frame"], data)
             if not len(file.rows):
-                raise ManifestError(f"{file.path}: no rows below the header; leave the split out or fill it")
+                raise ManifestError(f"{file.path}: there are no rows below the header; add rows or leave the split out")
         return files
     if not manifest.is_file():
         raise ManifestError(
             f"data.manifest: {manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
             "or one CSV with a Split column"
         )
-    whole = read_csv(manifest, data.labels)
-    _check_paths(whole, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
-    return _by_split(whole, names)
+    file = read_csv(manifest, data.labels)
+    _check_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
+    return _by_split(file, names)
 
 
 def _split_file(manifest: Path, name: str) -> Path:
-    """Return NAME.csv or NAME.csv.gz, whichever is there."""
-    here = [file for file in (manifest / f"{name}.csv", manifest / f"{name}.csv.gz") if file.is_file()]
-    if len(here) == 1:
-        return here[0]
-    if here:
+    """Return NAME.csv or NAME.csv.gz, whichever exists."""
+    existing = [file for file in (manifest / f"{name}.csv", manifest / f"{name}.csv.gz") if file.is_file()]
+    if len(existing) == 1:
+        return existing[0]
+    if existing:
         raise ManifestError(f"data.manifest: {manifest} has both {name}.csv and {name}.csv.gz; remove one")
-    found = sorted(path.name for path in manifest.glob("*.csv*"))
-    raise ManifestError(f"data.manifest: {manifest} has no {name}.csv; it holds: {', '.join(found) or 'no CSV'}")
+    others = sorted(path.name for path in manifest.glob("*.csv*"))
+    raise ManifestError(f"data.manifest: {manifest} has no {name}.csv; it contains: {', '.join(others) or 'no CSV'}")
 
 
-def _by_split(whole: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
-    whole.require("Split", "one CSV needs a Split column with train, val or test, or give a folder of three CSVs")
-    values = whole.table["Split"].str.strip().str.lower()
-    whole.refuse(~values.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
-    files = {name: whole.select((values == name).to_numpy()) for name in names}
-    for name, file in files.items():
-        if not len(file.rows):
-            raise ManifestError(f"{whole.path}: no row has the Split {name}; add some or leave the split out")
-    return files
+def _by_split(file: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
+    file.require("Split", "a single CSV needs a Split column with train, val or test, or give a folder of three CSVs")
+    values = file.table["Split"].str.strip().str.lower()
+    file.refuse(~values.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
+    parts = {name: file.select((values == name).to_numpy()) for name in names}
+    for name, part in parts.items():
+        if not len(part.rows):
+            raise ManifestError(f"{file.path}: no row has the Split {name}; add some or leave the split out")
+    return parts
 
 
 # Checking
 
 
 def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
-    file.require("Path", "it must hold each image's path below data.root")
+    file.require("Path", "it must contain each image's path below data.root")
     file.refuse_other_name("Frame", "with frames counted from 1", data.labels)
     paths = file.table["Path"].tolist()
     joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
@@ -231,27 +233,27 @@ def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
         file.refuse(repeated, f"the same {' and '.join(columns.columns)} as row {file.rows[first]}; remove one")
 
 
-def require_column(split: Split, column: str, wanted_by: str) -> None:
-    """Make sure that the manifest has a column.
+def require_column(split: Split, column: str, reason: str) -> None:
+    """Check that the manifest has a column.
 
     Args:
-        split: Of the manifest.
-        column: Its name.
-        wanted_by: Ends "which ...", such as "decoder.mask names".
+        split: A split of the manifest.
+        column: Name of the column.
+        reason: End of "which ..." in the message, such as "decoder.mask names".
 
     Raises:
-        ManifestError: it has not.
+        ManifestError: the column is missing.
     """
     columns = list(split.table.columns)
     if column not in columns:
         raise ManifestError(
-            f"{split.csv.name} has no column {column}, which {wanted_by}; it has: {', '.join(columns[:12])}"
+            f"{split.csv.name} has no column {column}, which {reason}; it has: {', '.join(columns[:12])}"
             f"{did_you_mean(column, columns)}"
         )
 
 
 def path_fault(path: str) -> str:
-    """Say what is wrong with a Path, or nothing."""
+    """Return what is wrong with a Path; blank if nothing is."""
     path = path.strip().replace("\\", "/")
     if not path:
         return "Path is blank; fill it or remove the row"
@@ -263,7 +265,7 @@ def path_fault(path: str) -> str:
 
 
 def _cell_values(file: CsvFile, column: str, known: dict[str, float], what: str) -> NDArray[np.float64]:
-    """Translate the cells of a column by `known`, once per distinct text; NaN in `known` stays NaN."""
+    """Return the values of a column's cells according to `known`, looked up once per distinct text."""
     codes, texts = pd.factorize(file.table[column])
     cells = [text.strip() for text in texts.tolist()]
     file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what, [column])
@@ -288,12 +290,12 @@ def _apply_policy(raw: NDArray[np.float64], policy: LabelPolicy) -> NDArray[np.f
 
 
 class _Patients(NamedTuple):
-    """Of one split.
+    """The patients of one split.
 
     Attributes:
         codes: (N,) int64, one code per patient.
-        unnamed: Rows that name none.
-        doubts: (N,) kinds of doubt about the ids, blank where there is none.
+        unnamed: Number of rows without a PatientID.
+        doubts: (N,) kinds of doubt about the IDs, blank if there is none.
     """
 
     codes: NDArray[np.int64]
@@ -303,14 +305,14 @@ class _Patients(NamedTuple):
 
 def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels: Collection[str]) -> Iterator[str]:
     if other := patient_column_meant(table, labels):
-        yield f"{name}: {other!r} is not read as PatientID; every row is taken as its own patient"
+        yield f"{name}: {other!r} is not read as PatientID; every row counts as its own patient"
     elif PATIENT not in table:
-        yield f"{name}: no PatientID column; every row is taken as its own patient"
+        yield f"{name}: no PatientID column; every row counts as its own patient"
     elif patients.unnamed:
-        yield f"{name}: {patients.unnamed} rows have a blank PatientID; each is taken as its own patient"
-    for kind, how in DOUBTS.items():
+        yield f"{name}: {patients.unnamed} rows have a blank PatientID; each counts as its own patient"
+    for kind, description in DOUBTS.items():
         if count := int((patients.doubts == kind).sum()):
-            yield f"{name}: {count} rows have a PatientID {how}"
+            yield f"{name}: {count} rows have a PatientID {description}"
 
 
 def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSettings) -> Split:
@@ -337,7 +339,7 @@ def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSetting
 
 
 def _patient_codes(tables: Sequence[pd.DataFrame]) -> list[_Patients]:
-    """Number the patients over all tables."""
+    """Return codes of the patients, numbered consistently over all tables."""
     blanks = [pd.Series([""] * len(table), dtype=object) for table in tables]
     ids = pd.concat([table.get(PATIENT, blank) for table, blank in zip(tables, blanks, strict=True)])
     codes, texts = pd.factorize(ids)

@@ -1,7 +1,7 @@
-"""What two sets of rows share, also when they come from different manifests: patients, studies, files.
+"""Patients, studies and files that two sets of rows share, even if they come from different manifests.
 
-Ids are compared as text, "007" is not "7"; spaces around them were dropped when they were read. Two data sets may
-number their patients alike by chance: a shared id is a weaker sign than shared pixels.
+IDs are compared as text ("007" is not "7") after surrounding spaces have been stripped on reading. Two data sets may
+use the same numbers for different patients, so a shared ID is weaker evidence than shared pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from medmoco.data.manifest.manifest import Split, names_patients
 
 
 def patient_ids(split: Split) -> pd.Series[str] | None:
-    """Return the patient of every row, blank where it names none; None where no row names one."""
+    """Return the patient ID of every row, blank if missing; None if no row has one."""
     return split.table[PATIENT] if names_patients(split.table) else None
 
 
 def study_ids(split: Split) -> pd.Series[str] | None:
-    """Return the study of every row: with its patient, as many data sets count studies for each patient anew."""
+    """Return the study of every row, combined with its patient, since many data sets number studies per patient."""
     if STUDY not in split.table.columns:
         return None
     studies, patients = split.table[STUDY], patient_ids(split)
@@ -32,23 +32,23 @@ def study_ids(split: Split) -> pd.Series[str] | None:
 
 
 def image_keys(split: Split) -> pd.Series[str]:
-    """Return file and frame of every row; one file has one name, whatever root and Path it was put together from."""
+    """Return file and frame of every row; the same file has the same key whatever its root and Path."""
     files = [os.path.abspath(file) for file in split.files]
     return pd.Series(files, dtype=object) + "\0" + pd.Series(split.frames).astype(str)
 
 
 def also_in(one: pd.Series[str], other: pd.Series[str]) -> NDArray[np.bool_]:
-    """Return the mask (N,) of the entries of `one` that `other` has too; blank ones never."""
+    """Return the mask (N,) of the entries of `one` that are also in `other`; blank entries never match."""
     return (one.isin(other) & (one != "")).to_numpy()
 
 
 def overlap_notices(splits: Mapping[str, Split]) -> list[str]:
-    """Say which patients and images two splits share."""
+    """Return warnings about patients and images that are in two splits."""
     notices = []
     for one, other in combinations(splits.values(), 2):
         patients = np.intersect1d(one.patients, other.patients).size
         images = int(also_in(image_keys(one), image_keys(other)).sum())
         for count, what in ((patients, "patients"), (images, "images")):
             if count:
-                notices.append(f"{count} {what} are in both {one.name} and {other.name}: scores will be too good")
+                notices.append(f"{count} {what} are in both {one.name} and {other.name}: scores will be too optimistic")
     return notices

@@ -1,8 +1,8 @@
-"""Patients drawn for train, val and test and for label fractions: balanced by label, whatever the order of rows.
+"""Draw patients for train, val and test and for label fractions, balanced by label.
 
-A patient's place in a draw is a function of the seed and of the text of the id alone, so sorting or shuffling a table
-changes nothing. scikit-learn's StratifiedGroupKFold was considered: it takes one label instead of many, has no splits
-of unequal size, and its answer depends on the order of the rows, with `shuffle` on the state of a generator too.
+A patient's position in a draw depends only on the seed and the text of the ID, so sorting or shuffling a table changes
+nothing. scikit-learn's StratifiedGroupKFold was considered: it takes one label instead of many, cannot make splits of
+unequal size, and its result depends on the order of the rows and, with `shuffle`, on the state of a generator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Integers = NDArray[np.int64]
 
 
 def text_keys(texts: Iterable[str]) -> Integers:
-    """Return 63 bits of each text's BLAKE2 hash, as keys for counted randomness: the same on every machine."""
+    """Return 63 bits of each text's BLAKE2 hash, as keys for counter-based randomness; the same on every machine."""
     digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.array([int.from_bytes(digest) >> 1 for digest in digests], np.int64)
 
@@ -28,90 +28,90 @@ def text_keys(texts: Iterable[str]) -> Integers:
 def draw_splits(
     patients: pd.Series[str], labels: NDArray[np.floating], shares: Mapping[str, float], *, seed: int
 ) -> pd.Series[str]:
-    """Give every row the split of its patient.
+    """Return the split of every row, drawn by patient.
 
-    Iterative stratification over patients: the stratum with the fewest undecided patients comes first, and they are
-    dealt so that each split ends up with its share of all that stratum's patients, as far as earlier strata allow.
-    Strata are the positives of each label, the negatives of labels that are not known everywhere, and last everybody;
-    a patient belongs to those of any of its rows. Counts that are not whole are rounded up or down at random, and
-    right on average.
+    Iterative stratification over patients: the stratum with the fewest unassigned patients comes first, and its
+    patients are assigned so that each split receives its share of the stratum, as far as earlier strata allow. Strata
+    are the positives of each label, the negatives of labels that have other values too, and finally all patients; a
+    patient belongs to the strata of all of its rows. Fractional counts are rounded up or down at random, and are
+    correct on average.
 
     Source: Sechidis, Tsoumakas and Vlahavas 2011 (doi:10.1007/978-3-642-23808-6_10), algorithm 1. Here the patients
-    of a stratum are dealt together, not one by one.
+    of a stratum are assigned together, not one by one.
 
     Args:
-        patients: (N,) ids; equal text is one patient.
+        patients: (N,) IDs; equal text is the same patient.
         labels: (N, L), 1, 0, -1 (uncertain) or nan (missing).
-        shares: Of the patients, per split; what is missing to 1 is "train".
-        seed: Of the draw.
+        shares: Fraction of the patients per split; the rest is "train".
+        seed: Seed of the draw.
 
     Returns:
-        (N,) names of splits, with the index of `patients`.
+        (N,) split names, with the index of `patients`.
     """
     codes, ids = pd.factorize(patients)
     names = [*shares, "train"]
-    wanted = np.array([*shares.values(), 1 - sum(shares.values())])
-    splits = _deal(_strata(codes, labels), _places(text_keys(ids), seed, SPLIT), wanted, seed)
+    fractions = np.array([*shares.values(), 1 - sum(shares.values())])
+    splits = _assign_strata(_strata(codes, labels), _positions(text_keys(ids), seed, SPLIT), fractions, seed)
     return pd.Series(np.array(names, object)[splits[codes]], index=patients.index)
 
 
 def nested_places(keys: Integers, *, seed: int, draw: int = 0) -> Integers:
-    """Return each patient's place in the order in which growing label fractions take patients in.
+    """Return each patient's position in the order in which patients join growing label fractions.
 
-    The first of the order are the smallest fraction, so a smaller one is always inside a larger one.
+    A fraction consists of the first patients in this order, so smaller fractions are subsets of larger ones.
 
     Args:
         keys: (P,) one number per patient.
-        seed: Of the draws.
+        seed: Seed of the draws.
         draw: Number of the draw; different draws are independent.
 
     Returns:
-        (P,) from 0.
+        (P,) int64, counted from 0.
     """
-    return _places(keys, seed, SUBSET, draw)
+    return _positions(keys, seed, SUBSET, draw)
 
 
 def fraction_size(fraction: float, patients: int) -> int:
-    """Return how many patients a label fraction holds: rounded, at least one."""
+    """Return the number of patients in a label fraction, rounded and at least one."""
     return max(1, round(fraction * patients))
 
 
-def _places(keys: Integers, *purpose: int) -> Integers:
+def _positions(keys: Integers, *purpose: int) -> Integers:
     order = np.argsort(hashed(*purpose, keys), kind="stable")
-    places = np.empty_like(order)
-    places[order] = np.arange(order.size)
-    return places
+    positions = np.empty_like(order)
+    positions[order] = np.arange(order.size)
+    return positions
 
 
 def _strata(codes: NDArray[np.intp], labels: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return which patient is in which stratum, (P, S)."""
-    wanted = [(label, value) for label in range(labels.shape[1]) for value in (1, 0)]
-    members = np.zeros((codes.max() + 1, len(wanted) + 1), bool)
-    for stratum, (label, value) in enumerate(wanted):
+    """Return the membership of patients in strata, (P, S)."""
+    classes = [(label, value) for label in range(labels.shape[1]) for value in (1, 0)]
+    members = np.zeros((codes.max() + 1, len(classes) + 1), bool)
+    for stratum, (label, value) in enumerate(classes):
         column = labels[:, label]
-        # Where all values are known, the negatives are what the positives leave, and need no stratum of their own.
+        # If all values are 0 or 1, the negatives are the rest of the positives and need no stratum of their own.
         if value or not np.isin(column, (0, 1)).all():
             members[codes[column == value], stratum] = True
     members[:, -1] = True
     return members
 
 
-def _deal(members: NDArray[np.bool_], places: Integers, shares: NDArray[np.float64], seed: int) -> Integers:
-    """Return the number of each patient's split, (P,)."""
-    splits = np.full(places.size, -1)
+def _assign_strata(members: NDArray[np.bool_], positions: Integers, shares: NDArray[np.float64], seed: int) -> Integers:
+    """Return the index of each patient's split, (P,)."""
+    splits = np.full(positions.size, -1)
     total = members.sum(axis=0)
-    undecided = total.copy()
-    dealt = np.zeros((shares.size, total.size))
-    while undecided.any():
-        stratum = int(np.where(undecided, undecided, places.size + 1).argmin())  # the first of equals
+    unassigned = total.copy()
+    assigned = np.zeros((shares.size, total.size))
+    while unassigned.any():
+        stratum = int(np.where(unassigned, unassigned, positions.size + 1).argmin())  # the first of equals
         patients = np.flatnonzero(members[:, stratum] & (splits < 0))
-        patients = patients[np.argsort(places[patients])]
-        due = np.maximum(shares * total[stratum] - dealt[:, stratum], 0)
-        # Systematic sampling: the dues are stretches of a line, and the patients points on it, one apart.
+        patients = patients[np.argsort(positions[patients])]
+        due = np.maximum(shares * total[stratum] - assigned[:, stratum], 0)
+        # Systematic sampling: each split's quota is an interval on a line, and patients are points one apart on it.
         ends = np.cumsum(due) / due.sum() * patients.size
         points = np.arange(patients.size) + uniform(seed, SPLIT, stratum)
         splits[patients] = np.minimum(np.searchsorted(ends, points, side="right"), shares.size - 1)
         for split in range(shares.size):
-            dealt[split] += members[patients[splits[patients] == split]].sum(axis=0)
-        undecided -= members[patients].sum(axis=0)
+            assigned[split] += members[patients[splits[patients] == split]].sum(axis=0)
+        unassigned -= members[patients].sum(axis=0)
     return splits

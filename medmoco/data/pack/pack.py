@@ -1,13 +1,13 @@
-"""A pack: canvases decoded once, in `.npy` files that anyone can read, found again by Path and Frame.
+"""A pack: canvases decoded once and stored in plain `.npy` files, indexed by Path and Frame.
 
-    pack.json         how it was made, with a SHA-256 for every other file; written last, so it marks a complete pack
+    pack.json         how it was made, with the SHA-256 of every other file; written last, so it marks a complete pack
     index.npy         one record of ROW per canvas
-    shard-00000.npy   (n, S, S) uint8 or uint16 canvases, or (n, S, S, C) of more than one channel
-    failed.csv        rows whose image could not be used, and why
-    notices.csv       rows that the image reader remarked on
+    shard-00000.npy   (n, S, S) uint8 or uint16 canvases, or (n, S, S, C) with several channels
+    failed.csv        rows whose image could not be used, with the reason
+    notices.csv       rows with notices of the image reader
 
-A row is found by a hash of its Path and Frame, so a manifest may be reordered, cut down or split anew after packing.
-Canvases are read by `pread`, not through a memory map: the memory of a data worker stays flat, and a disk that fails
+Rows are looked up by a hash of Path and Frame, so a manifest may be reordered, reduced or split again after packing.
+Canvases are read by `pread`, not through a memory map: the memory of data workers stays constant, and a failing disk
 raises an error instead of killing the process.
 """
 
@@ -32,25 +32,25 @@ from medmoco.errors import DataError, SettingsError, first_line
 from medmoco.utils.files import sha256_of
 
 FORMAT = 1
-FORMAT_OF_CHANNELS = 2  # the same with more than one channel, which a version that knows gray alone must not open
-RECIPE = ("canvas_size", "bit_depth", "window")  # the settings that decide a canvas's pixels
-RECIPE_OF_CHANNELS = {"channels": "gray", "scale": "linear", "band_ranges": None}  # not written where they are so
+FORMAT_OF_CHANNELS = 2  # the same with several channels, which versions that support only gray must refuse
+RECIPE = ("canvas_size", "bit_depth", "window")  # the settings that determine a canvas's pixels
+RECIPE_OF_CHANNELS = {"channels": "gray", "scale": "linear", "band_ranges": None}  # written only if they differ
 INFO, INDEX, FAILED, NOTICES = "pack.json", "index.npy", "failed.csv", "notices.csv"
 
 ROW = np.dtype([
     ("key", "<u8"),       # of Path and Frame, see key_of
     ("shard", "<u4"),
     ("position", "<u4"),  # in the shard
-    ("height", "<u2"),    # of the image in its canvas; 0 where there is none, see failed.csv
+    ("height", "<u2"),    # of the image in its canvas; 0 if there is none, see failed.csv
     ("width", "<u2"),
     ("bytes", "<u8"),     # size of the file
     ("sha256", "S64"),    # of the file
-    ("split", "S5"),      # where the manifest had the row when the pack was made
+    ("split", "S5"),      # of the row when the pack was made
     ("row", "<u8"),
     ("frame", "<u4"),
 ])  # fmt: skip
 
-_OPEN_SHARDS = 128  # per process; opening one again costs some ten microseconds, on a network disk a millisecond
+_OPEN_SHARDS = 128  # per process; reopening one takes about ten microseconds, or a millisecond on a network disk
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Pack:
     """A complete pack on a local disk.
 
     Attributes:
-        folder: Where it is.
-        info: The content of pack.json.
+        folder: Folder of the pack.
+        info: Content of pack.json.
         index: (N,) records of ROW, in the order of shards and positions.
     """
 
@@ -68,21 +68,21 @@ class Pack:
     index: NDArray[Any]
 
     def find(self, split: Split, data: DataSettings) -> NDArray[np.int64]:
-        """Return the position in the index of each row of a split, -1 where the pack has never seen it."""
+        """Return the position in the index of each row of a split; -1 if the pack does not contain it."""
         order = np.argsort(self.index["key"])
         keys = keys_of(split, data)
-        places = np.minimum(np.searchsorted(self.index["key"], keys, sorter=order), len(order) - 1)
-        found = order[places]
-        return np.where(self.index["key"][found] == keys, found, -1)
+        ranks = np.minimum(np.searchsorted(self.index["key"], keys, sorter=order), len(order) - 1)
+        candidates = order[ranks]
+        return np.where(self.index["key"][candidates] == keys, candidates, -1)
 
 
 def key_of(path: str, frame: int) -> int:
-    """Hash a Path and a Frame to 64 bits; two of 10 million images collide once in 400,000 packs."""
+    """Return a 64-bit hash of a Path and a Frame; of 10 million images, two collide in one of 400,000 packs."""
     return int.from_bytes(hashlib.sha256(f"{path}\n{frame}".encode()).digest()[:8], "little")
 
 
 def keys_of(split: Split, data: DataSettings) -> NDArray[np.uint64]:
-    """Return the key of each row; the split is part of the Path where data.root says so."""
+    """Return the key of each row; it includes the split if data.root contains {split}."""
     folder = f"{split.name}/" if "{split}" in data.root else ""
     pairs = zip(split.table["Path"], split.frames.tolist(), strict=True)
     return np.fromiter((key_of(folder + path, frame) for path, frame in pairs), np.uint64, len(split))
@@ -94,39 +94,41 @@ def shard_name(number: int) -> str:
 
 
 def recipe_of(data: DataSettings) -> dict[str, Any]:
-    """Return what decides a canvas's pixels, as pack.json holds it."""
+    """Return the settings that determine a canvas's pixels, as stored in pack.json."""
     tree = as_tree(data)
-    other = {key: tree[key] for key, usual in RECIPE_OF_CHANNELS.items() if tree[key] != usual}
+    other = {key: tree[key] for key, default in RECIPE_OF_CHANNELS.items() if tree[key] != default}
     return {**{key: tree[key] for key in RECIPE}, **other}
 
 
 def refuse_other_recipe(made: dict[str, Any], data: DataSettings, remedy: str) -> None:
     """Raise SettingsError with the keys in which a pack differs from the settings."""
-    made, wanted = {**RECIPE_OF_CHANNELS, **made}, {**RECIPE_OF_CHANNELS, **recipe_of(data)}
+    made, required = {**RECIPE_OF_CHANNELS, **made}, {**RECIPE_OF_CHANNELS, **recipe_of(data)}
     changed = [
-        f"data.{key}: pack {made.get(key)}, settings {wanted[key]}" for key in wanted if made.get(key) != wanted[key]
+        f"data.{key}: pack {made.get(key)}, settings {required[key]}"
+        for key in required
+        if made.get(key) != required[key]
     ]
     if changed:
-        raise SettingsError("\n".join(["the pack was made with other settings than these:", *changed, remedy]))
+        raise SettingsError("\n".join(["the pack was made with different settings:", *changed, remedy]))
 
 
 def open_pack(folder: Path, data: DataSettings) -> Pack:
-    """Open a pack and check that it is whole and fits the settings; the content of the shards is not read.
+    """Open a pack and check that it is complete and matches the settings; the content of shards is not read.
 
     Raises:
-        SettingsError: there is no pack, it is unfinished, or it was made with other settings.
+        SettingsError: there is no pack, it is incomplete, or it was made with other settings.
         DataError: a part of it is missing or damaged.
     """
     pack = load_pack(folder, data, "make another pack, or use the settings of this one")
     for name, entry in pack.info["files"].items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise DataError(f"{name} of the pack is missing or cut off; run 'medmoco pack' again to mend it")
+            raise DataError(f"{name} of the pack is missing or truncated; run 'medmoco pack' again to repair it")
     return pack
 
 
 def load_pack(folder: Path, data: DataSettings, remedy: str) -> Pack:
-    """Read what a pack holds, without looking at its shards.
+    """Return a pack without checking its shards.
 
     Raises:
         SettingsError: there is no pack, or it was made with other settings; ends with `remedy`.
@@ -136,14 +138,16 @@ def load_pack(folder: Path, data: DataSettings, remedy: str) -> Pack:
     refuse_other_recipe(info["recipe"], data, remedy)
     try:
         if sha256_of(folder / INDEX) != info["files"][INDEX]["sha256"]:
-            raise DataError(f"{INDEX} of the pack is damaged: its SHA-256 differs; delete the pack and make it again")
+            raise DataError(
+                f"{INDEX} of the pack is damaged: its SHA-256 does not match; delete the pack and make it again"
+            )
         return Pack(folder, info, np.load(folder / INDEX, allow_pickle=False))
     except OSError as error:
         raise DataError(f"{INDEX} of the pack cannot be read: {error.strerror}; make the pack again") from None
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """Read pack.json.
+    """Return the content of pack.json.
 
     Raises:
         SettingsError: there is none.
@@ -153,14 +157,14 @@ def read_info(folder: Path) -> dict[str, Any]:
         return parse_info((folder / INFO).read_bytes())
     except FileNotFoundError:
         raise SettingsError(
-            f"data.pack: {folder} holds no complete pack; make or finish it with 'medmoco pack', or unset data.pack"
+            f"data.pack: {folder} contains no complete pack; make or finish it with 'medmoco pack', or unset data.pack"
         ) from None
     except OSError as error:
         raise DataError(f"{INFO} of the pack cannot be read: {error.strerror}") from None
 
 
 def parse_info(raw: bytes) -> dict[str, Any]:
-    """Read the content of pack.json.
+    """Return the parsed content of pack.json.
 
     Raises:
         DataError: it is damaged, or another version of medmoco wrote it.
@@ -170,7 +174,7 @@ def parse_info(raw: bytes) -> dict[str, Any]:
     except ValueError:
         raise DataError(f"{INFO} of the pack is damaged; make the pack again") from None
     if not isinstance(info, dict) or info.get("format") not in (FORMAT, FORMAT_OF_CHANNELS):
-        raise DataError(f"the pack is not of format {FORMAT}, which this version reads; make it again")
+        raise DataError(f"the pack has another format than {FORMAT}, which this version reads; make it again")
     names = [*info["files"]]
     if any(Path(name).name != name for name in names):
         raise DataError(f"{INFO} of the pack names files outside its folder; do not use it")
@@ -178,26 +182,26 @@ def parse_info(raw: bytes) -> dict[str, Any]:
 
 
 def usable_rows(pack: Pack, split: Split, data: DataSettings) -> NDArray[np.bool_]:
-    """Tell which rows of a split have a canvas, having refused what must not go on in silence.
+    """Return which rows of a split have a canvas, (N,) bool, after checking the pack against the manifest.
 
     Raises:
         DataError: rows are not in the pack, their files have changed since, or their images failed and
-            data.pack_failures does not say to leave them out.
+            data.pack_failures is not leave_out.
     """
-    places = pack.find(split, data)
-    _refuse(split, places < 0, "are not in the pack", "run 'medmoco pack' with another --out to make a new one")
-    changed = np.fromiter(map(_has_changed, split.files, pack.index["bytes"][places]), bool, len(split))
-    usable: NDArray[np.bool_] = pack.index["height"][places] > 0
-    _refuse(split, changed & usable, "have other files now than when they were packed", "make a new pack")
+    positions = pack.find(split, data)
+    _refuse(split, positions < 0, "are not in the pack", "run 'medmoco pack' with another --out to make a new one")
+    changed = np.fromiter(map(_has_changed, split.files, pack.index["bytes"][positions]), bool, len(split))
+    usable: NDArray[np.bool_] = pack.index["height"][positions] > 0
+    _refuse(split, changed & usable, "have files that changed after they were packed", "make a new pack")
     if data.pack_failures == "refuse":
         remedy = (
-            f"its {FAILED} says why. Mend the files and run 'medmoco pack' again, take the rows out of the\n"
+            f"its {FAILED} gives the reasons. Repair the files and run 'medmoco pack' again, remove the rows from the\n"
             "manifest, or set data.pack_failures=leave_out"
         )
         _refuse(split, ~usable, "could not be packed", remedy)
     if not usable.any():
         raise DataError(
-            f"{split.csv.name}: none of the {split.name} rows could be packed; {FAILED} of the pack says why"
+            f"{split.csv.name}: none of the {split.name} rows could be packed; {FAILED} of the pack gives the reasons"
         )
     return usable
 
@@ -211,7 +215,7 @@ def _refuse(split: Split, bad: NDArray[np.bool_], what: str, remedy: str) -> Non
 
 
 def _has_changed(file: str, size: int) -> bool:
-    """Compare sizes: cheap enough for every start. The files need not be there."""
+    """Return whether a file's size has changed, which is fast to check; missing files are accepted."""
     try:
         return os.stat(file).st_size != size
     except OSError:
@@ -219,13 +223,13 @@ def _has_changed(file: str, size: int) -> bool:
 
 
 def packed_rows(pack: Pack, split: Split, data: DataSettings) -> PackedRows:
-    """Return what reads the canvases of a split's rows; rows that have none are refused when they are read."""
-    places = pack.find(split, data)
-    found = pack.index[places]
+    """Return a reader of the canvases of a split's rows; rows without a canvas are refused when they are read."""
+    at = pack.find(split, data)
+    records = pack.index[at]
     shards, positions, heights, widths = (
-        found[name].astype(np.int64) for name in ("shard", "position", "height", "width")
+        records[name].astype(np.int64) for name in ("shard", "position", "height", "width")
     )
-    heights[places < 0] = 0
+    heights[at < 0] = 0
     shape, rgb = canvas_shape(data), data.channels == "rgb"
     return PackedRows(pack.folder, shards, positions, heights, widths, shape, dtype_of(data.bit_depth), rgb)
 
@@ -238,17 +242,17 @@ def canvas_shape(data: DataSettings) -> tuple[int, ...]:
 
 @dataclass
 class PackedRows:
-    """Reads the canvases of a split's rows, N of them.
+    """Reads the canvases of a split's N rows.
 
     Attributes:
-        folder: Of the pack.
-        shards: (N,) number of the shard.
-        positions: (N,) in it.
-        heights: (N,) of the image in the canvas, 0 where there is none.
-        widths: (N,)
-        shape: (S, S) or (S, S, C) of a canvas.
-        dtype: Of a canvas.
-        rgb: The channels are red, green and blue.
+        folder: Folder of the pack.
+        shards: (N,) numbers of the shards.
+        positions: (N,) positions in the shards.
+        heights: (N,) heights of the images in their canvases, 0 if there is none.
+        widths: (N,) widths of the images in their canvases.
+        shape: Shape of a canvas, (S, S) or (S, S, C).
+        dtype: Number type of a canvas.
+        rgb: Whether the channels are red, green and blue.
     """
 
     folder: Path
@@ -262,26 +266,26 @@ class PackedRows:
     _open: dict[int, tuple[io.FileIO, int]] = field(default_factory=dict, repr=False)
 
     def read(self, sample: int) -> Canvas:
-        """Read the canvas of a row.
+        """Return the canvas of a row.
 
         Raises:
             DataError: there is none, or its shard cannot be read.
         """
         height, width = int(self.heights[sample]), int(self.widths[sample])
         if not height:
-            raise DataError(f"its image is not in the pack, or could not be packed; {FAILED} of the pack says why")
+            raise DataError(f"its image is not in the pack, or could not be packed; see {FAILED} of the pack")
         return Canvas(self._pixels(int(self.shards[sample]), int(self.positions[sample])), height, width, self.rgb)
 
     def _pixels(self, shard: int, position: int) -> NDArray[Any]:
         canvas = np.empty(self.shape, self.dtype)
         try:
             file, start = self._open.get(shard) or self._open_shard(shard)
-            # Forked processes share the file safely: this leaves no position behind.
+            # Safe for forked processes that share the file, because it does not move the file position.
             count = os.preadv(file.fileno(), [canvas.data], start + position * canvas.nbytes)
         except (OSError, ValueError) as error:
             raise DataError(f"{shard_name(shard)} of the pack cannot be read: {first_line(error)}") from None
         if count != canvas.nbytes:
-            raise DataError(f"{shard_name(shard)} of the pack is cut off; run 'medmoco pack' again to mend it")
+            raise DataError(f"{shard_name(shard)} of the pack is truncated; run 'medmoco pack' again to repair it")
         return canvas
 
     def _open_shard(self, shard: int) -> tuple[io.FileIO, int]:

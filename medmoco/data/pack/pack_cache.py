@@ -1,7 +1,7 @@
-"""A pack at a URL -> its copy on this machine, fetched once and hashed.
+"""Copy a pack from a URL to this machine, once, and check its hashes.
 
-Any file system that fsspec knows will do, and only files that pack.json names are read, so nothing has to be listed.
-Several processes of one machine share the copy: the first fetches under a lock, the others wait.
+Every file system of fsspec is supported. Only files named in pack.json are read, so the store need not be listed.
+Several processes of one machine share the copy: the first one fetches it under a lock, and the others wait.
 """
 
 from __future__ import annotations
@@ -27,23 +27,21 @@ _STREAMS = 8  # files fetched at a time
 
 
 def local_folder(data: DataSettings) -> Path:
-    """Return the folder of data.pack, fetched first where that is a URL.
+    """Return the folder of data.pack, after copying it if data.pack is a URL.
 
     Raises:
         SettingsError: data.pack_cache is not set, or its disk is too small.
-        DataError: the URL cannot be read, or what comes does not have the SHA-256 that pack.json says.
+        DataError: the URL cannot be read, or a file does not have the SHA-256 stated in pack.json.
     """
     assert data.pack is not None
     if not is_url(data.pack):
         return Path(data.pack)
     if data.pack_cache is None:
-        raise SettingsError(
-            "data.pack is a URL: set data.pack_cache to a folder on a disk of this machine, to copy the pack to"
-        )
+        raise SettingsError("data.pack is a URL: set data.pack_cache to a local folder to which the pack can be copied")
     return _copy(data.pack, data.pack_cache)
 
 
-@lru_cache(maxsize=4)  # so that a network that fails an hour later does no harm
+@lru_cache(maxsize=4)  # so that a later failure of the network does no harm
 def _copy(url: str, cache: Path) -> Path:
     folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
     try:
@@ -63,13 +61,13 @@ class _Source:
         try:
             self._system, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise SettingsError(f"data.pack: this kind of URL cannot be read here: {first_line(error)}") from None
+            raise SettingsError(f"data.pack: this type of URL is not supported: {first_line(error)}") from None
 
     def read(self, name: str) -> bytes:
         """Return the content of a small file."""
         try:
             content: bytes = self._system.cat_file(f"{self._root.rstrip('/')}/{name}")
-        except Exception as error:  # each kind of store has errors of its own
+        except Exception as error:  # every type of store raises its own exceptions
             raise self._unreadable(name, error) from None
         return content
 
@@ -89,7 +87,7 @@ class _Source:
 
 
 def _fetch(source: _Source, folder: Path) -> None:
-    """Bring a copy up to date; files that are there and right are kept."""
+    """Bring a copy up to date; files that are already correct are kept."""
     raw = source.read(INFO)
     files = parse_info(raw)["files"]
     checked = _when_checked(folder / INFO, raw)
@@ -105,12 +103,12 @@ def _fetch(source: _Source, folder: Path) -> None:
 
 
 def _when_checked(info: Path, raw: bytes) -> float:
-    """Return when the copy was complete and every hash right; 0 for never."""
+    """Return the time at which the copy was complete with correct hashes; 0 if it never was."""
     return info.stat().st_mtime if info.is_file() and info.read_bytes() == raw else 0.0
 
 
 def _is_trusted(file: Path, size: int, checked: float) -> bool:
-    """Tell whether a file needs no hashing: it has its size, and nobody touched it since it was checked."""
+    """Return whether a file need not be hashed: its size is correct, and it was not modified since the last check."""
     return file.is_file() and file.stat().st_size == size and file.stat().st_mtime <= checked
 
 
@@ -125,18 +123,18 @@ def _check_space(needed: int, folder: Path) -> None:
 
 def _fetch_one(source: _Source, name: str, entry: dict[str, Any], folder: Path) -> None:
     file, temporary = folder / name, folder / f"{name}.tmp"
-    if _is_right(file, entry):
+    if _is_correct(file, entry):
         return
     for _ in range(2):
         source.fetch(name, temporary)
-        if _is_right(temporary, entry):
+        if _is_correct(temporary, entry):
             temporary.replace(file)
             return
     raise DataError(
-        f"{name} of the pack at data.pack has not the SHA-256 that {INFO} says, fetched twice;\n"
-        "the pack there is damaged or half copied; upload it again"
+        f"{name} of the pack at data.pack does not have the SHA-256 stated in {INFO}, fetched twice;\n"
+        "the pack is damaged or only partly uploaded; upload it again"
     )
 
 
-def _is_right(file: Path, entry: dict[str, Any]) -> bool:
+def _is_correct(file: Path, entry: dict[str, Any]) -> bool:
     return file.is_file() and file.stat().st_size == entry["bytes"] and sha256_of(file) == entry["sha256"]

@@ -1,7 +1,7 @@
-"""Shards on a Dask cluster: the same work as on one machine, a shard at a time on whichever worker is free.
+"""Make the shards of a pack on a Dask cluster, one shard at a time on any free worker.
 
-The workers read the images and write into the pack's folder themselves, so both must lie where all of them see them.
-Members of a Dask cluster trust one another: what they exchange is pickled. Use a scheduler of your own.
+The workers read the images and write into the pack's folder themselves, so both must be accessible to all of them.
+Members of a Dask cluster trust each other, since they exchange pickled objects. Use a scheduler of your own.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from medmoco.errors import DataError, SettingsError, first_line
 if TYPE_CHECKING:
     from distributed import Client
 
-_IN_HAND = 2  # shards given out per thread: the next one is there when one is done
+_IN_HAND = 2  # shards submitted per thread, so that the next one is ready when one is done
 
 
 @contextmanager
 def on_cluster(address: str) -> Iterator[Writer]:
-    """Connect to a scheduler and give what makes shards there.
+    """Connect to a scheduler and yield a function that makes shards on its workers.
 
     Args:
-        address: Such as tcp://host:8786.
+        address: Address of the scheduler, such as tcp://host:8786.
 
     Raises:
-        SettingsError: the extra is not installed, nothing answers, or workers lack what they need.
+        SettingsError: the extra is not installed, or no scheduler answers.
     """
     try:
         from distributed import Client
@@ -45,7 +45,7 @@ def on_cluster(address: str) -> Iterator[Writer]:
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:
-        raise SettingsError(f"--dask {address}: no scheduler answers there ({first_line(error)})") from None
+        raise SettingsError(f"--dask {address}: no scheduler answers at this address ({first_line(error)})") from None
     with client:
         yield partial(_write, client)
 
@@ -64,23 +64,23 @@ def _write(
     image = next(filter(os.path.isfile, first.files), "")
     _check_workers(client, folder, image)
     todo = chain([first], queue)
-    under_way: dict[Any, Shard] = {}  # by future
+    pending: dict[Any, Shard] = {}  # by future
     try:
         while not stop_asked():
-            free = _IN_HAND * sum(client.nthreads().values()) - len(under_way)
+            free = _IN_HAND * sum(client.nthreads().values()) - len(pending)
             for shard in islice(todo, max(0, free)):
                 future = client.submit(_make_shard, str(folder), shard, data, image, __version__, pure=False)
-                under_way[future] = shard
-            if not under_way and free > 0:
+                pending[future] = shard
+            if not pending and free > 0:
                 return
             with suppress(TimeoutError):
-                wait(list(under_way), timeout=1, return_when="FIRST_COMPLETED")
-            for future in [future for future in under_way if future.done()]:
-                shard = under_way.pop(future)
+                wait(list(pending), timeout=1, return_when="FIRST_COMPLETED")
+            for future in [future for future in pending if future.done()]:
+                shard = pending.pop(future)
                 _take_result(future, shard)
                 yield from (shard.number for _ in range(len(shard.files) - len(shard.known)))
     finally:
-        client.cancel(list(under_way))
+        client.cancel(list(pending))
 
 
 def _take_result(future: Any, shard: Shard) -> None:
@@ -90,16 +90,16 @@ def _take_result(future: Any, shard: Shard) -> None:
         future.result()
     except KilledWorker:
         raise DataError(
-            f"shard {shard.number}: every Dask worker that tried to make it died; look into the logs of the workers,\n"
+            f"shard {shard.number}: every Dask worker that tried to make it died; check the logs of the workers,\n"
             "give them more memory, then run the same command again. Finished shards are kept."
         ) from None
 
 
 def _check_workers(client: Client, folder: Path, image: str) -> None:
-    """Refuse before the start what would stop the first shard; workers that join later check themselves."""
+    """Check the workers before the start; workers that join later check themselves."""
     try:
         answers = client.run(_what_is_missing, str(folder), image, __version__)
-    except Exception as error:  # whatever the workers' interpreters have to say
+    except Exception as error:  # anything that the workers' interpreters may raise
         raise SettingsError(f"--dask: the workers cannot run medmoco {__version__}: {first_line(error)}") from None
     if not answers:
         raise SettingsError("--dask: the scheduler has no workers; start some")
@@ -111,14 +111,14 @@ def _check_workers(client: Client, folder: Path, image: str) -> None:
 
 
 def _what_is_missing(folder: str, image: str, version: str) -> str:
-    """Say what keeps this worker from doing its part, or nothing."""
+    """Return what prevents this worker from making shards; blank if nothing does."""
     where = f"--dask: the worker on {socket.gethostname()}"
     if version != __version__:
-        return f"{where} has medmoco {__version__}, not {version}; install the same"
+        return f"{where} has medmoco {__version__}, not {version}; install the same version"
     if not os.access(folder, os.W_OK):
-        return f"{where} cannot write to {folder};\nthe pack must lie where all workers see it"
+        return f"{where} cannot write to {folder};\nthe pack must be accessible to all workers"
     if image and not os.access(image, os.R_OK):
-        return f"{where} cannot read below data.root;\nthe images must lie where all workers see them"
+        return f"{where} cannot read below data.root;\nthe images must be accessible to all workers"
     return ""
 
 

@@ -1,7 +1,7 @@
-"""Image files -> shard file, in guarded workers; the unit that a pack is made, resumed and shared out by.
+"""Make shards from image files in guarded workers; packs are made, resumed and distributed shard by shard.
 
-A shard is written beside its name, fsynced and renamed; its record, a JSON file of what was found of every image,
-follows. A record therefore means a whole shard. Nothing in either depends on time or machine.
+A shard is written to a temporary file, fsynced and renamed. Then its record is written, a JSON file with the result for
+every image, so a record implies a complete shard. Neither depends on time or machine.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from medmoco.errors import DataError
 from medmoco.utils.files import replacing, sha256_of
 from medmoco.utils.guarded import Failure, map_guarded
 
-RECORDS = "unfinished"  # the folder of records, which goes away when the pack is complete
+RECORDS = "unfinished"  # folder of records, deleted when the pack is complete
 
 
-class Found(NamedTuple):
-    """What was found of one image: the size of it in its canvas, its file, remarks; or why there is no canvas."""
+class ImageResult(NamedTuple):
+    """The result for one image: its size in the canvas, its file and notices; or the reason why there is no canvas."""
 
     height: int = 0
     width: int = 0
@@ -41,10 +41,10 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a finished shard: its SHA-256, and what was found of its n images."""
+    """The record of a finished shard: its SHA-256, and the results for its n images."""
 
     sha256: str
-    images: list[Found]
+    images: list[ImageResult]
 
     @property
     def failed(self) -> list[int]:
@@ -57,35 +57,35 @@ class Shard:
     """The work of making one shard.
 
     Attributes:
-        number: Names the file.
+        number: Number in the file name.
         files: n paths.
-        frames: n frames, from 1.
-        known: What an earlier run found, by position, of images whose canvases are in the file already.
+        frames: n frames, counted from 1.
+        known: Results by position for images whose canvases an earlier run has already written to the file.
     """
 
     number: int
     files: list[str]
     frames: list[int]
-    known: dict[int, Found] = field(default_factory=dict)
+    known: dict[int, ImageResult] = field(default_factory=dict)
 
 
 def write_shards(
     folder: Path, shards: Iterable[Shard], data: DataSettings, stop_asked: Callable[[], bool], *, workers: int
 ) -> Iterator[int]:
-    """Make shards, as many at a time as workers happen to be busy with; yield a shard's number after each image.
+    """Make shards, with images distributed over the workers; yield a shard's number after each image.
 
     Args:
-        folder: Of the pack.
-        shards: Each with an image to decode.
-        data: How to decode.
-        stop_asked: Ends the work early when it returns True.
-        workers: Processes.
+        folder: Folder of the pack.
+        shards: Shards, each with at least one image to decode.
+        data: Data settings.
+        stop_asked: The work ends early when it returns True.
+        workers: Number of processes.
 
     Raises:
         DataError: a shard cannot be written.
     """
     drafts: dict[int, _Draft] = {}
-    origins: dict[int, tuple[int, int]] = {}  # of the jobs under way: shard and position
+    origins: dict[int, tuple[int, int]] = {}  # shard and position of pending jobs
     numbers = count()
 
     def jobs() -> Iterator[tuple[str, int]]:
@@ -95,11 +95,11 @@ def write_shards(
                 origins[next(numbers)] = shard.number, position
                 yield shard.files[position], shard.frames[position]
 
-    def pack_image(job: tuple[str, int]) -> tuple[NDArray[Any], Found]:
+    def pack_image(job: tuple[str, int]) -> tuple[NDArray[Any], ImageResult]:
         file, frame = job
         canvas, notices = read_canvas(file, frame, data)
         pixels = np.ascontiguousarray(canvas.pixels[: canvas.height, : canvas.width])
-        return pixels, Found(canvas.height, canvas.width, os.stat(file).st_size, sha256_of(file), notices)
+        return pixels, ImageResult(canvas.height, canvas.width, os.stat(file).st_size, sha256_of(file), notices)
 
     done = map_guarded(
         pack_image, jobs(), workers=workers, seconds=data.decode_seconds, megabytes=data.decode_megabytes
@@ -110,7 +110,7 @@ def write_shards(
         shard, position = origins.pop(number)
         draft = drafts[shard]
         if isinstance(result, Failure):
-            draft.images[position] = Found(failure=" ".join(result.reason.split()))
+            draft.images[position] = ImageResult(failure=" ".join(result.reason.split()))
         else:
             pixels, draft.images[position] = result
             draft.canvases[position, : pixels.shape[0], : pixels.shape[1]] = pixels
@@ -122,8 +122,8 @@ def write_shards(
 
 @dataclass
 class _Draft:
-    canvases: NDArray[Any]  # (n, S, S) or (n, S, S, C), zero where there is no image
-    images: list[Found]
+    canvases: NDArray[Any]  # (n, S, S) or (n, S, S, C), zero outside the image
+    images: list[ImageResult]
     missing: set[int]
 
 
@@ -133,7 +133,7 @@ def _start(folder: Path, shard: Shard, data: DataSettings) -> _Draft:
         canvases = np.load(folder / shard_name(shard.number), allow_pickle=False)
     else:
         canvases = np.zeros((length, *canvas_shape(data)), dtype_of(data.bit_depth))
-    images = [shard.known.get(position, Found()) for position in range(length)]
+    images = [shard.known.get(position, ImageResult()) for position in range(length)]
     return _Draft(canvases, images, set(range(length)) - shard.known.keys())
 
 
@@ -143,19 +143,19 @@ def _finish(folder: Path, number: int, draft: _Draft) -> None:
 
 
 def write_record(folder: Path, number: int, record: Record) -> None:
-    """Note that a shard is done."""
+    """Record that a shard is complete."""
     text = json.dumps({"sha256": record.sha256, "images": record.images})
     write_atomically(_record_file(folder, number), lambda stream: stream.write(text.encode()))
 
 
 def read_record(folder: Path, number: int) -> Record | None:
-    """Read what is known of a shard; None where it is not done."""
+    """Return the record of a shard; None if it is not complete."""
     try:
         content = json.loads(_record_file(folder, number).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return Record(
-        content["sha256"], [Found._make((*image[:4], tuple(image[4]), image[5])) for image in content["images"]]
+        content["sha256"], [ImageResult._make((*image[:4], tuple(image[4]), image[5])) for image in content["images"]]
     )
 
 
@@ -164,10 +164,10 @@ def _record_file(folder: Path, number: int) -> Path:
 
 
 def write_atomically(file: Path, write: Callable[[BinaryIO], object]) -> str:
-    """Write a file so that it is there whole or not at all, whatever happens; return its SHA-256.
+    """Write a file completely or not at all, even after a crash; return its SHA-256.
 
     Raises:
-        DataError: the disk refuses.
+        DataError: the file cannot be written.
     """
     try:
         with replacing(file, durable=True, shared=True) as temporary:
@@ -177,6 +177,6 @@ def write_atomically(file: Path, write: Callable[[BinaryIO], object]) -> str:
     except OSError as error:
         raise DataError(
             f"{file.name} of the pack cannot be written: {error.strerror}\n"
-            "Finished shards are intact. Mend that, then run the same command again."
+            "Finished shards are intact. Fix the cause, then run the same command again."
         ) from None
     return digest

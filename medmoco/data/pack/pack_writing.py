@@ -1,8 +1,8 @@
-"""Manifest -> pack: what lies where, what an earlier run left, what is still to do, and the files that close a pack.
+"""Make a pack of a manifest: plan its layout, resume or repair earlier work, and write the final files.
 
-Which canvas lies where follows from the manifest alone, so the bytes are the same whatever the number of workers and
-however often the work was interrupted. Until the pack is complete, the folder `unfinished` holds what was asked for and
-a record for each finished shard.
+The position of each canvas follows from the manifest alone, so the bytes do not depend on the number of workers or on
+interruptions. Until the pack is complete, the folder `unfinished` contains the plan and a record of each finished
+shard.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from medmoco import __version__
 from medmoco.config import DataSettings
-from medmoco.data.image_io.intensity import worth_saying
+from medmoco.data.image_io.intensity import relevant_notices
 from medmoco.data.manifest.file_checks import FileFault, check_files
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.data.pack.pack import (
@@ -49,7 +49,7 @@ from medmoco.data.pack.pack import (
 )
 from medmoco.data.pack.pack_shards import (
     RECORDS,
-    Found,
+    ImageResult,
     Record,
     Shard,
     read_record,
@@ -63,30 +63,30 @@ from medmoco.utils.guarded import map_guarded
 from medmoco.utils.progress import track
 from medmoco.utils.stopping import stop_requests
 
-# Large enough for any file system and object store to be fast, small enough that losing one costs minutes even where a
-# core decodes five images a second: 1,024 canvases of 256 pixels.
+# Large enough to be efficient on file systems and object stores, small enough that losing one costs only minutes at
+# five decoded images per second and core: 1,024 canvases of 256 pixels.
 SHARD_BYTES = 2**26
 
 _PLAN = "plan.json"
-_OTHER = "use the settings of the pack, give --out another folder, or delete the pack"
+_OTHER = "use the settings of the pack, choose another folder with --out, or delete the pack"
 
-Say = Callable[[str], None]
-Lists = defaultdict[tuple[str, int], list[str]]  # remarks by split and row
+Log = Callable[[str], None]
+Lists = defaultdict[tuple[str, int], list[str]]  # texts by split and row
 Writer = Callable[[Path, Iterable[Shard], DataSettings, Callable[[], bool]], Iterator[int]]
 """Makes shards in a folder until asked to stop, and yields a shard's number for each image that is done."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What lies where: canvas i in shard i // per_shard.
+    """The layout of a pack: canvas i is in shard i // per_shard.
 
     Attributes:
-        data: The settings.
-        index: (N,) records of ROW, of which only what the manifest tells is filled in.
+        data: Data settings.
+        index: (N,) records of ROW, with only the fields known from the manifest.
         files: (N,) paths.
-        per_shard: Canvases of a full shard.
+        per_shard: Canvases per full shard.
         manifest: SHA-256 and number of rows of each split.
-        frames_are_named: The manifest has a Frame column.
+        frames_are_named: Whether the manifest has a Frame column.
     """
 
     data: DataSettings
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def canvas_bytes(self) -> int:
-        """Size of a canvas."""
+        """Size of a canvas, in bytes."""
         return bytes_of_canvas(self.data)
 
     @property
@@ -107,42 +107,42 @@ class Plan:
         return math.ceil(len(self.index) / self.per_shard)
 
     def part(self, number: int) -> slice:
-        """Return which canvases are a shard's."""
+        """Return the range of canvases in a shard."""
         start = number * self.per_shard
         return slice(start, start + self.length(number))
 
     def length(self, number: int) -> int:
-        """Return how many canvases a shard has."""
+        """Return the number of canvases in a shard."""
         return min(self.per_shard, len(self.index) - number * self.per_shard)
 
     def shard(self, number: int, record: Record | None) -> Shard:
-        """Return the work of a shard of which a record may be there."""
+        """Return the work to make a shard, using its record if there is one."""
         part = self.part(number)
         known = {i: image for i, image in enumerate(record.images) if not image.failure} if record else {}
         return Shard(number, self.files[part].tolist(), self.index["frame"][part].tolist(), known)
 
 
 def bytes_of_canvas(data: DataSettings) -> int:
-    """Return the size of a canvas."""
+    """Return the size of a canvas, in bytes."""
     return math.prod(canvas_shape(data)) * (data.bit_depth // 8)
 
 
-def make_pack(data: DataSettings, out: Path, log: Say, write: Writer | None = None) -> int:
-    """Make a pack of all splits of the manifest, go on with one, or check and mend one that is complete.
+def make_pack(data: DataSettings, out: Path, log: Log, write: Writer | None = None) -> int:
+    """Make a pack of all splits of the manifest, resume an incomplete one, or verify and repair a complete one.
 
     Args:
-        data: What to pack and how.
-        out: Folder of the pack: new, empty, or holding a pack of the same.
-        log: Told what is being done.
-        write: Makes the shards; None is on this machine, with data.workers processes.
+        data: Data settings.
+        out: Folder of the pack: new, empty, or with a pack of the same images and settings.
+        log: Receives progress messages.
+        write: Makes the shards; None means on this machine, with data.workers processes.
 
     Returns:
         The number of images that could not be packed.
 
     Raises:
-        SettingsError: `out` holds something else, another process is at it, or the disk is too small.
-        DataError: the manifest or a whole root cannot be used, files have changed, or the disk refuses.
-        Stopped: a signal asked for it; finished shards stay.
+        SettingsError: `out` contains something else, another process is using it, or the disk is too small.
+        DataError: the manifest or the whole root cannot be used, files have changed, or writing fails.
+        Stopped: a signal has requested it; finished shards are kept.
     """
     write = write or _on_this_machine
     plan = _make_plan(data)
@@ -158,15 +158,15 @@ def make_pack(data: DataSettings, out: Path, log: Say, write: Writer | None = No
         _check_space(plan, out, sum(plan.length(n) for n in todo if todo[n] == plan.length(n)))
         if todo:
             ready = plan.shards - len(todo)
-            there = f"; {ready} of {plan.shards} shards are there already" if ready else ""
-            log(f"packing {images} images to canvases of {data.canvas_size} pixels{there}")
+            finished = f"; {ready} of {plan.shards} shards are already finished" if ready else ""
+            log(f"packing {images} images as canvases of {data.canvas_size} pixels{finished}")
         shards = (plan.shard(number, read_record(out, number)) for number in todo)
         with stop_requests() as stop_asked:
             done = sum(1 for _ in track(write(out, shards, data, stop_asked), images, "packing"))
         if done < images:
             raise Stopped(
                 f"stopped packing after {done} of {images} images; finished shards are kept.\n"
-                "The same command goes on from there."
+                "Run the same command to continue."
             )
         return _finish(plan, out, log)
 
@@ -177,11 +177,11 @@ def _on_this_machine(
     return write_shards(out, shards, data, stop_asked, workers=max(1, data.workers))
 
 
-# What is asked for
+# The plan
 
 
 def _make_plan(data: DataSettings) -> Plan:
-    """List every image once, in the order of train, val and test."""
+    """Return the layout, with every image once, in the order of train, val and test."""
     splits = load_manifest(data, present_splits(data))
     for split in splits.values():
         _refuse_wrong_root(split, data)
@@ -202,7 +202,7 @@ def _make_plan(data: DataSettings) -> Plan:
 
 
 def _refuse_wrong_root(split: Split, data: DataSettings) -> None:
-    """A missing file is a failed row; a hundred of a hundred are a wrong data.root, as are links that leave it."""
+    """Refuse a wrong data.root, from which a sample of a hundred files is missing, and links that lead out of it."""
     check_files(split, data, [FileFault.OUTSIDE])
     sample = np.unique(np.linspace(0, len(split) - 1, 100).astype(np.int64))
     if not any(os.path.isfile(split.files[i]) for i in sample):
@@ -210,8 +210,8 @@ def _refuse_wrong_root(split: Split, data: DataSettings) -> None:
 
 
 def _check_plan(plan: Plan, out: Path) -> None:
-    """Note what is asked for, or make sure that it is what was asked for before."""
-    asked = {
+    """Write the plan of a new pack, or check that it equals that of the incomplete pack in the folder."""
+    requested = {
         "recipe": recipe_of(plan.data),
         "images": len(plan.index),
         "canvases_per_shard": plan.per_shard,
@@ -219,19 +219,19 @@ def _check_plan(plan: Plan, out: Path) -> None:
     }
     file = out / RECORDS / _PLAN
     if not any(file.parent.glob("*.npy.json")):
-        write_atomically(file, lambda stream: stream.write(json.dumps(asked).encode()))
+        write_atomically(file, lambda stream: stream.write(json.dumps(requested).encode()))
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     refuse_other_recipe(before["recipe"], plan.data, _OTHER)
-    if before != asked:
+    if before != requested:
         raise SettingsError(
-            f"{out} holds an unfinished pack of another manifest ({before['images']} images, this one has "
-            f"{asked['images']});\ngive --out another folder, or delete it"
+            f"{out} contains an unfinished pack of another manifest ({before['images']} images, this one has "
+            f"{requested['images']});\nchoose another folder with --out, or delete this one"
         )
 
 
 def _todo(plan: Plan, out: Path) -> dict[int, int]:
-    """Return how many images are to be decoded for each shard that is not done or has failed rows."""
+    """Return the number of images to decode in each shard that is not finished or has failed rows."""
     todo = {}
     for number in range(plan.shards):
         record = read_record(out, number)
@@ -246,15 +246,15 @@ def _check_space(plan: Plan, out: Path, missing: int) -> None:
     if needed > free:
         raise SettingsError(
             f"the pack needs {needed / 1e9:.2f} GB more, but the disk of {out} has {free / 1e9:.2f} GB free;\n"
-            "free some, give --out a folder on another disk, or lower data.canvas_size"
+            "free some space, choose a folder on another disk with --out, or lower data.canvas_size"
         )
 
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """Keep other processes out of a folder while it is written."""
+    """Lock a folder against other processes while it is written."""
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _holds_pack(out))):
-        raise SettingsError(f"{out} holds something else than a pack; give --out a new folder")
+        raise SettingsError(f"{out} is not a pack and not empty; choose a new folder with --out")
     try:
         (out / RECORDS).mkdir(parents=True, exist_ok=True)
         lock = (out / RECORDS / "lock").open("w")
@@ -262,10 +262,10 @@ def _claimed(out: Path) -> Iterator[None]:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
     with lock:
         try:
-            # Not flock, which data workers would inherit; they may outlive this process by an image.
+            # Not flock, which data workers would inherit; they may outlive this process by one image.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise SettingsError(f"another process is making the pack in {out}; let it finish") from None
+            raise SettingsError(f"another process is making the pack in {out}; wait until it has finished") from None
         except OSError:
             pass  # a file system without locks
         _drop_half_written(out)
@@ -281,14 +281,14 @@ def _holds_pack(out: Path) -> bool:
     return (out / INFO).is_file() or (out / RECORDS).is_dir()
 
 
-# A pack that is complete
+# Complete packs
 
 
-def _reopen(plan: Plan, out: Path, log: Say) -> int | None:
-    """Check a complete pack, and where something can be mended turn it back into an unfinished one.
+def _reopen(plan: Plan, out: Path, log: Log) -> int | None:
+    """Verify a complete pack, and turn it back into an unfinished one if something can be repaired.
 
     Returns:
-        The number of the manifest's images that could not be packed; None where there is something to mend.
+        The number of the manifest's images that could not be packed; None if there is something to repair.
     """
     pack = load_pack(out, plan.data, _OTHER)
     if not np.array_equal(pack.index["key"], plan.index["key"]):
@@ -297,9 +297,9 @@ def _reopen(plan: Plan, out: Path, log: Say) -> int | None:
         if lacking:
             raise SettingsError(
                 f"the pack in {out} lacks {lacking} of the manifest's {len(plan.index)} images;\n"
-                "give --out another folder to make a new pack"
+                "choose another folder with --out to make a new pack"
             )
-        log(f"the pack is complete: it holds all {len(plan.index)} images of this manifest")
+        log(f"the pack is complete: it contains all {len(plan.index)} images of this manifest")
         failed = pack.index["key"][pack.index["height"] == 0]
         return int(np.isin(failed, plan.index["key"]).sum())
     _refuse_changed_sources(plan, pack, log)
@@ -309,28 +309,28 @@ def _reopen(plan: Plan, out: Path, log: Say) -> int | None:
         log(f"{len(damaged)} shards are damaged and will be made again: {', '.join(damaged[:3])}")
     if not damaged and not pack.info["failed"]:
         shutil.rmtree(out / RECORDS)
-        log(f"the pack is complete: its {len(plan.index)} canvases and their files are as they were")
+        log(f"the pack is complete: its {len(plan.index)} canvases and their files are unchanged")
         return 0
-    for leftover in (out / RECORDS).glob("*.json"):  # of an attempt to mend it that did not get far
+    for leftover in (out / RECORDS).glob("*.json"):  # of an earlier, interrupted repair
         leftover.unlink()
     _check_plan(plan, out)
     notices, failures = (_read_list(pack.folder / name) for name in (NOTICES, FAILED))
     for number, sha256 in hashes.items():
         if shard_name(number) not in damaged:
-            images = [_found(row, notices, failures) for row in pack.index[plan.part(number)]]
+            images = [_result_of(row, notices, failures) for row in pack.index[plan.part(number)]]
             write_record(out, number, Record(sha256, images))
     (out / INFO).unlink()
     return None
 
 
-def _found(row: Any, notices: Lists, failures: Lists) -> Found:
-    """Read back what was found of an image."""
+def _result_of(row: Any, notices: Lists, failures: Lists) -> ImageResult:
+    """Return the result for an image as stored in a complete pack."""
     where = row["split"].decode(), int(row["row"])
     height, width, size = (int(row[column]) for column in ("height", "width", "bytes"))
-    return Found(height, width, size, row["sha256"].decode(), tuple(notices[where]), "".join(failures[where]))
+    return ImageResult(height, width, size, row["sha256"].decode(), tuple(notices[where]), "".join(failures[where]))
 
 
-def _refuse_changed_sources(plan: Plan, pack: Pack, log: Say) -> None:
+def _refuse_changed_sources(plan: Plan, pack: Pack, log: Log) -> None:
     packed = np.flatnonzero(pack.index["height"])
     hashes = map_guarded(
         _hash, (plan.files[i] for i in packed), workers=max(1, plan.data.workers), seconds=plan.data.decode_seconds,
@@ -344,12 +344,12 @@ def _refuse_changed_sources(plan: Plan, pack: Pack, log: Say) -> None:
         elif digest != row["sha256"].decode():
             changed.append((row["split"].decode(), int(row["row"])))
     if absent:
-        log(f"{absent} files are no longer there and could not be compared")
+        log(f"{absent} files no longer exist and could not be compared")
     if changed:
         rows = ", ".join(f"{split} {row}" for split, row in sorted(changed)[:3]) + ", ..." * (len(changed) > 3)
         raise DataError(
             f"{len(changed)} files have changed since they were packed (rows: {rows});\n"
-            "give --out another folder to make a new pack, or delete this one"
+            "choose another folder with --out to make a new pack, or delete this one"
         )
 
 
@@ -357,10 +357,10 @@ def _hash(file: str | Path) -> str:
     return sha256_of(file) if os.path.isfile(file) else ""
 
 
-# The files that close a pack
+# Finishing a pack
 
 
-def _finish(plan: Plan, out: Path, log: Say) -> int:
+def _finish(plan: Plan, out: Path, log: Log) -> int:
     """Write the index, the lists and pack.json; return the number of failures."""
     index = plan.index.copy()
     index["shard"], index["position"] = np.divmod(np.arange(len(index)), plan.per_shard)
@@ -376,13 +376,13 @@ def _finish(plan: Plan, out: Path, log: Say) -> int:
             rows[column] = [getattr(image, column) for image in record.images]
         for row, image in zip(rows, record.images, strict=True):
             where = row["split"].decode(), int(row["row"])
-            said = worth_saying(image.notices, frames_are_named=plan.frames_are_named)
-            noticed += [(*where, notice) for notice in said]
+            relevant = relevant_notices(image.notices, frames_are_named=plan.frames_are_named)
+            noticed += [(*where, notice) for notice in relevant]
             failed += [(*where, image.failure)] if image.failure else []
     hashes[INDEX] = write_atomically(out / INDEX, lambda stream: np.save(stream, index))
     hashes[FAILED] = _write_list(out / FAILED, "reason", failed)
     hashes[NOTICES] = _write_list(out / NOTICES, "notice", noticed)
-    _drop_half_written(out)  # by a worker of a cluster that was killed
+    _drop_half_written(out)  # by cluster workers that were killed
     info = {
         "format": FORMAT if plan.data.channels == "gray" else FORMAT_OF_CHANNELS,
         "medmoco": __version__,

@@ -1,4 +1,4 @@
-"""`medmoco check`: reads every row and every file of a manifest and says what is wrong with them."""
+"""`medmoco check`: read every row and every file of a manifest and report faults, duplicates and leakage."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.data.quality import findings
 from medmoco.data.quality.examine import Examined, examine
 from medmoco.data.quality.findings import Finding, Rows, Shortcut, gather_rows, pixel_codes
-from medmoco.data.quality.report_text import screen
+from medmoco.data.quality.report_text import format_report
 from medmoco.errors import SettingsError
 from medmoco.utils.progress import track
 
 Floats = NDArray[np.float64]
 
 FindShortcuts = Callable[[Sequence[Split], Mapping[str, Floats]], list[Shortcut]]
-"""Finds each label's strongest trait among traits (R,) of all rows; given by the caller, as scoring lies above data."""
+"""Finds the trait that best predicts each label, among traits (R,) of all rows; passed in by the caller, since scoring
+is in a higher layer than data."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """The result of `medmoco check`.
 
     Attributes:
-        findings: All that was looked for; those without rows were not found.
-        shortcuts: The trait that tells each label best.
-        text: What a person reads.
+        findings: Results of all checks; those without rows found nothing.
+        shortcuts: The trait that best predicts each label.
+        text: The report as text.
     """
 
     findings: list[Finding]
@@ -45,42 +46,42 @@ class Report:
 
     @property
     def faults(self) -> list[Finding]:
-        """The findings that end in exit code 3."""
+        """The findings for which `check` exits with code 3."""
         return [finding for finding in self.findings if finding.severity == "fault" and len(finding.rows)]
 
 
 def audit(
     settings: RunSettings, out: Path, against: Sequence[Path] = (), find_shortcuts: FindShortcuts | None = None
 ) -> Report:
-    """Check every row and file of the manifest; write report.txt, and rows.csv, which lists the rows to look at.
+    """Check every row and file of the manifest; write report.txt, and rows.csv with the rows to correct.
 
     Args:
-        settings: Of the data; `data.workers` processes read.
-        out: Folder for the two files. The second holds Paths and belongs where the data may be.
-        against: YAML files or manifests of other pretraining data: their training rows are sought in val and test.
-        find_shortcuts: Finds what labels can be told by without looking at the image.
+        settings: Settings of the data; `data.workers` processes read the files.
+        out: Folder for the two files. rows.csv contains Paths and must be kept where the data may be stored.
+        against: YAML files or manifests of other pretraining data, whose training rows are sought in val and test.
+        find_shortcuts: Finds traits that predict labels without the image content.
 
     Raises:
-        ManifestError: a manifest cannot be used, or symbolic links lead out of the root.
+        ManifestError: a manifest is invalid, or symbolic links lead out of the root.
         SettingsError: `out` cannot be written, or another settings file cannot be read.
     """
     data = settings.data
     splits = list(load_manifest(data, present_splits(data)).values())
     for split in splits:
-        check_files(split, data, [FileFault.OUTSIDE])  # not to be read; the rest is reported row by row
+        check_files(split, data, [FileFault.OUTSIDE])  # must not be read; other faults are reported row by row
     others = _load_others(against, data)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "rows.csv").write_text("")  # better refused now than after hours of reading
+        (out / "rows.csv").write_text("")  # fails now instead of after hours of reading
     except OSError as error:
-        raise SettingsError(f"{out} cannot be the folder of the report: {error.strerror}") from None
+        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
     rows, files, frames = gather_rows(splits, [split for split, _ in others])
     examined = examine(files, frames, data, partial(track, what="reading"))
     if all(split.names_frames for split in splits):
         examined.notices.pop(FIRST_OF_SEVERAL, None)
     pixels = pixel_codes(rows, examined)
     every = [*splits, *(split for split, _ in others)]
-    found = [
+    results = [
         *findings.unreadable(rows, examined),
         *findings.doubtful_ids(rows, every),
         *findings.in_two_splits(rows, pixels),
@@ -91,14 +92,14 @@ def audit(
         *findings.nearly_same(rows, examined, pixels),
     ]
     shortcuts = find_shortcuts(splits, _traits(rows, examined)) if find_shortcuts and data.labels else []
-    shown = (splits, rows, examined, found, shortcuts)
-    (out / "report.txt").write_text(screen(*shown, whole=True), encoding="utf-8")
-    _list_rows(rows, found, every).to_csv(out / "rows.csv", index=False)
-    return Report(found, shortcuts, screen(*shown))
+    content = (splits, rows, examined, results, shortcuts)
+    (out / "report.txt").write_text(format_report(*content, all_labels=True), encoding="utf-8")
+    _list_rows(rows, results, every).to_csv(out / "rows.csv", index=False)
+    return Report(results, shortcuts, format_report(*content))
 
 
 def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Split, bool]]:
-    """Load the training rows of other settings files or manifests; say too whether they are below the same root."""
+    """Return the training rows of other settings files or manifests, and whether they have the same root."""
     others = []
     for number, path in enumerate(against, 1):
         theirs = load(path).data if path.suffix in (".yaml", ".yml") else data.model_copy(update={"manifest": path})
@@ -109,19 +110,19 @@ def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Spli
 
 
 def _traits(rows: Rows, examined: Examined) -> dict[str, Floats]:
-    """Return what is known of the images of train, val and test without looking at them; nan where unreadable."""
+    """Return traits of the images of train, val and test other than their content; nan for unreadable files."""
     files = rows.file[rows.own]
     readable = examined.readable[files]
     height, width = np.where(readable, examined.sizes[files].T, np.nan)
     traits = {"width": width, "height": height, "width / height": width / height}
     for at, field in enumerate(("file type", "bit depth", "photometric interpretation")):
         values = np.array([str(file_format[at]) for file_format in examined.formats], dtype=object)
-        for value in sorted(set(values))[:-1]:  # the last is what the others leave
+        for value in sorted(set(values))[:-1]:  # the last follows from the others
             traits[f"{field} {value}"] = np.where(readable, values[examined.format_of[files]] == value, np.nan)
     return traits
 
 
-def _list_rows(rows: Rows, found: Sequence[Finding], every: Sequence[Split]) -> pd.DataFrame:
+def _list_rows(rows: Rows, results: Sequence[Finding], every: Sequence[Split]) -> pd.DataFrame:
     """Return one line for each row and finding, faults first."""
     paths = np.concatenate([split.table["Path"].to_numpy(dtype=object) for split in every])
     sources = np.array(rows.sources, dtype=object)
@@ -136,6 +137,6 @@ def _list_rows(rows: Rows, found: Sequence[Finding], every: Sequence[Split]) -> 
                 "Path": paths[finding.rows],
             }
         )
-        for finding in sorted(found, key=lambda one: one.severity != "fault")
+        for finding in sorted(results, key=lambda one: one.severity != "fault")
     ]
     return pd.concat([part for part in parts if len(part)] or parts[:1])

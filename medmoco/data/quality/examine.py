@@ -1,4 +1,4 @@
-"""Every file read once, in worker processes: what `check` needs to know of each, as arrays that hold no image."""
+"""Read every file once, in worker processes, and return what `medmoco check` needs, without the images."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _KINDS = {
     "data.max_": "file too large",
     "has no end": "file cut off",
     "ends inside": "file cut off",
-    "damaged": "file damaged",  # also where it crashed the decoder
+    "damaged": "file damaged",  # also if it crashed the decoder
 }
-"""Words of the reader -> kind of fault, the first that fits."""
+"""Words in the reader's message -> kind of fault; the first match counts."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What N files hold. Of those that cannot be read, all is zero but `faults`.
+    """The results of reading N files; zero for unreadable files, except in `faults`.
 
     Attributes:
-        digests: (N, 32) SHA-256 of the pixels.
-        patterns: (N, 1024), see `fingerprints.pattern`.
+        digests: (N, 32) uint8, SHA-256 of the pixels.
+        patterns: (N, 1024) uint8, see `fingerprints.pattern`.
         sizes: (N, 2) int32, height and width in pixels.
-        constant: (N,), all pixels have the same value.
-        formats: Those that occur.
-        format_of: (N,) int16, positions in `formats`; -1 where the file cannot be read.
-        notices: What the reader remarked on -> positions of the files.
-        faults: Position of a file that cannot be read -> what is wrong, and what the reader says.
+        constant: (N,) bool, all pixels have the same value.
+        formats: The formats that occur.
+        format_of: (N,) int16, positions in `formats`; -1 for unreadable files.
+        notices: Notice of the reader -> positions of the files.
+        faults: Position of an unreadable file -> kind of fault, and message of the reader.
     """
 
     digests: NDArray[np.uint8]
@@ -53,12 +53,12 @@ class Examined:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """(N,), which could be read."""
+        """(N,) bool, whether the file could be read."""
         return self.format_of >= 0
 
 
-class _Look(NamedTuple):
-    """What a worker sends back of one image."""
+class _Summary(NamedTuple):
+    """The result of reading one image, sent back by a worker."""
 
     digest: bytes
     pattern: Patterns
@@ -68,61 +68,61 @@ class _Look(NamedTuple):
 
 
 Track = Callable[[Iterator[Any], int], Iterable[Any]]
-"""Passes the results on and shows how many there were; see `progress.track`."""
+"""Yields the results and shows the progress; see `progress.track`."""
 
 
 def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSettings, track: Track) -> Examined:
-    """Read N images, each under the limits for hostile files.
+    """Read N images, each within the limits for hostile files.
 
     Args:
-        files: (N,) their paths.
-        frames: (N,) from 1.
-        data: How to read them, with how many workers.
+        files: (N,) paths.
+        frames: (N,) frames, counted from 1.
+        data: Data settings, with limits and number of workers.
         track: Shows the progress.
     """
 
-    def look(at: int) -> _Look:
+    def summarise(at: int) -> _Summary:
         image = read_as_set(files[at], int(frames[at]), data)
         height, width = image.pixels.shape[:2]
-        return _Look(
+        return _Summary(
             pixel_digest(image.pixels), pattern(image.pixels), (height, width), file_format(files[at]), image.notices
         )
 
     count = len(files)
-    found = Examined(
+    examined = Examined(
         np.zeros((count, 32), np.uint8),
         np.zeros((count, CELLS**2), np.uint8),
         np.zeros((count, 2), np.int32),
         np.zeros(count, bool),
         np.full(count, -1, np.int16),
     )
-    looks = map_guarded(
-        look,
+    results = map_guarded(
+        summarise,
         range(count),
         workers=max(1, data.workers),
         seconds=data.decode_seconds,
         megabytes=data.decode_megabytes,
     )
-    for at, result in track(looks, count):
+    for at, result in track(results, count):
         if isinstance(result, Failure):
-            found.faults[at] = _fault_kind(files[at], result.reason), result.reason
+            examined.faults[at] = _fault_kind(files[at], result.reason), result.reason
         else:
-            _note(found, at, result)
-    return found
+            _store(examined, at, result)
+    return examined
 
 
-def _note(found: Examined, at: int, look: _Look) -> None:
-    found.digests[at] = np.frombuffer(look.digest, np.uint8)
-    found.patterns[at] = look.pattern
-    found.sizes[at] = look.size
-    if look.format not in found.formats:
-        found.formats.append(look.format)
-    found.format_of[at] = found.formats.index(look.format)
-    for notice in look.notices:
+def _store(examined: Examined, at: int, summary: _Summary) -> None:
+    examined.digests[at] = np.frombuffer(summary.digest, np.uint8)
+    examined.patterns[at] = summary.pattern
+    examined.sizes[at] = summary.size
+    if summary.format not in examined.formats:
+        examined.formats.append(summary.format)
+    examined.format_of[at] = examined.formats.index(summary.format)
+    for notice in summary.notices:
         if notice == CONSTANT:
-            found.constant[at] = True
+            examined.constant[at] = True
         else:
-            found.notices.setdefault(notice, []).append(at)
+            examined.notices.setdefault(notice, []).append(at)
 
 
 def _fault_kind(file: str, reason: str) -> str:
@@ -136,7 +136,10 @@ def _fault_kind(file: str, reason: str) -> str:
 
 
 def _is_cut_off_jpeg(file: str) -> bool:
-    """Look for the end marker, after which some writers pad; of a file cut in its header the reader says less."""
+    """Return whether a JPEG file lacks its end marker (which padding may follow).
+
+    If a file is cut within its header, the reader's message alone does not say so.
+    """
     try:
         with open(file, "rb") as stream:
             is_jpeg = stream.read(3) == b"\xff\xd8\xff"

@@ -1,4 +1,4 @@
-"""What is wrong with rows and their files: the questions that `check` asks of a manifest whose files were read."""
+"""The checks of `medmoco check`: faults, duplicates and leakage among rows whose files have been read."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows: those of train, val and test, then those of other pretraining data.
+    """R rows: those of train, val and test, followed by those of other pretraining data.
 
-    A code is the same number for the same thing and -1 for nothing.
+    Codes are equal for equal patients or studies, and -1 if there is none.
 
     Attributes:
         sources: Names of the splits.
         source: (R,) int64, positions in `sources`.
-        number: (R,) int64, the row in its file.
+        number: (R,) int64, row number in the manifest file.
         file: (R,) int64, position among the distinct files (and frames).
         patient: (R,) int64, codes.
         study: (R,) int64, codes.
-        own: (R,) bool, not of the other pretraining data.
+        own: (R,) bool, false for rows of other pretraining data.
     """
 
     sources: tuple[str, ...]
@@ -50,24 +50,24 @@ class Rows:
 
     @property
     def held_out(self) -> Mask:
-        """(R,), of val or test."""
+        """(R,) bool, whether the row is in val or test."""
         return self.own & np.isin(np.array(self.sources)[self.source], SPLITS[1:])
 
     def name(self, at: int) -> str:
-        """Return such as "train row 17"."""
+        """Return a row's split and number, such as "train row 17"."""
         return f"{self.sources[self.source[at]]} row {self.number[at]}"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that is wrong.
+    """The result of one check.
 
     Attributes:
-        severity: A fault ends `check` with exit code 3.
-        kind: A few words, the same for every finding of the kind.
-        rows: (M,) int64, positions of the rows concerned.
-        details: M texts, for the list of bad rows; no id, no path.
-        remark: What else a person should know, for the screen.
+        severity: Severity; `check` exits with code 3 if there are faults.
+        kind: A short description, the same for every finding of the kind.
+        rows: (M,) int64, positions of the affected rows.
+        details: M texts for the list of bad rows, without IDs or paths.
+        remark: Additional information for the report.
     """
 
     severity: Literal["fault", "warning"]
@@ -79,15 +79,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well a trait that is no image content tells a label.
+    """How well a label is predicted by a trait other than image content.
 
     Attributes:
-        label: Name.
-        trait: Such as "width / height".
-        auroc: Of the trait as a score, turned so that it is 0.5 or more.
-        low: Of its 95 % interval.
-        high: Of its 95 % interval.
-        on_test: AUROC on the test split alone, turned the same way; None where there is none.
+        label: Name of the label.
+        trait: Name of the trait, such as "width / height".
+        auroc: AUROC of the trait as a score, with the sign chosen to make it at least 0.5.
+        low: Lower bound of its 95 % interval.
+        high: Upper bound of its 95 % interval.
+        on_test: AUROC on the test split alone, with the same sign; None if it is undefined.
     """
 
     label: str
@@ -99,12 +99,12 @@ class Shortcut:
 
     @property
     def warns(self) -> bool:
-        """Whether it is strong enough to be mistaken for a result. Source: docs/check.md."""
+        """Whether the shortcut is strong enough for a warning. Source: docs/check.md."""
         return self.low >= 0.6
 
 
 def gather_rows(splits: Sequence[Split], others: Sequence[Split]) -> tuple[Rows, NDArray[np.object_], Codes]:
-    """Number rows, files, patients and studies through; return also the distinct files (F,) and their frames (F,)."""
+    """Return the rows of all splits with codes, and the distinct files (F,) with their frames (F,)."""
     every = [*splits, *others]
     sizes = [len(split) for split in every]
     keys = pd.concat([image_keys(split) for split in every])
@@ -138,7 +138,7 @@ def _or_blank(column: pd.Series[str] | None, size: int) -> pd.Series[str]:
 
 
 def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
-    """Report files that give no image, each kind by itself; in other pretraining data that is only a warning."""
+    """Report unreadable files by kind; in other pretraining data they are only warnings."""
     kind_of = np.full(len(files.constant), -1)
     for at, (kind, _) in files.faults.items():
         kind_of[at] = FILE_FAULTS.index(kind)
@@ -158,7 +158,7 @@ def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
 
 
 def odd_images(rows: Rows, files: Examined, canvas_size: int) -> Iterator[Finding]:
-    """Report readable images that teach little, or that the reader had to do something about."""
+    """Report images that are constant or small, or on which the reader remarked."""
     constant = np.flatnonzero(rows.own & files.constant[rows.file])
     yield Finding("warning", "constant image", constant, ["all pixels have the same value"] * len(constant))
     small = np.flatnonzero(rows.own & files.readable[rows.file] & (files.sizes.max(axis=1) < canvas_size)[rows.file])
@@ -167,22 +167,22 @@ def odd_images(rows: Rows, files: Examined, canvas_size: int) -> Iterator[Findin
     for notice, at in sorted(files.notices.items()):
         noticed = np.zeros(len(files.constant), bool)
         noticed[at] = True
-        found = np.flatnonzero(rows.own & noticed[rows.file])
-        yield Finding("warning", re.split("[:;]", notice)[0], found, [notice] * len(found))
+        affected = np.flatnonzero(rows.own & noticed[rows.file])
+        yield Finding("warning", re.split("[:;]", notice)[0], affected, [notice] * len(affected))
 
 
 def mixed_formats(rows: Rows, files: Examined) -> Iterator[Finding]:
-    """Report rows whose files store pixels in another way than most do."""
-    yield _another_than_most(rows, files, "bit depth", lambda file_format: file_format.bits)
-    yield _another_than_most(rows, files, "photometric interpretation", lambda file_format: file_format.photometric)
+    """Report rows whose files store pixels in another format than the majority."""
+    yield _minority(rows, files, "bit depth", lambda file_format: file_format.bits)
+    yield _minority(rows, files, "photometric interpretation", lambda file_format: file_format.photometric)
 
 
-def _another_than_most(rows: Rows, files: Examined, what: str, value: Callable[[FileFormat], Hashable]) -> Finding:
-    seen = np.flatnonzero(rows.own & files.readable[rows.file])
+def _minority(rows: Rows, files: Examined, what: str, value: Callable[[FileFormat], Hashable]) -> Finding:
+    readable = np.flatnonzero(rows.own & files.readable[rows.file])
     names = [str(value(file_format)) for file_format in files.formats]
-    values = np.array(names, dtype=object)[files.format_of[rows.file[seen]]]
+    values = np.array(names, dtype=object)[files.format_of[rows.file[readable]]]
     counts = Counter(values.tolist()).most_common()
-    others = seen[values != counts[0][0]] if counts else seen
+    others = readable[values != counts[0][0]] if counts else readable
     remark = ", ".join(f"{name}: {count:,}" for name, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
     details = [f"{names[files.format_of[rows.file[at]]]}, most have {counts[0][0]}" for at in others]
     return Finding("warning", f"mixed {what}", others, details, remark)
@@ -192,10 +192,10 @@ def _another_than_most(rows: Rows, files: Examined, what: str, value: Callable[[
 
 
 def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
-    """Report patients, studies, files and pixels that are in two splits, at their row in the later split."""
+    """Report patients, studies, files and pixels that are in two splits, by their row in the later split."""
     for kind, codes in _shareable(rows, pixels).items():
         if kind in ("patient", "study") and (codes[rows.own] < 0).all():
-            continue  # there is nothing to look for, and no "not found" to say
+            continue  # the check does not apply, so it must not be listed as passed
         first = _first_with(codes, rows.own)
         later = np.flatnonzero(rows.own & (first >= 0))
         later = later[rows.source[first[later]] != rows.source[later]]
@@ -206,12 +206,12 @@ def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
 def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iterator[Finding]:
     """Report rows of val and test whose patient, file or pixels are in other pretraining data.
 
-    Where nothing but ids agrees between two data sets, the ids may agree by chance.
+    If two data sets share nothing but IDs, the IDs may agree by chance.
 
     Args:
         rows: All rows.
         pixels: (R,) codes.
-        same_root: For each of the others, whether its files are below the same folder.
+        same_root: For each of the other data sets, whether its files are below the same root.
     """
     for source, is_same in enumerate(same_root, len(rows.sources) - len(same_root)):
         for kind in ("file", "pixels", "patient"):
@@ -225,23 +225,23 @@ def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iter
             if kind != "patient":
                 is_same = is_same or bool((first[rows.own] >= 0).any())
             elif at.size and not is_same:
-                remark = f"{finding.remark}; nothing but ids agrees, perhaps by chance"
+                remark = f"{finding.remark}; only the IDs agree, perhaps by chance"
                 finding = replace(finding, severity="warning", remark=remark)
             yield finding
 
 
 def doubtful_ids(rows: Rows, every: Sequence[Split]) -> Iterator[Finding]:
-    """Report patients that are probably two spellings of one, or a word for many, anywhere in the data."""
+    """Report patient IDs that probably split one patient into two or merge several, anywhere in the data."""
     ids = pd.concat([_or_blank(patient_ids(split), len(split)) for split in every], ignore_index=True)
     if (rows.patient >= 0).any():
-        found = doubts(ids)
-        for kind, how in DOUBTS.items():
-            at = np.flatnonzero(found == kind)
-            yield Finding("warning", f"patient {kind}", at, [f"a PatientID {how}"] * len(at))
+        kinds = doubts(ids)
+        for kind, description in DOUBTS.items():
+            at = np.flatnonzero(kinds == kind)
+            yield Finding("warning", f"patient {kind}", at, [f"a PatientID {description}"] * len(at))
 
 
 def same_pixels(rows: Rows, pixels: Codes) -> Finding:
-    """Report files whose pixels another file of the same split has."""
+    """Report files whose pixels equal those of another file of the same split."""
     first = _first_with(pixels, rows.own)
     later = np.flatnonzero(rows.own & (first >= 0) & (first != np.arange(len(first))))
     later = _in_other_files(rows, later[rows.source[first[later]] == rows.source[later]], first)
@@ -249,7 +249,7 @@ def same_pixels(rows: Rows, pixels: Codes) -> Finding:
 
 
 def nearly_same(rows: Rows, files: Examined, pixels: Codes) -> Iterator[Finding]:
-    """Report near duplicates: within the splits at the later row, and rows of val and test in pretraining data."""
+    """Report near duplicates: within the splits by the later row, and rows of val and test in pretraining data."""
     usable = np.flatnonzero(pixels >= 0)
     representative = usable[np.unique(pixels[usable], return_index=True)[1]]  # the first row of each distinct image
     nothing = len(rows.file)
@@ -265,18 +265,18 @@ def nearly_same(rows: Rows, files: Examined, pixels: Codes) -> Iterator[Finding]
     kinds = [("near duplicate in two splits", alike[across], partner), ("near duplicate", alike[~across], partner)]
     if not rows.own.all():
         kinds.append(("near duplicate in pretraining data", np.flatnonzero(elsewhere < nothing), elsewhere))
-    for kind, at, found in kinds:
-        yield Finding("warning", kind, at, [f"much like {rows.name(one)}" for one in found[at]])
+    for kind, at, partners in kinds:
+        yield Finding("warning", kind, at, [f"nearly the same as {rows.name(one)}" for one in partners[at]])
 
 
 def pixel_codes(rows: Rows, files: Examined) -> Codes:
-    """Return (R,) codes of equal pixels; -1 for files that cannot be read, and for constant images, which are alike."""
+    """Return (R,) codes of equal pixels; -1 for unreadable files and for constant images, which are all alike."""
     codes = np.unique(files.digests.view("V32").ravel(), return_inverse=True)[1].ravel().astype(np.int64)
     return np.where(files.readable & ~files.constant, codes, -1)[rows.file]
 
 
 def _in_other_files(rows: Rows, at: Codes, first: Codes) -> Codes:
-    """Leave out rows whose first like is the same file, which is reported as such."""
+    """Return the rows whose first match is a different file; the same file is reported separately."""
     others: Codes = at[rows.file[first[at]] != rows.file[at]]
     return others
 
@@ -286,9 +286,9 @@ def _shareable(rows: Rows, pixels: Codes) -> dict[str, Codes]:
 
 
 def _first_with(codes: Codes, among: Mask) -> Codes:
-    """Return for each row the first row among those of the mask with the same code; -1 where there is none."""
+    """Return for each row the first row within the mask that has the same code; -1 if there is none."""
     usable = np.flatnonzero(among & (codes >= 0))
-    first = np.full(codes.max(initial=-1) + 2, -1)  # the last is what code -1 picks
+    first = np.full(codes.max(initial=-1) + 2, -1)  # code -1 indexes the last entry
     first[codes[usable][::-1]] = usable[::-1]
     return first[codes]
 

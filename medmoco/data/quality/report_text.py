@@ -1,4 +1,4 @@
-"""What `check` found as one screen of aligned text, under 120 columns."""
+"""Format the findings of `medmoco check` as aligned text of less than 120 columns."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from medmoco.data.quality.findings import Finding, Rows, Shortcut
 
 _DESCRIBING = (STUDY, "ViewPosition", "Sex", "Age", "Laterality")
 _WIDTH = 119
-_EXAMPLES = 4  # rows named for each finding
-_LABELS = 16  # lines of labels, where all do not fit
-_WARNED = 5  # labels named in a warning, likewise
+_EXAMPLES = 4  # rows listed per finding
+_LABELS = 16  # lines of label counts, unless all are requested
+_WARNED = 5  # labels named in a warning, unless all are requested
 
 
-def screen(
+def format_report(
     splits: Sequence[Split],
     rows: Rows,
     files: Examined,
-    found: Sequence[Finding],
+    findings: Sequence[Finding],
     shortcuts: Sequence[Shortcut],
     *,
-    whole: bool = False,
+    all_labels: bool = False,
 ) -> str:
-    """Lay out counts, findings, labels and short cuts.
+    """Return a report with counts, findings, labels and shortcuts.
 
     Args:
-        splits: Of the manifest.
-        rows: Theirs, and those of other pretraining data.
-        files: What they hold.
-        found: All that was looked for.
-        shortcuts: The trait that tells each label best.
-        whole: Name every label, however many screens that takes.
+        splits: Splits of the manifest.
+        rows: Their rows, and those of other pretraining data.
+        files: Results of reading the files.
+        findings: Results of all checks.
+        shortcuts: The trait that best predicts each label.
+        all_labels: List every label, however long the report becomes.
     """
-    labels, warned = (None, None) if whole else (_LABELS, _WARNED)
-    there = sorted((one for one in found if len(one.rows)), key=lambda one: one.severity != "fault")
-    absent = [one.kind for one in found if not len(one.rows)]
+    labels, warned = (None, None) if all_labels else (_LABELS, _WARNED)
+    present = sorted((one for one in findings if len(one.rows)), key=lambda one: one.severity != "fault")
+    absent = [one.kind for one in findings if not len(one.rows)]
     lines = [*_head(splits, rows, files), ""]
-    if there:
-        width = max(len(one.kind) for one in there)
-        lines.append(f"{'severity':<10}{'rows':>9}  {'what':<{width}}  rows by number")
-        for one in there:
+    if present:
+        width = max(len(one.kind) for one in present)
+        lines.append(f"{'severity':<10}{'rows':>9}  {'what':<{width}}  row numbers")
+        for one in present:
             line = f"{one.severity:<10}{len(one.rows):>9,}  {one.kind:<{width}}  {_examples(one, rows)}"
             lines += [line, " " * 21 + one.remark] if one.remark else [line]
     if absent:
-        lines += _wrapped(f"looked for and not found: {', '.join(absent)}")
+        lines += _wrapped(f"checked and not found: {', '.join(absent)}")
     if splits[0].label_names:
         lines += ["", *_labels(splits, labels), *_single_class(splits, warned), *_shortcuts(shortcuts, warned)]
     return "\n".join(lines) + "\n"
@@ -65,11 +65,11 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
         counts.append(f"{split.name} {len(split):,}{patients}")
     yield from _wrapped(f"{rows.own.sum():,} rows: {', '.join(counts)}")
     for number in range(len(splits), len(rows.sources)):
-        yield f"{rows.sources[number]} data to compare with: {(rows.source == number).sum():,} rows"
-    seen = rows.file[rows.own & files.readable[rows.file]]
-    if seen.size:
-        kinds = Counter(files.formats[at].kind for at in files.format_of[seen])
-        low, middle, high = np.percentile(files.sizes[seen], [0, 50, 100], axis=0).round().astype(int)
+        yield f"{rows.sources[number]} data for comparison: {(rows.source == number).sum():,} rows"
+    readable = rows.file[rows.own & files.readable[rows.file]]
+    if readable.size:
+        kinds = Counter(files.formats[at].kind for at in files.format_of[readable])
+        low, middle, high = np.percentile(files.sizes[readable], [0, 50, 100], axis=0).round().astype(int)
         spans = [
             f"{side} {low[at]:,} to {high[at]:,} (median {middle[at]:,})" for at, side in enumerate(("height", "width"))
         ]
@@ -78,12 +78,12 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
     unnamed = [name for at, name in enumerate(rows.sources) if (rows.patient[rows.source == at] < 0).all()]
     if unnamed:
         yield from _wrapped(
-            f"no PatientID column in {', '.join(unnamed)}: every row is its own patient, leaks by patient go unseen"
+            f"no PatientID in {', '.join(unnamed)}: every row counts as its own patient, leakage by patient is not seen"
         )
     meant = {column: other for split in splits for column in _DESCRIBING if (other := _other_name(column, split))}
     if meant:
         each = ", ".join(f"{other!r} to {column}" for column, other in meant.items())
-        yield from _wrapped(f"these columns are not read under their names; rename {each}")
+        yield from _wrapped(f"these columns are not recognised under their names; rename {each}")
 
 
 def _other_name(column: str, split: Split) -> str | None:
@@ -91,14 +91,14 @@ def _other_name(column: str, split: Split) -> str | None:
 
 
 def _examples(one: Finding, rows: Rows) -> str:
-    named = []
+    examples = []
     for source, group in groupby(one.rows[:_EXAMPLES], key=lambda at: rows.source[at]):
-        named.append(f"{rows.sources[source]} {', '.join(str(rows.number[at]) for at in group)}")
-    return "; ".join(named) + (", ..." if len(one.rows) > _EXAMPLES else "")
+        examples.append(f"{rows.sources[source]} {', '.join(str(rows.number[at]) for at in group)}")
+    return "; ".join(examples) + (", ..." if len(one.rows) > _EXAMPLES else "")
 
 
 def _labels(splits: Sequence[Split], most: int | None) -> Iterator[str]:
-    """Count the cells of each label as the file has them, before any policy."""
+    """Yield the counts of each label's cells as they are in the file, before any policy."""
     names = splits[0].label_names
     table = [["label", *(split.name for split in splits)]]
     for at, name in enumerate(names[:most]):
@@ -114,7 +114,7 @@ def _labels(splits: Sequence[Split], most: int | None) -> Iterator[str]:
 
 
 def _single_class(splits: Sequence[Split], most: int | None) -> Iterator[str]:
-    """Say where a label cannot be scored, after its policy."""
+    """Yield warnings about labels that cannot be scored, after their policies."""
     for split in splits:
         for missing, value in (("positives", 1), ("negatives", 0)):
             names = [
@@ -128,20 +128,21 @@ def _single_class(splits: Sequence[Split], most: int | None) -> Iterator[str]:
 
 
 def _shortcuts(shortcuts: Sequence[Shortcut], most: int | None) -> Iterator[str]:
-    loud = [one for one in shortcuts if one.warns]
-    for one in loud[:most]:
+    strong = [one for one in shortcuts if one.warns]
+    for one in strong[:most]:
         on_test = "" if one.on_test is None else f"; {one.on_test:.2f} on test"
         yield from _wrapped(
-            f"warning   {one.trait} alone tells {one.label} with AUROC {one.auroc:.2f} ({one.low:.2f} to "
-            f"{one.high:.2f}{on_test}) without a look at the image, and so may an encoder: compare scores with it"
+            f"warning   {one.trait} alone predicts {one.label} with AUROC {one.auroc:.2f} ({one.low:.2f} to "
+            f"{one.high:.2f}{on_test}) without the image content; an encoder may learn this shortcut, so compare its "
+            "AUROC with this one"
         )
-    if len(loud[:most]) < len(loud):
-        yield f"warning   and {len(loud[most:])} more labels are told by size or format, in report.txt"
-    quiet = [one for one in shortcuts if not one.warns]
-    if quiet:
-        best = max(quiet, key=lambda one: one.auroc)
-        which = "no label" if len(quiet) == len(shortcuts) else "no other label"
-        yield f"{which} can be told by size or format: at best {best.label} by {best.trait}, AUROC {best.auroc:.2f}"
+    if len(strong[:most]) < len(strong):
+        yield f"warning   size or format predicts {len(strong[most:])} more labels, listed in report.txt"
+    weak = [one for one in shortcuts if not one.warns]
+    if weak:
+        best = max(weak, key=lambda one: one.auroc)
+        which = "no label" if len(weak) == len(shortcuts) else "no other label"
+        yield f"size or format predicts {which}: at best {best.label} by {best.trait}, AUROC {best.auroc:.2f}"
 
 
 def _wrapped(text: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""Other projects' checkpoints."""
+"""Read checkpoints of other projects."""

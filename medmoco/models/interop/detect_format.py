@@ -1,4 +1,4 @@
-"""Where in a file of weights the encoder is, whose names its tensors have, and which network it is."""
+"""Detect the format of a weights file: where the encoder is, how its tensors are named, and which network it is."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from medmoco.models.interop.naming import (
     kind_of,
     naming_of,
 )
-from medmoco.models.interop.schemes import NAMES, SCHEMES, Scheme, asked_out, beside, prefixes, roles, unwrapped
+from medmoco.models.interop.schemes import NAMES, SCHEMES, Scheme, asked_out, other_content, prefixes, roles, unwrapped
 from medmoco.models.interop.state_dicts import Contents
 
 Which = Literal["query", "key"]
 
-# Looked through for a network that has the shapes of a file, where nobody says which it is.
+# Networks to compare with the shapes in a file if the network is not given.
 _CANDIDATES = {
     "resnet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
                "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "resnet10t", "resnet14t", "resnet26",
@@ -41,20 +41,20 @@ _CANDIDATES = {
     "convnext": ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
 }  # fmt: skip
 
-NAME_IT = "It has the shapes of a {}: name that one (model.backbone, or --backbone)."
+NAME_IT = "It has the shapes of a {}: use that name (model.backbone, or --backbone)."
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where in a file the wanted encoder is.
+    """The requested encoder in a file.
 
     Attributes:
-        scheme: Of the file.
-        which: Of its encoders.
-        prefix: What stands before the encoder's names.
-        naming: Whose names those behind it are.
-        kind: Of network; "" if there is no table for it.
-        names: Key -> timm's name, or the key's end where no table knows it, of all that is behind the prefix.
+        scheme: Checkpoint format of the file.
+        which: Which of its encoders.
+        prefix: Prefix of the encoder's keys.
+        naming: Library whose names follow the prefix.
+        kind: Type of network; "" if there is no table for it.
+        names: Key -> timm's name, for all keys with the prefix; the rest of the key if it is in no table.
         others: Keys of the other encoder.
     """
 
@@ -76,22 +76,22 @@ def find(
     backbone: str | None = None,
     own: Mapping[str, Tensor] | None = None,
 ) -> Found:
-    """Find the encoder in a file: the scheme, prefix and naming that explain most of its keys.
+    """Find the encoder in a file: the format, prefix and naming that match most of its keys.
 
     Args:
-        contents: Of the file.
-        which: Encoder, where the file has two.
-        scheme: Its name, where the keys alone do not tell.
-        leave_out: Patterns of keys that are not looked at.
-        backbone: Name of the network that it shall be.
-        own: State dict of that network; without it, any kind of network that has a table is looked for.
+        contents: Contents of the file.
+        which: Encoder to use if the file has two.
+        scheme: Name of the checkpoint format, if the keys alone are ambiguous.
+        leave_out: Patterns of keys to ignore.
+        backbone: Name of the expected network.
+        own: State dict of that network; without it, all types of network with a table are tried.
 
     Raises:
-        SettingsError: there is no such scheme.
-        CheckpointError: nothing is found, or two places are equally good.
+        SettingsError: the format is unknown.
+        CheckpointError: no encoder is found, or two prefixes match equally well.
     """
     if scheme is not None and scheme not in NAMES:
-        raise SettingsError(f"scheme '{scheme}' is unknown; there are: {', '.join(NAMES)}")
+        raise SettingsError(f"scheme '{scheme}' is unknown; known are: {', '.join(NAMES)}")
     keys = [key for key in contents.tensors if not asked_out(key, leave_out)]
     candidates = prefixes(keys)
     ranked: list[tuple[int, Found]] = []
@@ -103,7 +103,7 @@ def find(
     if top == 0:
         other = own and network_of(contents, which, scheme, leave_out)
         raise CheckpointError(
-            f"weights file {contents.name} holds no {backbone}. {NAME_IT.format(other)}"
+            f"weights file {contents.name} does not contain a {backbone}. {NAME_IT.format(other)}"
             if other
             else _nothing_found(contents, which)
         )
@@ -111,11 +111,11 @@ def find(
     rivals = {other.prefix for other in equal if other.scheme is found.scheme} - {found.prefix}
     if rivals:
         raise CheckpointError(
-            f"weights file {contents.name} holds several encoders that are equally good, as under '{found.prefix}' and"
-            f" '{min(rivals)}'.\nLeave the others out: medmoco import --leave-out '{min(rivals)}*'"
+            f"weights file {contents.name} contains several encoders that match equally well, such as"
+            f" '{found.prefix}' and '{min(rivals)}'.\nOmit the others: medmoco import --leave-out '{min(rivals)}*'"
         )
     elsewhere = roles(found.scheme, keys, candidates).get("key" if which == "query" else "query", [])
-    return replace(found, others=frozenset(key for place in elsewhere for key in _of_other(keys, place, found)))
+    return replace(found, others=frozenset(key for prefix in elsewhere for key in _of_other(keys, prefix, found)))
 
 
 def _explained(
@@ -126,12 +126,12 @@ def _explained(
     backbone: str | None,
     own: Mapping[str, Tensor] | None,
 ) -> Iterator[tuple[int, Found]]:
-    """Yield for each kind of network and naming how many keys behind a prefix they explain."""
+    """Yield for each type of network and naming the number of keys with a prefix that they match."""
     ends = {key: unwrapped(key[len(prefix) :]) for key in keys if key.startswith(prefix)}
     for kind in TABLES if backbone is None else (kind_of(backbone) or "",):
         tables = TABLES.get(kind, {})
-        usual = ("timm", *(naming for naming in tables if naming != "tensorflow"))
-        for naming in usual if scheme.naming is None else tables.keys() & {scheme.naming}:
+        namings = ("timm", *(naming for naming in tables if naming != "tensorflow"))
+        for naming in namings if scheme.naming is None else tables.keys() & {scheme.naming}:
             hub = {key: into_hub(end, kind, naming) for key, end in ends.items()}
             names = {key: name for key, name in hub.items() if name is not None}
             if own is None:
@@ -142,14 +142,14 @@ def _explained(
 
 
 def own_name(name: str, kind: str, backbone: str) -> str | None:
-    """Return what a tensor that timm calls so is called in a backbone of ours."""
+    """Return the name that a tensor of timm has in a backbone of medmoco."""
     return from_hub(name, kind, naming_of(backbone)) if kind else name
 
 
-def _of_other(keys: list[str], place: str, found: Found) -> list[str]:
-    """Return the keys behind another encoder's prefix; where that is nothing, those with a table's names."""
-    if place:
-        return [key for key in keys if key.startswith(place) and not (found.prefix and key.startswith(found.prefix))]
+def _of_other(keys: list[str], prefix: str, found: Found) -> list[str]:
+    """Return the keys with another encoder's prefix; if that is empty, those with names in a table."""
+    if prefix:
+        return [key for key in keys if key.startswith(prefix) and not (found.prefix and key.startswith(found.prefix))]
     naming = found.naming
     return [key for key in keys if naming != "timm" and into_hub(key, found.kind, naming)]
 
@@ -157,16 +157,16 @@ def _of_other(keys: list[str], place: str, found: Found) -> list[str]:
 def _nothing_found(contents: Contents, which: Which) -> str:
     keys = list(contents.tensors)
     shown = ", ".join(repr(key) for key in dict.fromkeys([keys[0], keys[len(keys) // 2], keys[-1]]))
-    lines = [f"weights file {contents.name} holds no encoder that is known here; its {len(keys)} keys: {shown}"]
+    lines = [f"weights file {contents.name} contains no known encoder; its {len(keys)} keys include: {shown}"]
     if which == "key":
-        lines.append("Most files hold one encoder alone; without --which key, that one is looked for.")
-    lines.append(f"Known are files of {', '.join(NAMES)} (docs/import.md).")
-    lines.append("Rename the keys as timm or torchvision has them, or name the network of timm: --backbone NAME.")
+        lines.append("Most files contain a single encoder, which is found without --which key.")
+    lines.append(f"Supported formats are {', '.join(NAMES)} (docs/import.md).")
+    lines.append("Rename the keys as in timm or torchvision, or give the name of the timm network: --backbone NAME.")
     return "\n".join(lines)
 
 
 def network_of(contents: Contents, which: Which, scheme: str | None, leave_out: tuple[str, ...]) -> str | None:
-    """Return the name of the network that a file holds, None if it cannot be told."""
+    """Return the name of the network in a file, or None if it is not recognised."""
     try:
         found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
     except CheckpointError:
@@ -175,17 +175,17 @@ def network_of(contents: Contents, which: Which, scheme: str | None, leave_out: 
 
 
 def recognise(contents: Contents, found: Found, leave_out: tuple[str, ...] = ()) -> str | None:
-    """Return the name of the network whose tensors a file holds, by their names and shapes; None if it is not known."""
+    """Return the network whose tensors have the names and shapes in a file, or None if there is none."""
     if not found.kind:
         return None
     shapes = {
         name: tuple(into_hub_layout(contents.tensors[key], found.naming, key).shape)
         for key, name in found.names.items()
-        if not beside(key, found.prefix, found.scheme, leave_out) or in_hub(name, found.kind)
+        if not other_content(key, found.prefix, found.scheme, leave_out) or in_hub(name, found.kind)
     }
     for name in _CANDIDATES[found.kind]:
         outline = _outline(name)
-        needed = {key: shape for key, shape in outline.items() if not beside(key, "", SCHEMES[-1], ())}
+        needed = {key: shape for key, shape in outline.items() if not other_content(key, "", SCHEMES[-1], ())}
         if shapes.keys() <= outline.keys() and all(_alike(shapes.get(key), key, needed[key]) for key in needed):
             break
     else:
@@ -197,23 +197,23 @@ def recognise(contents: Contents, found: Found, leave_out: tuple[str, ...] = ())
 
 @cache
 def _outline(name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a network's tensors without making them."""
+    """Return the shapes of a network's tensors without allocating them."""
     with torch.device("meta"):
         return {key: tuple(value.shape) for key, value in timm.create_model(name).state_dict().items()}
 
 
-def _alike(shape: tuple[int, ...] | None, name: str, wanted: tuple[int, ...]) -> bool:
-    """Say whether a file's tensor can be the network's; colour and size of the image are free, counters optional."""
+def _alike(shape: tuple[int, ...] | None, name: str, expected: tuple[int, ...]) -> bool:
+    """Return whether a tensor's shape matches; input channels and image size may differ, and counters be missing."""
     if shape is None:
         return name.endswith("num_batches_tracked")
-    colour = len(wanted) == 4 and wanted[1] == 3 and (shape[0], *shape[2:]) == (wanted[0], *wanted[2:])
-    return shape == wanted or colour or (name == "pos_embed" and shape[2:] == wanted[2:])
+    first_layer = len(expected) == 4 and expected[1] == 3 and (shape[0], *shape[2:]) == (expected[0], *expected[2:])
+    return shape == expected or first_layer or (name == "pos_embed" and shape[2:] == expected[2:])
 
 
 def fixed_as_in_moco_v3(positions: Tensor) -> bool:
-    """Say whether position embeddings, (1, T, F), are the sines and cosines that moco-v3 never trains.
+    """Return whether position embeddings, (1, T, F), are the fixed sines and cosines of moco-v3.
 
-    Source: vits.py of facebookresearch/moco-v3: columns first, then rows; none for the class token.
+    Source: vits.py of facebookresearch/moco-v3: columns first, then rows; zero for the class token.
     """
     side, width = math.isqrt(max(positions.shape[1] - 1, 0)), positions.shape[-1]
     if positions.ndim != 3 or side**2 + 1 != positions.shape[1] or width % 4:

@@ -1,8 +1,8 @@
-"""Names that libraries give to the tensors of one and the same network, and how each turns into the others.
+"""Translate between the tensor names that different libraries use for the same network.
 
-timm's names are the hub: for each kind of network and each other naming there is a table of (timm's, theirs). A name
-that ends in a dot stands for a layer, whose tensors are called alike on both sides; `*` stands for a number, the same
-on both sides. Every table is one to one, so it is read in both directions.
+timm's names are the hub: for each type of network and each other naming there is a table of (timm's, theirs). A name
+that ends in a dot stands for a layer, whose tensors have the same names on both sides; `*` stands for a number, the
+same on both sides. Every table is one-to-one, so it can be read in both directions.
 
 Source: the state dicts of the libraries themselves; variables of TensorFlow as ppwwyyxx/moco.tensorflow saves them.
 """
@@ -33,7 +33,7 @@ def _tensorflow_norm(timm: str, theirs: str) -> Rows:
 
 
 def _resnet(stem: Rows, stages: str, first: int, layers: Rows, head: Rows) -> Rows:
-    """Return rows for a stem, four stages of blocks with the same layers, numbered from `first`, and a classifier."""
+    """Return rows for a stem, four stages of blocks with equal layers, numbered from `first`, and a classifier."""
     blocks = (
         (f"layer{stage}.*.{ours}", stages.format(first + stage - 1, theirs))
         for stage in _STAGES
@@ -49,11 +49,11 @@ _DENSENET_OUTSIDE = _same(
 )
 _DENSE_LAYER = "features.denseblock*.denselayer*"
 
-# kind of network -> naming -> (timm's name, theirs)
+# type of network -> naming -> (timm's name, theirs)
 TABLES: dict[str, dict[str, Rows]] = {
     "resnet": {
         "torchvision": _resnet(_same("conv1.", "bn1."), "layer{}.*.{}", 1, _RESNET_LAYERS, _same("fc.")),
-        # the children of torchvision's network in a Sequential without its classifier: relu is 2, the pooling 3
+        # torchvision's network as a Sequential of its children without the classifier: relu is 2, the pooling 3
         "sequential": _resnet((("conv1.", "0."), ("bn1.", "1.")), "{}.*.{}", 4, _RESNET_LAYERS, ()),
         "detectron2": _resnet(
             (("conv1.", "stem.conv1."), ("bn1.", "stem.conv1.norm.")),
@@ -82,7 +82,7 @@ TABLES: dict[str, dict[str, Rows]] = {
     },
     "densenet": {
         "torchvision": (*_DENSENET_OUTSIDE, *_same(f"{_DENSE_LAYER}.norm*.", f"{_DENSE_LAYER}.conv*.", "classifier.")),
-        # the files that torchvision still publishes, from before its layers were named norm1, conv1, norm2, conv2
+        # files that torchvision still publishes, from before its layers were renamed norm1, conv1, norm2, conv2
         "torchvision_2017": (
             *_DENSENET_OUTSIDE,
             (f"{_DENSE_LAYER}.norm*.", f"{_DENSE_LAYER}.norm.*."),
@@ -140,8 +140,8 @@ _KINDS = {
     "convnext": r"convnext_",
 }
 
-# Networks that timm builds when told so: name -> timm's name and the arguments that differ. The number of heads leaves
-# no trace in the shapes of a transformer's tensors. Source: vits.py of facebookresearch/moco-v3; solo-learn's vit_tiny.
+# Variants of timm's networks: name -> timm's name and the arguments that differ. The number of heads does not affect
+# the shapes of a transformer's tensors. Source: vits.py of facebookresearch/moco-v3; solo-learn's vit_tiny.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "moco-v3/vit_tiny": ("vit_tiny_patch16_224", {"num_heads": 12}),
     "moco-v3/vit_small": ("vit_small_patch16_224", {"num_heads": 12}),
@@ -152,71 +152,71 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def timm_model(backbone: str) -> tuple[str, dict[str, Any]]:
-    """Return timm's name of a backbone, and arguments that make it of the network with that name."""
+    """Return timm's name of a backbone, and the arguments that differ from that network."""
     return VARIANTS.get(backbone, (backbone, {}))
 
 
 def has_conv_stem(backbone: str) -> bool:
-    """Tell whether a backbone has convolutions in place of timm's patch projection, see `conv_stem`."""
+    """Return whether a backbone has a convolutional stem instead of timm's patch projection, see `conv_stem`."""
     return backbone.startswith("moco-v3/vit_conv_")
 
 
 def kind_of(backbone: str) -> str | None:
-    """Return the kind of network that has tables, by the backbone's name; None if there is none."""
+    """Return the type of network according to a backbone's name, or None if there are no tables for it."""
     return next((kind for kind, pattern in _KINDS.items() if re.match(pattern, backbone)), None)
 
 
 def naming_of(backbone: str) -> str:
-    """Return which names the tensors of a backbone have here."""
+    """Return the library whose tensor names medmoco uses for a backbone."""
     return "monai" if backbone.startswith("monai/") else "timm"
 
 
 def rename(state: Mapping[str, Tensor], backbone: str, source: str, target: str) -> dict[str, Tensor]:
-    """Return a state dict under the names of another library; layouts of tensors that differ are converted.
+    """Return a state dict with the names and tensor layouts of another library.
 
     Args:
-        state: Names of `source` -> tensors, with or without the classifier.
-        backbone: As in `model.backbone`.
+        state: Tensors by their names in `source`, with or without the classifier.
+        backbone: Name as in `model.backbone`.
         source: "timm" or a naming in `TABLES`.
-        target: The same.
+        target: Like `source`.
 
     Raises:
-        CheckpointError: the network has no such names, or a tensor has none there.
+        CheckpointError: there is no such naming for the network, or a tensor has no name in it.
     """
     kind = kind_of(backbone) or ""
     known = {"timm", *TABLES.get(kind, ())}
     for naming in (source, target):
         if naming not in known:
-            raise CheckpointError(f"{backbone} has no names of {naming}; there are: {', '.join(sorted(known))}")
-    found = {}
+            raise CheckpointError(f"{backbone} has no names of {naming}; available are: {', '.join(sorted(known))}")
+    renamed = {}
     for key, value in state.items():
         hub = into_hub(key, kind, source)
         name = from_hub(hub, kind, target) if hub else None
         if name is None:
             naming = target if hub else source
-            raise CheckpointError(f"{key} of {backbone} has no name in {naming}: it is another network there")
-        found[name] = from_hub_layout(into_hub_layout(value, source, key), target, name)
-    return found
+            raise CheckpointError(f"{key} of {backbone} has no name in {naming}: the network differs there")
+        renamed[name] = from_hub_layout(into_hub_layout(value, source, key), target, name)
+    return renamed
 
 
 def into_hub(key: str, kind: str, naming: str) -> str | None:
-    """Return timm's name of a tensor, None if no row of the table fits."""
+    """Return timm's name of a tensor, or None if it is not in the table."""
     return key if naming == "timm" else _translated(key, _compiled(kind, naming, 1))
 
 
 def from_hub(name: str, kind: str, naming: str) -> str | None:
-    """Return what a naming calls a tensor of timm's, None if no row of the table fits."""
+    """Return the name of a timm tensor in another naming, or None if it is not in the table."""
     return name if naming == "timm" else _translated(name, _compiled(kind, naming, 0))
 
 
 def in_hub(name: str, kind: str) -> bool:
-    """Say whether a name is one of those that timm's plain networks of a kind have."""
+    """Return whether a name occurs in timm's standard networks of a type."""
     return any(_translated(name, _compiled(kind, naming, 0)) for naming in TABLES[kind])
 
 
 @cache
 def _compiled(kind: str, naming: str, side: int) -> list[tuple[re.Pattern[str], str]]:
-    """Return the rows of a table as patterns of one side, 0 is timm's, and names of the other."""
+    """Return the rows of a table as patterns for one side (0 is timm's) and names of the other."""
     return [(re.compile(_pattern(row[side])), row[1 - side]) for row in TABLES[kind][naming]]
 
 
@@ -235,12 +235,12 @@ def _translated(key: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None
 
 
 def into_hub_layout(value: Tensor, source: str, name: str) -> Tensor:
-    """Return a tensor as timm lays it out, contiguous.
+    """Return a tensor in timm's layout, contiguous.
 
     Args:
-        value: As `source` lays it out.
+        value: Tensor in the layout of `source`.
         source: Naming.
-        name: The tensor's name there.
+        name: Name of the tensor in `source`.
     """
     if source == "tensorflow" and value.ndim == 4:
         value = value.permute(3, 2, 0, 1)  # height, width, in, out -> out, in, height, width
@@ -250,7 +250,7 @@ def into_hub_layout(value: Tensor, source: str, name: str) -> Tensor:
 
 
 def from_hub_layout(value: Tensor, target: str, name: str) -> Tensor:
-    """Return a tensor of timm's layout as `target` lays out what it calls `name`."""
+    """Return a tensor in timm's layout in the layout of `target`, where it is called `name`."""
     if target == "tensorflow" and value.ndim == 4:
         value = value.permute(2, 3, 1, 0)
     if name.endswith("layer_scale"):

@@ -1,9 +1,9 @@
-"""Who writes which files: where in a checkpoint the encoder is, what stands beside it, how its images were prepared.
+"""Checkpoint formats of known projects: the location of the encoder, other content, and the preprocessing.
 
-A scheme is known by what stands before the names of the encoder's tensors. Which names those are is another question
-(models/naming.py): one project trains networks of several libraries.
+A format is identified by the prefix of the encoder's tensor names. The names themselves are independent of it
+(naming.py), since one project may train networks of several libraries.
 
-Source: the code of the projects; keys as models/state_dicts.py joins them, with "/" between nested mappings.
+Source: the code of the projects; keys as joined by state_dicts.py, with "/" between nested mappings.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True)
 class Preparation:
-    """How the pixels of a gray image were fed in the source's training.
+    """The normalisation of gray images in the source's training.
 
     Attributes:
-        mean: Subtracted from pixels as shares of white; None if the file does not tell.
-        std: Divides them then.
-        note: In words.
+        mean: Mean subtracted from pixels, as fractions of white; None if it is unknown.
+        std: Standard deviation by which they are then divided; None if it is unknown.
+        note: Description in words.
     """
 
     mean: float | None
@@ -32,23 +32,23 @@ class Preparation:
 _IMAGENET = Preparation(
     0.449,
     0.226,
-    "RGB as shares of white, minus [0.485, 0.456, 0.406], by [0.229, 0.224, 0.225]; of a gray image their means",
+    "RGB scaled to 0..1, mean [0.485, 0.456, 0.406], std [0.229, 0.224, 0.225]; their averages for gray images",
 )
-_UNTOLD = Preparation(None, None, "the file does not tell; networks pretrained on ImageNet mostly want 0.449 and 0.226")
+_UNKNOWN = Preparation(None, None, "unknown; networks pretrained on ImageNet mostly use mean 0.449 and std 0.226")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way of writing checkpoints.
+    """A checkpoint format.
 
     Attributes:
-        name: Short.
-        query: Pattern of what stands before the trained encoder's names.
-        key: The same of its moving average; None where there is none.
-        marker: Pattern that begins some key of such a file, where `query` alone does not tell.
-        naming: The only one, where it is known (models/naming.py).
-        preparation: Of a gray image.
-        head: What the layers behind the encoder are.
+        name: Short name.
+        query: Pattern of the prefix of the trained encoder's names.
+        key: The same for its moving average; None if there is none.
+        marker: Pattern that some key of such a file must begin with, if `query` alone is ambiguous.
+        naming: The only naming in such files, if it is known (naming.py).
+        preparation: Normalisation of gray images.
+        head: Type of the layers after the encoder.
     """
 
     name: str
@@ -60,24 +60,24 @@ class Scheme:
     head: str = "projector"
 
 
-# What torch.compile, FSDP, checkpointing of activations and Lightning Fabric put before the names of what they wrap,
-# wherever in a network that is; and DataParallel, whose word is also a name.
-_WORDS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
-_WRAPS = rf"(?:(?:module|{_WORDS})\.)*"
+# Prefixes that torch.compile, FSDP, activation checkpointing and Lightning Fabric add to the names of wrapped modules
+# anywhere in a network; and that of DataParallel, which is also an ordinary name.
+_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+_WRAPS = rf"(?:(?:module|{_WRAPPERS})\.)*"
 
-# What stands before a network: a mapping in the file, wraps, a Lightning module's name.
+# What may precede a network: a mapping in the file, wrappers, the name of a Lightning module.
 _OUTER = (
     r"(?:(?:state_dict|model_state_dict|model_state|model|network|net)/)*"
-    rf"(?:(?:module|{_WORDS}|model|net)\.)*"
+    rf"(?:(?:module|{_WRAPPERS}|model|net)\.)*"
 )
 
-# Tried in this order where several explain as much.
+# If several match equally many keys, the first one is used.
 SCHEMES = (
     Scheme("medmoco", r"(?:model/)?query_encoder\.backbone\.net\.", r"(?:model/)?key_encoder\.backbone\.net\.",
            Preparation(None, None, "views.mean and views.std of the run")),
     Scheme("moco", rf"{_OUTER}encoder_q\.{_WRAPS}", rf"{_OUTER}encoder_k\.{_WRAPS}", _IMAGENET),
     Scheme("moco-cxr", rf"{_OUTER}encoder_q\.{_WRAPS}", rf"{_OUTER}encoder_k\.{_WRAPS}",
-           Preparation(0.502, 0.0856, "gray as shares of white, minus 0.5020, by 0.085585, repeated three times")),
+           Preparation(0.502, 0.0856, "gray scaled to 0..1, mean 0.5020, std 0.085585, repeated three times")),
     Scheme("moco-v3", rf"{_OUTER}base_encoder\.{_WRAPS}", rf"{_OUTER}momentum_encoder\.{_WRAPS}", _IMAGENET),
     Scheme("bl0", rf"model/{_WRAPS}", rf"model_ema/{_WRAPS}", _IMAGENET, marker="contrast/"),
     Scheme("lightly", rf"{_OUTER}backbone\.{_WRAPS}(?:vit\.)?",
@@ -87,21 +87,21 @@ SCHEMES = (
            marker=rf"{_OUTER}momentum_(?:backbone|encoder)\."),
     Scheme("tensorflow", "", "momentum_encoder/", _IMAGENET, marker="conv0/W", naming="tensorflow"),
     Scheme("detectron2", rf"{_OUTER}(?:backbone\.)?{_WRAPS}(?:bottom_up\.)?{_WRAPS}", None,
-           Preparation(None, None, "as the detector's INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD say"),
+           Preparation(None, None, "given by the detector's INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD"),
            naming="detectron2", head="classifier"),
-    Scheme("plain", rf"{_OUTER}(?:(?:encoder|backbone|base_model|feature_extractor|trunk|net|module|{_WORDS})\.)*",
-           rf"(?:state_dict_ema|model_ema|ema)/{_WRAPS}", _UNTOLD, head="classifier"),
+    Scheme("plain", rf"{_OUTER}(?:(?:encoder|backbone|base_model|feature_extractor|trunk|net|module|{_WRAPPERS})\.)*",
+           rf"(?:state_dict_ema|model_ema|ema)/{_WRAPS}", _UNKNOWN, head="classifier"),
 )  # fmt: skip
 
 NAMES = tuple(scheme.name for scheme in SCHEMES)
 
-# Why keys are left out that a pattern does not tell.
+# Reasons for omitting keys, other than by pattern.
 AS_ASKED, OTHER = "as asked", "other encoder"
 
 _HEAD = r"(fc|head|heads|classifier|linear|last_linear|class_layers|head_dist)\."
 
-# Left out on purpose: pattern of the whole key -> what it is. Searched in this order, after the encoder's own names.
-_BESIDE = (
+# Content that is omitted on purpose: (pattern of the whole key, type), tried in this order, after the encoder's names.
+_OTHER_CONTENT = (
     (r"^(optimizer|optimizer_states|optim|opt)\w*/", "optimiser"),
     (r"/(Momentum|Adam|Adam_1)$|^beta[12]_power$", "optimiser"),
     (
@@ -118,18 +118,18 @@ _BESIDE = (
 
 
 def unwrapped(end: str) -> str:
-    """Return what is behind a prefix without the words of what wraps layers inside the network."""
-    return re.sub(rf"(?<=[./])(?:{_WORDS})\.", "", end)
+    """Return a key without its prefix, with the names of wrappers inside the network removed."""
+    return re.sub(rf"(?<=[./])(?:{_WRAPPERS})\.", "", end)
 
 
 def prefixes(keys: Iterable[str]) -> set[str]:
-    """Return whatever could stand before the names of a network's tensors in these keys."""
+    """Return all possible prefixes of a network's tensor names in these keys."""
     cuts = {key[: match.end()] for key in keys for match in re.finditer(r"[./]", key)}
     return {"", *cuts}
 
 
 def roles(scheme: Scheme, keys: Iterable[str], candidates: set[str]) -> dict[str, list[str]]:
-    """Return what may stand before the encoders' names if a file is of this scheme: "query" and "key" -> prefixes."""
+    """Return the possible prefixes of the encoders in this format, by "query" and "key"."""
     if not any(re.match(scheme.marker, key) for key in keys):
         return {}
     patterns = {"query": scheme.query, "key": scheme.key}
@@ -141,21 +141,21 @@ def roles(scheme: Scheme, keys: Iterable[str], candidates: set[str]) -> dict[str
 
 
 def asked_out(key: str, leave_out: tuple[str, ...]) -> bool:
-    """Say whether the user does not want a key, by patterns with `*`."""
+    """Return whether a key matches one of the user's patterns of keys to omit, with `*`."""
     return any(fnmatchcase(key, pattern) for pattern in leave_out)
 
 
-def beside(key: str, prefix: str, scheme: Scheme, leave_out: tuple[str, ...]) -> str | None:
-    """Say what a key is that belongs to no encoder; None if nobody knows.
+def other_content(key: str, prefix: str, scheme: Scheme, leave_out: tuple[str, ...]) -> str | None:
+    """Return the type of a key that belongs to no encoder, or None if it is unknown.
 
     Args:
-        key: Whole.
-        prefix: What stands before the wanted encoder's names.
-        scheme: Of the file.
-        leave_out: Patterns of keys that the user does not want, with `*`.
+        key: The whole key.
+        prefix: Prefix of the requested encoder's names.
+        scheme: Checkpoint format of the file.
+        leave_out: Patterns of keys that the user omits, with `*`.
     """
     if asked_out(key, leave_out):
         return AS_ASKED
     if key.startswith(prefix) and re.match(_HEAD, key[len(prefix) :]):
         return scheme.head
-    return next((what for pattern, what in _BESIDE if re.search(pattern, key)), None)
+    return next((what for pattern, what in _OTHER_CONTENT if re.search(pattern, key)), None)

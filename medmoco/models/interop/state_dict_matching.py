@@ -1,4 +1,4 @@
-"""Other people's state dict -> ours, with every key accounted for: taken, left out for a reason, or an error."""
+"""Convert a foreign state dict to medmoco's; every key is loaded, omitted for a reason, or an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from medmoco.errors import CheckpointError
 from medmoco.models.interop.detect_format import NAME_IT, Found, Which, find, fixed_as_in_moco_v3, network_of, own_name
 from medmoco.models.interop.naming import VARIANTS, into_hub_layout
-from medmoco.models.interop.schemes import OTHER, beside
+from medmoco.models.interop.schemes import OTHER, other_content
 from medmoco.models.interop.state_dicts import Contents
 
 _TENSORFLOW_EPSILON = 1.001e-5 - 1e-5
@@ -22,14 +22,14 @@ _TENSORFLOW_EPSILON = 1.001e-5 - 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one key.
+    """The use of one key.
 
     Attributes:
-        key: In the file.
-        outcome: "matched" as it is, "converted", or "left out".
-        name: In our network; empty if left out.
-        shape: In the file.
-        what: How it was converted, or why left out.
+        key: Key in the file.
+        outcome: "matched" (used unchanged), "converted" or "left out".
+        name: Name in medmoco's network; empty if left out.
+        shape: Shape in the file.
+        what: How it was converted, or why it was left out.
     """
 
     key: str
@@ -41,13 +41,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Imported:
-    """An encoder's weights under our names.
+    """An encoder's weights with medmoco's names.
 
     Attributes:
-        state: Name -> tensor, all that the network has.
-        rows: One for each key of the file, and each of its other entries.
-        found: Where it was.
-        added: Counters of batches that the file does not have, which start at 0.
+        state: Name -> tensor, for all tensors of the network.
+        rows: One row for each key of the file, and for each of its other entries.
+        found: Where the encoder was found.
+        added: Number of batch counters missing in the file, which start at 0.
     """
 
     state: dict[str, Tensor]
@@ -56,11 +56,11 @@ class Imported:
     added: int
 
     def count(self, outcome: str) -> int:
-        """Return how many keys had an outcome."""
+        """Return the number of keys with an outcome."""
         return sum(row.outcome == outcome for row in self.rows)
 
     def summary(self) -> str:
-        """Say in one line what was taken and what was not."""
+        """Return a line that describes the loaded and the omitted tensors."""
         reasons = Counter(row.what for row in self.rows if row.outcome == "left out")
         left = f" ({', '.join(f'{count} {what}' for what, count in reasons.most_common())})" if reasons else ""
         converted = Counter(row.what for row in self.rows if row.outcome == "converted")
@@ -68,14 +68,14 @@ class Imported:
         found = self.found
         return (
             f"{found.which} encoder of a {found.scheme.name} file with names of {found.naming}:"
-            f" {self.count('matched')} tensors as they are, {self.count('converted')} converted{how},"
+            f" {self.count('matched')} tensors unchanged, {self.count('converted')} converted{how},"
             f" {self.count('left out')} left out{left}"
         )
 
 
 @dataclass
-class _Wrong:
-    """What keeps a file from being a network's weights."""
+class _Mismatches:
+    """The reasons why a file does not fit a network."""
 
     missing: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
@@ -92,58 +92,59 @@ def fit(
     scheme: str | None = None,
     leave_out: tuple[str, ...] = (),
 ) -> Imported:
-    """Turn a file's encoder into the state dict of a network.
+    """Convert the encoder in a file to the state dict of a network.
 
-    A three-channel first layer of a gray network's is summed over its channels: the same response to a gray image fed
-    three times. Into three channels it goes as it is; into others there is no way that anyone has shown to be right.
+    For a network with gray input, a three-channel first layer is summed over its channels, which gives the same
+    response as a gray image repeated three times. For three channels it is used unchanged; for other numbers of
+    channels no established conversion exists.
 
     Args:
-        contents: Of the file.
+        contents: Contents of the file.
         backbone: Name of the network.
-        own: Its state dict; what a file cannot have, counters of batches, is taken from it.
-        which: Encoder, where the file has two.
-        scheme: Of the file, where the keys alone do not tell.
-        leave_out: Patterns of keys that are not wanted.
+        own: Its state dict, which provides batch counters missing in the file.
+        which: Encoder to use if the file has two.
+        scheme: Checkpoint format, if the keys alone are ambiguous.
+        leave_out: Patterns of keys to omit.
 
     Raises:
-        CheckpointError: there is no such encoder, or a key is missing, unexplained, of another shape or not finite.
+        CheckpointError: there is no such encoder, or a key is missing, unknown, of another shape or not finite.
     """
     _refuse_other_network(contents, backbone)
     found = find(contents, which=which, scheme=scheme, leave_out=leave_out, backbone=backbone, own=own)
     if found.naming == "tensorflow":
         _refuse_without_statistics(contents, found)
-    rows, state, wrong = [], {}, _Wrong()
+    rows, state, mismatches = [], {}, _Mismatches()
     for key, value in contents.tensors.items():
         hub = found.names.get(key)
         name = None if hub is None else own_name(hub, found.kind, backbone)
         shape = tuple(value.shape)
-        reason = beside(key, found.prefix, found.scheme, leave_out)
+        reason = other_content(key, found.prefix, found.scheme, leave_out)
         if name in own:
             assert name is not None
             converted, how = _converted(value, own[name], found, key, name)
             if converted.shape != own[name].shape:
-                wrong.shapes[name] = (shape, tuple(own[name].shape))
+                mismatches.shapes[name] = (shape, tuple(own[name].shape))
             elif own[name].is_floating_point() and not (converted.is_floating_point() and converted.isfinite().all()):
-                wrong.infinite.append(key)
+                mismatches.infinite.append(key)
             state[name] = converted
             rows.append(Row(key, "converted" if how else "matched", name, shape, how))
         elif key in found.others or reason:
             rows.append(Row(key, "left out", "", shape, OTHER if key in found.others else reason or ""))
         else:
-            wrong.unknown.append(key)
+            mismatches.unknown.append(key)
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-    wrong.missing += [name for name in own if name not in state and name not in counters]
-    if wrong != _Wrong():
-        fits_nothing = wrong.missing or wrong.shapes or wrong.unknown
+    mismatches.missing += [name for name in own if name not in state and name not in counters]
+    if mismatches != _Mismatches():
+        fits_nothing = mismatches.missing or mismatches.shapes or mismatches.unknown
         other = network_of(contents, which, scheme, leave_out) if fits_nothing else None
-        raise CheckpointError(_misfit(contents, backbone, wrong, found, other))
+        raise CheckpointError(_misfit(contents, backbone, mismatches, found, other))
     rows += [Row(name, "left out", "", (), "no tensor") for name in contents.others]
     added = len(counters.keys() - state.keys())
     return Imported({name: state.get(name, value) for name, value in own.items()}, rows, found, added)
 
 
 def _converted(value: Tensor, own: Tensor, found: Found, key: str, name: str) -> tuple[Tensor, str]:
-    """Return a tensor in our layout, and what that took."""
+    """Return a tensor in medmoco's layout, and a description of the conversion."""
     hub, how = into_hub_layout(value, found.naming, key), []
     if hub.shape != value.shape:
         how.append("layout turned")
@@ -151,7 +152,7 @@ def _converted(value: Tensor, own: Tensor, found: Found, key: str, name: str) ->
         how.append(f"{str(hub.dtype).removeprefix('torch.')} widened" if hub.itemsize < own.itemsize else "narrowed")
         hub = hub.to(own.dtype)
     if found.naming == "tensorflow" and name.endswith("running_var"):
-        hub = hub + _TENSORFLOW_EPSILON  # their batch norm adds more to the variance than ours
+        hub = hub + _TENSORFLOW_EPSILON  # TensorFlow's batch norm adds a larger epsilon to the variance
         how.append("epsilon evened out")
     if hub.ndim == 4 and hub.shape == (own.shape[0], 3, *own.shape[2:]) and own.shape[1] == 1:
         hub = hub.double().sum(1, keepdim=True).to(own.dtype)
@@ -163,7 +164,7 @@ def _converted(value: Tensor, own: Tensor, found: Found, key: str, name: str) ->
 
 
 def _resampled(positions: Tensor, own: Tensor) -> tuple[Tensor, list[str]]:
-    """Resample position embeddings of one square grid of patches to another, (1, T, F)."""
+    """Return position embeddings, (1, T, F), resampled from one square grid of patches to another."""
     for tokens in (1, 0):
         old, new = (math.isqrt(max(value.shape[1] - tokens, 0)) for value in (positions, own))
         if old**2 + tokens == positions.shape[1] and new**2 + tokens == own.shape[1] and old and new:
@@ -172,37 +173,38 @@ def _resampled(positions: Tensor, own: Tensor) -> tuple[Tensor, list[str]]:
     return positions, []
 
 
-def _misfit(contents: Contents, backbone: str, wrong: _Wrong, found: Found, other: str | None) -> str:
+def _misfit(contents: Contents, backbone: str, mismatches: _Mismatches, found: Found, other: str | None) -> str:
     parts = [f"{len(keys)} {what} (first: {', '.join(keys[:2])})" for what, keys in (
-        ("tensors missing", wrong.missing), ("keys that nothing explains", wrong.unknown),
-        ("tensors not of finite floats", wrong.infinite),
+        ("missing tensors", mismatches.missing), ("unknown keys", mismatches.unknown),
+        ("tensors that are not finite floats", mismatches.infinite),
     ) if keys]  # fmt: skip
-    if wrong.shapes:
-        name, (there, here) = next(iter(wrong.shapes.items()))
-        parts.append(f"{len(wrong.shapes)} of another shape (first: {name}, {there} in the file, {here} here)")
+    if mismatches.shapes:
+        name, (there, here) = next(iter(mismatches.shapes.items()))
+        count = len(mismatches.shapes)
+        parts.append(f"{count} tensors of another shape (first: {name}, {there} in the file, {here} in the network)")
     where = f" under '{found.prefix}'" if found.prefix else ""
     lines = [f"weights file {contents.name} does not fit {backbone} ({found.scheme.name}{where}):", "; ".join(parts)]
-    stems = [(there[1], here[1]) for there, here in wrong.shapes.values() if len(there) == len(here) == 4]
-    if len(wrong.shapes) == 1 and stems and stems[0][0] != stems[0][1]:
+    stems = [(there[1], here[1]) for there, here in mismatches.shapes.values() if len(there) == len(here) == 4]
+    if len(mismatches.shapes) == 1 and stems and stems[0][0] != stems[0][1]:
         lines.append(
-            f"Its first layer takes {stems[0][0]} channels; only those of gray (1) and RGB (3) images are known, the"
-            f" latter also for gray.\ndata.channels gives {stems[0][1]}; set it to what the file was trained with."
+            f"Its first layer takes {stems[0][0]} channels, but data.channels gives {stems[0][1]}; only RGB (3) can be"
+            " converted to gray (1).\nSet data.channels to the number of channels in the file."
         )
     elif other and other != backbone:
         lines.append(NAME_IT.format(other))
-    elif wrong.infinite:
+    elif mismatches.infinite:
         lines.append(
-            "Its training diverged, or it is quantised; take an earlier file, or one of floating-point numbers."
+            "Its training diverged, or it is quantised; use an earlier file, or one with floating-point numbers."
         )
-    elif wrong.unknown and not wrong.missing and not wrong.shapes:
-        lines.append("If those are not wanted: medmoco import --leave-out 'PATTERN*', and use what that writes.")
+    elif mismatches.unknown and not mismatches.missing and not mismatches.shapes:
+        lines.append("To omit these keys, use the output of: medmoco import --leave-out 'PATTERN*'")
     else:
-        lines.append("Name the network that it was trained with (model.backbone, or --backbone).")
+        lines.append("Give the network with which it was trained (model.backbone, or --backbone).")
     return "\n".join(lines)
 
 
 def _refuse_without_statistics(contents: Contents, found: Found) -> None:
-    """Refuse the key encoder of moco.tensorflow, which does not keep its batch norms' statistics while training.
+    """Refuse the key encoder of moco.tensorflow, whose batch-norm statistics are not updated during training.
 
     Source: main_moco.py of ppwwyyxx/moco.tensorflow, `ema_update='skip'`.
 
@@ -217,25 +219,25 @@ def _refuse_without_statistics(contents: Contents, found: Found) -> None:
     ]
     if values and all(values):
         raise CheckpointError(
-            f"weights file {contents.name}: the training never kept the batch-norm statistics of its {found.which}"
-            " encoder.\nTake the query encoder."
+            f"weights file {contents.name}: training never updated the batch-norm statistics of its {found.which}"
+            " encoder.\nUse the query encoder."
         )
 
 
 def _refuse_other_network(contents: Contents, backbone: str) -> None:
-    """Refuse what shapes do not tell: another number of heads.
+    """Refuse a network that differs without a difference in shapes, such as in the number of attention heads.
 
     Raises:
-        CheckpointError: the file says it is another network's, or has the positions of a moco-v3 transformer.
+        CheckpointError: the file states another network, or has the positions of a moco-v3 transformer.
     """
     noted = contents.backbone
     if noted and noted.partition(".")[0] != backbone.partition(".")[0]:
         raise CheckpointError(
-            f"weights file {contents.name} is of a {noted}, not of a {backbone}; set model.backbone={noted}"
+            f"weights file {contents.name} is of a {noted}, not a {backbone}; set model.backbone={noted}"
         )
     variant = next((variant for variant, (plain, _) in VARIANTS.items() if plain == backbone), None)
     if variant and any(key.endswith("pos_embed") and fixed_as_in_moco_v3(v) for key, v in contents.tensors.items()):
         raise CheckpointError(
-            f"weights file {contents.name} is of moco-v3, whose {variant.partition('/')[2]} has other attention heads\n"
-            f"than timm's {backbone}: the shapes are the same, the features would be wrong. Use {variant} instead."
+            f"weights file {contents.name} is of moco-v3, whose {variant.partition('/')[2]} differs from timm's\n"
+            f"{backbone} in its attention heads: the shapes are equal, but features would be wrong. Use {variant}."
         )

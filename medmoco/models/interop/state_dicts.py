@@ -1,8 +1,8 @@
-"""A file of weights to named tensors, with nothing that can run code.
+"""Read weights files as named tensors, without executing code.
 
-torch.load is only ever told `weights_only=True`, which builds tensors and plain values. Checkpoints of others also hold
-what their programs were started with. Where such a type is known to be harmless, its name in the file is answered by a
-stand-in that keeps nothing: the type itself is neither imported nor made.
+torch.load is always called with `weights_only=True`, which builds only tensors and plain values. Foreign checkpoints
+may also contain the arguments of their programs. If such a type is known to be harmless, a stand-in that stores nothing
+replaces it: the type itself is neither imported nor instantiated.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from medmoco.errors import CheckpointError, first_line
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file of weights holds.
+    """The contents of a weights file.
 
     Attributes:
-        name: Of the file, without its folder.
-        tensors: Key -> tensor on the CPU; keys of mappings inside mappings are joined by "/".
-        others: Names at the top that stand for no tensor, such as "epoch".
-        backbone: The network that the file says its tensors are of, which only files of medmoco do.
+        name: Name of the file, without its folder.
+        tensors: Key -> tensor on the CPU; keys of nested mappings are joined by "/".
+        others: Names at the top level without tensors, such as "epoch".
+        backbone: The network stated in the file, in files of medmoco only.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Contents:
 
 
 class _StandIn:
-    """Takes the place of an object that is not wanted."""
+    """Replaces an object that is not needed."""
 
     def __new__(cls, *_: object) -> _StandIn:
         return super().__new__(cls)
@@ -57,7 +57,7 @@ def _plain_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
-# Names in the file -> what is made instead. Settings, paths, numbers of NumPy; dictionaries under another name.
+# Types in the file -> replacements, for settings, paths and NumPy numbers, and for subclasses of dict.
 _HARMLESS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(
         (
@@ -89,16 +89,16 @@ _HARMLESS: dict[str, Callable[..., Any]] = {
 
 
 def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies as a file of weights holds them: on the CPU, contiguous, without gradients, sharing nothing."""
+    """Return copies to be saved: on the CPU, contiguous, without gradients or shared memory."""
     layout = torch.contiguous_format
     return {name: value.detach().cpu().clone(memory_format=layout) for name, value in state.items()}
 
 
 def read_contents(file: Path) -> Contents:
-    """Read .safetensors, .npz, or what torch.save wrote (.pt, .pth, .pth.tar, .ckpt, .bin).
+    """Return the contents of a .safetensors, .npz or torch.save file (.pt, .pth, .pth.tar, .ckpt, .bin).
 
     Raises:
-        CheckpointError: the file is absent, damaged, holds objects that could run code, or no tensor.
+        CheckpointError: the file is missing, damaged, contains objects that could run code, or contains no tensor.
     """
     try:
         contents = _reader(file)(file)
@@ -106,12 +106,12 @@ def read_contents(file: Path) -> Contents:
         raise CheckpointError(f"weights file {file.name} does not exist") from None
     except IsADirectoryError:
         raise CheckpointError(
-            f"{file.name} is a folder; name the file in it, such as encoder.safetensors or checkpoints/step-....pt"
+            f"{file.name} is a folder; give a file in it, such as encoder.safetensors or checkpoints/step-....pt"
         ) from None
     except (OSError, SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"weights file {file.name} cannot be read: {first_line(error)}") from None
     if not contents.tensors:
-        raise CheckpointError(f"weights file {file.name} holds no tensors; what is wanted is a network's state dict")
+        raise CheckpointError(f"weights file {file.name} contains no tensors; a network's state dict is needed")
     return contents
 
 
@@ -124,19 +124,19 @@ def _reader(file: Path) -> Callable[[Path], Contents]:
 def _read_safetensors(file: Path) -> Contents:
     with safe_open(file, "pt") as opened:
         notes = opened.metadata() or {}
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no mapping
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is not a mapping
     return Contents(file.name, tensors, backbone=notes.get("backbone"))
 
 
 def _read_npz(file: Path) -> Contents:
-    """Read NumPy arrays; TensorFlow's ":0" at the end of a variable's name goes."""
+    """Return the contents of an .npz file, without TensorFlow's ":0" at the end of variable names."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             tensors = {key.removesuffix(":0"): torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files}
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"weights file {file.name} holds more than arrays of numbers: {first_line(error)}\n"
-            "Save the arrays alone, with numpy.savez."
+            f"weights file {file.name} contains more than arrays of numbers: {first_line(error)}\n"
+            "Save only the arrays, with numpy.savez."
         ) from None
     return Contents(file.name, tensors)
 
@@ -148,33 +148,33 @@ def _read_torch(file: Path) -> Contents:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError):
         raise
-    except Exception as error:  # pickle.UnpicklingError, and whatever else a damaged or made-up stream leads to
-        raise CheckpointError(_why_not(file, str(error))) from None
+    except Exception as error:  # pickle.UnpicklingError, and anything else that a damaged or hostile file may cause
+        raise CheckpointError(_refusal(file, str(error))) from None
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
-        raise CheckpointError(f"weights file {file.name} holds no state dict (a mapping of names to tensors)")
+        raise CheckpointError(f"weights file {file.name} contains no state dict (a mapping of names to tensors)")
     tensors = dict(_flattened(content))
     tops = {key.partition("/")[0] for key in tensors}
     return Contents(file.name, tensors, tuple(str(key) for key in content if str(key) not in tops))
 
 
-def _why_not(file: Path, message: str) -> str:
-    """Say in few words why torch refused a file, from its many."""
-    found = re.search(r"GLOBAL (\S+)", message)
-    if not found:
-        reason = "it is damaged, or torch.save did not write it"
+def _refusal(file: Path, message: str) -> str:
+    """Return a short error message for a file that torch refused with a long one."""
+    unsafe = re.search(r"GLOBAL (\S+)", message)
+    if not unsafe:
+        reason = "it is damaged, or was not written by torch.save"
         return f"weights file {file.name} cannot be read as tensors and plain values: {reason}"
     return (
-        f"weights file {file.name} holds objects besides tensors, which could run code: {found[1]}\n"
-        "Nothing was run. If you trust who made it, save its state dict alone, best as .safetensors, where that type\n"
-        "is at home: safetensors.torch.save_file(model.state_dict(), FILE)."
+        f"weights file {file.name} contains objects other than tensors, which could run code: {unsafe[1]}\n"
+        "Nothing was run. If you trust its source, load it where that type is installed and save only the state dict,\n"
+        "preferably as .safetensors: safetensors.torch.save_file(model.state_dict(), FILE)."
     )
 
 
-def _flattened(content: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor in nested mappings and lists with its place."""
+def _flattened(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor in nested mappings and lists with its key."""
     pairs = content.items() if isinstance(content, Mapping) else enumerate(content)
     for key, value in pairs:
         if isinstance(value, Tensor):
-            yield f"{place}{key}", value.detach()
+            yield f"{prefix}{key}", value.detach()
         elif isinstance(value, Mapping | list | tuple):
-            yield from _flattened(value, f"{place}{key}/")
+            yield from _flattened(value, f"{prefix}{key}/")

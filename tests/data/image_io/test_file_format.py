@@ -18,10 +18,10 @@ from medmoco.errors import ImageError
         (b"SIMPLE  =                    T", r"FITS file; convert it to \.npy"),
         (b"GIF89a", "a GIF file; convert it"),
         (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 file; convert it"),
-        (b"<!DOCTYPE html>", "a web page .* fetch the file again"),
+        (b"<!DOCTYPE html>", "a web page .* download the file again"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\x1f\x8b\x08", "gzip; unpack it"),
-        (b"anything else", "neither PNG, JPEG, TIFF nor DICOM"),
+        (b"anything else", "its content is not PNG, JPEG, TIFF or DICOM"),
     ],
 )
 def test_kind_of__names_what_is_not_read(start: bytes, words: str) -> None:

@@ -139,7 +139,7 @@ def test_dicom__gap_between_jpeg_segments_does_not_crash(tmp_path: Path) -> None
         (tmp_path / "a").write_bytes(seeds[name])
         read_image(tmp_path / "a")
         (tmp_path / "a").write_bytes(seeds[name][:start] + bytes(30) + seeds[name][start + 30 :])
-        assert "does not start as one" in refusal(tmp_path / "a")
+        assert "has no valid header" in refusal(tmp_path / "a")
 
 
 def test_dicom__absurd_length_reserves_no_memory(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_dicom__absurd_length_reserves_no_memory(tmp_path: Path) -> None:
     items = [tmp_path / "a"]
     ((_, result),) = map_guarded(read_image, items, workers=1, seconds=30, megabytes=500)
     assert isinstance(result, Failure)
-    assert "fetch it again" in result.reason  # and not: more than 500 MB
+    assert "contains no pixel data" in result.reason  # and not: more than 500 MB
 
 
 # Bombs: small files that ask for much
@@ -198,7 +198,7 @@ def test_tiff__tags_that_repeat_the_file(tmp_path: Path, big: bool) -> None:
 def test_tiff__directories_in_a_circle_and_too_many(tmp_path: Path) -> None:
     page = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 4)
-    assert "5 frames are more than data.max_frames = 4" in refusal(tmp_path / "a.tif", limits=Limits(max_frames=4))
+    assert "5 frames exceed data.max_frames = 4" in refusal(tmp_path / "a.tif", limits=Limits(max_frames=4))
     read_image(tmp_path / "a.tif", limits=Limits(max_frames=5), frame=5)
     data = bytearray((tmp_path / "a.tif").read_bytes())
     first = struct.unpack_from("<L", data, 4)[0]
@@ -220,7 +220,7 @@ def test_tiff__giant_tile(tmp_path: Path) -> None:
     directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
     start = struct.pack("<2sHL", b"II", 42, 8 + len(packed))
     (tmp_path / "a.tif").write_bytes(start + packed + struct.pack("<H", len(tags)) + directory + bytes(4))
-    assert "40000 x 40000 pixels are more than" in refusal(tmp_path / "a.tif")
+    assert "40000 x 40000 pixels exceed" in refusal(tmp_path / "a.tif")
 
 
 def test_dicom__stream_larger_than_its_header(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_read_image__colour_is_luma(tmp_path: Path, kind: str) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(colours).save(tmp_path / "a", kind)
     image = read_image(tmp_path / "a")
-    assert image.notices == ("stored in colour; reduced to luma (ITU-R BT.601)",)
+    assert image.notices == ("stored in colour; converted to luma (ITU-R BT.601)",)
     assert np.abs(image.pixels - colours @ [0.299, 0.587, 0.114]).max() <= 0.51
 
 
@@ -169,7 +169,7 @@ def png_header(width: int, height: int) -> bytes:
 
 def test_read_image__size_is_checked_before_decoding(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_header(20_000, 6_000))
-    assert "20000 x 6000 pixels are more than data.max_pixels = 100000000" in refusal(tmp_path / "a.png")
+    assert "20000 x 6000 pixels exceed data.max_pixels = 100000000" in refusal(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png_header(60_000, 60_000))
     assert "pixels" in refusal(tmp_path / "a.png")
     for kind in ("PNG", "JPEG", "TIFF"):
@@ -180,7 +180,7 @@ def test_read_image__size_is_checked_before_decoding(tmp_path: Path) -> None:
 
 def test_read_image__no_image(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent.png")
-    assert "cannot be opened" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     for name, content in {"empty": b"", "text": b"hello" * 99, "gif": b"GIF89a" + b"\0" * 200}.items():
         (tmp_path / name).write_bytes(content)
         assert refusal(tmp_path / name)
@@ -294,7 +294,7 @@ def test_read_image__reduced_jpeg_colours(tmp_path: Path, options: dict[str, Any
     Image.fromarray(film(200, 300, 3)).save(tmp_path / "a.jpg", quality=95, **options)
     for at_least in (None, 64):
         notices = read_image(tmp_path / "a.jpg", at_least=at_least).notices
-        assert notices == ("stored in colour; reduced to luma (ITU-R BT.601)",)
+        assert notices == ("stored in colour; converted to luma (ITU-R BT.601)",)
     assert reduction_error(tmp_path / "a.jpg", 64)[0] <= 0.5
 
 
@@ -317,7 +317,7 @@ def test_read_canvas__is_what_training_reads(tmp_path: Path) -> None:
     expected = to_canvas(read_image(tmp_path / "a.jpg", at_least=64), 64, 16)
     np.testing.assert_array_equal(canvas.pixels, expected.pixels)
     assert (canvas.height, canvas.width, notices) == (64, 38, ())
-    with pytest.raises(ImageError, match=r"300 x 500 pixels are more than data\.max_pixels"):
+    with pytest.raises(ImageError, match=r"300 x 500 pixels exceed data\.max_pixels"):
         read_canvas(tmp_path / "a.jpg", 1, DataSettings.model_validate(tree | {"max_pixels": 149_999}))
 
 

@@ -28,25 +28,25 @@ def test_limits__are_the_settings() -> None:
 
 def test_check_size__limits() -> None:
     check_size(10, 11, Limits(max_pixels=110))
-    with pytest.raises(ImageError, match=r"10 x 11 pixels are more than data\.max_pixels = 109"):
+    with pytest.raises(ImageError, match=r"10 x 11 pixels exceed data\.max_pixels = 109"):
         check_size(10, 11, Limits(max_pixels=109))
     for width, height in ((0, 5), (5, 0), (-1, -1)):
-        with pytest.raises(ImageError, match=f"header says {width} x {height} pixels"):
+        with pytest.raises(ImageError, match=f"header states {width} x {height} pixels"):
             check_size(width, height, Limits())
 
 
 def test_within__size_and_frames() -> None:
     within(Limits(max_pixels=6, max_frames=3))(3, 2, 3)
-    with pytest.raises(ImageError, match=r"3 frames are more than data\.max_frames = 2"):
+    with pytest.raises(ImageError, match=r"3 frames exceed data\.max_frames = 2"):
         within(Limits(max_frames=2))(1, 1, 3)
-    with pytest.raises(ImageError, match=r"3 x 2 pixels are more than data\.max_pixels = 5"):
+    with pytest.raises(ImageError, match=r"3 x 2 pixels exceed data\.max_pixels = 5"):
         within(Limits(max_pixels=5))(3, 2, 1)
 
 
 def test_check_file__size(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(10))
     check_file(tmp_path / "a", Limits(max_bytes=10))
-    with pytest.raises(ImageError, match=r"10 bytes are more than data\.max_bytes = 9"):
+    with pytest.raises(ImageError, match=r"10 bytes exceed data\.max_bytes = 9"):
         check_file(tmp_path / "a", Limits(max_bytes=9))
 
 
@@ -66,5 +66,5 @@ def test_check_file__no_file(tmp_path: Path) -> None:
 
 def test_check_file__another_name(tmp_path: Path) -> None:
     (tmp_path / "a.PNG").touch()
-    with pytest.raises(ImageError, match="the file does not exist; the file is there in another case"):
+    with pytest.raises(ImageError, match="the file does not exist; the file exists with different upper"):
         check_file(tmp_path / "a.png", Limits())

@@ -160,7 +160,7 @@ def test_image__phantoms(tmp_path: Path) -> None:
         (b"", "empty"),
         (b"II*\0 a TIFF file", "TIFF file has a directory that cannot be read"),
         (b"\x89PNG\r\n\x1a\n cut off", "header cannot be read"),
-        (b"no image at all" * 20, "neither PNG, JPEG, TIFF nor DICOM"),
+        (b"no image at all" * 20, "its content is not PNG, JPEG, TIFF or DICOM"),
     ],
 )
 def test_image__refuses_what_training_refuses(tmp_path: Path, content: bytes, words: str) -> None:
@@ -173,7 +173,7 @@ def test_image__refuses_more_than_16_bits_and_tables_cut_off(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="32 bits"):
         prepare.image(save_dicom(tmp_path / "a", RAMP12.astype(np.uint32), 32), make_contract())
     short = {"VOILUTSequence": table(256, 0, 16, list(range(100)))}
-    with pytest.raises(ValueError, match="lookup table"):
+    with pytest.raises(ValueError, match="look-up table"):
         prepare.image(save_dicom(tmp_path / "b", RAMP12, **short), make_contract())
 
 

@@ -305,7 +305,7 @@ def test_read_image__any_header_is_read_or_refused(
         delattr(dataset, left_out)
         dataset.save_as(path)
     found = read_both(path, window="full")
-    if not isinstance(found, GrayImage) or found.notices[:1] == ("stored in colour; reduced to luma (ITU-R BT.601)",):
+    if not isinstance(found, GrayImage) or found.notices[:1] == ("stored in colour; converted to luma (ITU-R BT.601)",):
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

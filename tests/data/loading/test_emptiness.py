@@ -112,7 +112,7 @@ def test_weights__a_mask_of_another_shape_is_named_by_its_row(folder: Path) -> N
     drawn = draw(settings.views, canvases, seed=0, epoch=0, samples=np.array([4]), view=0)
     emptiness = Emptiness(split, settings.data, settings.decoder)
     with pytest.raises(
-        ImageError, match=r"^train\.csv row 6, column Mask: the mask is not of its image's shape"
+        ImageError, match=r"^train\.csv row 6, column Mask: the mask differs from its image in shape"
     ) as caught:
         emptiness.weights(canvases, np.array([4]), drawn, 32)
     assert "secret" not in str(caught.value)

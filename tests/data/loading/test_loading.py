@@ -259,7 +259,7 @@ def test_check_images__leaves_out_what_could_not_be_packed_and_says_so(
     kept = check_images(split, data)
     assert kept.rows.tolist() == [row for row in split.rows if row != 9]
     assert kept.sha256 != split.sha256
-    assert kept.notices[-1] == "train: 1 of 13 rows are left out, their images could not be packed"
+    assert kept.notices[-1] == "train: 1 of 13 rows are left out because their images could not be packed"
     with pytest.raises(DataError, match=r"^train\.csv row 9: its image is not in the pack"):
         read_canvases(split, np.array([6, 7]), settings.model_copy(update={"data": data}))
 

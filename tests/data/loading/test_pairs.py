@@ -99,7 +99,7 @@ def test_partners__alone_counts_over_many_chunks(tmp_path: Path, monkeypatch: py
 def test_partner_notices__count_who_falls_back_and_refuse_what_has_no_effect(split: Split) -> None:
     assert partner_notices(split, PositiveSettings()) == ()
     (said,) = partner_notices(split, PositiveSettings(image="patient"))
-    assert said == "train: 1 of 7 rows have no other image of their patient that fits; their key is of their own image"
+    assert said == "train: 1 of 7 rows have no other suitable image of their patient; their key is of their own image"
     with pytest.raises(ManifestError, match=r"^train\.csv: no train row has another image of its patient"):
         partner_notices(split, PositiveSettings(image="patient", agree=("Path",)))
     with pytest.raises(

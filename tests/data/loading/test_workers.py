@@ -55,14 +55,14 @@ def no_memory() -> None:
     ("action", "words"),
     [
         pytest.param(
-            die(signal.SIGKILL), r"killed \(SIGKILL\), most often by the system for lack of memory", id="kill"
+            die(signal.SIGKILL), r"killed \(SIGKILL\), usually by the system because memory ran out", id="kill"
         ),
-        pytest.param(die(signal.SIGSEGV), r"killed by SIGSEGV: as a rule an image crashes its decoder", id="segv"),
+        pytest.param(die(signal.SIGSEGV), r"killed by SIGSEGV: usually an image has crashed its decoder", id="segv"),
         pytest.param(die(signal.SIGBUS), r"killed by SIGBUS: shared memory", id="bus"),
-        pytest.param(die(signal.SIGSTOP), r"given no batch for 1\.5 s", id="stop"),
-        pytest.param(lambda: time.sleep(600), r"given no batch for 1\.5 s: the storage or a decoder hangs", id="hang"),
-        pytest.param(no_memory, "found no memory", id="memory"),
-        pytest.param(lambda: os._exit(3), "ended by itself with exit code 3", id="exit"),
+        pytest.param(die(signal.SIGSTOP), r"delivered no batch for 1\.5 s", id="stop"),
+        pytest.param(lambda: time.sleep(600), r"delivered no batch for 1\.5 s: the storage", id="hang"),
+        pytest.param(no_memory, "ran out of memory", id="memory"),
+        pytest.param(lambda: os._exit(3), "exited with code 3", id="exit"),
     ],
 )
 def test_items_of__says_what_became_of_a_worker_and_leaves_none(

@@ -88,9 +88,9 @@ def test_require__names_the_column_that_seems_meant(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("Path,A\na,0,5\n", "a number with a decimal comma (0,5) is two cells: write 0.5"),
+        ("Path,A\na,0,5\n", "a number with a decimal comma (0,5) counts as two cells: write 0.5"),
         ("a.png,1\nb.png,0\n", "row 1 names a file; it must name the columns, Path among them: add a header"),
-        ("sep=;\nPath;A\na;1\n", "row 1 is a note to Excel, 'sep=;'; delete it"),
+        ("sep=;\nPath;A\na;1\n", "row 1 is an instruction for Excel, 'sep=;'; delete it"),
     ],
 )
 def test_read_csv__what_spreadsheets_write(tmp_path: Path, text: str, part: str) -> None:

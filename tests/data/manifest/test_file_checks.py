@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmoco.data.manifest.file_checks import FileFault, check_files, file_faults, near_miss
+from medmoco.data.manifest.file_checks import FileFault, check_files, file_faults, similar_file_hint
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import ManifestError
 from tests.data.manifest.test_manifest import settings, train
@@ -151,19 +151,19 @@ def test_check_files__no_files_and_places_outside_the_root(tmp_path: Path) -> No
 
 
 NEAR = {
-    "Scans/p1/a.png": "in another case",
-    "scans/P1/a.PNG": "in another case",
-    "Scans/p1/b.png": "with other spaces at the ends of its name",
-    "Scans/p1/1.2.dcm ": "with other spaces at the ends of its name",
-    "Scans\\p1\\1.2.dcm": "with / in place of each backslash",
-    "scans\\p1\\1.2.dcm": "with / in place of each backslash and in another case",
-    "Scans/p1/M\u00fcller.png": "with letters in another Unicode form",
+    "Scans/p1/a.png": "with different upper and lower case",
+    "scans/P1/a.PNG": "with different upper and lower case",
+    "Scans/p1/b.png": "with different spaces around its name",
+    "Scans/p1/1.2.dcm ": "with different spaces around its name",
+    "Scans\\p1\\1.2.dcm": "with / instead of each backslash",
+    "scans\\p1\\1.2.dcm": "with / instead of each backslash and with different upper and lower case",
+    "Scans/p1/M\u00fcller.png": "in another Unicode normal form",
     "Scans/p1/1.2": "with another suffix",
     "Scans/p1/1.2.png": "with another suffix",
     "Scans/p1/bare.dcm": "with another suffix",
     "elsewhere/top.png": "without the first folder of its Path",
     "a/b/top.png": "without the first 2 folders of its Path",
-    "p1/1.2.dcm": "in a folder that its Path leaves out",
+    "p1/1.2.dcm": "in a folder that its Path omits",
 }
 
 
@@ -178,23 +178,23 @@ def scans(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", NEAR)
-def test_near_miss__says_how_the_names_differ(scans: Path, path: str) -> None:
-    assert near_miss(f"{scans}/{path}").startswith(f"the file is there {NEAR[path]}")
+def test_similar_file_hint__says_how_the_names_differ(scans: Path, path: str) -> None:
+    assert similar_file_hint(f"{scans}/{path}").startswith(f"the file exists {NEAR[path]}")
 
 
 @pytest.mark.parametrize(
     "path", ["Scans/p1/absent.png", "x/y/z.png", "Scans/p1/Folder.png", "top.png/below", "Scans/p2/a.png"]
 )
-def test_near_miss__nothing_is_like_it(scans: Path, path: str) -> None:
-    assert near_miss(f"{scans}/{path}") == ""
+def test_similar_file_hint__nothing_is_like_it(scans: Path, path: str) -> None:
+    assert similar_file_hint(f"{scans}/{path}") == ""
 
 
-def test_near_miss__sees_what_has_changed_since(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similar_file_hint__sees_what_has_changed_since(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(scans)
-    assert near_miss("New.png") == ""
+    assert similar_file_hint("New.png") == ""
     (scans / "new.PNG").touch()
     os.utime(scans, ns=(1, 1))  # a clock may be too coarse to tell
-    assert near_miss("New.png").startswith("the file is there in another case")
+    assert similar_file_hint("New.png").startswith("the file exists with different upper and lower case")
 
 
 def test_check_files__says_where_the_first_missing_ones_are(scans: Path) -> None:
@@ -204,7 +204,7 @@ def test_check_files__says_where_the_first_missing_ones_are(scans: Path) -> None
     with pytest.raises(ManifestError) as caught:
         check_files(load_manifest(data, ["train"])["train"], data)
     assert str(caught.value).splitlines()[1:] == [
-        "rows 3, 4: the file is there in another case (capital and small letters);",
-        "row 5: the file is there with / in place of each backslash;",
+        "rows 3, 4: the file exists with different upper and lower case;",
+        "row 5: the file exists with / instead of each backslash;",
         "check data.root and the Path column",
     ]

@@ -138,10 +138,10 @@ def test_load_manifest__messages_hold_no_ids(tmp_path: Path) -> None:
 def test_load_manifest__without_patients(tmp_path: Path) -> None:
     split = train(tmp_path, "Path\na\nb\n")
     assert split.patients.tolist() == [0, 1]
-    assert split.notices == ("train: no PatientID column; every row is taken as its own patient",)
+    assert split.notices == ("train: no PatientID column; every row counts as its own patient",)
     split = train(tmp_path, "Path,PatientID\na,7\nb,\nc, \nd,7\n")
     assert split.patients.tolist() == [0, 1, 2, 0]
-    assert split.notices == ("train: 2 rows have a blank PatientID; each is taken as its own patient",)
+    assert split.notices == ("train: 2 rows have a blank PatientID; each counts as its own patient",)
 
 
 def write_three(folder: Path, column: str = "PatientID") -> None:
@@ -214,7 +214,7 @@ def test_load_manifest__one_csv_same_path_per_split(tmp_path: Path) -> None:
 
 def test_load_manifest__split_missing(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("Path\na\n")
-    with pytest.raises(ManifestError, match=re.escape("has no val.csv; it holds: train.csv")):
+    with pytest.raises(ManifestError, match=re.escape("has no val.csv; it contains: train.csv")):
         load_manifest(settings(tmp_path))
     with pytest.raises(ManifestError, match="does not exist"):
         load_manifest(settings(tmp_path / "absent"))
@@ -233,7 +233,7 @@ def test_load_manifest__compressed(tmp_path: Path) -> None:
         load_manifest(settings(tmp_path))
     (tmp_path / "val.csv").unlink()
     (tmp_path / "val.csv.gz").write_bytes(gzip.compress(b"Path\na\n")[:-5])
-    with pytest.raises(ManifestError, match=r"val\.csv\.gz: it cannot be inflated"):
+    with pytest.raises(ManifestError, match=r"val\.csv\.gz: cannot be decompressed"):
         load_manifest(settings(tmp_path))
     whole = tmp_path / "all.csv.gz"
     whole.write_bytes(gzip.compress(b"Path,Split\na,train\nb,val\nc,test\n"))
@@ -309,7 +309,7 @@ def test_load_manifest__a_decimal_comma_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["Patient ID", "patient_id", "PatientId", "subject_id", "MRN"])
 def test_load_manifest__patients_under_another_name(tmp_path: Path, column: str) -> None:
     message = refusal(tmp_path, f"Path,{column},A\na,1,0\n", ("A",))
-    assert f"the column '{column}' seems to name the patient; rename it to PatientID" in message
+    assert f"the column '{column}' seems to identify the patient; rename it to PatientID" in message
     refusal(tmp_path, f"Path,{column},PatientID\na,1,\n")  # a column of blanks names nobody
     split = train(tmp_path, f"Path,{column},PatientID\na,1,2\nb,1,3\n")
     assert split.patients.tolist() == [0, 1]
@@ -327,7 +327,7 @@ def test_load_manifest__patients_under_another_name_in_one_split_alone(tmp_path:
 def test_load_manifest__patients_under_another_name_where_they_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("Path,Patient ID\na,1\nb,1\n")
     split = load_manifest(settings(tmp_path), ["train"], patients_matter=False)["train"]
-    assert split.notices == ("train: 'Patient ID' is not read as PatientID; every row is taken as its own patient",)
+    assert split.notices == ("train: 'Patient ID' is not read as PatientID; every row counts as its own patient",)
 
 
 def test_load_manifest__ids_that_differ_by_padding_or_a_point(tmp_path: Path) -> None:

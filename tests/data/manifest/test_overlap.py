@@ -59,7 +59,7 @@ def test_overlap_notices__count_patients_and_images_of_every_pair(tmp_path: Path
         test="Path,PatientID\na,9\nh,4\n",
     )
     assert overlap_notices(splits) == [
-        "2 patients are in both train and val: scores will be too good",
-        "1 images are in both train and test: scores will be too good",
+        "2 patients are in both train and val: scores will be too optimistic",
+        "1 images are in both train and test: scores will be too optimistic",
     ]
     assert overlap_notices({"train": splits["train"]}) == []

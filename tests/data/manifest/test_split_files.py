@@ -112,7 +112,7 @@ def test_split_csv__rows_without_patient_stay_with_their_study_or_file(tmp_path:
     named = where[where["StudyID"] != ""]
     assert named.groupby("StudyID")["Where"].nunique().max() == 1
     assert where[where["StudyID"] == ""].groupby("Path")["Where"].nunique().max() == 1
-    assert "300 rows name no patient" in (tmp_path / "out" / "README.md").read_text()
+    assert "300 rows have no patient ID" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_split_csv__rows_of_one_image_stay_together_whatever_its_column(tmp_path: Path) -> None:
@@ -134,9 +134,13 @@ def test_split_csv__labels_with_one_class_are_named(tmp_path: Path) -> None:
     table = make_table()
     table["Rare"] = ["1", *"0" * 599]
     run(tmp_path, table, labels=["A", "Rare"])
-    lines = [line for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "Only one class" in line]
+    lines = [
+        line
+        for line in (tmp_path / "out" / "README.md").read_text().splitlines()
+        if "Labels with only one class" in line
+    ]
     assert len(lines) == 2
-    assert all(line.endswith("stand: Rare.") for line in lines)
+    assert all(line.endswith(": Rare.") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_split_csv__labels_with_one_class_are_named(tmp_path: Path) -> None:
         ({"group": "Patient"}, SettingsError, "no column 'Patient'; did you mean 'PatientID'"),
         ({"keep": "Offical"}, SettingsError, "did you mean 'Official'"),
         ({"keep": "A"}, ManifestError, "row 2: 'A' must be train, val, test or blank"),
-        ({"keep": "Official", "shares": {"test": 0.1}}, SettingsError, "leave --test out"),
+        ({"keep": "Official", "shares": {"test": 0.1}}, SettingsError, "drop --test"),
         ({"shares": {"val": 0.5, "test": 0.5}}, SettingsError, "sum must be below 1"),
         ({"shares": {"val": -0.1}}, SettingsError, "neither can be negative"),
         ({"fractions": [0]}, SettingsError, "--fractions: 0 is not a percentage"),
@@ -165,7 +169,7 @@ def test_split_csv__shared_patients_of_a_kept_split_are_refused(tmp_path: Path) 
     table = make_table()
     table.loc[table["PatientID"] == table["PatientID"][0], "Official"] = ""
     table.loc[0, "Official"] = "test"
-    with pytest.raises(ManifestError, match="1 patients of the official split's rows have rows elsewhere"):
+    with pytest.raises(ManifestError, match="1 patients have rows both inside and outside"):
         run(tmp_path, table, keep="Official")
 
 
@@ -224,12 +228,12 @@ def test_split_csv__says_what_it_did_not_group_by(tmp_path: Path) -> None:
     said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
     assert said[1].startswith("There is no PatientID column: each image counts as its own patient")
     assert said[2:] == [
-        "The column 'study_id' is not read as StudyID: rename it, and the images of a study stay together.",
+        "The column 'study_id' is not read as StudyID: rename it to keep the images of a study together.",
         "The column 'split' was not used; `--keep split` keeps its val and test rows.",
     ]
     assert all(line in (tmp_path / "out" / "README.md").read_text() for line in said[1:])
     said = split_csv(tmp_path / "all.csv", tmp_path / "labelled", labels=["A"], group="Path").splitlines()
-    assert said[1] == "The column PatientID is a copy of 'Path', so that the other commands group by it too."
+    assert said[1] == "The column PatientID was added as a copy of 'Path', so that the other commands group by it too."
 
 
 def test_split_csv__says_when_another_group_parts_patients(tmp_path: Path) -> None:
@@ -249,7 +253,7 @@ def test_split_csv__says_which_ids_are_doubtful(tmp_path: Path) -> None:
     table.loc[:9, "PatientID"] = ["nan"] * 8 + ["1.2E+10"] * 2
     table.to_csv(tmp_path / "all.csv", index=False)
     said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
-    assert said[1].startswith("8 rows have a PatientID that names nobody, such as nan")
+    assert said[1].startswith("8 rows have a PatientID that means a missing value, such as nan")
     assert said[2].startswith("2 rows have a PatientID that a spreadsheet rounded")
 
 
@@ -268,7 +272,7 @@ def test_split_csv__the_same_number_with_and_without_a_point(tmp_path: Path) -> 
         (
             3,
             {},
-            "3 patients with --val 0.1, --test 0.2: val would be empty; raise --val, or give --val 0 to go without",
+            "3 patients with --val 0.1, --test 0.2: val would be empty; raise --val, or give --val 0 to leave it out",
         ),
         (2, {"shares": {"val": 0, "test": 0.05}}, "2 patients with --val 0, --test 0.05: test would be empty"),
         (1, {"shares": {"val": 0, "test": 0.99}}, "train would be empty; lower them"),

@@ -75,9 +75,7 @@ def test_usable_rows__files_may_be_away_but_not_changed(images: Path, tmp_path: 
     assert usable_rows(opened, split_of(images), data).all()
     with (images / "train-5.png").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(
-        DataError, match=r"1 of 8 train rows have other files now than when they were packed \(rows 7\)"
-    ):
+    with pytest.raises(DataError, match=r"1 of 8 train rows have files that changed after they were packed \(rows 7\)"):
         usable_rows(opened, split_of(images), data)
 
 
@@ -106,7 +104,7 @@ def test_usable_rows__failed_rows_are_refused_or_left_out_as_the_settings_say(im
     ],
 )
 def test_open_pack__other_settings_are_refused(images: Path, tmp_path: Path, overrides: list[str], line: str) -> None:
-    with pytest.raises(SettingsError, match="made with other settings") as caught:
+    with pytest.raises(SettingsError, match="made with different settings") as caught:
         open_pack(tmp_path / "pack", settings_for(images, *overrides).data)
     assert line in str(caught.value).splitlines()
 
@@ -120,10 +118,10 @@ def test_open_pack__what_is_missing_or_damaged_is_refused(images: Path, tmp_path
     data, folder = settings_for(images).data, tmp_path / "pack"
     shard = (folder / "shard-00001.npy").read_bytes()
     (folder / "shard-00001.npy").write_bytes(shard[:-1])
-    with pytest.raises(DataError, match=r"shard-00001\.npy of the pack is missing or cut off"):
+    with pytest.raises(DataError, match=r"shard-00001\.npy of the pack is missing or truncated"):
         open_pack(folder, data)
     (folder / "shard-00001.npy").unlink()
-    with pytest.raises(DataError, match=r"shard-00001\.npy of the pack is missing or cut off"):
+    with pytest.raises(DataError, match=r"shard-00001\.npy of the pack is missing or truncated"):
         open_pack(folder, data)
     index = bytearray((folder / "index.npy").read_bytes())
     index[-5] ^= 1
@@ -139,7 +137,7 @@ def test_open_pack__what_is_missing_or_damaged_is_refused(images: Path, tmp_path
         with pytest.raises(DataError):
             open_pack(folder, data)
     (folder / "pack.json").unlink()
-    with pytest.raises(SettingsError, match="holds no complete pack"):
+    with pytest.raises(SettingsError, match="contains no complete pack"):
         open_pack(folder, data)
 
 
@@ -168,5 +166,5 @@ def test_read__a_shard_that_shrinks_or_goes_is_an_error_not_a_crash(images: Path
     with pytest.raises(DataError, match=r"shard-00001\.npy of the pack cannot be read"):
         rows.read(3)
     os.truncate(tmp_path / "pack/shard-00000.npy", 200)
-    with pytest.raises(DataError, match=r"shard-00000\.npy of the pack is cut off"):
+    with pytest.raises(DataError, match=r"shard-00000\.npy of the pack is truncated"):
         rows.read(0)

@@ -135,7 +135,7 @@ def test_on_cluster__what_workers_lack_is_said_before_anything_starts(
     with connected(cluster, 1) as write:
         with monkeypatch.context() as patched:
             patched.setattr(pack_dask, "__version__", "9.9")
-            with pytest.raises(SettingsError, match=r"has medmoco .*, not 9\.9; install the same"):
+            with pytest.raises(SettingsError, match=r"has medmoco .*, not 9\.9; install the same version"):
                 make_pack(data, out, lambda _: None, write)
         with monkeypatch.context() as patched:
             patched.setattr(pack_dask.os.path, "isfile", lambda _: True)
@@ -171,7 +171,7 @@ def test_on_cluster__a_disk_that_refuses_is_an_error_of_ours(cluster: Cluster, i
 
 
 def test_on_cluster__no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="no scheduler answers there"), on_cluster("tcp://127.0.0.1:9"):
+    with pytest.raises(SettingsError, match="no scheduler answers at this address"), on_cluster("tcp://127.0.0.1:9"):
         pass
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SettingsError, match=r"pip install 'medmoco\[dask\]'"), on_cluster("tcp://127.0.0.1:9"):

@@ -102,7 +102,7 @@ def test_make_pack__killed_half_way_loses_at_most_the_shard_in_hand(
     (out / "shard-00001.npy.1234.tmp").write_bytes(b"half")
     before = (out / "shard-00000.npy").stat().st_mtime_ns
     said = pack(images, out)[1]
-    assert "1 of 4 shards are there already" in said[0]
+    assert "1 of 4 shards are already finished" in said[0]
     assert "packing 7 images" in said[0]
     assert (out / "shard-00000.npy").stat().st_mtime_ns == before
     assert content(out) == content(tmp_path / "straight")
@@ -142,7 +142,7 @@ def test_make_pack__failed_rows_are_listed_and_tried_again(images: Path, tmp_pat
     (images / "train-4.png").write_bytes(good)
     failed, said = pack(images, tmp_path / "pack")
     assert failed == 1
-    assert said[0] == "packing 2 images to canvases of 32 pixels; 2 of 4 shards are there already"
+    assert said[0] == "packing 2 images as canvases of 32 pixels; 2 of 4 shards are already finished"
     (images / "away").rename(images / "val-1.png")
     assert pack(images, tmp_path / "pack")[0] == 0
     assert content(tmp_path / "pack") == content(tmp_path / "straight")
@@ -166,7 +166,7 @@ def test_make_pack__again_checks_shards_and_files(images: Path, tmp_path: Path) 
     before = content(tmp_path / "pack")
     assert pack(images, tmp_path / "pack") == (
         0,
-        ["the pack is complete: its 10 canvases and their files are as they were"],
+        ["the pack is complete: its 10 canvases and their files are unchanged"],
     )
     shard = bytearray(before["shard-00001.npy"])
     shard[-1] ^= 1
@@ -182,7 +182,7 @@ def test_make_pack__again_checks_shards_and_files(images: Path, tmp_path: Path) 
     with pytest.raises(DataError, match=r"1 files have changed since they were packed \(rows: train 4\)"):
         pack(images, tmp_path / "pack")
     (images / "train-2.png").unlink()
-    assert pack(images, tmp_path / "pack")[1][0] == "1 files are no longer there and could not be compared"
+    assert pack(images, tmp_path / "pack")[1][0] == "1 files no longer exist and could not be compared"
     assert content(tmp_path / "pack") == before
 
 
@@ -230,7 +230,7 @@ def test_make_pack__another_manifest_is_refused_unless_all_its_images_are_there(
     pack(images, tmp_path / "pack")
     before = content(tmp_path / "pack")
     write_csv(images, "train", ["train-5.png", "train-2.png"])
-    assert pack(images, tmp_path / "pack")[1] == ["the pack is complete: it holds all 5 images of this manifest"]
+    assert pack(images, tmp_path / "pack")[1] == ["the pack is complete: it contains all 5 images of this manifest"]
     (images / "train-2.png").write_bytes(b"")
     pack(images, tmp_path / "holes")
     assert pack(images, tmp_path / "holes")[0] == 1
@@ -299,7 +299,7 @@ def test_make_pack__two_at_a_time_are_refused(images: Path, tmp_path: Path) -> N
 
 def test_make_pack__leaves_foreign_folders_alone(images: Path) -> None:
     before = content(images)
-    with pytest.raises(SettingsError, match="holds something else than a pack"):
+    with pytest.raises(SettingsError, match="is not a pack"):
         pack(images, images)
     assert content(images) == before
 

@@ -116,10 +116,10 @@ def test_audit__the_list_of_rows_says_what_and_where(planted: Path) -> None:
         lines = list(csv.DictReader(file))
     found = {(line["split"], line["row"], line["fault"]): (line["detail"], line["Path"]) for line in lines}
     assert found["val", "5", "pixels in two splits"] == ("same pixels as train row 2", "again.tif")
-    assert found["test", "6", "near duplicate in two splits"] == ("much like train row 3", "brighter.jpg")
+    assert found["test", "6", "near duplicate in two splits"] == ("nearly the same as train row 3", "brighter.jpg")
     assert found["test", "5", "file in two splits"] == ("same file as val row 3", "secret7.png")
     assert found["train", "11", "smaller than the canvas"] == ("40 x 30 pixels", "small.png")
-    assert found["train", "13", "file unreadable"][0].startswith("a web page or XML in the place of the file;")
+    assert found["train", "13", "file unreadable"][0].startswith("a web page or XML instead of the file;")
     assert [line["severity"] for line in lines] == sorted(line["severity"] for line in lines)  # faults first
 
 
@@ -151,7 +151,7 @@ def test_audit__nothing_to_say_of_good_rows(tmp_path: Path) -> None:
     assert not report.faults
     assert not any(len(finding.rows) for finding in report.findings)
     assert listed(tmp_path / "report") == set()
-    assert "looked for and not found: file missing, file empty" in report.text
+    assert "checked and not found: file missing, file empty" in report.text
     assert "warning" not in report.text
 
 
@@ -175,7 +175,7 @@ def test_audit__other_pretraining_data_by_pixels_and_near(tmp_path: Path) -> Non
         ("test", 3, "warning", "near duplicate in pretraining data"),
     }
     assert [fault.kind for fault in report.faults] == ["pixels in pretraining data"]
-    assert "pretraining data to compare with: 4 rows" in report.text
+    assert "pretraining data for comparison: 4 rows" in report.text
     assert own.exists()
 
 
@@ -186,7 +186,7 @@ def test_audit__other_pretraining_data_by_patient(tmp_path: Path) -> None:
     report = against(tmp_path, other, other / "images")
     assert listed(tmp_path / "report") == {("val", 3, "warning", "patient in pretraining data")}
     assert not report.faults
-    assert "1 patients; nothing but ids agrees, perhaps by chance" in report.text
+    assert "1 patients; only the IDs agree, perhaps by chance" in report.text
 
 
 def test_audit__other_pretraining_data_by_path(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_audit__other_pretraining_data_by_path(tmp_path: Path) -> None:
         ("pretraining", 4, "warning", "no image in pretraining data"),
     }
     manifest = audit(settings_of(own, own / "images"), tmp_path / "plain", [own, own])  # a manifest: the same root
-    assert "pretraining 2 data to compare with: 3 rows" in manifest.text
+    assert "pretraining 2 data for comparison: 3 rows" in manifest.text
     assert not manifest.faults
     assert report.faults
 
@@ -210,7 +210,7 @@ def test_audit__what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     folder = clean(tmp_path / "good", {"train": 2})
     settings = settings_of(folder, folder / "images")
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match="cannot be the folder"):
+    with pytest.raises(SettingsError, match="cannot be written"):
         audit(settings, tmp_path / "file")
     with pytest.raises(ManifestError, match="does not exist"):
         audit(settings, tmp_path / "report", [tmp_path / "absent"])
@@ -231,7 +231,7 @@ def test_audit__real_films(shared: Path, tmp_path: Path) -> None:
         assert set(warned) == ({"Pneumonia", "Viral"} if name == "cxr_dev_native" else set())
     assert warned["Pneumonia"].trait == "width / height"
     assert warned["Pneumonia"].on_test == pytest.approx(0.89, abs=0.01)
-    assert "width / height alone tells Pneumonia with AUROC 0.88 (0.8" in report.text
+    assert "width / height alone predicts Pneumonia with AUROC 0.88 (0.8" in report.text
 
 
 def test_audit__real_dicom_files(shared: Path, tmp_path: Path) -> None:

@@ -50,12 +50,12 @@ def folder(tmp_path: Path) -> Path:
         ("gone.png", "file missing", "does not exist"),
         ("empty.png", "file empty", "the file is empty"),
         ("cut off.png", "file cut off", "has no end"),
-        ("cut off.jpg", "file cut off", "cut off"),
+        ("cut off.jpg", "file cut off", "has no end marker"),
         ("cut off.dcm", "file cut off", "ends inside its pixel data"),
         ("damaged.png", "file damaged", "damaged"),
         ("too large.png", "file too large", "data.max_pixels"),
-        ("unreadable.png", "file unreadable", "neither PNG, JPEG, TIFF nor DICOM"),
-        ("pathology", "file unreadable", "opened"),
+        ("unreadable.png", "file unreadable", "its content is not PNG, JPEG, TIFF or DICOM"),
+        ("pathology", "file unreadable", "is a folder"),
     ],
 )
 def test_examine__faults_have_their_kind(folder: Path, name: str, kind: str, words: str) -> None:

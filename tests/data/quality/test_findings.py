@@ -88,7 +88,7 @@ def test_gather_rows__codes_are_of_all_splits(tmp_path: Path) -> None:
 
 
 def test_unreadable__each_kind_by_itself() -> None:
-    hint = "gone; the file is there in another case; look again"
+    hint = "gone; the file exists with different upper and lower case; look again"
     faults = {1: ("file missing", hint), 3: ("file damaged", "odd"), 4: ("file missing", "away")}
     format_of = np.array([0, -1, 0, -1, -1], np.int16)
     files = files_of(5, faults=faults, format_of=format_of)
@@ -98,7 +98,7 @@ def test_unreadable__each_kind_by_itself() -> None:
         "no image in pretraining data": ("warning", [4], ["away"]),
     }
     missing, *others = findings.unreadable(rows_of("ttvss"), files)
-    assert missing.remark == "train row 3: the file is there in another case"
+    assert missing.remark == "train row 3: the file exists with different upper and lower case"
     kinds = [missing.kind, *(one.kind for one in others)]
     assert kinds == ["file missing", "file empty", "file cut off", "file damaged", "file too large", "file unreadable"]
 
@@ -110,12 +110,12 @@ def test_odd_images__constant_small_and_what_the_reader_says() -> None:
         sizes=sizes,
         constant=np.array([True, False, False, False, True]),
         format_of=np.array([0, 0, 0, -1, 0], np.int16),
-        notices={"stored in colour; reduced to luma": [1, 4], "no VOI window in the file: spread": [4]},
+        notices={"stored in colour; converted to luma": [1, 4], "no VOI window in the file: scaled": [4]},
     )
     assert found(findings.odd_images(rows_of("ttvsp"), files, 64)) == {
         "constant image": ("warning", [0], ["all pixels have the same value"]),
         "smaller than the canvas": ("warning", [2], ["63 x 20 pixels"]),
-        "stored in colour": ("warning", [1], ["stored in colour; reduced to luma"]),
+        "stored in colour": ("warning", [1], ["stored in colour; converted to luma"]),
     }
 
 
@@ -155,7 +155,7 @@ def test_same_pixels__within_a_split_are_a_warning() -> None:
 @pytest.mark.parametrize(
     ("pixels", "file", "same_root", "severity"),
     [
-        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], False, "warning"),  # nothing but ids agrees
+        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], False, "warning"),  # only the IDs agree
         ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], True, "fault"),
         ([4, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], False, "fault"),  # its train has an image of theirs
         ([0, 1, 2, 3, 4, 5], [0, 1, 5, 3, 4, 5], False, "fault"),
@@ -198,9 +198,9 @@ def test_nearly_same__the_later_row_and_where_it_stands() -> None:
     files = files_of(8, patterns=patterns)
     rows = rows_of("tttvssps")
     assert found(findings.nearly_same(rows, files, np.arange(8))) == {
-        "near duplicate in two splits": ("warning", [3], ["much like train row 2"]),
-        "near duplicate": ("warning", [2, 7], ["much like train row 3", "much like test row 7"]),
-        "near duplicate in pretraining data": ("warning", [4], ["much like pretraining row 8"]),
+        "near duplicate in two splits": ("warning", [3], ["nearly the same as train row 2"]),
+        "near duplicate": ("warning", [2, 7], ["nearly the same as train row 3", "nearly the same as test row 7"]),
+        "near duplicate in pretraining data": ("warning", [4], ["nearly the same as pretraining row 8"]),
     }
     nothing = found(findings.nearly_same(rows, files, np.full(8, -1)))
     assert not nothing
@@ -210,7 +210,7 @@ def test_nearly_same__exact_copies_are_compared_once() -> None:
     patterns = np.array([pattern(film(0)), pattern(film(0)), pattern(edited(film(0), "jpeg"))])
     rows = rows_of("ttt")
     assert found(findings.nearly_same(rows, files_of(3, patterns=patterns), np.array([0, 0, 1]))) == {
-        "near duplicate": ("warning", [2], ["much like train row 2"])
+        "near duplicate": ("warning", [2], ["nearly the same as train row 2"])
     }
 
 

@@ -12,7 +12,7 @@ from medmoco.data.image_io.images import FileFormat
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.quality.examine import Examined
 from medmoco.data.quality.findings import Finding, Rows, Shortcut, gather_rows
-from medmoco.data.quality.report_text import screen
+from medmoco.data.quality.report_text import format_report
 
 LABELS = ("A", "B")
 
@@ -46,15 +46,15 @@ def test_screen__every_character(splits: list[Split]) -> None:
         finding("fault", "never seen", []),
         finding("warning", "nor this", []),
     ]
-    assert screen(splits, rows, files_of(rows), found, [Shortcut("A", "width", 0.56, 0.5, 0.61, None)]) == (
+    assert format_report(splits, rows, files_of(rows), found, [Shortcut("A", "width", 0.56, 0.5, 0.61, None)]) == (
         "5 rows: train 3 of 2 patients, test 2 of 2 patients\n"
         "files: 3 PNG, 1 DICOM; height 30 to 50 (median 35), width 30 to 1,200 (median 30) pixels\n"
         "\n"
-        "severity       rows  what             rows by number\n"
+        "severity       rows  what             row numbers\n"
         "fault             1  very bad indeed  test 3\n"
         "warning           5  odd              train 2, 3, 4; test 2, ...\n"
         "                     a remark\n"
-        "looked for and not found: never seen, nor this\n"
+        "checked and not found: never seen, nor this\n"
         "\n"
         "label  train          test   (positive / negative / uncertain / blank)\n"
         "A      1 / 1 / 1 / 0  1 / 0 / 0 / 1\n"
@@ -62,7 +62,7 @@ def test_screen__every_character(splits: list[Split]) -> None:
         "warning   no negatives in train: B\n"
         "warning   no positives in test: B\n"
         "warning   no negatives in test: A\n"
-        "no label can be told by size or format: at best A by width, AUROC 0.56\n"
+        "size or format predicts no label: at best A by width, AUROC 0.56\n"
     )
 
 
@@ -72,11 +72,11 @@ def test_screen__a_label_told_by_shape_is_said_in_words(splits: list[Split]) -> 
         Shortcut("A", "width / height", 0.88, 0.85, 0.9, 0.893),
         Shortcut("B", "height", 0.62, 0.58, 0.7, None),
     ]
-    text = " ".join(screen(splits, rows, files_of(rows), [], shortcuts).split())
+    text = " ".join(format_report(splits, rows, files_of(rows), [], shortcuts).split())
     assert (
-        "width / height alone tells A with AUROC 0.88 (0.85 to 0.90; 0.89 on test) without a look at the image" in text
+        "width / height alone predicts A with AUROC 0.88 (0.85 to 0.90; 0.89 on test) without the image content" in text
     )
-    assert "no other label can be told by size or format: at best B by height, AUROC 0.62" in text
+    assert "size or format predicts no other label: at best B by height, AUROC 0.62" in text
 
 
 def test_screen__without_labels_patients_or_readable_files(tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_screen__without_labels_patients_or_readable_files(tmp_path: Path) -> No
         np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), nothing,
         np.full(1, -1, np.int16),
     )  # fmt: skip
-    assert screen(splits, rows, files, [], []) == (
+    assert format_report(splits, rows, files, [], []) == (
         "1 rows: train 1\n"
-        "train data to compare with: 1 rows\n"
-        "no PatientID column in train, train: every row is its own patient, leaks by patient go unseen\n"
+        "train data for comparison: 1 rows\n"
+        "no PatientID in train, train: every row counts as its own patient, leakage by patient is not seen\n"
         "\n"
     )
 
@@ -105,11 +105,11 @@ def test_screen__is_one_screen_whatever_the_labels(tmp_path: Path) -> None:
     splits = list(load_manifest(data).values())
     rows, _, _ = gather_rows(splits, [])
     shortcuts = [Shortcut(name, "width", 0.9, 0.8, 1.0, 0.9) for name in names]
-    text = screen(splits, rows, files_of(rows), [], shortcuts)
+    text = format_report(splits, rows, files_of(rows), [], shortcuts)
     assert "\nand 154 more labels, in report.txt\n" in text
     assert "A finding of some length 4, and 165 more" in " ".join(text.split())
-    assert "and 165 more labels are told by size or format" in text
-    whole = screen(splits, rows, files_of(rows), [], shortcuts, whole=True)
+    assert "size or format predicts 165 more labels" in text
+    whole = format_report(splits, rows, files_of(rows), [], shortcuts, all_labels=True)
     assert all(f"{name} " in whole for name in names)
     assert " more" not in whole
     lines = text.splitlines()
@@ -126,7 +126,8 @@ def test_screen__columns_that_other_names_hide(tmp_path: Path) -> None:
         np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), np.zeros(1, bool),
         np.full(1, -1, np.int16),
     )  # fmt: skip
-    assert screen(splits, rows, one, [], []).splitlines()[1:3] == [
-        "these columns are not read under their names; rename 'study_id' to StudyID, 'View Position' to ViewPosition",
+    assert format_report(splits, rows, one, [], []).splitlines()[1:3] == [
+        "these columns are not recognised under their names; rename 'study_id' to StudyID, 'View Position' to "
+        "ViewPosition",
         "",
     ]

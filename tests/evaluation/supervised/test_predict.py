@@ -97,4 +97,4 @@ def test_predict__needs_no_patients(manifest: Path) -> None:
     said: list[str] = []
     settings = make_settings(manifest)
     assert predict(settings, manifest.parent / "classifier", manifest.parent / "p.csv", log=said.append) == 10
-    assert "test: 'Patient ID' is not read as PatientID; every row is taken as its own patient" in said
+    assert "test: 'Patient ID' is not read as PatientID; every row counts as its own patient" in said

@@ -55,9 +55,9 @@ def test_find__the_scheme_that_is_asked_for() -> None:
     contents = Contents("w", {f"state_dict/{key}": v for key, v in foreign.moco(net, net)["state_dict"].items()})
     assert find(contents).scheme.name == "moco"
     assert find(contents, scheme="moco-cxr").scheme.name == "moco-cxr"
-    with pytest.raises(CheckpointError, match="no encoder that is known"):
+    with pytest.raises(CheckpointError, match="no known encoder"):
         find(contents, scheme="bl0")
-    with pytest.raises(SettingsError, match="scheme 'mocco' is unknown; there are: medmoco, moco, moco-cxr"):
+    with pytest.raises(SettingsError, match="scheme 'mocco' is unknown; known are: medmoco, moco, moco-cxr"):
         find(contents, scheme="mocco")
 
 

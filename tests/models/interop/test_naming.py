@@ -87,6 +87,6 @@ def test_rename__another_network_is_refused(backbone: str) -> None:
 
 def test_rename__unknown_naming() -> None:
     with pytest.raises(
-        CheckpointError, match=r"vit_small_patch16_224 has no names of detectron2; there are: timm, tor"
+        CheckpointError, match=r"vit_small_patch16_224 has no names of detectron2; available are: timm, tor"
     ):
         rename({}, "vit_small_patch16_224", "timm", "detectron2")

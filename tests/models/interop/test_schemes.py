@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from medmoco.models.interop.schemes import NAMES, SCHEMES, asked_out, beside, prefixes, roles
+from medmoco.models.interop.schemes import NAMES, SCHEMES, asked_out, other_content, prefixes, roles
 
 BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
 
@@ -70,11 +70,11 @@ def test_roles__need_their_marker() -> None:
     ],
 )
 def test_beside__says_what_is_left_out(key: str, what: str | None) -> None:
-    assert beside(key, "state_dict/module.encoder_q.", BY_NAME["moco"], ("unasked.*",)) == what
+    assert other_content(key, "state_dict/module.encoder_q.", BY_NAME["moco"], ("unasked.*",)) == what
 
 
 def test_beside__the_head_of_a_plain_network_is_a_classifier() -> None:
-    assert beside("head.fc.weight", "", BY_NAME["plain"], ()) == "classifier"
+    assert other_content("head.fc.weight", "", BY_NAME["plain"], ()) == "classifier"
 
 
 def test_asked_out__by_patterns() -> None:

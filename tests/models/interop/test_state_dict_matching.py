@@ -286,7 +286,7 @@ def refused(state: dict[str, Tensor], backbone: str = "resnet18", **choice: Any)
 
 def test_fit__another_network_is_named() -> None:
     message = refused(foreign.torchvision_resnet(layers=(3, 4, 6, 3)).state_dict())
-    assert "96 keys that nothing explains (first: layer1.2.conv1.weight" in message
+    assert "96 unknown keys (first: layer1.2.conv1.weight" in message
     assert "It has the shapes of a resnet34: name that one" in message
     message = refused(foreign.torchvision_resnet("bottleneck").state_dict())
     assert "(first: layer1.0.conv1.weight, (64, 64, 1, 1) in the file, (64, 64, 3, 3) here)" in message
@@ -298,17 +298,17 @@ def test_fit__another_network_is_named() -> None:
 
 def test_fit__every_kind_of_misfit_is_named() -> None:
     state = foreign.torchvision_resnet().state_dict()
-    assert "1 tensors missing (first: layer1.0.bn1.bias)" in refused(
+    assert "1 missing tensors (first: layer1.0.bn1.bias)" in refused(
         {key: value for key, value in state.items() if key != "layer1.0.bn1.bias"}
     )
     for bias in (torch.full((64,), torch.nan), torch.ones(64, dtype=torch.int8)):
-        assert "1 tensors not of finite floats (first: bn1.bias)" in refused(state | {"bn1.bias": bias})
+        assert "1 tensors that are not finite floats (first: bn1.bias)" in refused(state | {"bn1.bias": bias})
     four = refused(state | {"conv1.weight": torch.zeros(64, 4, 7, 7)})
     assert "Its first layer takes 4 channels; only those of gray (1) and RGB (3)" in four
     small = refused(state | {"conv1.weight": torch.zeros(64, 3, 3, 3)})  # as for CIFAR
     assert "conv1.weight, (64, 3, 3, 3) in the file, (64, 1, 7, 7) here" in small
     extra = state | {"decoder.weight": torch.zeros(3)}
-    assert "1 keys that nothing explains (first: decoder.weight)" in refused(extra)
+    assert "1 unknown keys (first: decoder.weight)" in refused(extra)
     assert "--leave-out" in refused(extra)
     own = blank("resnet18").net.state_dict()
     found = fit(contents_of(extra), "resnet18", own, leave_out=("decoder.*",))
@@ -317,10 +317,10 @@ def test_fit__every_kind_of_misfit_is_named() -> None:
 
 def test_fit__nothing_is_loaded_from_an_unknown_file() -> None:
     message = refused({f"blob{index}.w": torch.zeros(3) for index in range(5)})
-    assert "no encoder that is known here; its 5 keys: 'blob0.w', 'blob2.w', 'blob4.w'" in message
+    assert "no known encoder here; its 5 keys: 'blob0.w', 'blob2.w', 'blob4.w'" in message
     assert "moco-v3" in message
     message = refused(foreign.torchvision_resnet().state_dict(), which="key")
-    assert "Most files hold one encoder alone" in message
+    assert "Most files contain a single encoder, which is found" in message
 
 
 def test_fit__two_equal_encoders_must_be_chosen_from() -> None:

@@ -121,7 +121,7 @@ def test_read_contents__safetensors_and_arrays(tmp_path: Path) -> None:
 def test_read_contents__arrays_of_objects_are_refused(tmp_path: Path) -> None:
     for array in (np.array([Harmful(tmp_path / "harm")]), np.array(["text"])):
         np.savez(tmp_path / "w.npz", a=array)
-        with pytest.raises(CheckpointError, match="holds more than arrays of numbers"):
+        with pytest.raises(CheckpointError, match="contains more than arrays of numbers"):
             read_contents(tmp_path / "w.npz")
     assert not (tmp_path / "harm").exists()
 
@@ -146,7 +146,7 @@ def test_read_contents__cut_off(tmp_path: Path) -> None:
         read_contents(file)
 
 
-@pytest.mark.parametrize(("content", "reason"), [(WEIGHT, "no state dict"), ({"epoch": 1}, "holds no tensors")])
+@pytest.mark.parametrize(("content", "reason"), [(WEIGHT, "no state dict"), ({"epoch": 1}, "contains no tensors")])
 def test_read_contents__without_a_state_dict(tmp_path: Path, content: Any, reason: str) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=reason):
@@ -154,5 +154,5 @@ def test_read_contents__without_a_state_dict(tmp_path: Path, content: Any, reaso
 
 
 def test_read_contents__a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is a folder; name the file in it, such as encoder\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"is a folder; give a file in it, such as encoder\.safetensors"):
         read_contents(tmp_path)

@@ -1,7 +1,7 @@
-"""One file of several bands in, their grey levels out: NumPy arrays, and TIFF with a page or a sample for each band.
+"""Read images of several bands: NumPy arrays, and TIFF files with one page or one sample per band.
 
-Values may be any numbers, so `data.band_ranges` and `data.scale` say which become black and white. FITS and other
-formats of science are converted to .npy by whoever knows them; docs/channels.md shows how.
+Values may be any numbers, so `data.band_ranges` and `data.scale` define which become black and white. FITS and other
+scientific formats must be converted to .npy first; docs/channels.md shows how.
 """
 
 from __future__ import annotations
@@ -27,39 +27,40 @@ from medmoco.data.image_io.intensity import (
     spread,
 )
 
-OWN_RANGE = "no data.band_ranges: each band is spread from its smallest to its largest value in the image"
+OWN_RANGE = "no data.band_ranges: each band is scaled from its smallest to its largest value in the image"
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _BAND_MODES = ("L", "I;16", "I;16B", "I", "F", "RGB", "RGBA", "RGBX", "CMYK")
-_NOT_ITS_BANDS = "make files of data.channels bands each, or set it to what they have"
-_AS_BANDS = "save each band as a page of 8, 16 or 32 bits, or all as .npy"
+_NOT_ITS_BANDS = "the files must have data.channels bands each; correct the files or the setting"
+_AS_BANDS = "save each band as a page of 8, 16 or 32 bits, or all of them as .npy"
 
 
 def band_values(path: Path, count: int, frame: int = 1, admit: Admit = admit_all) -> Pixels:
-    """Read a file of `count` bands, (C, H, W) of any type of number.
+    """Return the values of a file with `count` bands, (C, H, W) of any number type.
 
     Raises:
-        Unreadable: of another kind or shape, damaged, or with values that are not numbers.
+        Unreadable: the file has another type or shape, is damaged, or contains values that are not finite.
     """
     if frame != 1:
-        raise Unreadable(f"frame {frame} is asked for, but the pages of a file are its bands; check the Frame column")
+        raise Unreadable(f"frame {frame} is requested, but the pages of a file are its bands; check the Frame column")
     kind = kind_of_file(path)
     if kind not in ("NPY", "TIFF"):
         raise Unreadable(
-            f"a {kind} file, but data.channels = {count} reads bands from .npy and TIFF;\nset it to gray or rgb"
+            f"it is a {kind} file, but bands (data.channels = {count}) are read from .npy and TIFF;\n"
+            "set data.channels to gray or rgb"
         )
     values = _npy_values(path, count, admit) if kind == "NPY" else _tiff_values(path, count, admit)
     if bad := np.count_nonzero(~np.isfinite(values)) if values.dtype.kind == "f" else 0:
-        raise Unreadable(f"{bad} of {values.size} values are not finite; replace them where the file is made")
+        raise Unreadable(f"{bad} of {values.size} values are not finite; replace them when creating the file")
     return values
 
 
 def levels_of(values: Pixels, scale: str, ranges: Sequence[Sequence[float]] | None) -> GrayImage:
-    """Turn bands (C, H, W) of finite numbers into grey levels, (H, W, C), or (H, W) of one.
+    """Return bands (C, H, W) of finite numbers as grey levels, (H, W, C), or (H, W) for a single band.
 
     Args:
-        values: Of any type; 8-bit ones stay as they are where nothing else is asked for.
+        values: Numbers of any type; 8-bit values are kept unless a range or a logarithm is requested.
         scale: "linear" or "log".
-        ranges: [low, high] of each band, or one pair for all.
+        ranges: [low, high] of each band, or one pair for all; None is the range of each image.
     """
     if values.dtype == np.uint8 and scale == "linear" and not ranges:
         return GrayImage(_bands_last(list(values)), 8)
@@ -76,10 +77,10 @@ def _bands_last(planes: Sequence[Pixels]) -> Pixels:
 
 
 def shares_of(band: Floats, scale: str, pair: Sequence[float] | None) -> Floats:
-    """Turn the values of a band into shares of white.
+    """Return the values of a band as fractions of white.
 
-    Where the logarithm is taken, `low` is the floor of all below it, zero and negative values too; without a pair it
-    is the smallest positive value. Source: grantmerz/moco, which has a floor of 0.1 in the place of values up to 0.
+    With a logarithmic scale, values below `low`, including zero and negative ones, are raised to it; without a pair it
+    is the smallest positive value. Source: grantmerz/moco, which replaces values up to 0 by 0.1.
     """
     if scale == "linear":
         return spread(band, np.array(pair) if pair else band)
@@ -89,31 +90,31 @@ def shares_of(band: Floats, scale: str, pair: Sequence[float] | None) -> Floats:
 
 
 def npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return the shape and type of an array, having made sure that it is all there, holds numbers and no code.
+    """Return the shape and type of an array, after checking that it is complete and contains numbers, not objects.
 
     Raises:
-        Unreadable: it does not.
+        Unreadable: the check fails.
     """
     try:
         with path.open("rb") as stream:
             shape, _, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
             start, size = stream.tell(), stream.seek(0, 2)
-    except Exception:  # of many kinds, whatever the header holds
+    except Exception:  # of many types, depending on what the header contains
         raise Unreadable(f"the header of the NumPy array cannot be read; {DAMAGED}") from None
     if dtype.kind not in "uif":
-        raise Unreadable(f"a NumPy array of {dtype.name}; only plain whole or floating-point numbers can be read")
+        raise Unreadable(f"a NumPy array of {dtype.name}; only plain integers and floating-point numbers are supported")
     if not all(side > 0 for side in shape):
         raise Unreadable(f"a NumPy array of shape {shape} is empty; {DAMAGED}")
     if size != start + math.prod(shape) * dtype.itemsize:
-        raise Unreadable(f"the NumPy file ends inside its array, or does not end with it; {DAMAGED}")
+        raise Unreadable(f"the NumPy file ends inside its array or continues after it; {DAMAGED}")
     return shape, dtype
 
 
 def band_axis(shape: tuple[int, ...], count: int) -> int | None:
-    """Return which axis of an array is its bands, the first or the last; None where it is one plane without.
+    """Return the axis of an array with the bands, the first or the last; None for a single plane.
 
     Raises:
-        Unreadable: neither, or it could be both.
+        Unreadable: neither axis or both have the number of bands.
     """
     if len(shape) == 2 and count == 1:
         return None
@@ -121,7 +122,7 @@ def band_axis(shape: tuple[int, ...], count: int) -> int | None:
     if first and last:
         raise Unreadable(
             f"an array of shape {shape} may have its {count} bands first or last; pad or crop its sides, so that only\n"
-            "one of them is data.channels"
+            "one of them equals data.channels"
         )
     if not first and not last:
         raise Unreadable(f"an array of shape {shape} has no axis of {count} bands, first or last;\n{_NOT_ITS_BANDS}")
@@ -156,7 +157,7 @@ def _tiff_values(path: Path, count: int, admit: Admit) -> Pixels:
 
 
 def _page_values(page: TiffPage) -> Pixels:
-    """Return a page's samples as the numbers that the file says they are; Pillow leaves some of them unsigned."""
+    """Return a page's samples with the number type stated in the file; Pillow changes the sign of some."""
     several = page.picture.mode in ("RGB", "RGBA", "RGBX", "CMYK")
     if (
         page.picture.mode not in _BAND_MODES

@@ -1,6 +1,6 @@
-"""One DICOM file in, one frame out.
+"""Decode one frame of a DICOM file.
 
-Source: DICOM PS3.5 8.1 (where samples lie in their cells) and A.4 (encapsulated frames).
+Source: DICOM PS3.5 8.1 (position of samples in their cells) and A.4 (encapsulated frames).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ NO_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
     "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
 }
-# One for each, so that an image does not depend on which others are installed. GDCM, which would come first wherever it
-# can, is slower, and ends the process on some damaged streams; for lossless JPEG there is no other.
+# One decoder per syntax, so that the result does not depend on which others are installed. GDCM, which pydicom would
+# prefer, is slower and terminates the process on some damaged streams; for lossless JPEG there is no other.
 _DECODERS = {
     **dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "pillow"),
     **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "gdcm"),
@@ -86,7 +86,7 @@ _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UNDEFINED = 0xFFFFFFFF
 _START_OF_CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
 _ITEM, _DELIMITER = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
-_NO_PIXELS = "the DICOM file holds no pixel data (or is cut off); take the row out or fetch it again"
+_NO_PIXELS = "the DICOM file contains no pixel data (or is truncated); remove the row or obtain the file again"
 
 
 def read_dicom(
@@ -96,46 +96,46 @@ def read_dicom(
 
     Args:
         path: The file.
-        frame: From 1.
-        window: See `gray`.
+        frame: Frame, counted from 1.
+        window: Window, see `gray`.
         rgb: Keep the colours of a colour image, (H, W, 3).
-        admit: Called before anything is decoded.
-        inflate_to: Most bytes that a deflated file may inflate to; -1 is any number.
+        admit: Called with the size before decoding; may raise to refuse the image.
+        inflate_to: Largest size, in bytes, to which a deflated file may inflate; -1 means no limit.
 
     Raises:
-        Unreadable: damaged, cut off, not an image, contradictory, or stored in a way without a free decoder.
+        Unreadable: the file is damaged, truncated, not an image, inconsistent, or has no free decoder.
     """
     with _BoundedReader(FileIO(path)) as stream:
-        with _in_our_words():
+        with _without_header_values():
             header, source, syntax = _header(stream, inflate_to)
             width, height, frames = _check_header(header, syntax)
         admit(width, height, frames)
         check_frame(frame, frames)
-        with _in_our_words():
+        with _without_header_values():
             pixels = _decoded(header, source, syntax, frame, frames)
-            found = (
+            image = (
                 coloured(header, pixels, rgb=rgb)
                 if pixels.ndim == 3
                 else grey(header, _stored(header, pixels, syntax), frame, window)
             )
             aspect, notices = pixel_aspect(header, frame)
     full_size = None if aspect == 1 else (pixels.shape[0] * aspect, float(pixels.shape[1]))
-    return replace(found, full_size=full_size, notices=(*found.notices, *notices, *of_several(frame, frames)))
+    return replace(image, full_size=full_size, notices=(*image.notices, *notices, *of_several(frame, frames)))
 
 
 class _BoundedReader(BufferedReader):
-    """Reads what is there: for a length of gigabytes in a damaged file, Python would reserve them first."""
+    """A reader that allocates no more than the file has: Python would reserve gigabytes if a damaged length says so."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read at most what is left of the file."""
+        """Read at most the rest of the file."""
         if size and size > 2**16:
             size = max(0, min(size, os.fstat(self.fileno()).st_size - self.tell()))
         return super().read(size)
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Replace what libraries raise: their messages quote header values, which may identify a patient."""
+def _without_header_values() -> Iterator[None]:
+    """Replace exceptions of libraries, whose messages quote header values that may identify a patient."""
     try:
         yield
     except Unreadable:
@@ -145,16 +145,16 @@ def _in_our_words() -> Iterator[None]:
 
 
 def _header(stream: BinaryIO, inflate_to: int) -> tuple[Dataset, BinaryIO, UID]:
-    """Return the header, a stream that stands at the element of the pixels, and the transfer syntax."""
+    """Return the header, a stream positioned at the pixel data element, and the transfer syntax."""
     stream.seek(132)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = UID(str(meta.get("TransferSyntaxUID") or "").strip())
     if not syntax.is_valid or not syntax:
-        raise Unreadable(f"the DICOM file does not name its transfer syntax; {DAMAGED}")
+        raise Unreadable(f"the DICOM file does not state its transfer syntax; {DAMAGED}")
     if syntax not in _DECODERS and syntax not in _NATIVE:
         raise Unreadable(
             f"its pixels are stored as {syntax.name}{', a private transfer syntax' if syntax.is_private else ''},\n"
-            "which is not supported; convert it first (DCMTK: dcmconv or dcmdjpeg; or the software of its maker)"
+            "which is not supported; convert it first (DCMTK's dcmconv or dcmdjpeg, or the manufacturer's software)"
         )
     if syntax != DeflatedExplicitVRLittleEndian:
         stream.seek(0)
@@ -166,63 +166,65 @@ def _header(stream: BinaryIO, inflate_to: int) -> tuple[Dataset, BinaryIO, UID]:
 
 
 def _inflated_dataset(stream: BinaryIO, most: int) -> bytes:
-    """Inflate a dataset, unless it is cut off, or small and inflates without bound, as pydicom would let it."""
+    """Return a dataset inflated, refusing truncated data and, unlike pydicom, unlimited inflation."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = inflater.decompress(stream.read(most), max(most, 0))
     if inflater.unconsumed_tail:
-        raise Unreadable(f"it inflates to more than {most} bytes; raise data.max_pixels if it is meant to")
+        raise Unreadable(f"it inflates to more than {most} bytes; raise data.max_pixels if it is really that large")
     if not inflater.eof:
-        raise Unreadable(f"the deflated DICOM file has no end; {DAMAGED}")
+        raise Unreadable(f"the deflated DICOM file has no end marker; {DAMAGED}")
     return plain
 
 
 def _check_header(header: Dataset, syntax: UID) -> tuple[int, int, int]:
-    """Refuse what is not a readable image, or says of itself what cannot be; return width, height and frames."""
+    """Refuse files that are not readable images or have an inconsistent header; return width, height and frames."""
     if kind := NO_IMAGE_CLASSES.get(str(header.get("SOPClassUID"))):
-        raise Unreadable(f"it is {kind}, not an image; take the row out of the CSV")
+        raise Unreadable(f"it is {kind}, not an image; remove the row from the CSV")
     if "Rows" not in header or "Columns" not in header:
-        raise Unreadable("the DICOM file holds no image (a report, or cut off); take the row out or fetch it again")
+        raise Unreadable(
+            "the DICOM file contains no image (a report, or truncated); remove the row or obtain the file again"
+        )
     if lacking := [name for name in _NEEDED if header.get(name) is None]:
         raise Unreadable(
             f"its header lacks {', '.join(lacking)}; correct it, or if its pixels are floating-point numbers,\n"
             "which are not supported, convert it to 16 bits"
         )
-    wanted = _SAMPLES.get(str(header.get("PhotometricInterpretation")))
-    if not wanted:
+    samples = _SAMPLES.get(str(header.get("PhotometricInterpretation")))
+    if not samples:
         raise Unreadable("its photometric interpretation is not supported; convert it to MONOCHROME2")
-    if int(header.SamplesPerPixel) != wanted:
+    if int(header.SamplesPerPixel) != samples:
         raise Unreadable(
-            f"its header says {header.SamplesPerPixel} samples per pixel and {header.PhotometricInterpretation},\n"
-            f"which has {wanted}; correct the header"
+            f"its header states {header.SamplesPerPixel} samples per pixel and {header.PhotometricInterpretation},\n"
+            f"which has {samples}; correct the header"
         )
     stored, allocated = int(header.BitsStored), int(header.BitsAllocated)
     if not 1 <= stored <= min(16, allocated):
-        raise Unreadable(f"{stored} bits stored of {allocated}: only 1 to 16 can be read; convert it to 16")
+        raise Unreadable(f"{stored} bits stored of {allocated}: only 1 to 16 are supported; convert it to 16")
     if allocated not in (1, 8, 16, 32):
-        raise Unreadable(f"{allocated} bits allocated: only 1, 8, 16 and 32 can be read; convert it to 16")
+        raise Unreadable(f"{allocated} bits allocated: only 1, 8, 16 and 32 are supported; convert it to 16")
     if header.PixelRepresentation not in (0, 1):
-        raise Unreadable(f"its Pixel Representation is neither 0 nor 1; {DAMAGED}")
+        raise Unreadable(f"its Pixel Representation is not 0 or 1; {DAMAGED}")
     shift = _shift(header)
-    # Of several samples or an encoded image, nobody but its writer knows where the samples lie.
-    if shift < 0 or stored + shift > allocated or (shift and (wanted > 1 or syntax in _JPEG_FAMILY)):
+    # With several samples or an encoded image, only the writer knows where the samples lie.
+    if shift < 0 or stored + shift > allocated or (shift and (samples > 1 or syntax in _JPEG_FAMILY)):
         raise Unreadable(
-            f"its High Bit is {stored - 1 + shift} for {stored} bits stored of {allocated}, where it must be"
-            f" {stored - 1};\ncorrect the header, or convert the file with the software of its maker"
+            f"its High Bit is {stored - 1 + shift} for {stored} bits stored of {allocated}, but must be"
+            f" {stored - 1};\ncorrect the header, or convert the file with the manufacturer's software"
         )
     frames = int(header.get("NumberOfFrames") or 1)  # 0 and blank are written for 1
     if frames < 1:
-        raise Unreadable(f"the header says {frames} frames; {DAMAGED}")
+        raise Unreadable(f"the header states {frames} frames; {DAMAGED}")
     return int(header.Columns), int(header.Rows), frames
 
 
 def _shift(header: Dataset) -> int:
-    """Return how far above the lowest bit of its cell a sample lies. Source: DICOM PS3.5 8.1.1."""
+    """Return the number of bits in a cell below its sample. Source: DICOM PS3.5 8.1.1."""
     high = header.get("HighBit")
     return 0 if high is None else int(high) + 1 - int(header.BitsStored)
 
 
 def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames: int) -> Pixels:
-    """Return the wanted frame: (H, W) cells as they are stored, or (H, W, 3) RGB."""
+    """Return a frame: (H, W) cells as stored, or (H, W, 3) RGB."""
     vr, length = _value_of_pixels(stream, header)
     options = as_pixel_options(
         header, transfer_syntax_uid=syntax, pixel_keyword="PixelData", pixel_vr=vr, number_of_frames=frames,
@@ -233,7 +235,7 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
         data = _encoded_frame(stream, length, header, frame, frames)
         if syntax in _JPEG_FAMILY:
             check_codestream(data, int(header.Columns), int(header.Rows), int(header.SamplesPerPixel))
-        # Only what was checked is decoded.
+        # Decode exactly the bytes that were checked.
         source, index = BytesIO(encapsulate([data], has_bot=False)), 0
         options = {**options, "number_of_frames": 1}
         options.pop("extended_offsets", None)
@@ -246,7 +248,9 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
     except (RuntimeError, NotImplementedError):
         raise _undecodable_syntax(syntax) from None
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of the RLE decoder's Rust, and not an Exception
+        if (
+            type(error).__name__ != "PanicException"
+        ):  # raised by the RLE decoder, in Rust, and not a subclass of Exception
             raise
         raise _undecodable_syntax(syntax) from None
     if header.PhotometricInterpretation == "PALETTE COLOR":
@@ -256,7 +260,7 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
 
 
 def _value_of_pixels(stream: BinaryIO, header: Dataset) -> tuple[str, int | None]:
-    """Read the element of the pixels up to its value; return its VR, and its length if that is defined."""
+    """Read the pixel data element up to its value; return its VR, and its length or None if undefined."""
     implicit, little = header.original_encoding
     order = "<" if little else ">"
     element = stream.read(8 if implicit else 12)
@@ -266,7 +270,7 @@ def _value_of_pixels(stream: BinaryIO, header: Dataset) -> tuple[str, int | None
         raise Unreadable("its pixels are floating-point numbers, which is not supported; convert it to 16 bits")
     vr = "OW" if implicit else element[4:6].decode("latin-1")
     if vr not in ("OW", "OB", "UN"):
-        raise Unreadable(f"its Pixel Data have a value representation that pixels cannot have; {DAMAGED}")
+        raise Unreadable(f"its Pixel Data have an invalid value representation; {DAMAGED}")
     (length,) = struct.unpack_from(f"{order}L", element, len(element) - 4)
     return vr, None if length == _UNDEFINED else length
 
@@ -279,7 +283,7 @@ def _size(stream: BinaryIO) -> int:
 
 
 def _check_length(header: Dataset, stream: BinaryIO, length: int | None, frames: int) -> None:
-    """Refuse pixels that end too soon: the rest would be read from what lies behind them. Source: DICOM PS3.5 8.1.1."""
+    """Refuse pixel data that are too short: the rest would be read from later data. Source: DICOM PS3.5 8.1.1."""
     samples = int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel) * frames
     if header.PhotometricInterpretation == "YBR_FULL_422":
         samples = samples * 2 // 3
@@ -287,14 +291,14 @@ def _check_length(header: Dataset, stream: BinaryIO, length: int | None, frames:
     if _size(stream) - stream.tell() < needed:
         raise Unreadable(f"the DICOM file ends inside its pixel data; {DAMAGED}")
     if length is None or length < needed:
-        held = "of undefined length" if length is None else f"{length} bytes long"
-        raise Unreadable(f"its Pixel Data are {held}, but its header asks for {needed} bytes; {DAMAGED}")
+        size = "of undefined length" if length is None else f"{length} bytes long"
+        raise Unreadable(f"its Pixel Data are {size}, but its header requires {needed} bytes; {DAMAGED}")
 
 
 def _encoded_frame(stream: BinaryIO, length: int | None, header: Dataset, frame: int, frames: int) -> bytes:
     """Return the encoded bytes of a frame. Source: DICOM PS3.5 A.4.
 
-    A writer that leaves out the delimiter behind the last fragment has not lost anything, so the fragments decide.
+    A file without the delimiter after the last fragment is still complete, so the fragments are counted.
     """
     start, size = stream.tell(), _size(stream)
     end = size if length is None else min(size, start + length)
@@ -317,34 +321,34 @@ def _encoded_frame(stream: BinaryIO, length: int | None, header: Dataset, frame:
 
 
 def check_codestream(data: bytes, width: int, height: int, samples: int) -> None:
-    """Refuse a JPEG, JPEG-LS or JPEG 2000 stream of another size than the header around it, or without an end.
+    """Refuse a JPEG, JPEG-LS or JPEG 2000 stream whose size differs from the DICOM header, or that has no end marker.
 
-    A decoder allocates what the stream asks for, and fills up what it lacks.
+    A decoder would allocate whatever size the stream states, and fill in what is missing.
 
     Source: ITU-T T.81 B.2.2, T.87 C.2.2 and T.800 A.5.1.
     """
-    if END_OF_IMAGE not in data[-16:]:  # some writers pad
+    if END_OF_IMAGE not in data[-16:]:  # may be followed by padding
         raise Unreadable(f"the DICOM file ends inside its pixel data; {DAMAGED}")
-    found = _stream_size(data)
-    if not found:
-        raise Unreadable(f"its compressed image does not start as one; {DAMAGED}")
-    if found != (width, height, samples):
+    size = _stream_size(data)
+    if not size:
+        raise Unreadable(f"its compressed image has no valid header; {DAMAGED}")
+    if size != (width, height, samples):
         raise Unreadable(
-            f"its header says {width} x {height} pixels of {samples} sample(s),\n"
-            f"but its compressed image {found[0]} x {found[1]} of {found[2]}; {DAMAGED}"
+            f"its header states {width} x {height} pixels of {samples} sample(s),\n"
+            f"but its compressed image {size[0]} x {size[1]} of {size[2]}; {DAMAGED}"
         )
 
 
 def _stream_size(data: bytes) -> tuple[int, ...]:
-    """Return width, height and samples per pixel, or nothing where the stream does not say.
+    """Return width, height and samples per pixel; empty if the stream does not state them.
 
-    The segments before a JPEG stream's pixels must follow one another without a gap, on which GDCM ends the process.
+    The segments before a JPEG stream's pixels must have no gaps, on which GDCM terminates the process.
     """
     size: tuple[int, ...] = ()
     marker = None
     try:
         if data[:2] != b"\xff\xd8":
-            start = data.index(_START_OF_CODESTREAM)  # later than 0 inside a JP2 file
+            start = data.index(_START_OF_CODESTREAM)  # not 0 in a JP2 file
             right, lower, left, upper = struct.unpack_from(">4L", data, start + 8)
             return right - left, lower - upper, struct.unpack_from(">H", data, start + 40)[0]
         for marker, position in segments(data):
@@ -361,16 +365,16 @@ def _undecodable_syntax(syntax: UID) -> Unreadable:
         return Unreadable(f"its {syntax.name} pixels cannot be decoded; {DAMAGED}")
     return Unreadable(
         f"its pixels are stored as {syntax.name},\n"
-        "which no freely licensed decoder reads at this depth; uncompress the file first (DCMTK: dcmdjpeg IN OUT)"
+        "which no freely licensed decoder supports at this depth; decompress the file first (DCMTK: dcmdjpeg IN OUT)"
     )
 
 
 def _stored(header: Dataset, cells: Pixels, syntax: UID) -> Pixels:
-    """Return the values of samples, without the unused bits of their cells, which may hold anything."""
+    """Return the sample values, without the unused bits of their cells, which may be arbitrary."""
     stored, shift, signed = int(header.BitsStored), _shift(header), int(header.PixelRepresentation) == 1
     lowest = -(2 ** (stored - 1)) if signed else 0
     if syntax not in _LOSSLESS or (not shift and lowest <= cells.min() and cells.max() < lowest + 2**stored):
-        return cells  # a lossy decoder overshoots, and what is above white should become white
+        return cells  # a lossy decoder may overshoot, and values above white must stay white
     values: Pixels = (cells.astype(np.int32) >> shift) & (2**stored - 1)
     values = (values ^ -lowest) + lowest
     return values

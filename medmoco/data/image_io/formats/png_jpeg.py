@@ -1,4 +1,4 @@
-"""PNG and JPEG files: what their headers say, orientation included, and their pixels."""
+"""Read PNG and JPEG files: their headers, orientation and pixels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from medmoco.data.image_io.intensity import (
 
 
 def upright(planes: Pixels, orientation: int) -> Pixels:
-    """Turn (..., H, W) as the EXIF orientation says. Source: EXIF 2.32, section 4.6.4."""
+    """Return (..., H, W) rotated and flipped according to the EXIF orientation. Source: EXIF 2.32, section 4.6.4."""
     mirrored = planes[..., ::-1] if orientation in (2, 4, 5, 7) else planes
     quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
     return np.rot90(mirrored, quarters, axes=(-2, -1))
@@ -42,16 +42,16 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b"
 
 
 def orientation_of(exif: bytes, xmp: bytes) -> int:
-    """Return the orientation, 1 to 8, that EXIF data name, or XMP data where those do not; else 1, as viewers do."""
-    found = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
-    if found is None:
+    """Return the orientation, 1 to 8, from EXIF data, else from XMP data, else 1, as viewers do."""
+    orientation = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    if orientation is None:
         match = _XMP_ORIENTATION.search(xmp)
-        found = int(match[1]) if match else 1
-    return found if 1 <= found <= 8 else 1
+        orientation = int(match[1]) if match else 1
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
-    """Return tag 274 of the first directory; None where there is none or the data are damaged."""
+    """Return tag 274 of the first directory; None if it is missing or the data are damaged."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if not order:
         return None
@@ -69,20 +69,20 @@ def _exif_orientation(tiff: bytes) -> int | None:
 
 # ---- PNG ----
 
-_MOST_TEXT = 2**20  # bytes that a text chunk may inflate to, as there are chunks that inflate to gigabytes
+_MOST_TEXT = 2**20  # bytes to which a text chunk may inflate; hostile chunks inflate to gigabytes
 
 
 class PlainHeader(NamedTuple):
-    """What a PNG or JPEG file says of itself.
+    """The header of a PNG or JPEG file.
 
     Attributes:
-        channels: Samples of a pixel; 3 for the colours of a palette.
-        width: In pixels, as stored.
-        height: In pixels, as stored.
-        bits: Of a sample.
+        channels: Samples per pixel; 3 for a palette of colours.
+        width: Width as stored, in pixels.
+        height: Height as stored, in pixels.
+        bits: Bits per sample.
         orientation: 1 to 8, see `upright`.
-        transparent: Of a PNG file without an alpha channel, the samples of the colour that is transparent.
-        coding: Of a JPEG file, the second byte of its frame header's marker.
+        transparent: Samples of the transparent colour of a PNG file without an alpha channel.
+        coding: Second byte of the marker of a JPEG file's frame header.
     """
 
     channels: int
@@ -95,15 +95,15 @@ class PlainHeader(NamedTuple):
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Height and width as displayed."""
+        """Height and width as displayed, in pixels."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def png_header(data: bytes | mmap) -> PlainHeader:
-    """Read the chunks of a PNG file. Source: PNG, third edition, section 11.
+    """Return the header of a PNG file, read from its chunks. Source: PNG, third edition, section 11.
 
     Raises:
-        Unreadable: its first chunk is not an image header.
+        Unreadable: the first chunk is not an image header.
     """
     exif = xmp = transparent = b""
     if len(data) < 33 or data[12:16] != b"IHDR":
@@ -118,7 +118,7 @@ def png_header(data: bytes | mmap) -> PlainHeader:
             xmp = _international_text(body)
         elif name in (b"zTXt", b"tEXt") and body.startswith(b"Raw profile type "):  # as ImageMagick writes it
             exif = exif or _raw_profile(name, body)
-    size = {0: 1, 2: 3}.get(colour, 0)  # palettes and alpha channels are the decoder's
+    size = {0: 1, 2: 3}.get(colour, 0)  # palettes and alpha channels are left to the decoder
     samples = struct.unpack_from(f">{size}H", transparent) if size and len(transparent) == 2 * size else ()
     channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 0)
     orientation = orientation_of(exif, xmp)
@@ -148,7 +148,7 @@ def _international_text(body: bytes) -> bytes:
 
 
 def _raw_profile(name: bytes, body: bytes) -> bytes:
-    """Return the EXIF data of a text chunk: a name, a length and hexadecimal digits on lines of their own."""
+    """Return the EXIF data in a text chunk, which has a name, a length and hexadecimal digits on separate lines."""
     keyword, _, text = body.partition(b"\0")
     if keyword.rsplit(b" ", 1)[-1] not in (b"exif", b"APP1"):
         return b""
@@ -165,8 +165,8 @@ def read_png(content: bytes, frame: int, window: Window, *, rgb: bool, admit: Ad
     admit(header.width, header.height, 1)
     check_frame(frame, 1)
     if b"IEND\xaeB`\x82" not in content[-4096:]:
-        raise Unreadable(f"the PNG file has no end; {DAMAGED}")
-    # Not torchvision, which crashes on damaged rows, nor Pillow, which cuts 16-bit colours to 8.
+        raise Unreadable(f"the PNG file has no end marker; {DAMAGED}")
+    # Neither torchvision, which crashes on damaged rows, nor Pillow, which truncates 16-bit colours to 8 bits.
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -175,7 +175,7 @@ def read_png(content: bytes, frame: int, window: Window, *, rgb: bool, admit: Ad
         raise _undecodable(header)
     if pixels.ndim == 2:
         planes = pixels[None]
-    else:  # BGR, or BGRA also for gray + alpha
+    else:  # BGR, or BGRA (also for gray + alpha)
         planes = pixels.transpose(2, 0, 1)[[0, 3] if header.channels == 2 else [2, 1, 0, 3][: pixels.shape[2]]]
     if header.transparent and len(planes) == len(header.transparent):
         white = 2**header.bits - 1
@@ -193,14 +193,14 @@ def _undecodable(header: PlainHeader) -> Unreadable:
 
 END_OF_IMAGE, START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 _START_OF_IMAGE, _APP1 = 0xD8, 0xE1
-_MOST_SCANS = 1000  # a progressive JPEG has some ten
-# Frame headers of JPEG (all but the markers between them that mean something else) and of JPEG-LS.
+_MOST_SCANS = 1000  # a progressive JPEG has about ten
+# Frame headers of JPEG (without the markers in this range that have other meanings) and of JPEG-LS.
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_CODINGS = (0xC0, 0xC1, 0xC2)  # that libjpeg decodes: baseline, extended sequential, progressive
+_CODINGS = (0xC0, 0xC1, 0xC2)  # supported by libjpeg: baseline, extended sequential, progressive
 
 
 def segments(data: bytes | mmap) -> Iterator[tuple[int, int]]:
-    """Yield marker and position of every segment of a JPEG stream, to its first scan or to a gap between segments."""
+    """Yield marker and position of every segment of a JPEG stream, up to its first scan or a gap between segments."""
     position = 0
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -212,10 +212,10 @@ def segments(data: bytes | mmap) -> Iterator[tuple[int, int]]:
 
 
 def jpeg_header(data: bytes | mmap) -> PlainHeader:
-    """Read the segments of a JPEG file before its pixels. Source: ITU-T T.81, B.2.2, and EXIF 2.32, section 4.7.2.
+    """Return the header of a JPEG file. Source: ITU-T T.81, B.2.2, and EXIF 2.32, section 4.7.2.
 
     Raises:
-        Unreadable: no frame header, cut off, or coded in a way that is not read.
+        Unreadable: there is no frame header.
     """
     exif = xmp = b""
     frame = None
@@ -234,28 +234,28 @@ def jpeg_header(data: bytes | mmap) -> PlainHeader:
 
 
 def check_jpeg(data: bytes, header: PlainHeader) -> None:
-    """Refuse a JPEG file that is cut off, that no decoder here reads, or that is built to keep one busy.
+    """Refuse a JPEG file that is truncated, of an unsupported coding, or made to take hours to decode.
 
-    Inside coded data no marker can occur, as a zero follows each 0xFF there; a thumbnail before them has its own.
+    Coded data cannot contain markers, as a zero follows each 0xFF there; a thumbnail before them has its own markers.
     """
     if header.coding == 0xF7:
-        raise Unreadable("a JPEG-LS file; convert it to PNG first")
+        raise Unreadable("it is a JPEG-LS file; convert it to PNG first")
     if header.coding not in _CODINGS or header.bits != 8:
         what = (
             "lossless JPEG"
             if header.coding == 0xC3
             else f"JPEG of {header.bits} bits, coding process {header.coding:X}"
         )
-        raise Unreadable(f"{what}, which no decoder here reads; convert it to PNG first")
+        raise Unreadable(f"it is {what}, which is not supported; convert it to PNG first")
     if header.channels not in (1, 3):
         raise Unreadable(
             f"its colours are {'CMYK' if header.channels == 4 else 'unknown'}; convert it to grayscale or RGB"
         )
     first_scan = max((position for _, position in segments(data)), default=0)
     if data.find(END_OF_IMAGE, first_scan) < 0:
-        raise Unreadable(f"the JPEG file has no end; {DAMAGED}")
+        raise Unreadable(f"the JPEG file has no end marker; {DAMAGED}")
     if (scans := data.count(START_OF_SCAN, first_scan)) > _MOST_SCANS:
-        raise Unreadable(f"the JPEG file has {scans} scans, which would take hours to decode; save it anew")
+        raise Unreadable(f"the JPEG file has {scans} scans, which would take hours to decode; save it again")
 
 
 def read_jpeg(
@@ -263,9 +263,9 @@ def read_jpeg(
 ) -> GrayImage:
     """Decode a JPEG file; see `medmoco.data.image_io.preprocessing.read`, and for `at_least` `images.read_image`.
 
-    A reduced image is decoded by the low frequencies of each 8 x 8 block alone, which are its pixels' means at a scale
-    of 8. On films the canvas differs from that of a full decode by 0.5 grey levels of 255 in the mean and by 3 at the
-    99.9th percentile, at the most; some 0.25 is what rounding halves up at each halving adds to the full decode.
+    Decoding at a reduced size uses only the low frequencies of each 8 x 8 block; at a scale of 8 these are the means of
+    its pixels. On radiographs, the canvas differs from that of a full decode by at most 0.5 grey levels of 255 on
+    average and 3 at the 99.9th percentile; about 0.25 of it comes from rounding up at each halving of the full decode.
     """
     header = jpeg_header(content)
     admit(header.width, header.height, 1)
@@ -282,18 +282,20 @@ def read_jpeg(
         raise bomb() from None
     except (OSError, SyntaxError, ValueError, struct.error):
         raise _undecodable(header) from None
-    turned = upright(planes, header.orientation)
-    pixels = np.ascontiguousarray(turned[0] if len(turned) == 1 else turned.transpose(1, 2, 0))
+    planes = upright(planes, header.orientation)
+    pixels = np.ascontiguousarray(planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0))
     notices = (LUMA,) if header.channels == 3 and not coloured else ()
     return GrayImage(pixels, 8, notices, header.upright_size if scale > 1 else None)
 
 
 def _may_reduce(header: PlainHeader, scale: int, at_least: int) -> bool:
-    """Tell whether enough pixels are left, and none is incomplete that `halved` would leave out on another side."""
+    """Return whether enough pixels remain, and no partial ones that `halved` would drop on another side."""
     ends_whole = header.width % scale == header.height % scale == 0
     return max(header.width, header.height) // scale >= at_least and (header.orientation == 1 or ends_whole)
 
 
 def bomb() -> Unreadable:
-    """Say that Pillow refuses to decode an image of that size."""
-    return Unreadable(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which Pillow refuses; crop or shrink it")
+    """Return the error for an image that Pillow refuses to decode because of its size."""
+    return Unreadable(
+        f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which Pillow refuses; crop or downscale it"
+    )

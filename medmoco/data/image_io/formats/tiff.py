@@ -1,4 +1,4 @@
-"""TIFF files: their pages, upright, and what those say of their samples."""
+"""Read TIFF files: their pages, upright, and the format of their samples."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _COMPRESSIONS = {
     50000: "Zstandard", 50001: "WebP",
 }  # fmt: skip
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 4: "unsigned", 5: "complex", 6: "complex"}
-_SHALLOW = ("1", "L", "LA", "P", "RGB", "RGBA")  # Pillow's modes of 8 bits that are shown
-_MOST_TAGS = 4096  # some 80 are defined
+_SHALLOW = ("1", "L", "LA", "P", "RGB", "RGBA")  # Pillow's displayable modes of up to 8 bits
+_MOST_TAGS = 4096  # about 80 are defined
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_LOOKED_AT = 9  # pages, for one that is larger than the first
-_PILLOWS_ERRORS = (
+_MOST_COMPARED = 9  # pages compared with the first to find a larger one
+_PILLOW_ERRORS = (
     OSError, SyntaxError, ValueError, KeyError, IndexError, TypeError, OverflowError, EOFError, struct.error,
 )  # fmt: skip
 
@@ -54,11 +54,11 @@ class TiffPage:
     """A page of an open TIFF file.
 
     Attributes:
-        picture: Turned to the page, not decoded yet.
-        bits: The most of a sample.
+        picture: Pillow's image, positioned at the page, not decoded yet.
+        bits: Largest number of bits per sample.
         form: "unsigned", "signed", "floating-point", "complex" or "mixed".
-        declared: Samples of a pixel.
-        reduced: It says that it is a smaller version of another page.
+        declared: Samples per pixel.
+        reduced: Whether the page is marked as a smaller version of another page.
     """
 
     def __init__(self, picture: Image.Image, admit: Admit, remedy: str) -> None:
@@ -73,17 +73,17 @@ class TiffPage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width as displayed: Pillow swaps them for the tag at once, but for XMP data when it decodes."""
-        lies = _ORIENTATION not in self._tags and self.picture.getexif().get(_ORIENTATION) in range(5, 9)
-        return self.picture.size if lies else self.picture.size[::-1]
+        """Height and width as displayed: Pillow swaps them at once for the tag, but for XMP data only on decoding."""
+        swapped = _ORIENTATION not in self._tags and self.picture.getexif().get(_ORIENTATION) in range(5, 9)
+        return self.picture.size if swapped else self.picture.size[::-1]
 
     def unsupported(self) -> Unreadable:
-        """Say what the page holds, which is not damaged."""
+        """Return the error for a page that is intact, but of an unsupported format."""
         order = self.picture.tag_v2.prefix  # type: ignore[attr-defined]
         return Unreadable(f"{_layout(self._tags, order)} is not supported;\n{self._remedy}")
 
     def samples(self) -> Pixels:
-        """Decode to (C, H, W) as Pillow does: WhiteIsZero turned round up to 8 bits, a palette as its colours."""
+        """Return the decoded page, (C, H, W): WhiteIsZero is inverted, and a palette replaced by its colours."""
         self._check_whole()
         plain = self.picture.convert("RGBA") if self.picture.mode == "P" else self.picture
         pixels = np.asarray(plain.convert("L") if plain.mode == "1" else plain)
@@ -94,16 +94,16 @@ class TiffPage:
         return np.atleast_3d(pixels).transpose(2, 0, 1)
 
     def _check_whole(self) -> None:
-        """Refuse rows that are shorter than the image, as Pillow would take the rest from what lies behind them."""
+        """Refuse rows that are shorter than the image, since Pillow would read the rest from later data."""
         tags, (height, width) = self._tags, self.picture.size[::-1]
         if tags.get(_ORIENTATION, 1) >= 5:
             width, height = height, width
-        bits, held = sum(tags.get(_BITS_PER_SAMPLE, (1,))), tags.get(_STRIP_BYTES)
+        bits, stored = sum(tags.get(_BITS_PER_SAMPLE, (1,))), tags.get(_STRIP_BYTES)
         needed = math.ceil(width * bits / 8) * height
         if _TILE_BYTES in tags:
-            across, down, held = tags[_TILE_WIDTH], tags[_TILE_HEIGHT], tags[_TILE_BYTES]
+            across, down, stored = tags[_TILE_WIDTH], tags[_TILE_HEIGHT], tags[_TILE_BYTES]
             needed = math.ceil(across * bits / 8) * down * math.ceil(width / across) * math.ceil(height / down)
-        if tags.get(_COMPRESSION, 1) == 1 and held is not None and np.sum(held) < needed:
+        if tags.get(_COMPRESSION, 1) == 1 and stored is not None and np.sum(stored) < needed:
             raise Unreadable(f"the rows of the TIFF page are shorter than its image; {DAMAGED}")
 
 
@@ -125,10 +125,10 @@ def _layout(tags: Mapping[int, Any], order: bytes) -> str:
 
 @contextmanager
 def tiff_pages(path: Path, admit: Admit, remedy: str = CONVERT) -> Iterator[tuple[int, Callable[[int], TiffPage]]]:
-    """Open a TIFF file; yield how many pages it has and what turns to one, from 1.
+    """Open a TIFF file; yield its number of pages and a function that returns a page, counted from 1.
 
-    What Pillow raises meanwhile becomes `Unreadable`. It is given a stream, not a path: it maps files into memory, and
-    then takes the turned size of an uncompressed page for that of its stored rows.
+    Pillow's exceptions become `Unreadable`. Pillow is given a stream, not a path: it would map a file into memory, and
+    then mistake the rotated size of an uncompressed page for that of its stored rows.
     """
     at = 1
 
@@ -147,16 +147,16 @@ def tiff_pages(path: Path, admit: Admit, remedy: str = CONVERT) -> Iterator[tupl
             raise
         except Image.DecompressionBombError:
             raise bomb() from None
-        except (UnidentifiedImageError, SyntaxError):  # of the first page, of another
+        except (UnidentifiedImageError, SyntaxError):  # for the first page, for others
             raise _unknown_layout(stream, at, remedy) from None
-        except _PILLOWS_ERRORS:
+        except _PILLOW_ERRORS:
             raise Unreadable(f"the TIFF file cannot be decoded; {DAMAGED}") from None
 
 
 def _count_pages(stream: BinaryIO, admit: Admit) -> int:
-    """Count pages, unless their directories never end or would fill the memory.
+    """Return the number of pages; refuse directories that never end or would exhaust the memory.
 
-    Pillow holds the data of all tags of a page, which may be the same megabyte 65,535 times.
+    Pillow loads the data of all tags of a page, which may be the same megabyte 65,535 times.
     """
     size = stream.seek(0, 2)
     try:
@@ -171,10 +171,10 @@ def _count_pages(stream: BinaryIO, admit: Admit) -> int:
 
 
 def claims_of_pages(stream: BinaryIO) -> Iterator[int]:
-    """Yield the bytes that the tags of each page claim. Source: TIFF 6.0, section 2.
+    """Yield the number of bytes that the tags of each page claim. Source: TIFF 6.0, section 2.
 
     Raises:
-        struct.error, ValueError: a directory cannot be read, or leads back to an earlier one.
+        struct.error, ValueError: a directory cannot be read, or points back to an earlier one.
     """
     stream.seek(0)
     start = stream.read(16)
@@ -198,7 +198,7 @@ def claims_of_pages(stream: BinaryIO) -> Iterator[int]:
 
 
 def _read_one(stream: BinaryIO, form: str) -> int:
-    """Read one number of a struct format."""
+    """Return one number, read in a struct format."""
     return int(struct.unpack(form, stream.read(struct.calcsize(form)))[0])
 
 
@@ -210,7 +210,7 @@ def tiff_size(path: Path, frame: int) -> tuple[int, int]:
 
 
 def _unknown_layout(stream: BinaryIO, number: int, remedy: str) -> Unreadable:
-    """Say what a page holds, where its directory can be read."""
+    """Return the error for a page that Pillow does not recognise, with its format if the directory can be read."""
     try:
         stream.seek(0)
         start = stream.read(8)
@@ -220,7 +220,7 @@ def _unknown_layout(stream: BinaryIO, number: int, remedy: str) -> Unreadable:
             tags.load(stream)
         if tags.get(_WIDTH) and tags.get(_PHOTOMETRIC) is not None:
             return Unreadable(f"{_layout(tags, start[:2])} is not supported;\n{remedy}")
-    except _PILLOWS_ERRORS:
+    except _PILLOW_ERRORS:
         pass
     return Unreadable(f"the TIFF file cannot be decoded; {DAMAGED}")
 
@@ -235,12 +235,13 @@ def read_tiff(path: Path, frame: int, window: Window, *, rgb: bool, admit: Admit
             raise page.unsupported()
         planes = rescale(page.samples().astype(np.uint16), page.bits, 16) if deep else page.samples()
         reduced = count > 1 and (page.reduced or (frame == 1 and _is_outsized(planes.shape[1:], count, page_of)))
-    found = as_displayed(planes, window, rgb=rgb)
-    return replace(found, notices=(*found.notices, *((THUMBNAIL,) if reduced else of_several(frame, count))))
+    image = as_displayed(planes, window, rgb=rgb)
+    return replace(image, notices=(*image.notices, *((THUMBNAIL,) if reduced else of_several(frame, count))))
 
 
 def _is_outsized(shape: Sequence[int], count: int, page_of: Callable[[int], TiffPage]) -> bool:
-    """Tell whether one of the next pages is larger, by height and by width."""
-    with suppress(Exception):  # whatever is wrong with such a page: it is not the one that is wanted
-        return any(min(np.subtract(page_of(number).size, shape)) > 0 for number in range(2, min(count, _LOOKED_AT) + 1))
+    """Return whether one of the next pages is larger in height and width."""
+    last = min(count, _MOST_COMPARED)
+    with suppress(Exception):  # errors of other pages do not matter
+        return any(min(np.subtract(page_of(number).size, shape)) > 0 for number in range(2, last + 1))
     return False

@@ -137,7 +137,7 @@ def test_read_bands__samples_of_a_tiff_are_bands(tmp_path: Path) -> None:
 
 def test_read_bands__other_kinds_of_file_say_what_to_set(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "photo.png")
-    assert "set it to gray or rgb" in refused(tmp_path / "photo.png", channels=3)
+    assert "set data.channels to gray or rgb" in refused(tmp_path / "photo.png", channels=3)
 
 
 def test_read_canvas__one_band_is_a_plane_and_more_are_treated_alike(tmp_path: Path) -> None:

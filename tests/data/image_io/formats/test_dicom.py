@@ -149,7 +149,7 @@ def test_dicom__frames(tmp_path: Path, syntax: str) -> None:
     dataset.save_as(path)
     for number, frame in enumerate(frames, start=1):
         np.testing.assert_array_equal(read_image(path, frame=number).pixels, window_oracle(frame, 2048, 4096))
-    assert "frame 4 is asked for, but the file has 3" in refusal(path, frame=4)
+    assert "frame 4 is requested, but the file has 3" in refusal(path, frame=4)
 
 
 def test_dicom__functional_groups(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_dicom__colour(tmp_path: Path) -> None:
     tags = {"SamplesPerPixel": 3, "PlanarConfiguration": 0}
     path = save_dicom(tmp_path / "a", colours, 8, PhotometricInterpretation="RGB", **tags)
     image = read_image(path)
-    assert image.notices == ("stored in colour; reduced to luma (ITU-R BT.601)",)
+    assert image.notices == ("stored in colour; converted to luma (ITU-R BT.601)",)
     assert np.abs(image.pixels - colours @ [0.299, 0.587, 0.114]).max() <= 0.51
     path = save_dicom(tmp_path / "b", colours, 8, PhotometricInterpretation="HSV", **tags)
     assert "photometric" in refusal(path)
@@ -202,7 +202,7 @@ def test_dicom__size_is_checked_before_decoding(tmp_path: Path) -> None:
     assert "ends inside its pixel data" in refusal(path, limits=Limits(max_pixels=10**10))
     path = save_dicom(tmp_path / "b", RAMP12, NumberOfFrames=10_000)
     assert "ends inside its pixel data" in refusal(path)
-    assert "10000 frames are more than data.max_frames = 9999" in refusal(path, limits=Limits(max_frames=9999))
+    assert "10000 frames exceed data.max_frames = 9999" in refusal(path, limits=Limits(max_frames=9999))
 
 
 def test_dicom__inflation_is_bounded(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_check_codestream__size(stream: bytes) -> None:
     check_codestream(stream, 7, 5, 1)
     check_codestream(stream + bytes(13), 7, 5, 1)
     for size in ((7, 6, 1), (8, 5, 1), (5, 7, 1), (7, 5, 3)):
-        with pytest.raises(Unreadable, match=f"says {size[0]} x {size[1]} pixels of {size[2]} sample"):
+        with pytest.raises(Unreadable, match=f"states {size[0]} x {size[1]} pixels of {size[2]} sample"):
             check_codestream(stream, *size)
     with pytest.raises(Unreadable, match="ends inside"):
         check_codestream(stream[:-2], 7, 5, 1)
@@ -70,7 +70,7 @@ def test_check_codestream__size(stream: bytes) -> None:
     "start", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda", b"\xff\xd8\xff\xe0\0\1\0\0", b"\xff\x4f\xff\x51\0"]
 )
 def test_check_codestream__says_nothing(start: bytes) -> None:
-    with pytest.raises(Unreadable, match="does not start as one"):
+    with pytest.raises(Unreadable, match="has no valid header"):
         check_codestream(start + b"\xff\xd9", 7, 5, 1)
 
 

@@ -131,7 +131,7 @@ def test_read_image__several_pages(tmp_path: Path) -> None:
         found = read_both(saved(tmp_path, content), frame=frame)
         assert isinstance(found, GrayImage)
         assert found.notices == notices
-    assert "frame 3 is asked for, but the file has 2" in str(read_both(saved(tmp_path, same), frame=3))
+    assert "frame 3 is requested, but the file has 2" in str(read_both(saved(tmp_path, same), frame=3))
 
 
 def test_read_image__colour_is_upright(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_read_image__counts_pages_before_anything_is_decoded(tmp_path: Path, big
     page = Image.fromarray(GRAY8)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 2, big_tiff=big, description="x" * 99)
     assert isinstance(read_both(tmp_path / "a.tif", frame=3), GrayImage)
-    with pytest.raises(ImageError, match=r"3 frames are more than data\.max_frames = 2"):
+    with pytest.raises(ImageError, match=r"3 frames exceed data\.max_frames = 2"):
         read_image(tmp_path / "a.tif", limits=Limits(max_frames=2))
     content = (tmp_path / "a.tif").read_bytes()
     assert "directory that cannot be read" in str(read_both(saved(tmp_path, content[:-760])))
