@@ -323,7 +323,7 @@ def layout(records: Sequence[Record], settings: RunSettings) -> str:
         f"k / {first['n']} and a median rank of {(first['n'] + 1) / 2:g}",
         f"95 % intervals: {first['bootstrap']} draws of patients",
     ]
-    width = name_width(records)
+    width = name_width(record["encoder"] for record in records)
     for twin in dict.fromkeys(record["twin"] for record in records):
         lines += ["", f"{twin:<{2 + width}}{head}median rank (quartiles)"]
         for record in (record for record in records if record["twin"] == twin):

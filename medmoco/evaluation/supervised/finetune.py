@@ -22,7 +22,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.features import extract, fingerprint
 from medmoco.evaluation.metrics.auroc import auroc, undefined
-from medmoco.evaluation.scoring.clinical import describe_judgements, judge
+from medmoco.evaluation.scoring.clinical import describe_operating_points, fit_operating_points
 from medmoco.evaluation.supervised.classifier import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import Classifier
 from medmoco.evaluation.supervised.task import Supervision, accuracies
@@ -282,14 +282,16 @@ class _Run:
 
     def _describe(self, result: Finetuned) -> Tree:
         chosen = self.settings.evaluate
-        judgements = {
-            name: judge(result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number], chosen)
+        points = {
+            name: fit_operating_points(
+                result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number], chosen
+            )
             for number, name in enumerate(result.labels)
         }
         return describe_classifier(
             self.settings, result.labels, trained="fine-tuned", encoder=self.source, val_auroc=result.val_auroc,
             exclusive=self.lesson.exclusive, top_patches=self.model.top_patches,
-            **describe_judgements(judgements, chosen),
+            **describe_operating_points(points, chosen),
         )  # fmt: skip
 
 
