@@ -58,9 +58,10 @@ def evaluate(
         log: Receives progress, a line at a time.
 
     Example:
+        >>> from pathlib import Path
         >>> from medmoco import config
         >>> from medmoco.evaluation.evaluate import evaluate
-        >>> evaluation = evaluate(config.load("cxr.yaml"), {"random": "random"})
+        >>> evaluation = evaluate(config.load(Path("cxr.yaml")), {"random": "random"})
         >>> evaluation.primary
         'untrained'
 

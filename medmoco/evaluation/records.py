@@ -149,7 +149,7 @@ class Score(MethodRecord, PrimaryRecord):
     """Lower end of DeLong's interval of the AUROC, where every patient has one image."""
     delong_high: Share | None = None
     """Upper end of DeLong's interval of the AUROC."""
-    undefined: Text | None
+    undefined: Text | None = None
     """Why there is no score."""
     flag: Text | None = None
     """A sign that the score may have learned nothing."""
@@ -467,16 +467,25 @@ def primary_of(records: Sequence[EncoderRecord]) -> str | None:
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row for each record; fields of fields become columns such as "leakage.train.images"."""
-    return pd.json_normalize([record.model_dump(exclude={"version"}) for record in records])
+    frame = pd.json_normalize([record.model_dump(exclude={"version"}) for record in records])
+    first = [name for name in ("label", "split", "method", "encoder") if name in frame]
+    return frame[[*first, *frame.columns.drop(first)]]
 
 
 def write_records(file: Path, records: Sequence[Record] | Mapping[str, Record]) -> None:
     """Write a list of records, or records by name, so that a reader never sees half of it."""
-    content: Any = (
-        {name: _as_json(record) for name, record in records.items()}
-        if isinstance(records, Mapping)
-        else [_as_json(record) for record in records]
-    )
+    if isinstance(records, Mapping):
+        _write(file, {name: _as_json(record) for name, record in records.items()})
+    else:
+        _write(file, [_as_json(record) for record in records])
+
+
+def write_record(file: Path, record: Record) -> None:
+    """Write a single record."""
+    _write(file, _as_json(record))
+
+
+def _write(file: Path, content: Any) -> None:
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -498,6 +507,12 @@ def read_records(file: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...]:
 def read_named_records(file: Path, kind: type[AnyRecord]) -> dict[str, AnyRecord]:
     """Read records by name; raises as `read_records`."""
     found: dict[str, AnyRecord] = _read(file, TypeAdapter(dict[str, kind]))  # type: ignore[valid-type]
+    return found
+
+
+def read_record(file: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """Read a single record; raises as `read_records`."""
+    found: AnyRecord = _read(file, TypeAdapter(kind))
     return found
 
 

@@ -267,7 +267,7 @@ def test_report__pictures_come_with_a_warning_and_only_when_given(pages: dict[st
 def test_report__a_picture_that_is_none_is_refused(bare_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.svg"
     file.write_text("<svg onload='alert(1)'/>")
-    with pytest.raises(SettingsError, match="no PNG"):
+    with pytest.raises(SettingsError, match="not a PNG"):
         report([bare_folder], tmp_path / "x.html", pictures=[file])
     with pytest.raises(SettingsError, match="cannot be read"):
         report([bare_folder], tmp_path / "x.html", pictures=[tmp_path / "gone.png"])
