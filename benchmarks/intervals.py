@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.turns import report, seconds_per_round
 from medmoco.evaluation.metrics.auroc import bootstrap_auroc, bootstrap_average_precision
-from medmoco.evaluation.metrics.delong import delong
+from medmoco.evaluation.metrics.significance import delong
 
 DRAWS, ROUNDS = 1000, 3
 

@@ -78,7 +78,7 @@ def external(
     settings, theirs = load(config_file, overrides), load(other)
     from medmoco.evaluation.supervised.external import external as score
 
-    print(score(settings, theirs, classifier, out, log=log))
+    print(score(settings, theirs, classifier, out, log=log).table)
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -20,7 +20,7 @@ from medmoco.detection.drawing import draw_detections
 from medmoco.detection.files import read_detections, write_detections
 from medmoco.detection.learning import Detecting, Detections, detector_batches, find_boxes
 from medmoco.detection.scoring import (
-    Record,
+    Detected,
     Scores,
     differences_of,
     layout,
@@ -32,7 +32,8 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
-from medmoco.evaluation.leakage.ledger import add_look, ledger_of
+from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
+from medmoco.evaluation.records import DetectionScore, write_records
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.training.agreement import count_sharing, on_first, together
 from medmoco.training.context import RunContext, prepare_context
@@ -42,21 +43,12 @@ from medmoco.training.early_stopping import Selection, SupervisedJob, check_part
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer
 from medmoco.training.run_folder import HARMLESS, NEW, StartMode, facts_of
-from medmoco.training.runlog import explaining_disk_errors, write_json
+from medmoco.training.runlog import explaining_disk_errors
 
 _UNUSED = ("method.", "evaluate.", "finetune.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "detection."))
 _NAMES = {"random": "untrained"}  # of an encoder in the table; otherwise the kind of its source
-
-
-@dataclass(frozen=True)
-class Detected:
-    """The result of a detection run; its files hold the same."""
-
-    records: list[Record]
-    differences: list[Record]
-    table: str
 
 
 @dataclass(frozen=True)
@@ -241,8 +233,8 @@ class _Scorer:
         write_detections(self.settings.out, found, self.annotations, self.source)
         detected = self._compare(self._score(found), other)
         with explaining_disk_errors():
-            write_json(self.settings.out / "scores.json", detected.records)
-            write_json(self.settings.out / "differences.json", detected.differences)
+            write_records(self.settings.out / "scores.json", detected.scores)
+            write_records(self.settings.out / "differences.json", detected.differences)
             (self.settings.out / "table.txt").write_text(detected.table, encoding="utf-8")
         if pictures:
             shown = "test" if "test" in found else "val"
@@ -264,19 +256,21 @@ class _Scorer:
         if other:
             theirs, control = self._score(other[0]), _NAMES.get(other[1], other[1])
             control = control if control != name else "other"
-            records += self._records(theirs, control)
+            records += self._records(theirs, control, primary=False)
             differences = [
                 record
                 for split in scores
                 for record in differences_of(split, scores[split], theirs[split], (name, control))
             ]
-        notes = ["val also chose the epoch: only test is an unbiased score", self._record_in_ledger(records, name)]
-        return Detected(records, differences, layout(records, differences, self._head(), notes))
+        notes = ["val also chose the epoch: only test is an unbiased score", self._record_test(records)]
+        return Detected(tuple(records), tuple(differences), layout(records, differences, self._head(), notes))
 
-    def _records(self, scores: Mapping[str, Scores], encoder: str) -> list[Record]:
+    def _records(self, scores: Mapping[str, Scores], encoder: str, *, primary: bool = True) -> list[DetectionScore]:
         splits, labels = self.annotations.splits, self.annotations.labels
         return [
-            record for name, own in scores.items() for record in records_of(name, splits[name], labels, own, encoder)
+            record
+            for name, own in scores.items()
+            for record in records_of(name, splits[name], labels, own, encoder=encoder, primary=primary)
         ]
 
     def _head(self) -> Sequence[str]:
@@ -290,20 +284,16 @@ class _Scorer:
             f"95 % intervals: {self.settings.evaluate.bootstrap} draws of patients",
         ]
 
-    def _record_in_ledger(self, records: Sequence[Record], encoder: str) -> str:
-        """Record that the test split was evaluated, before anybody sees the scores; return how often it was."""
+    def _record_test(self, scores: Sequence[DetectionScore]) -> str:
+        """Record a test evaluation in the ledger before any score is shown; return the note about it."""
         if "test" not in self.annotations.splits:
-            return "the test split was not evaluated; --test does, and records it in the ledger"
+            return "the test split was not scored; --test scores it, and records that in the ledger"
         ledger = ledger_of(self.encoder, self.settings.out)
-        aurocs = {
-            record["label"]: record["value"]
-            for record in records
-            if (record["split"], record["metric"], record["encoder"]) == ("test", "auroc", encoder)
-            and record["label"] != MACRO
-        }
-        test = self.annotations.splits["test"].split
-        count = add_look(ledger, "detect", test, self.settings, [encoder], aurocs)
-        return (
-            f"test evaluation {count}, recorded in {ledger.name}; a test score is unbiased only if no choice was based"
-            " on it"
-        )
+        assert ledger  # there is a run folder
+        own = [score for score in scores if (score.split, score.metric) == ("test", "auroc") and score.primary]
+        count = record_test_evaluation(
+            ledger, "detect", self.annotations.splits["test"].split, self.settings,
+            list(dict.fromkeys(score.encoder for score in own)),
+            {score.label: score.value for score in own if score.label != MACRO},
+        )  # fmt: skip
+        return note_on_test(count, ledger)

@@ -1,24 +1,47 @@
-"""What a detection run leaves of its detections, and how another run reads it to be compared with."""
+"""Detections of a run: written for every scored split, and read by another run that is compared with it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from medmoco.config import Tree
 from medmoco.data.manifest.manifest import read_table
-from medmoco.detection.boxes import CORNERS, Annotated, Annotations
+from medmoco.detection.boxes import CORNERS, Annotations
 from medmoco.detection.learning import Detections
 from medmoco.errors import CheckpointError, DataError, SettingsError
-from medmoco.training.runlog import explaining_disk_errors, write_json
+from medmoco.evaluation.records import Part, Record, read_record, write_record
+from medmoco.training.runlog import explaining_disk_errors
 from medmoco.utils.files import replacing
 
 DETECTIONS, FACTS = "detections.csv", "detections.json"
+
+
+class SplitFacts(Part):
+    """One scored split."""
+
+    manifest_sha256: str
+    """SHA-256 of its manifest."""
+    images: int
+    """Annotated images."""
+    boxes: int
+    """Boxes in them."""
+
+
+class Facts(Record):
+    """Content of detections.json: what detections.csv is about."""
+
+    labels: tuple[str, ...]
+    """Labels of the boxes."""
+    boxes_sha256: str
+    """SHA-256 of the table of boxes."""
+    splits: dict[str, SplitFacts]
+    """By name of the split."""
+    encoder: dict[str, str | int | None]
+    """Kind of source of the encoder (random, run or file), and its step."""
 
 
 def write_detections(folder: Path, found: Mapping[str, Detections], annotations: Annotations, source: Tree) -> None:
@@ -38,23 +61,22 @@ def write_detections(folder: Path, found: Mapping[str, Detections], annotations:
         frame[CORNERS] = detections.corners
         frames.append(frame)
     with explaining_disk_errors():
-        write_json(folder / FACTS, facts_of(annotations, list(found)) | {"encoder": source})
+        write_record(folder / FACTS, _facts_of(annotations, list(found), source))
         with replacing(folder / DETECTIONS) as temporary:
             pd.concat(frames).to_csv(temporary, index=False, float_format="%.9g")
 
 
-def facts_of(annotations: Annotations, splits: Sequence[str]) -> Tree:
-    """Return what two detectors must have in common to be compared."""
-    return {
-        "labels": list(annotations.labels),
-        "boxes_sha256": annotations.sha256,
-        "splits": {name: _facts_of_split(annotations.splits[name]) for name in splits},
-    }
-
-
-def _facts_of_split(annotated: Annotated) -> Tree:
-    counts = {"images": len(annotated), "boxes": len(annotated.labels)}
-    return {"manifest_sha256": annotated.split.sha256, **counts}
+def _facts_of(annotations: Annotations, splits: Sequence[str], source: Tree) -> Facts:
+    counted = {name: annotations.splits[name] for name in splits}
+    return Facts(
+        labels=tuple(annotations.labels),
+        boxes_sha256=annotations.sha256,
+        splits={
+            name: SplitFacts(manifest_sha256=own.split.sha256, images=len(own), boxes=len(own.labels))
+            for name, own in counted.items()
+        },
+        encoder=source,
+    )
 
 
 def read_detections(folder: Path, annotations: Annotations, splits: Sequence[str]) -> tuple[dict[str, Detections], str]:
@@ -73,15 +95,15 @@ def read_detections(folder: Path, annotations: Annotations, splits: Sequence[str
         SettingsError: they are of other images, boxes or labels.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_record(folder / FACTS, Facts)
         table, _ = read_table(folder / DETECTIONS)
-    except (OSError, ValueError, DataError):
+    except (OSError, ValueError, DataError, CheckpointError):
         raise CheckpointError(
             f"--against: {folder} holds no {FACTS} and {DETECTIONS} that can be read; name a finished run of detect"
         ) from None
-    own = facts_of(annotations, splits)
-    theirs = {name: found for name, found in facts.get("splits", {}).items() if name in splits}
-    if {**facts, "splits": theirs, "encoder": 0} != {**own, "encoder": 0}:
+    own = _facts_of(annotations, splits, facts.encoder)
+    theirs = {name: found for name, found in facts.splits.items() if name in splits}
+    if facts.model_copy(update={"splits": theirs}) != own:
         raise SettingsError(
             f"--against: {folder} was scored on other images, boxes or labels ({', '.join(splits)}) than this run;\n"
             "its manifest, table of boxes, detection.labels, unlisted and agreement, evaluate.where, and --test must be"
@@ -91,7 +113,7 @@ def read_detections(folder: Path, annotations: Annotations, splits: Sequence[str
         found = {name: _as_detections(table[table["split"] == name], annotations, name) for name in splits}
     except (KeyError, ValueError):
         raise CheckpointError(f"--against: {folder / DETECTIONS} is damaged; make it again") from None
-    return found, str(facts["encoder"]["kind"])
+    return found, str(facts.encoder["kind"])
 
 
 def _as_detections(table: pd.DataFrame, annotations: Annotations, name: str) -> Detections:

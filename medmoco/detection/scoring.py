@@ -1,12 +1,12 @@
-"""Matches -> scores with intervals, their differences between two detectors, and the table that a person reads."""
+"""Matches to scores with intervals, differences between two detectors, and the table of both."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.detection.average_precision import (
@@ -20,10 +20,10 @@ from medmoco.detection.boxes import Annotated
 from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, Matches, match
 from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval, or_none, share_interval
+from medmoco.evaluation.records import DetectionDifference, DetectionScore, to_frame
 from medmoco.evaluation.scoring.table import MACRO, span
 
 Floats = NDArray[np.float64]
-Record = dict[str, Any]
 
 METRICS = {
     "ap": "AP", "ap50": "AP50", "ap75": "AP75", "froc": "FROC", "auroc": "AUROC",
@@ -106,8 +106,38 @@ def _mean(scores: Sequence[Score]) -> Score:
 # Records and table
 
 
-def records_of(split: str, annotated: Annotated, labels: Sequence[str], scores: Scores, encoder: str) -> list[Record]:
-    """Return one record for each label and metric, for scores.json."""
+@dataclass(frozen=True, eq=False)
+class Detected:
+    """Result of a detection run.
+
+    Attributes:
+        scores: For every label, split and metric; of another run too, where one was compared.
+        differences: Of this run and the other one.
+        table: The table that `medmoco detect` prints.
+    """
+
+    scores: tuple[DetectionScore, ...]
+    differences: tuple[DetectionDifference, ...]
+    table: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each score."""
+        return to_frame(self.scores)
+
+
+def records_of(
+    split: str, annotated: Annotated, labels: Sequence[str], scores: Scores, *, encoder: str, primary: bool = True
+) -> list[DetectionScore]:
+    """Return one record for each label and metric.
+
+    Args:
+        split: Name of the split.
+        annotated: Its images and boxes.
+        labels: L names.
+        scores: Of a detector on it.
+        encoder: Name of the detector's encoder.
+        primary: Whether it is this run's, and not that of the run it is compared with.
+    """
     counts = np.bincount(annotated.labels, minlength=len(labels))
     positive = [np.unique(annotated.images[annotated.labels == code]).size for code in range(len(labels))]
     records = []
@@ -115,19 +145,18 @@ def records_of(split: str, annotated: Annotated, labels: Sequence[str], scores: 
         places = [labels.index(label)] if label != MACRO else list(range(len(labels)))
         for metric, own in by_metric.items():
             low, high, left_out = share_interval(own.value, own.draws)
-            records.append({
-                "split": split, "label": label, "metric": metric, "encoder": encoder, "value": or_none(own.value),
-                "low": or_none(low), "high": or_none(high), "bootstrap": len(own.draws),
-                "bootstrap_left_out": left_out, "n": len(annotated),
-                "n_patients": int(np.unique(annotated.split.patients).size),
-                "n_boxes": int(counts[places].sum()),
-                "n_positive": positive[places[0]] if len(places) == 1 else int(np.unique(annotated.images).size),
-            })  # fmt: skip
+            records.append(DetectionScore(
+                split=split, label=label, metric=metric, encoder=encoder, primary=primary, value=or_none(own.value),
+                low=or_none(low), high=or_none(high), bootstrap=len(own.draws), bootstrap_left_out=left_out,
+                n=len(annotated), n_patients=int(np.unique(annotated.split.patients).size),
+                n_boxes=int(counts[places].sum()),
+                n_positive=positive[places[0]] if len(places) == 1 else int(np.unique(annotated.images).size),
+            ))  # fmt: skip
     return records
 
 
-def differences_of(split: str, first: Scores, other: Scores, names: tuple[str, str]) -> list[Record]:
-    """Return first minus other for each label and metric, paired by draws, for differences.json.
+def differences_of(split: str, first: Scores, other: Scores, names: tuple[str, str]) -> list[DetectionDifference]:
+    """Return first minus other for each label and metric, paired by draws.
 
     Args:
         split: What both are of.
@@ -140,38 +169,43 @@ def differences_of(split: str, first: Scores, other: Scores, names: tuple[str, s
         for metric, own in by_metric.items():
             theirs = other[label][metric]
             low, high, left_out = interval(own.draws - theirs.draws)
-            records.append({
-                "split": split, "label": label, "metric": metric, "encoder": names[0], "control": names[1],
-                "difference": or_none(own.value - theirs.value), "low": or_none(low), "high": or_none(high),
-                "bootstrap_left_out": left_out,
-            })  # fmt: skip
+            records.append(DetectionDifference(
+                split=split, label=label, metric=metric, encoder=names[0], control=names[1],
+                difference=or_none(own.value - theirs.value), low=or_none(low), high=or_none(high),
+                bootstrap_left_out=left_out,
+            ))  # fmt: skip
     return records
 
 
-def layout(records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]) -> str:
+def layout(
+    scores: Sequence[DetectionScore],
+    differences: Sequence[DetectionDifference],
+    head: Sequence[str],
+    notes: Sequence[str],
+) -> str:
     """Lay out a block for each split and label, a line for each encoder and difference."""
     lines = [*head, ""]
-    for split, label in dict.fromkeys((record["split"], record["label"]) for record in records):
-        own = [record for record in records if (record["split"], record["label"]) == (split, label)]
-        counts = f"{own[0]['n']} images of {own[0]['n_patients']} patients, {own[0]['n_boxes']} boxes"
-        counts += f" in {own[0]['n_positive']} images"
-        lines.append(f"{split}: {label}  ({counts})")
+    for split, label in dict.fromkeys((score.split, score.label) for score in scores):
+        own = [score for score in scores if (score.split, score.label) == (split, label)]
+        counts = f"{own[0].n} images of {own[0].n_patients} patients, {own[0].n_boxes} boxes"
+        lines.append(f"{split}: {label}  ({counts} in {own[0].n_positive} images)")
         lines.append(f"  {'':<24}" + "".join(f"{name:<18}" for name in METRICS.values()).rstrip())
-        for name in dict.fromkeys(record["encoder"] for record in own):
-            values = {record["metric"]: record for record in own if record["encoder"] == name}
-            lines += _two_lines(name, values, "value", "")
-        there = [d for d in differences if (d["split"], d["label"]) == (split, label)]
+        for name in dict.fromkeys(score.encoder for score in own):
+            cells = {score.metric: (score.value, score.low, score.high) for score in own if score.encoder == name}
+            lines += _two_lines(name, cells, "")
+        there = [found for found in differences if (found.split, found.label) == (split, label)]
         if there:
-            values = {d["metric"]: d for d in there}
-            lines += _two_lines(f"{there[0]['encoder']} minus {there[0]['control']}", values, "difference", "+")
+            cells = {found.metric: (found.difference, found.low, found.high) for found in there}
+            lines += _two_lines(f"{there[0].encoder} minus {there[0].control}", cells, "+")
         lines.append("")
     return "\n".join([*lines, *notes]) + "\n"
 
 
-def _two_lines(name: str, values: Mapping[str, Record], key: str, sign: str) -> list[str]:
+def _two_lines(name: str, cells: Mapping[str, tuple[float | None, float | None, float | None]], sign: str) -> list[str]:
     """Return the numbers, and their intervals below."""
-    numbers = ["undefined" if values[m][key] is None else f"{values[m][key]:{sign}.3f}" for m in METRICS]
-    spans = [span(values[m]["low"], values[m]["high"], sign) for m in METRICS]
+    chosen = [cells[metric] for metric in METRICS]
+    numbers = ["undefined" if value is None else f"{value:{sign}.3f}" for value, _, _ in chosen]
+    spans = [span(low, high, sign) for _, low, high in chosen]
     return [
         (f"  {name:<24}" + "".join(f"{text:<18}" for text in numbers)).rstrip(),
         (f"  {'':<24}" + "".join(f"{text:<18}" for text in spans)).rstrip(),

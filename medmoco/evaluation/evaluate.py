@@ -1,158 +1,164 @@
-"""Score frozen encoders against their controls: `medmoco evaluate`."""
+"""Score frozen encoders next to their controls: `medmoco evaluate`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
+from medmoco.errors import SettingsError
 from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.features.probes import standardise
-from medmoco.evaluation.leakage.ledger import add_look, ledger_of
-from medmoco.evaluation.metrics import auroc as metrics
-from medmoco.evaluation.scoring.clinical import Clinical, clinical_records, describe_judgements, judge
+from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
+from medmoco.evaluation.metrics.auroc import auroc
+from medmoco.evaluation.results import PREDICTIONS, Evaluation
+from medmoco.evaluation.scoring.clinical import describe_operating_points, fit_operating_points, score_clinically
 from medmoco.evaluation.scoring.scoring import (
-    Answer,
     Key,
+    Predictions,
     Scored,
     differences_of,
     draw_labels,
-    knn_answers,
     label_targets,
-    linear_answers,
+    predict_knn,
+    predict_linear,
     score_all,
 )
 from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, heading, layout
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, remove_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe
-from medmoco.training.runlog import write_json
-
-Record = dict[str, Any]
 
 METHODS = ("linear", "knn")
-
-
-class Evaluation(NamedTuple):
-    """What `evaluate` found; its files hold the same."""
-
-    records: list[Record]
-    differences: list[Record]
-    clinical: Clinical
-    table: str
 
 
 def evaluate(
     settings: RunSettings,
     encoders: Mapping[str, str],
-    out: Path,
+    out: Path | None = None,
     *,
     test: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Score encoders' frozen features, beside the untrained network and raw pixels.
+    """Score encoders' frozen features, next to the untrained network and raw pixels.
 
-    Writes scores.json, differences.json, operating.json, calibration.json, subgroups.json, predictions.csv (rows by
-    number), table.txt, and the first encoder's probe as classifier/ to `out`.
+    With a folder, the results are saved there, see `Evaluation.save`, with the primary encoder's linear probe as
+    classifier/.
 
     Args:
         settings: Of the data, the images' size and the protocol.
-        encoders: Name -> run folder, weights file, or "random"; the first is the one asked about.
-        out: Folder for the results; what an earlier evaluation wrote there is replaced.
-        test: Look at the test split too, and note that in the run's ledger.
-        log: Told what is being done.
+        encoders: Name -> run folder, weights file, or "random"; the first is the primary one, which the others are
+            compared with.
+        out: Folder for the results, which replace those of an earlier evaluation; without it nothing is saved.
+        test: Score the test split too, and record that in the run's ledger, or in `out` where there is no run.
+        log: Receives progress, a line at a time.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from medmoco import config
+        >>> from medmoco.evaluation.evaluate import evaluate
+        >>> evaluation = evaluate(config.load(Path("cxr.yaml")), {"random": "random"})
+        >>> evaluation.primary
+        'untrained'
 
     Raises:
-        SettingsError: `out` cannot be written; and as `study.begin`.
+        SettingsError: `out` cannot be written, or a test evaluation can be recorded nowhere; and as `study.begin`.
         ManifestError: as `study.begin`.
         CheckpointError: the ledger cannot be written; and as `study.begin`.
         DataError: an image cannot be used.
     """
-    make_folder(out)
+    _check_ledger(encoders, out, test)
+    if out:
+        make_folder(out)
     study = begin(settings, encoders, test=test, log=log)
-    drawn = draw_labels(study.splits["train"], settings)
-    answers: dict[Key, Answer] = {}
+    draws = draw_labels(study.splits["train"], settings)
+    predictions: dict[Key, Predictions] = {}
     for name in study.encoders:
         log(f"probes on {name}")
-        answers |= linear_answers(study, name, drawn, settings)
-        answers |= knn_answers(study, name, drawn, settings)
-    scored = score_all(study, METHODS, study.encoders, answers, drawn, settings)
-    first, *controls = study.encoders
-    records = [entry.record for entry in scored.values()]
-    differences = differences_of(scored, [(first, control) for control in controls])
-    clinical = clinical_records(study.splits, answers, settings)
-    notes = [*study.notes, _note_look(ledger_of(study.encoder, out), study, scored, settings)]
-    width = study.features[first]["train"].shape[1]
-    table = layout(records, differences, heading(study.source, width, study.splits, settings), notes)
-    found = Evaluation(records, differences, clinical, table)
-    _write(out, found, answers, study.splits)
-    _save_probe(out / "classifier", study, answers, settings)
+        predictions |= predict_linear(study, name, draws, settings)
+        predictions |= predict_knn(study, name, draws, settings)
+    scored = score_all(study, METHODS, study.encoders, predictions, draws, settings)
+    primary, *others = study.encoders
+    scores = tuple(entry.score for entry in scored.values())
+    differences = differences_of(scored, [(primary, other) for other in others])
+    clinical = score_clinically(study.splits, predictions, settings)
+    notes = [*study.notes, _record_test(ledger_of(study.encoder, out), study, scored, settings)]
+    width = study.features[primary]["train"].shape[1]
+    table = layout(scores, differences, heading(study.source, width, study.splits, settings), notes)
+    found = Evaluation(scores, tuple(differences), *clinical, _as_frame(predictions, study.splits), table, out)
+    if out:
+        found.save(out)
+        _save_probe(out / "classifier", study, predictions, settings)
     return found
 
 
-def _note_look(ledger: Path, study: Study, scored: Mapping[Key, Scored], settings: RunSettings) -> str:
-    """Write down that the test split was looked at, before anybody sees the scores; say how often it was."""
+def _check_ledger(encoders: Mapping[str, str], out: Path | None, test: bool) -> None:
+    """Refuse a test evaluation that cannot be recorded, before the work."""
+    primary = next((source for source in encoders.values() if source != "random"), "random")
+    if test and not ledger_of(primary, out):
+        raise SettingsError(
+            "a test evaluation is recorded in the ledger of the encoder's run, but this encoder is not a run folder;\n"
+            "give a folder for the results (out), and it is recorded there"
+        )
+
+
+def _record_test(ledger: Path | None, study: Study, scored: Mapping[Key, Scored], settings: RunSettings) -> str:
+    """Record a test evaluation in the ledger before any score is shown; return the note about it."""
     if "test" not in study.splits:
-        return "the test split was not looked at; --test does, and is noted in the ledger"
-    first = study.encoders[0]
+        return "the test split was not scored; --test scores it, and records that in the ledger"
+    assert ledger  # it was checked
     aurocs = {
-        key.label: entry.record["auroc"]
+        key.label: entry.score.auroc
         for key, entry in scored.items()
-        if (key.split, key.method, key.encoder) == ("test", "linear", first) and key.label != MACRO
+        if (key.split, key.method) == ("test", "linear") and entry.score.primary and key.label != MACRO
     }
-    count = add_look(ledger, "evaluate", study.splits["test"], settings, study.encoders, aurocs)
-    return f"look {count} at a test split, noted in {ledger.name}: a score is unbiased if nothing was chosen by it"
+    count = record_test_evaluation(ledger, "evaluate", study.splits["test"], settings, study.encoders, aurocs)
+    return note_on_test(count, ledger)
 
 
-def _save_probe(folder: Path, study: Study, answers: Mapping[Key, Answer], settings: RunSettings) -> None:
-    """Keep the first encoder's probe of all labels as a classifier that can be applied to other images.
+def _save_probe(folder: Path, study: Study, predictions: Mapping[Key, Predictions], settings: RunSettings) -> None:
+    """Keep the primary encoder's probe of all labels as a classifier that can be applied to other images.
 
-    Where there is none, that of an earlier evaluation goes: it would not be that of the scores beside it.
+    Where there is none, that of an earlier evaluation is removed: it would not belong to the scores next to it.
     """
-    first, split = study.encoders[0], study.scored[0]
-    found = {key.label: answer for key, answer in answers.items() if key[1:] == (split, "linear", first)}
+    primary, split = study.encoders[0], study.scored[0]
+    found = {key.label: own for key, own in predictions.items() if key[1:] == (split, "linear", primary)}
     if not found or settings.evaluate.label_fraction < 1:
         remove_classifier(folder)
         return
-    standard, fits = standardise(study.features[first]), [answer.fits[0] for answer in found.values()]
+    standard, fits = standardise(study.features[primary]), [own.fits[0] for own in found.values()]
     head = fold_probe(
         standard.mean, standard.scale, np.stack([fit.weights for fit in fits]), np.array([fit.bias for fit in fits])
     )
-    judgements, aurocs = {}, {}
-    for label, answer in found.items():
+    points, aurocs = {}, {}
+    for label, own in found.items():
         targets = label_targets(study.splits[split], label)
-        judgements[label] = judge(targets, answer.scores[0], settings.evaluate) if split == "val" else None
-        aurocs[label] = metrics.auroc(targets, answer.scores[0]) if judgements[label] else None
+        points[label] = fit_operating_points(targets, own.scores[0], settings.evaluate) if split == "val" else None
+        aurocs[label] = auroc(targets, own.scores[0]) if points[label] else None
     facts = describe_classifier(
         settings,
         tuple(found),
         trained="linear probe",
         encoder=study.source,
         val_auroc=aurocs,
-        **describe_judgements(judgements, settings.evaluate),
+        **describe_operating_points(points, settings.evaluate),
     )
-    save_classifier(folder, ClassifierNetwork(study.backbones[first], head, mirror=settings.evaluate.mirror), facts)
+    save_classifier(folder, ClassifierNetwork(study.backbones[primary], head, mirror=settings.evaluate.mirror), facts)
 
 
-def _write(out: Path, found: Evaluation, answers: Mapping[Key, Answer], splits: Mapping[str, Split]) -> None:
-    write_json(out / "scores.json", found.records)
-    write_json(out / "differences.json", found.differences)
-    for name, records in found.clinical._asdict().items():
-        write_json(out / f"{name}.json", records)
-    (out / "table.txt").write_text(found.table, encoding="utf-8")
+def _as_frame(predictions: Mapping[Key, Predictions], splits: Mapping[str, Split]) -> pd.DataFrame:
+    """Return the scores of all rows with a known label."""
     frames = []
-    for key, answer in answers.items():
+    for key, own in predictions.items():
         split = splits[key.split]
         targets = label_targets(split, key.label)
         known = ~np.isnan(targets)
-        for draw, scores in enumerate(answer.scores):
+        for draw, scores in enumerate(own.scores):
             columns = {"row": split.rows, "draw": draw, "target": targets, "score": scores}
             frames.append(pd.DataFrame({**key._asdict(), **columns})[known].astype({"target": int}))
-    order = ["split", "row", "label", "method", "encoder", "draw", "target", "score"]
-    table = pd.concat(frames)[order] if frames else pd.DataFrame(columns=order)
-    table.to_csv(out / "predictions.csv", index=False, float_format="%.9g")
+    order = list(PREDICTIONS)
+    return pd.concat(frames, ignore_index=True)[order] if frames else pd.DataFrame(columns=order)

@@ -18,6 +18,8 @@ from medmoco.config import RunSettings, as_tree, flatten, to_yaml
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.leakage.leakage import leak_lines
+from medmoco.evaluation.records import Score, read_records
+from medmoco.evaluation.scoring.table import span
 from medmoco.exporting.subject import Subject
 
 Record = dict[str, Any]
@@ -84,7 +86,7 @@ class RunFacts:
         status: status.json, or empty.
         environment: environment.json, or empty.
         speed: Records of metrics.jsonl that hold "step" and "images_per_second".
-        scores: Records of evaluation/scores.json, or None where there is none.
+        scores: Of evaluation/scores.json, or None where there is none.
         train: The training split, or None where the manifest cannot be read or has changed since.
     """
 
@@ -93,7 +95,7 @@ class RunFacts:
     status: Record
     environment: Record
     speed: list[Record]
-    scores: list[Record] | None
+    scores: Sequence[Score] | None
     train: Split | None
 
 
@@ -103,7 +105,7 @@ def gather(run: Path, settings: RunSettings, step: int, train: Split | None) -> 
     Raises:
         CheckpointError: one of its JSON files is damaged.
     """
-    environment = _read_json(run / "environment.json") or {}
+    environment, scores = _read_json(run / "environment.json") or {}, run / "evaluation" / "scores.json"
     is_same = train is not None and environment.get("manifest_sha256") == train.sha256
     return RunFacts(
         settings=settings,
@@ -111,7 +113,7 @@ def gather(run: Path, settings: RunSettings, step: int, train: Split | None) -> 
         status=_read_json(run / "status.json") or {},
         environment=environment,
         speed=[record for record in _read_lines(run / "metrics.jsonl") if record["step"] <= step],
-        scores=_read_json(run / "evaluation" / "scores.json"),
+        scores=read_records(scores, Score) if scores.is_file() else None,
         train=train if is_same else None,
     )
 
@@ -282,10 +284,10 @@ def _compute(facts: RunFacts) -> list[str]:
     return lines or ["Not recorded."]
 
 
-def _scores(scores: list[Record] | None) -> list[str]:
+def _scores(scores: Sequence[Score] | None) -> list[str]:
     if scores is None:
         return ["None: `medmoco evaluate` has not written to the run's folder `evaluation`."]
-    rows = [row for row in scores if row.get("split") == "test"]
+    rows = [score for score in scores if score.split == "test"]
     if not rows:
         return ["None on a test split."]
     titles = [
@@ -303,7 +305,7 @@ def _scores(scores: list[Record] | None) -> list[str]:
     return [
         "Frozen features as last evaluated for this run, beside their controls, on the test split alone: validation "
         "chose the strength of the probe. Intervals are over patients.",
-        *(f"\n**{line}.**" for line in leak_lines({"test": rows[0].get("leakage", {})})),
+        *(f"\n**{line}.**" for line in leak_lines({"test": rows[0].leakage})),
         "",
         _row(titles),
         _rule(len(titles)),
@@ -311,17 +313,15 @@ def _scores(scores: list[Record] | None) -> list[str]:
     ]
 
 
-def _score_row(row: Record) -> str:
-    where, fraction = row.get("where"), row.get("label_fraction", 1.0)
+def _score_row(score: Score) -> str:
+    where, fraction = score.where, score.label_fraction or 1.0
     rows = "all" if not where else "some, chosen by id" if any(name in where for name in _ID_COLUMNS) else where
     if fraction < 1:
         rows += f"; labels of {100 * fraction:g} % of training patients"
-    auroc = _number(row.get("auroc")) + (" (decides like the majority)" if row.get("flag") else "")
-    low, high = row.get("auroc_low"), row.get("auroc_high")
-    interval = "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-    names, counts = ("method", "encoder"), ("n", "n_positive", "n_patients")
-    known = [row.get(key) for key in (*names, *counts)]
-    return _row([row.get("label"), rows, *known, auroc, interval, _number(row.get("average_precision"))])
+    auroc = _number(score.auroc) + (" (decides like the majority)" if score.flag else "")
+    known = [score.method, score.encoder, score.n, score.n_positive, score.n_patients]
+    interval = "none" if score.auroc_low is None else span(score.auroc_low, score.auroc_high)
+    return _row([score.label, rows, *known, auroc, interval, _number(score.average_precision)])
 
 
 def _number(value: Any) -> str:

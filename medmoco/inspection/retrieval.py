@@ -330,7 +330,7 @@ def layout(records: Sequence[Record], settings: RunSettings) -> str:
         f"recall@k = k / {first['n']} and a median rank of {(first['n'] + 1) / 2:g}",
         f"95 % intervals: {first['bootstrap']} bootstrap samples of patients",
     ]
-    width = name_width(records)
+    width = name_width(record["encoder"] for record in records)
     for perturbation in dict.fromkeys(record["twin"] for record in records):
         lines += ["", f"{perturbation:<{2 + width}}{head}median rank (quartiles)"]
         for record in (record for record in records if record["twin"] == perturbation):

@@ -14,19 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-
-Record = dict[str, Any]
+from numpy.typing import NDArray
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6100", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#595959"
+_GRID = 400  # cells a side in which a curve is drawn, finer than a screen shows
 
 _STYLE: Any = {
     "font.family": ["DejaVu Sans"],
@@ -77,6 +78,48 @@ class Line:
     stepped: bool = False
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """One line of a forest plot; its interval may be unknown, and the value too.
+
+    Attributes:
+        group: Heading that it is placed under, with others of the same group before and after it.
+        name: At the axis.
+        value: The estimate.
+        low: Lower end of its interval.
+        high: Upper end.
+        colour: Number of the colour and marker.
+    """
+
+    group: str
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    colour: int = 0
+
+
+class Point(Protocol):
+    """One point of a label-efficiency curve, as in curve.json."""
+
+    @property
+    def label(self) -> str: ...  # noqa: D102
+    @property
+    def split(self) -> str: ...  # noqa: D102
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def encoder(self) -> str: ...  # noqa: D102
+    @property
+    def fraction(self) -> float: ...  # noqa: D102
+    @property
+    def auroc(self) -> float | None: ...  # noqa: D102
+    @property
+    def auroc_low(self) -> float | None: ...  # noqa: D102
+    @property
+    def auroc_high(self) -> float | None: ...  # noqa: D102
+
+
 @matplotlib.rc_context(_STYLE)
 def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | None = None, named: str = "") -> Figure:
     """Draw lines over steps or epochs.
@@ -99,21 +142,21 @@ def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | Non
 
 
 @matplotlib.rc_context(_STYLE)
-def curve_figure(rows: Sequence[Record], label: str, split: str) -> Figure:
+def curve_figure(points: Sequence[Point], label: str, split: str) -> Figure:
     """Draw AUROC against the fraction of the training patients whose labels were used.
 
     Args:
-        rows: Rows as in curve.json: label, split, method, encoder, fraction, auroc, auroc_low, auroc_high.
+        points: Points of all labels and splits.
         label: Label to draw.
         split: Split of the scores.
     """
     figure, axes = _new()
-    chosen = [row for row in rows if (row["label"], row["split"]) == (label, split) and row["auroc"] is not None]
-    encoders, methods = (list(dict.fromkeys(row[key] for row in chosen)) for key in ("encoder", "method"))
-    for encoder, method in dict.fromkeys((row["encoder"], row["method"]) for row in chosen):
-        points = sorted(
-            (row for row in chosen if (row["encoder"], row["method"]) == (encoder, method)),
-            key=lambda row: row["fraction"],
+    chosen = [(p, p.auroc) for p in points if (p.label, p.split) == (label, split) and p.auroc is not None]
+    encoders, methods = (list(dict.fromkeys(getattr(p, key) for p, _ in chosen)) for key in ("encoder", "method"))
+    for encoder, method in dict.fromkeys((p.encoder, p.method) for p, _ in chosen):
+        own = sorted(
+            ((p, value) for p, value in chosen if (p.encoder, p.method) == (encoder, method)),
+            key=lambda pair: pair[0].fraction,
         )
         at = encoders.index(encoder)
         # Points are shifted, so that intervals do not overlap.
@@ -121,14 +164,14 @@ def curve_figure(rows: Sequence[Record], label: str, split: str) -> Figure:
         name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
         _draw(axes, Line(
             name,
-            [100 * row["fraction"] * shift for row in points],
-            [row["auroc"] for row in points],
-            [_or(row["auroc_low"], row["auroc"]) for row in points],
-            [_or(row["auroc_high"], row["auroc"]) for row in points],
+            [100 * p.fraction * shift for p, _ in own],
+            [value for _, value in own],
+            [_or(p.auroc_low, value) for p, value in own],
+            [_or(p.auroc_high, value) for p, value in own],
             colour=at, dash=methods.index(method), marked=True,
         ))  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xticks(sorted({100 * row["fraction"] for row in chosen}))
+    axes.set_xticks(sorted({100 * p.fraction for p, _ in chosen}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=0)
@@ -211,29 +254,28 @@ def calibration_figure(lines: Sequence[Line]) -> Figure:
 
 
 @matplotlib.rc_context(_STYLE)
-def forest_figure(rows: Sequence[Record], *, x: str, reference: float | None = None) -> Figure:
+def forest_figure(rows: Sequence[Estimate], *, x: str, reference: float | None = None) -> Figure:
     """Draw a forest plot: estimates with their intervals, below the headings of their groups.
 
     Args:
-        rows: Rows with group, name, value, low, high, and colour, a number; rows of a group are consecutive.
+        rows: Estimates; those of a group follow each other.
         x: Label of the x axis.
         reference: Reference level.
     """
-    heads = [group for group, _ in groupby(rows, lambda row: row["group"])]
+    heads = [group for group, _ in groupby(rows, lambda row: row.group)]
     lines = len(rows) + sum(bool(head) for head in heads)
     figure = Figure(figsize=(4.6, 0.75 + 0.25 * lines), layout="constrained")
     axes = figure.subplots()
     at, ticks, names = 0, list[int](), list[str]()
-    for group, members in groupby(rows, lambda row: row["group"]):
+    for group, members in groupby(rows, lambda row: row.group):
         if group:
             ticks, names, at = [*ticks, at], [*names, group], at + 1
         for row in members:
-            colour, marker = _COLOURS[row["colour"] % len(_COLOURS)], _MARKERS[row["colour"] % len(_MARKERS)]
-            if row["value"] is not None:
-                low, high = _or(row["low"], row["value"]), _or(row["high"], row["value"])
-                axes.plot([low, high], [at, at], color=colour)
-                axes.plot([row["value"]], [at], marker, color=colour, markersize=5)
-            ticks, names, at = [*ticks, at], [*names, row["name"]], at + 1
+            colour, marker = _COLOURS[row.colour % len(_COLOURS)], _MARKERS[row.colour % len(_MARKERS)]
+            if row.value is not None:
+                axes.plot([_or(row.low, row.value), _or(row.high, row.value)], [at, at], color=colour)
+                axes.plot([row.value], [at], marker, color=colour, markersize=5)
+            ticks, names, at = [*ticks, at], [*names, row.name], at + 1
     if reference is not None:
         axes.axvline(reference, color=_GREY, linestyle=":", linewidth=1.2)
     axes.set_yticks(ticks, [_shortened(name) for name in names])
@@ -244,6 +286,19 @@ def forest_figure(rows: Sequence[Record], *, x: str, reference: float | None = N
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=x, ylim=(at - 0.4, -0.6))
     return figure
+
+
+def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    """Leave out points that lie in the same cell of a fine grid as the one before, which would not be visible.
+
+    Args:
+        x: (N,) in 0..1.
+        y: (N,) in 0..1.
+    """
+    cells = np.round(np.stack([x, y]) * _GRID)
+    kept = np.ones(len(x), bool)
+    kept[1:-1] = (cells[:, 1:-1] != cells[:, :-2]).any(axis=0)
+    return x[kept].round(4).tolist(), y[kept].round(4).tolist()
 
 
 def method_words(method: str) -> str:

@@ -141,7 +141,7 @@ _ITEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "external": (("16",), ("33",)),
     "identifiers": ((), ("11",)),
     "software": (("18f",), ("23", "43")),
-    "looks": ((), ("42",)),
+    "tests": ((), ("42",)),
 }
 
 
@@ -216,8 +216,8 @@ def _of_data(run: Run) -> dict[str, str]:
     facts["identifiers"] = (
         "Files of the run hold no patient id and no path; how the images were de-identified before is for the authors."
     )
-    fraction = next((record.get("label_fraction") for record in run.evaluation.scores or []), None)
-    if isinstance(fraction, int | float):
+    fraction = next((score.label_fraction for score in run.evaluation.scores or ()), None)
+    if fraction is not None:
         facts["labels"] = f"Labels of {100 * fraction:g} % of the training patients were used for scoring."
     return facts
 
@@ -265,37 +265,39 @@ def _of_scores(run: Run) -> dict[str, str]:
         measures += ["sensitivity, specificity, PPV and NPV at thresholds from validation"] if found.operating else []
         measures += ["calibration curve, expected calibration error, Brier score"] if found.calibration else []
         facts["measures"] = f"{'; '.join(measures)}."
-        bootstrap = found.scores[0].get("bootstrap")
         facts["uncertainty"] = (
-            f"95 % intervals from {count(bootstrap)} draws of patients; paired differences on the same draws"
-            + (", p values adjusted by Holm." if any("p_holm" in d for d in found.differences or []) else ".")
+            f"95 % intervals from {count(found.scores[0].bootstrap)} draws of patients; paired differences on the same"
+            " draws" + (", p values adjusted by Holm." if any(d.p_holm for d in found.differences or ()) else ".")
         )
         own = [
-            r for r in found.scores if r["split"] == found.split and r["encoder"] == "run" and r["auroc"] is not None
+            score
+            for score in found.scores
+            if (score.split, score.encoder) == (found.split, found.primary) and score.auroc is not None
         ]
-        best = [r for r in own if r["method"] == "linear"] or own
-        parts = [
-            f"{r['label']} {number(r['auroc'])} ({number(r['auroc_low'])} to {number(r['auroc_high'])})"
-            for r in best[:8]
-        ]
+        best = [score for score in own if score.method == "linear"] or own
+        parts = [f"{score.label} {_auroc(score.auroc, score.auroc_low, score.auroc_high)}" for score in best[:8]]
         facts["scores"] = f"AUROC on {found.split}: {'; '.join(parts)}. More under Scores." if parts else ""
     if found.operating:
-        wanted = sorted({number(record["specificity_wanted"], 2) for record in found.operating})
-        facts["thresholds"] = f"Probabilities; thresholds reach specificity {', '.join(wanted)} on validation."
+        requested = sorted({number(point.specificity_wanted, 2) for point in found.operating})
+        facts["thresholds"] = f"Probabilities; thresholds reach specificity {', '.join(requested)} on validation."
     if found.calibration:
-        kinds = sorted({record["kind"] for record in found.calibration})
+        kinds = sorted({score.kind for score in found.calibration})
         facts["recalibration"] = f"Scores became probabilities by {', '.join(kinds)} scaling, fitted on validation."
     if run.classifier:
         facts["predictions"] = "classifier.safetensors with classifier.json; `medmoco predict` applies them."
     if found.subgroups:
-        columns = ", ".join(dict.fromkeys(record["column"] for record in found.subgroups))
+        columns = ", ".join(dict.fromkeys(group.column for group in found.subgroups))
         facts["subgroups"] = f"Scored apart by {columns}; see Subgroups. Nothing was done to change what they show."
     if run.external:
         parts = [
-            f"{label}: {number(record['external'].get('auroc'))} there, {number(record['internal'].get('auroc'))} here"
-            for label, record in run.external.items()
+            f"{label}: {number(score.external.auroc)} there, {number(score.internal.auroc)} here"
+            for label, score in run.external.items()
         ]
         facts["external"] = f"AUROC of the frozen classifier: {'; '.join(parts)}."
     if run.ledger is not None:
-        facts["looks"] = f"The test split was scored {several(len(run.ledger), 'time')}; see Looks at the test split."
+        facts["tests"] = f"The test split was scored {several(len(run.ledger), 'time')}; see Test evaluations."
     return facts
+
+
+def _auroc(value: float | None, low: float | None, high: float | None) -> str:
+    return f"{number(value)} ({number(low)} to {number(high)})"

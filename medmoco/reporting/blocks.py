@@ -1,4 +1,4 @@
-"""What a report is made of, before it is HTML, and how its numbers are written."""
+"""The parts of a report before it is HTML, and how its numbers are written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
-
-Record = dict[str, Any]
 
 NOTHING = "–"
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -121,13 +119,14 @@ def count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else number(value, 1)
 
 
-def with_interval(record: Record, value: str, low: str, high: str, digits: int = 3, sign: str = "") -> str:
-    """Write a number of a record with its 95 % interval, which a narrow column may put below it but not break."""
-    if record.get(value) is None:
-        return NOTHING
-    text = number(record[value], digits, sign)
-    ends = [record.get(low), record.get(high)]
-    return text if None in ends else f"{text} ({unbroken(' to '.join(number(end, digits, sign) for end in ends))})"
+def with_interval(
+    value: float | None, low: float | None, high: float | None, *, digits: int = 3, sign: str = ""
+) -> str:
+    """Write a number with its 95 % interval, which a narrow column may put below it but not break."""
+    text = number(value, digits, sign)
+    if value is None or low is None or high is None:
+        return text
+    return f"{text} ({unbroken(f'{number(low, digits, sign)} to {number(high, digits, sign)}')})"
 
 
 def unbroken(text: str) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from medmoco.evaluation.metrics.auroc import auroc, average_precision
-from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words, pr_figure, roc_figure
+from medmoco.evaluation.metrics.auroc import Floats
+from medmoco.evaluation.records import Bin, CalibrationScore, primary_of
+from medmoco.evaluation.results import discrimination, discrimination_figure, shown_split
+from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words
 from medmoco.reporting.blocks import (
     Block,
     Fold,
@@ -21,25 +19,29 @@ from medmoco.reporting.blocks import (
     Text,
     count,
     number,
-    p_value,
     plots_first,
     with_interval,
 )
 from medmoco.reporting.runs import Run
-from medmoco.reporting.scores import OWN, Rows, by_label, encoder_name, label_words, labels_of, method_of
+from medmoco.reporting.scores import (
+    Rows,
+    by_label,
+    difference_cells,
+    encoder_name,
+    label_words,
+    labels_of,
+    method_of,
+    primary_rows,
+)
 
-Record = dict[str, Any]
-Floats = NDArray[np.float64]
-
-_GRID = 400  # cells a side that a curve is drawn in, finer than a screen shows
 _SPECIFICITIES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 _SENSITIVITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
-Answers = dict[str, tuple[Floats, Floats]]  # name -> targets and scores
+Predictions = dict[str, tuple[Floats, Floats]]  # name -> targets and scores
 
 
 def curves_section(runs: Sequence[Run]) -> Section:
-    """Draw how each label is told apart, and whether probabilities can be believed."""
+    """Draw discrimination and calibration for each label."""
     blocks: list[Block] = [
         Text(f"{run.name} has no predictions: `medmoco evaluate` writes predictions.csv.", "missing")
         for run in runs
@@ -50,7 +52,9 @@ def curves_section(runs: Sequence[Run]) -> Section:
         for run in runs
         if run.evaluation.calibration is None
     ]
-    calibrated = {part.title: part.blocks for part in by_label(runs, "calibration", calibration_blocks)}
+    calibrated = {
+        part.title: part.blocks for part in by_label(runs, lambda scores: scores.calibration, calibration_blocks)
+    }
     predicted = [run.evaluation.predictions["label"] for run in runs if run.evaluation.predictions is not None]
     labels = dict.fromkeys([*(label for column in predicted for label in column.unique()), *calibrated])
     sections = []
@@ -60,97 +64,86 @@ def curves_section(runs: Sequence[Run]) -> Section:
     return Section("ROC, precision and calibration curves", blocks, sections)
 
 
-def _answers(runs: Sequence[Run], label: str) -> Answers:
-    """Return what is drawn: of one run its encoder and the controls, of several their encoders."""
-    answers: Answers = {}
+def _predictions(runs: Sequence[Run], label: str) -> Predictions:
+    """Return what is drawn: of one run all encoders, of several their primary ones."""
+    predictions: Predictions = {}
     for run in runs:
-        table = run.evaluation.predictions
+        table, primary = run.evaluation.predictions, run.evaluation.primary
         if table is None:
             continue
-        method = method_of([{"method": name} for name in table["method"].unique()])
+        method = method_of(table["method"].unique().tolist())
         chosen = table[(table["label"] == label) & (table["method"] == method)]
         encoders = list(dict.fromkeys(chosen["encoder"]))
-        for encoder in encoders if len(runs) == 1 else [e for e in encoders if e == OWN]:
+        for encoder in encoders if len(runs) == 1 else [e for e in encoders if e == primary]:
             rows: pd.DataFrame = chosen[chosen["encoder"] == encoder]
             targets = rows["target"].to_numpy(float)
             if 0 < targets.sum() < len(targets):
-                answers[encoder_name(run, encoder, runs)] = (targets, rows["score"].to_numpy(float))
-    return answers
+                name = encoder_name(run, encoder, runs, is_primary=encoder == primary)
+                predictions[name] = (targets, rows["score"].to_numpy(float))
+    return predictions
 
 
 def _discrimination(runs: Sequence[Run], label: str) -> Iterable[Plot]:
-    answers = _answers(runs, label)
-    if not answers:
+    predictions = _predictions(runs, label)
+    if not predictions:
         return
-    split = runs[0].evaluation.split
-    roc, pr, roc_rows, pr_rows, said, precisions = [], [], [], [], [], []
-    for at, (name, (targets, scores)) in enumerate(answers.items()):
-        false, true, _ = roc_curve(targets, scores)
-        precision, recall, _ = precision_recall_curve(targets, scores)
-        area, mean = auroc(targets, scores), average_precision(targets, scores)
-        roc.append(Line(f"{name} {area:.3f}", *thinned(false, true), colour=at))
-        pr.append(Line(f"{name} {mean:.3f}", *thinned(recall[::-1], precision[::-1]), colour=at))
-        said.append(f"{name} AUROC {area:.3f}")
+    roc_rows, pr_rows, aurocs, precisions = [], [], [], []
+    for name, (targets, scores) in predictions.items():
+        false, true, area = discrimination("roc", targets, scores)
+        recall, precision, mean = discrimination("precision_recall", targets, scores)
+        aurocs.append(f"{name} AUROC {area:.3f}")
         precisions.append(f"{name} average precision {mean:.3f}")
         roc_rows += [[name, number(s, 2), number(true[false <= 1 - s + 1e-9].max())] for s in _SPECIFICITIES]
         pr_rows += [[name, number(s, 2), number(precision[recall >= s - 1e-9].max())] for s in _SENSITIVITIES]
-    prevalence = float(next(iter(answers.values()))[0].mean())
+    prevalence = float(next(iter(predictions.values()))[0].mean())
     points = _operating_points(runs[0], label) if len(runs) == 1 else []
-    title = f"{label} on {split}"
+    title = f"{label} on {runs[0].evaluation.split}"
     yield Plot(
-        roc_figure(roc, points), f"Receiver operating characteristic, {title}; the numbers are AUROCs.",
-        f"Receiver operating characteristic for {title}: {'; '.join(said)}.",
+        discrimination_figure("roc", predictions, points),
+        f"Receiver operating characteristic, {title}; the numbers are AUROCs.",
+        f"Receiver operating characteristic for {title}: {'; '.join(aurocs)}.",
         Table(f"Sensitivity at given specificity, {title}", ["features", "specificity", "sensitivity"], roc_rows),
-    )  # fmt: skip
+    )
     yield Plot(
-        pr_figure(pr, prevalence), f"Precision against recall, {title}; the numbers are average precisions.",
+        discrimination_figure("precision_recall", predictions),
+        f"Precision against recall, {title}; the numbers are average precisions.",
         f"Precision against recall for {title}: {'; '.join(precisions)}. Chance is {prevalence:.3f}.",
         Table(f"PPV at given sensitivity or more, {title}", ["features", "sensitivity", "PPV"], pr_rows),
-    )  # fmt: skip
-
-
-def thinned(x: Floats, y: Floats) -> tuple[list[float], list[float]]:
-    """Leave out points that lie in the same cell of a fine grid as the one before: less to draw, nothing seen of it.
-
-    Args:
-        x: (N,) in 0..1.
-        y: (N,) in 0..1.
-    """
-    cells = np.round(np.stack([x, y]) * _GRID)
-    kept = np.ones(len(x), bool)
-    kept[1:-1] = (cells[:, 1:-1] != cells[:, :-2]).any(axis=0)
-    return x[kept].round(4).tolist(), y[kept].round(4).tolist()
+    )
 
 
 def _operating_points(run: Run, label: str) -> list[tuple[float, float]]:
-    records = run.evaluation.operating or []
-    method = method_of(records)
+    points = run.evaluation.operating or ()
+    shown = (label, run.evaluation.split, method_of([point.method for point in points]), run.evaluation.primary)
     return [
-        (1 - record["specificity"], record["sensitivity"])
-        for record in records
-        if (record["label"], record["split"], record["method"], record["encoder"])
-        == (label, run.evaluation.split, method, OWN)
-        and record["specificity"] is not None
-        and record["sensitivity"] is not None
+        (1 - point.specificity, point.sensitivity)
+        for point in points
+        if (point.label, point.split, point.method, point.encoder) == shown
+        and point.specificity is not None
+        and point.sensitivity is not None
     ]
 
 
 # ---- calibration ----
 
 
-def calibration_blocks(runs: Sequence[Run], rows: Rows) -> list[Block]:
-    """Return the plot and the table of one label's calibration; of the runs' own encoders, where they are there.
+def calibration_blocks(runs: Sequence[Run], rows: Rows[CalibrationScore]) -> list[Block]:
+    """Return the plot and the table of one label's calibration, of the primary encoders.
 
     Args:
         runs: To show.
-        rows: Records of calibration.json with their runs.
+        rows: Records of the runs.
     """
-    own = [(run, record) for run, record in rows if record["encoder"] == OWN] or list(rows)
+    own = primary_rows(rows)
     cells = [
-        [run.name, words, count(record[key]["n"]), *(number(record[key][what]) for what in ("brier", "ece")),
-         *(number(record[key][what], 2) for what in ("slope", "intercept"))]
-        for run, record in own
-        for key, words in (("before", "as scored"), ("after", f"{record['kind']}, fitted on validation"))
+        [
+            row.run.name, words, count(found.n), number(found.brier), number(found.ece), number(found.slope, 2),
+            number(found.intercept, 2),
+        ]
+        for row in own
+        for found, words in (
+            (row.record.before, "as scored"), (row.record.after, f"{row.record.kind}, fitted on validation"),
+        )
     ]  # fmt: skip
     head = ["run", "probabilities", "images", "Brier score", "calibration error", "slope", "intercept"]
     plot = _calibration(runs, own)
@@ -158,91 +151,93 @@ def calibration_blocks(runs: Sequence[Run], rows: Rows) -> list[Block]:
     return [plot, table] if plot else [table]
 
 
-def _calibration(runs: Sequence[Run], rows: Rows) -> Plot | None:
-    lines, cells, said = [], [], []
-    for at, (run, record) in enumerate(rows):
-        for dash, (key, words) in enumerate((("after", record["kind"]), ("before", "as scored"))):
-            bins = [each for each in record[key]["bins"] if None not in (each["predicted"], each["observed"])]
-            if not bins:
+def _calibration(runs: Sequence[Run], rows: Rows[CalibrationScore]) -> Plot | None:
+    lines, cells, words = [], [], []
+    for at, row in enumerate(rows):
+        for dash, (kind, found) in enumerate(((row.record.kind, row.record.after), ("as scored", row.record.before))):
+            bins = [(each, each.predicted, each.observed) for each in found.bins]
+            drawn = [(each, x, y) for each, x, y in bins if x is not None and y is not None]
+            if not drawn:
                 continue
-            called = words if len(runs) == 1 else f"{run.name}, {words}"
-            low, high = (
-                [float(each["observed"] if each[end] is None else each[end]) for each in bins if key == "after"]
-                for end in ("observed_low", "observed_high")
-            )
-            x, y = ([float(each[value]) for each in bins] for value in ("predicted", "observed"))
+            name = kind if len(runs) == 1 else f"{row.run.name}, {kind}"
+            low, high = (_ends(drawn, end) if dash == 0 else [] for end in ("observed_low", "observed_high"))
             colour = dash if len(runs) == 1 else at
-            lines.append(Line(called, x, y, low, high, colour=colour, dash=dash, marked=True))
+            x, y = [x for _, x, _ in drawn], [y for _, _, y in drawn]
+            lines.append(Line(name, x, y, low, high, colour=colour, dash=dash, marked=True))
             cells += [
-                [called, f"{number(each['low'], 2)} to {number(each['high'], 2)}", count(each["n"]),
-                 number(each["predicted"]), with_interval(each, "observed", "observed_low", "observed_high")]
-                for each in bins
+                [name, f"{number(each.low, 2)} to {number(each.high, 2)}", count(each.n), number(each.predicted),
+                 with_interval(each.observed, each.observed_low, each.observed_high)]
+                for each, _, _ in drawn
             ]  # fmt: skip
-            said.append(f"{called}: error {number(record[key]['ece'])}, slope {number(record[key]['slope'], 2)}")
+            words.append(f"{name}: error {number(found.ece)}, slope {number(found.slope, 2)}")
     if not lines:
         return None
-    title = f"{rows[0][1]['label']} on {rows[0][1]['split']}"
+    title = f"{rows[0].record.label} on {rows[0].record.split}"
     head = ["probabilities", "bin", "images", "predicted", "observed (95 % interval)"]
     return Plot(
         calibration_figure(lines), f"Calibration, {title}: observed share of positives in bins of the prediction.",
-        f"Calibration for {title}. {'; '.join(said)}.", Table(f"Calibration, {title}", head, cells),
+        f"Calibration for {title}. {'; '.join(words)}.", Table(f"Calibration, {title}", head, cells),
     )  # fmt: skip
+
+
+def _ends(bins: Sequence[tuple[Bin, float, float]], end: str) -> list[float]:
+    """Return ends of the bins' intervals; the share itself where there is none."""
+    ends = ((getattr(each, end), observed) for each, _, observed in bins)
+    return [observed if value is None else float(value) for value, observed in ends]
 
 
 # ---- label fractions ----
 
 
 def curve_section(runs: Sequence[Run]) -> Section:
-    """Show what the scores are with few labels."""
+    """Show label efficiency: the scores with few labels."""
     blocks: list[Block] = []
     parts: dict[str, list[Block]] = {}
     for run in runs:
         if not run.curve:
             words = f"`medmoco curve --out {run.name}/curve` scores with 1, 10 or 100 % of the labels."
-            blocks.append(Text(f"{run.name} has no label-fraction curve: {words}", "missing"))
+            blocks.append(Text(f"{run.name} has no label-efficiency curve: {words}", "missing"))
             continue
-        present = {row["split"] for row in run.curve}
-        split = "test" if "test" in present else sorted(present)[0]
         for label in labels_of(run.curve):
-            parts.setdefault(label_words(label), []).extend(_curve(run, label, split))
+            parts.setdefault(label_words(label), []).extend(_curve(run, label, shown_split(run.curve)))
     sections = [Section(title, plots_first(found)) for title, found in parts.items()]
     return Section("Scores with few labels", blocks, sections)
 
 
 def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
-    rows = [
-        {**row, "encoder": encoder_name(run, row["encoder"], [run])}
-        for row in sorted(run.curve or [], key=lambda row: row["fraction"])
-        if (row["label"], row["split"]) == (label, split)
+    primary = primary_of(run.curve or ())
+    points = [
+        point.model_copy(
+            update={"encoder": encoder_name(run, point.encoder, [run], is_primary=point.encoder == primary)}
+        )
+        for point in sorted(run.curve or (), key=lambda point: point.fraction)
+        if (point.label, point.split) == (label, split)
     ]
     cells = [
         [
-            f"{100 * row['fraction']:g} %", row["encoder"], method_words(row["method"]),
-            count(row.get("n_train_patients")), count(row.get("draws")),
-            row.get("undefined") or with_interval(row, "auroc", "auroc_low", "auroc_high"),
+            f"{100 * point.fraction:g} %", point.encoder, method_words(point.method), count(point.n_train_patients),
+            count(point.draws), point.undefined or with_interval(point.auroc, point.auroc_low, point.auroc_high),
         ]
-        for row in rows
+        for point in points
     ]  # fmt: skip
     head = ["labels", "features", "method", "training patients", "draws", "AUROC (95 % interval)"]
     title = f"AUROC by share of labelled patients, {label_words(label)} on {split}, {run.name}"
-    table, drawn = Table(title, head, cells), [row for row in rows if row["auroc"] is not None]
+    table, drawn = Table(title, head, cells), [point for point in points if point.auroc is not None]
     if drawn:
-        least = min(row["fraction"] for row in drawn)
-        said = [f"{r['encoder']} by {method_words(r['method'])} {number(r['auroc'])}" for r in drawn
-                if r["fraction"] == least]  # fmt: skip
-        alt = f"{title}. With {100 * least:g} %: {'; '.join(said)}."
-        yield Plot(curve_figure(rows, label, split), f"{title}; bars are 95 % intervals.", alt, table)
+        least = min(point.fraction for point in drawn)
+        words = [f"{point.encoder} by {method_words(point.method)} {number(point.auroc)}" for point in drawn
+                 if point.fraction == least]  # fmt: skip
+        alt = f"{title}. With {100 * least:g} %: {'; '.join(words)}."
+        yield Plot(curve_figure(points, label, split), f"{title}; bars are 95 % intervals.", alt, table)
     else:
         yield table
     differences = [
-        [
-            f"{100 * d['fraction']:g} %", encoder_name(run, d["control"], [run]), method_words(d["method"]),
-            with_interval(d, "difference", "low", "high", sign="+"), p_value(d.get("p_holm", d.get("p"))),
-        ]
-        for d in run.curve_differences or []
-        if (d["label"], d["split"]) == (label, split)
-    ]  # fmt: skip
+        [f"{100 * d.fraction:g} %", encoder_name(run, d.control, [run]), method_words(d.method), *difference_cells(d)]
+        for d in run.curve_differences or ()
+        if (d.label, d.split) == (label, split)
+    ]
     if differences:
-        head = ["labels", "control", "method", "run minus control", "p (Holm)"]
-        table = Table(f"{run.name} minus controls, on the same draws of patients", head, differences)
-        yield Fold(f"Differences of {run.name} to its controls", [table])
+        name = encoder_name(run, primary or "", [run], is_primary=True)
+        head = ["labels", "control", "method", "primary minus control", "p (Holm)"]
+        table = Table(f"{name} minus controls, on the same draws of patients", head, differences)
+        yield Fold(f"Differences between {name} and its controls", [table])

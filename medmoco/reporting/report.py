@@ -19,7 +19,7 @@ from medmoco.reporting.curves import curve_section, curves_section
 from medmoco.reporting.external import external_section
 from medmoco.reporting.runs import Run, read_run
 from medmoco.reporting.scores import (
-    OWN,
+    encoder_name,
     label_words,
     labels_of,
     ledger_section,
@@ -55,7 +55,7 @@ def report(
         The file.
 
     Raises:
-        SettingsError: a folder is no run, a picture is no PNG, or the file cannot be written.
+        SettingsError: a folder is not a run, a picture is not a PNG file, or the file cannot be written.
         CheckpointError: a file of a run is damaged.
     """
     read = _named_apart([read_run(run, card if at == 0 else None) for at, run in enumerate(runs)])
@@ -98,28 +98,29 @@ def _sections(runs: list[Run]) -> list[Section]:
 
 
 def _lead(runs: Sequence[Run]) -> list[Block]:
-    """Return the answer first: what the runs reach, then what they are."""
-    sentences = [Text(line, "lead") for run in runs for line in _headlines(run)]
+    """Return the results first, then what the runs are."""
+    sentences = [Text(line, "lead") for run in runs for line in _headlines(run, runs)]
     return [*sentences, overview(runs)]
 
 
-def _headlines(run: Run) -> list[str]:
+def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
     lines = []
-    split = run.evaluation.split
+    split, primary = run.evaluation.split, run.evaluation.primary
     scores = [
-        record
-        for record in run.evaluation.scores or []
-        if (record["split"], record["method"]) == (split, "linear") and record["auroc"] is not None
+        score
+        for score in run.evaluation.scores or ()
+        if (score.split, score.method) == (split, "linear") and score.auroc is not None
     ]
     for label in labels_of(scores):
-        rows = {record["encoder"]: record for record in scores if record["label"] == label}
-        if OWN not in rows:
+        by_encoder = {score.encoder: score for score in scores if score.label == label}
+        own = by_encoder.pop(primary or "", None)
+        if own is None:
             continue
-        own = rows.pop(OWN)
-        line = f"{label_words(label)}: {run.name} reaches an AUROC of {number(own['auroc'])} on {split}"
-        if own["auroc_low"] is not None:
-            line += f" (95 % interval {number(own['auroc_low'])} to {number(own['auroc_high'])})"
-        others = [f"{record['encoder']} {number(record['auroc'])}" for record in rows.values()]
+        name = encoder_name(run, own.encoder, runs, is_primary=True)
+        line = f"{label_words(label)}: {name} reaches an AUROC of {number(own.auroc)} on {split}"
+        if own.auroc_low is not None:
+            line += f" (95 % interval {number(own.auroc_low)} to {number(own.auroc_high)})"
+        others = [f"{encoder} {number(score.auroc)}" for encoder, score in by_encoder.items()]
         lines.append(f"{line}; {', '.join(others)}." if others else f"{line}.")
     return lines[:4]
 
@@ -157,7 +158,7 @@ def _pictures(files: Sequence[Path]) -> Section:
         except OSError as error:
             raise SettingsError(f"--pictures: {file} cannot be read: {error.strerror}") from None
         if not content.startswith(_PNG):
-            raise SettingsError(f"--pictures: {file} is no PNG file")
+            raise SettingsError(f"--pictures: {file} is not a PNG file")
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         blocks.append(Picture(source, f"Picture {at} of {len(files)}, given by the author of the report"))
     return Section("Pictures", blocks)

@@ -1,4 +1,4 @@
-"""What lies in a run's folder, read for a report: only what is picked by name, and checked before it is used."""
+"""A run's folder, read for a report: only fields that are picked by name, and checked before they are used."""
 
 from __future__ import annotations
 
@@ -15,39 +15,29 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from medmoco.config import DataSettings, flatten
+from medmoco.config import DataSettings, Tree, flatten
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
+from medmoco.evaluation.leakage.ledger import LEDGER, LedgerEntry, read_ledger
+from medmoco.evaluation.records import (
+    AnyRecord,
+    CalibrationScore,
+    CurveDifference,
+    CurvePoint,
+    Difference,
+    EncoderRecord,
+    ExternalScore,
+    OperatingPoint,
+    Score,
+    Subgroup,
+    primary_of,
+    read_named_records,
+    read_records,
+)
+from medmoco.evaluation.results import PREDICTIONS, shown_split
 from medmoco.reporting.blocks import ID_COLUMNS, where_words
 
-Record = dict[str, Any]
-
-_NUMBER = (int, float, type(None))
-_KEY = {"label": str, "split": str, "method": str, "encoder": str}
-_SHAPES: dict[str, Record] = {
-    "scores.json": {
-        **_KEY, "auroc": _NUMBER, "auroc_low": _NUMBER, "auroc_high": _NUMBER, "average_precision": _NUMBER,
-        "n": int, "n_positive": int, "n_patients": int, "undefined": (str, type(None)),
-    },
-    "differences.json": {**_KEY, "control": str, "difference": _NUMBER, "low": _NUMBER, "high": _NUMBER},
-    "operating.json": {
-        **_KEY, "specificity_wanted": _NUMBER, "threshold": _NUMBER, "tp": int, "fp": int, "tn": int, "fn": int,
-        "sensitivity": _NUMBER, "specificity": _NUMBER, "ppv": _NUMBER, "npv": _NUMBER,
-    },
-    "calibration.json": {**_KEY, "kind": str, "before": dict, "after": dict},
-    "subgroups.json": {
-        **_KEY, "column": str, "group": str, "n": int, "n_positive": int, "n_patients": int, "auroc": _NUMBER,
-        "auroc_low": _NUMBER, "auroc_high": _NUMBER, "undefined": (str, type(None)),
-    },
-    "curve.json": {**_KEY, "fraction": _NUMBER, "auroc": _NUMBER, "auroc_low": _NUMBER, "auroc_high": _NUMBER},
-    "curve_differences.json": {
-        **_KEY, "control": str, "fraction": _NUMBER, "difference": _NUMBER, "low": _NUMBER, "high": _NUMBER,
-    },
-}  # fmt: skip
-_CALIBRATION = {"n": int, "brier": _NUMBER, "ece": _NUMBER, "slope": _NUMBER, "intercept": _NUMBER, "bins": list}
-_BIN = dict.fromkeys(("low", "high", "n", "predicted", "observed", "observed_low", "observed_high"), _NUMBER)
-_EXTERNAL = {"internal": dict, "external": dict, "drop": _NUMBER, "drop_low": _NUMBER, "drop_high": _NUMBER}
-_PREDICTION = ("split", "label", "method", "encoder", "draw", "target", "score")
+_PREDICTION = [column for column in PREDICTIONS if column != "row"]
 _LINES = 1_000_000  # of predictions.csv in memory at a time
 
 
@@ -65,24 +55,32 @@ class Scores:
         split: test, or val where there is none.
     """
 
-    scores: list[Record] | None
-    differences: list[Record] | None
-    operating: list[Record] | None
-    calibration: list[Record] | None
-    subgroups: list[Record] | None
+    scores: Sequence[Score] | None
+    differences: Sequence[Difference] | None
+    operating: Sequence[OperatingPoint] | None
+    calibration: Sequence[CalibrationScore] | None
+    subgroups: Sequence[Subgroup] | None
     predictions: pd.DataFrame | None
     split: str
+
+    @property
+    def primary(self) -> str | None:
+        """Name of the encoder in question; external validation scores one encoder, and has no scores.json."""
+        files: tuple[Sequence[EncoderRecord] | None, ...] = (
+            self.scores, self.operating, self.calibration, self.subgroups,
+        )  # fmt: skip
+        return primary_of(next((records for records in files if records), ()))
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run; None where a file is not there.
+    """Contents of a run folder; None where a file is not there.
 
     Attributes:
         name: Of its folder.
-        is_finetuned: It trained a classifier rather than an encoder.
-        has_weights: It started from weights that the user gave.
-        settings: "group.key" -> value, without what names a place.
+        is_finetuned: Whether it trained a classifier rather than an encoder.
+        has_weights: Whether it started from weights that the user gave.
+        settings: "group.key" -> value, without paths.
         environment: environment.json.
         state: running, stopped, done or failed.
         step: Done.
@@ -105,23 +103,23 @@ class Run:
     name: str
     is_finetuned: bool
     has_weights: bool
-    settings: Record
-    environment: Record
+    settings: Tree
+    environment: Tree
     state: str
     step: int | None
     steps: int | None
-    metrics: list[Record]
+    metrics: list[Tree]
     quarantine: Counter[str]
     audit: str | None
     faults: Counter[tuple[str, str]]
     splits: dict[str, Split] | None
     evaluation: Scores
-    curve: list[Record] | None
-    curve_differences: list[Record] | None
-    external: dict[str, Record] | None
+    curve: Sequence[CurvePoint] | None
+    curve_differences: Sequence[CurveDifference] | None
+    external: dict[str, ExternalScore] | None
     external_scores: Scores
-    ledger: list[Record] | None
-    classifier: Record | None
+    ledger: list[LedgerEntry] | None
+    classifier: Tree | None
     card: str | None
 
 
@@ -137,14 +135,14 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
         CheckpointError: one of its files is damaged.
     """
     if not (folder / "config.yaml").is_file() or not (folder / "environment.json").is_file():
-        raise SettingsError(f"{folder} is no run folder: it holds no config.yaml with environment.json")
+        raise SettingsError(f"{folder} is not a run folder: it lacks config.yaml or environment.json")
     tree, environment = _read_settings(folder / "config.yaml"), _read_object(folder / "environment.json") or {}
     status = _read_object(folder / "status.json") or {}
     metrics = _read_lines(folder / "metrics.jsonl") or []
     own = _read_object(folder / "classifier" / "classifier.json")
     check = folder.resolve().with_name(f"{folder.resolve().name}-check")
     cards = [card] if card else [folder / name / "MODEL_CARD.md" for name in ("export", "exported")]
-    external = folder / "external"
+    other = folder / "external" / "external.json"
     return Run(
         name=folder.resolve().name,
         is_finetuned=own is not None or any(key.startswith("val_auroc") for record in metrics for key in record),
@@ -160,11 +158,11 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
         faults=Counter((row["severity"], row["fault"]) for row in _read_csv(check / "rows.csv", ("severity", "fault"))),
         splits=_read_manifest(tree, environment.get("manifest_sha256")),
         evaluation=_read_scores(folder / "evaluation"),
-        curve=_read_records(folder / "curve" / "curve.json"),
-        curve_differences=_read_records(folder / "curve" / "curve_differences.json"),
-        external=_read_external(external / "external.json"),
-        external_scores=_read_scores(external),
-        ledger=_read_lines(folder / "ledger.jsonl"),
+        curve=_read_records(folder / "curve" / "curve.json", CurvePoint),
+        curve_differences=_read_records(folder / "curve" / "curve_differences.json", CurveDifference),
+        external=read_named_records(other, ExternalScore) if other.is_file() else None,
+        external_scores=_read_scores(other.parent),
+        ledger=read_ledger(folder / LEDGER) if (folder / LEDGER).is_file() else None,
         classifier=own or _read_object(folder / "evaluation" / "classifier" / "classifier.json"),
         card=next((text for text in map(_read_text, cards) if text is not None), None),
     )
@@ -182,30 +180,30 @@ def _read_text(file: Path) -> str | None:
     try:
         return file.read_text(encoding="utf-8") if file.is_file() else None
     except UnicodeDecodeError:
-        raise _damaged(file, "it is no text") from None
+        raise _damaged(file, "it is not text") from None
     except OSError as error:
         raise CheckpointError(f"{file.parent.name}/{file.name} cannot be read: {error.strerror}") from None
 
 
 def _parse(text: str, file: Path) -> Any:
     def refuse(name: str) -> None:
-        raise _damaged(file, f"it holds {name}, which is no JSON")
+        raise _damaged(file, f"it holds {name}, which is not JSON")
 
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError):
-        raise _damaged(file, "it is no JSON") from None
+        raise _damaged(file, "it is not JSON") from None
 
 
-def _read_object(file: Path) -> Record | None:
+def _read_object(file: Path) -> Tree | None:
     text = _read_text(file)
     content = _parse(text, file) if text is not None else {}
     if not isinstance(content, dict):
-        raise _damaged(file, "it holds no object")
+        raise _damaged(file, "it does not hold an object")
     return content if text is not None else None
 
 
-def _read_lines(file: Path) -> list[Record] | None:
+def _read_lines(file: Path) -> list[Tree] | None:
     """Read JSON lines; the last may have been cut short."""
     text = _read_text(file)
     if text is None:
@@ -215,38 +213,12 @@ def _read_lines(file: Path) -> list[Record] | None:
         whole.append(last)
     records = [_parse(line, file) for line in whole if line]
     if not all(isinstance(record, dict) for record in records):
-        raise _damaged(file, "a line holds no object")
+        raise _damaged(file, "a line does not hold an object")
     return records
 
 
-def _check(record: Any, shape: Record, file: Path) -> None:
-    for key, kind in shape.items():
-        if not isinstance(record, dict) or key not in record:
-            raise _damaged(file, f"a record lacks {key!r}")
-        if not isinstance(record[key], kind):
-            raise _damaged(file, f"{key!r} of a record is {type(record[key]).__name__}")
-
-
-def _read_records(file: Path) -> list[Record] | None:
-    text = _read_text(file)
-    records = _parse(text, file) if text is not None else []
-    if not isinstance(records, list):
-        raise _damaged(file, "it holds no list")
-    for record in records:
-        _check(record, _SHAPES[file.name], file)
-    if file.name == "calibration.json":
-        for part in (record[key] for record in records for key in ("before", "after")):
-            _check(part, _CALIBRATION, file)
-            for each in part["bins"]:
-                _check(each, _BIN, file)
-    return records if text is not None else None
-
-
-def _read_external(file: Path) -> dict[str, Record] | None:
-    content = _read_object(file)
-    for record in (content or {}).values():
-        _check(record, _EXTERNAL, file)
-    return content
+def _read_records(file: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...] | None:
+    return read_records(file, kind) if file.is_file() else None
 
 
 def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -261,15 +233,14 @@ def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _read_scores(folder: Path) -> Scores:
-    scores, subgroups = _read_records(folder / "scores.json"), _read_records(folder / "subgroups.json")
-    present = {record["split"] for record in scores or []}
-    split = "test" if "test" in present or not present else "val"
+    scores, subgroups = _read_records(folder / "scores.json", Score), _read_records(folder / "subgroups.json", Subgroup)
+    split = shown_split(scores or ())
     return Scores(
         scores=scores,
-        differences=_read_records(folder / "differences.json"),
-        operating=_read_records(folder / "operating.json"),
-        calibration=_read_records(folder / "calibration.json"),
-        subgroups=None if subgroups is None else [row for row in subgroups if row["column"] not in ID_COLUMNS],
+        differences=_read_records(folder / "differences.json", Difference),
+        operating=_read_records(folder / "operating.json", OperatingPoint),
+        calibration=_read_records(folder / "calibration.json", CalibrationScore),
+        subgroups=None if subgroups is None else [row for row in subgroups if row.column not in ID_COLUMNS],
         predictions=_read_predictions(folder / "predictions.csv", split),
         split=split,
     )
@@ -281,9 +252,7 @@ def _read_predictions(file: Path, split: str) -> pd.DataFrame | None:
     text = dict.fromkeys(("split", "label", "method", "encoder"), str)
     parts = []
     try:
-        with pd.read_csv(
-            file, usecols=list(_PREDICTION), dtype=text, keep_default_na=False, chunksize=_LINES
-        ) as chunks:
+        with pd.read_csv(file, usecols=_PREDICTION, dtype=text, keep_default_na=False, chunksize=_LINES) as chunks:
             for chunk in chunks:
                 parts.append(chunk[(chunk["split"] == split) & (chunk["draw"] == 0)])
         table = pd.concat(parts).astype({"target": int, "score": float})
@@ -297,20 +266,20 @@ def _read_predictions(file: Path, split: str) -> pd.DataFrame | None:
 # ---- settings and manifest ----
 
 
-def _read_settings(file: Path) -> Record:
+def _read_settings(file: Path) -> Tree:
     try:
         tree = yaml.safe_load(_read_text(file) or "")
     except yaml.YAMLError:
-        raise _damaged(file, "it is no YAML") from None
+        raise _damaged(file, "it is not YAML") from None
     if not isinstance(tree, dict):
-        raise _damaged(file, "it holds no settings")
+        raise _damaged(file, "it does not hold settings")
     return tree
 
 
 _PLACES = ("out", "manifest", "root", "pack", "pack_cache", "init", "weights", "boxes", "encoder", "run")
 
 
-def _portable(tree: Record) -> Record:
+def _portable(tree: Tree) -> Tree:
     """Return the settings without what names a place on a machine, or a row by its id."""
     portable = {}
     for key, value in flatten(tree):
@@ -325,7 +294,7 @@ def _is_path(value: str) -> bool:
     return len(PureWindowsPath(value).parts) > 1 or value.startswith("~")  # which knows slashes of both kinds
 
 
-def _read_manifest(tree: Record, sha256: Any) -> dict[str, Split] | None:
+def _read_manifest(tree: Tree, sha256: Any) -> dict[str, Split] | None:
     """Read the manifest that the settings name; None where it is not there, or not what the run was trained on."""
     try:
         data = DataSettings.model_validate(tree.get("data"))

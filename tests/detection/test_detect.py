@@ -19,7 +19,7 @@ from medmoco.detection.detect import Scoring, detect, settings_of_run
 from medmoco.detection.learning import Detecting
 from medmoco.errors import ManifestError, SettingsError, Stopped
 from medmoco.evaluation.features.encoder import load_encoder
-from medmoco.evaluation.leakage.ledger import looks
+from medmoco.evaluation.leakage.ledger import read_ledger
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
 from medmoco.training.run_folder import StartMode
@@ -65,13 +65,15 @@ def test_detect__leaves_scores_and_boxes_and_compares_two_runs(
     }
     assert {r["encoder"] for r in records} == {"file", "untrained"}
     own = read(runs[0] / "scores.json")
-    assert [r for r in records if r["encoder"] == "untrained"] == own  # scored again from its file, to the last digit
+    again = [r | {"primary": True} for r in records if not r["primary"]]
+    assert again == own  # scored again from its file, to the last digit
+    assert found.to_frame().query("primary")["encoder"].unique().tolist() == ["file"]
     assert {d["encoder"] + d["control"] for d in read(runs[1] / "differences.json")} == {"fileuntrained"}
     assert (runs[1] / "table.txt").read_text() == found.table
-    assert "test evaluation 1, recorded in" in found.table
+    assert "test evaluation 1, recorded in ledger.jsonl" in found.table
     assert max(map(len, found.table.splitlines())) <= 120
-    (look,) = looks(runs[1] / "ledger.jsonl")
-    assert (look["command"], set(look["auroc"])) == ("detect", {"Mass", "Nodule"})
+    (entry,) = read_ledger(runs[1] / "ledger.jsonl")
+    assert (entry.command, set(entry.auroc)) == ("detect", {"Mass", "Nodule"})
     with (runs[1] / "detections.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["split"] for row in rows} == {"val", "test"}
@@ -143,7 +145,7 @@ def test_detect__two_processes_leave_one_run_and_resume_bitwise(manifest: Path) 
     broken = run_together(2, _detect, manifest, runs[1], 1)
     assert broken == straight
     assert straight[1] == ""
-    assert "test evaluation 1, recorded in" in straight[0]
+    assert "test evaluation 1, recorded in ledger.jsonl" in straight[0]
     one, other = map(checkpoint, runs[:2])
     for part in ("model", "optimizer", "best"):
         assert_same(one[part], other[part])
@@ -210,7 +212,7 @@ def test_detect__learns_what_shows(manifest: Path) -> None:
     for detector in ("retinanet", "faster_rcnn"):
         settings = make_settings(manifest, *chosen, f"detection.detector={detector}", "detection.proposals=64")
         found = detect(settings, "random", manifest.parent / detector)
-        ap50 = next(r["value"] for r in found.records if (r["split"], r["metric"]) == ("val", "ap50"))
+        ap50 = next(r.value for r in found.scores if (r.split, r.metric) == ("val", "ap50"))
         assert ap50 > 0.6, detector
 
 

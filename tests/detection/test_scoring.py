@@ -57,12 +57,12 @@ def test_score__of_draws_pairs_labels_and_detectors() -> None:
         scores["macro"]["ap"].draws, np.mean([scores[label]["ap"].draws for label in LABELS], axis=0)
     )
     same = differences_of("val", scores, again, ("run", "other"))
-    assert all((d["difference"], d["low"], d["high"]) == (0, 0, 0) for d in same)
+    assert all((d.difference, d.low, d.high) == (0, 0, 0) for d in same)
     worse = Detections(found.images, found.corners, found.labels, found.scores[::-1].copy())
     better = differences_of("val", scores, score(annotated, worse, LABELS, draws=150, seed=3), ("run", "other"))
-    ap = next(d for d in better if (d["label"], d["metric"]) == ("macro", "ap"))
-    assert ap["low"] < ap["difference"] < ap["high"]
-    values = [scores["macro"]["ap"].value, ap["difference"]]
+    ap = next(d for d in better if (d.label, d.metric) == ("macro", "ap"))
+    assert ap.low < ap.difference < ap.high
+    values = [scores["macro"]["ap"].value, ap.difference]
     assert all(np.isfinite(values))
 
 
@@ -70,18 +70,18 @@ def test_score__a_label_without_boxes_is_left_out_of_the_mean() -> None:
     scores = score(TRUTH, FOUND, (*LABELS, "Other"), draws=100, seed=0)
     assert np.isnan(scores["Other"]["ap"].value)
     assert scores["macro"]["ap"].value == pytest.approx((1 + 0.5 * 51 / 101) / 2)
-    records = records_of("val", TRUTH, (*LABELS, "Other"), scores, "run")
-    other = next(record for record in records if (record["label"], record["metric"]) == ("Other", "ap"))
-    assert (other["value"], other["low"], other["n_boxes"]) == (None, None, 0)
+    records = records_of("val", TRUTH, (*LABELS, "Other"), scores, encoder="run")
+    other = next(record for record in records if (record.label, record.metric) == ("Other", "ap"))
+    assert (other.value, other.low, other.n_boxes) == (None, None, 0)
 
 
 def test_records_and_table__say_what_was_scored() -> None:
     scores = score(TRUTH, FOUND, LABELS, draws=100, seed=0)
-    records = records_of("val", TRUTH, LABELS, scores, "run")
-    ap = next(record for record in records if (record["label"], record["metric"]) == ("Nodule", "ap50"))
-    assert (ap["n"], ap["n_boxes"], ap["n_positive"], ap["n_patients"]) == (4, 2, 2, 4)
-    assert ap["low"] < ap["value"] < ap["high"]
-    assert ap["bootstrap_left_out"] > 0  # draws without either image
+    records = records_of("val", TRUTH, LABELS, scores, encoder="run")
+    ap = next(record for record in records if (record.label, record.metric) == ("Nodule", "ap50"))
+    assert (ap.n, ap.n_boxes, ap.n_positive, ap.n_patients) == (4, 2, 2, 4)
+    assert ap.low < ap.value < ap.high
+    assert ap.bootstrap_left_out > 0  # draws without either image
     differences = differences_of("val", scores, scores, ("run", "untrained"))
     text = layout(records, differences, ["head"], ["note"])
     assert "val: Nodule  (4 images of 4 patients, 2 boxes in 2 images)" in text

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from medmoco.config import RunSettings, load
-from medmoco.evaluation.curve import Curve, curve
+from medmoco.evaluation.curve import curve
 from medmoco.evaluation.evaluate import evaluate
-from medmoco.evaluation.leakage.ledger import looks
+from medmoco.evaluation.leakage.ledger import read_ledger
+from medmoco.evaluation.results import Curve
 from tests.helpers.squares import SMALL, write_images
 
 FINETUNE = ["finetune.epochs=2", "finetune.least_steps=1", "finetune.global_batch_size=8", "finetune.patience=0"]
@@ -36,28 +37,30 @@ def found(settings: Callable[..., RunSettings], tmp_path_factory: pytest.TempPat
 def test_curve__its_ends_are_what_evaluate_says(
     found: tuple[Curve, Path], settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:
-    rows = found[0].rows
+    rows = found[0].points
     for fraction, draws in ((0.2, 2), (1.0, 1)):
         more = (f"evaluate.label_fraction={fraction}", f"evaluate.label_draws={draws}")
         alone = evaluate(settings(*more), {"run": "random"}, tmp_path, test=True)
-        for record in alone.records:
-            if record["method"] == "linear":
+        for record in alone.scores:
+            if record.method == "linear":
                 keys = ("label", "split", "method", "encoder")
                 (row,) = [
                     r for r in rows
-                    if r["fraction"] == fraction and [r[key] for key in keys] == [record[key] for key in keys]
+                    if r.fraction == fraction and all(getattr(r, key) == getattr(record, key) for key in keys)
                 ]  # fmt: skip
-                assert row["auroc"] == record["auroc"]
-                assert (row["auroc_low"], row["auroc_high"]) == (record["auroc_low"], record["auroc_high"])
-                assert row["draws"] == draws
+                assert row.auroc == record.auroc
+                assert (row.auroc_low, row.auroc_high) == (record.auroc_low, record.auroc_high)
+                assert row.draws == draws
 
 
 def test_curve__files_hold_the_same_and_no_names(found: tuple[Curve, Path]) -> None:
     result, out = found
-    assert json.loads((out / "curve.json").read_text()) == result.rows
-    assert json.loads((out / "curve_differences.json").read_text()) == result.differences
+    again = Curve.load(out)
+    assert (again.points, again.differences, again.table) == (result.points, result.differences, result.table)
+    assert {record["version"] for record in json.loads((out / "curve.json").read_text())} == {1}
+    assert {point.encoder for point in again.points if point.primary} == {"untrained"}
     table = pd.read_csv(out / "curve.csv")
-    assert table["auroc"].tolist() == pytest.approx([row["auroc"] for row in result.rows], abs=1e-5)
+    assert table["auroc"].tolist() == pytest.approx([row.auroc for row in result.points], abs=1e-5)
     assert (out / "curve_test_Bright.svg").read_text().startswith("<?xml")
     text = "".join(file.read_text() for file in out.glob("*.*"))
     assert not any(word in text for word in ("secret", "confidential", str(out)))
@@ -65,31 +68,27 @@ def test_curve__files_hold_the_same_and_no_names(found: tuple[Curve, Path]) -> N
 
 
 def test_curve__fine_tuning_is_scored_on_the_same_draws(found: tuple[Curve, Path]) -> None:
-    rows = {
-        (r["method"], r["encoder"], r["fraction"]): r
-        for r in found[0].rows
-        if r["split"] == "test" and r["label"] == "Bright"
-    }
+    rows = {(r.method, r.encoder, r.fraction): r for r in found[0].points if r.split == "test" and r.label == "Bright"}
     for fraction in (0.2, 1.0):
         probe, tuned = rows["linear", "untrained", fraction], rows["finetune", "untrained", fraction]
-        assert tuned["n_train_patients"] == probe["n_train_patients"]
-        if tuned["auroc"] < 1:  # a perfect score has no interval
-            assert 0 <= tuned["auroc_low"] <= tuned["auroc"] <= tuned["auroc_high"] <= 1
+        assert tuned.n_train_patients == probe.n_train_patients
+        if tuned.auroc < 1:  # a perfect score has no interval
+            assert 0 <= tuned.auroc_low <= tuned.auroc <= tuned.auroc_high <= 1
     assert len(list((found[1] / "finetune").iterdir())) == 3  # two draws, and all labels
 
 
-def test_curve__is_one_look_at_test(found: tuple[Curve, Path]) -> None:
-    (look,) = looks(found[1] / "ledger.jsonl")
+def test_curve__is_one_test_evaluation(found: tuple[Curve, Path]) -> None:
+    (entry,) = read_ledger(found[1] / "ledger.jsonl")
     (row,) = [
-        r for r in found[0].rows
-        if [r[key] for key in ("label", "split", "method", "encoder")] == ["Bright", "test", "linear", "untrained"]
-        and r["fraction"] == 1
+        r for r in found[0].points
+        if [r.label, r.split, r.method, r.encoder] == ["Bright", "test", "linear", "untrained"]
+        and r.fraction == 1
     ]  # fmt: skip
-    assert look["command"] == "curve"
-    assert look["auroc"] == {"Bright": row["auroc"]}
+    assert entry.command == "curve"
+    assert entry.auroc == {"Bright": row.auroc}
 
 
 def test_curve__without_test_only_val_is_scored(settings: Callable[..., RunSettings], tmp_path: Path) -> None:
     result = curve(settings("evaluate.fractions=[1.0]"), {"run": "random"}, tmp_path, draws=1)
-    assert {row["split"] for row in result.rows} == {"val"}
+    assert {row.split for row in result.points} == {"val"}
     assert not (tmp_path / "ledger.jsonl").exists()

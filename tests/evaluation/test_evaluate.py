@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,25 +21,25 @@ from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
-from medmoco.config import RunSettings, load
+from medmoco.config import RunSettings, as_tree, load, to_yaml
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation import evaluate as module
-from medmoco.evaluation.evaluate import Evaluation
 from medmoco.evaluation.features import inputs
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
 from medmoco.evaluation.features.encoder_files import Provenance
 from medmoco.evaluation.features.features import Extracted
-from medmoco.evaluation.leakage.ledger import looks
+from medmoco.evaluation.leakage.leakage import Pretraining
+from medmoco.evaluation.leakage.ledger import read_ledger
 from medmoco.evaluation.metrics.auroc import bootstrap_auroc
+from medmoco.evaluation.records import Leakage, Overlap
+from medmoco.evaluation.results import Evaluation
 from medmoco.evaluation.scoring import study
 from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.models.backbones import Backbone
 from tests.helpers.squares import SMALL, write_images
 
-REQUIRED = {"label", "split", "method", "n", "n_positive", "n_patients", "average_precision"}
-REQUIRED |= {"auroc", "auroc_low", "auroc_high"}
 FILES = ("scores.json", "differences.json", "predictions.csv", "table.txt")
 FILES += ("operating.json", "calibration.json", "subgroups.json")
 
@@ -76,7 +77,7 @@ class Split:
 
 
 def evaluate(settings: RunSettings, encoder: str, out: Path, log: Callable[[str], None] = lambda _: None) -> Evaluation:
-    """Look at both splits."""
+    """Score both splits."""
     return module.evaluate(settings, {"run": encoder}, out, test=True, log=log)
 
 
@@ -151,30 +152,32 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
         return evaluate(settings_of(folder), "run-folder", folder / "scores"), folder / "scores"
 
 
-def record_of(records: list[dict[str, Any]], *key: str) -> dict[str, Any]:
+def record_of(records: Sequence[Any], *key: str) -> Any:
     names = ("label", "split", "method", "encoder", "control")
-    (found,) = [r for r in records if all(r[name] == value for name, value in zip(names, key, strict=False))]
+    (found,) = [r for r in records if all(getattr(r, name) == value for name, value in zip(names, key, strict=False))]
     return found
 
 
 def test_evaluate__records_hold_what_is_promised_and_files_are_strict(scored: tuple[Evaluation, Path]) -> None:
     found, folder = scored
-    text = (folder / "scores.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == found.records
-    assert json.loads((folder / "differences.json").read_text()) == found.differences
-    assert (folder / "table.txt").read_text() == found.table
-    assert len(found.records) == 3 * 2 * 2 * 3  # labels and macro, splits, methods, encoders
+    written = json.loads((folder / "scores.json").read_text(), parse_constant=pytest.fail)
+    again = Evaluation.load(folder)
+    for name in ("scores", "differences", "operating_points", "calibration", "subgroups", "table"):
+        assert getattr(again, name) == getattr(found, name)
+    pd.testing.assert_frame_equal(again.predictions, found.predictions, rtol=1e-8)
+    assert {record["version"] for record in written} == {1}
+    assert [record["encoder"] for record in written if record["primary"]] == ["run"] * 12
+    assert len(found.scores) == 3 * 2 * 2 * 3  # labels and macro, splits, methods, encoders
     assert len(found.differences) == 3 * 2 * 2 * 2
-    for record in found.records:
-        assert record.keys() >= REQUIRED
-        assert 0 <= record["auroc_low"] <= record["auroc"] <= record["auroc_high"] <= 1
-        assert record["seed"] == 0
-        assert record["draws"] == 1
-        assert record["where"] is None
-    linear = record_of(found.records, "Hard", "test", "linear", "run")
-    assert linear["strength"][0] in settings_of(folder).evaluate.strengths
-    assert linear["label_policy"] == {"uncertain": "ignore", "missing": "ignore"}
-    assert record_of(found.records, "Hard", "test", "knn", "run")["neighbours"] == 20
+    for record in found.scores:
+        assert 0 <= record.auroc_low <= record.auroc <= record.auroc_high <= 1
+        assert record.seed == 0
+        assert record.draws == 1
+        assert record.where is None
+    linear = record_of(found.scores, "Hard", "test", "linear", "run")
+    assert linear.strength[0] in settings_of(folder).evaluate.strengths
+    assert linear.label_policy == {"uncertain": "ignore", "missing": "ignore"}
+    assert record_of(found.scores, "Hard", "test", "knn", "run").neighbours == 20
 
 
 @pytest.mark.parametrize("method", ["linear", "knn"])
@@ -184,7 +187,7 @@ def test_evaluate__scores_are_those_of_its_predictions(
 ) -> None:
     """From predictions.csv alone, scikit-learn finds every number of the record."""
     found, folder = scored
-    record = record_of(found.records, label, "test", method, "run")
+    record = record_of(found.scores, label, "test", method, "run")
     with (folder / "predictions.csv").open() as file:
         lines = [
             line
@@ -197,11 +200,11 @@ def test_evaluate__scores_are_those_of_its_predictions(
     known = ~np.isnan(split.labels[:, column])
     assert [int(line["row"]) for line in lines] == split.rows[known].tolist()
     assert targets.tolist() == split.labels[known, column].tolist()
-    assert record["n"] == known.sum() == len(lines)
-    assert record["n_positive"] == targets.sum()
-    assert record["n_patients"] == len(set(split.patients[known].tolist()))
-    assert record["auroc"] == pytest.approx(roc_auc_score(targets, scores), abs=1e-9)
-    assert record["average_precision"] == pytest.approx(average_precision_score(targets, scores), abs=1e-9)
+    assert record.n == known.sum() == len(lines)
+    assert record.n_positive == targets.sum()
+    assert record.n_patients == len(set(split.patients[known].tolist()))
+    assert record.auroc == pytest.approx(roc_auc_score(targets, scores), abs=1e-9)
+    assert record.average_precision == pytest.approx(average_precision_score(targets, scores), abs=1e-9)
 
 
 def plain_auroc(targets: list[int], scores: list[float]) -> Fraction:
@@ -217,20 +220,20 @@ def test_evaluate__neighbours_that_all_agree_are_ties(splits: dict[str, Split], 
     found = evaluate(settings_of(tmp_path, "evaluate.neighbours=10"), "run-folder", tmp_path / "scores")
     table = pd.read_csv(tmp_path / "scores/predictions.csv")
     for key, lines in table.groupby(["label", "split", "method", "encoder"]):
-        record = record_of(found.records, *key)
+        record = record_of(found.scores, *key)
         exact = plain_auroc(lines["target"].tolist(), lines["score"].tolist())
-        assert record["auroc"] == pytest.approx(float(exact), abs=1e-12), key
+        assert record.auroc == pytest.approx(float(exact), abs=1e-12), key
     knn = table[(table["label"] == "Easy") & (table["method"] == "knn")]
     assert 0.8 < (knn["score"] == 1).mean() < 1
 
 
 def test_evaluate__differences_are_paired(scored: tuple[Evaluation, Path]) -> None:
     found, folder = scored
-    run, control = (record_of(found.records, "Easy", "test", "linear", name) for name in ("run", "pixels"))
+    run, control = (record_of(found.scores, "Easy", "test", "linear", name) for name in ("run", "pixels"))
     difference = record_of(found.differences, "Easy", "test", "linear", "run", "pixels")
-    assert difference["difference"] == pytest.approx(run["auroc"] - control["auroc"])
-    assert 0 < difference["low"] < difference["difference"] < difference["high"]
-    assert difference["excludes_zero"]
+    assert difference.difference == pytest.approx(run.auroc - control.auroc)
+    assert 0 < difference.low < difference.difference < difference.high
+    assert difference.excludes_zero
 
     scores = {}
     with (folder / "predictions.csv").open() as file:
@@ -242,7 +245,7 @@ def test_evaluate__differences_are_paired(scored: tuple[Evaluation, Path]) -> No
         bootstrap_auroc(test.labels[:, 0], np.array(scores[name]), test.patients, draws=200, seed=0)
         for name in ("run", "pixels")
     ]
-    assert (difference["low"], difference["high"]) == pytest.approx(np.percentile(draws[0] - draws[1], [2.5, 97.5]))
+    assert (difference.low, difference.high) == pytest.approx(np.percentile(draws[0] - draws[1], [2.5, 97.5]))
 
 
 def test_evaluate__a_label_of_one_class_is_undefined_and_left_out_of_the_macro(
@@ -250,15 +253,15 @@ def test_evaluate__a_label_of_one_class_is_undefined_and_left_out_of_the_macro(
 ) -> None:
     splits["test"].labels[:, 1] = np.where(np.isnan(splits["test"].labels[:, 1]), np.nan, 0)
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-    hard, easy, macro = (record_of(found.records, name, "test", "linear", "run") for name in ("Hard", "Easy", "macro"))
-    assert hard["undefined"] == "undefined (no positives)"
-    assert [hard[name] for name in ("auroc", "auroc_low", "auroc_high", "average_precision")] == [None] * 4
-    assert hard["n_positive"] == 0 < hard["n"]
-    assert macro["auroc"] == easy["auroc"]
-    assert (macro["auroc_low"], macro["auroc_high"]) == (easy["auroc_low"], easy["auroc_high"])
-    assert (macro["n_labels_defined"], macro["n_labels"]) == (1, 2)
-    assert record_of(found.records, "macro", "val", "linear", "run")["n_labels_defined"] == 2
-    assert record_of(found.differences, "Hard", "test", "linear", "run", "pixels")["difference"] is None
+    hard, easy, macro = (record_of(found.scores, name, "test", "linear", "run") for name in ("Hard", "Easy", "macro"))
+    assert hard.undefined == "undefined (no positives)"
+    assert (hard.auroc, hard.auroc_low, hard.auroc_high, hard.average_precision) == (None,) * 4
+    assert hard.n_positive == 0 < hard.n
+    assert macro.auroc == easy.auroc
+    assert (macro.auroc_low, macro.auroc_high) == (easy.auroc_low, easy.auroc_high)
+    assert (macro.n_labels_defined, macro.n_labels) == (1, 2)
+    assert record_of(found.scores, "macro", "val", "linear", "run").n_labels_defined == 2
+    assert record_of(found.differences, "Hard", "test", "linear", "run", "pixels").difference is None
     assert "undefined (no positives)" in found.table
     assert "mean of 1 of 2 labels" in found.table
     assert "nan" not in found.table.lower()
@@ -267,20 +270,20 @@ def test_evaluate__a_label_of_one_class_is_undefined_and_left_out_of_the_macro(
 def test_evaluate__a_label_that_cannot_be_learnt_is_undefined(splits: dict[str, Split], tmp_path: Path) -> None:
     splits["train"].labels[:] = 1
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-    assert {record["undefined"] for record in found.records if record["label"] != "macro"} == {
+    assert {record.undefined for record in found.scores if record.label != "macro"} == {
         "undefined (no negatives in train)"
     }
-    assert record_of(found.records, "macro", "test", "knn", "run")["undefined"] == "undefined (no label is defined)"
+    assert record_of(found.scores, "macro", "test", "knn", "run").undefined == "undefined (no label is defined)"
     assert (tmp_path / "scores/predictions.csv").read_text().count("\n") == 1
 
 
 def test_evaluate__macro_is_the_mean_of_labels_in_every_draw(scored: tuple[Evaluation, Path]) -> None:
     found, _ = scored
-    easy, hard, macro = (record_of(found.records, name, "test", "knn", "run") for name in ("Easy", "Hard", "macro"))
-    assert macro["auroc"] == pytest.approx((easy["auroc"] + hard["auroc"]) / 2)
-    assert macro["auroc_high"] - macro["auroc_low"] < hard["auroc_high"] - hard["auroc_low"]
-    assert macro["n"] == 160
-    assert macro["n_positive"] == (np.nan_to_num(made_splits()["test"].labels) == 1).any(axis=1).sum()
+    easy, hard, macro = (record_of(found.scores, name, "test", "knn", "run") for name in ("Easy", "Hard", "macro"))
+    assert macro.auroc == pytest.approx((easy.auroc + hard.auroc) / 2)
+    assert macro.auroc_high - macro.auroc_low < hard.auroc_high - hard.auroc_low
+    assert macro.n == 160
+    assert macro.n_positive == (np.nan_to_num(made_splits()["test"].labels) == 1).any(axis=1).sum()
 
 
 def test_evaluate__a_share_of_patients_is_averaged_over_draws(
@@ -288,16 +291,16 @@ def test_evaluate__a_share_of_patients_is_averaged_over_draws(
 ) -> None:
     settings = settings_of(tmp_path, "evaluate.label_fraction=0.1", "evaluate.label_draws=4")
     found = evaluate(settings, "run-folder", tmp_path / "scores")
-    record = record_of(found.records, "Easy", "test", "linear", "run")
+    record = record_of(found.scores, "Easy", "test", "linear", "run")
     patients = len(set(splits["train"].patients.tolist()))
-    assert record["n_train_patients"] == [round(0.1 * patients)] * 4
-    assert len(set(record["auroc_of_draws"])) > 1
-    assert record["auroc"] == pytest.approx(np.mean(record["auroc_of_draws"]))
-    assert record["draws"] == len(record["strength"]) == 4
-    assert record["label_fraction"] == 0.1
-    assert record_of(scored[0].records, "Easy", "test", "linear", "run")["auroc"] > record["auroc"]
-    taught = [record_of(found.records, "Hard", "test", method, "run") for method in ("linear", "knn")]
-    assert taught[0]["n_train"] == taught[1]["n_train"]
+    assert record.n_train_patients == (round(0.1 * patients),) * 4
+    assert len(set(record.auroc_of_draws)) > 1
+    assert record.auroc == pytest.approx(np.mean(record.auroc_of_draws))
+    assert record.draws == len(record.strength) == 4
+    assert record.label_fraction == 0.1
+    assert record_of(scored[0].scores, "Easy", "test", "linear", "run").auroc > record.auroc
+    taught = [record_of(found.scores, "Hard", "test", method, "run") for method in ("linear", "knn")]
+    assert taught[0].n_train == taught[1].n_train
 
 
 def test_evaluate__a_score_that_learned_nothing_is_flagged(
@@ -309,9 +312,9 @@ def test_evaluate__a_score_that_learned_nothing_is_flagged(
     monkeypatch.setattr(study, "extract", constant)
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
     for method in ("linear", "knn"):
-        record = record_of(found.records, "Easy", "test", method, "run")
-        assert record["auroc"] == 0.5
-        assert record["flag"] == "all scores are equal"
+        record = record_of(found.scores, "Easy", "test", method, "run")
+        assert record.auroc == 0.5
+        assert record.flag == "all scores are equal"
     assert "0.500!" in found.table
     assert "! test, Easy, knn, run: all scores are equal" in found.table
 
@@ -324,9 +327,9 @@ def test_evaluate__where_restricts_every_split(
     found = evaluate(settings, "run-folder", tmp_path / "scores")
     test = splits["test"]
     expected = int(((test.labels[:, 0] == 1) & ~np.isnan(test.labels[:, 1])).sum())
-    record = record_of(found.records, "Hard", "test", "linear", "run")
-    assert record["n"] == expected
-    assert record["where"] == "Easy == 1"
+    record = record_of(found.scores, "Hard", "test", "linear", "run")
+    assert record.n == expected
+    assert record.where == "Easy == 1"
     assert "where Easy == 1" in found.table
     assert "macro" not in found.table  # it would repeat the one label
 
@@ -337,7 +340,7 @@ def test_evaluate__a_missing_split_is_said_and_the_others_scored(
 ) -> None:
     (tmp_path / f"{absent}.csv").unlink()
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-    assert {record["split"] for record in found.records} == {"val", "test"} - {absent}
+    assert {record.split for record in found.scores} == {"val", "test"} - {absent}
     assert f"{absent}: the manifest has no {absent} rows, nothing is scored there" in found.table
     chosen = "strength not chosen on val: no such split" in found.table
     assert chosen == (absent == "val")
@@ -362,10 +365,9 @@ def test_evaluate__a_test_split_that_was_learned_from_is_refused_or_every_score_
     assert len(message.splitlines()) <= 5
     assert not any((tmp_path / "refused").iterdir())
     found = evaluate(settings_of(tmp_path, "evaluate.allow_leakage=true"), "random", tmp_path / "scores")
-    counts = {"pretraining": {"patients": 0, "images": 0}, "train": {"patients": 3, "images": 0}}
-    for record in [*found.records, *found.differences]:
-        is_test = record["split"] == "test"
-        assert record["leakage"] == (counts if is_test else counts | {"train": {"patients": 0, "images": 0}})
+    none, shared = Overlap(patients=0, images=0), Overlap(patients=3, images=0)
+    for record in [*found.scores, *found.differences]:
+        assert record.leakage == Leakage(pretraining=none, train=shared if record.split == "test" else none)
     assert found.table.count("  ! test shares 3 patients and 0 images with train") == 3  # labels and macro
     assert "val shares" not in found.table
 
@@ -373,13 +375,13 @@ def test_evaluate__a_test_split_that_was_learned_from_is_refused_or_every_score_
 def test_evaluate__val_may_be_learned_from_but_says_so(splits: dict[str, Split], tmp_path: Path) -> None:
     splits["val"].patients[:2] = splits["train"].patients[0]
     found = evaluate(settings_of(tmp_path), "random", tmp_path / "scores")
-    assert record_of(found.records, "Easy", "val", "knn", "pixels")["leakage"]["train"] == {"patients": 1, "images": 0}
+    assert record_of(found.scores, "Easy", "val", "knn", "pixels").leakage.train == Overlap(patients=1, images=0)
     assert "! val shares 1 patients and 0 images with train" in found.table
 
 
 def test_evaluate__what_a_weights_file_learned_from_is_unknown(splits: dict[str, Split], tmp_path: Path) -> None:
     found = evaluate(settings_of(tmp_path), "encoder.safetensors", tmp_path / "scores")
-    assert record_of(found.records, "Easy", "test", "knn", "run")["leakage"]["pretraining"] is None
+    assert record_of(found.scores, "Easy", "test", "knn", "run").leakage.pretraining is None
     assert "a weights file does not say what it was pretrained on" in found.table
 
 
@@ -395,8 +397,8 @@ def test_evaluate__nothing_to_learn_from_or_to_score_is_refused(
 
 def test_evaluate__random_is_the_untrained_control_itself(splits: dict[str, Split], tmp_path: Path) -> None:
     found = evaluate(settings_of(tmp_path), "random", tmp_path / "scores")
-    assert {record["encoder"] for record in found.records} == {"untrained", "pixels"}
-    assert {(d["encoder"], d["control"]) for d in found.differences} == {("untrained", "pixels")}
+    assert {record.encoder for record in found.scores} == {"untrained", "pixels"}
+    assert {(d.encoder, d.control) for d in found.differences} == {("untrained", "pixels")}
 
 
 @pytest.mark.parametrize(
@@ -439,12 +441,12 @@ def test_evaluate__real_images_and_a_real_encoder(real: Callable[..., RunSetting
     said: list[str] = []
     found = evaluate(settings, str(tmp_path / "encoder.safetensors"), tmp_path / "scores", said.append)
     for method in ("linear", "knn"):
-        run, untrained = (record_of(found.records, "Bright", "test", method, name) for name in ("run", "untrained"))
-        assert run["auroc"] == untrained["auroc"]
-        assert (run["n"], run["n_patients"]) == (36, 20)
+        run, untrained = (record_of(found.scores, "Bright", "test", method, name) for name in ("run", "untrained"))
+        assert run.auroc == untrained.auroc
+        assert (run.n, run.n_patients) == (36, 20)
         difference = record_of(found.differences, "Bright", "test", method, "run", "untrained")
-        assert (difference["low"], difference["high"], difference["excludes_zero"]) == (0, 0, False)
-    assert record_of(found.records, "Bright", "test", "linear", "pixels")["auroc"] > 0.9
+        assert (difference.low, difference.high, difference.excludes_zero) == (0, 0, False)
+    assert record_of(found.scores, "Bright", "test", "linear", "pixels").auroc > 0.9
     assert "features of test: 40 images" in said
     for name in FILES:
         text = (tmp_path / "scores" / name).read_text()
@@ -458,8 +460,8 @@ def test_evaluate__the_weights_given_are_the_ones_scored(real: Callable[..., Run
     dead = {name: torch.zeros_like(value) for name, value in backbone.net.state_dict().items()}
     save_file(dead, tmp_path / "dead.safetensors")
     found = evaluate(settings, str(tmp_path / "dead.safetensors"), tmp_path / "scores")
-    assert record_of(found.records, "Bright", "test", "linear", "run")["flag"] == "all scores are equal"
-    assert record_of(found.records, "Bright", "test", "linear", "untrained")["flag"] is None
+    assert record_of(found.scores, "Bright", "test", "linear", "run").flag == "all scores are equal"
+    assert record_of(found.scores, "Bright", "test", "linear", "untrained").flag is None
 
 
 def test_evaluate__mirror_makes_encoders_blind_to_sides_and_leaves_pixels_alone(
@@ -469,7 +471,7 @@ def test_evaluate__mirror_makes_encoders_blind_to_sides_and_leaves_pixels_alone(
         mirror: evaluate(real(f"evaluate.mirror={mirror}"), "random", tmp_path / mirror) for mirror in ("false", "true")
     }
     scores = {
-        (mirror, encoder): record_of(evaluation.records, "Bright", "test", "linear", encoder)["auroc"]
+        (mirror, encoder): record_of(evaluation.scores, "Bright", "test", "linear", encoder).auroc
         for mirror, evaluation in found.items()
         for encoder in ("untrained", "pixels")
     }
@@ -478,29 +480,29 @@ def test_evaluate__mirror_makes_encoders_blind_to_sides_and_leaves_pixels_alone(
     assert "mirror" not in found["false"].table
 
 
-def test_evaluate__test_is_not_looked_at_unless_asked(splits: Any, tmp_path: Path) -> None:
+def test_evaluate__test_is_not_scored_unless_asked(splits: Any, tmp_path: Path) -> None:
     found = module.evaluate(settings_of(tmp_path), {"run": "run-folder"}, tmp_path / "scores")
-    assert {record["split"] for record in found.records} == {"val"}
-    assert "the test split was not looked at" in found.table
+    assert {record.split for record in found.scores} == {"val"}
+    assert "the test split was not scored" in found.table
     assert not (tmp_path / "scores/ledger.jsonl").exists()
     assert "test" not in set(pd.read_csv(tmp_path / "scores/predictions.csv")["split"])
 
 
-def test_evaluate__every_look_at_test_is_noted_with_what_it_showed(splits: Any, tmp_path: Path) -> None:
+def test_evaluate__every_test_evaluation_is_recorded_with_its_scores(splits: Any, tmp_path: Path) -> None:
     for count in (1, 2):
         found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
-        assert f"look {count} at a test split" in found.table
-    noted = looks(tmp_path / "scores/ledger.jsonl")
-    assert [look["command"] for look in noted] == ["evaluate", "evaluate"]
-    assert noted[0]["auroc"] == {
-        label: record_of(found.records, label, "test", "linear", "run")["auroc"] for label in ("Easy", "Hard")
+        assert f"test evaluation {count}, recorded in ledger.jsonl" in found.table
+    noted = read_ledger(tmp_path / "scores/ledger.jsonl")
+    assert [entry.command for entry in noted] == ["evaluate", "evaluate"]
+    assert noted[0].auroc == {
+        label: record_of(found.scores, label, "test", "linear", "run").auroc for label in ("Easy", "Hard")
     }
-    assert (noted[0]["rows"], noted[0]["encoders"]) == (160, ["run", "untrained", "pixels"])
+    assert (noted[0].rows, noted[0].encoders) == (160, ("run", "untrained", "pixels"))
 
 
-def test_evaluate__a_look_that_cannot_be_noted_is_not_taken(splits: Any, tmp_path: Path) -> None:
+def test_evaluate__a_test_evaluation_that_cannot_be_recorded_is_not_shown(splits: Any, tmp_path: Path) -> None:
     (tmp_path / "scores/ledger.jsonl").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="cannot be noted"):
+    with pytest.raises(CheckpointError, match="cannot be recorded"):
         evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
     assert not (tmp_path / "scores/scores.json").exists()
 
@@ -511,11 +513,11 @@ def test_evaluate__others_are_compared_with_the_first(
     monkeypatch.setitem(STRENGTHS, "imagenet", 1.1)
     encoders = {"run": "run-folder", "imagenet": "weights.safetensors"}
     found = module.evaluate(settings_of(tmp_path), encoders, tmp_path / "scores", test=True)
-    compared = {(d["encoder"], d["control"]) for d in found.differences}
+    compared = {(d.encoder, d.control) for d in found.differences}
     assert compared == {("run", "imagenet"), ("run", "untrained"), ("run", "pixels")}
     assert "imagenet" in found.table
     for record in found.differences:
-        assert 0 < record["p"] <= record["p_holm"] <= 1
+        assert 0 < record.p <= record.p_holm <= 1
     with pytest.raises(SettingsError, match="name of a control"):
         module.evaluate(settings_of(tmp_path), {"pixels": "weights.safetensors"}, tmp_path / "scores")
 
@@ -523,12 +525,12 @@ def test_evaluate__others_are_compared_with_the_first(
 def test_evaluate__delong_only_where_every_patient_has_one_row(
     splits: dict[str, Split], scored: tuple[Evaluation, Path], tmp_path: Path
 ) -> None:
-    assert record_of(scored[0].records, "Easy", "test", "linear", "run")["delong_low"] is None
+    assert record_of(scored[0].scores, "Easy", "test", "linear", "run").delong_low is None
     splits["test"].patients[:] = 5000 + np.arange(160)
     single = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "single")
-    record = record_of(single.records, "Easy", "test", "linear", "run")
-    assert record["delong_low"] == pytest.approx(record["auroc_low"], abs=0.03)
-    assert record_of(single.differences, "Easy", "test", "linear", "run", "pixels")["delong_p"] < 0.05
+    record = record_of(single.scores, "Easy", "test", "linear", "run")
+    assert record.delong_low == pytest.approx(record.auroc_low, abs=0.03)
+    assert record_of(single.differences, "Easy", "test", "linear", "run", "pixels").delong_p < 0.05
 
 
 def test_evaluate__thresholds_and_calibration_come_from_validation(scored: tuple[Evaluation, Path]) -> None:
@@ -536,26 +538,22 @@ def test_evaluate__thresholds_and_calibration_come_from_validation(scored: tuple
     table = pd.read_csv(folder / "predictions.csv")
     mine = table[(table["label"] == "Easy") & (table["method"] == "linear") & (table["encoder"] == "run")]
     val, test = (mine[mine["split"] == split] for split in ("val", "test"))
-    points = [
-        r for r in found.clinical.operating if (r["label"], r["encoder"], r["method"]) == ("Easy", "run", "linear")
-    ]
-    assert [(r["split"], r["specificity_wanted"]) for r in points] == [
+    points = [r for r in found.operating_points if (r.label, r.encoder, r.method) == ("Easy", "run", "linear")]
+    assert [(r.split, r.specificity_wanted) for r in points] == [
         (split, wanted) for split in ("val", "test") for wanted in (0.9, 0.95)
     ]
     for record in points:
         negatives = val.loc[val["target"] == 0, "score"]
-        assert (negatives < record["threshold"]).mean() >= record["specificity_wanted"]
-    on_test = next(r for r in points if r["split"] == "test")
-    said = test["score"] >= on_test["threshold"] - 1e-7
-    assert (on_test["tp"], on_test["fp"]) == (
+        assert (negatives < record.threshold).mean() >= record.specificity_wanted
+    on_test = next(r for r in points if r.split == "test")
+    said = test["score"] >= on_test.threshold - 1e-7
+    assert (on_test.tp, on_test.fp) == (
         (said & (test["target"] == 1)).sum(),
         (said & (test["target"] == 0)).sum(),
     )
-    calibration = next(
-        r for r in found.clinical.calibration if (r["label"], r["encoder"], r["split"]) == ("Easy", "run", "val")
-    )
-    assert calibration["after"]["slope"] == pytest.approx(1, abs=0.1)  # fitted there, but for Platt's prior
-    assert calibration["before"]["n"] == 150
+    calibration = next(r for r in found.calibration if (r.label, r.encoder, r.split) == ("Easy", "run", "val"))
+    assert calibration.after.slope == pytest.approx(1, abs=0.1)  # fitted there, but for Platt's prior
+    assert calibration.before.n == 150
 
 
 def test_evaluate__subgroups_are_those_asked_for(
@@ -564,12 +562,12 @@ def test_evaluate__subgroups_are_those_asked_for(
     settings = settings_of(tmp_path, "evaluate.subgroups=[Side]", "evaluate.least_patients=10")
     found = evaluate(settings, "run-folder", tmp_path / "scores")
     mine = [
-        r for r in found.clinical.subgroups
-        if (r["label"], r["split"], r["encoder"], r["method"]) == ("Easy", "test", "run", "linear")
+        r for r in found.subgroups
+        if (r.label, r.split, r.encoder, r.method) == ("Easy", "test", "run", "linear")
     ]  # fmt: skip
-    assert {record["group"] for record in mine} == {"L", "R"}
-    assert sum(record["n"] for record in mine) == 160
-    assert not scored[0].clinical.subgroups
+    assert {record.group for record in mine} == {"L", "R"}
+    assert sum(record.n for record in mine) == 160
+    assert not scored[0].subgroups
 
 
 def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(
@@ -589,3 +587,38 @@ def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(
     assert list(classifier.operating_points["Bright"]) == [0.9, 0.95]
     evaluate(real("evaluate.label_fraction=0.5"), "random", tmp_path / "scores")
     assert not (tmp_path / "scores/classifier").exists()  # it would not be that of the scores now beside it
+
+
+def test_evaluate__the_first_encoder_is_the_primary_one_whatever_its_name(splits: Any, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STRENGTHS, "mine", 1.5)
+        encoders = {"mine": "one.safetensors", "run": "two.safetensors"}
+        found = module.evaluate(settings_of(tmp_path), encoders, tmp_path / "scores")
+    assert found.primary == Evaluation.load(tmp_path / "scores").primary == "mine"
+    assert {score.encoder for score in found.scores if score.primary} == {"mine"}
+    assert {d.encoder for d in found.differences} == {"mine"}
+
+
+def test_evaluate__without_a_folder_nothing_is_written_but_the_ledger(splits: Any, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    found = module.evaluate(settings, {"run": "weights.safetensors"})
+    assert found.folder is None
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(SettingsError, match="recorded in the ledger"):
+        module.evaluate(settings, {"run": "weights.safetensors"}, test=True)
+    (tmp_path / "cxr").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "find_pretraining", lambda _: Pretraining())
+        found = module.evaluate(settings, {"run": str(tmp_path / "cxr")}, test=True)
+    assert "test evaluation 1, recorded in ledger.jsonl" in found.table
+    assert [path.name for path in sorted(tmp_path.rglob("*")) if path not in before] == ["cxr", "ledger.jsonl"]
+
+
+def test_evaluate__its_example_runs_as_written(
+    real: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cxr.yaml").write_text(to_yaml(as_tree(real())))
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testmod(module)
+    assert (found.attempted, found.failed) == (5, 0)

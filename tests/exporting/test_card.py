@@ -129,7 +129,7 @@ def test_card__a_label_cannot_break_its_table(run: Path) -> None:
 
 def test_gather__damaged_scores_are_refused(run: Path) -> None:
     (run / "evaluation" / "scores.json").write_text("[{")
-    with pytest.raises(CheckpointError, match=r"scores\.json of the run is damaged"):
+    with pytest.raises(CheckpointError, match=r"scores\.json is damaged"):
         make_card(run)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, as_tree, to_yaml
-from medmoco.evaluation.metrics import auroc as metrics
+from medmoco.evaluation.metrics.auroc import auroc, average_precision, bootstrap_auroc, interval
 from medmoco.utils.files import sha256_of
 
 Record = dict[str, Any]
@@ -125,8 +125,8 @@ def _cohort(label: int, size: int, seed: int) -> tuple[Floats, dict[str, Floats]
 
 
 def _auroc(targets: Floats, scores: Floats, patients: NDArray[np.int64]) -> Record:
-    interval = metrics.interval(metrics.bootstrap_auroc(targets, scores, patients, draws=200, seed=0))
-    return {"auroc": metrics.auroc(targets, scores), "auroc_low": interval.low, "auroc_high": interval.high}
+    low, high, _ = interval(bootstrap_auroc(targets, scores, patients, draws=200, seed=0))
+    return {"auroc": auroc(targets, scores), "auroc_low": low, "auroc_high": high}
 
 
 def _evaluation(folder: Path, labels: tuple[str, ...], splits: tuple[str, ...], seed: int) -> None:
@@ -167,7 +167,7 @@ def _evaluation(folder: Path, labels: tuple[str, ...], splits: tuple[str, ...], 
 
 
 def _score(targets: Floats, scores: Floats, patients: NDArray[np.int64]) -> Record:
-    precision = metrics.average_precision(targets, scores)
+    precision = average_precision(targets, scores)
     return _auroc(targets, scores, patients) | {
         "n": len(targets), "n_positive": int(targets.sum()), "n_patients": int(np.unique(patients).size),
         "average_precision": precision, "ap_low": precision - 0.05, "ap_high": min(1, precision + 0.05),

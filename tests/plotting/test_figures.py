@@ -3,15 +3,18 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from medmoco.plotting.figures import (
+    Estimate,
     Line,
     calibration_figure,
     curve_figure,
@@ -22,29 +25,31 @@ from medmoco.plotting.figures import (
     pr_figure,
     roc_figure,
     save,
+    thinned,
 )  # fmt: skip
 
 LINES = [Line("a", [0.0, 0.5, 1.0], [0.1, 0.7, 1.0]), Line("b", [0.0, 1.0], [0.0, 1.0], [0, 0.9], [0.1, 1], 1)]
 
 
-def curve_rows(**changes: Any) -> list[dict[str, Any]]:
-    return [
+def curve_points(**changes: Any) -> list[Any]:
+    rows: list[dict[str, Any]] = [
         {"label": "Viral", "split": "test", "method": method, "encoder": encoder, "fraction": fraction,
          "auroc": 0.7 + fraction / 10, "auroc_low": 0.6, "auroc_high": 0.9} | changes
         for encoder in ("run", "untrained") for method in ("linear", "finetune") for fraction in (1.0, 0.01, 0.1)
     ]  # fmt: skip
+    return [SimpleNamespace(**row) for row in rows]
 
 
 FIGURES = {
     "line": lambda: line_figure(LINES, x="step", y="loss", reference=6.9, named="chance"),
-    "curve": lambda: curve_figure(curve_rows(), "Viral", "test"),
+    "curve": lambda: curve_figure(curve_points(), "Viral", "test"),
     "roc": lambda: roc_figure(LINES, [(0.1, 0.6)]),
     "pr": lambda: pr_figure(LINES, 0.3),
     "calibration": lambda: calibration_figure(LINES),
     "forest": lambda: forest_figure(
         [
-            {"group": "Sex", "name": "F", "value": 0.8, "low": 0.7, "high": 0.9, "colour": 0},
-            {"group": "Sex", "name": "M", "value": None, "low": None, "high": None, "colour": 1},
+            Estimate("Sex", "F", 0.8, 0.7, 0.9),
+            Estimate("Sex", "M", None, None, None, colour=1),
         ],
         x="AUROC",
         reference=0.5,
@@ -68,7 +73,7 @@ def test_figures__leave_no_global_state(name: str) -> None:
 
 
 def test_curve_figure__one_line_for_each_encoder_and_method() -> None:
-    figure = curve_figure(curve_rows(), "Viral", "test")
+    figure = curve_figure(curve_points(), "Viral", "test")
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
     names = axes.get_legend_handles_labels()[1]
@@ -80,7 +85,12 @@ def test_curve_figure__one_line_for_each_encoder_and_method() -> None:
 
 
 def test_curve_figure__leaves_out_what_is_undefined_or_of_others() -> None:
-    rows = [*curve_rows(), *curve_rows(label="Edema"), *curve_rows(split="val"), *curve_rows(encoder="x", auroc=None)]
+    rows = [
+        *curve_points(),
+        *curve_points(label="Edema"),
+        *curve_points(split="val"),
+        *curve_points(encoder="x", auroc=None),
+    ]
     assert len(curve_figure(rows, "Viral", "test").axes[0].lines) == 4
     assert not curve_figure([], "Viral", "test").axes[0].lines
 
@@ -139,3 +149,17 @@ def test_save__other_warnings_still_come_through(tmp_path: Path) -> None:
 
 def test_method_words__unknown_ones_stay() -> None:
     assert [method_words(method) for method in ("linear", "other")] == ["linear probe", "other"]
+
+
+@pytest.mark.parametrize("size", [3, 50, 20_000])
+def test_thinned__nothing_that_is_seen_is_lost(size: int) -> None:
+    generator = np.random.default_rng(0)
+    x, y = (np.concatenate([[0], np.sort(generator.random(size)), [1]]) for _ in range(2))
+    some_x, some_y = thinned(x, y)
+    assert (some_x[0], some_y[0], some_x[-1], some_y[-1]) == (0, 0, 1, 1)
+    assert len(some_x) <= 2 * 400 + 2
+    # Each point that was left out lies within a cell of the last one that was kept before it.
+    at = np.searchsorted(np.round(some_x, 4), np.round(x, 4), "right") - 1
+    assert np.abs(np.asarray(some_x)[at] - x).max() < 2 / 400
+    for distance in np.hypot(np.subtract.outer(x, some_x), np.subtract.outer(y, some_y)).min(axis=1)[::50]:
+        assert distance < 1.5 / 400

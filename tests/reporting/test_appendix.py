@@ -39,9 +39,9 @@ def test_appendix_section__facts_are_those_of_the_run(run: Run) -> None:
     assert "2 training images could not be read" in claim["8"]
     own = next(
         r for r in run.evaluation.scores or []
-        if (r["label"], r["split"], r["method"], r["encoder"]) == ("Viral", "test", "linear", "run")
+        if (r.label, r.split, r.method, r.encoder) == ("Viral", "test", "linear", "run")
     )  # fmt: skip
-    assert f"Viral {own['auroc']:.3f}" in claim["37"]
+    assert f"Viral {own.auroc:.3f}" in claim["37"]
 
 
 @pytest.mark.parametrize("item", ["3a", "5b", "17", "18a", "19", "25", "27c"])

@@ -33,14 +33,12 @@ def test_count__separates_thousands() -> None:
 
 
 def test_with_interval__breaks_only_before_the_interval() -> None:
-    record = {"auroc": 0.88, "low": 0.8, "high": 0.9}
-    assert with_interval(record, "auroc", "low", "high").split(" ") == ["0.880", f"(0.800{NO_BREAK}to{NO_BREAK}0.900)"]
+    assert with_interval(0.88, 0.8, 0.9).split(" ") == ["0.880", f"(0.800{NO_BREAK}to{NO_BREAK}0.900)"]
 
 
 def test_with_interval__without_ends_or_value() -> None:
-    assert with_interval({"auroc": 0.88, "low": None, "high": 0.9}, "auroc", "low", "high") == "0.880"
-    assert with_interval({"auroc": None, "low": 0.8, "high": 0.9}, "auroc", "low", "high") == "–"
-    assert with_interval({}, "auroc", "low", "high") == "–"
+    assert with_interval(0.88, None, 0.9) == "0.880"
+    assert with_interval(None, 0.8, 0.9) == "–"
 
 
 def test_p_value__small_ones_are_not_zero() -> None:

@@ -2,26 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from medmoco.reporting.curves import calibration_blocks, curve_section, curves_section, thinned
+from medmoco.reporting.curves import calibration_blocks, curve_section, curves_section
 from medmoco.reporting.runs import Run
+from medmoco.reporting.scores import rows_of
 from tests.helpers.words import missing_of, plots_of, tables_of, words_of
-
-
-@pytest.mark.parametrize("size", [3, 50, 20_000])
-def test_thinned__nothing_that_is_seen_is_lost(size: int) -> None:
-    generator = np.random.default_rng(0)
-    x, y = (np.concatenate([[0], np.sort(generator.random(size)), [1]]) for _ in range(2))
-    some_x, some_y = thinned(x, y)
-    assert (some_x[0], some_y[0], some_x[-1], some_y[-1]) == (0, 0, 1, 1)
-    assert len(some_x) <= 2 * 400 + 2
-    # Each point that was left out lies within a cell of the last one that was kept before it.
-    at = np.searchsorted(np.round(some_x, 4), np.round(x, 4), "right") - 1
-    assert np.abs(np.asarray(some_x)[at] - x).max() < 2 / 400
-    for distance in np.hypot(np.subtract.outer(x, some_x), np.subtract.outer(y, some_y)).min(axis=1)[::50]:
-        assert distance < 1.5 / 400
 
 
 def test_curves_section__roc_is_that_of_a_plain_loop(run: Run) -> None:
@@ -60,9 +46,9 @@ def test_curves_section__one_run_beside_its_controls_and_operating_points(run: R
     assert [name.rpartition(" ")[0] for name in names if name[-1].isdigit()] == ["cxr-1", "untrained", "pixels"]
     assert "operating point" in names
     marked = next(line for line in axes.lines if line.get_label() == "operating point")
-    records = [r for r in run.evaluation.operating or [] if (r["label"], r["split"], r["encoder"]) ==
+    records = [r for r in run.evaluation.operating or [] if (r.label, r.split, r.encoder) ==
                ("Pneumonia", "test", "run")]  # fmt: skip
-    assert list(marked.get_ydata()) == [record["sensitivity"] for record in records]
+    assert list(marked.get_ydata()) == [record.sensitivity for record in records]
 
 
 def test_curves_section__several_runs_without_controls(run: Run, other_run: Run) -> None:
@@ -85,20 +71,20 @@ def test_curves_section__missing(bare_run: Run) -> None:
 
 
 def test_calibration_blocks__bins_without_images_are_left_out(run: Run) -> None:
-    records = [(run, r) for r in run.evaluation.calibration or [] if r["label"] == "Viral" and r["split"] == "test"]
-    plot, table = calibration_blocks([run], records)
-    record = records[0][1]
-    filled = [each for each in record["after"]["bins"] if each["n"]]
+    records = [r for r in run.evaluation.calibration or [] if r.label == "Viral" and r.split == "test"]
+    plot, table = calibration_blocks([run], rows_of(run, records, "run"))
+    filled = [each for each in records[0].after.bins if each.n]
     lines = {line.get_label(): line for line in plot.figure.axes[0].lines}  # type: ignore[union-attr]
-    assert list(lines["platt"].get_xdata()) == [each["predicted"] for each in filled]
+    assert list(lines["platt"].get_xdata()) == [each.predicted for each in filled]
     assert [row[1] for row in table.rows] == ["as scored", "platt, fitted on validation"]  # type: ignore[union-attr]
-    assert table.rows[0][3] == f"{record['before']['brier']:.3f}"  # type: ignore[union-attr]
+    assert table.rows[0][3] == f"{records[0].before.brier:.3f}"  # type: ignore[union-attr]
 
 
 def test_calibration_blocks__all_bins_empty(run: Run) -> None:
     record = next(iter(run.evaluation.calibration or []))
-    empty = {**record["after"], "bins": [], "slope": None}
-    (table,) = calibration_blocks([run], [(run, {**record, "before": empty, "after": empty})])
+    empty = record.after.model_copy(update={"bins": (), "slope": None})
+    changed = record.model_copy(update={"before": empty, "after": empty})
+    (table,) = calibration_blocks([run], rows_of(run, [changed], "run"))
     assert table.rows[0][5] == "–"  # type: ignore[union-attr]
 
 
@@ -122,7 +108,7 @@ def test_curve_section__runs_beside_each_other(run: Run, other_run: Run) -> None
 
 def test_curve_section__nothing_defined(run: Run) -> None:
     undefined = {"auroc": None, "auroc_low": None, "auroc_high": None, "undefined": "undefined (no positives)"}
-    section = curve_section([replace(run, curve=[row | undefined for row in run.curve or []])])
+    section = curve_section([replace(run, curve=[point.model_copy(update=undefined) for point in run.curve or []])])
     assert not plots_of(section)
     assert "undefined (no positives)" in words_of(section)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -266,7 +267,7 @@ def test_report__pictures_come_with_a_warning_and_only_when_given(pages: dict[st
 def test_report__a_picture_that_is_none_is_refused(bare_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "page.svg"
     file.write_text("<svg onload='alert(1)'/>")
-    with pytest.raises(SettingsError, match="no PNG"):
+    with pytest.raises(SettingsError, match="not a PNG"):
         report([bare_folder], tmp_path / "x.html", pictures=[file])
     with pytest.raises(SettingsError, match="cannot be read"):
         report([bare_folder], tmp_path / "x.html", pictures=[tmp_path / "gone.png"])
@@ -290,3 +291,28 @@ def test_report__a_folder_that_cannot_be_written(bare_folder: Path, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="cannot be written"):
         report([bare_folder], tmp_path / "file" / "x.html")
+
+
+def _rename_encoder(folder: Path, old: str, new: str) -> None:
+    """Let the files of an evaluation name an encoder differently."""
+    for file in folder.glob("*.json"):
+        file.write_text(file.read_text().replace(f'"encoder": "{old}"', f'"encoder": "{new}"'))
+    file = folder / "predictions.csv"
+    file.write_text(file.read_text().replace(f",{old},", f",{new},"))
+
+
+def test_report__an_encoder_of_any_name_has_its_headline_and_its_place_in_the_checklists(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    """As after `medmoco evaluate --encoder mine=runs/cxr --encoder run=runs/other`."""
+    renamed = shutil.copytree(run_folder, tmp_path / "cxr-1")
+    _rename_encoder(renamed / "evaluation", "run", "mine")
+    _rename_encoder(renamed / "evaluation", "pixels", "run")
+    text = report([renamed], tmp_path / "report.html").read_text()
+    own, *_ = [
+        r for r in json.loads((renamed / "evaluation/scores.json").read_text())
+        if (r["label"], r["split"], r["method"], r["encoder"]) == ("Viral", "test", "linear", "mine")
+    ]  # fmt: skip
+    assert f"Viral: mine reaches an AUROC of {own['auroc']:.3f} on test" in text
+    checklists = text.partition("Appendix: reporting checklists")[2]
+    assert f"Viral {own['auroc']:.3f} (" in checklists

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from medmoco.evaluation.leakage.ledger import LedgerEntry
+from medmoco.evaluation.records import EncoderRecord, Leakage, Overlap, Record
 from medmoco.reporting.runs import Run
 from medmoco.reporting.scores import (
     encoder_name,
@@ -18,12 +21,19 @@ from medmoco.reporting.scores import (
 from tests.helpers.words import missing_of, plots_of, tables_of, words_of
 
 
-def _changed(run: Run, file: str, records: list[dict[str, Any]] | None) -> Run:
-    return replace(run, evaluation=replace(run.evaluation, **{file: records}))
+def _changed(run: Run, file: str, records: Sequence[Record] | None) -> Run:
+    return replace(run, evaluation=replace(run.evaluation, **{file: records}))  # type: ignore[arg-type]
+
+
+def _with(records: Sequence[Record] | None, **values: Any) -> list[Any]:
+    return [record.model_copy(update=values) for record in records or ()]
 
 
 def test_encoder_name__of_one_run_and_of_several(run: Run) -> None:
-    assert encoder_name(run, "run", [run]) == "cxr-1"
+    assert encoder_name(run, "run", [run], is_primary=True) == "cxr-1"
+    assert encoder_name(run, "run", [run]) == "run"
+    assert encoder_name(run, "mine", [run], is_primary=True) == "mine"
+    assert encoder_name(run, "mine", [run, run], is_primary=True) == "mine (cxr-1)"
     assert encoder_name(run, "pixels", [run]) == "pixels"
     assert encoder_name(run, "pixels", [run, run]) == "pixels (cxr-1)"
     assert encoder_name(run, "/srv/weights/imagenet.pth", [run]) == "imagenet.pth"
@@ -31,15 +41,15 @@ def test_encoder_name__of_one_run_and_of_several(run: Run) -> None:
 
 def test_labels_of__mean_last_and_only_of_several() -> None:
     def labels(*names: str) -> list[str]:
-        return labels_of([{"label": name} for name in names])
+        return labels_of([EncoderRecord(label=name, split="test", encoder="run") for name in names])
 
     assert labels("macro", "b", "a", "b") == ["b", "a", "macro"]
     assert labels("a", "macro") == ["a"]
 
 
 def test_method_of__the_linear_probe_if_there_is_one() -> None:
-    assert method_of([{"method": "knn"}, {"method": "linear"}]) == "linear"
-    assert method_of([{"method": "finetune"}]) == "finetune"
+    assert method_of(["knn", "linear"]) == "linear"
+    assert method_of(["finetune"]) == "finetune"
     assert method_of([]) == "linear"
 
 
@@ -53,10 +63,10 @@ def test_scores_section__numbers_are_those_of_the_file(run: Run) -> None:
     (table,) = [block for block in viral.blocks if hasattr(block, "rows")]
     record = next(
         r for r in run.evaluation.scores
-        if (r["label"], r["split"], r["method"], r["encoder"]) == ("Viral", "test", "linear", "run")
+        if (r.label, r.split, r.method, r.encoder) == ("Viral", "test", "linear", "run")
     )  # fmt: skip
     first = table.rows[0][1].replace("\N{NO-BREAK SPACE}", " ")
-    assert first == f"{record['auroc']:.3f} ({record['auroc_low']:.3f} to {record['auroc_high']:.3f})"
+    assert first == f"{record.auroc:.3f} ({record.auroc_low:.3f} to {record.auroc_high:.3f})"
     assert "200 images of 100 patients" in table.caption
 
 
@@ -64,11 +74,11 @@ def test_scores_section__differences_stand_with_their_control(run: Run) -> None:
     assert run.evaluation.differences is not None
     difference = next(
         d for d in run.evaluation.differences
-        if (d["label"], d["split"], d["method"], d["control"]) == ("Viral", "test", "linear", "pixels")
+        if (d.label, d.split, d.method, d.control) == ("Viral", "test", "linear", "pixels")
     )  # fmt: skip
     tables = [table for table in tables_of(scores_section([run])) if table.caption.startswith("Viral on test")]
     rows = {row[0].replace("\N{NO-BREAK SPACE}", " "): row for row in tables[0].rows}
-    assert rows["pixels, linear probe"][3].startswith(f"{difference['difference']:+.3f}")
+    assert rows["pixels, linear probe"][3].startswith(f"{difference.difference:+.3f}")
     assert rows["pixels, linear probe"][4] == "0.020"
     assert rows["cxr-1, linear probe"][3] == "–"
 
@@ -82,21 +92,24 @@ def test_scores_section__test_comes_first_and_validation_is_folded(run: Run) -> 
 
 
 def test_scores_section__undefined_flags_notes_and_leaks_are_said(run: Run) -> None:
-    assert run.evaluation.scores is not None
-    records = [dict(record) for record in run.evaluation.scores]
-    records[-6] |= {"auroc": None, "undefined": "undefined (no positives)"}
-    records[-5] |= {"flag": "all scores are equal", "note": "did not converge"}
-    for record in records:
-        record["leakage"] = {"train": {"patients": 3, "images": None}, "pretraining": None}
+    leakage = Leakage(train=Overlap(patients=3, images=0), pretraining=None)
+    records = _with(run.evaluation.scores, leakage=leakage)
+    records[-6] = records[-6].model_copy(update={"auroc": None, "undefined": "undefined (no positives)"})
+    records[-5] = records[-5].model_copy(update={"flag": "all scores are equal", "note": "did not converge"})
     words = words_of(scores_section([_changed(run, "scores", records)]))
-    for text in ("undefined (no positives)", "all scores are equal", "did not converge", "shares 3 patients with"):
+    for text in (
+        "undefined (no positives)",
+        "all scores are equal",
+        "did not converge",
+        "shares 3 patients",
+    ):
         assert text in words
 
 
 def test_scores_section__delong_where_there_is_one(run: Run) -> None:
     assert run.evaluation.scores is not None
     assert "DeLong" not in words_of(scores_section([run]))
-    records = [record | {"delong_low": 0.111, "delong_high": 0.999} for record in run.evaluation.scores]
+    records = _with(run.evaluation.scores, delong_low=0.111, delong_high=0.999)
     words = words_of(scores_section([_changed(run, "scores", records)]))
     assert "AUROC, DeLong" in words
     assert "(0.111 to 0.999)" in words
@@ -104,8 +117,8 @@ def test_scores_section__delong_where_there_is_one(run: Run) -> None:
 
 def test_scores_section__older_files_lack_what_came_later(run: Run) -> None:
     assert run.evaluation.scores is not None
-    later = {"ap_low", "ap_high", "delong_low", "delong_high", "leakage"}
-    records = [{key: value for key, value in r.items() if key not in later} for r in run.evaluation.scores]
+    later = ("ap_low", "ap_high", "delong_low", "delong_high", "leakage")
+    records = _with(run.evaluation.scores, **dict.fromkeys(later))
     assert plots_of(scores_section([_changed(_changed(run, "scores", records), "differences", None)]))
 
 
@@ -115,8 +128,7 @@ def test_scores_section__nothing_scored(bare_run: Run) -> None:
 
 
 def test_scores_section__conditions_on_ids_are_not_repeated(run: Run) -> None:
-    assert run.evaluation.scores is not None
-    records = [record | {"where": "PatientID == 00123"} for record in run.evaluation.scores]
+    records = _with(run.evaluation.scores, where="PatientID == 00123")
     assert "00123" not in words_of(scores_section([_changed(run, "scores", records)]))
 
 
@@ -125,17 +137,17 @@ def test_scores_section__conditions_on_ids_are_not_repeated(run: Run) -> None:
 
 def test_operating_section__numbers_are_those_of_the_file(run: Run) -> None:
     assert run.evaluation.operating is not None
-    record = next(r for r in run.evaluation.operating if r["label"] == "Viral" and r["split"] == "test")
+    record = next(r for r in run.evaluation.operating if r.label == "Viral" and r.split == "test")
     table = tables_of(operating_section([run]))[1]
     first = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in table.rows[0]]
     assert first[:2] == ["cxr-1", "0.90"]
-    assert first[2].startswith(f"{record['sensitivity']:.2f} (")
-    assert first[-1] == " / ".join(str(record[key]) for key in ("tp", "fp", "tn", "fn"))
+    assert first[2].startswith(f"{record.sensitivity:.2f} (")
+    assert first[-1] == " / ".join(str(getattr(record, key)) for key in ("tp", "fp", "tn", "fn"))
 
 
 def test_operating_section__shares_without_cases(run: Run) -> None:
     assert run.evaluation.operating is not None
-    records = [record | {"ppv": None, "ppv_low": None} for record in run.evaluation.operating]
+    records = _with(run.evaluation.operating, ppv=None, ppv_low=None)
     assert tables_of(operating_section([_changed(run, "operating", records)]))[0].rows[0][4] == "–"
 
 
@@ -162,21 +174,21 @@ def test_subgroups_section__two_runs_side_by_side(run: Run, other_run: Run) -> N
 def test_subgroups_section__all_hidden(run: Run) -> None:
     assert run.evaluation.subgroups is not None
     hidden = {"auroc": None, "auroc_low": None, "auroc_high": None, "undefined": "hidden (fewer than 20 patients)"}
-    records = [record | hidden for record in run.evaluation.subgroups]
+    records = _with(run.evaluation.subgroups, **hidden)
     section = subgroups_section([_changed(run, "subgroups", records)])
     assert not plots_of(section)
     assert tables_of(section)
 
 
-def test_ledger_section__every_look(run: Run) -> None:
+def test_ledger_section__every_test_evaluation(run: Run) -> None:
     words = words_of(ledger_section([run]))
     assert "scored 2 times" in words
     assert "2026-11-21 08:30:00 | evaluate | 200 (all) | Pneumonia 0.870; Viral 0.870" in words
 
 
-@pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None, "auroc": 3}])
-def test_ledger_section__odd_entries_show_no_place(run: Run, entry: dict[str, Any]) -> None:
-    words = words_of(ledger_section([replace(run, ledger=[entry])]))
+@pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None}])
+def test_ledger_section__odd_entries_show_no_path(run: Run, entry: dict[str, Any]) -> None:
+    words = words_of(ledger_section([replace(run, ledger=[LedgerEntry(**entry)])]))
     assert "scored once" in words
     assert "secret" not in words
 

@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,16 +26,13 @@ from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
 from medmoco.data.pack.pack import RECIPE, RECIPE_OF_CHANNELS
 from medmoco.errors import DataError, ManifestError, SettingsError
 from medmoco.evaluation.features.features import Digests, Extracted, extract
+from medmoco.evaluation.records import Leakage, Overlap
 from medmoco.training.checkpoint import is_run, load_run
 
-Record = dict[str, Any]
-Leaks = dict[str, dict[str, Record | None]]
-"""Scored split -> "pretraining" and "train" -> {"patients": P, "images": I} of the split that are also there.
+Leaks = dict[str, Leakage]
+"""Scored split -> what it shares with pretraining data and train."""
 
-Images are the same by file or by pixels. None is unknown.
-"""
-
-_TEACHERS = {"pretraining": "the data the encoder was pretrained on", "train": "train"}
+_SOURCES = {"pretraining": "the data the encoder was pretrained on", "train": "train"}
 _CACHE = "pretraining_pixels.npz"
 
 
@@ -123,21 +119,22 @@ def find_leaks(
             continue
         own = digests.get(name, ())
         if pretraining.split is not None:
-            before: Record | None = _shared(split, pretraining.split, own, pretraining_digests)
+            before: Overlap | None = _shared(split, pretraining.split, own, pretraining_digests)
         else:
-            before = None if pretraining.is_unknown else {"patients": 0, "images": 0}
-        leaks[name] = {"pretraining": before, "train": _shared(split, splits["train"], own, digests.get("train", ()))}
+            before = None if pretraining.is_unknown else Overlap(patients=0, images=0)
+        train = _shared(split, splits["train"], own, digests.get("train", ()))
+        leaks[name] = Leakage(pretraining=before, train=train)
     return leaks
 
 
-def _shared(split: Split, teacher: Split, own: Sequence[bytes], theirs: Sequence[bytes]) -> Record:
-    patients, taught = patient_ids(split), patient_ids(teacher)
-    images = also_in(image_keys(split), image_keys(teacher))
+def _shared(split: Split, other: Split, own: Sequence[bytes], theirs: Sequence[bytes]) -> Overlap:
+    patients, others = patient_ids(split), patient_ids(other)
+    images = also_in(image_keys(split), image_keys(other))
     if own and theirs:
         known = set(theirs) - {b""}
         images = images | [digest in known for digest in own]
-    shared = None if patients is None or taught is None else patients[also_in(patients, taught)].nunique()
-    return {"patients": shared, "images": int(images.sum())}
+    shared = None if patients is None or others is None else int(patients[also_in(patients, others)].nunique())
+    return Overlap(patients=shared, images=int(images.sum()))
 
 
 def refuse_leaks(leaks: Leaks, settings: RunSettings) -> None:
@@ -154,14 +151,15 @@ def refuse_leaks(leaks: Leaks, settings: RunSettings) -> None:
         )
 
 
-def leak_lines(leaks: Leaks) -> list[str]:
-    """Say in words what is shared."""
+def leak_lines(leaks: Mapping[str, Leakage | None]) -> list[str]:
+    """Return a sentence for each source of data that a split shares patients or images with."""
     lines = []
-    for split, teachers in leaks.items():
-        for teacher, found in teachers.items():
-            if found and (found["patients"] or found["images"]):
-                counts = " and ".join(f"{count} {what}" for what, count in found.items() if count is not None)
-                lines.append(f"{split} shares {counts} with {_TEACHERS[teacher]}: its scores are too good")
+    for split, leakage in leaks.items():
+        for source, words in _SOURCES.items():
+            found: Overlap | None = getattr(leakage, source, None)
+            if found and (found.patients or found.images):
+                counts = " and ".join(f"{count} {what}" for what, count in found if count is not None)
+                lines.append(f"{split} shares {counts} with {words}: its scores are too good")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What tells a label without a look at the image: its shape, its file's format."""
+"""Shortcuts: traits that predict a label without the image's content, such as its shape or its file's format."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.quality.findings import Shortcut
-from medmoco.evaluation.metrics import auroc as metrics
-from medmoco.evaluation.metrics.auroc import Floats
+from medmoco.evaluation.metrics.auroc import Floats, auroc, bootstrap_auroc, interval
 
 _DRAWS = 1000
 
@@ -32,22 +31,22 @@ def find_shortcuts(splits: Sequence[Split], traits: Mapping[str, Floats], seed: 
     found = []
     for name, column in zip(splits[0].label_names, labels.T, strict=True):
         known = {trait: np.where(np.isnan(values), np.nan, column) for trait, values in traits.items()}
-        scores = {trait: metrics.auroc(known[trait], values) for trait, values in traits.items()}
+        scores = {trait: auroc(known[trait], values) for trait, values in traits.items()}
         defined = {trait: score for trait, score in scores.items() if not math.isnan(score)}
         if not defined:
             continue
         trait = max(defined, key=lambda one: abs(defined[one] - 0.5))
         turned = traits[trait] if defined[trait] >= 0.5 else -traits[trait]
-        draws = metrics.bootstrap_auroc(known[trait], np.nan_to_num(turned), patients, draws=_DRAWS, seed=seed)
-        interval = metrics.interval(draws)
-        tested = metrics.auroc(known[trait][is_test], turned[is_test])
+        draws = bootstrap_auroc(known[trait], np.nan_to_num(turned), patients, draws=_DRAWS, seed=seed)
+        low, high, _ = interval(draws)
+        tested = auroc(known[trait][is_test], turned[is_test])
         found.append(
             Shortcut(
                 label=name,
                 trait=trait,
                 auroc=max(defined[trait], 1 - defined[trait]),
-                low=interval.low,
-                high=interval.high,
+                low=low,
+                high=high,
                 on_test=None if math.isnan(tested) else tested,
             )
         )

@@ -237,8 +237,8 @@ def interval(bootstrap: Floats) -> Interval:
 def share_interval(value: float, bootstrap: Floats) -> Interval:
     """Return the interval of an AUROC, average precision or share: symmetric in log-odds around the value itself.
 
-    Its width is the standard deviation of the draws' log-odds. Near 1 or with few patients it holds the truth more
-    often than percentiles, which lie too high there. Draws of 0 or 1 count as the most extreme of the others.
+    Its width is the standard deviation of the draws' log-odds. Near 1 or with few patients its empirical coverage is
+    better than that of percentiles, which lie too high there. Draws of 0 or 1 count as the most extreme of the others.
 
     Source: Efron and Tibshirani 1993, section 12.6, on transformed normal intervals; Pepe 2003, section 5.2.
 
@@ -266,8 +266,8 @@ def _log_odds(shares: Any) -> Any:
 def majority_flag(targets: Reals, scores: Reals, threshold: float) -> str | None:
     """Return a warning where a score may have learned nothing, else None.
 
-    A constant score, or decisions whose accuracy is just the share of the larger class, look like a result and are
-    none. With a rare label the second also happens to a score that ranks well: it is a reason to look, not a verdict.
+    A constant score, or decisions with exactly the accuracy of always choosing the larger class, are not a result.
+    With a rare label the second also happens to a score that ranks well: it is a reason to check, not a verdict.
 
     Args:
         targets: (N,), 1, 0 or nan.

@@ -1,4 +1,4 @@
-"""Scores to probabilities, fitted on validation, and how far probabilities are from what happened.
+"""Calibration of scores to probabilities, fitted on validation, and measures of calibration.
 
 A calibration is a straight line in log-odds that never falls, so that it changes no ranking and no AUROC.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from medmoco.evaluation.metrics.auroc import Floats, Reals, or_none, undefined
+from medmoco.evaluation.records import Bin, Reliability
 
-Record = dict[str, Any]
 Kind = Literal["platt", "temperature"]
 
 _HAS_INTERCEPT: dict[Kind, bool] = {"platt": True, "temperature": False}
@@ -88,8 +88,8 @@ def _fit_line(values: Reals, shares: Floats, *, has_intercept: bool) -> tuple[fl
     return slope, float(np.ravel(model.intercept_)[0]) - slope * float(centre)
 
 
-def calibration_record(targets: Reals, probabilities: Reals, *, bins: int) -> Record:
-    """Return how well probabilities agree with what happened.
+def reliability(targets: Reals, probabilities: Reals, *, bins: int) -> Reliability:
+    """Return how well probabilities agree with outcomes.
 
     Bins hold equal numbers of cases, as far as equal probabilities, which stay together, allow. A bin's interval is
     Wilson's 1927 (doi:10.1080/01621459.1927.10502953) and takes cases as independent; one of several images per
@@ -105,25 +105,24 @@ def calibration_record(targets: Reals, probabilities: Reals, *, bins: int) -> Re
         bins: How many at most.
 
     Returns:
-        n, brier, ece, bins, slope, intercept. None without cases or probabilities; slope and intercept also with one
-        class; the slope also where probabilities part the classes without error, as it has no bound there.
+        None stands in it without cases or probabilities; for slope and intercept also with one class; for the slope
+        also where probabilities separate the classes without error, as it has no bound there.
     """
     known = ~np.isnan(targets) & ~np.isnan(probabilities)
     happened, expected = targets[known].astype(np.float64), probabilities[known].astype(np.float64)
     found = _bins(happened, expected, bins)
     slope, intercept = _recalibration(happened, expected)
-    gaps = [entry["n"] * abs(entry["predicted"] - entry["observed"]) for entry in found]
-    return {
-        "n": int((~np.isnan(targets)).sum()),
-        "brier": float(((happened - expected) ** 2).mean()) if found else None,
-        "ece": float(sum(gaps) / happened.size) if found else None,
-        "bins": found,
-        "slope": or_none(slope),
-        "intercept": or_none(intercept),
-    }
+    return Reliability(
+        n=int((~np.isnan(targets)).sum()),
+        brier=float(((happened - expected) ** 2).mean()) if found else None,
+        ece=float(sum(gap for _, gap in found) / happened.size) if found else None,
+        bins=tuple(each for each, _ in found),
+        slope=or_none(slope),
+        intercept=or_none(intercept),
+    )
 
 
-def _bins(happened: Floats, expected: Floats, bins: int) -> list[Record]:
+def _bins(happened: Floats, expected: Floats, bins: int) -> list[tuple[Bin, float]]:
     if not happened.size:
         return []
     ordered = np.sort(expected)
@@ -132,17 +131,15 @@ def _bins(happened: Floats, expected: Floats, bins: int) -> list[Record]:
     return [_bin(happened[place == number], expected[place == number]) for number in np.unique(place)]
 
 
-def _bin(happened: Floats, expected: Floats) -> Record:
-    low, high = _wilson(float(happened.mean()), happened.size)
-    return {
-        "low": float(expected.min()),
-        "high": float(expected.max()),
-        "n": int(happened.size),
-        "predicted": float(expected.mean()),
-        "observed": float(happened.mean()),
-        "observed_low": low,
-        "observed_high": high,
-    }
+def _bin(happened: Floats, expected: Floats) -> tuple[Bin, float]:
+    """Return a bin, and by how many positives its prediction is off."""
+    predicted, observed = float(expected.mean()), float(happened.mean())
+    low, high = _wilson(observed, happened.size)
+    found = Bin(
+        low=float(expected.min()), high=float(expected.max()), n=int(happened.size),
+        predicted=predicted, observed=observed, observed_low=low, observed_high=high,
+    )  # fmt: skip
+    return found, happened.size * abs(predicted - observed)
 
 
 def _wilson(share: float, cases: int) -> tuple[float, float]:
@@ -152,7 +149,7 @@ def _wilson(share: float, cases: int) -> tuple[float, float]:
 
 
 def _recalibration(happened: Floats, expected: Floats) -> tuple[float, float]:
-    """Return slope and intercept, see `calibration_record`; nan where there is none."""
+    """Return slope and intercept, see `reliability`; nan where there is none."""
     if undefined(happened):
         return math.nan, math.nan
     inside = np.clip(expected, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)

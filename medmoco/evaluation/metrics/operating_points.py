@@ -1,7 +1,7 @@
-"""Decisions at a threshold that validation chose: sensitivity, specificity and predictive values, with counts.
+"""Decisions at a threshold chosen on validation: sensitivity, specificity and predictive values, with counts.
 
-A score at or above the threshold decides for positive. An interval is of another split at this threshold: that the
-threshold itself would differ with another validation split is not in it.
+A score at or above the threshold decides for positive. Intervals hold for this threshold: they do not include how much
+the threshold itself would vary with another validation split.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from medmoco.evaluation.metrics.auroc import Integers, Reals, draw_counts, or_none, ratio, share_interval
-
-Record = dict[str, Any]
+from medmoco.evaluation.records import Decisions
 
 _OUTCOMES = ("tp", "fp", "tn", "fn")
 
@@ -44,9 +43,7 @@ def threshold_at(targets: Reals, scores: Reals, specificity: float) -> float:
     return max(last + (following - last) / 2, math.nextafter(last, math.inf))
 
 
-def operating_record(
-    targets: Reals, scores: Reals, patients: Integers, threshold: float, *, draws: int, seed: int
-) -> Record:
+def decide(targets: Reals, scores: Reals, patients: Integers, threshold: float, *, draws: int, seed: int) -> Decisions:
     """Return the counts and shares of a split's decisions, with 95 % intervals from draws of patients.
 
     Draws and intervals are those of `metrics.auroc`. A share of 0 or 1 varies in no draw; its interval is the exact
@@ -59,10 +56,6 @@ def operating_record(
         threshold: Of `threshold_at`; where it is nan nothing is decided.
         draws: D.
         seed: Of the draws.
-
-    Returns:
-        threshold, tp, fp, tn, fn, and for each of sensitivity, specificity, ppv and npv its value, _low and _high;
-        None for a share without cases.
     """
     names, codes = np.unique(patients, return_inverse=True)
     known = ~np.isnan(targets) if not math.isnan(threshold) else np.zeros(len(targets), bool)
@@ -72,16 +65,15 @@ def operating_record(
     drawn = np.empty((draws, 4))
     for block, counts in draw_counts(names.size, draws=draws, seed=seed, cells=names.size):
         drawn[block] = counts @ cells
-    record: Record = {"threshold": or_none(threshold)}
-    record |= {name: int(count) for name, count in zip(_OUTCOMES, cells.sum(axis=0), strict=True)}
-    for name, (counted, other) in _SHARES.items():
-        own, both = _OUTCOMES.index(counted), [_OUTCOMES.index(counted), _OUTCOMES.index(other)]
+    found: dict[str, Any] = dict(zip(_OUTCOMES, cells.sum(axis=0).tolist(), strict=True))
+    for name, (one, other) in _SHARES.items():
+        own, both = _OUTCOMES.index(one), [_OUTCOMES.index(one), _OUTCOMES.index(other)]
         share = float(ratio(cells[:, own].sum(), cells[:, both].sum()))
         low, high, _ = share_interval(share, ratio(drawn[:, own], drawn[:, both].sum(axis=1)))
         if share in (0, 1):
             low, high = _exact_edges(share, int(cells[:, both].any(axis=1).sum()))
-        record |= {name: or_none(share), f"{name}_low": or_none(low), f"{name}_high": or_none(high)}
-    return record
+        found |= {name: or_none(share), f"{name}_low": or_none(low), f"{name}_high": or_none(high)}
+    return Decisions(threshold=or_none(threshold), **found)
 
 
 def _exact_edges(share: float, cases: int) -> tuple[float, float]:
@@ -91,9 +83,9 @@ def _exact_edges(share: float, cases: int) -> tuple[float, float]:
 
 
 def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
-    """Return PPV and NPV where this share is ill, by Bayes' rule; nan where nobody is called so.
+    """Return PPV and NPV at a prevalence, by Bayes' rule; nan where no case is decided that way.
 
-    Those of an operating record hold for the prevalence of its split, which is rarely that of a clinic.
+    Those of `decide` hold for the prevalence of the split, which is rarely that of a clinic.
     """
     ill, well = prevalence, 1 - prevalence
     called = sensitivity * ill + (1 - specificity) * well

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medmoco.config import EvaluateSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.errors import SettingsError
 from medmoco.evaluation.metrics.auroc import Reals, auroc, bootstrap_auroc, or_none, share_interval, undefined
+from medmoco.evaluation.records import GroupScore
 
-Record = dict[str, Any]
 Masks = dict[tuple[str, str], NDArray[np.bool_]]
 
 NOT_GIVEN, NOT_AN_AGE = "not given", "not an age"
@@ -86,62 +87,40 @@ def _years(cell: str) -> float:
     return float(found[1]) * _YEARS_IN[found[2]] if found else math.nan
 
 
-def subgroup_records(
-    targets: Reals,
-    scores: Reals,
-    split: Split,
-    *,
-    columns: Sequence[str],
-    age_bands: Sequence[float],
-    least: int,
-    draws: int,
-    seed: int,
-) -> list[Record]:
+def score_groups(
+    targets: Reals, scores: Reals, split: Split, settings: EvaluateSettings, *, seed: int
+) -> list[GroupScore]:
     """Return the AUROC of every group, with an interval from draws of the group's patients.
 
-    A group of few patients is hidden: its AUROC would be mostly chance, and could tell of single patients.
+    A group of few patients is hidden: its AUROC would be mostly chance, and could reveal something about single
+    patients.
 
     Args:
         targets: (N,), 1, 0 or nan.
         scores: (N,), finite.
         split: N rows.
-        columns: See `groups_of`.
-        age_bands: See `groups_of`.
-        least: Labelled patients that a group needs to be shown.
-        draws: D.
+        settings: Name the columns, the bands of age, the patients that a group needs to be shown, and the draws.
         seed: Of the draws.
-
-    Returns:
-        column, group, n, n_positive, n_patients (all of labelled rows), auroc, auroc_low, auroc_high, undefined: why
-        there is no AUROC, or None; bootstrap_left_out: draws of one class.
 
     Raises:
         SettingsError: as for `groups_of`.
     """
-    records = []
-    for (column, group), mask in groups_of(split, columns, age_bands).items():
+    found = []
+    for (column, group), mask in groups_of(split, settings.subgroups, settings.age_bands).items():
         rows = mask & ~np.isnan(targets)
-        answers, patients = targets[rows], split.patients[rows]
-        n_patients = np.unique(patients).size
-        hidden = f"hidden (fewer than {least} patients)" if n_patients < least else None
-        reason = hidden or undefined(answers)
+        own = split.patients[rows]
+        few = np.unique(own).size < settings.least_patients
+        hidden = f"hidden (fewer than {settings.least_patients} patients)" if few else None
+        reason = hidden or undefined(targets[rows])
         value, low, high, left_out = math.nan, math.nan, math.nan, 0
         if not reason:
-            value = auroc(answers, scores[rows])
-            bootstrap = bootstrap_auroc(answers, scores[rows], patients, draws=draws, seed=seed)
+            value = auroc(targets[rows], scores[rows])
+            bootstrap = bootstrap_auroc(targets[rows], scores[rows], own, draws=settings.bootstrap, seed=seed)
             low, high, left_out = share_interval(value, bootstrap)
-        records.append(
-            {
-                "column": column,
-                "group": group,
-                "n": int(rows.sum()),
-                "n_positive": int((answers == 1).sum()),
-                "n_patients": n_patients,
-                "auroc": or_none(value),
-                "auroc_low": or_none(low),
-                "auroc_high": or_none(high),
-                "undefined": reason,
-                "bootstrap_left_out": left_out,
-            }
-        )
-    return records
+        found.append(GroupScore(
+            column=column, group=group,
+            n=int(rows.sum()), n_positive=int((targets[rows] == 1).sum()), n_patients=np.unique(own).size,
+            auroc=or_none(value), auroc_low=or_none(low), auroc_high=or_none(high),
+            undefined=reason, bootstrap_left_out=left_out,
+        ))  # fmt: skip
+    return found

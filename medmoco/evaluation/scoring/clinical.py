@@ -1,34 +1,34 @@
-"""What a clinic asks beyond the AUROC: operating points, calibrated probabilities, subgroups.
+"""Clinical measures beyond the AUROC: operating points, calibrated probabilities, subgroups.
 
-Thresholds and calibration are fitted on validation and applied to every split; on validation itself they flatter.
+Thresholds and calibration are fitted on validation and applied to every split; on validation itself they are
+optimistic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from medmoco.config import EvaluateSettings, RunSettings
 from medmoco.data.manifest.manifest import Split
-from medmoco.evaluation.metrics import auroc as metrics
-from medmoco.evaluation.metrics.auroc import Floats
-from medmoco.evaluation.metrics.calibration import Calibration, calibration_record, fit_calibration
-from medmoco.evaluation.metrics.operating_points import operating_record, threshold_at
-from medmoco.evaluation.metrics.subgroups import subgroup_records
-from medmoco.evaluation.scoring.scoring import Answer, Key, label_targets
-
-Record = dict[str, Any]
+from medmoco.evaluation.metrics.auroc import Floats, undefined
+from medmoco.evaluation.metrics.calibration import Calibration, fit_calibration, reliability
+from medmoco.evaluation.metrics.operating_points import decide, threshold_at
+from medmoco.evaluation.metrics.subgroups import score_groups
+from medmoco.evaluation.records import CalibrationScore, OperatingPoint, Subgroup
+from medmoco.evaluation.scoring.scoring import Key, Predictions, label_targets
 
 UNCALIBRATED = Calibration(slope=1.0, intercept=0.0)
-"""Log-odds taken at their word."""
+"""Scores are taken as log-odds."""
 
 
-class Judgement(NamedTuple):
-    """What validation says about one label's scores.
+class OperatingPoints(NamedTuple):
+    """What was fitted on validation for one label.
 
     Attributes:
-        calibration: Scores to log-odds that can be believed.
-        thresholds: Wanted specificity -> threshold of the raw scores.
+        calibration: Scores to calibrated log-odds.
+        thresholds: Requested specificity -> threshold of the raw scores.
     """
 
     calibration: Calibration
@@ -38,12 +38,12 @@ class Judgement(NamedTuple):
 class Clinical(NamedTuple):
     """Records of operating.json, calibration.json and subgroups.json."""
 
-    operating: list[Record]
-    calibration: list[Record]
-    subgroups: list[Record]
+    operating_points: tuple[OperatingPoint, ...] = ()
+    calibration: tuple[CalibrationScore, ...] = ()
+    subgroups: tuple[Subgroup, ...] = ()
 
 
-def judge(targets: Floats, scores: Floats, chosen: EvaluateSettings) -> Judgement | None:
+def fit_operating_points(targets: Floats, scores: Floats, chosen: EvaluateSettings) -> OperatingPoints | None:
     """Fit calibration and thresholds on validation; None where it has one class only.
 
     Args:
@@ -51,98 +51,96 @@ def judge(targets: Floats, scores: Floats, chosen: EvaluateSettings) -> Judgemen
         scores: (N,), log-odds.
         chosen: Of the protocol.
     """
-    if metrics.undefined(targets):
+    if undefined(targets):
         return None
-    return Judgement(
+    return OperatingPoints(
         fit_calibration(targets, scores, chosen.calibration),
         {specificity: threshold_at(targets, scores, specificity) for specificity in chosen.specificities},
     )
 
 
-def describe_judgements(judgements: Mapping[str, Judgement | None], chosen: EvaluateSettings) -> Record:
-    """Return "calibration" and "operating_points" by label, as a classifier folder has them.
+def describe_operating_points(points: Mapping[str, OperatingPoints | None], chosen: EvaluateSettings) -> dict[str, Any]:
+    """Return "calibration" and "operating_points" by label, as in a classifier folder.
 
-    Where validation could not tell, scores are taken at their word and there are no thresholds.
+    Where validation had one class, scores stay as they are and there are no thresholds.
     """
-    described: Record = {"calibration": {}, "operating_points": {}}
-    for label, judgement in judgements.items():
-        calibration = judgement.calibration if judgement else UNCALIBRATED
+    described: dict[str, dict[str, Any]] = {"calibration": {}, "operating_points": {}}
+    for label, own in points.items():
+        calibration = own.calibration if own else UNCALIBRATED
         described["calibration"][label] = {
-            "kind": chosen.calibration if judgement else "none",
+            "kind": chosen.calibration if own else "none",
             "slope": calibration.slope,
             "intercept": calibration.intercept,
         }
         described["operating_points"][label] = [
             {"specificity": specificity, "threshold": threshold}
-            for specificity, threshold in (judgement.thresholds.items() if judgement else ())
+            for specificity, threshold in (own.thresholds.items() if own else ())
         ]
     return described
 
 
-def clinical_records(splits: Mapping[str, Split], answers: Mapping[Key, Answer], settings: RunSettings) -> Clinical:
-    """Look at every answer that gives log-odds and comes from one fit.
+def score_clinically(
+    splits: Mapping[str, Split], predictions: Mapping[Key, Predictions], settings: RunSettings
+) -> Clinical:
+    """Score all predictions that are log-odds and come from one fit.
 
     Args:
         splits: val and what else is scored; without val there are neither thresholds nor calibration.
-        answers: Of all encoders.
+        predictions: Of all encoders.
         settings: Of the protocol.
     """
-    found = Clinical([], [], [])
-    for key, answer in answers.items():
-        if key.method == "knn" or len(answer.scores) != 1:
+    parts = []
+    for key, own in predictions.items():
+        if key.method == "knn" or len(own.scores) != 1:
             continue
-        split, scores = splits[key.split], answer.scores[0]
-        targets = label_targets(split, key.label)
-        if metrics.undefined(targets):
-            continue
-        for record in subgroups_of(targets, scores, split, settings):
-            found.subgroups.append(key._asdict() | record)
-        validation = answers.get(key._replace(split="val"))
-        if validation is None:
-            continue
-        judgement = judge(label_targets(splits["val"], key.label), validation.scores[0], settings.evaluate)
-        if judgement:
-            found.operating.extend(
-                key._asdict() | r for r in operating_records(targets, scores, split, judgement, settings)
-            )
-            found.calibration.append(key._asdict() | calibration_of(targets, scores, judgement, settings.evaluate))
-    return found
+        validation, points = predictions.get(key._replace(split="val")), None
+        if validation is not None:
+            targets = label_targets(splits["val"], key.label)
+            points = fit_operating_points(targets, validation.scores[0], settings.evaluate)
+        parts.append(apply_operating_points(points, key, own.scores[0], splits[key.split], settings))
+    return join(parts)
 
 
-def operating_records(
-    targets: Floats, scores: Floats, split: Split, judgement: Judgement, settings: RunSettings
-) -> Iterator[Record]:
-    """Yield what each threshold does on a split."""
-    for specificity, threshold in judgement.thresholds.items():
-        record = operating_record(
-            targets, scores, split.patients, threshold, draws=settings.evaluate.bootstrap, seed=settings.seed
+def apply_operating_points(
+    points: OperatingPoints | None, key: Key, scores: Floats, split: Split, settings: RunSettings
+) -> Clinical:
+    """Score one label's log-odds on a split.
+
+    Args:
+        points: Fitted on validation; without them only subgroups are scored.
+        key: What the scores are of.
+        scores: (N,), log-odds.
+        split: N rows.
+        settings: Of the protocol.
+    """
+    targets, chosen, named = label_targets(split, key.label), settings.evaluate, key._asdict()
+    if undefined(targets):
+        return Clinical()
+    groups = score_groups(targets, scores, split, chosen, seed=settings.seed)
+    subgroups = tuple(Subgroup(**named, **dict(group)) for group in groups)
+    if points is None:
+        return Clinical(subgroups=subgroups)
+    operating = [
+        OperatingPoint(
+            **named,
+            specificity_wanted=specificity,
+            **dict(decide(targets, scores, split.patients, threshold, draws=chosen.bootstrap, seed=settings.seed)),
         )
-        yield {"specificity_wanted": specificity, **record}
+        for specificity, threshold in points.thresholds.items()
+    ]
+    before, after = (
+        reliability(targets, calibration.probabilities(scores), bins=chosen.bins)
+        for calibration in (UNCALIBRATED, points.calibration)
+    )
+    calibrated = CalibrationScore(**named, kind=chosen.calibration, before=before, after=after)
+    return Clinical(tuple(operating), (calibrated,), subgroups)
 
 
-def calibration_of(targets: Floats, scores: Floats, judgement: Judgement, chosen: EvaluateSettings) -> Record:
-    """Return how well probabilities fit what happened, before and after calibration."""
-    return {
-        "kind": chosen.calibration,
-        **{
-            when: calibration_record(targets, calibration.probabilities(scores), bins=chosen.bins)
-            for when, calibration in (("before", UNCALIBRATED), ("after", judgement.calibration))
-        },
-    }
-
-
-def subgroups_of(targets: Floats, scores: Floats, split: Split, settings: RunSettings) -> list[Record]:
-    """Score the subgroups that `evaluate.subgroups` names; none where it names none."""
-    chosen = settings.evaluate
-    if not chosen.subgroups:
-        return []
-    return subgroup_records(
-        targets,
-        scores,
-        split,
-        columns=chosen.subgroups,
-        age_bands=chosen.age_bands,
-        least=chosen.least_patients,
-        draws=chosen.bootstrap,
-        seed=settings.seed,
+def join(parts: Iterable[Clinical]) -> Clinical:
+    """Return the records of all parts."""
+    operating, calibration, subgroups = zip(Clinical(), *parts, strict=True)
+    return Clinical(
+        tuple(chain.from_iterable(operating)),
+        tuple(chain.from_iterable(calibration)),
+        tuple(chain.from_iterable(subgroups)),
     )

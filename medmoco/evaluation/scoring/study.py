@@ -17,13 +17,11 @@ from medmoco.evaluation.features.encoder_files import RANDOM, implied_settings, 
 from medmoco.evaluation.features.features import Extracted, Features, Mirrored, extract, thumbnails
 from medmoco.evaluation.features.inputs import load_splits, on_device
 from medmoco.evaluation.leakage.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
+from medmoco.evaluation.records import CONTROLS, PIXELS, UNTRAINED
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.models.backbones import Backbone
 
 Record = dict[str, Any]
-
-FIRST, UNTRAINED, PIXELS = "run", "untrained", "pixels"
-"""Names of the encoder that is asked about and of its controls, which are always there."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,8 @@ def _check_names(settings: RunSettings, encoders: Mapping[str, str]) -> None:
     if MACRO in settings.data.labels:
         raise SettingsError(f"data.labels: '{MACRO}' is the mean over labels in every table; rename that column")
     for name in encoders:
-        if name in (UNTRAINED, PIXELS):
-            raise SettingsError(f"'{name}' is the name of a control that is always there; give the encoder another")
+        if name in CONTROLS:
+            raise SettingsError(f"'{name}' is the name of a control that is always scored; rename the encoder")
 
 
 def _load_splits(settings: RunSettings, test: bool) -> tuple[dict[str, Split], list[str]]:

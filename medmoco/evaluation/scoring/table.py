@@ -1,8 +1,8 @@
-"""Scores -> the table that a person reads: plain text, under 120 columns."""
+"""The table of scores: plain text, under 120 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,18 +11,17 @@ import numpy as np
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.evaluation.leakage.leakage import leak_lines
-
-Record = dict[str, Any]
+from medmoco.evaluation.records import Difference, Score
 
 MACRO = "macro"
-"""The name that the mean over labels has among the labels."""
+"""Name of the mean over labels, among the labels."""
 
 
-def heading(source: Record, width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
+def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
     """Return the lines above the blocks: the encoder, the images, the protocol.
 
     Args:
-        source: What the encoder is.
+        source: Origin of the encoder in question.
         width: Features per image.
         splits: What was read.
         settings: Of the evaluation.
@@ -42,61 +41,63 @@ def heading(source: Record, width: int, splits: Mapping[str, Split], settings: R
     ]
 
 
-def layout(records: Sequence[Record], differences: Sequence[Record], head: Sequence[str], notes: Sequence[str]) -> str:
+def layout(
+    scores: Sequence[Score], differences: Sequence[Difference], head: Sequence[str], notes: Sequence[str]
+) -> str:
     """Lay out one block per split and label, one line per method and encoder.
 
     Args:
-        records: As in scores.json, ordered by split and label.
-        differences: As in differences.json.
+        scores: Ordered by split and label.
+        differences: Of the first encoder and the others.
         head: Lines above the blocks.
         notes: Lines below them.
     """
-    against = {(d["label"], d["split"], d["method"], d["control"]): d for d in differences}
-    labels = {record["label"] for record in records}
-    width = name_width(records)
+    against = {(d.label, d.split, d.method, d.control): d for d in differences}
+    labels = {score.label for score in scores}
+    width = name_width(score.encoder for score in scores)
     lines = [*head, ""]
-    for (_, label), group in groupby(records, lambda record: (record["split"], record["label"])):
+    for (_, label), group in groupby(scores, lambda score: (score.split, score.label)):
         if label == MACRO and len(labels) == 2:
             continue  # the mean over one label repeats it
         rows = list(group)
         lines += _block_head(rows, width)
         for row in rows:
-            difference = against.get((label, row["split"], row["method"], row["encoder"]))
-            lines.append(f"  {row['method']:<8}{row['encoder']:<{width}}{_cells(row, difference)}".rstrip())
+            difference = against.get((label, row.split, row.method, row.encoder))
+            lines.append(f"  {row.method:<8}{row.encoder:<{width}}{_cells(row, difference)}".rstrip())
         lines.append("")
-    return "\n".join([*lines, *_notes(records), *notes]) + "\n"
+    return "\n".join([*lines, *_notes(scores), *notes]) + "\n"
 
 
-def name_width(records: Sequence[Record]) -> int:
+def name_width(names: Iterable[str]) -> int:
     """Return how wide a column of encoders' names is: users choose them."""
-    return max(12, 2 + max(len(record["encoder"]) for record in records))
+    return max(12, 2 + max(map(len, names)))
 
 
-def _block_head(rows: Sequence[Record], width: int) -> list[str]:
+def _block_head(rows: Sequence[Score], width: int) -> list[str]:
     first = rows[0]
-    if first["label"] == MACRO:
-        remark = f"mean of {first['n_labels_defined']} of {first['n_labels']} labels"
+    if first.label == MACRO:
+        remark = f"mean of {first.n_labels_defined} of {first.n_labels} labels"
     else:
-        remark = ", ".join(f"{cell}: {policy}" for cell, policy in first["label_policy"].items())
-    if first["bootstrap_left_out"] and not first["undefined"]:
-        remark += f"; {first['bootstrap_left_out']} of {first['bootstrap']} draws had one class and were left out"
-    counts = f"{first['n']} images, {first['n_positive']} positive, {first['n_patients']} patients"
+        remark = ", ".join(f"{cell}: {policy}" for cell, policy in first.label_policy.items())
+    if first.bootstrap_left_out and not first.undefined:
+        remark += f"; {first.bootstrap_left_out} of {first.bootstrap} draws had one class and were left out"
+    counts = f"{first.n} images, {first.n_positive} positive, {first.n_patients} patients"
     return [
-        f"{first['split']}: {first['label']}  ({counts}; {remark})",
-        *(f"  ! {line}" for line in leak_lines({first["split"]: first["leakage"]})),
+        f"{first.split}: {first.label}  ({counts}; {remark})",
+        *(f"  ! {line}" for line in leak_lines({first.split: first.leakage})),
         f"  {'method':<8}{'encoder':<{width}}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
-        f"{first['encoder']} minus control, 95 % interval",
+        f"{first.encoder} minus control, 95 % interval",
     ]
 
 
-def _cells(row: Record, difference: Record | None) -> str:
-    if row["undefined"]:
-        return f"  {row['undefined']}"
-    mark = "!" if row["flag"] else " "
-    text = f"{row['auroc']:>7.3f}{mark}  {span(row['auroc_low'], row['auroc_high'], ''):<17}"
-    text += f"{row['average_precision']:<17.3f}"
-    if difference and difference["difference"] is not None:
-        text += f"{difference['difference']:+.3f}  {span(difference['low'], difference['high'], '+')}"
+def _cells(row: Score, difference: Difference | None) -> str:
+    if row.undefined:
+        return f"  {row.undefined}"
+    mark = "!" if row.flag else " "
+    text = f"{row.auroc:>7.3f}{mark}  {span(row.auroc_low, row.auroc_high, ''):<17}"
+    text += f"{row.average_precision:<17.3f}"
+    if difference and difference.difference is not None:
+        text += f"{difference.difference:+.3f}  {span(difference.low, difference.high, '+')}"
     return text
 
 
@@ -105,15 +106,15 @@ def span(low: float | None, high: float | None, sign: str = "") -> str:
     return "no interval" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
-def _notes(records: Sequence[Record]) -> list[str]:
+def _notes(scores: Sequence[Score]) -> list[str]:
     """Explain the table's marks."""
     lines = []
-    if any(record["split"] == "val" for record in records):
-        lines.append("val also chose the strength of the linear probe: only test is an unbiased score")
-    for record in records:
-        name = f"{record['split']}, {record['label']}, {record['method']}, {record['encoder']}"
-        if record["flag"]:
-            lines.append(f"! {name}: {record['flag']}; it may have learned nothing")
-        if record["note"]:
-            lines.append(f"{name}: {record['note']}")
+    if any(score.split == "val" for score in scores):
+        lines.append("val also chose the strength of the linear probe; only test scores are unbiased")
+    for score in scores:
+        name = f"{score.split}, {score.label}, {score.method}, {score.encoder}"
+        if score.flag:
+            lines.append(f"! {name}: {score.flag}; it may have learned nothing")
+        if score.note:
+            lines.append(f"{name}: {score.note}")
     return lines

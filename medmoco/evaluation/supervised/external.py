@@ -1,6 +1,6 @@
-"""What a frozen classifier is worth elsewhere: `medmoco external`.
+"""External validation of a frozen classifier: `medmoco external`.
 
-Nothing is fitted here. Weights, calibration and thresholds are those that the classifier's own validation chose; both
+Nothing is fitted here. Weights, calibration and thresholds were chosen on the classifier's own validation split; both
 test splits are scored in the same way, and the difference is shown with its interval.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,16 +17,22 @@ from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.inputs import load_splits, make_folder
-from medmoco.evaluation.leakage.ledger import add_look, ledger_of
-from medmoco.evaluation.metrics import auroc as metrics
-from medmoco.evaluation.metrics.auroc import Floats
-from medmoco.evaluation.scoring.clinical import Clinical, Judgement, calibration_of, operating_records, subgroups_of
-from medmoco.evaluation.scoring.scoring import label_targets
+from medmoco.evaluation.leakage.ledger import ledger_of, record_test_evaluation
+from medmoco.evaluation.metrics.auroc import (
+    Floats,
+    auroc,
+    bootstrap_auroc,
+    interval,
+    or_none,
+    share_interval,
+    undefined,
+)
+from medmoco.evaluation.records import UNNAMED, ExternalScore, OperatingPoint, SideScore
+from medmoco.evaluation.results import External
+from medmoco.evaluation.scoring.clinical import OperatingPoints, apply_operating_points, join
+from medmoco.evaluation.scoring.scoring import Key, label_targets
 from medmoco.evaluation.scoring.table import span
-from medmoco.evaluation.supervised.classifier import load_classifier, run_around
-from medmoco.training.runlog import write_json
-
-Record = dict[str, Any]
+from medmoco.evaluation.supervised.classifier import Classifier, load_classifier, run_around
 
 SIDES = ("internal", "external")
 
@@ -46,18 +52,18 @@ def external(
     folder: Path,
     out: Path,
     log: Callable[[str], None] = lambda _: None,
-) -> str:
-    """Score a classifier on its own test split and on another's; return the table.
+) -> External:
+    """Score a classifier on its own test split and on that of other data.
 
-    Writes external.json, operating.json, calibration.json, subgroups.json and table.txt to `out`. Both looks are noted
-    in the ledger of the run that the classifier folder lies in, or else in `out`.
+    The results are saved to `out`, see `External.save`. Both test evaluations are recorded in the ledger of the run
+    that the classifier folder lies in, or else in `out`.
 
     Args:
         settings: Of the data that the classifier comes from, and of the protocol.
         other: Of the other data: manifest, root and labels; the classifier's labels must be among them.
         folder: Classifier folder.
         out: Folder for the results.
-        log: Told what is being done.
+        log: Receives progress, a line at a time.
 
     Raises:
         SettingsError: the other settings do not name the classifier's labels, or `out` cannot be written.
@@ -75,27 +81,26 @@ def external(
     for name, tree, split in zip(SIDES, (settings, other), splits, strict=True):
         log("; ".join([f"{name}: {len(split)} images", *split.notices]))
         sides.append(_Side(name, tree, split, classifier.score(split, tree)))
-    points = classifier.operating_points
-    judgements = {label: Judgement(own, points[label]) for label, own in classifier.calibrations.items()}
     compared = {label: _compare(label, column, sides, settings) for column, label in enumerate(classifier.labels)}
     ledger = ledger_of(str(run_around(folder) or folder), out)
+    assert ledger  # there is a folder for the results
     for side in sides:
-        aurocs = {label: record[side.name]["auroc"] for label, record in compared.items()}
-        add_look(
-            ledger,
-            "external",
+        aurocs = {label: getattr(score, side.name).auroc for label, score in compared.items()}
+        record_test_evaluation(ledger, "external", side.split, side.settings, [side.name], aurocs)
+    clinical = join(
+        apply_operating_points(
+            _operating_points(classifier, label),
+            Key(label, side.name, classifier.facts.trained, UNNAMED),
+            side.scores[:, column],
             side.split,
-            side.settings,
-            [side.name],
-            aurocs,
+            settings,
         )
-    clinical = _clinical(sides, judgements, classifier.facts.trained, settings)
-    table = _layout(compared, clinical.operating, sides, settings)
-    write_json(out / "external.json", compared)
-    for name, records in clinical._asdict().items():
-        write_json(out / f"{name}.json", records)
-    (out / "table.txt").write_text(table, encoding="utf-8")
-    return table
+        for side in sides
+        for column, label in enumerate(classifier.labels)
+    )
+    found = External(compared, *clinical, _layout(compared, clinical.operating_points, sides, settings), out)
+    found.save(out)
+    return found
 
 
 def _check_labels(who: str, settings: RunSettings, labels: Sequence[str]) -> None:
@@ -108,7 +113,7 @@ def _check_labels(who: str, settings: RunSettings, labels: Sequence[str]) -> Non
 
 
 def _refuse_overlap(settings: RunSettings, theirs: Split, log: Callable[[str], None]) -> None:
-    """Refuse other data that hold files of this data: they are no external test. Ids may agree by chance."""
+    """Refuse other data that contain files of this data, which is not external validation; ids may agree by chance."""
     own = load_manifest(settings.data, ("train", "val", "test"))
     shared, known = np.zeros((2, len(theirs)), bool)
     ids = patient_ids(theirs)
@@ -128,60 +133,45 @@ def _refuse_overlap(settings: RunSettings, theirs: Split, log: Callable[[str], N
         )
 
 
-def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSettings) -> Record:
+def _operating_points(classifier: Classifier, label: str) -> OperatingPoints:
+    return OperatingPoints(classifier.calibrations[label], classifier.operating_points[label])
+
+
+def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSettings) -> ExternalScore:
     """Score one label on both sides; the two bootstraps are independent, as the patients are."""
-    chosen, draws = settings.evaluate, []
-    record: dict[str, Record] = {}
+    chosen, draws, scores = settings.evaluate, [], {}
     for number, side in enumerate(sides):
-        targets, scores = label_targets(side.split, label), side.scores[:, column]
+        targets, own = label_targets(side.split, label), side.scores[:, column]
         draws.append(
-            metrics.bootstrap_auroc(
-                targets, scores, side.split.patients, draws=chosen.bootstrap, seed=settings.seed + number
-            )
+            bootstrap_auroc(targets, own, side.split.patients, draws=chosen.bootstrap, seed=settings.seed + number)
         )
-        value, known = metrics.auroc(targets, scores), ~np.isnan(targets)
-        interval = metrics.share_interval(value, draws[-1])
-        record[side.name] = {
-            "auroc": metrics.or_none(value),
-            "low": metrics.or_none(interval.low),
-            "high": metrics.or_none(interval.high),
-            "n": int(known.sum()),
-            "n_positive": int((targets == 1).sum()),
-            "n_patients": int(np.unique(side.split.patients[known]).size),
-            "undefined": metrics.undefined(targets),
-        }
-    internal, outside = (record[name]["auroc"] for name in SIDES)
-    interval = metrics.interval(draws[0] - draws[1])
-    drop = None if internal is None or outside is None else internal - outside
-    return {
-        **record,
-        "drop": drop,
-        "drop_low": metrics.or_none(interval.low),
-        "drop_high": metrics.or_none(interval.high),
-    }
-
-
-def _clinical(
-    sides: Sequence[_Side], judgements: dict[str, Judgement], trained: str, settings: RunSettings
-) -> Clinical:
-    """Apply the classifier's own thresholds and calibration to both sides."""
-    found = Clinical([], [], [])
-    for side in sides:
-        for column, (label, judgement) in enumerate(judgements.items()):
-            targets, scores = label_targets(side.split, label), side.scores[:, column]
-            if metrics.undefined(targets):
-                continue
-            key = {"label": label, "split": side.name, "method": trained, "encoder": "run"}
-            found.operating.extend(
-                key | record for record in operating_records(targets, scores, side.split, judgement, settings)
-            )
-            found.calibration.append(key | calibration_of(targets, scores, judgement, settings.evaluate))
-            found.subgroups.extend(key | record for record in subgroups_of(targets, scores, side.split, settings))
-    return found
+        value, known = auroc(targets, own), ~np.isnan(targets)
+        low, high, _ = share_interval(value, draws[-1])
+        scores[side.name] = SideScore(
+            auroc=or_none(value),
+            low=or_none(low),
+            high=or_none(high),
+            n=int(known.sum()),
+            n_positive=int((targets == 1).sum()),
+            n_patients=int(np.unique(side.split.patients[known]).size),
+            undefined=undefined(targets),
+        )
+    inside, outside = (scores[name].auroc for name in SIDES)
+    low, high, _ = interval(draws[0] - draws[1])
+    return ExternalScore(
+        internal=scores["internal"],
+        external=scores["external"],
+        drop=None if inside is None or outside is None else inside - outside,
+        drop_low=or_none(low),
+        drop_high=or_none(high),
+    )
 
 
 def _layout(
-    compared: Mapping[str, Record], operating: Sequence[Record], sides: Sequence[_Side], settings: RunSettings
+    compared: Mapping[str, ExternalScore],
+    points: Sequence[OperatingPoint],
+    sides: Sequence[_Side],
+    settings: RunSettings,
 ) -> str:
     counts = [
         f"{side.name} {len(side.split)} images of {np.unique(side.split.patients).size} patients" for side in sides
@@ -191,21 +181,18 @@ def _layout(
         f"95 % intervals: {settings.evaluate.bootstrap} draws of patients",
         "",
     ]
-    for label, record in compared.items():
+    for label, score in compared.items():
         lines.append(label)
-        for side in SIDES:
-            found = record[side]
-            counted = f"{found['n']} images, {found['n_positive']} positive, {found['n_patients']} patients"
-            score = found["undefined"] or f"AUROC {found['auroc']:.3f}  {span(found['low'], found['high'])}"
-            lines.append(f"  {side:<10}{score}  ({counted})")
-        if record["drop"] is not None:
+        for side, found in (("internal", score.internal), ("external", score.external)):
+            counted = f"{found.n} images, {found.n_positive} positive, {found.n_patients} patients"
+            words = found.undefined or f"AUROC {found.auroc:.3f}  {span(found.low, found.high)}"
+            lines.append(f"  {side:<10}{words}  ({counted})")
+        if score.drop is not None:
+            lines.append(f"  {'drop':<10}      {score.drop:+.3f}  {span(score.drop_low, score.drop_high, '+')}")
+        for point in (point for point in points if point.label == label):
             lines.append(
-                f"  {'drop':<10}      {record['drop']:+.3f}  {span(record['drop_low'], record['drop_high'], '+')}"
-            )
-        for point in (point for point in operating if point["label"] == label):
-            lines.append(
-                f"  {point['split']}: at the threshold of {100 * point['specificity_wanted']:g} % specificity on val,"
-                f" sensitivity {_share(point['sensitivity'])}, specificity {_share(point['specificity'])}"
+                f"  {point.split}: at the threshold of {100 * point.specificity_wanted:g} % specificity on val,"
+                f" sensitivity {_share(point.sensitivity)}, specificity {_share(point.specificity)}"
             )
         lines.append("")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import extract, fingerprint
 from medmoco.evaluation.metrics.auroc import auroc, undefined
-from medmoco.evaluation.scoring.clinical import describe_judgements, judge
+from medmoco.evaluation.scoring.clinical import describe_operating_points, fit_operating_points
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.task import Supervision, accuracies
@@ -277,14 +277,16 @@ def _check_frozen(model: ClassifierNetwork, facts: Tree) -> None:
 
 def _describe(scorer: _Scorer, result: Finetuned, source: dict[str, Any]) -> Tree:
     chosen = scorer.context.settings.evaluate
-    judgements = {
-        name: judge(result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number], chosen)
+    points = {
+        name: fit_operating_points(
+            result.targets["val"][:, number].astype(np.float64), result.scores["val"][:, number], chosen
+        )
         for number, name in enumerate(result.labels)
     }
     return describe_classifier(
         scorer.context.settings, result.labels, trained="fine-tuned", encoder=source, val_auroc=result.val_auroc,
         exclusive=scorer.labels.exclusive, top_patches=scorer.model.top_patches,
-        **describe_judgements(judgements, chosen),
+        **describe_operating_points(points, chosen),
     )  # fmt: skip
 
 

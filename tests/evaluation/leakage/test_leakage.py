@@ -28,12 +28,14 @@ from medmoco.evaluation.leakage.leakage import (
     find_pretraining,
     refuse_leaks,
 )
+from medmoco.evaluation.records import Leakage, Overlap
+from medmoco.evaluation.results import Evaluation
 from medmoco.models.backbones import create_backbone
 from medmoco.models.moco import create_moco
 from medmoco.training.checkpoint import portable_settings, save_checkpoint
 from tests.helpers.films import edited, film
 
-NONE = {"patients": 0, "images": 0}
+NONE = Overlap(patients=0, images=0)
 
 
 def write(folder: Path, split: str, films: Sequence[int], patients: Sequence[object]) -> None:
@@ -95,14 +97,14 @@ def leaks_of(settings: RunSettings, encoder: str) -> tuple[Leaks, Leaks, list[st
 
 def test_leaks__none_between_other_films_of_other_patients(tmp_path: Path, other: Path) -> None:
     before, after, notes, _ = leaks_of(own(tmp_path, [20, 21, 22], "xyz"), str(other))
-    assert before == after == {"test": {"pretraining": NONE, "train": NONE}}
+    assert before == after == {"test": Leakage(pretraining=NONE, train=NONE)}
     assert notes == []
 
 
 def test_leaks__by_patient_and_by_pixels_of_another_file(tmp_path: Path, other: Path) -> None:
     before, after, notes, said = leaks_of(own(tmp_path, [20, 103, 3, 103], "xbb3"), str(other))
-    assert before["test"] == {"pretraining": {"patients": 1, "images": 0}, "train": {"patients": 1, "images": 0}}
-    assert after["test"] == {"pretraining": {"patients": 1, "images": 2}, "train": {"patients": 1, "images": 1}}
+    assert before["test"] == Leakage(pretraining=Overlap(patients=1, images=0), train=Overlap(patients=1, images=0))
+    assert after["test"] == Leakage(pretraining=Overlap(patients=1, images=2), train=Overlap(patients=1, images=1))
     assert said == ["pixels of 8 more pretraining images, to compare with val and test"]
     assert notes == []
 
@@ -113,7 +115,7 @@ def test_leaks__the_same_file_under_another_root(tmp_path: Path, other: Path) ->
     (tmp_path / "own/train.csv").write_text("Path,PatientID,Sick\nown/images/secret-train-1.png,y,1\n")
     above = settings.model_copy(update={"data": settings.data.model_copy(update={"root": str(tmp_path)})})
     before, _, _, _ = leaks_of(above, str(other))
-    assert before["test"] == {"pretraining": {"patients": 0, "images": 1}, "train": NONE}
+    assert before["test"] == Leakage(pretraining=Overlap(patients=0, images=1), train=NONE)
 
 
 def test_leaks__near_duplicates_and_constant_images_are_none(tmp_path: Path, other: Path) -> None:
@@ -123,13 +125,13 @@ def test_leaks__near_duplicates_and_constant_images_are_none(tmp_path: Path, oth
     for file in ("own/images/secret-test-1.png", "own/images/secret-train-2.png", "other/images/secret-train-2.png"):
         black.save(tmp_path / file)
     _, after, _, _ = leaks_of(settings, str(other))
-    assert after == {"test": {"pretraining": NONE, "train": NONE}}
+    assert after == {"test": Leakage(pretraining=NONE, train=NONE)}
 
 
 def test_leaks__of_the_same_manifest_cost_no_second_pass(tmp_path: Path) -> None:
     settings = own(tmp_path, [20, 5, 21], "xy7")
     _, after, notes, said = leaks_of(settings, str(make_run(settings)))
-    assert after["test"] == {"pretraining": {"patients": 1, "images": 1}, "train": {"patients": 1, "images": 1}}
+    assert after["test"] == Leakage(pretraining=Overlap(patients=1, images=1), train=Overlap(patients=1, images=1))
     assert said == notes == []
 
 
@@ -139,7 +141,7 @@ def test_leaks__pretraining_pixels_are_read_once_for_each_kind_of_canvas(tmp_pat
     assert len(first[3]) == 1
     assert again[3] == []
     assert again[1] == first[1]
-    assert first[1]["test"]["pretraining"] == {"patients": 0, "images": 1}
+    assert first[1]["test"].pretraining == Overlap(patients=0, images=1)
     data = settings.data.model_copy(update={"canvas_size": 40})
     changed = leaks_of(settings.model_copy(update={"data": data}), str(other))
     assert len(changed[3]) == 1
@@ -159,12 +161,12 @@ def test_leaks__of_a_run_from_a_pack(tmp_path: Path, canvas_size: int) -> None:
     run = make_run(plain.model_copy(update={"data": data}))
     settings = own(tmp_path, [20, 103, 21], "xyg", f"data.canvas_size={canvas_size}")
     _, after, notes, _ = leaks_of(settings, str(run))
-    assert after["test"]["pretraining"] == {"patients": 0, "images": 1}
+    assert after["test"].pretraining == Overlap(patients=0, images=1)
     assert notes == []
     shutil.rmtree(tmp_path / "pack")
     (run / "pretraining_pixels.npz").unlink()
     _, after, notes, _ = leaks_of(settings, str(run))
-    assert after["test"]["pretraining"] == {"patients": 1, "images": 0}
+    assert after["test"].pretraining == Overlap(patients=1, images=0)
     assert "has changed since" in notes[0]
     assert "not compared with all pretraining images by pixels: train.csv row 8" in notes[1]
 
@@ -186,7 +188,9 @@ def test_leaks__without_patients_they_are_unknown(tmp_path: Path, other: Path) -
     file = tmp_path / "own/test.csv"
     file.write_text(file.read_text().replace("PatientID", "Person"))
     _, after, _, _ = leaks_of(settings, str(other))
-    assert after["test"] == {"pretraining": {"patients": None, "images": 1}, "train": {"patients": None, "images": 0}}
+    assert after["test"] == Leakage(
+        pretraining=Overlap(patients=None, images=1), train=Overlap(patients=None, images=0)
+    )
     with pytest.raises(ManifestError, match="test shares 1 images with the data the encoder was"):
         refuse_leaks(after, settings)
 
@@ -245,9 +249,8 @@ def test_evaluate__a_leaking_run_is_refused_and_allowed_with_every_score_saying_
     assert not any((tmp_path / "scores").iterdir())
     allowed = own(tmp_path, [20, 103, 21, 22, 104], "xyzvw", "evaluate.allow_leakage=true")
     found = evaluate(allowed, {"run": str(other)}, tmp_path / "scores", test=True)
-    written = json.loads((tmp_path / "scores/scores.json").read_text())
-    for record in [*written, *found.differences]:
-        assert record["leakage"] == {"pretraining": {"patients": 0, "images": 2}, "train": NONE}
+    for record in [*Evaluation.load(tmp_path / "scores").scores, *found.differences]:
+        assert record.leakage == Leakage(pretraining=Overlap(patients=0, images=2), train=NONE)
     assert "! test shares 0 patients and 2 images with the data the encoder was pretrained on" in found.table
     # By patient it is refused before any work.
     monkeypatch.setattr(leakage, "extract", lambda *_: pytest.fail("an image was read"))
@@ -289,10 +292,10 @@ def test_leaks__patients_of_a_run_that_cannot_be_known(tmp_path: Path, other: Pa
     manifest = tmp_path / "other/train.csv"
     manifest.write_text(manifest.read_text().replace("PatientID", "patient_id"))
     before, _, notes, _ = leaks_of(settings, str(other))
-    assert before["test"]["pretraining"] == {"patients": None, "images": 0}
+    assert before["test"].pretraining == Overlap(patients=None, images=0)
     assert notes[0].startswith("the run's training rows have no PatientID")
 
 
 def test_leaks__ids_are_compared_without_padding(tmp_path: Path, other: Path) -> None:
     before, _, _, _ = leaks_of(own(tmp_path, [20, 21, 22], ["a ", "\u00a0b", "3 "]), str(other))
-    assert before["test"] == {"pretraining": {"patients": 2, "images": 0}, "train": {"patients": 1, "images": 0}}
+    assert before["test"] == Leakage(pretraining=Overlap(patients=2, images=0), train=Overlap(patients=1, images=0))

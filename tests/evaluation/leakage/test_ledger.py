@@ -1,4 +1,4 @@
-"""The ledger of looks at the test split."""
+"""The ledger of test evaluations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from medmoco.config import RunSettings, load
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.leakage.ledger import add_look, ledger_of, looks
+from medmoco.evaluation.leakage.ledger import ledger_of, read_ledger, record_test_evaluation
 
 
 @pytest.fixture
@@ -26,27 +26,29 @@ class Rows(SimpleNamespace):
         return 7
 
 
-def test_add_look__counts_and_keeps_what_was_seen(tmp_path: Path, settings: RunSettings) -> None:
+def test_record_test_evaluation__counts_and_keeps_the_scores(tmp_path: Path, settings: RunSettings) -> None:
     test: Any = Rows()
     assert ledger_of(str(tmp_path), tmp_path / "out") == tmp_path / "out" / "ledger.jsonl"  # an export stays whole
     (tmp_path / "config.yaml").touch()
     ledger = ledger_of(str(tmp_path), tmp_path / "out")
     assert ledger == tmp_path / "ledger.jsonl"
-    assert looks(ledger) == []
-    assert add_look(ledger, "evaluate", test, settings, ["run"], {"Pneumonia": 0.9}) == 1
-    assert add_look(ledger, "curve", test, settings, ["run", "pixels"], {"Pneumonia": None}) == 2
-    first, second = looks(ledger)
-    assert (first["command"], first["rows"], first["auroc"]) == ("evaluate", 7, {"Pneumonia": 0.9})
-    assert second["encoders"] == ["run", "pixels"]
-    assert first["time"] <= second["time"]
+    assert ledger_of(str(tmp_path), None) == ledger
+    assert read_ledger(ledger) == []
+    assert record_test_evaluation(ledger, "evaluate", test, settings, ["run"], {"Pneumonia": 0.9}) == 1
+    assert record_test_evaluation(ledger, "curve", test, settings, ["run", "pixels"], {"Pneumonia": None}) == 2
+    first, second = read_ledger(ledger)
+    assert (first.command, first.rows, first.auroc) == ("evaluate", 7, {"Pneumonia": 0.9})
+    assert second.encoders == ("run", "pixels")
+    assert first.time <= second.time
     assert str(tmp_path) not in ledger.read_text()
 
 
 def test_ledger_of__without_a_run_it_lies_beside_the_results(tmp_path: Path) -> None:
     assert ledger_of("random", tmp_path) == tmp_path / "ledger.jsonl"
+    assert ledger_of("random", None) is None
 
 
-def test_looks__a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_read_ledger__a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_text('{"command": "evaluate"}\n{"comm\n')
     with pytest.raises(CheckpointError, match="line 2 is damaged"):
-        looks(tmp_path / "ledger.jsonl")
+        read_ledger(tmp_path / "ledger.jsonl")

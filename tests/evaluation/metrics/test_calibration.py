@@ -12,8 +12,9 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from medmoco.evaluation.metrics import auroc as metrics
-from medmoco.evaluation.metrics.calibration import Calibration, Kind, calibration_record, fit_calibration
+from medmoco.evaluation.metrics.auroc import auroc
+from medmoco.evaluation.metrics.calibration import Calibration, Kind, fit_calibration, reliability
+from medmoco.evaluation.records import Reliability
 
 Floats = NDArray[np.float64]
 
@@ -103,16 +104,15 @@ def test_fit__of_one_class_is_undefined_and_so_is_all_that_follows(targets: list
     found = fit_calibration(answers, scores, "platt")
     assert math.isnan(found.slope)
     assert math.isnan(found.intercept)
-    record = calibration_record(answers, found.probabilities(scores), bins=10)
-    assert record == {
-        "n": int((~np.isnan(answers)).sum()), "brier": None, "ece": None, "bins": [], "slope": None, "intercept": None,
-    }  # fmt: skip
+    record = reliability(answers, found.probabilities(scores), bins=10)
+    known = int((~np.isnan(answers)).sum())
+    assert record == Reliability(n=known, brier=None, ece=None, bins=(), slope=None, intercept=None)
 
 
 def test_fit__changes_no_auroc() -> None:
     targets, scores = made(300)
     probabilities = fit_calibration(targets, scores, "platt").probabilities(scores)
-    assert metrics.auroc(targets, probabilities) == metrics.auroc(targets, scores)
+    assert auroc(targets, probabilities) == auroc(targets, scores)
 
 
 def test_probabilities__far_out_neither_overflow_nor_vanish() -> None:
@@ -126,71 +126,69 @@ def test_record__agrees_with_scikit_learn_and_with_a_plain_loop() -> None:
     answers, seen = (
         values[~np.isnan(targets)][:500] for values in (targets, Calibration(0.7, 0).probabilities(scores))
     )
-    record = calibration_record(np.append(answers, np.nan), np.append(seen, 0.4), bins=10)
-    assert record["n"] == 500
-    assert record["brier"] == pytest.approx(brier_score_loss(answers, seen))
+    record = reliability(np.append(answers, np.nan), np.append(seen, 0.4), bins=10)
+    assert record.n == 500
+    assert record.brier == pytest.approx(brier_score_loss(answers, seen))
     ece = 0.0
-    for entry, rows in zip(record["bins"], np.array_split(np.argsort(seen), 10), strict=True):
-        assert entry["n"] == 50
-        assert [entry["low"], entry["high"]] == [seen[rows].min(), seen[rows].max()]
-        assert [entry["predicted"], entry["observed"]] == pytest.approx([seen[rows].mean(), answers[rows].mean()])
+    for entry, rows in zip(record.bins, np.array_split(np.argsort(seen), 10), strict=True):
+        assert entry.n == 50
+        assert [entry.low, entry.high] == [seen[rows].min(), seen[rows].max()]
+        assert [entry.predicted, entry.observed] == pytest.approx([seen[rows].mean(), answers[rows].mean()])
         ece += abs(seen[rows].mean() - answers[rows].mean()) / 10
-    assert record["ece"] == pytest.approx(ece)
+    assert record.ece == pytest.approx(ece)
     observed, predicted = calibration_curve(answers, seen, n_bins=10, strategy="quantile")
-    assert [entry["predicted"] for entry in record["bins"]] == pytest.approx(predicted.tolist(), abs=0.01)
-    assert [entry["observed"] for entry in record["bins"]] == pytest.approx(observed.tolist(), abs=0.05)
+    assert [entry.predicted for entry in record.bins] == pytest.approx(predicted.tolist(), abs=0.01)
+    assert [entry.observed for entry in record.bins] == pytest.approx(observed.tolist(), abs=0.05)
 
 
 def test_record__by_hand() -> None:
     targets, probabilities = np.array([0, 0, 1, 0, 1, 1, np.nan]), np.array([0.1, 0.1, 0.3, 0.6, 0.8, 0.9, 0.5])
-    record = calibration_record(targets, probabilities, bins=2)
-    low, high = record["bins"]
-    assert [low["n"], low["low"], low["high"], low["observed"]] == [3, 0.1, 0.3, pytest.approx(1 / 3)]
-    assert [high["n"], high["low"], high["high"], high["observed"]] == [3, 0.6, 0.9, pytest.approx(2 / 3)]
-    assert record["ece"] == pytest.approx((abs(0.5 / 3 - 1 / 3) + abs(2.3 / 3 - 2 / 3)) / 2)
-    assert record["brier"] == pytest.approx((0.01 + 0.01 + 0.49 + 0.36 + 0.04 + 0.01) / 6)
+    record = reliability(targets, probabilities, bins=2)
+    low, high = record.bins
+    assert [low.n, low.low, low.high, low.observed] == [3, 0.1, 0.3, pytest.approx(1 / 3)]
+    assert [high.n, high.low, high.high, high.observed] == [3, 0.6, 0.9, pytest.approx(2 / 3)]
+    assert record.ece == pytest.approx((abs(0.5 / 3 - 1 / 3) + abs(2.3 / 3 - 2 / 3)) / 2)
+    assert record.brier == pytest.approx((0.01 + 0.01 + 0.49 + 0.36 + 0.04 + 0.01) / 6)
 
 
 def test_record__bins_intervals_are_wilsons() -> None:
     targets, scores = made(203)
-    record = calibration_record(targets, Calibration(1.0, 0.0).probabilities(scores), bins=7)
-    for entry in record["bins"]:
-        expected = binomtest(round(entry["n"] * entry["observed"]), entry["n"]).proportion_ci(method="wilson")
-        assert [entry["observed_low"], entry["observed_high"]] == pytest.approx([expected.low, expected.high])
+    record = reliability(targets, Calibration(1.0, 0.0).probabilities(scores), bins=7)
+    for entry in record.bins:
+        expected = binomtest(round(entry.n * entry.observed), entry.n).proportion_ci(method="wilson")
+        assert [entry.observed_low, entry.observed_high] == pytest.approx([expected.low, expected.high])
 
 
 def test_record__equal_probabilities_share_a_bin() -> None:
     targets = np.random.default_rng(0).integers(0, 2, 100).astype(float)
-    record = calibration_record(targets, np.repeat([0.2, 0.4], [90, 10]), bins=10)
-    assert [entry["n"] for entry in record["bins"]] == [90, 10]
-    assert [entry["n"] for entry in calibration_record(targets, np.full(100, 0.3), bins=10)["bins"]] == [100]
-    assert [entry["n"] for entry in calibration_record(targets[:3], np.array([0.1, 0.2, 0.3]), bins=10)["bins"]] == [
-        1
-    ] * 3
+    record = reliability(targets, np.repeat([0.2, 0.4], [90, 10]), bins=10)
+    assert [entry.n for entry in record.bins] == [90, 10]
+    assert [entry.n for entry in reliability(targets, np.full(100, 0.3), bins=10).bins] == [100]
+    assert [entry.n for entry in reliability(targets[:3], np.array([0.1, 0.2, 0.3]), bins=10).bins] == [1] * 3
 
 
 def test_record__slope_and_intercept_tell_what_is_wrong() -> None:
     """Log-odds twice too far apart have slope 0.5; too low by 1 throughout, intercept 1; right ones, 1 and 0."""
     targets, scores = made(20_000, slope=1.0, intercept=0.0)
     for made_with, slope, intercept in ((Calibration(2.0, 0.0), 0.5, 0.0), (Calibration(1.0, -1.0), 1.0, 1.0)):
-        record = calibration_record(targets, made_with.probabilities(scores), bins=10)
-        assert [record["slope"], record["intercept"]] == pytest.approx([slope, intercept], abs=0.06)
-    before = calibration_record(targets, Calibration(2.0, 1.0).probabilities(scores), bins=10)
-    after = calibration_record(targets, fit_calibration(targets, scores, "platt").probabilities(scores), bins=10)
-    assert after["ece"] < 0.02 < before["ece"]
-    assert after["brier"] < before["brier"]
-    assert [after["slope"], after["intercept"]] == pytest.approx([1, 0], abs=0.01)
+        record = reliability(targets, made_with.probabilities(scores), bins=10)
+        assert [record.slope, record.intercept] == pytest.approx([slope, intercept], abs=0.06)
+    before = reliability(targets, Calibration(2.0, 1.0).probabilities(scores), bins=10)
+    after = reliability(targets, fit_calibration(targets, scores, "platt").probabilities(scores), bins=10)
+    assert after.ece < 0.02 < before.ece
+    assert after.brier < before.brier
+    assert [after.slope, after.intercept] == pytest.approx([1, 0], abs=0.01)
 
 
 def test_record__without_a_finite_slope_has_none() -> None:
-    parted = calibration_record(np.array([0.0, 0, 1, 1]), np.array([0.1, 0.2, 0.2, 0.7]), bins=2)
-    assert parted["slope"] is None
-    assert parted["intercept"] is not None
-    one_class = calibration_record(np.zeros(4), np.array([0.1, 0.2, 0.2, 0.7]), bins=2)
-    assert [one_class["slope"], one_class["intercept"]] == [None, None]
-    assert one_class["brier"] is not None
+    parted = reliability(np.array([0.0, 0, 1, 1]), np.array([0.1, 0.2, 0.2, 0.7]), bins=2)
+    assert parted.slope is None
+    assert parted.intercept is not None
+    one_class = reliability(np.zeros(4), np.array([0.1, 0.2, 0.2, 0.7]), bins=2)
+    assert [one_class.slope, one_class.intercept] == [None, None]
+    assert one_class.brier is not None
 
 
 def test_record__certain_probabilities_do_no_harm() -> None:
-    record = calibration_record(np.array([0.0, 1, 0, 1, 1]), np.array([0.0, 1.0, 1.0, 0.0, 0.5]), bins=3)
-    assert all(math.isfinite(record[name]) for name in ("slope", "intercept", "brier", "ece"))
+    record = reliability(np.array([0.0, 1, 0, 1, 1]), np.array([0.0, 1.0, 1.0, 0.0, 0.5]), bins=3)
+    assert all(math.isfinite(getattr(record, name)) for name in ("slope", "intercept", "brier", "ece"))

@@ -14,10 +14,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medmoco.evaluation.metrics import auroc as metrics
-from medmoco.evaluation.metrics.comparisons import bootstrap_p
-from medmoco.evaluation.metrics.delong import delong, difference_p, interval_of
-from medmoco.evaluation.metrics.operating_points import operating_record
+from medmoco.evaluation.metrics.auroc import (
+    auroc,
+    average_precision,
+    bootstrap_auroc,
+    bootstrap_average_precision,
+    interval,
+    share_interval,
+    undefined,
+)
+from medmoco.evaluation.metrics.operating_points import decide
+from medmoco.evaluation.metrics.significance import bootstrap_p, delong, difference_p, interval_of
 
 Floats = NDArray[np.float64]
 
@@ -85,7 +92,7 @@ def held(world: World, samples: int, draws: int = DRAWS) -> dict[str, float]:
     hits: dict[str, list[bool]] = {name: [] for name in truths}
     for seed in range(samples):
         targets, scores, patients = sample(world, seed)
-        if metrics.undefined(targets):
+        if undefined(targets):
             continue
         intervals = _intervals(targets, scores, patients, threshold, draws, seed)
         for name, truth in truths.items():
@@ -98,17 +105,17 @@ def _intervals(
     targets: Floats, scores: Floats, patients: NDArray[np.int64], threshold: float, draws: int, seed: int
 ) -> dict[str, tuple[float, float]]:
     options = {"draws": draws, "seed": seed}
-    aurocs = [metrics.bootstrap_auroc(targets, row, patients, **options) for row in scores]
-    precisions = metrics.bootstrap_average_precision(targets, scores[0], patients, **options)
-    record = operating_record(targets, scores[0], patients, threshold, **options)
+    aurocs = [bootstrap_auroc(targets, row, patients, **options) for row in scores]
+    precisions = bootstrap_average_precision(targets, scores[0], patients, **options)
+    record = decide(targets, scores[0], patients, threshold, **options)
     return {
-        "AUROC": metrics.share_interval(metrics.auroc(targets, scores[0]), aurocs[0])[:2],
-        "average precision": metrics.share_interval(metrics.average_precision(targets, scores[0]), precisions)[:2],
-        "difference": metrics.interval(aurocs[0] - aurocs[1])[:2],
-        "sensitivity": (record["sensitivity_low"], record["sensitivity_high"]),
-        "specificity": (record["specificity_low"], record["specificity_high"]),
-        "AUROC, percentiles": metrics.interval(aurocs[0])[:2],
-        "average precision, percentiles": metrics.interval(precisions)[:2],
+        "AUROC": share_interval(auroc(targets, scores[0]), aurocs[0])[:2],
+        "average precision": share_interval(average_precision(targets, scores[0]), precisions)[:2],
+        "difference": interval(aurocs[0] - aurocs[1])[:2],
+        "sensitivity": (record.sensitivity_low, record.sensitivity_high),
+        "specificity": (record.specificity_low, record.specificity_high),
+        "AUROC, percentiles": interval(aurocs[0])[:2],
+        "average precision, percentiles": interval(precisions)[:2],
     }
 
 
@@ -116,9 +123,9 @@ def test_truths__are_those_of_a_very_large_sample() -> None:
     world = World(200_000, 0.3, (1.0, 0.5))
     targets, scores, _ = sample(world, 0)
     for row, shift in zip(scores, world.shifts, strict=True):
-        assert metrics.auroc(targets, row) == pytest.approx(true_auroc(shift), abs=0.003)
+        assert auroc(targets, row) == pytest.approx(true_auroc(shift), abs=0.003)
         expected = true_average_precision(shift, 0.3)
-        assert metrics.average_precision(targets, row) == pytest.approx(expected, abs=0.004)
+        assert average_precision(targets, row) == pytest.approx(expected, abs=0.004)
     assert targets.mean() == pytest.approx(0.3, abs=0.003)
 
 
@@ -130,8 +137,8 @@ def test_coverage__of_a_few_samples() -> None:
     missed = 0
     for seed in range(150):
         targets, scores, patients = sample(world, seed)
-        draws = metrics.bootstrap_auroc(targets, scores[0], np.arange(patients.size), draws=200, seed=seed)
-        low, high, _ = metrics.share_interval(metrics.auroc(targets, scores[0]), draws)
+        draws = bootstrap_auroc(targets, scores[0], np.arange(patients.size), draws=200, seed=seed)
+        low, high, _ = share_interval(auroc(targets, scores[0]), draws)
         missed += not low <= true_auroc(1.0) <= high
     assert missed > 18
 
@@ -158,7 +165,7 @@ def test_coverage__of_delong_where_every_patient_has_one_image() -> None:
         low, high, _ = interval_of(float(aurocs[0]), float(covariance[0, 0]))
         hits += low <= true_auroc(1.0) <= high
         low_p += difference_p(aurocs, covariance, 0, 1) < 0.05
-        first, second = (metrics.bootstrap_auroc(targets, row, patients, draws=DRAWS, seed=seed) for row in scores)
+        first, second = (bootstrap_auroc(targets, row, patients, draws=DRAWS, seed=seed) for row in scores)
         low_bootstrap_p += bootstrap_p(first - second) < 0.05
     print(world, hits / SAMPLES, low_p / SAMPLES, low_bootstrap_p / SAMPLES)
     assert 0.93 <= hits / SAMPLES <= 0.97

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from medmoco.evaluation.metrics.auroc import share_interval
-from medmoco.evaluation.metrics.operating_points import operating_record, predictive_values, threshold_at
+from medmoco.evaluation.metrics.operating_points import decide, predictive_values, threshold_at
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -69,19 +69,18 @@ def test_threshold__without_negatives_decides_nothing() -> None:
     targets, scores, patients = np.array([1.0, 1, np.nan]), np.array([1.0, 2, 3]), np.arange(3)
     threshold = threshold_at(targets, scores, 0.9)
     assert math.isnan(threshold)
-    record = operating_record(targets, scores, patients, threshold, draws=50, seed=0)
-    counts = {name: record.pop(name) for name in ("tp", "fp", "tn", "fn")}
-    assert set(counts.values()) == {0}
-    assert set(record.values()) == {None}
+    record = decide(targets, scores, patients, threshold, draws=50, seed=0)
+    assert {record.tp, record.fp, record.tn, record.fn} == {0}
+    assert {value for name, value in record if name not in ("tp", "fp", "tn", "fn")} == {None}
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_record__equals_a_plain_loop_over_repeated_rows(ties: bool) -> None:
     targets, scores, patients = made(60, ties=ties)
-    record = operating_record(targets, scores, patients, 0.8, draws=60, seed=4)
+    record = decide(targets, scores, patients, 0.8, draws=60, seed=4)
     known = ~np.isnan(targets)
     tn, fp, fn, tp = confusion_matrix(targets[known] == 1, scores[known] >= 0.8).ravel().tolist()
-    assert [record[name] for name in ("threshold", "tp", "fp", "tn", "fn")] == [0.8, tp, fp, tn, fn]
+    assert [getattr(record, name) for name in ("threshold", "tp", "fp", "tn", "fn")] == [0.8, tp, fp, tn, fn]
     names, generator = np.unique(patients), np.random.default_rng(4)
     drawn = []
     for _ in range(60):
@@ -90,38 +89,40 @@ def test_record__equals_a_plain_loop_over_repeated_rows(ties: bool) -> None:
         drawn.append(plain_shares(targets[rows], scores[rows], 0.8))
     for name, share in plain_shares(targets[known], scores[known], 0.8).items():
         low, high, _ = share_interval(share, np.array([one[name] for one in drawn]))
-        assert record[name] == pytest.approx(share)
-        assert [record[f"{name}_low"], record[f"{name}_high"]] == pytest.approx([low, high])
+        assert getattr(record, name) == pytest.approx(share)
+        assert [getattr(record, f"{name}_low"), getattr(record, f"{name}_high")] == pytest.approx([low, high])
 
 
 def test_record__a_share_without_cases_is_none() -> None:
     targets, scores, patients = np.array([0.0, 0, 0, np.nan]), np.array([1.0, 2, 3, 9]), np.arange(4)
-    record = operating_record(targets, scores, patients, 5, draws=100, seed=0)
-    assert [record[name] for name in ("tp", "fp", "tn", "fn")] == [0, 0, 3, 0]
-    assert [record[name] for name in SHARES] == [None, 1, None, 1]
-    assert [record[f"{name}_{end}"] for name in ("sensitivity", "ppv") for end in ("low", "high")] == [None] * 4
+    record = decide(targets, scores, patients, 5, draws=100, seed=0)
+    assert [getattr(record, name) for name in ("tp", "fp", "tn", "fn")] == [0, 0, 3, 0]
+    assert [getattr(record, name) for name in SHARES] == [None, 1, None, 1]
+    assert [getattr(record, f"{name}_{end}") for name in ("sensitivity", "ppv") for end in ("low", "high")] == [
+        None
+    ] * 4
 
 
 def test_record__all_or_none_has_the_exact_interval_of_so_many_patients() -> None:
     """10 patients of 10 make 0.692 to 1, as Clopper and Pearson's table has it; their 5 images each add nothing."""
     patients = np.repeat(np.arange(20), 5)
     targets = (patients < 10).astype(float)
-    right = operating_record(targets, targets, patients, 0.5, draws=100, seed=0)
+    right = decide(targets, targets, patients, 0.5, draws=100, seed=0)
     for name in SHARES:
-        assert [right[name], right[f"{name}_high"]] == [1, 1]
-        assert right[f"{name}_low"] == pytest.approx(0.6915, abs=5e-5)
-    wrong = operating_record(targets, -targets, patients, -0.5, draws=100, seed=0)
+        assert [getattr(right, name), getattr(right, f"{name}_high")] == [1, 1]
+        assert getattr(right, f"{name}_low") == pytest.approx(0.6915, abs=5e-5)
+    wrong = decide(targets, -targets, patients, -0.5, draws=100, seed=0)
     for name in SHARES:
-        assert [wrong[name], wrong[f"{name}_low"]] == [0, 0]
-        assert wrong[f"{name}_high"] == pytest.approx(0.3085, abs=5e-5)
+        assert [getattr(wrong, name), getattr(wrong, f"{name}_low")] == [0, 0]
+        assert getattr(wrong, f"{name}_high") == pytest.approx(0.3085, abs=5e-5)
 
 
 def test_predictive_values__at_the_prevalence_of_the_split_are_those_of_its_counts() -> None:
     targets, scores, patients = made(300)
-    record = operating_record(targets, scores, patients, 0.7, draws=10, seed=0)
+    record = decide(targets, scores, patients, 0.7, draws=10, seed=0)
     prevalence = (targets == 1).sum() / (~np.isnan(targets)).sum()
-    values = predictive_values(record["sensitivity"], record["specificity"], prevalence)
-    assert values == pytest.approx((record["ppv"], record["npv"]))
+    values = predictive_values(record.sensitivity, record.specificity, prevalence)
+    assert values == pytest.approx((record.ppv, record.npv))
 
 
 def test_predictive_values__by_hand() -> None:

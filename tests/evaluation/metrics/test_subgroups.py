@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmoco.config import DataSettings
+from medmoco.config import DataSettings, EvaluateSettings
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.errors import SettingsError
-from medmoco.evaluation.metrics import auroc as metrics
-from medmoco.evaluation.metrics.subgroups import groups_of, subgroup_records
+from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, share_interval
+from medmoco.evaluation.metrics.subgroups import groups_of, score_groups
 
 BANDS = (0, 18, 40)
 
@@ -75,6 +75,10 @@ def test_groups__columns_that_are_none_are_refused(tmp_path: Path, column: str, 
         groups_of(split, [column], BANDS)
 
 
+def chosen(columns: list[str], **more: int) -> EvaluateSettings:
+    return EvaluateSettings.model_validate({"subgroups": columns, "age_bands": list(BANDS), **more})
+
+
 def test_records__are_the_scores_of_the_rows_of_the_group(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     patients = np.repeat(np.arange(60), 3)
@@ -82,39 +86,39 @@ def test_records__are_the_scores_of_the_rows_of_the_group(tmp_path: Path) -> Non
     split = made(tmp_path, "Sex", sexes.tolist(), patients.tolist())
     targets = generator.choice([0.0, 1.0, np.nan], 180, p=[0.5, 0.4, 0.1])
     scores = generator.normal(size=180) + np.where(sexes == "M", 2, 0) * np.nan_to_num(targets)
-    records = subgroup_records(targets, scores, split, columns=["Sex"], age_bands=BANDS, least=20, draws=200, seed=1)
-    assert [record["group"] for record in records] == ["F", "M"]
+    records = score_groups(targets, scores, split, chosen(["Sex"], least_patients=20, bootstrap=200), seed=1)
+    assert [record.group for record in records] == ["F", "M"]
     for record in records:
-        rows = (sexes == record["group"]) & ~np.isnan(targets)
-        drawn = metrics.bootstrap_auroc(targets[rows], scores[rows], split.patients[rows], draws=200, seed=1)
-        assert record["auroc"] == metrics.auroc(targets[rows], scores[rows])
-        expected = metrics.share_interval(record["auroc"], drawn)
-        assert (record["auroc_low"], record["auroc_high"], record["bootstrap_left_out"]) == expected
-        assert [record["n"], record["n_positive"]] == [rows.sum(), (targets[rows] == 1).sum()]
-        assert record["n_patients"] == len(set(patients[rows]))
-        assert record["undefined"] is None
-    assert records[1]["auroc"] > records[0]["auroc"] + 0.1
+        rows = (sexes == record.group) & ~np.isnan(targets)
+        drawn = bootstrap_auroc(targets[rows], scores[rows], split.patients[rows], draws=200, seed=1)
+        assert record.auroc == auroc(targets[rows], scores[rows])
+        expected = share_interval(record.auroc, drawn)
+        assert (record.auroc_low, record.auroc_high, record.bootstrap_left_out) == expected
+        assert [record.n, record.n_positive] == [rows.sum(), (targets[rows] == 1).sum()]
+        assert record.n_patients == len(set(patients[rows]))
+        assert record.undefined is None
+    assert records[1].auroc > records[0].auroc + 0.1
 
 
 def test_records__few_patients_are_hidden_however_many_images_they_have(tmp_path: Path) -> None:
     patients = [*[0] * 40, *range(1, 21)]
     split = made(tmp_path, "Sex", ["M"] * 40 + ["F"] * 20, patients)
     targets, scores = np.tile([0.0, 1.0], 30), np.tile([0.0, 1.0], 30)
-    options = {"columns": ["Sex"], "age_bands": BANDS, "draws": 10, "seed": 0}
-    few, many = subgroup_records(targets, scores, split, least=20, **options)[::-1]  # type: ignore[arg-type]
-    assert [few["n"], few["n_patients"], few["auroc"], few["auroc_low"], few["auroc_high"]] == [40, 1, None, None, None]
-    assert few["undefined"] == "hidden (fewer than 20 patients)"
-    assert many["auroc"] == 1
+    settings = chosen(["Sex"], least_patients=20, bootstrap=100)
+    few, many = score_groups(targets, scores, split, settings, seed=0)[::-1]
+    assert [few.n, few.n_patients, few.auroc, few.auroc_low, few.auroc_high] == [40, 1, None, None, None]
+    assert few.undefined == "hidden (fewer than 20 patients)"
+    assert many.auroc == 1
     targets[-1] = np.nan  # a patient without a label does not count
-    records = subgroup_records(targets, scores, split, least=20, **options)  # type: ignore[arg-type]
-    assert [record["undefined"] for record in records] == ["hidden (fewer than 20 patients)"] * 2
+    records = score_groups(targets, scores, split, settings, seed=0)
+    assert [record.undefined for record in records] == ["hidden (fewer than 20 patients)"] * 2
 
 
 def test_records__of_one_class_say_so(tmp_path: Path) -> None:
     split = made(tmp_path, "View", ["PA", "PA", "AP", "AP"])
     targets, scores = np.array([0.0, 1.0, 0.0, 0.0]), np.arange(4.0)
-    options = {"columns": ["View"], "age_bands": BANDS, "least": 1, "draws": 50, "seed": 0}
-    one, both = subgroup_records(targets, scores, split, **options)  # type: ignore[arg-type]
-    assert [one["auroc"], one["undefined"], one["bootstrap_left_out"]] == [None, "undefined (no positives)", 0]
-    assert [both[name] for name in ("auroc", "auroc_low", "undefined")] == [1.0, None, None]
-    assert both["bootstrap_left_out"] > 0
+    settings = chosen(["View"], least_patients=1, bootstrap=100)
+    one, both = score_groups(targets, scores, split, settings, seed=0)
+    assert [one.auroc, one.undefined, one.bootstrap_left_out] == [None, "undefined (no positives)", 0]
+    assert [getattr(both, name) for name in ("auroc", "auroc_low", "undefined")] == [1.0, None, None]
+    assert both.bootstrap_left_out > 0

@@ -7,28 +7,29 @@ from typing import Any
 
 import pytest
 
+from medmoco.evaluation.records import Difference, Score
 from medmoco.evaluation.scoring.table import MACRO, layout
 
-VAL_NOTE = "val also chose the strength of the linear probe: only test is an unbiased score"
+VAL_NOTE = "val also chose the strength of the linear probe; only test scores are unbiased"
 
 
-def record(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> dict[str, Any]:
+def record(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> Score:
     scores = {"auroc": 0.81249, "auroc_low": 0.75, "auroc_high": 0.87, "average_precision": 0.4}
     counts = {"n": 160, "n_positive": 31, "n_patients": 80, "bootstrap": 200, "bootstrap_left_out": 0}
     named = {"label": label, "split": split, "method": method, "encoder": "run"}
     policy = {"label_policy": {"uncertain": "ignore", "missing": "zero"}, "n_labels": 3, "n_labels_defined": 2}
     nothing = {"undefined": None, "flag": None, "note": None, "leakage": {"pretraining": None, "train": None}}
-    return {**named, **scores, **counts, **policy, **nothing, **other}
+    return Score.model_validate({**named, **scores, **counts, **policy, **nothing, **other})
 
 
-def undefined(reason: str, **other: Any) -> dict[str, Any]:
+def undefined(reason: str, **other: Any) -> Score:
     nothing = dict.fromkeys(("auroc", "auroc_low", "auroc_high", "average_precision"))
     return record(**nothing, undefined=reason, bootstrap_left_out=200, **other)
 
 
-def difference(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> dict[str, Any]:
+def difference(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> Difference:
     named = {"label": label, "split": split, "method": method, "encoder": "run", "control": "untrained"}
-    return {**named, "difference": 0.1127, "low": -0.0504, "high": 0.17, **other}
+    return Difference.model_validate({**named, "difference": 0.1127, "low": -0.0504, "high": 0.17, **other})
 
 
 def test_layout__every_character() -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from medmoco.config import RunSettings, load
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.evaluate import evaluate
-from medmoco.evaluation.leakage.ledger import looks
+from medmoco.evaluation.leakage.ledger import read_ledger
+from medmoco.evaluation.results import External
 from medmoco.evaluation.supervised.external import external
 from tests.helpers.squares import SMALL, write_images
 
@@ -48,7 +49,11 @@ def test_external__nothing_is_fitted_and_the_drop_is_the_difference(
     own = data("own")
     classifier = own / "run/evaluation/classifier"
     before = classifier.joinpath("classifier.json").read_bytes()
-    table = external(settings_of(own), settings_of(data("other")), classifier, tmp_path)
+    result = external(settings_of(own), settings_of(data("other")), classifier, tmp_path)
+    again = External.load(tmp_path)
+    for name in ("scores", "operating_points", "calibration", "subgroups", "table"):
+        assert getattr(again, name) == getattr(result, name)
+    assert result.to_frame()[["label", "drop"]].to_numpy().tolist() == [["Bright", result.scores["Bright"].drop]]
     found = json.loads((tmp_path / "external.json").read_text())["Bright"]
     scores = json.loads((own / "run/evaluation/scores.json").read_text())
     (known,) = [
@@ -65,9 +70,9 @@ def test_external__nothing_is_fitted_and_the_drop_is_the_difference(
     thresholds = {(p["split"], p["specificity_wanted"]): p["threshold"] for p in points}
     for wanted in (0.9, 0.95):
         assert thresholds["internal", wanted] == thresholds["external", wanted]
-    assert f"drop            {found['drop']:+.3f}" in table
+    assert f"drop            {found['drop']:+.3f}" in result.table
     assert {r["split"] for r in json.loads((tmp_path / "calibration.json").read_text())} == {"internal", "external"}
-    assert [look["command"] for look in looks(own / "run/ledger.jsonl")] == ["external", "external"]
+    assert [entry.command for entry in read_ledger(own / "run/ledger.jsonl")] == ["external", "external"]
     text = "".join(file.read_text() for file in tmp_path.iterdir())
     assert not any(word in text for word in ("secret", "confidential", str(own)))
 

@@ -1,7 +1,7 @@
-"""AUROCs of scores on the same independent cases, their covariance, and a test of their difference.
+"""Is one encoder better than another: p of a paired bootstrap, Holm's adjustment, and DeLong's test.
 
-Only for cases of which no two share a patient: images of one patient are not independent, and would make intervals too
-narrow. There the bootstrap of `medmoco.evaluation.metrics.auroc` holds.
+DeLong's test is only for cases of which no two share a patient: images of one patient are not independent, and would
+make intervals too narrow. There the bootstrap of `medmoco.evaluation.metrics.auroc` is valid.
 
 Source: DeLong, DeLong and Clarke-Pearson 1988 (doi:10.2307/2531595). Sun and Xu 2014 (doi:10.1109/LSP.2014.2337313)
 showed that ranks give all of it in O(N log N); here they are found by searching one sorted class for the other.
@@ -10,6 +10,7 @@ showed that ranks give all of it in O(N log N); here they are found by searching
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -17,6 +18,48 @@ import numpy as np
 from medmoco.evaluation.metrics.auroc import Floats, Interval, Reals
 
 _Z = NormalDist().inv_cdf(0.975)
+
+
+def bootstrap_p(differences: Floats) -> float:
+    """Return the two-sided p of no difference, from draws of a paired difference.
+
+    It is twice the share of draws on the less common side of 0, where draws at 0 are on both sides: the smallest
+    level whose percentile interval leaves 0 out. One draw is added to each side, so that p is never 0; the smallest p
+    of D draws is 2 / (D + 1).
+
+    Source: Davison and Hinkley 1997, Bootstrap Methods and their Application, equation 4.11.
+
+    Args:
+        differences: (D,), nan where a draw is undefined.
+
+    Returns:
+        nan where no draw is defined.
+    """
+    defined = differences[~np.isnan(differences)]
+    if not defined.size:
+        return math.nan
+    fewer = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(1.0, 2 * (fewer + 1) / (defined.size + 1))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust the p of several comparisons, so that the chance of any false alarm among them keeps its level.
+
+    Source: Holm 1979 (jstor.org/stable/4615733); it holds whatever the dependence between the comparisons.
+
+    Args:
+        p_values: One for each; None or nan where a comparison could not be made, which does not count as one.
+
+    Returns:
+        In the same order; None where there was no p.
+    """
+    places = [place for place, p in enumerate(p_values) if p is not None and not math.isnan(p)]
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(places, key=lambda place: p_values[place] or 0.0)):
+        highest = max(highest, min(1.0, (len(places) - rank) * (p_values[place] or 0.0)))
+        adjusted[place] = highest
+    return adjusted
 
 
 def delong(targets: Reals, scores: Reals) -> tuple[Floats, Floats]:
