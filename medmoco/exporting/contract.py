@@ -22,7 +22,7 @@ import torch
 
 import medmoco
 from medmoco.data.loading.preprocessing import Preprocessing
-from medmoco.exporting.subject import INPUT, Subject, network
+from medmoco.exporting.subject import INPUT, Subject
 from medmoco.utils.files import sha256_of
 
 _POLARITY = (
@@ -99,7 +99,7 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
             for name, shape, meaning in _outputs(subject, width)
         ],
         "classifier": _classifier(subject),
-        "model": {**network(subject), "feature_dim": width},
+        "model": {**subject.build, "feature_dim": width},
         "formats": dict(formats),
         "licence": subject.licence,
         "libraries": libraries(),

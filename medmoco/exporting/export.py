@@ -31,7 +31,7 @@ from medmoco.exporting.parity import CASES, SUMS, Floats, NotInstalledError, com
 from medmoco.exporting.scan import folder_names, refuse_names
 from medmoco.exporting.sources import Surroundings, Warn, surroundings
 from medmoco.exporting.standalone import standalone_source
-from medmoco.exporting.subject import NOT_STATED, GraphNetwork, Subject, subject_of
+from medmoco.exporting.subject import NOT_STATED, Subject, subject_of
 from medmoco.training.runlog import print_warning, write_json
 from medmoco.utils.files import sha256_of
 
@@ -162,7 +162,7 @@ def _outputs(subject: Subject, images: Floats) -> dict[str, Floats]:
     """Return what the network gives, by name, and the features of each image as it is."""
     batch = torch.from_numpy(images)
     with torch.inference_mode():
-        outputs = GraphNetwork(subject)(batch)
+        outputs = subject.graph(batch)
         features = outputs if subject.head is None else subject.backbone(batch)
     named = zip(subject.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
     return {"features": features.numpy(), **{name: values.numpy() for name, values in named}}

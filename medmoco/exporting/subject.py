@@ -75,6 +75,27 @@ class Subject:
         """How many patches make an image's score; None where the head has pooled features."""
         return self.classifier.get("top_patches") if self.classifier else None
 
+    @property
+    def build(self) -> dict[str, Any]:
+        """How to build the plain network of timm or MONAI that loads `state` with strict=True.
+
+        Of a classifier of patches it is the encoder alone, as the plain network has no such head.
+        """
+        return _build(self)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The state dict of the plain network."""
+        state = dict(self.backbone.net.state_dict())
+        if self.head is not None:
+            state |= {f"{classifier_name(self)}.{name}": value for name, value in self.head.state_dict().items()}
+        return state
+
+    @property
+    def graph(self) -> nn.Module:
+        """The computation from images to all outputs, for formats that hold it and not the weights alone."""
+        return GraphNetwork(self)
+
 
 def subject_of(network: Encoder | Classifier, licence: str = NOT_STATED) -> Subject:
     """Return a copy of a network as formats take it."""
@@ -130,14 +151,6 @@ class GraphNetwork(nn.Module):
         return probabilities
 
 
-def plain_state(subject: Subject) -> dict[str, Tensor]:
-    """Return the state dict that the plain timm or MONAI network of `network` loads with strict=True."""
-    state = dict(subject.backbone.net.state_dict())
-    if subject.head is not None:
-        state |= {f"{classifier_name(subject)}.{name}": value for name, value in subject.head.state_dict().items()}
-    return state
-
-
 def refuse_patches(subject: Subject) -> str | None:
     """Say why a format of weights alone, for a plain network, cannot hold the subject; None if it can."""
     if subject.top_patches is None:
@@ -161,11 +174,7 @@ def classifier_name(subject: Subject) -> str:
     return name
 
 
-def network(subject: Subject) -> dict[str, Any]:
-    """Say how to build the plain network that `plain_state` loads into with strict=True.
-
-    Of a classifier of patches it is the encoder alone, as the plain network has no such head.
-    """
+def _build(subject: Subject) -> dict[str, Any]:
     backbone = subject.backbone
     labels = subject.head.out_features if subject.head is not None and subject.top_patches is None else 0
     if not backbone.name.startswith("monai/"):
@@ -189,13 +198,13 @@ def network(subject: Subject) -> dict[str, Any]:
 
 def refusal_by_name(subject: Subject) -> str | None:
     """Say why the network cannot be built by a name and plain arguments; None where it can."""
-    return f"timm has no name for the whole of {subject.backbone.name}" if "conv_stem" in network(subject) else None
+    return f"timm has no name for the whole of {subject.backbone.name}" if "conv_stem" in subject.build else None
 
 
 def refuse_all_but_timm(subject: Subject) -> str | None:
     """Say why a format that timm reads by a network's name cannot hold the subject; None where it can."""
-    if network(subject)["library"] != "timm":
-        return f"{subject.backbone.name} is no network of timm"
+    if subject.build["library"] != "timm":
+        return f"{subject.backbone.name} is not a network of timm"
     return refusal_by_name(subject) or refuse_patches(subject)
 
 

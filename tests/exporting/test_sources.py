@@ -13,7 +13,7 @@ from medmoco.evaluation.supervised.classifier_folder import describe_classifier,
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting import sources
 from medmoco.exporting.sources import Surroundings
-from medmoco.exporting.subject import plain_state, save_state, subject_of
+from medmoco.exporting.subject import save_state, subject_of
 from medmoco.training.checkpoint import load_run
 
 
@@ -68,7 +68,7 @@ def test_surroundings__rows_that_the_pack_left_out_are_not_missed(tmp_path: Path
 
 def test_surroundings__of_a_weights_file_are_those_its_settings_name(tmp_path: Path, make_run) -> None:
     run = make_run(tmp_path)
-    state = plain_state(subject_of(load_encoder(run)))
+    state = subject_of(load_encoder(run)).state
     file = save_state(state, tmp_path / "weights.safetensors")
     encoder = load_encoder(file, load_run(run))
     for name, value in encoder.module.net.state_dict().items():

@@ -19,11 +19,8 @@ from medmoco.evaluation.supervised.classifier_folder import describe_classifier,
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import (
-    GraphNetwork,
     Subject,
     classifier_name,
-    network,
-    plain_state,
     save_state,
     subject_of,
 )
@@ -82,7 +79,7 @@ def test_graph_network__is_the_classifier_that_predicts(folder: Path) -> None:
     loaded = load_classifier(folder)
     classifier = loaded.module
     with torch.inference_mode():
-        logits, probabilities, *patches = GraphNetwork(subject_of(load_classifier(folder)))(IMAGES)
+        logits, probabilities, *patches = subject_of(load_classifier(folder)).graph(IMAGES)
         scores = classifier(IMAGES)
         if classifier.top_patches:
             torch.testing.assert_close(patches[0], classifier.score_patches(IMAGES))
@@ -96,14 +93,14 @@ def test_refusal__of_patches_by_what_holds_weights_alone(folder: Path) -> None:
     refused = {name for name, form in FORMATS.items() if "head scores patches" in (form.refusal(subject) or "")}
     plain = {"safetensors", "timm", "huggingface", "monai-bundle"}  # torchvision has no such network at all
     assert refused == (plain if subject.top_patches else set())
-    labels = network(subject)["arguments"]["num_classes"]
+    labels = subject.build["arguments"]["num_classes"]
     assert labels == (0 if subject.top_patches else 2)
 
 
 def test_graph_network__an_encoder_is_not_mirrored() -> None:
     subject = subject_of(load_encoder("random", make_settings("evaluate.mirror=true")))
     with torch.inference_mode():
-        assert torch.equal(GraphNetwork(subject)(IMAGES), subject.backbone(IMAGES))
+        assert torch.equal(subject.graph(IMAGES), subject.backbone(IMAGES))
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -111,7 +108,7 @@ def test_graph_network__an_encoder_is_not_mirrored() -> None:
 def test_network__builds_what_the_state_fits(tmp_path: Path, name: str, head: bool) -> None:
     encoder = subject_of(load_encoder("random", make_settings(f"model.backbone={name}")))
     subject = Subject(encoder.encoder, nn.Linear(encoder.backbone.feature_dim, 2) if head else None)
-    build = network(subject)
+    build = subject.build
     if build["library"] == "timm":
         net: Any = timm.create_model(build["name"], **build["arguments"])
     else:
@@ -119,7 +116,7 @@ def test_network__builds_what_the_state_fits(tmp_path: Path, name: str, head: bo
         assert (build["replaced_by_identity"] is None) is head
         if not head:
             net.set_submodule(build["replaced_by_identity"], nn.Identity())
-    net.load_state_dict(load_file(save_state(plain_state(subject), tmp_path / "a.safetensors")), strict=True)
+    net.load_state_dict(load_file(save_state(subject.state, tmp_path / "a.safetensors")), strict=True)
     with torch.inference_mode():
         features = subject.backbone(IMAGES)
         expected = subject.head(features) if subject.head else features
@@ -128,16 +125,16 @@ def test_network__builds_what_the_state_fits(tmp_path: Path, name: str, head: bo
 
 def test_network__transformers_are_told_their_size() -> None:
     subject = subject_of(load_encoder("random", make_settings("model.backbone=vit_tiny_patch16_224", "views.size=64")))
-    assert network(subject)["arguments"] == {"in_chans": 1, "num_classes": 0, "img_size": 64}
+    assert subject.build["arguments"] == {"in_chans": 1, "num_classes": 0, "img_size": 64}
 
 
 def test_network__says_what_timm_must_be_told() -> None:
     subject = subject_of(load_encoder("random", make_settings("model.backbone=moco-v3/vit_tiny")))
-    build = network(subject)
+    build = subject.build
     assert build["name"] == "vit_tiny_patch16_224"
     assert build["arguments"] == {"in_chans": 1, "num_classes": 0, "num_heads": 12, "img_size": 32}
     net = timm.create_model(build["name"], **build["arguments"]).eval()
-    net.load_state_dict(plain_state(subject), strict=True)
+    net.load_state_dict(subject.state, strict=True)
     torch.testing.assert_close(net(IMAGES), subject.backbone(IMAGES))
 
 

@@ -261,7 +261,7 @@ def test_saliency__what_cannot_be_is_refused(tmp_path: Path, folder: Path) -> No
         saliency(settings, folder, out, [2], "Easy")
     with pytest.raises(ManifestError, match="no row 50"):
         saliency(settings, folder, out, [50], "Hard")
-    with pytest.raises(CheckpointError, match="no classifier folder"):
+    with pytest.raises(CheckpointError, match="not a classifier folder"):
         saliency(settings, tmp_path, out, [2], "Hard")
     assert not out.exists()
 

@@ -9,8 +9,6 @@ from typing import Any
 from medmoco.exporting.subject import (
     NETWORK_PRECISIONS,
     Subject,
-    network,
-    plain_state,
     refuse_all_but_timm,
     save_state,
 )
@@ -52,7 +50,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     config, card = own / "config.json", own / "README.md"
     config.write_text(json.dumps(_config(subject), indent=2) + "\n", encoding="utf-8")
     card.write_text(_readme(subject), encoding="utf-8")
-    return [config, save_state(plain_state(subject), own / "model.safetensors"), card]
+    return [config, save_state(subject.state, own / "model.safetensors"), card]
 
 
 def describe(subject: Subject) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def _config(subject: Subject) -> dict[str, Any]:
 
     Source: timm's models/_hub.py, which reads it; data/config.py for what describes images.
     """
-    prepared, build = subject.preprocessing, network(subject)
+    prepared, build = subject.preprocessing, subject.build
     arguments = dict(build["arguments"])
     classes = arguments.pop("num_classes")
     net: Any = subject.backbone.net

@@ -23,7 +23,7 @@ from medmoco import __version__
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.exporting.contract import first_step
 from medmoco.exporting.standalone import standalone_source
-from medmoco.exporting.subject import Subject, network, plain_state, refusal_by_name, refuse_patches
+from medmoco.exporting.subject import Subject, refusal_by_name, refuse_patches
 from medmoco.models.interop.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
@@ -44,7 +44,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     root = folder / FOLDER
     for name in ("configs", "docs", "models", "scripts"):
         (root / name).mkdir(parents=True)
-    torch.save(plain_tensors(plain_state(subject)), root / "models/model.pt")
+    torch.save(plain_tensors(subject.state), root / "models/model.pt")
     texts = {
         "LICENSE": _LICENCE.format(licence=subject.licence),
         "configs/inference.json": _json(inference(subject)),
@@ -153,7 +153,7 @@ def inference(subject: Subject) -> dict[str, Any]:
 
 def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
     """Return what the network's definition refers to, and the definition."""
-    build = network(subject)
+    build = subject.build
     if build["library"] == "timm":
         return {}, {"_target_": build["function"], "model_name": build["name"], **build["arguments"]}
     definition = {"_target_": build["function"], **build["arguments"]}

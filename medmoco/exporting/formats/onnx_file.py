@@ -10,7 +10,7 @@ import torch
 
 from medmoco import __version__
 from medmoco.errors import CheckpointError, first_line
-from medmoco.exporting.subject import INPUT, GraphNetwork, Subject
+from medmoco.exporting.subject import INPUT, Subject
 
 OPSET = 20
 LIMIT = 2**31 - 2**20  # bytes of weights that fit into one protobuf file
@@ -33,7 +33,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     size = subject.preprocessing.size
     try:
         program = torch.onnx.export(
-            GraphNetwork(subject), (torch.zeros(2, subject.backbone.channels, size, size),), input_names=[INPUT],
+            subject.graph, (torch.zeros(2, subject.backbone.channels, size, size),), input_names=[INPUT],
             output_names=list(subject.outputs), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             opset_version=OPSET, verbose=False,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from medmoco.errors import CheckpointError, first_line
-from medmoco.exporting.subject import GraphNetwork, Subject
+from medmoco.exporting.subject import Subject
 
 _ABOUT_THIS_MACHINE = ("stack_trace", "custom")
 
@@ -28,7 +28,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     example = (torch.zeros(2, subject.backbone.channels, size, size),)
     batch = torch.export.Dim("batch", min=1)
     try:
-        program = torch.export.export(GraphNetwork(subject), example, dynamic_shapes=({0: batch},))
+        program = torch.export.export(subject.graph, example, dynamic_shapes=({0: batch},))
     except Exception as error:  # torch has many exceptions for what it cannot trace, some of them private
         reason = first_line(error)
         raise CheckpointError(f"torch cannot trace this network as a program; nothing was exported\n{reason}") from None

@@ -8,8 +8,6 @@ from typing import Any
 from medmoco.exporting.subject import (
     NETWORK_PRECISIONS,
     Subject,
-    network,
-    plain_state,
     refuse_patches,
     save_state,
     written,
@@ -23,12 +21,12 @@ def refusal(subject: Subject) -> str | None:
 
 def write(subject: Subject, folder: Path) -> list[Path]:
     """Write the state dict."""
-    return [save_state(plain_state(subject), folder / _name(subject))]
+    return [save_state(subject.state, folder / _name(subject))]
 
 
 def describe(subject: Subject) -> dict[str, Any]:
     """Say how it is loaded: by building preprocessing.json's "model" and strict about every key."""
-    build = network(subject)
+    build = subject.build
     arguments = written(build["arguments"])
     if build["library"] == "timm":
         stem = _stem(build["conv_stem"], subject.backbone.channels) if "conv_stem" in build else []

@@ -8,8 +8,6 @@ from typing import Any
 from medmoco.exporting.subject import (
     NETWORK_PRECISIONS,
     Subject,
-    network,
-    plain_state,
     refuse_all_but_timm,
     save_state,
     written,
@@ -23,12 +21,12 @@ def refusal(subject: Subject) -> str | None:
 
 def write(subject: Subject, folder: Path) -> list[Path]:
     """Write the state dict; where the format safetensors is asked for too, it is one file."""
-    return [save_state(plain_state(subject), folder / _name(subject))]
+    return [save_state(subject.state, folder / _name(subject))]
 
 
 def describe(subject: Subject) -> dict[str, Any]:
     """Say how it is loaded: by timm's own checkpoint_path, which is strict about every key."""
-    build = network(subject)
+    build = subject.build
     arguments = written(build["arguments"])
     return {
         "library": "timm",

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from medmoco.errors import CheckpointError
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, plain_state, refuse_patches, written
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_patches, written
 from medmoco.models.interop.naming import kind_of, naming_of, rename
 from medmoco.models.interop.state_dicts import plain_tensors
 
@@ -85,7 +85,7 @@ def _models() -> list[str]:
 
 def _state(subject: Subject) -> dict[str, torch.Tensor]:
     name = subject.backbone.name
-    return rename(plain_state(subject), name, naming_of(name), "torchvision")
+    return rename(subject.state, name, naming_of(name), "torchvision")
 
 
 def _is_plain_vit(subject: Subject) -> bool:

@@ -14,7 +14,7 @@ from medmoco.evaluation.features.encoder import Encoder, load_encoder
 from medmoco.evaluation.features.encoder_files import Provenance, implied_settings, kind_of_source
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.exporting.contract import preprocessing
-from medmoco.exporting.subject import plain_state, save_state, subject_of
+from medmoco.exporting.subject import save_state, subject_of
 from medmoco.models.backbones import create_backbone
 
 GRAY: dict[str, Any] = {
@@ -31,7 +31,7 @@ def export_of(folder: Path, name: str = "test_resnet", **changes: Any) -> Encode
     encoder = Encoder(backbone.eval(), prepared, Provenance("random"))
     subject = subject_of(encoder, "CC0-1.0")
     folder.mkdir()
-    save_state(plain_state(subject), folder / "encoder.safetensors")
+    save_state(subject.state, folder / "encoder.safetensors")
     contract = preprocessing(subject, {"safetensors": {"path": "encoder.safetensors"}}, folder)
     (folder / "preprocessing.json").write_text(json.dumps(contract))
     return encoder

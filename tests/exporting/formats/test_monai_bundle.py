@@ -20,7 +20,7 @@ from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.evaluation.features.encoder import Encoder
 from medmoco.evaluation.features.encoder_files import Provenance
 from medmoco.exporting.formats import monai_bundle
-from medmoco.exporting.subject import GraphNetwork, Subject
+from medmoco.exporting.subject import Subject
 from medmoco.models.backbones import create_backbone
 from tests.helpers.dicom_files import RAMP12, save_dicom
 from tests.helpers.shipped import shipped
@@ -111,7 +111,7 @@ def expected(subject: Subject, root: Path, files: list[Path]) -> Any:
     contract = json.loads((root / "configs/inference.json").read_text())["contract"]
     images = torch.from_numpy(np.stack([shipped().image(file, contract) for file in files]))
     with torch.inference_mode():
-        outputs = GraphNetwork(subject)(images)
+        outputs = subject.graph(images)
     return (outputs[-1] if isinstance(outputs, tuple) else outputs).numpy()
 
 
@@ -171,13 +171,13 @@ def test_inference__mirrors_and_calibrates(exclusive: bool, mirror: bool) -> Non
     subject = make_subject("resnet10t", LABELS, exclusive=exclusive, mirror=mirror)
     parser = ConfigParser(monai_bundle.inference(subject))
     net = parser.get_parsed_content("network_def").eval()
-    net.load_state_dict(monai_bundle.plain_state(subject), strict=True)
+    net.load_state_dict(subject.state, strict=True)
     images = 3 * torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     finish = parser.get_parsed_content("postprocessing")
     with torch.inference_mode():
         scores = parser.get_parsed_content("inferer")(images, net)
         found = torch.stack([finish({"pred": score})["pred"] for score in scores])
-        wanted = GraphNetwork(subject)(images)[1]
+        wanted = subject.graph(images)[1]
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 

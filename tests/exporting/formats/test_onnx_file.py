@@ -10,6 +10,7 @@ from torch import nn
 
 from medmoco.exporting.formats import onnx_file
 from medmoco.exporting.scan import Search
+from medmoco.exporting.subject import Subject
 
 TRACES = {"trace": ["site-packages", str(Path(__file__).parents[3])]}
 
@@ -52,7 +53,7 @@ def test_write__unstripped_would_name_this_machine(
     tmp_path: Path, make_subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_file, "_strip", lambda _: None)
-    monkeypatch.setattr(onnx_file, "GraphNetwork", lambda _: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval())
+    monkeypatch.setattr(Subject, "graph", nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval())
     (file,) = onnx_file.write(make_subject("test_vit"), tmp_path)
     assert Search(TRACES).content(file.read_bytes()) == "trace"
 

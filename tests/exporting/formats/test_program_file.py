@@ -10,6 +10,7 @@ from torch import nn
 from medmoco.errors import CheckpointError
 from medmoco.exporting.formats import program_file
 from medmoco.exporting.scan import Search
+from medmoco.exporting.subject import Subject
 
 TRACES = {"trace": ["site-packages", ".py:", 'File "/', str(Path(__file__).parents[3])]}
 
@@ -39,7 +40,7 @@ def test_write__unstripped_would_name_this_machine(
     tmp_path: Path, make_subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program_file, "_strip", lambda _: None)
-    monkeypatch.setattr(program_file, "GraphNetwork", lambda _: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()))
+    monkeypatch.setattr(Subject, "graph", nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()))
     (file,) = program_file.write(make_subject("test_vit"), tmp_path)
     assert Search(TRACES).content(file.read_bytes()) == "trace"
 
@@ -51,7 +52,7 @@ def test_write__what_cannot_be_traced_is_said(tmp_path: Path, make_subject, monk
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images if images.sum() > 0 else images + 1
 
-    monkeypatch.setattr(program_file, "GraphNetwork", lambda _: Untraceable())
+    monkeypatch.setattr(Subject, "graph", Untraceable())
     with pytest.raises(CheckpointError, match="torch cannot trace") as error:
         program_file.write(subject, tmp_path)
     assert len(str(error.value).splitlines()) == 2

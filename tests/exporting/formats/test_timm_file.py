@@ -42,7 +42,7 @@ def test_describe__timm_is_strict(tmp_path: Path, make_subject, monkeypatch: pyt
 
 
 def test_refusal__names_other_libraries(make_subject) -> None:
-    assert timm_file.refusal(make_subject("monai/densenet121")) == "monai/densenet121 is no network of timm"
+    assert timm_file.refusal(make_subject("monai/densenet121")) == "monai/densenet121 is not a network of timm"
 
 
 @pytest.mark.parametrize("form", [timm_file, huggingface, monai_bundle])
