@@ -1,5 +1,14 @@
 """Momentum contrast for medical images: from a CSV of unlabelled images to an encoder, its evaluation and its export.
 
+    import medmoco
+    run = medmoco.pretrain("cxr.yaml")                                 # or medmoco.Run("runs/cxr")
+    features = run.encoder.embed(["a.dcm", "b.png"])                   # (N, F) float32
+    evaluation = medmoco.evaluate("cxr.yaml", {"ours": run})           # AUROC with intervals, next to controls
+    evaluation.to_frame(), evaluation.plot_curve()
+    medmoco.export(run, "export")
+
+`dir(medmoco)` lists all names; each is imported when it is first used. `__init__.pyi` says where it is defined.
+
 The rooms, in the order in which data flows; the first line of each module says what it holds:
 
 errors.py           what is refused, and why
@@ -31,9 +40,14 @@ detection/          boxes
 reporting/          runs to one offline page
 exporting/          encoder to files that other software loads
     formats/        one module for each format
+api/                what `import medmoco` offers: the functions behind the commands
 cli/                arguments in, exit codes out
 """
 
 from __future__ import annotations
 
+import lazy_loader
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

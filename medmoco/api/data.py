@@ -1,4 +1,4 @@
-"""Settings, checks, packs and splits."""
+"""Settings, checks, packs, splits and manifests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medmoco.errors import SettingsError
 
@@ -14,51 +14,134 @@ if TYPE_CHECKING:
     from medmoco.config import ConfigSource, RunSettings
     from medmoco.data.quality.audit import Audit
 
-PathLike = str | os.PathLike[str]
-Log = Callable[[str], None]
+PathLike: TypeAlias = str | os.PathLike[str]
+Log: TypeAlias = Callable[[str], None]
 
 
 def load_config(source: ConfigSource, **overrides: Any) -> RunSettings:
-    """Read settings: defaults, then the source, then the overrides.
+    """Read settings: the defaults, replaced by those of the source, replaced by the overrides.
 
     Args:
-        source: YAML file, nested mapping with the same keys, or settings that are already loaded.
-        **overrides: Groups or keys to change, such as `train={"epochs": 10}` or `out="runs/a"`.
+        source: YAML file, nested mapping with the same keys, or settings that were loaded before.
+        **overrides: Keys to change, such as `out="runs/a"`, or groups of keys, such as `train={"epochs": 10}`.
 
     Returns:
-        The frozen tree of settings, which every function of medmoco takes in place of a file.
+        The frozen tree of settings, which all functions take in place of a file.
 
     Raises:
-        SettingsError: a key is unknown, or a value is impossible; names the key.
+        SettingsError: a key is unknown or a value is invalid; names the key.
 
     Example:
         >>> import medmoco
-        >>> config = medmoco.load_config("configs/demo.yaml", train={"epochs": 2}, out="runs/short")
-        >>> config.train.epochs, config.model.backbone
-        (2, 'resnet18')
+        >>> config = medmoco.load_config("config.yaml", train={"epochs": 1}, out="runs/short")
+        >>> config.train.epochs, config.train.global_batch_size
+        (1, 8)
     """
     from medmoco.config import load
 
     return load(source, changes=overrides)
 
 
+def phantom(
+    out: PathLike,
+    *,
+    patients: int = 160,
+    image_size: int = 256,
+    seed: int = 0,
+    formats: Sequence[str] = ("dicom", "png"),
+    workers: int = 0,
+) -> dict[str, int]:
+    """Write synthetic chest radiographs and their manifest, to try medmoco without data.
+
+    Args:
+        out: New or empty folder. Images lie in `out/train`, `out/val` and `out/test`.
+        patients: Number of synthetic patients, at least 10.
+        image_size: Side of the images in pixels.
+        seed: Seed of all random draws.
+        formats: "dicom", "png" or both.
+        workers: Number of processes; 0 draws in this one.
+
+    Returns:
+        Number of images per split.
+
+    Raises:
+        SettingsError: `out` is not empty or cannot be written.
+
+    Example:
+        >>> import medmoco
+        >>> medmoco.phantom("more", patients=10, image_size=64)
+        {'train': 15, 'val': 5, 'test': 5}
+    """
+    from medmoco.datasets.phantoms.phantom import make_phantoms
+
+    return make_phantoms(
+        Path(out), patients=patients, image_size=image_size, seed=seed, formats=formats, workers=workers
+    )
+
+
+def split(
+    table: PathLike,
+    out: PathLike,
+    *,
+    labels: Sequence[str] = (),
+    group: str | None = None,
+    keep: str | None = None,
+    val: float | None = None,
+    test: float | None = None,
+    fractions: Sequence[float] = (),
+    seed: int = 0,
+) -> str:
+    """Split a CSV by patient, balanced by label and independent of the order of its rows.
+
+    Args:
+        table: Any CSV with a header; may be compressed (.csv.gz).
+        out: New or empty folder for train.csv, val.csv, test.csv and README.md.
+        labels: Label columns (1, 0, -1 or blank) to balance between the splits.
+        group: Column that identifies the patient; PatientID if not given.
+        keep: Column with an official split, whose val and test rows are kept.
+        val: Fraction of the patients in val; 0.1 if not given.
+        test: Fraction of the patients in test; 0.2 if not given.
+        fractions: Percentages of the training patients to write as train_01.csv and so on.
+        seed: Seed of the draw.
+
+    Returns:
+        The sizes of the splits, and notes.
+
+    Raises:
+        SettingsError: an argument is invalid, or another column seems to identify the patient.
+        ManifestError: the table cannot be read or has too few patients.
+
+    Example:
+        >>> import medmoco
+        >>> print(medmoco.split("phantoms/train.csv", "splits", labels=["Opacity"]).splitlines()[0])
+        train 22 rows, 17 patients; val 4 rows, 2 patients; test 7 rows, 5 patients; splits/README.md lists the label counts
+    """  # noqa: E501
+    from medmoco.data.manifest.split_files import split_csv
+
+    return split_csv(
+        Path(table), Path(out), labels=labels, group=group, keep=keep, shares={"val": val, "test": test},
+        fractions=fractions, seed=seed,
+    )  # fmt: skip
+
+
 def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequence[PathLike] = ()) -> Audit:
-    """Read every row and every image of a manifest, and report what is wrong with them.
+    """Check every row and image file of a manifest for faults, duplicates and leakage.
 
     Args:
         config: See `load_config`.
-        out: Folder for report.txt and rows.csv; without it, the run folder's name with "-check" appended.
-        against: YAML files or manifests of other pretraining data, whose images are sought in val and test.
+        out: Folder for report.txt and rows.csv; the run folder's name with "-check" appended if not given.
+        against: YAML files or manifests of other pretraining data to look for in val and test.
 
     Returns:
-        The findings. `audit.faults` are those that training or evaluation would refuse; `print(audit.text)` shows all.
+        The findings; `audit.faults` are those that must be corrected, and `print(audit.text)` shows all of them.
 
     Raises:
-        ManifestError: the manifest cannot be read at all.
+        ManifestError: the manifest cannot be read.
         SettingsError: `out` cannot be written.
 
     Example:
-        >>> audit = medmoco.check("configs/demo.yaml")
+        >>> import medmoco
+        >>> audit = medmoco.check("config.yaml")
         >>> audit.faults
         []
     """
@@ -70,13 +153,39 @@ def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequenc
     return audit(settings, folder, [Path(path) for path in against], find_shortcuts)
 
 
+def preview(config: ConfigSource, out: PathLike, *, images: int = 6, views: int = 6) -> Path:
+    """Write a picture of a few training images and their augmented views; it shows patients.
+
+    Args:
+        config: See `load_config`.
+        out: PNG file to write.
+        images: Number of images.
+        views: Views of each.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: a row or an image cannot be used.
+        SettingsError: the file cannot be written.
+
+    Example:
+        >>> import medmoco
+        >>> medmoco.preview("config.yaml", "views.png", images=2, views=4).name
+        'views.png'
+    """
+    from medmoco.data.loading.preview import preview as write
+
+    return write(load_config(config), Path(out), images=images, views=views)
+
+
 @dataclass(frozen=True)
 class Packed:
     """A pack on disk.
 
     Attributes:
-        folder: Use it with `data.pack`.
-        failed: Images that could not be packed; `failed.csv` in the folder lists their rows and the reasons.
+        folder: Set `data.pack` to it.
+        failed: Number of images that could not be packed; failed.csv in the folder lists their rows and the reasons.
     """
 
     folder: Path
@@ -84,27 +193,24 @@ class Packed:
 
 
 def pack(
-    config: ConfigSource,
-    *,
-    out: PathLike | None = None,
-    dask: str | None = None,
-    log: Log = lambda _: None,
+    config: ConfigSource, *, out: PathLike | None = None, dask: str | None = None, log: Log = lambda _: None
 ) -> Packed:
-    """Decode every image of a manifest once, for training to read; a pack that is unfinished is continued.
+    """Decode every image of a manifest once, for training to read; an unfinished pack is completed.
 
     Args:
         config: See `load_config`.
-        out: Folder of the pack; without it, `data.pack`.
+        out: Folder for the pack; `data.pack` if not given.
         dask: Address of a Dask scheduler whose workers decode the images.
         log: Receives progress messages.
 
     Raises:
-        SettingsError: no folder is given, or the pack was made with other settings.
-        DataError: the images or the disk refuse.
+        SettingsError: no folder is given, or the pack in it was made with other settings.
+        DataError: the images or the pack cannot be used, or the disk refuses.
 
     Example:
-        >>> medmoco.pack("configs/demo.yaml", out="packs/demo").failed
-        0
+        >>> import medmoco
+        >>> medmoco.pack("config.yaml", out="pack")
+        Packed(folder=PosixPath('pack'), failed=0)
     """
     from medmoco.config.paths import is_url
     from medmoco.data.pack.pack_writing import make_pack
@@ -112,7 +218,7 @@ def pack(
     settings = load_config(config)
     folder = out or settings.data.pack
     if folder is None or is_url(str(folder)):
-        raise SettingsError("give --out, or set data.pack to the folder for the pack")
+        raise SettingsError("no folder for the pack: give --out, or set data.pack to a folder")
     if dask is None:
         return Packed(Path(folder), make_pack(settings.data, Path(folder), log))
     from medmoco.data.pack.pack_dask import on_cluster
@@ -122,7 +228,7 @@ def pack(
 
 
 def pack_if_missing(settings: RunSettings, log: Log) -> None:
-    """Make the pack that `data.pack` names if it is not there yet."""
+    """Make the pack that `data.pack` names, if it does not exist yet or is unfinished."""
     from medmoco.config.paths import is_url
     from medmoco.data.pack.pack import INFO
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import medmoco
 from medmoco.cli.options import Config, Overrides, load, log, path
 from medmoco.datasets.prepare import DATASETS
 from medmoco.errors import DataError, SettingsError
-
-if TYPE_CHECKING:
-    from medmoco.config import RunSettings
 
 PANEL = "Data"
 commands = typer.Typer()
@@ -26,9 +24,7 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Generate synthetic chest phantoms with a manifest, to try medmoco without data."""
-    from medmoco.datasets.phantoms.phantom import make_phantoms
-
-    make_phantoms(out, patients=patients, image_size=image_size, seed=seed)
+    medmoco.phantom(out, patients=patients, image_size=image_size, seed=seed)
     print(f"wrote phantoms of {patients} synthetic patients, with train.csv, val.csv and test.csv, to {out}")
 
 
@@ -51,10 +47,8 @@ def prepare(
         typer.Option(min=1, help="Processes that read DICOM headers, if needed (all CPU cores if not given)."),
     ] = None,
 ) -> None:
-    """Call `medmoco.datasets.prepare.prepare`; the help is above."""
-    from medmoco.datasets.prepare import prepare as prepare_dataset
-
-    print(prepare_dataset(name, source, out, seed=seed, gzip=gzip, workers=workers).text)
+    """Call `medmoco.prepare`; the help is above."""
+    print(medmoco.prepare(name, source, out, seed=seed, gzip=gzip, workers=workers).text)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -79,16 +73,13 @@ def split(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Split a CSV by patient, balanced by label and independent of the order of its rows."""
-    from medmoco.data.manifest.split_files import split_csv
-
     try:
         percentages = [float(text) for text in fractions.split(",") if text.strip()]
     except ValueError:
         raise SettingsError(f"--fractions: {fractions!r} is not a list of numbers such as 1,5,10,50") from None
     names = [name.strip() for name in labels.split(",") if name.strip()]
-    shares = {"val": val, "test": test}
-    print(split_csv(
-        csv_file, out, labels=names, group=group, keep=keep, shares=shares, fractions=percentages, seed=seed
+    print(medmoco.split(
+        csv_file, out, labels=names, group=group, keep=keep, val=val, test=test, fractions=percentages, seed=seed
     ))  # fmt: skip
 
 
@@ -101,9 +92,7 @@ def preview(
     views: Annotated[int, typer.Option(min=1, max=20)] = 6,
 ) -> None:
     """Write a figure with a few images and their augmented views."""
-    from medmoco.data.loading.preview import preview as write_preview
-
-    write_preview(load(config_file, overrides), out, images=images, views=views)
+    medmoco.preview(load(config_file, overrides), out, images=images, views=views)
     print(f"wrote {images} images with {views} views each to {out}")
 
 
@@ -123,17 +112,12 @@ def check(
     ] = None,
 ) -> None:
     """Check every row and image file for faults, duplicates and leakage."""
-    settings = load(config_file, overrides)
-    from medmoco.data.quality.audit import audit
-    from medmoco.evaluation.leakage.shortcuts import find_shortcuts
-
-    folder = out or settings.out.with_name(f"{settings.out.name}-check")
-    report = audit(settings, folder, against or (), find_shortcuts)
-    print(report.text, end="")
-    if report.faults:
-        kinds = ", ".join(dict.fromkeys(fault.kind for fault in report.faults))
-        raise DataError(f"faults were found ({kinds}); {folder / 'rows.csv'} lists the rows and reasons")
-    print(f"no faults; the report and the list of rows are in {folder}")
+    audit = medmoco.check(load(config_file, overrides), out=out, against=against or ())
+    print(audit.text, end="")
+    if audit.faults:
+        kinds = ", ".join(dict.fromkeys(fault.kind for fault in audit.faults))
+        raise DataError(f"faults were found ({kinds}); {audit.folder / 'rows.csv'} lists the rows and reasons")
+    print(f"no faults; the report and the list of rows are in {audit.folder}")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -144,39 +128,11 @@ def pack(
     overrides: Overrides = None,
 ) -> None:
     """Decode every image once into a pack for training; resume or verify a pack that exists."""
-    settings = load(config_file, overrides)
-    from medmoco.config.paths import is_url
-
-    folder = out or settings.data.pack
-    if folder is None or is_url(str(folder)):
-        raise SettingsError("give --out, or set data.pack to the folder for the pack")
-    failed = _make_pack(settings, Path(folder), dask)
-    if failed:
+    made = medmoco.pack(load(config_file, overrides), out=out, dask=dask, log=log)
+    if made.failed:
         raise DataError(
-            f"{failed} images could not be packed; failed.csv in the pack lists their rows and the reasons.\n"
+            f"{made.failed} images could not be packed; failed.csv in the pack lists their rows and the reasons.\n"
             "All other images are packed. Repair the files and run the command again, remove the rows from the\n"
             "manifest, or train with data.pack_failures=leave_out."
         )
-    print(f"to train from it, set data.pack={folder}")
-
-
-def _make_pack(settings: RunSettings, folder: Path, dask: str | None = None) -> int:
-    from medmoco.data.pack.pack_writing import make_pack
-
-    if dask is None:
-        return make_pack(settings.data, folder, log)
-    from medmoco.data.pack.pack_dask import on_cluster
-
-    with on_cluster(dask) as write:
-        return make_pack(settings.data, folder, log, write)
-
-
-def make_missing_pack(settings: RunSettings) -> None:
-    """Make the pack named in the settings if it does not exist yet."""
-    from medmoco.config.paths import is_url
-    from medmoco.data.pack.pack import INFO
-
-    folder = settings.data.pack
-    if folder and not is_url(folder) and not Path(folder, INFO).is_file():
-        log(f"data.pack: {folder} does not exist or is incomplete; making it first")
-        _make_pack(settings, Path(folder))
+    print(f"to train from it, set data.pack={made.folder}")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import medmoco
 from medmoco.cli.options import (
     AllowChange,
     Config,
@@ -38,10 +39,7 @@ def evaluate(
 ) -> None:
     """Evaluate frozen encoders by AUROC on the labels, with baselines for comparison."""
     settings = load(config_file, overrides)
-    encoders = named(encoder)
-    from medmoco.evaluation.evaluate import evaluate as score
-
-    print(score(settings, encoders, out, test=test, log=log).table)
+    print(medmoco.evaluate(settings, named(encoder), out, test=test, log=log).table)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -58,10 +56,8 @@ def curve(
 ) -> None:
     """Measure label efficiency: evaluate encoders with the labels of 1 to 100 % of the patients."""
     settings = load(config_file, overrides)
-    encoders = named(encoder)
-    from medmoco.evaluation.curve import curve as score
-
-    print(score(settings, encoders, out, draws=draws, finetuned=finetune, test=test, log=log).table)
+    found = medmoco.curve(settings, named(encoder), out, draws=draws, finetune=finetune, test=test, log=log)
+    print(found.table)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -75,10 +71,7 @@ def external(
     overrides: Overrides = None,
 ) -> None:
     """Validate a frozen classifier on the test set of another hospital; the ledger records both test sets."""
-    settings, theirs = load(config_file, overrides), load(other)
-    from medmoco.evaluation.supervised.external import external as score
-
-    print(score(settings, theirs, classifier, out, log=log).table)
+    print(medmoco.external(load(config_file, overrides), other, classifier, out, log=log).table)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -102,13 +95,11 @@ def detect(
 ) -> None:
     """Train an object detector with the encoder as its backbone, and evaluate it by average precision."""
     settings = load(config_file, overrides)
-    from medmoco.detection.detect import Scoring
-    from medmoco.detection.detect import detect as run
-    from medmoco.training.run_folder import StartMode
-
-    scoring, start = Scoring(test, against, pictures), StartMode(resume, overwrite, allow_change)
-    with in_processes(settings, devices, out) as group:
-        found = run(settings, encoder, out, scoring=scoring, start=start, group=group)
+    with in_processes(settings, devices, out):
+        found = medmoco.detect(
+            settings, encoder, out, test=test, against=against, pictures=pictures,
+            resume=resume, overwrite=overwrite, allow_change=allow_change,
+        )  # fmt: skip
         if found:
             print(found.table)
             print(f"run folder: {out}")
@@ -122,7 +113,7 @@ def report(
     ] = None,
     card: Annotated[
         Path | None,
-        typer.Option(parser=path, help="Model card to write [default: export/MODEL_CARD.md in the first run]."),
+        typer.Option(parser=path, help="Model card to include [default: export/MODEL_CARD.md in the first run]."),
     ] = None,
     pictures: Annotated[
         list[Path] | None, typer.Option(parser=path, help="PNG file to include; it may show patients. Repeatable.")
@@ -130,6 +121,4 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page [default: the names of the folders].")] = "",
 ) -> None:
     """Write a self-contained HTML report of runs, with data, curves, scores and reporting checklists."""
-    from medmoco.reporting.report import report as write
-
-    print(write(runs, out or runs[0] / "report.html", card=card, pictures=pictures or (), title=title))
+    print(medmoco.report(runs, out, card=card, pictures=pictures or (), title=title))

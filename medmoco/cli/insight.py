@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+import medmoco
 from medmoco.cli.options import (
     Config,
     Encoder,
@@ -47,9 +48,9 @@ def neighbours(
     """Find the nearest neighbours of images in the encoder's feature space."""
     settings = load(config_file, overrides)
     queries, names = row_numbers(rows), {"split": split_name(split), "bank": split_name(bank)}
-    from medmoco.inspection.neighbours import neighbours as find
-
-    table = find(settings, encoder, out, queries, **names, count=count, same_patient=same_patient, log=log)
+    table = medmoco.neighbours(
+        settings, encoder, out, queries, **names, count=count, same_patient=same_patient, log=log
+    )
     print(f"wrote {len(table)} neighbours of {len(set(queries))} images to {out.with_suffix('.csv')}")
     if out.suffix.lower() == ".png":
         print(f"{out} shows images of patients: keep it where such images may be stored")
@@ -68,9 +69,7 @@ def projection(
 ) -> None:
     """Project the features to two dimensions, coloured by a label."""
     settings = load(config_file, overrides)
-    from medmoco.inspection.projection import projection as project
-
-    print(project(settings, encoder, out, split=split_name(split), colour=colour, log=log))
+    print(medmoco.projection(settings, encoder, out, split=split_name(split), colour=colour, log=log))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -93,11 +92,8 @@ def placement(
 ) -> None:
     """Measure invariance: rank the perturbed copy of each image among all images."""
     settings = load(config_file, overrides)
-    from medmoco.inspection.retrieval import placement as place
-
-    print(
-        place(settings, named(encoder), out, split=split_name(split), perturbations=perturbation or (), log=log), end=""
-    )
+    chosen = {"split": split_name(split), "perturbations": perturbation or ()}
+    print(medmoco.placement(settings, named(encoder), out, **chosen, log=log), end="")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -112,9 +108,7 @@ def saliency(
 ) -> None:
     """Draw saliency maps of a classifier for some images: patch scores or Grad-CAM."""
     settings = load(config_file, overrides)
-    from medmoco.inspection.saliency import saliency as draw
-
-    print(draw(settings, classifier, out, row_numbers(rows), label, split=split_name(split), log=log))
+    print(medmoco.saliency(settings, classifier, out, row_numbers(rows), label, split=split_name(split), log=log))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -128,6 +122,4 @@ def reconstruct(
 ) -> None:
     """Draw the reconstructions of some images by a run's decoder."""
     settings = load(config_file, overrides)
-    from medmoco.inspection.reconstruct import reconstruct as draw
-
-    print(draw(settings, run, out, row_numbers(rows), split=split_name(split), log=log))
+    print(medmoco.reconstruct(settings, run, out, row_numbers(rows), split=split_name(split), log=log))

@@ -16,21 +16,20 @@ from medmoco.errors import DistributedError, MedmocoError, Stopped
 
 if TYPE_CHECKING:
     from medmoco.config import RunSettings
-    from medmoco.training.distributed import Group
 
 
 @contextmanager
-def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Iterator[Group]:
+def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Iterator[bool]:
     """Start the processes of a run, unless a launcher has; one of them reports errors, and how to resume.
 
-    The process that starts others waits for them and ends with their exit code.
+    The process that starts others waits for them and ends with their exit code. In each of the others the block runs,
+    and is given whether this is the first.
 
     Args:
-        settings: Of the run.
+        settings: Settings of the run.
         devices: Number of processes to start; None for one on each GPU.
         out: Run folder; its status.json records how the processes ended where none of them can.
     """
-    from medmoco.training.distributed import joined
     from medmoco.training.launch import count_processes, find_placement, launch
     from medmoco.training.status import note_death
 
@@ -42,15 +41,15 @@ def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Itera
         except DistributedError as error:
             note_death(out, error)
             raise
-    with joined(settings.train, placement) as group:
-        try:
-            yield group
-        except DistributedError as error:
-            raise DistributedError(f"process {group.rank}: {error}") from None
-        except MedmocoError as error:
-            if not group.is_first:
-                raise typer.Exit(error.exit_code) from None  # all have the same error, the first reports it
-            raise _with_resume_command(error) from None
+    rank = placement.rank if placement else 0
+    try:
+        yield rank == 0
+    except DistributedError as error:
+        raise DistributedError(f"process {rank}: {error}") from None
+    except MedmocoError as error:
+        if rank:
+            raise typer.Exit(error.exit_code) from None  # all have the same error, the first reports it
+        raise _with_resume_command(error) from None
 
 
 def _with_resume_command(error: MedmocoError) -> MedmocoError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medmoco.cli.data import make_missing_pack
+import medmoco
 from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, log, path
 from medmoco.cli.processes import in_processes
 
@@ -39,17 +39,10 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.features.monitor import knn_monitor
-    from medmoco.training.agreement import on_first
-    from medmoco.training.pretrain import pretrain as run
-    from medmoco.training.run_folder import StartMode
-
-    start = StartMode(resume, overwrite, allow_change)
-    with in_processes(settings, devices, settings.out) as group:
-        on_first(group, lambda: make_missing_pack(settings), patiently=True)
-        run(settings, monitor=knn_monitor, start=start, group=group)
-        if group.is_first:
-            print(f"run folder: {settings.out}")
+    with in_processes(settings, devices, settings.out) as is_first:
+        run = medmoco.pretrain(settings, resume=resume, overwrite=overwrite, allow_change=allow_change, log=log)
+        if is_first:
+            print(f"run folder: {run.folder}")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -63,16 +56,10 @@ def tune(
 ) -> None:
     """Search tune.space for settings whose features score best on val, one pretraining run after the other."""
     settings = load(config_file, overrides)
-    from medmoco.training.agreement import on_first
-    from medmoco.training.run_folder import StartMode
-    from medmoco.tuning.tune import tune as search
-
-    start = StartMode(resume, overwrite)
     folder = out or settings.out.with_name(f"{settings.out.name}-tune")
-    with in_processes(settings, devices, folder) as group:
-        on_first(group, lambda: make_missing_pack(settings), patiently=True)
-        table = search(config_file, overrides or (), folder, start=start, log=log, group=group)
-        if group.is_first:
+    with in_processes(settings, devices, folder) as is_first:
+        table = medmoco.tune(settings, folder, resume=resume, overwrite=overwrite, log=log)
+        if is_first:
             print(f"{table}\nsearch folder: {folder}")
 
 
@@ -110,11 +97,7 @@ def finetune(
 ) -> None:
     """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
     settings = load(config_file, overrides)
-    from medmoco.evaluation.supervised.finetune import finetune as run
-    from medmoco.training.run_folder import StartMode
-
-    start = StartMode(resume, overwrite, allow_change)
-    with in_processes(settings, devices, out) as group:
-        run(settings, encoder, out, start=start, group=group)
-        if group.is_first:
+    with in_processes(settings, devices, out) as is_first:
+        medmoco.finetune(settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change)
+        if is_first:
             print(f"run folder: {out}")

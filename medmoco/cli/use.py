@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+import medmoco
 from medmoco.cli import options
 from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
 from medmoco.errors import SettingsError
@@ -76,9 +77,7 @@ def import_file(
     """Bring in weights of other projects, with an account of every key."""
     if which not in ("query", "key"):
         raise SettingsError(f"--which {which!r}: name query, or key for the moving average of it")
-    from medmoco.models.convert import import_weights
-
-    print(import_weights(
+    print(medmoco.import_weights(
         file, out, backbone=backbone, which="key" if which == "key" else "query", scheme=scheme,
         leave_out=tuple(leave_out or ()),
     ))  # fmt: skip
@@ -107,17 +106,11 @@ def export(
     given = [value for value in (run, classifier, encoder) if value is not None]
     if len(given) != 1 or (encoder is None) != (config_file is None):
         raise SettingsError("give one of --run, --classifier, and --encoder with --config")
-    from medmoco.evaluation.features.encoder import Encoder, load_encoder
-    from medmoco.evaluation.supervised.classifier import Classifier, load_classifier
-    from medmoco.exporting.export import export as write
-    from medmoco.training.checkpoint import load_run
-
-    network: Encoder | Classifier
     if run is not None:
-        network = load_encoder(run, load_run(run))
+        network: Any = medmoco.Run(run)
     else:
-        network = load_encoder(encoder, config_file) if encoder else load_classifier(given[0])
-    for file in write(network, out, [name.strip() for name in formats.split(",")], licence=licence):
+        network = medmoco.load_encoder(encoder, config_file) if encoder else classifier
+    for file in medmoco.export(network, out, [name.strip() for name in formats.split(",")], licence=licence):
         print(file)
 
 
@@ -129,6 +122,4 @@ def verify(
     ] = False,
 ) -> None:
     """Check an export anywhere: hashes of all files, then outputs of each format, loaded in a new process."""
-    from medmoco.exporting.verify import verify as check_export
-
-    check_export(folder, print, trust=trust)
+    medmoco.verify(folder, trust=trust, log=print)

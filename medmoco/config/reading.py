@@ -195,6 +195,8 @@ def load(source: ConfigSource | None, overrides: Sequence[str] = (), changes: Tr
     Raises:
         SettingsError: a key is unknown or given twice, or a value has the wrong type or is out of range.
     """
+    if isinstance(source, RunSettings) and not overrides and not changes:
+        return source
     named = [str(source)] if isinstance(source, str | os.PathLike) else []
     user = merge(merge(_tree_of(source), read_overrides(overrides)), _plain(changes or {}))
     tree = merge(presets_for(user), user)
@@ -209,8 +211,19 @@ def _tree_of(source: ConfigSource | None) -> Tree:
     if source is None:
         return {}
     if isinstance(source, RunSettings):
-        return as_tree(source)
+        return _without_presets(as_tree(source))
     return _plain(source) if isinstance(source, Mapping) else read_file(Path(source))
+
+
+def _without_presets(tree: Tree) -> Tree:
+    """Leave out what defaults and presets say anyway, so that another preset can replace it."""
+    chosen, presets = dict(tree), presets_for(tree)
+    for group, preset in presets.items():
+        implied = {**as_tree(RunSettings.model_fields[group].default), **preset}
+        selector = RunSettings.PRESETS[group][0]
+        own = tree[group].items()
+        chosen[group] = {key: value for key, value in own if key == selector or value != implied[key]}
+    return chosen
 
 
 def _plain(tree: Mapping[str, Any]) -> Tree:

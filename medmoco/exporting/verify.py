@@ -16,18 +16,23 @@ Record = dict[str, Any]
 # Loading these can run what is in them: torch.export falls back to pickle, a bundle's configuration is Python.
 RUN_CODE = ("program", "monai-bundle")
 
+VERIFIED = "verified"
+
 _WORDS = {0: "outputs", 1: "difference", 2: "allowed", 3: "float16", 4: "bfloat16", 5: "loaded with"}
 
 
-def verify(folder: Path, log: Callable[[str], None], *, trust: bool = False) -> None:
+def verify(folder: Path, log: Callable[[str], None], *, trust: bool = False) -> dict[str, str]:
     """Check every file of an export against its hash, then load each format in a new process and compare.
 
     Files that are damaged are not loaded.
 
     Args:
-        folder: That `medmoco export` wrote.
-        log: Told a table, a line for each format.
-        trust: Also load formats that can run code: hashes prove that a folder is whole, not who made it.
+        folder: Folder that `medmoco export` wrote.
+        log: Receives a table with a line for each format.
+        trust: Also load formats that can execute code: hashes prove that a folder is complete, not who made it.
+
+    Returns:
+        For each format "verified", or why it was not checked.
 
     Raises:
         CheckpointError: a file is changed, missing or not of the export, or gives other outputs.
@@ -37,25 +42,28 @@ def verify(folder: Path, log: Callable[[str], None], *, trust: bool = False) -> 
     cases, expected = load_cases(folder / CASES)
     log(f"{count} files are as they were written; outputs for {len(cases)} synthetic images:")
     rows, failures = [["format", *_WORDS.values()]], []
-    skipped = 0
+    outcomes: dict[str, str] = {}
     for name in (record["format"] for record in parity["formats"]):
         if name in RUN_CODE and not trust:
-            skipped += 1
-            rows.append([name, "not loaded: it can run code; --trust loads it"])
+            outcomes[name] = "not loaded: it can execute code; --trust loads it"
+            rows.append([name, outcomes[name]])
             continue
         try:
             rows.append([name, *_cells(compare(name, folder, cases, expected))])
+            outcomes[name] = VERIFIED
         except NotInstalledError as library:
-            skipped += 1
-            rows.append([name, f"not checked: {library} is not installed"])
+            outcomes[name] = f"not checked: {library} is not installed"
+            rows.append([name, outcomes[name]])
         except CheckpointError as error:
             failures.append(f"{name}: {first_line(error)}")
             rows.append([name, "FAILED"])
     log(_table(rows))
     if failures:
         raise CheckpointError("\n".join(["the export is not what it was proved to be", *failures[:4]]))
+    skipped = [name for name, outcome in outcomes.items() if outcome != VERIFIED]
     if skipped:
-        log(f"{skipped} of {len(rows) - 1} formats were not checked")
+        log(f"{len(skipped)} of {len(outcomes)} formats were not checked")
+    return outcomes
 
 
 def check_files(folder: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,8 +56,7 @@ _HARMLESS = (*(key for key in HARMLESS if key not in ("evaluate.", "tune.")), "t
 
 
 def tune(
-    config_file: Path,
-    overrides: Sequence[str],
+    settings: RunSettings,
     out: Path,
     *,
     start: StartMode = NEW,
@@ -70,8 +69,7 @@ def tune(
     the first has the settings as given. Writes tune.json after each, and best.yaml.
 
     Args:
-        config_file: Settings as YAML.
-        overrides: More of them.
+        settings: Settings of the first trial, and the space.
         out: Folder of the search.
         start: What happens to a search that is in the folder already; `allow_change` is not used, since trials of
             other settings could not be compared.
@@ -87,7 +85,7 @@ def tune(
         CheckpointError, DataError, DistributedError: see `pretrain`; these end the search.
         Stopped: a signal asked for it; everything is saved.
     """
-    search = _Search(config_file, overrides, config.load(config_file, overrides), out, group)
+    search = _Search(settings, out, group)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(stop_requests())
         on_first(group, lambda: search.prepare(stack, log, start), patiently=True)
@@ -105,7 +103,7 @@ def tune(
         return search.table() if group.is_first else ""
 
 
-def check_space(config_file: Path, overrides: Sequence[str], settings: RunSettings) -> None:
+def check_space(settings: RunSettings) -> None:
     """Make sure that each value is valid together with the other settings, and changes the training.
 
     Raises:
@@ -119,7 +117,7 @@ def check_space(config_file: Path, overrides: Sequence[str], settings: RunSettin
     for key, possible in settings.tune.space.items():
         for value in ends_of(key, possible):
             try:
-                config.load(config_file, [*overrides, f"{key}={json.dumps(value)}"])
+                config.load(settings, [f"{key}={json.dumps(value)}"])
             except SettingsError as error:
                 raise SettingsError(f"tune.space: {error}") from None
         if not key.startswith(_GROUPS) or key.startswith(HARMLESS):
@@ -132,8 +130,6 @@ def check_space(config_file: Path, overrides: Sequence[str], settings: RunSettin
 class _Search:
     """The state of a search. The first process alone has the files; all have the trials."""
 
-    config_file: Path
-    overrides: Sequence[str]
     settings: RunSettings
     out: Path
     group: Group
@@ -146,7 +142,7 @@ class _Search:
     def prepare(self, stack: ExitStack, log: Callable[[str], None], start: StartMode) -> None:
         """Check the settings, take the folder, and read the trials in it."""
         require_optuna()
-        check_space(self.config_file, self.overrides, self.settings)
+        check_space(self.settings)
         loaded = load_manifest(self.settings.data, ("train", "val"))
         self.splits = {name: check_images(split, self.settings.data) for name, split in loaded.items()}
         self.labels = self._scored_labels()
@@ -225,7 +221,7 @@ class _Search:
             write_json(self.out / RECORD, {**self.described, "trials": trials, "winner": winner})
 
     def _with(self, values: Tree) -> RunSettings:
-        return config.load(self.config_file, [*self.overrides, *(f"{k}={json.dumps(v)}" for k, v in values.items())])
+        return config.load(self.settings, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
     def trial_settings(self, values: Tree) -> RunSettings:
         """Return what a trial is pretrained with. It is scored once, at its end."""

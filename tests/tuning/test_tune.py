@@ -61,7 +61,7 @@ def file(tmp_path: Path) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    tune(write_settings(folder), [], folder / "search")
+    tune(config.load(write_settings(folder), []), folder / "search")
     return folder / "search"
 
 
@@ -76,7 +76,7 @@ def trials_of(out: Path) -> list[dict[str, Any]]:
 
 def test_tune__each_trial_is_a_run_and_the_winner_a_settings_file(file: Path, tmp_path: Path) -> None:
     out, said = tmp_path / "search", []
-    text = tune(file, ["seed=1"], out, log=said.append)
+    text = tune(config.load(file, ["seed=1"]), out, log=said.append)
     record, trials = record_of(out), trials_of(out)
     assert [trial["number"] for trial in trials] == [0, 1, 2]
     assert trials[0]["values"] == {"train.lr": 0.03, "method.temperature": 0.2}
@@ -122,9 +122,9 @@ def test_tune__a_stopped_search_ends_as_one_that_was_not(
             at = 5 if when == "in a step" else 6
             patched.setattr(Contrast, "after_step", interrupting(Contrast.after_step, at))
         with pytest.raises(Stopped, match=r"^stopped (after|while)"):
-            tune(file, [], out)
+            tune(config.load(file, []), out)
     assert len(trials_of(out)) == 1
-    tune(file, [], out, start=RESUME)
+    tune(config.load(file, []), out, start=RESUME)
     assert trials_of(out) == trials_of(whole)
     assert record_of(out)["winner"] == record_of(whole)["winner"]
     assert (out / "draws.npy").read_bytes() == (whole / "draws.npy").read_bytes()
@@ -141,7 +141,7 @@ def without_space(file: Path) -> Path:
 def test_tune__failed_trials_are_recorded_and_the_search_goes_on(file: Path, tmp_path: Path) -> None:
     space = "tune.space={train.lr: [0.03, 1.0e+30], method.queue_size: [16, 1000]}"
     overrides = [space, "tune.trials=10", "train.max_skipped=1", "tune.epochs=2"]
-    text = tune(without_space(file), overrides, tmp_path / "search")
+    text = tune(config.load(without_space(file), overrides), tmp_path / "search")
     trials = trials_of(tmp_path / "search")
     assert len(trials) == 4  # there are no more
     reasons = [trial["failed"] or "" for trial in trials]
@@ -170,39 +170,39 @@ def test_tune__refuses_before_anything_is_trained(file: Path, tmp_path: Path, ov
     if override.startswith("tune.space"):
         without_space(file)
     with pytest.raises(SettingsError, match=expected) as caught:
-        tune(file, [override], tmp_path / "search")
+        tune(config.load(file, [override]), tmp_path / "search")
     assert len(str(caught.value).splitlines()) <= 5
     assert not list(tmp_path.glob("search/trial-000/checkpoints"))
 
 
 def test_tune__a_folder_holds_one_search(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "search"
-    tune(file, ["tune.trials=1", "tune.label=Sick"], out)
+    tune(config.load(file, ["tune.trials=1", "tune.label=Sick"]), out)
     with pytest.raises(SettingsError, match="holds a run; continue it with --resume"):
-        tune(file, ["tune.trials=1"], out)
+        tune(config.load(file, ["tune.trials=1"]), out)
     with pytest.raises(SettingsError, match=r"evaluate\.neighbours: was 3, now 5"):
-        tune(file, ["tune.label=Sick", "evaluate.neighbours=5"], out, start=RESUME)
+        tune(config.load(file, ["tune.label=Sick", "evaluate.neighbours=5"]), out, start=RESUME)
     before = trials_of(out)
-    tune(file, ["tune.trials=2", "tune.label=Sick", "data.workers=1"], out, start=RESUME)
+    tune(config.load(file, ["tune.trials=2", "tune.label=Sick", "data.workers=1"]), out, start=RESUME)
     assert trials_of(out)[:1] == before
     assert len(trials_of(out)) == 2
-    tune(file, ["tune.trials=1"], out, start=StartMode(overwrite=True))
+    tune(config.load(file, ["tune.trials=1"]), out, start=StartMode(overwrite=True))
     assert "mean of Sick, Tube" in record_of(out)["score"]
     assert not (out / "trial-001").exists()
     (out / "draws.npy").write_bytes(b"?")
     with pytest.raises(CheckpointError, match=r"draws\.npy of the search cannot be read"):
-        tune(file, ["tune.trials=1"], out, start=RESUME)
+        tune(config.load(file, ["tune.trials=1"]), out, start=RESUME)
     (out / "tune.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tune\.json of the search cannot be read"):
-        tune(file, ["tune.trials=1"], out, start=RESUME)
+        tune(config.load(file, ["tune.trials=1"]), out, start=RESUME)
     (out / "tune.json").unlink()
     (out / "checkpoints").mkdir()
     with pytest.raises(SettingsError, match="holds a run that is not a search"):
-        tune(file, ["tune.trials=1"], out, start=RESUME)
+        tune(config.load(file, ["tune.trials=1"]), out, start=RESUME)
 
 
 def _in_a_group(group: Group, file: Path, out: Path) -> str:
-    return tune(file, ["tune.trials=2", "method.batch_norm_splits=2"], out, group=group)
+    return tune(config.load(file, ["tune.trials=2", "method.batch_norm_splits=2"]), out, group=group)
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_tune__processes_run_each_trial_together(file: Path, tmp_path: Path) -> 
     first, second = run_together(2, _in_a_group, file, tmp_path / "together")
     assert "trial" in first
     assert second == ""
-    tune(file, ["tune.trials=2", "method.batch_norm_splits=2"], tmp_path / "alone")
+    tune(config.load(file, ["tune.trials=2", "method.batch_norm_splits=2"]), tmp_path / "alone")
     for own, both in zip(trials_of(tmp_path / "alone"), trials_of(tmp_path / "together"), strict=True):
         assert own["values"] == both["values"]
         assert own["score"] == pytest.approx(both["score"], abs=0.1)

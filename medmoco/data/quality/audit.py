@@ -31,18 +31,20 @@ is in a higher layer than data."""
 
 
 @dataclass(frozen=True)
-class Report:
+class Audit:
     """The result of `medmoco check`.
 
     Attributes:
         findings: Results of all checks; those without rows found nothing.
         shortcuts: The trait that best predicts each label.
         text: The report as text.
+        folder: Contains report.txt and rows.csv.
     """
 
     findings: list[Finding]
     shortcuts: list[Shortcut]
     text: str
+    folder: Path
 
     @property
     def faults(self) -> list[Finding]:
@@ -52,7 +54,7 @@ class Report:
 
 def audit(
     settings: RunSettings, out: Path, against: Sequence[Path] = (), find_shortcuts: FindShortcuts | None = None
-) -> Report:
+) -> Audit:
     """Check every row and file of the manifest; write report.txt, and rows.csv with the rows to correct.
 
     Args:
@@ -95,7 +97,7 @@ def audit(
     content = (splits, rows, examined, results, shortcuts)
     (out / "report.txt").write_text(format_report(*content, all_labels=True), encoding="utf-8")
     _list_rows(rows, results, every).to_csv(out / "rows.csv", index=False)
-    return Report(results, shortcuts, format_report(*content))
+    return Audit(results, shortcuts, format_report(*content), out)
 
 
 def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Split, bool]]:
