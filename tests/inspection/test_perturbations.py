@@ -33,7 +33,7 @@ def test_parse_perturbation__kind_and_amount(text: str, perturbation: Perturbati
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("mirror", "there is flip, rotate, crop, intensity, view"),
+        ("mirror", "choose from flip, rotate, crop, intensity, view"),
         ("flip:3", "flip takes no number"),
         ("view:", "view takes no number"),
         ("rotate:much", "rotate takes a number between -180 and 180, not 0"),

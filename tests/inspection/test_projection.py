@@ -9,7 +9,7 @@ import pytest
 
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.inspection import projection as module
-from medmoco.inspection.projection import lay_out, projection
+from medmoco.inspection.projection import project, projection
 from tests.helpers.looks import make_data, make_run, names_a_secret
 
 
@@ -23,7 +23,7 @@ def two_groups(rows: int = 60) -> np.ndarray:
 
 def test_lay_out__keeps_what_is_alike_together() -> None:
     features = two_groups()
-    points, trust = lay_out(features * np.random.default_rng(1).uniform(0.1, 10, (60, 1)).astype(np.float32), 0)
+    points, trust = project(features * np.random.default_rng(1).uniform(0.1, 10, (60, 1)).astype(np.float32), 0)
     groups = points[:30], points[30:]
     spread = max(np.linalg.norm(group - group.mean(0), axis=1).max() for group in groups)
     assert np.linalg.norm(groups[0].mean(0) - groups[1].mean(0)) > 2 * spread
@@ -32,13 +32,13 @@ def test_lay_out__keeps_what_is_alike_together() -> None:
 
 def test_lay_out__is_the_same_for_the_same_seed() -> None:
     features = two_groups(30)
-    np.testing.assert_array_equal(lay_out(features, 3)[0], lay_out(features, 3)[0])
+    np.testing.assert_array_equal(project(features, 3)[0], project(features, 3)[0])
 
 
 def test_lay_out__random_places_are_not_trusted() -> None:
-    _, good = lay_out(two_groups(), 0)
+    _, good = project(two_groups(), 0)
     mixed = np.random.default_rng(0).permutation(two_groups())
-    assert module.trustworthiness(mixed, lay_out(two_groups(), 0)[0], n_neighbors=15) < 0.65 < good
+    assert module.trustworthiness(mixed, project(two_groups(), 0)[0], n_neighbors=15) < 0.65 < good
 
 
 def test_projection__writes_numbers_and_a_figure(tmp_path: Path) -> None:

@@ -192,12 +192,12 @@ def test_load_projector__is_the_runs(tmp_path: Path) -> None:
     assert layers(torch.zeros(2, 512)).shape == (2, 7)
     assert not layers.training
     save_checkpoint(run / "checkpoints", 9, {"model": {}})
-    with pytest.raises(CheckpointError, match="step 9 does not hold the projector"):
+    with pytest.raises(CheckpointError, match="step 9 does not contain the projector"):
         load_projector(run, settings)
 
 
 def test_placement__one_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="one val image alone"):
+    with pytest.raises(ManifestError, match="needs at least two val images"):
         placement(make_data(tmp_path, "evaluate.where=Easy == 1 and Hard == 1 and PatientID == planted-val-1"),
                   {"run": "random"}, tmp_path / "out")  # fmt: skip
 

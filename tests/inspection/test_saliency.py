@@ -177,9 +177,9 @@ def test_describe__says_when_a_class_map_means_nothing() -> None:
     assert module._describe(np.zeros_like(values), None) == ["no position raises the score"]
     assert module._describe(np.ones_like(values), None) == ["all positions raise the score equally"]
     assert module._describe(values, None) == []
-    assert module._describe(values - 1, 2) == ["patches -1.00 to +2.00, kept from +1.00"]
-    assert module._liken(values, values) == ["rank correlation with the control +1.00"]
-    assert module._liken(values, np.zeros_like(values)) == []
+    assert module._describe(values - 1, 2) == ["patches -1.00 to +2.00, averaged from +1.00"]
+    assert module._similarity(values, values) == ["rank correlation with the control +1.00"]
+    assert module._similarity(values, np.zeros_like(values)) == []
 
 
 def test_overlay__is_scaled_to_its_largest_value() -> None:
@@ -210,7 +210,7 @@ def test_saliency__writes_the_picture_and_says_what_it_shows(tmp_path: Path, fol
     assert [line.split(", score")[0] for line in lines[:3]] == [
         "val row 4: Hard 0",
         "val row 2: Hard 1",
-        "val row 3: Hard not known",
+        "val row 3: Hard unknown",
     ]
     for line in lines[:3]:
         score, probability = (float(line.partition(word)[2].split(",")[0].split(";")[0]) for word in ("score ", "ity "))
@@ -268,4 +268,4 @@ def test_saliency__what_cannot_be_is_refused(tmp_path: Path, folder: Path) -> No
 
 def test_truth__a_label_that_the_settings_do_not_name_is_not_known() -> None:
     split: Any = SimpleNamespace(labels=np.array([[1.0, np.nan]]), label_names=("A", "B"))
-    assert [module._truth(split, 0, name) for name in "ABC"] == ["A 1", "B not known", "C not known"]
+    assert [module._truth(split, 0, name) for name in "ABC"] == ["A 1", "B unknown", "C unknown"]

@@ -109,7 +109,7 @@ def test_load_weights__colours_stay_colours_and_no_other_channels_are_made_up(tm
     model = ModelSettings(backbone="resnet18", init=tmp_path / "w.pth")
     backbone = create_backbone(model, seed=0, size=32, channels=3)
     torch.testing.assert_close(backbone.net.state_dict()["conv1.weight"], state["conv1.weight"], rtol=0, atol=0)
-    with pytest.raises(CheckpointError, match=r"takes 3 channels.*\n.*data\.channels gives 5"):
+    with pytest.raises(CheckpointError, match=r"takes 3 channels, but data\.channels gives 5"):
         create_backbone(model, seed=0, size=32, channels=5)
 
 
@@ -119,7 +119,7 @@ def test_load_weights__colours_stay_colours_and_no_other_channels_are_made_up(tm
         (
             "inception_v3",
             32,
-            r"32 x 32 pixels, as views\.size says:\nRuntimeError: .*\nRaise views\.size \(80 is enough\)",
+            r"32 x 32 pixels \(views\.size\):\nRuntimeError: .*\nRaise views\.size \(80 is enough\)",
         ),
         ("vgg11", 16, r"16 x 16 .*\n.*\nRaise views\.size \(32 is enough\), or choose another model\.backbone"),
         ("levit_128", 100, r"100 x 100 .*\n.*\nChoose another views\.size, or choose another model\.backbone"),
@@ -154,5 +154,5 @@ def test_check_size__what_shapes_alone_cannot_tell_is_tried() -> None:
 
 
 def test_create_backbone__a_tag_of_weights_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"the tag \.a1_in1k names weights.*\nWrite resnet50\."):
+    with pytest.raises(SettingsError, match=r"the tag \.a1_in1k refers to weights.*\nUse resnet50\."):
         create_backbone(ModelSettings(backbone="resnet50.a1_in1k"), seed=0, size=64)

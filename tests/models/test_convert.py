@@ -77,7 +77,7 @@ def test_import_weights__what_it_writes_is_loaded_and_imported_again(tmp_path: P
     assert (backbone(gray) - expected).norm() < 1e-6 * expected.norm()
     import_weights(encoder, tmp_path / "two")
     torch.testing.assert_close(load_file(tmp_path / "two/encoder.safetensors"), load_file(encoder), rtol=0, atol=0)
-    with pytest.raises(CheckpointError, match=r"is of a resnet18, not of a resnet34; set model\.backbone=resnet18"):
+    with pytest.raises(CheckpointError, match=r"is of a resnet18, not a resnet34; set model\.backbone=resnet18"):
         create_backbone(ModelSettings(backbone="resnet34", init=encoder), seed=0, size=32)
 
 
@@ -96,7 +96,7 @@ def test_import_weights__a_transformer_keeps_its_positions(tmp_path: Path) -> No
 def test_import_weights__a_network_that_is_not_looked_for_must_be_named(tmp_path: Path) -> None:
     source = create_backbone(ModelSettings(backbone="resnet18d"), seed=0, size=32)
     torch.save(source.net.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"seems to hold a resnet, but none of those.*\n.*--backbone NAME"):
+    with pytest.raises(CheckpointError, match=r"seems to contain a resnet, but no known network.*\n.*--backbone NAME"):
         import_weights(tmp_path / "w.pth", tmp_path / "out")
     assert "resnet18d, 512 features" in import_weights(tmp_path / "w.pth", tmp_path / "out", backbone="resnet18d")
 

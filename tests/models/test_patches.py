@@ -111,7 +111,7 @@ def test_check_patches__refuses_what_it_cannot_score(name: str, top: int, reason
 
 
 def test_check_all_learn__refuses_what_would_be_left_out() -> None:
-    with pytest.raises(SettingsError, match="layers behind its patches that would be left out, such as attn_pool"):
+    with pytest.raises(SettingsError, match="layers after its patches that would not be used, such as attn_pool"):
         check_all_learn(backbone_of("test_vit3"), 64)
     backbone = backbone_of("test_vit3")
     backbone.net.attn_pool.requires_grad_(False)  # what is frozen is not missed
@@ -119,5 +119,5 @@ def test_check_all_learn__refuses_what_would_be_left_out() -> None:
 
 
 def test_check_patches__refuses_networks_that_are_not_timms() -> None:
-    with pytest.raises(SettingsError, match="made gives no features for each position"):
+    with pytest.raises(SettingsError, match="made has no features for each position"):
         check_patches(Backbone("made", nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), 4), 64, 2)

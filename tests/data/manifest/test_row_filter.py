@@ -144,7 +144,7 @@ def test_matching_rows__cells_that_are_no_numbers() -> None:
         meeting("PatientID > 3")
     assert "x" not in str(caught.value)
     for cell in ("nan", "inf", "1_0", "0x1", "1,5", "-"):
-        with pytest.raises(ManifestError, match=r"row 3 \(1 rows in all\)"):
+        with pytest.raises(ManifestError, match=r"row 3 \(1 such rows\)"):
             meeting("N >= 0", f'N\n1\n"{cell}"\n')
 
 

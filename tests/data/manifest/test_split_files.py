@@ -254,7 +254,7 @@ def test_split_csv__says_which_ids_are_doubtful(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "all.csv", index=False)
     said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
     assert said[1].startswith("8 rows have a PatientID that means a missing value, such as nan")
-    assert said[2].startswith("2 rows have a PatientID that a spreadsheet rounded")
+    assert said[2].startswith("2 rows have a PatientID that a spreadsheet has rounded")
 
 
 def test_split_csv__the_same_number_with_and_without_a_point(tmp_path: Path) -> None:

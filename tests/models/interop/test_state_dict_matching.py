@@ -160,7 +160,7 @@ def test_fit__tensorflow_key_encoder_without_statistics_is_refused() -> None:
         if name.startswith("momentum_encoder/") and name.endswith("EMA"):
             arrays[name] = np.full_like(value, name.endswith("variance/EMA"))
     state = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    with pytest.raises(CheckpointError, match=r"never kept.*\n.*query"):
+    with pytest.raises(CheckpointError, match=r"never updated.*\n.*query"):
         fit(contents_of(state), "resnet26", timm.create_model("resnet14t").state_dict(), which="key")
 
 
@@ -287,9 +287,9 @@ def refused(state: dict[str, Tensor], backbone: str = "resnet18", **choice: Any)
 def test_fit__another_network_is_named() -> None:
     message = refused(foreign.torchvision_resnet(layers=(3, 4, 6, 3)).state_dict())
     assert "96 unknown keys (first: layer1.2.conv1.weight" in message
-    assert "It has the shapes of a resnet34: name that one" in message
+    assert "It has the shapes of a resnet34: use that name" in message
     message = refused(foreign.torchvision_resnet("bottleneck").state_dict())
-    assert "(first: layer1.0.conv1.weight, (64, 64, 1, 1) in the file, (64, 64, 3, 3) here)" in message
+    assert "(first: layer1.0.conv1.weight, (64, 64, 1, 1) in the file, (64, 64, 3, 3) in the network)" in message
     assert "resnet26" in message
     assert "holds no resnet18. It has the shapes of a vit_tiny_patch16_224: name" in refused(
         foreign.torchvision_vit().state_dict()
@@ -304,9 +304,9 @@ def test_fit__every_kind_of_misfit_is_named() -> None:
     for bias in (torch.full((64,), torch.nan), torch.ones(64, dtype=torch.int8)):
         assert "1 tensors that are not finite floats (first: bn1.bias)" in refused(state | {"bn1.bias": bias})
     four = refused(state | {"conv1.weight": torch.zeros(64, 4, 7, 7)})
-    assert "Its first layer takes 4 channels; only those of gray (1) and RGB (3)" in four
+    assert "Its first layer takes 4 channels, but data.channels gives 1" in four
     small = refused(state | {"conv1.weight": torch.zeros(64, 3, 3, 3)})  # as for CIFAR
-    assert "conv1.weight, (64, 3, 3, 3) in the file, (64, 1, 7, 7) here" in small
+    assert "conv1.weight, (64, 3, 3, 3) in the file, (64, 1, 7, 7) in the network" in small
     extra = state | {"decoder.weight": torch.zeros(3)}
     assert "1 unknown keys (first: decoder.weight)" in refused(extra)
     assert "--leave-out" in refused(extra)
@@ -317,7 +317,7 @@ def test_fit__every_kind_of_misfit_is_named() -> None:
 
 def test_fit__nothing_is_loaded_from_an_unknown_file() -> None:
     message = refused({f"blob{index}.w": torch.zeros(3) for index in range(5)})
-    assert "no known encoder here; its 5 keys: 'blob0.w', 'blob2.w', 'blob4.w'" in message
+    assert "no known encoder; its 5 keys include: 'blob0.w', 'blob2.w', 'blob4.w'" in message
     assert "moco-v3" in message
     message = refused(foreign.torchvision_resnet().state_dict(), which="key")
     assert "Most files contain a single encoder, which is found" in message
@@ -327,18 +327,18 @@ def test_fit__two_equal_encoders_must_be_chosen_from() -> None:
     state = foreign.torchvision_resnet().state_dict()
     both = foreign.under("model.", state) | foreign.under("backbone.", state)
     message = refused(both)
-    assert "several encoders that are equally good, as under 'backbone.' and 'model.'" in message
+    assert "several encoders that match equally well, such as 'backbone.' and 'model.'" in message
     found = fit(contents_of(both), "resnet18", blank("resnet18").net.state_dict(), leave_out=("model.*",))
     assert found.found.prefix == "backbone."
 
 
 def test_fit__heads_that_shapes_do_not_tell() -> None:
     state = foreign.moco_v3_vit(width=384).state_dict()
-    assert "Use moco-v3/vit_small instead" in refused(state, "vit_small_patch16_224")
+    assert "Use moco-v3/vit_small" in refused(state, "vit_small_patch16_224")
     own = blank("moco-v3/vit_small")
     assert own.net.blocks[0].attn.num_heads == 12  # type: ignore[index, union-attr]
     fit(contents_of(state), own.name, own.net.state_dict())
-    with pytest.raises(CheckpointError, match=r"is of a moco-v3/vit_small, not of a vit_small_patch16_224; set model"):
+    with pytest.raises(CheckpointError, match=r"is of a moco-v3/vit_small, not a vit_small_patch16_224; set model"):
         fit(contents_of(state, backbone="moco-v3/vit_small"), "vit_small_patch16_224", own.net.state_dict())
 
 
