@@ -92,8 +92,8 @@ def placement(
 ) -> None:
     """Measure invariance: rank the perturbed copy of each image among all images."""
     settings = load(config_file, overrides)
-    chosen = {"split": split_name(split), "perturbations": perturbation or ()}
-    print(medmoco.placement(settings, named(encoder), out, **chosen, log=log), end="")
+    encoders, where = named(encoder), split_name(split)
+    print(medmoco.placement(settings, encoders, out, split=where, perturbations=perturbation or (), log=log), end="")
 
 
 @commands.command(rich_help_panel=PANEL)

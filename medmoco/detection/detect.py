@@ -33,7 +33,8 @@ from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
-from medmoco.evaluation.records import DetectionScore, write_records
+from medmoco.evaluation.record_files import write_records
+from medmoco.evaluation.records import DetectionScore
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.training.agreement import count_sharing, on_first, together
 from medmoco.training.context import RunContext, prepare_context

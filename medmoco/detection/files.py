@@ -13,7 +13,8 @@ from medmoco.data.manifest.manifest import read_table
 from medmoco.detection.boxes import CORNERS, Annotations
 from medmoco.detection.learning import Detections
 from medmoco.errors import CheckpointError, DataError, SettingsError
-from medmoco.evaluation.records import Part, Record, read_record, write_record
+from medmoco.evaluation.record_files import read_record, write_record
+from medmoco.evaluation.records import Part, Record
 from medmoco.training.runlog import explaining_disk_errors
 from medmoco.utils.files import replacing
 
@@ -94,13 +95,9 @@ def read_detections(folder: Path, annotations: Annotations, splits: Sequence[str
         CheckpointError: the folder holds no detections.
         SettingsError: they are of other images, boxes or labels.
     """
-    try:
-        facts = read_record(folder / FACTS, Facts)
-        table, _ = read_table(folder / DETECTIONS)
-    except (OSError, ValueError, DataError, CheckpointError):
-        raise CheckpointError(
-            f"--against: {folder} holds no {FACTS} and {DETECTIONS} that can be read; name a finished run of detect"
-        ) from None
+    if not all((folder / name).is_file() for name in (FACTS, DETECTIONS)):
+        raise CheckpointError(f"--against: {folder} lacks {FACTS} or {DETECTIONS}; name a finished run of detect")
+    facts = read_record(folder / FACTS, Facts)
     own = _facts_of(annotations, splits, facts.encoder)
     theirs = {name: found for name, found in facts.splits.items() if name in splits}
     if facts.model_copy(update={"splits": theirs}) != own:
@@ -110,9 +107,10 @@ def read_detections(folder: Path, annotations: Annotations, splits: Sequence[str
             " the same"
         )
     try:
+        table, _ = read_table(folder / DETECTIONS)
         found = {name: _as_detections(table[table["split"] == name], annotations, name) for name in splits}
-    except (KeyError, ValueError):
-        raise CheckpointError(f"--against: {folder / DETECTIONS} is damaged; make it again") from None
+    except (OSError, KeyError, ValueError, DataError):
+        raise CheckpointError(f"--against: {folder / DETECTIONS} is damaged; run detect there again") from None
     return found, str(facts.encoder["kind"])
 
 

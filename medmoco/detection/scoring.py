@@ -20,7 +20,8 @@ from medmoco.detection.boxes import Annotated
 from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, Matches, match
 from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval, or_none, share_interval
-from medmoco.evaluation.records import DetectionDifference, DetectionScore, to_frame
+from medmoco.evaluation.record_files import to_frame
+from medmoco.evaluation.records import DetectionDifference, DetectionScore
 from medmoco.evaluation.scoring.table import MACRO, span
 
 Floats = NDArray[np.float64]

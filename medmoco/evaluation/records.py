@@ -1,24 +1,16 @@
-"""What the result files hold: one class for each kind of record, which writes it and reads it.
+"""Records of results: a class for every kind, with a description and a unit for each field.
 
-A file is a JSON list of plain objects (external.json: an object by label), so `pandas.read_json` reads it too. Every
-object carries the version of its format; files from before there were versions still load, newer ones are refused.
-A field that does not apply to a record is left out of its object, and None is what could not be computed.
+`medmoco.evaluation.record_files` writes and reads them. None is what could not be computed, or was not recorded by an
+older version.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import pandas as pd
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
-
-from medmoco.errors import CheckpointError
-from medmoco.utils.files import replacing
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 VERSION = 1
 
@@ -31,7 +23,7 @@ UNNAMED = "run"
 
 def _check_version(version: int) -> int:
     if version > VERSION:
-        raise PydanticCustomError("newer_version", "version {version}", {"version": version})
+        raise ValueError(f"version {version}")
     return version
 
 
@@ -39,10 +31,18 @@ def _unit(name: str) -> Any:
     return Field(json_schema_extra={"unit": name})
 
 
+def _end(name: str, unit: str) -> Any:
+    return Field(description=f"{name} end of the 95 % interval.", json_schema_extra={"unit": unit})
+
+
 Text = Annotated[str, _unit("text")]
 Flag = Annotated[bool, _unit("yes or no")]
 Share = Annotated[float, _unit("0 to 1")]
-Difference01 = Annotated[float, _unit("-1 to 1")]
+Low = Annotated[float, _end("Lower", "0 to 1")]
+High = Annotated[float, _end("Upper", "0 to 1")]
+Gap = Annotated[float, _unit("-1 to 1")]
+GapLow = Annotated[float, _end("Lower", "-1 to 1")]
+GapHigh = Annotated[float, _end("Upper", "-1 to 1")]
 Real = Annotated[float, _unit("none")]
 LogOdds = Annotated[float, _unit("log-odds")]
 Images = Annotated[int, _unit("images")]
@@ -108,49 +108,62 @@ class Leakage(Part):
     """Shared with train."""
 
 
-class Score(MethodRecord, PrimaryRecord):
-    """One score of scores.json, with 95 % intervals from draws of patients."""
+class Counts(Part):
+    """What a score was computed from."""
 
-    auroc: Share | None
-    """Area under the receiver operating characteristic; mean over the draws of labels."""
-    auroc_low: Share | None
-    """Lower end of its interval."""
-    auroc_high: Share | None
-    """Upper end of its interval."""
-    size: Annotated[int, _unit("pixels")] | None = None
-    """Side of the input images."""
-    bootstrap: Count | None = None
-    """Draws of patients behind the intervals."""
-    bootstrap_left_out: Count | None = None
-    """Draws that held one class only and were left out."""
-    where: Text | None = None
-    """Condition that chose the rows, or None for all."""
-    label_fraction: Share | None = None
-    """Share of the training patients whose labels were used."""
-    draws: Count | None = None
-    """Draws of these patients."""
-    neighbours: Count | None = None
-    """Neighbours that vote in kNN; None for other methods."""
-    seed: Count | None = None
-    """Seed of all draws."""
     n: Images
     """Labelled images."""
     n_positive: Images
     """Positive images; for macro, those with any positive label."""
     n_patients: Patients
     """Patients of the labelled images."""
-    average_precision: Share | None
-    """Average precision, not interpolated."""
-    ap_low: Share | None = None
-    """Lower end of its interval."""
-    ap_high: Share | None = None
-    """Upper end of its interval."""
-    delong_low: Share | None = None
-    """Lower end of DeLong's interval of the AUROC, where every patient has one image."""
-    delong_high: Share | None = None
-    """Upper end of DeLong's interval of the AUROC."""
+
+
+class Area(Part):
+    """An AUROC."""
+
+    auroc: Share | None
+    """Area under the receiver operating characteristic; mean over the draws of labels."""
+    auroc_low: Low | None
+    auroc_high: High | None
     undefined: Text | None = None
     """Why there is no score."""
+
+
+class Protocol(Part):
+    """How a score was computed."""
+
+    bootstrap: Count | None = None
+    """Draws of patients behind the intervals."""
+    bootstrap_left_out: Count | None = None
+    """Draws in which the score was not defined."""
+    where: Text | None = None
+    """Condition that chose the rows, or None for all."""
+    label_fraction: Share | None = None
+    """Share of the training patients whose labels were used."""
+    draws: Count | None = None
+    """Draws of these patients."""
+    seed: Count | None = None
+    """Seed of all draws."""
+    leakage: Leakage | None = None
+    """What the split shares with the data that was learned from."""
+
+
+class Score(Protocol, Area, Counts, MethodRecord, PrimaryRecord):
+    """One score of scores.json, with 95 % intervals from draws of patients."""
+
+    size: Annotated[int, _unit("pixels")] | None = None
+    """Side of the input images."""
+    neighbours: Count | None = None
+    """Neighbours that vote in kNN; None for other methods."""
+    average_precision: Share | None
+    """Average precision, not interpolated."""
+    ap_low: Low | None = None
+    ap_high: High | None = None
+    delong_low: Low | None = None
+    """Lower end of DeLong's interval of the AUROC, where every patient has one image."""
+    delong_high: High | None = None
+    """Upper end of DeLong's interval of the AUROC."""
     flag: Text | None = None
     """A sign that the score may have learned nothing."""
     note: Text | None = None
@@ -169,56 +182,32 @@ class Score(MethodRecord, PrimaryRecord):
     """Labels, of the macro average."""
     n_labels_defined: Count | None = None
     """Labels with a defined score, over which the macro average is taken."""
-    leakage: Leakage | None = None
-    """What the split shares with the data that was learned from."""
 
 
 class Compared(MethodRecord):
-    """The encoder in question minus a control, on the same images and draws of patients."""
+    """The primary encoder minus another one, on the same images and draws of patients."""
 
     control: Text
     """Name of the encoder that is subtracted."""
-    difference: Difference01 | None
+    difference: Gap | None
     """Difference of the AUROCs."""
-    low: Difference01 | None
-    """Lower end of its 95 % interval."""
-    high: Difference01 | None
-    """Upper end of its 95 % interval."""
+    low: GapLow | None
+    high: GapHigh | None
     p: Share | None = None
     """Two-sided p of the paired bootstrap."""
     p_holm: Share | None = None
     """p, adjusted by Holm for all comparisons of the same split and method."""
 
 
-class Difference(Compared):
+class Difference(Protocol, Counts, Compared):
     """One comparison of differences.json."""
 
     excludes_zero: Flag | None = None
     """Whether 0 lies outside the interval."""
     delong_p: Share | None = None
     """p of DeLong's test, where every patient has one image."""
-    bootstrap_left_out: Count | None = None
-    """Draws in which the difference was not defined."""
-    n: Images | None = None
-    """Labelled images."""
-    n_positive: Images | None = None
-    """Positive images."""
-    n_patients: Patients | None = None
-    """Patients of the labelled images."""
     undefined: Text | None = None
     """Why there is no score to compare."""
-    where: Text | None = None
-    """Condition that chose the rows, or None for all."""
-    label_fraction: Share | None = None
-    """Share of the training patients whose labels were used."""
-    draws: Count | None = None
-    """Draws of these patients."""
-    bootstrap: Count | None = None
-    """Draws of patients behind the interval."""
-    seed: Count | None = None
-    """Seed of all draws."""
-    leakage: Leakage | None = None
-    """What the split shares with the data that was learned from."""
 
 
 class Decisions(Part):
@@ -236,28 +225,20 @@ class Decisions(Part):
     """False negatives."""
     sensitivity: Share | None
     """Share of the positives that are decided for positive."""
-    sensitivity_low: Share | None = None
-    """Lower end of its interval."""
-    sensitivity_high: Share | None = None
-    """Upper end of its interval."""
+    sensitivity_low: Low | None = None
+    sensitivity_high: High | None = None
     specificity: Share | None
     """Share of the negatives that are decided for negative."""
-    specificity_low: Share | None = None
-    """Lower end of its interval."""
-    specificity_high: Share | None = None
-    """Upper end of its interval."""
+    specificity_low: Low | None = None
+    specificity_high: High | None = None
     ppv: Share | None
     """Positive predictive value, at the prevalence of the split."""
-    ppv_low: Share | None = None
-    """Lower end of its interval."""
-    ppv_high: Share | None = None
-    """Upper end of its interval."""
+    ppv_low: Low | None = None
+    ppv_high: High | None = None
     npv: Share | None
     """Negative predictive value, at the prevalence of the split."""
-    npv_low: Share | None = None
-    """Lower end of its interval."""
-    npv_high: Share | None = None
-    """Upper end of its interval."""
+    npv_low: Low | None = None
+    npv_high: High | None = None
 
 
 class OperatingPoint(Decisions, MethodRecord):
@@ -280,10 +261,8 @@ class Bin(Part):
     """Mean probability."""
     observed: Share | None
     """Share of positives."""
-    observed_low: Share | None
-    """Lower end of the 95 % interval of this share."""
-    observed_high: Share | None
-    """Upper end of the 95 % interval of this share."""
+    observed_low: Low | None
+    observed_high: High | None
 
 
 class Reliability(Part):
@@ -314,27 +293,13 @@ class CalibrationScore(MethodRecord):
     """After calibration."""
 
 
-class GroupScore(Part):
-    """The AUROC within one group of patients, with its 95 % interval."""
+class GroupScore(Area, Counts):
+    """The AUROC within one group of patients."""
 
     column: Text
     """Column of the manifest."""
     group: Text
     """Value in this column, or a band of ages."""
-    n: Images
-    """Labelled images."""
-    n_positive: Images
-    """Positive images."""
-    n_patients: Patients
-    """Patients of the labelled images."""
-    auroc: Share | None
-    """Area under the receiver operating characteristic."""
-    auroc_low: Share | None
-    """Lower end of its interval."""
-    auroc_high: Share | None
-    """Upper end of its interval."""
-    undefined: Text | None
-    """Why there is no AUROC."""
     bootstrap_left_out: Count | None = None
     """Draws that held one class only and were left out."""
 
@@ -343,7 +308,7 @@ class Subgroup(GroupScore, MethodRecord):
     """One record of subgroups.json."""
 
 
-class CurvePoint(MethodRecord, PrimaryRecord):
+class CurvePoint(Area, Counts, MethodRecord, PrimaryRecord):
     """One record of curve.json: a score at a share of the labels."""
 
     fraction: Share
@@ -354,22 +319,8 @@ class CurvePoint(MethodRecord, PrimaryRecord):
     """Training images whose label was used, mean over draws."""
     n_train_patients: Annotated[float, _unit("patients")] | None = None
     """Patients of these images, mean over draws."""
-    auroc: Share | None
-    """Area under the receiver operating characteristic, mean over draws."""
-    auroc_low: Share | None
-    """Lower end of its 95 % interval."""
-    auroc_high: Share | None
-    """Upper end of its 95 % interval."""
     average_precision: Share | None = None
     """Average precision, mean over draws."""
-    undefined: Text | None = None
-    """Why there is no score."""
-    n: Images | None = None
-    """Labelled images."""
-    n_positive: Images | None = None
-    """Positive images."""
-    n_patients: Patients | None = None
-    """Patients of the labelled images."""
 
 
 class CurveDifference(Compared):
@@ -379,21 +330,13 @@ class CurveDifference(Compared):
     """Share of the training patients whose labels were used."""
 
 
-class SideScore(Part):
-    """The AUROC on one data set's test split, with its 95 % interval."""
+class SideScore(Counts):
+    """The AUROC on one data set's test split."""
 
     auroc: Share | None
     """Area under the receiver operating characteristic."""
-    low: Share | None
-    """Lower end of its interval."""
-    high: Share | None
-    """Upper end of its interval."""
-    n: Images
-    """Labelled images."""
-    n_positive: Images | None = None
-    """Positive images."""
-    n_patients: Patients | None = None
-    """Patients of the labelled images."""
+    low: Low | None
+    high: High | None
     undefined: Text | None = None
     """Why there is no AUROC."""
 
@@ -405,12 +348,10 @@ class ExternalScore(Record):
     """On the data that the classifier comes from."""
     external: SideScore
     """On the other data."""
-    drop: Difference01 | None
+    drop: Gap | None
     """Internal minus external AUROC."""
-    drop_low: Difference01 | None
-    """Lower end of its 95 % interval."""
-    drop_high: Difference01 | None
-    """Upper end of its 95 % interval."""
+    drop_low: GapLow | None
+    drop_high: GapHigh | None
 
 
 class DetectionScore(PrimaryRecord):
@@ -420,10 +361,8 @@ class DetectionScore(PrimaryRecord):
     """ap, ap50, ap75, froc, auroc, or sensitivity_at_ followed by false positives per image."""
     value: Share | None
     """The metric's value."""
-    low: Share | None
-    """Lower end of its 95 % interval."""
-    high: Share | None
-    """Upper end of its 95 % interval."""
+    low: Low | None
+    high: High | None
     bootstrap: Count
     """Draws of patients behind the interval."""
     bootstrap_left_out: Count
@@ -445,17 +384,12 @@ class DetectionDifference(EncoderRecord):
     """See `DetectionScore`."""
     control: Text
     """Name of the encoder that is subtracted."""
-    difference: Difference01 | None
+    difference: Gap | None
     """Difference of the values."""
-    low: Difference01 | None
-    """Lower end of its 95 % interval."""
-    high: Difference01 | None
-    """Upper end of its 95 % interval."""
+    low: GapLow | None
+    high: GapHigh | None
     bootstrap_left_out: Count
     """Draws in which the difference was not defined."""
-
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def primary_of(records: Sequence[EncoderRecord]) -> str | None:
@@ -463,75 +397,3 @@ def primary_of(records: Sequence[EncoderRecord]) -> str | None:
     encoders = dict.fromkeys(record.encoder for record in records)
     marked = (record.encoder for record in records if isinstance(record, PrimaryRecord) and record.primary)
     return next(chain(marked, (name for name in encoders if name not in CONTROLS), encoders), None)
-
-
-def to_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row for each record; fields of fields become columns such as "leakage.train.images"."""
-    frame = pd.json_normalize([record.model_dump(exclude={"version"}) for record in records])
-    first = [name for name in ("label", "split", "method", "encoder") if name in frame]
-    return frame[[*first, *frame.columns.drop(first)]]
-
-
-def write_records(file: Path, records: Sequence[Record] | Mapping[str, Record]) -> None:
-    """Write a list of records, or records by name, so that a reader never sees half of it."""
-    if isinstance(records, Mapping):
-        _write(file, {name: _as_json(record) for name, record in records.items()})
-    else:
-        _write(file, [_as_json(record) for record in records])
-
-
-def write_record(file: Path, record: Record) -> None:
-    """Write a single record."""
-    _write(file, _as_json(record))
-
-
-def _write(file: Path, content: Any) -> None:
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _as_json(record: Record) -> dict[str, Any]:
-    return {"version": record.version} | record.model_dump(exclude_unset=True)
-
-
-def read_records(file: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...]:
-    """Read a list of records.
-
-    Raises:
-        CheckpointError: the file is not there, damaged, or written by a newer version.
-    """
-    found: tuple[AnyRecord, ...] = _read(file, TypeAdapter(tuple[kind, ...]))  # type: ignore[valid-type]
-    return found
-
-
-def read_named_records(file: Path, kind: type[AnyRecord]) -> dict[str, AnyRecord]:
-    """Read records by name; raises as `read_records`."""
-    found: dict[str, AnyRecord] = _read(file, TypeAdapter(dict[str, kind]))  # type: ignore[valid-type]
-    return found
-
-
-def read_record(file: Path, kind: type[AnyRecord]) -> AnyRecord:
-    """Read a single record; raises as `read_records`."""
-    found: AnyRecord = _read(file, TypeAdapter(kind))
-    return found
-
-
-def _read(file: Path, adapter: TypeAdapter[Any]) -> Any:
-    name = f"{file.parent.name}/{file.name}"
-    try:
-        return adapter.validate_json(file.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        findings = error.errors(include_url=False, include_input=False)
-        newer = next((each for each in findings if each["type"] == "newer_version"), None)
-        if newer:
-            raise CheckpointError(
-                f"{name} was written by a newer medmoco: its records have {newer['msg']}, and this one reads up to "
-                f"{VERSION}.\nUpdate medmoco, or evaluate again with this one."
-            ) from None
-        place = ", ".join(str(part) for part in findings[0]["loc"])
-        raise CheckpointError(
-            f"{name} is damaged: {f'{place}: ' if place else ''}{findings[0]['msg']}.\n"
-            "Delete it, or run the command again that writes it."
-        ) from None

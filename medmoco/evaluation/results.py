@@ -18,8 +18,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.metrics.auroc import Floats, auroc, average_precision
+from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records, to_frame, write_records
 from medmoco.evaluation.records import (
-    AnyRecord,
     CalibrationScore,
     CurveDifference,
     CurvePoint,
@@ -30,10 +30,6 @@ from medmoco.evaluation.records import (
     Score,
     Subgroup,
     primary_of,
-    read_named_records,
-    read_records,
-    to_frame,
-    write_records,
 )
 from medmoco.evaluation.scoring.table import MACRO, span
 from medmoco.plotting.figures import Line, curve_figure, pr_figure, roc_figure, save, thinned
@@ -44,6 +40,11 @@ PREDICTIONS = {
     "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": int, "score": float,
 }  # fmt: skip
 """Columns of predictions.csv. A row is numbered as a spreadsheet shows it; target is 1 or 0."""
+
+_CURVE_CSV = [
+    "label", "split", "method", "encoder", "fraction", "draws", "n_train", "n_train_patients", "auroc", "auroc_low",
+    "auroc_high", "average_precision", "undefined", "n", "n_positive", "n_patients",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -238,8 +239,7 @@ class Curve:
         """Write curve.json, curve_differences.json, curve.csv, table.txt, and a figure for each split and label."""
         write_records(folder / "curve.json", self.points)
         write_records(folder / "curve_differences.json", self.differences)
-        table = self.to_frame().drop(columns="primary", errors="ignore")
-        table.to_csv(folder / "curve.csv", index=False, float_format="%.6g")
+        self.to_frame().to_csv(folder / "curve.csv", columns=_CURVE_CSV, index=False, float_format="%.6g")
         (folder / "table.txt").write_text(self.table, encoding="utf-8")
         for split, label in dict.fromkeys((p.split, p.label) for p in self.points if p.label != MACRO):
             name = re.sub(r"[^0-9A-Za-z]+", "_", label)

@@ -18,7 +18,8 @@ from medmoco.config import RunSettings, as_tree, flatten, to_yaml
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.leakage.leakage import leak_lines
-from medmoco.evaluation.records import Score, read_records
+from medmoco.evaluation.record_files import read_records
+from medmoco.evaluation.records import Score
 from medmoco.evaluation.scoring.table import span
 from medmoco.exporting.subject import Subject
 

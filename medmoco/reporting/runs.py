@@ -19,8 +19,8 @@ from medmoco.config import DataSettings, Tree, flatten
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
 from medmoco.evaluation.leakage.ledger import LEDGER, LedgerEntry, read_ledger
+from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records
 from medmoco.evaluation.records import (
-    AnyRecord,
     CalibrationScore,
     CurveDifference,
     CurvePoint,
@@ -31,8 +31,6 @@ from medmoco.evaluation.records import (
     Score,
     Subgroup,
     primary_of,
-    read_named_records,
-    read_records,
 )
 from medmoco.evaluation.results import PREDICTIONS, shown_split
 from medmoco.reporting.blocks import ID_COLUMNS, where_words

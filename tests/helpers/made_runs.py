@@ -149,6 +149,7 @@ def _evaluation(folder: Path, labels: tuple[str, ...], splits: tuple[str, ...], 
                         gap = own - scores[-1]["auroc"]
                         differences.append(key | {
                             "encoder": "run", "control": encoder, "difference": gap, "low": gap - 0.04,
+                            "n": 200, "n_positive": 80, "n_patients": 100,
                             "high": gap + 0.04, "p": 0.01, "p_holm": 0.02, "delong_p": None,
                         })  # fmt: skip
                     if method == "linear":
@@ -239,7 +240,7 @@ def _curve(folder: Path, labels: tuple[str, ...], seed: int) -> None:
             "n_train": 320 * fraction, "n_train_patients": 160 * fraction,
             "auroc": 0.6 + 0.1 * skill + 0.05 * math.log10(100 * fraction) - 0.03 * (method == "finetune"),
             "auroc_low": 0.55 + 0.1 * skill, "auroc_high": 0.72 + 0.1 * skill, "average_precision": 0.6,
-            "undefined": None,
+            "undefined": None, "n": 200, "n_positive": 80, "n_patients": 100,
         }
         for label in labels
         for encoder, skill in SKILL.items()
@@ -259,7 +260,7 @@ def _curve(folder: Path, labels: tuple[str, ...], seed: int) -> None:
 
 
 def _external(folder: Path, labels: tuple[str, ...], seed: int) -> None:
-    side = {"auroc": 0.87, "low": 0.82, "high": 0.91, "n": 200}
+    side = {"auroc": 0.87, "low": 0.82, "high": 0.91, "n": 200, "n_positive": 80, "n_patients": 100}
     _write(folder / "external.json", {
         label: {
             "internal": side, "external": side | {"auroc": 0.8, "low": 0.74, "high": 0.85},

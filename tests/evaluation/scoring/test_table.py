@@ -28,7 +28,16 @@ def undefined(reason: str, **other: Any) -> Score:
 
 
 def difference(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> Difference:
-    named = {"label": label, "split": split, "method": method, "encoder": "run", "control": "untrained"}
+    named = {
+        "label": label,
+        "split": split,
+        "method": method,
+        "encoder": "run",
+        "control": "untrained",
+        "n": 160,
+        "n_positive": 31,
+        "n_patients": 80,
+    }
     return Difference.model_validate({**named, "difference": 0.1127, "low": -0.0504, "high": 0.17, **other})
 
 
