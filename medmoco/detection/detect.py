@@ -100,10 +100,9 @@ def detect(
         annotations, notes = _load(settings, encoder, test, group)
         other = read_detections(against, annotations, _scored(annotations)) if against else None
         loaded = load_encoder(encoder, settings, log=log if group.is_first else lambda _: None, whole=False)
-        backbone, source = loaded.module, loaded.provenance.record()
-    facts = _facts(settings, annotations, backbone, source) | {"processes": group.size}
-    model = create_detector(backbone, settings, len(annotations.labels))
-    run = _Run(settings, annotations, model, encoder, source, device, precision)
+    facts = _facts(settings, annotations, loaded.module, loaded.provenance.record()) | {"processes": group.size}
+    model = create_detector(loaded.module, settings, len(annotations.labels))
+    run = _Run(settings, annotations, model, encoder, loaded.provenance.record(), device, precision)
     with memory_explained(settings.train), ExitStack() as stack:
         start = enter_folder(
             stack, settings, facts, lambda: _create_state(model, settings, device, precision, group),
