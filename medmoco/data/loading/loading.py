@@ -199,48 +199,20 @@ def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_
 
 
 class WholeDataset(Dataset[Batch | MedmocoError]):
-    """Maps positions in a split to whole-image views, or to what `make` returns for each image.
+    """Maps positions in a split to whole-image views, or to what `make` returns for each image."""
 
-    Args:
-        read: What turns samples into canvases.
-        make: What turns canvases into views.
-        blank: Stands for images that cannot be read; without it, they are an error.
-    """
-
-    def __init__(self, read: CanvasReader, make: ViewMaker, blank: Canvas | None = None) -> None:
+    def __init__(self, read: CanvasReader, make: ViewMaker) -> None:
         self.read = read
         self.make = make
-        self.blank = blank
 
     def __getitem__(self, samples: NDArray[np.int64]) -> Batch | MedmocoError:
-        unread: list[tuple[int, str]] = []
         try:
             canvases, notices = self.read(samples)
         except MedmocoError as error:
-            if self.blank is None or not isinstance(error, ImageError):
-                return error
-            canvases, notices, unread = self._read_each(samples, self.blank)
+            return error
         views = self.make(canvases, samples)
         digests = tuple(canvas_digest(canvas) for canvas in canvases)
-        return Batch(
-            [torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests, unread=tuple(unread)
-        )
-
-    def _read_each(
-        self, samples: Samples, blank: Canvas
-    ) -> tuple[list[Canvas], tuple[str, ...], list[tuple[int, str]]]:
-        canvases: list[Canvas] = []
-        notices: list[str] = []
-        unread: list[tuple[int, str]] = []
-        for sample in samples:
-            try:
-                (canvas,), said = self.read(sample[None])
-                notices += said
-            except ImageError as error:
-                canvas = blank
-                unread.append((int(sample), str(error)))
-            canvases.append(canvas)
-        return canvases, tuple(notices), unread
+        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests)
 
 
 def check_images(split: Split, data: DataSettings) -> Split:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -17,10 +18,18 @@ from torch import nn
 from medmoco.config import RunSettings
 from medmoco.data.image_io.images import Canvas
 from medmoco.data.image_io.intensity import dtype_of
-from medmoco.data.loading.loading import Batch, WholeDataset, whole_batches, whole_views
+from medmoco.data.loading.loading import (
+    Batch,
+    CanvasReader,
+    Samples,
+    ViewMaker,
+    WholeDataset,
+    whole_batches,
+    whole_views,
+)
 from medmoco.data.loading.preprocessing import NO_DATA, Preprocessing
 from medmoco.data.manifest.manifest import SPLITS
-from medmoco.errors import ImageError, SettingsError, first_line
+from medmoco.errors import ImageError, MedmocoError, SettingsError, first_line
 from medmoco.evaluation.features.features import Features, encode, refuse_not_finite
 from medmoco.evaluation.features.image_sets import Images, ImageSet, image_set
 from medmoco.training.device import choose_device
@@ -81,7 +90,7 @@ def compute(
     if found.in_memory:  # workers would only copy them
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 0})})
     device = _place(module, settings, options.device)
-    dataset = WholeDataset(found.read, partial(whole_views, size=preprocessing.size), _blank(preprocessing))
+    dataset = _TolerantDataset(found.read, partial(whole_views, size=preprocessing.size), _blank(preprocessing))
     errors: dict[int, str] = {}
     with closing(whole_batches(dataset, count, settings)) as batches:
         checked = _noting(batches, found, errors, options.unreadable)
@@ -111,6 +120,29 @@ def _settings_of(preprocessing: Preprocessing, settings: RunSettings, images: Im
         raise SettingsError(f"batch_size={options.batch_size} is not a positive number")
     chosen = settings.evaluate.model_copy(update={"batch_size": options.batch_size})
     return settings.model_copy(update={"evaluate": chosen})
+
+
+class _TolerantDataset(WholeDataset):
+    """Puts a blank canvas in the place of each image that cannot be read, so that the others of its batch remain."""
+
+    def __init__(self, read: CanvasReader, make: ViewMaker, blank: Canvas) -> None:
+        super().__init__(read, make)
+        self.blank = blank
+
+    def __getitem__(self, samples: Samples) -> Batch | MedmocoError:
+        found = super().__getitem__(samples)
+        if not isinstance(found, ImageError):
+            return found
+        canvases: list[Canvas] = []
+        unread: list[tuple[int, str]] = []
+        for sample in samples:
+            try:
+                canvases += self.read(sample[None])[0]
+            except ImageError as error:
+                canvases.append(self.blank)
+                unread.append((int(sample), str(error)))
+        batch = WholeDataset(lambda _: (canvases, ()), self.make)[samples]
+        return replace(batch, unread=tuple(unread)) if isinstance(batch, Batch) else batch
 
 
 def _blank(preprocessing: Preprocessing) -> Canvas:

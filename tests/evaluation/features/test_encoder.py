@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,28 @@ def test_embed__is_what_evaluation_computes_to_the_last_bit(manifest: Path, mirr
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(encoder.embed(table, root=manifest), expected)
     np.testing.assert_array_equal(encoder.embed(files[0]), encoder.embed([files[0]]))
+
+
+def test_embed__films_of_a_manifest_by_path_are_those_of_the_split(shared: Path) -> None:
+    data = shared / "data/cxr_dev"
+    settings = make_settings(data, f"data.root={data}/{{split}}", "data.labels={}", "data.canvas_size=64")
+    encoder = load_encoder("random", settings)
+    few = load_manifest(settings.data, ("val",))["val"].select(np.arange(8))
+    expected = features_of(few, encoder.as_evaluated, settings)
+    np.testing.assert_array_equal(encoder.embed(few), expected)
+    np.testing.assert_array_equal(encoder.embed(few.table, root=data / "val"), expected)
+
+
+def test_embed__real_dicom_files_have_features_or_a_reason(shared: Path) -> None:
+    encoder = load_encoder("random", SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # says how many cannot be read, which is part of the table
+        found = encoder.embed(shared / "data/dicom", unreadable="nan", as_frame=True)
+    features, read = found.filter(like="feature_").to_numpy(), (found["error"] == "").to_numpy()
+    assert read.sum() >= 10
+    assert np.isfinite(features[read]).all()
+    assert np.isnan(features[~read]).all()
+    assert np.ptp(features[read], 0).max() > 0.01
 
 
 def test_embed__a_folder_is_all_its_images_by_name(tmp_path: Path) -> None:
