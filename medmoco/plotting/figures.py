@@ -331,7 +331,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _shortened(name: str) -> str:
-    """Keep a user's name inside its plot, and off what a legend or XML takes amiss."""
+    """Shorten a user's name to fit its plot, and replace what a legend or XML does not accept."""
     clean = "".join(letter if letter.isprintable() else " " for letter in name)
     clean = clean if len(clean) <= 34 else f"{clean[:33]}…"
     return f" {clean}" if clean.startswith("_") else clean  # matplotlib leaves such names out of a legend
