@@ -19,7 +19,7 @@ class Text:
 
     Attributes:
         text: Its words.
-        kind: "plain"; "lead", larger; "missing", which command makes what is not there; "warning".
+        kind: "plain"; "lead", larger; "missing", the command that makes what is missing; "warning".
     """
 
     text: str
@@ -85,7 +85,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Group:
-    """Plots that stand beside each other where there is room."""
+    """Plots side by side where there is room."""
 
     blocks: Sequence[Block]
 
@@ -103,7 +103,7 @@ class Section:
 
 
 def plots_first(blocks: Sequence[Block]) -> list[Block]:
-    """Put plots beside each other, and what else there is below them."""
+    """Put plots side by side, and everything else below them."""
     plots: list[Block] = [block for block in blocks if isinstance(block, Plot)]
     rest: list[Block] = [block for block in blocks if not isinstance(block, Plot)]
     return [Group(plots), *rest] if plots else rest
@@ -142,7 +142,7 @@ def p_value(value: Any) -> str:
 
 
 def where_words(where: Any) -> str:
-    """Say which rows were scored, without the ids that a condition may name."""
+    """Describe which rows were scored, without the ids that a condition may name."""
     if not where:
         return "all"
     return "some, chosen by id" if any(name in str(where) for name in ID_COLUMNS) else str(where)

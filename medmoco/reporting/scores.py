@@ -103,7 +103,7 @@ def scores_section(runs: Sequence[Run]) -> Section:
     for split in others:
         labels = labels_of(row.record for row in rows if row.record.split == split)
         content = [block for label in labels for block in _label(runs, rows, label, split)]
-        words = "chose the strength of the probe, so it flatters" if split == "val" else "as above"
+        words = "chose the strength of the probe, so it is optimistic" if split == "val" else "as above"
         tables.append(Section(f"Split {split}", [Fold(f"Scores on {split}, which {words}", content)]))
     return Section("Scores", blocks, tables)
 

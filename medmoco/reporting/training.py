@@ -59,7 +59,7 @@ def _progress(run: Run) -> str:
 
 
 def data_section(runs: Sequence[Run]) -> Section:
-    """Say what each run was trained and scored on."""
+    """Describe the data that each run was trained and scored on."""
     return Section("Data", sections=[Section(run.name, list(_data(run))) for run in runs])
 
 
@@ -80,14 +80,15 @@ def _data(run: Run) -> Iterable[Block]:
     yield from _exclusions(run)
     if run.audit is None:
         yield Text(
-            f"The data were not audited beside this run: `medmoco check` writes the folder {run.name}-check.", "missing"
+            f"The data of this run were not audited: `medmoco check` writes the folder {run.name}-check.",
+            "missing",
         )
         return
     if run.faults:
         rows = [[fault, severity, count(amount)] for (severity, fault), amount in sorted(run.faults.items())]
         yield Table("What medmoco check found", ["finding", "severity", "rows"], rows)
     else:
-        yield Text("medmoco check found nothing that is wrong with any row.")
+        yield Text("medmoco check found nothing wrong with any row.")
     yield Fold("The whole audit", [Listing(run.audit)])
 
 
@@ -222,9 +223,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _some(points: Sequence[Any]) -> list[Any]:
-    """Return some points, evenly, with the first and the last."""
-    wanted = np.unique(np.linspace(0, len(points) - 1, _POINTS).round().astype(int))
-    return [points[at] for at in wanted]
+    """Return evenly spaced points, with the first and the last."""
+    places = np.unique(np.linspace(0, len(points) - 1, _POINTS).round().astype(int))
+    return [points[at] for at in places]
 
 
 # ---- settings and versions ----

@@ -360,7 +360,7 @@ def test_evaluate__a_test_split_that_was_learned_from_is_refused_or_every_score_
     with pytest.raises(ManifestError) as caught:
         evaluate(settings_of(tmp_path), "random", tmp_path / "refused")
     message = str(caught.value)
-    assert message.startswith("test shares 3 patients and 0 images with train: its scores are too good\n")
+    assert message.startswith("test shares 3 patients and 0 images with train: its scores are inflated\n")
     assert "evaluate.allow_leakage=true" in message
     assert len(message.splitlines()) <= 5
     assert not any((tmp_path / "refused").iterdir())

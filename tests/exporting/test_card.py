@@ -93,7 +93,7 @@ def test_card__a_leak_is_said_above_the_scores(run: Path) -> None:
     file.write_text(json.dumps([record | {"leakage": leak} for record in json.loads(file.read_text())]))
     card = make_card(run)
     said = (
-        "**test shares 3 patients and 4 images with the data the encoder was pretrained on: its scores are too good.**"
+        "**test shares 3 patients and 4 images with the data the encoder was pretrained on: its scores are inflated.**"
     )
     assert card.index(said) < card.index("| Opacity | all |")
 

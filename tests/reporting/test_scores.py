@@ -86,7 +86,7 @@ def test_scores_section__differences_stand_with_their_control(run: Run) -> None:
 def test_scores_section__test_comes_first_and_validation_is_folded(run: Run) -> None:
     section = scores_section([run])
     assert [part.title for part in section.sections] == ["Pneumonia, test", "Viral, test", "Split val"]
-    assert "flatters" in words_of(section)
+    assert "optimistic" in words_of(section)
     (forest,) = plots_of(section)
     assert "Viral, cxr-1: " in forest.alt
 

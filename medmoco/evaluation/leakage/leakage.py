@@ -1,8 +1,8 @@
-"""What a scored split shares with the data that the encoder or the probe learned from.
+"""Leakage: what a scored split shares with the data that the encoder or the probe learned from.
 
-A run keeps no ids, not even hashed: short ids are found again by trying all. So the manifest that its config.yaml names
-is read again, and where that is gone the overlap is called unknown. Pixels are compared by digests of canvases, most of
-which come with the features. Those of pretraining images that evaluation does not read anyway are kept in the run
+A run keeps no ids, not even hashed, as short ids can be recovered by trying all. So the manifest that its config.yaml
+names is read again; where that is gone, the overlap is unknown. Pixels are compared by digests of canvases, most of
+which come with the features. Digests of pretraining images that evaluation does not read anyway are kept in the run
 folder, sorted, so that they cost one pass for each run.
 """
 
@@ -54,7 +54,7 @@ class Pretraining:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether there was some that nobody can name."""
+        """Whether there was pretraining on unknown data."""
         return self.split is None and bool(self.notes)
 
 
@@ -76,7 +76,7 @@ def find_pretraining(encoder: str) -> Pretraining:
         data = settings.data.model_copy(update={"labels": {}})
         split = load_manifest(data, ("train",), patients_matter=False)["train"]
     except ManifestError:
-        return Pretraining(notes=(f"the manifest of the run cannot be read any more: {unchecked}",))
+        return Pretraining(notes=(f"the manifest of the run can no longer be read: {unchecked}",))
     split = trained_rows(split, settings.data)
     notes = []
     if patient_ids(split) is None:
@@ -159,7 +159,7 @@ def leak_lines(leaks: Mapping[str, Leakage | None]) -> list[str]:
             found: Overlap | None = getattr(leakage, source, None)
             if found and (found.patients or found.images):
                 counts = " and ".join(f"{count} {what}" for what, count in found if count is not None)
-                lines.append(f"{split} shares {counts} with {words}: its scores are too good")
+                lines.append(f"{split} shares {counts} with {words}: its scores are inflated")
     return lines
 
 
@@ -178,8 +178,8 @@ def compare_pixels(
         splits: What was read.
         extracted: Of it, with a digest for each row.
         settings: Of the evaluation, whose canvases are compared.
-        log: Told when more files are read.
-        seen: What was read for encoders before, which is added to: runs on the same images are read once.
+        log: Receives a line when more files are read.
+        seen: Digests read for earlier encoders; is added to, so that runs on the same images are read once.
 
     Returns:
         The counts, and a note where some images could not be compared.

@@ -247,7 +247,7 @@ def share_interval(value: float, bootstrap: Floats) -> Interval:
         bootstrap: (D,) draws of it, nan where undefined.
 
     Returns:
-        nan to nan where the value is 0, 1 or nan: nothing was seen to vary.
+        nan to nan where the value is 0, 1 or nan, as the draws do not vary.
     """
     defined = bootstrap[~np.isnan(bootstrap)]
     left_out = bootstrap.size - defined.size

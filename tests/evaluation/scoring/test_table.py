@@ -65,8 +65,8 @@ def test_layout__leaks_stand_above_the_scores_they_spoil() -> None:
     leak = {"pretraining": {"patients": 12, "images": 3}, "train": {"patients": None, "images": 1}}
     lines = layout([record(leakage=leak), record("Mass")], [], [], []).splitlines()
     assert lines[2:4] == [
-        "  ! test shares 12 patients and 3 images with the data the encoder was pretrained on: its scores are too good",
-        "  ! test shares 1 images with train: its scores are too good",
+        "  ! test shares 12 patients and 3 images with the data the encoder was pretrained on: its scores are inflated",
+        "  ! test shares 1 images with train: its scores are inflated",
     ]
     assert sum("shares" in line for line in lines) == 2
     assert max(map(len, lines)) <= 120

@@ -284,7 +284,7 @@ def test_finetune__tells_of_patients_in_train_and_val_and_refuses_them_in_test(
         (manifest / f"{name}.csv").write_text(text.replace(f",{SECRET}-{name}-0,", f",{SECRET}-train-0,"))
     settings = make_settings(manifest, "finetune.epochs=1")
     finetune(settings, "random", manifest.parent / "run")
-    assert "val shares 1 patients and 0 images with train: its scores are too good" in capsys.readouterr().err
+    assert "val shares 1 patients and 0 images with train: its scores are inflated" in capsys.readouterr().err
     with pytest.raises(ManifestError, match="test shares 1 patients"):
         finetune(settings, "random", manifest.parent / "other", splits=("val", "test"))
 
