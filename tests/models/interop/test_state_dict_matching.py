@@ -291,7 +291,7 @@ def test_fit__another_network_is_named() -> None:
     message = refused(foreign.torchvision_resnet("bottleneck").state_dict())
     assert "(first: layer1.0.conv1.weight, (64, 64, 1, 1) in the file, (64, 64, 3, 3) in the network)" in message
     assert "resnet26" in message
-    assert "holds no resnet18. It has the shapes of a vit_tiny_patch16_224: name" in refused(
+    assert "does not contain a resnet18. It has the shapes of a vit_tiny_patch16_224: use" in refused(
         foreign.torchvision_vit().state_dict()
     )
 
