@@ -30,6 +30,7 @@ from .evaluation.features.encoder import Encoder as Encoder
 from .evaluation.features.encoder import load_encoder as load_encoder
 from .evaluation.results import Curve as Curve
 from .evaluation.results import Evaluation as Evaluation
+from .evaluation.results import External as External
 from .evaluation.supervised.classifier import Classifier as Classifier
 from .evaluation.supervised.classifier import load_classifier as load_classifier
 from .models.moco import MoCo as MoCo

@@ -22,7 +22,16 @@ import traceback
 
 
 class MedmocoError(Exception):
-    """Base of every error a user can cause; the command line prints it without a traceback."""
+    """Base of every error a user can cause; the command line prints it without a traceback.
+
+    Example:
+        >>> import medmoco
+        >>> try:
+        ...     medmoco.load_config("no.yaml")
+        ... except medmoco.MedmocoError as error:
+        ...     print(error)
+        settings file no.yaml does not exist
+    """
 
     exit_code = 1
 

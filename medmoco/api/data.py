@@ -186,6 +186,11 @@ class Packed:
     Attributes:
         folder: Set `data.pack` to it.
         failed: Number of images that could not be packed; failed.csv in the folder lists their rows and the reasons.
+
+    Example:
+        >>> import medmoco
+        >>> packed = medmoco.pack("config.yaml", out="packed")
+        >>> config = medmoco.load_config("config.yaml", data={"pack": packed.folder})
     """
 
     folder: Path

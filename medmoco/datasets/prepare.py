@@ -49,6 +49,12 @@ def prepare(
     Raises:
         ManifestError: the source lacks a table, or a table is not the published one.
         SettingsError: the name is unknown, the source does not exist, or `out` is not empty.
+
+    Example:
+        >>> import medmoco
+        >>> prepared = medmoco.prepare("dicom_tree", "phantoms", "prepared")
+        >>> sorted(prepared.counts)
+        ['test', 'train', 'val']
     """
     if name not in DATASETS:
         from medmoco.data.manifest.row_filter import did_you_mean  # here, as it loads pandas

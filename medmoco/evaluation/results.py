@@ -62,12 +62,12 @@ class Evaluation:
         folder: Where the results are saved, if they are.
 
     Example:
-        >>> from medmoco.evaluation.results import Evaluation
-        >>> evaluation = Evaluation.load("runs/cxr/evaluation")
+        >>> import medmoco
+        >>> evaluation = medmoco.Evaluation.load("runs/phantoms/evaluation")
         >>> evaluation.primary
         'run'
         >>> summary = evaluation.summary()
-        >>> figure = evaluation.plot_curve("Pneumonia", split="test")
+        >>> figure = evaluation.plot_curve("Opacity", split="test")
     """
 
     scores: tuple[Score, ...]
@@ -89,8 +89,8 @@ class Evaluation:
         """Read an evaluation from its folder; files that older versions did not write are empty.
 
         Example:
-            >>> from medmoco.evaluation.results import Evaluation
-            >>> len(Evaluation.load("runs/cxr/evaluation").scores) > 0
+            >>> import medmoco
+            >>> len(medmoco.Evaluation.load("runs/phantoms/evaluation").scores) > 0
             True
 
         Raises:
@@ -131,10 +131,10 @@ class Evaluation:
         """Return one row for each score.
 
         Example:
-            >>> from medmoco.evaluation.results import Evaluation
-            >>> frame = Evaluation.load("runs/cxr/evaluation").to_frame()
+            >>> import medmoco
+            >>> frame = medmoco.Evaluation.load("runs/phantoms/evaluation").to_frame()
             >>> frame.query("split == 'test' and method == 'linear'")[["label", "encoder", "auroc"]].shape
-            (6, 3)
+            (9, 3)
         """
         return to_frame(self.scores)
 
@@ -203,11 +203,11 @@ class Curve:
         folder: Where the results are saved, if they are.
 
     Example:
-        >>> from medmoco.evaluation.results import Curve
-        >>> curve = Curve.load("runs/cxr/curve")
+        >>> import medmoco
+        >>> curve = medmoco.Curve.load("runs/phantoms/curve")
         >>> sorted(curve.to_frame()["fraction"].unique().tolist())
-        [0.01, 0.05, 0.1, 0.5, 1.0]
-        >>> figure = curve.plot("Viral")
+        [0.5, 1.0]
+        >>> figure = curve.plot("Opacity")
     """
 
     points: tuple[CurvePoint, ...]
@@ -284,6 +284,11 @@ class External:
         subgroups: AUROCs within groups of patients.
         table: The table that `medmoco external` prints.
         folder: Where the results are saved, if they are.
+
+    Example:
+        >>> import medmoco
+        >>> found = medmoco.External.load("external")  # doctest: +SKIP
+        >>> found.to_frame()  # doctest: +SKIP
     """
 
     scores: Mapping[str, ExternalScore]

@@ -95,9 +95,9 @@ class MoCo(nn.Module):
     each optimiser step; all are in `medmoco.models.batch_norm`. Backbones without batch norm need none of this.
 
     Example:
-        >>> import torch
+        >>> import medmoco, torch
         >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16))
-        >>> method = MoCo(backbone, queue_size=32, feature_dim=16, seed=0)
+        >>> method = medmoco.MoCo(backbone, queue_size=32, feature_dim=16, seed=0)
         >>> optimizer = torch.optim.SGD((p for p in method.parameters() if p.requires_grad), lr=0.1)
         >>> images = torch.rand(4, 1, 8, 8)
         >>> loss = method(images, images.flip(3))

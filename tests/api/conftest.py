@@ -16,7 +16,7 @@ views: {size: 32}
 model: {backbone: test_resnet}
 method: {queue_size: 16, embedding_dim: 16, batch_norm_splits: 2}
 train: {epochs: 2, global_batch_size: 8, warmup_epochs: 0, knn_every: 2, device: cpu}
-evaluate: {bootstrap: 50, fractions: [0.5, 1.0]}
+evaluate: {bootstrap: 100, fractions: [0.5, 1.0]}
 finetune: {epochs: 1, global_batch_size: 8, warmup_epochs: 0}
 """
 

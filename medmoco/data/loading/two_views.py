@@ -39,17 +39,15 @@ class TwoViews(Dataset[Pair]):
     `torch.utils.data.DistributedSampler`.
 
     Example:
-        `medmoco phantom --out data` makes synthetic images to try this with.
-
         >>> import medmoco
-        >>> views = medmoco.TwoViews("data", root="data/{split}", recipe="xray", size=64, data={"canvas_size": 80})
+        >>> views = medmoco.TwoViews("phantoms", root="phantoms/{split}", size=48, data={"canvas_size": 64})
         >>> query, key = views[0]
         >>> query.shape, query.dtype
-        (torch.Size([1, 64, 64]), torch.float32)
+        (torch.Size([1, 48, 48]), torch.float32)
         >>> for queries, keys in views.loader(batch_size=4, workers=1):
         ...     pass  # the training step
         >>> queries.shape
-        torch.Size([4, 1, 64, 64])
+        torch.Size([4, 1, 48, 48])
 
     Attributes:
         settings: All settings, defaults included.

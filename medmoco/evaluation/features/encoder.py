@@ -45,7 +45,8 @@ class Encoder:
         settings: Those that it was loaded with, or its run's own; they name the data and the machine.
         folder: The run, export or import that it was loaded from; of a weights file, the folder that it is in.
 
-    >>> encoder = load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
+    >>> import medmoco
+    >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
     >>> encoder
     Encoder(resnet10t, 512 features of gray images of 32 x 32 pixels, random weights)
     >>> encoder.embed(np.zeros((2, 40, 30), np.uint8)).shape
@@ -71,7 +72,8 @@ class Encoder:
     def preprocess(self, image: Image) -> NDArray[np.float32]:
         """Return the module's input for one image, (C, S, S); see `Preprocessing.prepare`.
 
-        >>> encoder = load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
+        >>> import medmoco
+        >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
         >>> encoder.preprocess(np.zeros((40, 30), np.uint8)).shape
         (1, 32, 32)
         """
@@ -137,7 +139,8 @@ class Encoder:
             CheckpointError: features are not finite.
             SettingsError: what is given is not images, or the device is not there.
 
-        >>> encoder = load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
+        >>> import medmoco
+        >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
         >>> pixels = np.zeros((2, 40, 30), np.uint8)
         >>> encoder.embed([pixels[0], "no.png"], unreadable="nan", as_frame=True)["error"].tolist()
         ['', 'the file does not exist; check the Path column and data.root']
@@ -195,7 +198,8 @@ def load_encoder(
         CheckpointError: the source holds no encoder, is damaged, or is of another network than the settings name.
         SettingsError: the settings do not suit the encoder, or are needed and not given.
 
-    >>> load_encoder("random", {"model": {"backbone": "resnet10t"}}).feature_dim
+    >>> import medmoco
+    >>> medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}}).feature_dim
     512
     """
     kind = kind_of_source(source)

@@ -30,14 +30,21 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, repr=False)
 class Classifier:
-    """A trained classifier with all that is needed to use it.
+    """A trained classifier with everything needed to use it.
 
     Attributes:
-        module: (B, C, S, S) -> (B, L) log-odds of each label, in eval mode, mirroring included. A plain `nn.Module`.
-        encoder: The network without its head.
+        module: A plain `nn.Module` in eval mode: images (B, C, S, S) -> log-odds of each label (B, L), averaged over
+            both mirror images if `preprocessing.mirror` is set.
+        encoder: The encoder without the classifier's head.
         facts: The content of classifier.json.
-        settings: Name data and machine; None where no config was given.
-        folder: That it was loaded from.
+        settings: Settings of the data and the machine; None if no config was given.
+        folder: Folder that the classifier was loaded from.
+
+    Example:
+        >>> import medmoco
+        >>> classifier = medmoco.load_classifier("runs/phantoms/evaluation/classifier")
+        >>> classifier.labels, sorted(classifier.operating_points)
+        (('Opacity', 'Interstitial'), ['Interstitial', 'Opacity'])
     """
 
     module: ClassifierNetwork
@@ -90,8 +97,10 @@ class Classifier:
             N rows in the order given: `row`, a column for each label, and for unreadable="nan" also `error`.
 
         Example:
-            >>> classifier = medmoco.load_classifier("runs/tuned/classifier")  # doctest: +SKIP
-            >>> classifier.predict(["a.dcm", "b.png"])  # doctest: +SKIP
+            >>> import medmoco
+            >>> classifier = medmoco.load_classifier("runs/phantoms/evaluation/classifier")
+            >>> classifier.predict("phantoms/val").columns.tolist()
+            ['row', 'Opacity', 'Interstitial']
         """
         options = Options(root, unreadable, batch_size, device, progress)
         settings = self.settings or self.preprocessing.settings
@@ -150,16 +159,21 @@ class Classifier:
 
 
 def load_classifier(folder: PathLike, config: ConfigSource | None = None) -> Classifier:
-    """Load the classifier of a folder that `finetune` or `evaluate` wrote.
+    """Load the classifier that `finetune` or `evaluate` wrote.
 
     Args:
-        folder: Such as runs/tuned/classifier.
-        config: Settings that name the data, so that splits can be given by name, and the machine. They do not change
-            how images are prepared.
+        folder: Classifier folder, such as runs/tuned/classifier.
+        config: Settings of the data, so that splits can be given by name, and of the machine. They do not change how
+            images are prepared.
 
     Raises:
-        CheckpointError: it is not such a folder, or damaged, or of another version.
-        SettingsError: the settings cannot be used.
+        CheckpointError: it is not a classifier folder, or it is damaged, or from another version.
+        SettingsError: the settings are invalid.
+
+    Example:
+        >>> import medmoco
+        >>> medmoco.load_classifier("runs/phantoms/evaluation/classifier")
+        Classifier(linear probe test_resnet, Opacity, Interstitial, one-channel images of 32 x 32 pixels)
     """
     network, facts = read_classifier(Path(folder))
     settings = None if config is None else config if isinstance(config, RunSettings) else load(config)
