@@ -142,8 +142,10 @@ class Encoder:
         >>> import medmoco
         >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
         >>> pixels = np.zeros((2, 40, 30), np.uint8)
-        >>> encoder.embed([pixels[0], "no.png"], unreadable="nan", as_frame=True)["error"].tolist()
-        ['', 'the file does not exist; check the Path column and data.root']
+        >>> encoder.embed(pixels).shape
+        (2, 512)
+        >>> encoder.embed(pixels, as_frame=True)["row"].tolist()
+        [0, 1]
         """
         options = Options(root, unreadable, batch_size, device, progress)
         settings, module = self.settings or self.preprocessing.settings, self.as_evaluated

@@ -18,6 +18,7 @@ from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.features.encoder import load_controls, load_encoder
+from medmoco.evaluation.features.features import Mirrored
 from medmoco.evaluation.features.inputs import features_of
 from medmoco.models.convert import import_weights
 from medmoco.training.checkpoint import save_checkpoint
@@ -170,7 +171,8 @@ def test_embed__is_what_evaluation_computes_to_the_last_bit(manifest: Path, mirr
     settings = make_settings(manifest, f"evaluate.mirror={mirror}", "evaluate.batch_size=4")
     encoder = load_encoder("random", settings)
     split = load_manifest(settings.data, ("test",))["test"]
-    expected = features_of(split, encoder.as_evaluated, settings)
+    module = Mirrored(encoder.module) if mirror == "true" else encoder.module
+    expected = features_of(split, module, settings)
     files = [str(file) for file in split.files]
     table = pd.DataFrame({"Path": split.table["Path"]})
     pixels = [np.asarray(Image.open(file)) for file in files]
