@@ -24,7 +24,7 @@ def test_divergence__skips_steps_lists_their_rows_and_gives_up(settings: Path, t
         batch = order.batch(record["step"])
         assert record["rows"] == (batch.samples + 2).tolist()  # row 1 is the header
         assert record["epoch"] == batch.epoch
-        assert f"step {record['step']} is skipped" in run.said
+        assert f"skipped step {record['step']} (" in run.said
     assert f"the last 5 steps, up to step {bad[-1]}, had no finite gradient" in run.said
     assert status(out)["exit_code"] == 5
     for file in checkpoints(out):
