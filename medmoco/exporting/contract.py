@@ -1,7 +1,7 @@
 """What a stranger needs to know to feed the network right: the content of preprocessing.json.
 
-The rules are those of data.images, data.views.whole and data.loading.to_float; a test follows the JSON alone, in NumPy,
-and must arrive at the pixels of that code.
+The rules are those of data.images, data.augment.views and data.loading.to_float; a test follows the JSON alone, in
+NumPy, and must arrive at the pixels of that code.
 """
 
 from __future__ import annotations

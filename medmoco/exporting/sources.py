@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
-from medmoco.data.augment.views import channels_first, whole
+from medmoco.data.augment.views import channels_first, whole_view
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
 from medmoco.data.loading.preprocessing import NO_DATA
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
@@ -118,4 +118,4 @@ def _real_views(settings: RunSettings, size: int, train: Split | None) -> list[N
         canvases, _ = read_canvases(few, np.arange(len(few)), settings)
     except (DataError, SettingsError):  # the latter of a pack that is gone
         return []
-    return [channels_first([whole(canvas, size) for canvas in canvases])]
+    return [channels_first([whole_view(canvas, size) for canvas in canvases])]

@@ -349,6 +349,6 @@ def _made_up(settings: RunSettings) -> Batch:
     """Return a batch of noise: the time of a step does not depend on the content of images."""
     size, batch = settings.views.size, settings.train.global_batch_size
     dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16
-    planned = plan_of(settings.method, settings.decoder).wanted
+    planned = plan_of(settings.method, settings.decoder).views
     views = [torch.randint(0, 256, (batch, settings.data.channel_count, size, size)).to(dtype) for _ in planned]
     return Batch(views, torch.arange(batch), step=0, epoch=0)

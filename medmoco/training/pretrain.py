@@ -104,7 +104,7 @@ def _load_splits(context: RunContext) -> dict[str, Split]:
         splits["train"] = replace(train, notices=notices)
         check_masks(train, settings.data, settings.decoder)
         check_sizes(len(train), settings, group.size)
-        views = len(plan_of(settings.method, settings.decoder).wanted)
+        views = len(plan_of(settings.method, settings.decoder).views)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views)
     return splits
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco import config
-from medmoco.data.augment.views import whole
+from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_image, to_canvas
 from medmoco.data.loading.loading import to_float
 from medmoco.evaluation.features.encoder import load_encoder
@@ -107,7 +107,7 @@ def test_preprocessing__is_enough_for_a_stranger(
     cv2.imwrite(str(file), stored)
 
     canvas = to_canvas(read_image(file), settings.data.canvas_size, settings.data.bit_depth)
-    view = torch.from_numpy(whole(canvas, settings.views.size))[None, None]
+    view = torch.from_numpy(whole_view(canvas, settings.views.size))[None, None]
     ours = to_float(view, settings.views, torch.device("cpu"), channels_last=False)[0, 0].numpy()
     theirs = _as_a_stranger(stored.astype(np.float64), bits, make_contract(settings, tmp_path))
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmoco import config
-from medmoco.data.augment.views import whole
+from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_canvas
 from medmoco.data.loading.loading import to_float
 from medmoco.datasets.phantoms.phantom import make_phantoms
@@ -144,7 +144,7 @@ def backbone_of(place: Path) -> tuple[Backbone, config.RunSettings]:
 def view_of(film: Path, settings: config.RunSettings) -> torch.Tensor:
     """(1, 1, S, S) as medmoco evaluates."""
     canvas, _ = read_canvas(film, 1, settings.data)
-    view = torch.from_numpy(whole(canvas, settings.views.size))[None, None]
+    view = torch.from_numpy(whole_view(canvas, settings.views.size))[None, None]
     return to_float(view, settings.views, torch.device("cpu"), channels_last=False)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from medmoco.config import RECIPES, ViewSettings
 from medmoco.data.augment.noise import noise_tile
-from medmoco.data.augment.views import ViewParameters, draw, render, toned, whole
+from medmoco.data.augment.views import ViewParameters, draw, render, toned, whole_view
 from medmoco.data.augment.warps import geometry_of
 from medmoco.data.image_io.images import Canvas, GrayImage, to_canvas
 from medmoco.utils.rng import permutation
@@ -62,7 +62,7 @@ def pictures() -> dict[str, np.ndarray]:
             settings, parameters = drawn(recipe, images)
             (made[f"{name} {recipe}"],) = render(settings, images, [parameters])
         made[f"{name} toned"] = toned(images, parameters)
-        made[f"{name} whole"] = whole(images[0], 40)
+        made[f"{name} whole"] = whole_view(images[0], 40)
         film = GrayImage(pattern(300, 211, dtype), 8 * np.dtype(dtype).itemsize, ())
         made[f"{name} canvas"] = to_canvas(film, 64, 8).pixels
         colours = canvases(dtype, channels=3)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmoco.data.augment.views import draw, render, unchanged, whole
+from medmoco.data.augment.views import draw, render, unchanged, whole_view
 from medmoco.data.image_io.images import Canvas
 from medmoco.errors import SettingsError
 from medmoco.inspection.perturbations import Perturbation, _changed, parse_perturbation, perturb
@@ -53,7 +53,7 @@ def test_perturb__are_the_changes_they_are_named_after(tmp_path: Path, bit_depth
     settings = make_data(tmp_path, "views.cutout_probability=1")
     factor = 1 if bit_depth == 8 else 257
     canvases = [Canvas(film(seed, 64, 64).astype(f"uint{bit_depth}") * factor, 64, 64) for seed in range(3)]
-    plain = np.stack([whole(canvas, 64) for canvas in canvases]).astype(float)
+    plain = np.stack([whole_view(canvas, 64) for canvas in canvases]).astype(float)
     perturbations = [
         Perturbation("flip", None),
         Perturbation("rotate", 90.0),

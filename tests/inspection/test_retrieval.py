@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from medmoco.data.augment.views import whole
+from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_image, to_canvas
 from medmoco.errors import CheckpointError, ManifestError
 from medmoco.evaluation.features.features import thumbnails
@@ -110,7 +110,7 @@ def test_place_split__what_an_encoder_ignores_is_at_rank_one(tmp_path: Path, mon
         "ranking perturbed copies of images 11 to 12",
     ]
     # Whole images against themselves, by hand: pixels and their mirror images.
-    canvases = [whole(to_canvas(read_image(file), 64, 8), 64) for file in val.files]
+    canvases = [whole_view(to_canvas(read_image(file), 64, 8), 64) for file in val.files]
     views = (torch.from_numpy(np.stack(canvases))[:, None] / 255 - 0.5) / 0.25
     images, mirrored = (normalize(thumbnails()(views), dim=1) for views in (views, views.flip(-1)))
     assert found["pixels", "flip"].nearer.tolist() == plain_loop(images, 0, mirrored)[0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medmoco.config import DataSettings
-from medmoco.data.augment.views import whole
+from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_image, to_canvas
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.inputs import load_splits
@@ -65,7 +65,7 @@ def test_read_views__are_what_encoders_see(tmp_path: Path) -> None:
     val = load_splits(settings, ("val",))["val"]
     views = read_views(val, np.array([4, 1]), settings)
     for view, place in zip(views, (4, 1), strict=True):
-        np.testing.assert_array_equal(view[0], whole(to_canvas(read_image(val.files[place]), 64, 8), 48))
+        np.testing.assert_array_equal(view[0], whole_view(to_canvas(read_image(val.files[place]), 64, 8), 48))
     write_picture([[Tile(shown(view, settings.data), "") for view in views]], tmp_path / "a.png")
     assert not names_a_secret(tmp_path / "a.png")
 

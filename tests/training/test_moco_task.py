@@ -66,7 +66,7 @@ def train(group: Group, settings: config.RunSettings) -> dict[str, list[float]]:
         order_of_keys = torch.from_numpy(key_order(settings.seed, key.step, BATCH))
         own = [
             (views[view][order_of_keys] if shuffled else views[view])[part].to(torch.uint8)
-            for view, shuffled in plan_of(settings.method, settings.decoder).wanted
+            for view, shuffled in plan_of(settings.method, settings.decoder).views
         ]
         weights = ((views[0][part] % 256).to(torch.uint8),) if settings.decoder.weight else ()
         state.optimizer.zero_grad(set_to_none=True)
@@ -205,7 +205,7 @@ def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
     model.train()
     held: list[int] = []
     for key in StepOrder(0, 24, BATCH, 6).from_step(0):
-        own = [torch.randint(0, 256, (BATCH, 1, 32, 32)).to(torch.uint8) for _ in plan_of(settings.method).wanted]
+        own = [torch.randint(0, 256, (BATCH, 1, 32, 32)).to(torch.uint8) for _ in plan_of(settings.method).views]
         (outputs,) = task.losses(Batch(own, torch.from_numpy(key.samples), key.step, 0), measure=True)
         outputs["loss"].backward()
         open_keys = [200 - held.count(sample) for sample in key.samples.tolist()]

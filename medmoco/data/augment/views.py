@@ -205,7 +205,7 @@ def toned(canvases: Sequence[Canvas], params: ViewParameters) -> Pixels:
     return pixels
 
 
-def whole(canvas: Canvas, size: int) -> Pixels:
+def whole_view(canvas: Canvas, size: int) -> Pixels:
     """Return the whole valid image as one view, (size, size) or (size, size, C), as in evaluation and inference.
 
     The aspect ratio is not kept, so that neither padding nor shape reveals an image's origin.

@@ -107,16 +107,15 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         self.make = make
         weighs = plan is None and settings.decoder.empty != "none"
         self.emptiness = Emptiness(split, settings.data, settings.decoder) if weighs else None
-        patient = settings.positives.image == "patient" and any(wanted.view == 1 for wanted in self.plan.wanted)
+        patient = settings.positives.image == "patient" and any(wanted.view == 1 for wanted in self.plan.views)
         self.partners = Partners(split, settings.positives, settings.seed) if patient else None
 
     def __getitem__(self, key: BatchKey) -> Batch | MedmocoError:
         part = self.share.of(len(key.samples))
         shuffled = key_order(self.settings.seed, key.step, len(key.samples))
-        pairs = [key.samples[shuffled][part] if wanted.shuffled else key.samples[part] for wanted in self.plan.wanted]
+        pairs = [key.samples[shuffled][part] if wanted.shuffled else key.samples[part] for wanted in self.plan.views]
         images = [
-            self._images_of(samples, view, key.epoch)
-            for samples, (view, _) in zip(pairs, self.plan.wanted, strict=True)
+            self._images_of(samples, view, key.epoch) for samples, (view, _) in zip(pairs, self.plan.views, strict=True)
         ]
         # An image in several views is read once. To replace a pair, the process with the partner must read its query.
         also = pairs if self.partners and self.settings.data.bad_images == "quarantine" else []
@@ -146,7 +145,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
     ) -> list[view_maker.Pixels]:
         """Return the views of the plan; a view that is both query and key is made once."""
         of_view: dict[int, list[int]] = {}
-        for number, (view, _) in enumerate(self.plan.wanted):
+        for number, (view, _) in enumerate(self.plan.views):
             of_view.setdefault(view, []).append(number)
         sets: list[Samples] = []
         takes: dict[int, Samples] = {}
@@ -160,7 +159,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         made = dict(zip(of_view, view_maker.render(self.settings.views, canvases, params, sets), strict=True))
         return [
             made[view][takes[number]] if number in takes else made[view]
-            for number, (view, _) in enumerate(self.plan.wanted)
+            for number, (view, _) in enumerate(self.plan.views)
         ]
 
     def _draw(
@@ -177,7 +176,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             return ()
         made = []
         for number in self.plan.queries:
-            of_view, view = places[number], self.plan.wanted[number].view
+            of_view, view = places[number], self.plan.views[number].view
             params = self._draw(found.canvases, of_view, found.used, epoch, view)
             canvases = [found.canvases[i] for i in of_view]
             made.append(self.emptiness.weights(canvases, found.used[of_view], params, self.settings.views.size))
@@ -195,7 +194,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
 
 def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_maker.Pixels:
     """Return whole-image views, (B, C, size, size)."""
-    return view_maker.channels_first([view_maker.whole(canvas, size) for canvas in canvases])
+    return view_maker.channels_first([view_maker.whole_view(canvas, size) for canvas in canvases])
 
 
 class WholeDataset(Dataset[Batch | MedmocoError]):

@@ -23,7 +23,7 @@ Samples = NDArray[np.int64]  # (B,) positions in a split
 _PAIRS_AT_A_TIME = 2**22
 
 
-class Wanted(NamedTuple):
+class ViewSpec(NamedTuple):
     """One view that a process makes of its share of a batch.
 
     Attributes:
@@ -40,25 +40,25 @@ class Plan:
     """The views of a step and their roles.
 
     Attributes:
-        wanted: The views to make.
+        views: The views to make.
         queries: Positions of the views that are queries, one for each direction of the loss.
         keys: Positions of the views that are their keys.
     """
 
-    wanted: tuple[Wanted, ...]
+    views: tuple[ViewSpec, ...]
     queries: tuple[int, ...]
     keys: tuple[int, ...]
 
     @property
     def shuffled(self) -> bool:
         """Whether the key encoder receives the batch in an order of its own."""
-        return any(wanted.shuffled for wanted in self.wanted)
+        return any(view.shuffled for view in self.views)
 
 
-ONE_VIEW = Plan((Wanted(0, False),), (0,), ())
+ONE_VIEW = Plan((ViewSpec(0, False),), (0,), ())
 """A single view per image, for fine-tuning, detection and autoencoders."""
 
-TWO_VIEWS = Plan((Wanted(0, False), Wanted(1, False)), (0,), (1,))
+TWO_VIEWS = Plan((ViewSpec(0, False), ViewSpec(1, False)), (0,), (1,))
 """A query and its key in the same place, for training loops other than medmoco's own."""
 
 
@@ -71,12 +71,12 @@ def plan_of(method: MethodSettings, decoder: DecoderSettings | None = None) -> P
     if decoder and not decoder.contrast:
         return ONE_VIEW
     shuffled = method.batch_norm == "split"
-    first, second = Wanted(0, False), Wanted(1, False)
+    first, second = ViewSpec(0, False), ViewSpec(1, False)
     if not method.symmetric:
-        return Plan((first, Wanted(1, shuffled)), (0,), (1,))
+        return Plan((first, ViewSpec(1, shuffled)), (0,), (1,))
     if not shuffled:
         return Plan((first, second), (0, 1), (1, 0))
-    return Plan((first, Wanted(1, True), second, Wanted(0, True)), (0, 2), (1, 3))
+    return Plan((first, ViewSpec(1, True), second, ViewSpec(0, True)), (0, 2), (1, 3))
 
 
 def partner_notices(split: Split, positives: PositiveSettings) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
 from medmoco.data.augment.color import displayed
-from medmoco.data.augment.views import Pixels, channels_first, draw, render, whole
+from medmoco.data.augment.views import Pixels, channels_first, draw, render, whole_view
 from medmoco.data.image_io.images import Canvas
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
 from medmoco.data.loading.pairs import Partners
@@ -87,7 +87,7 @@ def _tiles(
     ]  # fmt: skip
     made = render(settings.views, canvases, params, places)
     own = [canvases[i] for i in np.searchsorted(read, samples)]
-    wholes = channels_first([whole(canvas, settings.views.size) for canvas in own])
+    wholes = channels_first([whole_view(canvas, settings.views.size) for canvas in own])
     return [
         [_tile(planes, rgb=own[0].rgb) for planes in (seen, *(view[i] for view in made))]
         for i, seen in enumerate(wholes)

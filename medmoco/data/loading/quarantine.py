@@ -154,7 +154,7 @@ def check_pairs(found: Iterable[Replacement], split: Split, plan: Plan) -> None:
     for replacement in found:
         replaced[replacement.pair, replacement.sample].append([row for row, _ in replacement.bad])
     for (pair, sample), rows in replaced.items():
-        makers = [wanted for wanted in plan.wanted if pair == sample or wanted.view == 1]
+        makers = [wanted for wanted in plan.views if pair == sample or wanted.view == 1]
         if len(rows) != len(makers) or any(each != rows[0] for each in rows):
             raise DataError(
                 f"{where(split, sample)}: one process could read an image and another could not, so the storage\n"

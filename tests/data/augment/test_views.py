@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medmoco.config import RECIPES, ViewSettings
-from medmoco.data.augment.views import ViewParameters, draw, render, toned, unchanged, whole
+from medmoco.data.augment.views import ViewParameters, draw, render, toned, unchanged, whole_view
 from medmoco.data.image_io.images import Canvas
 from tests.helpers.cpus import instruction_sets
 from tests.helpers.made_views import canvases, drawn, numbers, pictures
@@ -135,7 +135,7 @@ def test_render__crops_stay_inside_the_valid_part() -> None:
 def test_render__strong_shrinking_does_not_alias() -> None:
     """A one-pixel checkerboard must become grey, not a pattern; plain bilinear sampling shows a pattern."""
     board = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
-    out = whole(Canvas(board, 512, 512), 60)
+    out = whole_view(Canvas(board, 512, 512), 60)
     assert np.ptp(out[1:-1, 1:-1].astype(int)) <= 2
     aliased = cv2.resize(board, (60, 60), interpolation=cv2.INTER_LINEAR)
     assert np.ptp(aliased.astype(int)) > 100
@@ -145,7 +145,7 @@ def test_render__strong_shrinking_does_not_alias() -> None:
 def test_whole__is_close_to_pillows_antialiased_resize(canvas_size: int) -> None:
     canvas = make_canvas(canvas_size, canvas_size)
     reference = np.asarray(Image.fromarray(canvas.pixels).resize((64, 64), Image.Resampling.BILINEAR), float)
-    difference = whole(canvas, 64).astype(float) - reference
+    difference = whole_view(canvas, 64).astype(float) - reference
     assert np.sqrt((difference**2).mean()) < 6
     assert abs(difference.mean()) < 0.5
 
@@ -153,7 +153,7 @@ def test_whole__is_close_to_pillows_antialiased_resize(canvas_size: int) -> None
 def test_whole__ignores_padding() -> None:
     small = make_canvas(90, 60, size=90)
     large = Canvas(np.pad(small.pixels, ((0, 40), (0, 40)), constant_values=255), 90, 60)
-    np.testing.assert_array_equal(whole(small, 48), whole(large, 48))
+    np.testing.assert_array_equal(whole_view(small, 48), whole_view(large, 48))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -280,7 +280,7 @@ def test_gray__is_one_plane_of_several(dtype: type) -> None:
         ((one,), (two,)) = (render(settings, images, [parameters]) for images in (gray, bands))
         np.testing.assert_array_equal(one[:, 0], two[:, 0])
     np.testing.assert_array_equal(toned(gray, parameters)[:, 0], toned(bands, parameters)[:, 0])
-    np.testing.assert_array_equal(whole(gray[0], 40), whole(bands[0], 40)[..., 0])
+    np.testing.assert_array_equal(whole_view(gray[0], 40), whole_view(bands[0], 40)[..., 0])
 
 
 def test_draw__gives_the_recorded_numbers() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from medmoco.config import DataSettings, ViewSettings
-from medmoco.data.augment.views import whole
+from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_canvas, read_image, to_canvas
 from medmoco.data.loading.loading import to_float, whole_views
 from medmoco.datasets.phantoms.phantom import make_phantoms
@@ -46,7 +46,7 @@ def ours(file: Path, contract: Contract, frame: int = 1) -> NDArray[np.float32]:
     )
     bits = contract["canvas"]["white"].bit_length()
     canvas = to_canvas(image, contract["canvas"]["longer_side"], bits)
-    view = torch.from_numpy(whole(canvas, contract["resize"]["height"]))[None, None]
+    view = torch.from_numpy(whole_view(canvas, contract["resize"]["height"]))[None, None]
     normalise = ViewSettings(**contract["normalise"])
     out: NDArray[np.float32] = to_float(view, normalise, torch.device("cpu"), channels_last=False)[0].numpy()
     return out

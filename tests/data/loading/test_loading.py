@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from medmoco import config
-from medmoco.data.augment.views import draw, render, whole
+from medmoco.data.augment.views import draw, render, whole_view
 from medmoco.data.image_io.fingerprints import canvas_digest
 from medmoco.data.image_io.images import read_image, to_canvas
 from medmoco.data.loading.loading import (
@@ -118,7 +118,7 @@ def test_evaluation_batches__are_whole_images_in_row_order(settings: config.RunS
     views = torch.cat([batch.views[0] for batch in batches])
     for sample in (0, 7, 12):
         canvas = to_canvas(read_image(split.files[sample]), 32, 8)
-        np.testing.assert_array_equal(views[sample, 0].numpy(), whole(canvas, 24))
+        np.testing.assert_array_equal(views[sample, 0].numpy(), whole_view(canvas, 24))
         assert batches[sample // 5].digests[sample % 5] == canvas_digest(canvas)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from medmoco import config
 from medmoco.config import MethodSettings, PositiveSettings
-from medmoco.data.loading.pairs import Partners, Wanted, partner_notices, plan_of
+from medmoco.data.loading.pairs import Partners, ViewSpec, partner_notices, plan_of
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.errors import ManifestError
 
@@ -109,10 +109,10 @@ def test_partner_notices__count_who_falls_back_and_refuse_what_has_no_effect(spl
 
 
 def test_plan_of__what_is_compared() -> None:
-    def views(**method: object) -> tuple[list[tuple[Wanted, Wanted]], int]:
+    def views(**method: object) -> tuple[list[tuple[ViewSpec, ViewSpec]], int]:
         plan = plan_of(MethodSettings.model_validate(method))
         directions = zip(plan.queries, plan.keys, strict=True)
-        return [(plan.wanted[query], plan.wanted[key]) for query, key in directions], len(plan.wanted)
+        return [(plan.views[query], plan.views[key]) for query, key in directions], len(plan.views)
 
     assert views() == ([((0, False), (1, True))], 2)
     assert views(batch_norm="joined") == ([((0, False), (1, False))], 2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medmoco import config
-from medmoco.data.augment.views import draw, render, whole
+from medmoco.data.augment.views import draw, render, whole_view
 from medmoco.data.image_io.images import read_image, to_canvas
 from medmoco.data.loading.loading import read_canvases
 from medmoco.data.loading.preview import preview
@@ -54,7 +54,7 @@ def test_preview__shows_whole_images_and_what_training_sees(tmp_path: Path, data
     canvases, _ = read_canvases(split, samples, settings)
     for line, sample in enumerate(samples):
         canvas = to_canvas(read_image(split.files[sample]), 48, bit_depth)
-        np.testing.assert_allclose(tile(picture, line, 0), whole(canvas, SIZE) >> shift, atol=1)
+        np.testing.assert_allclose(tile(picture, line, 0), whole_view(canvas, SIZE) >> shift, atol=1)
     for column in range(5):
         drawn = draw(settings.views, canvases, seed=4, epoch=column // 2, samples=samples, view=column % 2)
         (views,) = render(settings.views, canvases, [drawn])
