@@ -32,7 +32,7 @@ def make_trainer(method: medmoco.MoCo, optimizer: torch.optim.Optimizer, device:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return float(loss)
 
     trainer = Engine(step)
     RunningAverage(output_transform=float).attach(trainer, "loss")

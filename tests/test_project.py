@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import medmoco
 from medmoco import config
 
 ROOT = Path(__file__).parents[1]
@@ -223,12 +224,38 @@ def test_modules__nothing_is_unpickled() -> None:
     assert not unsafe
 
 
+PUBLIC = {
+    "Augmentation", "Classifier", "Curve", "Encoder", "Evaluation", "External", "MedmocoError", "MoCo", "Packed", "Run",
+    "TwoViews", "check", "curve", "detect", "evaluate", "export", "external", "finetune", "import_weights",
+    "load_classifier", "load_config", "load_encoder", "neighbours", "pack", "phantom", "placement", "prepare",
+    "pretrain", "preview", "projection", "reconstruct", "report", "saliency", "split", "tune", "verify",
+}  # fmt: skip
+"""What `import medmoco` offers. A name that goes, or changes its meaning, is a line in CHANGELOG.md."""
+
+
+def test_api__names_are_pinned_and_there() -> None:
+    assert set(medmoco.__all__) == PUBLIC
+    assert set(dir(medmoco)) >= PUBLIC
+    assert all(getattr(medmoco, name).__name__ == name for name in PUBLIC)
+    assert (ROOT / "medmoco/py.typed").is_file()
+
+
+@pytest.mark.parametrize("statement", ["import medmoco", "import medmoco; medmoco.load_config({'out': 'a'})"])
+def test_api__import_loads_nothing_heavy(statement: str) -> None:
+    statement = statement.replace("{'out': 'a'}", "{'out': 'a', 'data': {'manifest': 'm', 'root': 'r'}}")
+    program = f"import sys; {statement}; print(*sorted(set(sys.modules) & set({HEAVY})))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == (["pydantic"] if "load_config" in statement else [])
+
+
+HEAVY = ["cv2", "monai", "onnxruntime", "pandas", "pydantic", "pydicom", "sklearn", "timm", "torch", "torchvision"]
+
+
 def test_help__imports_nothing_heavy() -> None:
-    heavy = ["cv2", "monai", "onnxruntime", "pandas", "pydantic", "pydicom", "sklearn", "timm", "torch", "torchvision"]
     program = (
         "import sys; from medmoco.cli import main; sys.argv = ['medmoco', '--help']\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
-        f"print('LOADED', *sorted(set(sys.modules) & set({heavy})))"
+        f"print('LOADED', *sorted(set(sys.modules) & set({HEAVY})))"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -264,7 +264,7 @@ def forest_figure(rows: Sequence[Estimate], *, x: str, reference: float | None =
     """
     heads = [group for group, _ in groupby(rows, lambda row: row.group)]
     lines = len(rows) + sum(bool(head) for head in heads)
-    figure = Figure(figsize=(4.6, 0.75 + 0.25 * lines), layout="constrained")
+    figure = _ShownFigure(figsize=(4.6, 0.75 + 0.25 * lines), layout="constrained")
     axes = figure.subplots()
     at, ticks, names = 0, list[int](), list[str]()
     for group, members in groupby(rows, lambda row: row.group):
@@ -310,8 +310,17 @@ def _or(value: float | None, other: float) -> float:
     return other if value is None else value
 
 
+class _ShownFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=150)
+        return buffer.getvalue()
+
+
 def _new(*, square: bool = False) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.6, 4.8 if square else 3.4), layout="constrained")
+    figure = _ShownFigure(figsize=(4.6, 4.8 if square else 3.4), layout="constrained")
     return figure, figure.subplots()
 
 

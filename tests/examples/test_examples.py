@@ -12,10 +12,6 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-import medmoco
-
-facade = pytest.mark.skipif("MoCo" not in getattr(medmoco, "__all__", ()), reason="needs the public API")
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "notebook.ipynb"
 
@@ -45,7 +41,6 @@ def run(script: str, folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
-@facade
 def test_notebook__runs_to_the_end(executed: Path) -> None:
     assert "512" in outputs(executed, "embed")
     assert "Opacity" in outputs(executed, "evaluate")
@@ -65,7 +60,6 @@ def test_notebook__is_committed_without_outputs() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-@facade
 def test_own_loop__leaves_weights_that_medmoco_loads(executed: Path, tmp_path: Path) -> None:
     printed = run("own_loop.py", executed, "--out", tmp_path / "encoder.pt")
     assert "epoch 1: loss" in printed
@@ -73,7 +67,6 @@ def test_own_loop__leaves_weights_that_medmoco_loads(executed: Path, tmp_path: P
     assert all(value.isfinite().all() for value in weights.values())
 
 
-@facade
 def test_third_party_trainer__leaves_a_checkpoint(executed: Path, tmp_path: Path) -> None:
     printed = run("third_party_trainer.py", executed, "--out", tmp_path / "checkpoints")
     assert "epoch 2: loss" in printed
