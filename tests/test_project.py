@@ -153,6 +153,23 @@ def test_documented_commands__are_found(tmp_path: Path) -> None:
     assert any(_medmoco_commands(ROOT / "README.md"))
 
 
+# ---- files in the documentation ----
+
+
+def test_documents__name_files_that_exist() -> None:
+    named = re.compile(r"`((?:tests|medmoco|configs|examples|benchmarks|docs)/[\w./-]+\.(?:pyi?|yaml|md|txt))`")
+    files = [(page, file) for page in DOCUMENTS for file in named.findall(page.read_text(encoding="utf-8"))]
+    assert len(files) > 20
+    assert not [f"{_name(page)}: {file}" for page, file in files if not (ROOT / file).is_file()]
+
+
+def test_contributing__answers_where_things_are() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| question | file |")[2]
+    answers = re.findall(r"^\| .+\? \| `(medmoco/[\w./]+)` \|$", table.partition("\n\n")[0], flags=re.MULTILINE)
+    assert len(set(answers)) == len(answers) >= 10
+    assert not [file for file in answers if not (ROOT / file).is_file()]
+
+
 # ---- the package ----
 
 
