@@ -12,14 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medmoco.data.manifest.manifest import SPLITS
-from medmoco.data.manifest.split_files import (
-    SHARES,
-    assign,
-    counts_page,
-    patient_ids,
-    summary,
-    write_folder,
-)
+from medmoco.data.manifest.split_files import SHARES, assign, counts_page, patient_ids, summary, write_folder
 from medmoco.datasets.headers import years
 from medmoco.datasets.source import Source, numbers
 from medmoco.errors import ManifestError

@@ -29,14 +29,7 @@ from medmoco.utils.rng import WEIGHTS, hashed
 class Contrast:
     """The task of the training loop: InfoNCE between two views, in one direction or both."""
 
-    def __init__(
-        self,
-        model: MoCo,
-        context: RunContext,
-        *,
-        numbers: Tensor | None = None,
-        steps: int = 1,
-    ) -> None:
+    def __init__(self, model: MoCo, context: RunContext, *, numbers: Tensor | None = None, steps: int = 1) -> None:
         """Wire the task.
 
         Args:

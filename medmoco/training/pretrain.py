@@ -25,14 +25,7 @@ from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, Loop
-from medmoco.training.moco_task import (
-    Contrast,
-    batch_norm_groups,
-    check_sizes,
-    create_state,
-    negative_numbers,
-    traffic,
-)
+from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, negative_numbers, traffic
 from medmoco.training.run_folder import NEW, StartMode, facts_of
 from medmoco.training.session import Job, TrainingSession, open_session
 
@@ -42,12 +35,7 @@ calls its last argument now and then, and raises Stopped when that returns True.
 
 
 def pretrain(
-    settings: RunSettings,
-    *,
-    monitor: Monitor,
-    start: StartMode = NEW,
-    group: Group = ALONE,
-    progress: bool = True,
+    settings: RunSettings, *, monitor: Monitor, start: StartMode = NEW, group: Group = ALONE, progress: bool = True
 ) -> Backbone:
     """Pretrain an encoder on the training split, leave a run folder, and return the query encoder's backbone.
 

@@ -24,12 +24,7 @@ def prepare(source: Source) -> Prepared:
     given = source.table("train-rle.csv", "stage_2_train.csv", columns=["ImageId", "EncodedPixels"])
     codes = given["EncodedPixels"].str.strip()
     positive = (codes != "-1").groupby(given["ImageId"], sort=False).any()
-    table = pd.DataFrame(
-        {
-            "Path": "dicom-images-train/" + positive.index + ".dcm",
-            "Pneumothorax": positive.to_numpy(),
-        }
-    )
+    table = pd.DataFrame({"Path": "dicom-images-train/" + positive.index + ".dcm", "Pneumothorax": positive.to_numpy()})
     masks = codes[codes != "-1"]
     corners = pd.DataFrame([mask_box(code) for code in masks], index=masks.index, columns=BOXES[2:])
     paths = "dicom-images-train/" + given["ImageId"] + ".dcm"

@@ -119,12 +119,7 @@ def find(
 
 
 def _explained(
-    keys: list[str],
-    scheme: Scheme,
-    which: Which,
-    prefix: str,
-    backbone: str | None,
-    own: Mapping[str, Tensor] | None,
+    keys: list[str], scheme: Scheme, which: Which, prefix: str, backbone: str | None, own: Mapping[str, Tensor] | None
 ) -> Iterator[tuple[int, Found]]:
     """Yield for each type of network and naming the number of keys with a prefix that they match."""
     ends = {key: unwrapped(key[len(prefix) :]) for key in keys if key.startswith(prefix)}

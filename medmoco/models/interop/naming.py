@@ -110,7 +110,7 @@ TABLES: dict[str, dict[str, Rows]] = {
             ("blocks.*.mlp.fc2.", "encoder.layers.encoder_layer_*.mlp.3."),
             ("norm.", "encoder.ln."),
             ("head.", "heads.head."),
-        ),
+        )
     },
     "convnext": {
         "torchvision": (
@@ -129,7 +129,7 @@ TABLES: dict[str, dict[str, Rows]] = {
             ),
             ("head.norm.", "classifier.0."),
             ("head.fc.", "classifier.2."),
-        ),
+        )
     },
 }
 
