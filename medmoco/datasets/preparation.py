@@ -34,19 +34,12 @@ _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"
 
 @dataclass(frozen=True)
 class About:
-    """Origin of a data set.
+    """Origin of a data set."""
 
-    Attributes:
-        name: As its makers call it.
-        url: Download page; blank if the data are the user's own.
-        licence: Its terms in a few words.
-        images: Number of images that its makers published; None if that varies.
-    """
-
-    name: str
-    url: str = ""
-    licence: str = ""
-    images: int | None = None
+    name: str  # as its makers call it
+    url: str = ""  # download page; blank if the data are the user's own
+    licence: str = ""  # its terms in a few words
+    images: int | None = None  # number of images that its makers published; None if that varies
 
 
 @dataclass(frozen=True)

@@ -71,15 +71,10 @@ class Branches(nn.Module):
 
 
 class Negatives(NamedTuple):
-    """Keys that queries are pushed away from.
+    """Keys that queries are pushed away from."""
 
-    Attributes:
-        keys: (N, D), unit L2 norm.
-        excluded: (b, N) bool, the keys that do not count for a query; None where all count.
-    """
-
-    keys: Tensor
-    excluded: Tensor | None = None
+    keys: Tensor  # (N, D), unit L2 norm
+    excluded: Tensor | None = None  # (b, N) bool, the keys that do not count for a query; None where all count
 
 
 class MoCo(nn.Module):

@@ -56,33 +56,19 @@ class Rate:
 
 @dataclass(frozen=True)
 class Facts:
-    """The measurements, and the machine.
+    """The measurements, and the machine."""
 
-    Attributes:
-        read: Reading and decoding, in one process.
-        views: Making two views of a canvas, in one process.
-        step: The training step on made-up images.
-        together: The whole training loop.
-        waiting: Share of the time that training waited for data.
-        workers: data.workers.
-        cores: Available to this process.
-        packed: Whether canvases come from a pack.
-        device: cpu or cuda.
-        precision: In use.
-        best_precision: The default on this device.
-    """
-
-    read: Rate
-    views: Rate
-    step: Rate
-    together: Rate
-    waiting: float
-    workers: int
-    cores: int
-    packed: bool
-    device: str
+    read: Rate  # reading and decoding, in one process
+    views: Rate  # making two views of a canvas, in one process
+    step: Rate  # the training step on made-up images
+    together: Rate  # the whole training loop
+    waiting: float  # share of the time that training waited for data
+    workers: int  # data.workers
+    cores: int  # available to this process
+    packed: bool  # whether canvases come from a pack
+    device: str  # type: cpu or cuda
     precision: str
-    best_precision: str
+    best_precision: str  # the default on this device
 
     @property
     def per_worker(self) -> float:

@@ -19,23 +19,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class RunContext:
-    """Settings, device and processes of a run.
-
-    Attributes:
-        settings: Of the run.
-        device: To train on.
-        precision: "fp32", "bf16" or "fp16".
-        reason: Why that precision.
-        group: The processes that train together.
-        progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
-    """
+    """Settings, device and processes of a run."""
 
     settings: RunSettings
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "fp32"
-    reason: str = ""
-    group: Group = field(default_factory=lambda: ALONE)
-    progress: bool = True
+    precision: str = "fp32"  # or "bf16", "fp16"
+    reason: str = ""  # for the choice of precision
+    group: Group = field(default_factory=lambda: ALONE)  # the processes that train together
+    progress: bool = True  # show messages and a progress bar on stderr; log.txt has the messages either way
 
     def place(self, module: Module) -> Module:
         """Move a module to the device, in the memory layout that the settings name."""

@@ -29,25 +29,15 @@ _PATIENCE = timedelta(hours=2)  # for the first process to pack, read or score w
 
 @dataclass
 class Group:
-    """The processes of a run, as one of them sees it.
+    """The processes of a run, as one of them sees it."""
 
-    Attributes:
-        rank: Number of this process, from 0.
-        size: How many there are.
-        seconds: Until a process that does not answer counts as hung.
-        sent: Bytes that this process has sent, by purpose.
-        control: Channel between the hosts, for texts and decisions.
-        patient: The same, for answers that take longer.
-        store: Keys and values that all processes share.
-    """
-
-    rank: int = 0
-    size: int = 1
-    seconds: float = 0.0
-    sent: Counter[str] = field(default_factory=Counter)
-    control: Any = None
-    patient: Any = None
-    store: Any = None
+    rank: int = 0  # number of this process, from 0
+    size: int = 1  # how many there are
+    seconds: float = 0.0  # until a process that does not answer counts as hung
+    sent: Counter[str] = field(default_factory=Counter)  # bytes that this process has sent, by purpose
+    control: Any = None  # channel between the hosts, for texts and decisions
+    patient: Any = None  # the same, for answers that take longer
+    store: Any = None  # keys and values that all processes share
 
     @property
     def is_first(self) -> bool:

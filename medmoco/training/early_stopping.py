@@ -56,19 +56,12 @@ def check_parts(section: str, train: TrainSettings, processes: int) -> None:
 
 @dataclass
 class Best:
-    """The best epoch so far; the first of equals.
+    """The best epoch so far; the first of equals."""
 
-    Attributes:
-        epoch: From 0; -1 before the first.
-        score: Higher is better.
-        model: Its weights, on the CPU.
-        validated: How many epochs have been scored.
-    """
-
-    epoch: int = -1
-    score: float = -math.inf
-    model: dict[str, Tensor] = field(default_factory=dict)
-    validated: int = 0
+    epoch: int = -1  # from 0; -1 before the first
+    score: float = -math.inf  # higher is better
+    model: dict[str, Tensor] = field(default_factory=dict)  # its weights, on the CPU
+    validated: int = 0  # how many epochs have been scored
 
     def take(self, score: float, model: nn.Module) -> None:
         """Consider the next epoch."""
@@ -88,32 +81,19 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedJob(Job):
-    """What a supervised run trains.
+    """What a supervised run trains."""
 
-    Attributes:
-        description: Of the model and the device, for the log.
-        patience: Epochs without a better one after which training ends; 0 is never.
-        measure: See Measure.
-        batches: Yields this process's share of the batches of an order from a step on.
-        create_task: Builds the task of the training loop, once the state exists.
-    """
-
-    description: str
-    patience: int
+    description: str  # of the model and the device, for the log
+    patience: int  # epochs without a better one after which training ends; 0 is never
     measure: Measure
+    # Yields this process's share of the batches of an order from a step on
     batches: Callable[[StepOrder, int], Batches]
-    create_task: Callable[[], Task]
+    create_task: Callable[[], Task]  # builds the task of the training loop, once the state exists
 
 
 @dataclass
 class Selection:
-    """A supervised run, and its best epoch.
-
-    Attributes:
-        session: The run.
-        job: What it trains.
-        best: So far.
-    """
+    """A supervised run, and its best epoch."""
 
     session: TrainingSession
     job: SupervisedJob

@@ -74,44 +74,32 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls back, on every process.
-
-    Attributes:
-        save: Save the state.
-        after_epoch: Measure after an epoch; receives the epoch and a function that returns whether to stop.
-        skipped: Receives the skipped step, the number skipped so far, and the processes on which the loss was not
-            finite; none of them where only the gradient was not.
-        replaced: Receives this process's batch if any process had to replace an image that cannot be used; raises
-            DataError, on all, where there are too many.
-        finished: Whether training ends here, before the order does; the same on all processes.
-    """
+    """What the loop calls back, on every process."""
 
     save: Callable[[TrainState], None]
+    # Measure after an epoch; receives the epoch and a function that returns whether to stop
     after_epoch: Callable[[int, Callable[[], bool]], dict[str, float]]
+    # Receives the skipped step, the number skipped so far, and the processes on which the loss was not finite; none of
+    # them where only the gradient was not
     skipped: Callable[[int, int, list[int]], None]
+    # Receives this process's batch if any process had to replace an image that cannot be used; raises DataError, on
+    # all, where there are too many
     replaced: Callable[[Batch], None] = lambda _: None
+    # Whether training ends here, before the order does; the same on all processes
     finished: Callable[[], bool] = lambda: False
 
 
 @dataclass
 class Loop:
-    """The training loop.
+    """The training loop."""
 
-    Attributes:
-        state: Changed in place; saved by `hooks.save` every so often, at the end, on a stop and when data fails.
-        order: The samples of every step.
-        train: Settings of the loop.
-        log: Receives measurements.
-        hooks: See Hooks.
-        group: The processes that train together.
-    """
-
+    # Changed in place; saved by `hooks.save` every so often, at the end, on a stop and when data fails
     state: TrainState
-    order: StepOrder
+    order: StepOrder  # the samples of every step
     train: TrainSettings
-    log: RunLog
+    log: RunLog  # receives measurements
     hooks: Hooks
-    group: Group = field(default_factory=lambda: ALONE)
+    group: Group = field(default_factory=lambda: ALONE)  # the processes that train together
     _saved_at: int = field(init=False, default=0)
 
     def fit(self, task: Task, batches: Iterator[Batch]) -> None:

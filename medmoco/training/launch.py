@@ -26,20 +26,12 @@ _SAVING_SECONDS = 600  # a signal gives the processes this long to save, before 
 
 @dataclass(frozen=True)
 class Placement:
-    """The place of this process, from its launcher.
+    """The place of this process, from its launcher."""
 
-    Attributes:
-        rank: Number of the process in the run, from 0.
-        size: Processes of the run.
-        local_rank: Number of the process on its machine.
-        address: Machine of process 0.
-        port: There.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    address: str
+    rank: int  # number of the process in the run, from 0
+    size: int  # processes of the run
+    local_rank: int  # number of the process on its machine
+    address: str  # machine of process 0
     port: int
 
 

@@ -51,17 +51,11 @@ _FIXED = (
 
 @dataclass(frozen=True)
 class StartMode:
-    """What happens to a run that is in the folder already; without any of these it is refused.
+    """What happens to a run that is in the folder already; without any of these it is refused."""
 
-    Attributes:
-        resume: Continue from its newest checkpoint, or from step 0 where it has none yet.
-        overwrite: Delete it.
-        allow_change: Resume although settings or the manifest have changed.
-    """
-
-    resume: bool = False
+    resume: bool = False  # continue from its newest checkpoint, or from step 0 where it has none yet
     overwrite: bool = False
-    allow_change: bool = False
+    allow_change: bool = False  # resume although settings or the manifest have changed
 
 
 NEW = StartMode()
@@ -310,17 +304,11 @@ def _refuse(lines: list[str], remedy: str) -> None:
 
 @dataclass(frozen=True)
 class InitialState:
-    """What a run begins with.
+    """What a run begins with."""
 
-    Attributes:
-        state: Networks, optimiser and step.
-        checkpoint: The content of the checkpoint that the state comes from; None for a new run.
-        warnings: For the log.
-    """
-
-    state: TrainState
-    checkpoint: dict[str, Any] | None
-    warnings: list[str]
+    state: TrainState  # networks, optimiser and step
+    checkpoint: dict[str, Any] | None  # the content of the checkpoint that the state comes from; None for a new run
+    warnings: list[str]  # for the log
 
 
 def enter_folder(

@@ -24,48 +24,28 @@ from medmoco.training.status import reporting_end, write_status
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a run trains.
-
-    Attributes:
-        split: The training split.
-        facts: What its checkpoints remember, see `facts_of`.
-        create_state: Builds the state of step 0.
-        notices: For the log.
-        warnings: For the log.
-        harmless: Prefixes of the settings that may change on resuming, see `check_changes`.
-    """
+    """What a run trains."""
 
     split: Split
-    facts: Tree
-    create_state: Callable[[], TrainState]
-    notices: Sequence[str] = ()
-    warnings: Sequence[str] = ()
-    harmless: tuple[str, ...] = HARMLESS
+    facts: Tree  # what its checkpoints remember, see `facts_of`
+    create_state: Callable[[], TrainState]  # builds the state of step 0
+    notices: Sequence[str] = ()  # for the log
+    warnings: Sequence[str] = ()  # for the log
+    harmless: tuple[str, ...] = HARMLESS  # prefixes of the settings that may change on resuming, see `check_changes`
 
 
 @dataclass
 class TrainingSession:
-    """A run in progress.
-
-    Attributes:
-        context: Settings, device and processes.
-        order: The samples of every step.
-        state: Networks, optimiser and step.
-        checkpoint: The content of the checkpoint that the run was resumed from; None for a new run.
-        facts: What its checkpoints remember.
-        log: Of the run.
-        skipped: Steps and images that could not be used.
-        start_step: Where this session began.
-    """
+    """A run in progress."""
 
     context: RunContext
-    order: StepOrder
-    state: TrainState
-    checkpoint: dict[str, Any] | None
+    order: StepOrder  # the samples of every step
+    state: TrainState  # networks, optimiser and step
+    checkpoint: dict[str, Any] | None  # the content of the checkpoint that the run was resumed from; None for a new run
     facts: Tree
     log: RunLog
-    skipped: SkippedSteps
-    start_step: int
+    skipped: SkippedSteps  # steps and images that could not be used
+    start_step: int  # where this session began
 
     def save(self, state: TrainState, **more: Any) -> None:
         """Write a checkpoint, after making sure that all processes hold the same weights.

@@ -17,23 +17,14 @@ from medmoco.training.runlog import RunLog, explaining_disk_errors
 
 @dataclass
 class SkippedSteps:
-    """Two of the loop's hooks.
-
-    Attributes:
-        order: Of the run.
-        split: The training split; the order's samples are positions in it.
-        state: Of the run.
-        log: Of the run.
-        group: The processes that train together.
-        quarantine: List of the unusable images.
-    """
+    """Two of the loop's hooks."""
 
     order: StepOrder
-    split: Split
+    split: Split  # the training split; the order's samples are positions in it
     state: TrainState
     log: RunLog
-    group: Group
-    quarantine: Quarantine
+    group: Group  # the processes that train together
+    quarantine: Quarantine  # list of the unusable images
 
     def log_earlier(self) -> None:
         """Log how many images a resumed run has listed before."""

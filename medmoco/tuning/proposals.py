@@ -29,25 +29,15 @@ _ATTEMPTS = 200  # after so many proposals that were all tried before, the space
 
 @dataclass(frozen=True)
 class Trial:
-    """One pretraining run of a search.
+    """One pretraining run of a search."""
 
-    Attributes:
-        number: From 0, which has the settings as given.
-        values: Of the settings that are searched.
-        score: Mean validation kNN AUROC of the labels; None where the trial failed.
-        low: Of its 95 % interval.
-        high: Of it.
-        seconds: Since the trial was last started.
-        failed: Why it has no score.
-    """
-
-    number: int
-    values: Tree
-    score: float | None = None
-    low: float | None = None
-    high: float | None = None
-    seconds: float = 0.0
-    failed: str | None = None
+    number: int  # from 0, which has the settings as given
+    values: Tree  # of the settings that are searched
+    score: float | None = None  # mean validation kNN AUROC of the labels; None where the trial failed
+    low: float | None = None  # of its 95 % interval
+    high: float | None = None  # of it
+    seconds: float = 0.0  # since the trial was last started
+    failed: str | None = None  # why it has no score
 
 
 def require_optuna() -> None:

@@ -40,30 +40,19 @@ EpochViewMaker = Callable[[list[Canvas], Samples, int], view_maker.Pixels]  # th
 
 @dataclass
 class Batch:
-    """Views of B samples.
+    """Views of B samples."""
 
-    Attributes:
-        views: V tensors (B, C, S, S), uint8 or uint16: the views of the plan in training, one in evaluation.
-        samples: (B,) int64, positions in the split; in pretraining those of the queries.
-        step: Training step; -1 in evaluation.
-        epoch: Training epoch; -1 in evaluation.
-        notices: Notices of the reader, each with its row.
-        replaced: Replacements of images that cannot be used.
-        weights: Pixel weights of the queries' views in the decoder's loss, if some pixels are empty: for each direction
-            of the loss (B, 1, S, S) uint8, 255 where pixels count.
-        digests: In evaluation, B digests, see `fingerprints.canvas_digest`.
-        unread: Samples that cannot be read, with the reason; their canvases are blank.
-    """
-
-    views: list[Tensor]
-    samples: Tensor
-    step: int = -1
-    epoch: int = -1
-    notices: tuple[str, ...] = ()
-    replaced: tuple[Replacement, ...] = ()
-    digests: tuple[bytes, ...] = ()
+    views: list[Tensor]  # V tensors (B, C, S, S), uint8 or uint16: the views of the plan in training, one in evaluation
+    samples: Tensor  # (B,) int64, positions in the split; in pretraining those of the queries
+    step: int = -1  # training step; -1 in evaluation
+    epoch: int = -1  # training epoch; -1 in evaluation
+    notices: tuple[str, ...] = ()  # notices of the reader, each with its row
+    replaced: tuple[Replacement, ...] = ()  # replacements of images that cannot be used
+    digests: tuple[bytes, ...] = ()  # in evaluation, B digests, see `fingerprints.canvas_digest`
+    # Pixel weights of the queries' views in the decoder's loss, if some pixels are empty: for each direction of the
+    # loss (B, 1, S, S) uint8, 255 where pixels count
     weights: tuple[Tensor, ...] = ()
-    unread: tuple[tuple[int, str], ...] = ()
+    unread: tuple[tuple[int, str], ...] = ()  # samples that cannot be read, with the reason; their canvases are blank
 
     def pin_memory(self) -> Batch:
         """Page-lock the views, so that copying to a GPU overlaps with computation; called by DataLoader."""

@@ -32,38 +32,23 @@ Bad = tuple[int, str]  # row in the manifest, and why its image cannot be used, 
 
 @dataclass(frozen=True)
 class Replacement:
-    """The use of another image in one view of a batch.
+    """The use of another image in one view of a batch."""
 
-    Attributes:
-        view: Position of the view in the plan.
-        pair: The query of the pair, as a position in the split.
-        sample: The sample whose image cannot be used: the pair's own, or its partner.
-        bad: Row and reason of that image, and of replacements that cannot be used either.
-    """
-
-    view: int
-    pair: int
-    sample: int
-    bad: tuple[Bad, ...]
+    view: int  # position of the view in the plan
+    pair: int  # the query of the pair, as a position in the split
+    sample: int  # the sample whose image cannot be used: the pair's own, or its partner
+    bad: tuple[Bad, ...]  # row and reason of that image, and of replacements that cannot be used either
 
 
 @dataclass(frozen=True)
 class Found:
-    """The images read for N samples.
+    """The images read for N samples."""
 
-    Attributes:
-        wanted: (N,) the requested samples, in ascending order.
-        used: (N,) the samples that were read: the requested ones, or their replacements.
-        canvases: The N images.
-        notices: Notices of the reader.
-        bad: Replaced sample -> rows and reasons.
-    """
-
-    wanted: NDArray[np.int64]
-    used: NDArray[np.int64]
+    wanted: NDArray[np.int64]  # (N,) the requested samples, in ascending order
+    used: NDArray[np.int64]  # (N,) the samples that were read: the requested ones, or their replacements
     canvases: list[Canvas]
-    notices: tuple[str, ...]
-    bad: dict[int, tuple[Bad, ...]] = field(default_factory=dict)
+    notices: tuple[str, ...]  # notices of the reader
+    bad: dict[int, tuple[Bad, ...]] = field(default_factory=dict)  # replaced sample -> rows and reasons
 
     def shown(self, pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the samples that a view shows, (B,): the query's own if a partner cannot be used.

@@ -29,19 +29,12 @@ _UNNAMED = "Unnamed: "  # pandas' prefix for columns without a name
 
 @dataclass(frozen=True)
 class CsvFile:
-    """The records of a CSV file.
-
-    Attributes:
-        path: The file.
-        table: N records, with every column as text.
-        rows: (N,) int64, the row of each record.
-        sha256: SHA-256 of the content after decompression.
-    """
+    """The records of a CSV file."""
 
     path: Path
-    table: pd.DataFrame
-    rows: NDArray[np.int64]
-    sha256: str
+    table: pd.DataFrame  # N records, with every column as text
+    rows: NDArray[np.int64]  # (N,) int64, the row of each record
+    sha256: str  # SHA-256 of the content after decompression
 
     def select(self, mask: NDArray[np.bool_]) -> CsvFile:
         """Return the records that a mask (N,) selects."""

@@ -54,18 +54,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Shard:
-    """The work of making one shard.
+    """The work of making one shard."""
 
-    Attributes:
-        number: Number in the file name.
-        files: n paths.
-        frames: n frames, counted from 1.
-        known: Results by position for images whose canvases an earlier run has already written to the file.
-    """
-
-    number: int
-    files: list[str]
-    frames: list[int]
+    number: int  # number in the file name
+    files: list[str]  # n paths
+    frames: list[int]  # n frames, counted from 1
+    # Results by position for images whose canvases an earlier run has already written to the file
     known: dict[int, ImageResult] = field(default_factory=dict)
 
 

@@ -78,23 +78,14 @@ Writer = Callable[[Path, Iterable[Shard], DataSettings, Callable[[], bool]], Ite
 
 @dataclass(frozen=True)
 class Plan:
-    """The layout of a pack: canvas i is in shard i // per_shard.
-
-    Attributes:
-        data: Data settings.
-        index: (N,) records of ROW, with only the fields known from the manifest.
-        files: (N,) paths.
-        per_shard: Canvases per full shard.
-        manifest: SHA-256 and number of rows of each split.
-        frames_are_named: Whether the manifest has a Frame column.
-    """
+    """The layout of a pack: canvas i is in shard i // per_shard."""
 
     data: DataSettings
-    index: NDArray[Any]
-    files: NDArray[Any]
-    per_shard: int
-    manifest: dict[str, Any]
-    frames_are_named: bool = False
+    index: NDArray[Any]  # (N,) records of ROW, with only the fields known from the manifest
+    files: NDArray[Any]  # (N,) paths
+    per_shard: int  # canvases per full shard
+    manifest: dict[str, Any]  # SHA-256 and number of rows of each split
+    frames_are_named: bool = False  # whether the manifest has a Frame column
 
     @property
     def canvas_bytes(self) -> int:

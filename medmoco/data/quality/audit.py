@@ -32,19 +32,12 @@ is in a higher layer than data."""
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of `medmoco check`.
+    """The result of `medmoco check`."""
 
-    Attributes:
-        findings: Results of all checks; those without rows found nothing.
-        shortcuts: The trait that best predicts each label.
-        text: The report as text.
-        folder: Contains report.txt and rows.csv.
-    """
-
-    findings: list[Finding]
-    shortcuts: list[Shortcut]
+    findings: list[Finding]  # results of all checks; those without rows found nothing
+    shortcuts: list[Shortcut]  # the trait that best predicts each label
     text: str
-    folder: Path
+    folder: Path  # contains report.txt and rows.csv
 
     @property
     def faults(self) -> list[Finding]:

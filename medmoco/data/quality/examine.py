@@ -29,26 +29,16 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Examined:
-    """The results of reading N files; zero for unreadable files, except in `faults`.
+    """The results of reading N files; zero for unreadable files, except in `faults`."""
 
-    Attributes:
-        digests: (N, 32) uint8, SHA-256 of the pixels.
-        patterns: (N, 1024) uint8, see `fingerprints.pattern`.
-        sizes: (N, 2) int32, height and width in pixels.
-        constant: (N,) bool, all pixels have the same value.
-        formats: The formats that occur.
-        format_of: (N,) int16, positions in `formats`; -1 for unreadable files.
-        notices: Notice of the reader -> positions of the files.
-        faults: Position of an unreadable file -> kind of fault, and message of the reader.
-    """
-
-    digests: NDArray[np.uint8]
-    patterns: Patterns
-    sizes: NDArray[np.int32]
-    constant: NDArray[np.bool_]
-    format_of: NDArray[np.int16]
-    formats: list[FileFormat] = field(default_factory=list)
-    notices: dict[str, list[int]] = field(default_factory=dict)
+    digests: NDArray[np.uint8]  # (N, 32) uint8, SHA-256 of the pixels
+    patterns: Patterns  # (N, 1024) uint8, see `fingerprints.pattern`
+    sizes: NDArray[np.int32]  # (N, 2) int32, height and width in pixels
+    constant: NDArray[np.bool_]  # (N,) bool, all pixels have the same value
+    format_of: NDArray[np.int16]  # (N,) int16, positions in `formats`; -1 for unreadable files
+    formats: list[FileFormat] = field(default_factory=list)  # the formats that occur
+    notices: dict[str, list[int]] = field(default_factory=dict)  # notice of the reader -> positions of the files
+    # Position of an unreadable file -> kind of fault, and message of the reader
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
