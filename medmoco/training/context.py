@@ -1,4 +1,4 @@
-"""What every part of a run needs: its settings, its device and its processes."""
+"""The context that all parts of a run share: its settings, its device and its processes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class RunContext:
         return module.to(self.device).to(memory_format=layout)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return a loss scaler, which does something in fp16 alone."""
+        """Return a loss scaler, which has an effect only with fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
 
 def prepare_context(settings: RunSettings, group: Group = ALONE, *, progress: bool = True) -> RunContext:
-    """Choose device and precision, and let torch use as many threads as the settings name.
+    """Choose device and precision, and set the number of torch's threads.
 
     Raises:
         SettingsError: see `choose_device` and `choose_precision`; or the processes differ in their precision.
@@ -50,10 +50,10 @@ def prepare_context(settings: RunSettings, group: Group = ALONE, *, progress: bo
     with together(group):
         device = choose_device(train)
         precision, reason = choose_precision(train, device)
-    everyones = sorted(set(exchange(group, precision)))
-    if len(everyones) > 1:
+    precisions = sorted(set(exchange(group, precision)))
+    if len(precisions) > 1:
         raise SettingsError(
-            f"the machines of this run differ in their default precision: {' and '.join(everyones)}.\n"
-            f"Set train.precision={everyones[-1]} for all of them, or use machines of one kind."
+            f"the machines of this run differ in their default precision: {' and '.join(precisions)}.\n"
+            f"Set train.precision={precisions[-1]} for all of them, or use machines of one kind."
         )
     return RunContext(settings, device, precision, reason, group, progress)

@@ -1,4 +1,4 @@
-"""One training run from entering its folder to closing its log: what pretraining, fine-tuning and detection share."""
+"""A training run from locking its folder to closing its log, for pretraining, fine-tuning and detection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from medmoco.training.status import reporting_end, write_status
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a run trains."""
+    """The work of a run."""
 
     split: Split
-    facts: Tree  # what its checkpoints remember, see `facts_of`
+    facts: Tree  # stored in its checkpoints, see `facts_of`
     create_state: Callable[[], TrainState]  # builds the state of step 0
     notices: Sequence[str] = ()  # for the log
     warnings: Sequence[str] = ()  # for the log
@@ -48,12 +48,7 @@ class TrainingSession:
     start_step: int  # where this session began
 
     def save(self, state: TrainState, **more: Any) -> None:
-        """Write a checkpoint, after making sure that all processes hold the same weights.
-
-        Args:
-            state: Of the run.
-            more: Plain values and tensors to keep with it.
-        """
+        """Write a checkpoint with `more` tensors or plain values, if all processes have the same weights."""
         out, group = self.context.settings.out, self.context.group
         check_same(group, "the weights", list(state.model.state_dict().values()))
         content = {**state.as_content(), **self.facts, **more}
@@ -70,13 +65,9 @@ class TrainingSession:
 
 
 def open_session(stack: ExitStack, context: RunContext, job: Job, start: StartMode) -> TrainingSession:
-    """Enter the run folder, restore what is saved there, and open the log.
+    """Lock the run folder, restore the state saved in it, and open the log.
 
-    Args:
-        stack: Closes the log, writes to status.json how the run ended, and releases the folder.
-        context: Settings, device and processes.
-        job: What is trained.
-        start: What happens to a run that is in the folder.
+    At its end, the stack closes the log, writes to status.json how the run ended, and unlocks the folder.
 
     Raises:
         SettingsError, CheckpointError: see `enter_folder`.

@@ -1,4 +1,4 @@
-"""From a settings file to a SLURM job that saves and queues itself again whenever its time limit approaches."""
+"""Write a SLURM job for a settings file, which saves and requeues itself when its time limit approaches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write_job(
         resources: Resources to request.
 
     Returns:
-        A text that summarises the job and explains how to submit it.
+        A summary of the job, and how to submit it.
 
     Raises:
         ManifestError: the training split cannot be read.
