@@ -22,7 +22,7 @@ EXEMPT = ("CHANGELOG.md",)
 NOT_YET: tuple[str, ...] = (
     "README.md", "CONTRIBUTING.md", "Makefile", "docs/", "configs/", "manifests/", "dataset_processing/",
     "medmoco/detection/", "medmoco/evaluation/", "medmoco/exporting/", "medmoco/reporting/",
-    "medmoco/cli/training.py", "medmoco/cli/use.py", 
+    "medmoco/cli/training.py", "medmoco/cli/use.py",
 )  # fmt: skip
 """Starts of paths whose texts are still to be reworded; only ever shortened."""
 

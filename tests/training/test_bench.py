@@ -111,7 +111,7 @@ def test_stopwatch__counts_images_and_waiting() -> None:
             yield batch
 
     stopwatch = module._Stopwatch(torch.device("cpu"), ROUNDS * 0.1, skip=1)
-    passed = stopwatch.passing(slowly())
+    passed = stopwatch.timed(slowly())
     with suppress(module._TimeIsUp):
         for _ in passed:
             time.sleep(0.005)

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from medmoco import config
-from medmoco.data.loading.loading import Batch, to_float
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.loading.loading import Batch
 from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import StepOrder, key_order
 from medmoco.errors import SettingsError

@@ -23,10 +23,11 @@ from medmoco.config import (
     Tree,
     channel_count,
 )
+from medmoco.data.augment.normalisation import to_float
 from medmoco.data.image_io.formats.bands import band_axis, levels_of
 from medmoco.data.image_io.images import Canvas, read_canvas, to_canvas
 from medmoco.data.image_io.intensity import GrayImage, Pixels, Unreadable, as_displayed, quantise
-from medmoco.data.loading.loading import to_float, whole_views
+from medmoco.data.loading.loading import whole_views
 from medmoco.errors import ImageError
 
 NO_DATA = Path("no-data")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from medmoco import config
-from medmoco.data.loading.loading import evaluation_batches, to_float
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.loading.loading import evaluation_batches
 from medmoco.data.loading.preprocessing import NO_DATA, Preprocessing
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import ImageError
