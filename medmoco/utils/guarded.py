@@ -46,7 +46,7 @@ _FORKING = threading.RLock()  # pipe ends must not be copied into workers that a
 class Failure:
     """Why an item has no result."""
 
-    reason: str  # reason and remedy, without paths or IDs
+    reason: str  # with the remedy, without paths or IDs
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
 
     remedy = (
         "Leave the row out ('medmoco check' finds all such rows), or set data.bad_images=quarantine;"
-        " then go on with --resume."
+        " then continue with --resume."
     )
 
     def __init__(
@@ -103,7 +103,8 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         shuffled = key_order(self.settings.seed, key.step, len(key.samples))
         pairs = [key.samples[shuffled][part] if wanted.shuffled else key.samples[part] for wanted in self.plan.views]
         images = [
-            self._images_of(samples, view, key.epoch) for samples, (view, _) in zip(pairs, self.plan.views, strict=True)
+            self.partners.of(samples, key.epoch) if self.partners and view == 1 else samples
+            for samples, (view, _) in zip(pairs, self.plan.views, strict=True)
         ]
         # An image in several views is read once. To replace a pair, the process with the partner must read its query.
         also = pairs if self.partners and self.settings.data.bad_images == "quarantine" else []
@@ -124,9 +125,6 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             [torch.from_numpy(view) for view in made], torch.from_numpy(samples), key.step, key.epoch,
             found.notices, found.replacements(pairs, images), weights=weights,
         )  # fmt: skip
-
-    def _images_of(self, samples: Samples, view: int, epoch: int) -> Samples:
-        return self.partners.of(samples, epoch) if self.partners and view == 1 else samples
 
     def _make_views(
         self, canvases: list[Canvas], places: list[Samples], used: Samples, epoch: int
@@ -241,7 +239,7 @@ def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
     """Return a function from samples, (B,) positions in the split, to their canvases and the reader's notices.
 
     Raises:
-        SettingsError, DataError: the pack cannot be used.
+        SettingsError, DataError: the pack cannot be used. The function raises ImageError or DataError with the row.
     """
     if not data.pack:
         return partial(_read_files, split, data)
@@ -249,12 +247,7 @@ def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
 
 
 def read_canvases(split: Split, samples: Samples, settings: RunSettings) -> tuple[list[Canvas], tuple[str, ...]]:
-    """Read a few samples; see `canvas_reader`.
-
-    Raises:
-        ImageError: a file cannot be used; names the manifest and the row, not the file.
-        SettingsError, DataError: the pack cannot be used.
-    """
+    """Read a few samples; see `canvas_reader`."""
     return canvas_reader(split, settings.data)(samples)
 
 
@@ -315,11 +308,7 @@ def evaluation_batches(split: Split, settings: RunSettings, size: int, make: Vie
 
 
 def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> Batches:
-    """Yield samples 0 to `count` of a dataset in order, `evaluate.batch_size` at a time.
-
-    Raises:
-        DataError: an image cannot be used.
-    """
+    """Yield the `count` samples of a dataset in order, `evaluate.batch_size` at a time; see `evaluation_batches`."""
     chunks = np.split(np.arange(count), range(settings.evaluate.batch_size, count, settings.evaluate.batch_size))
     return _raising(_loader(dataset, chunks, settings))
 

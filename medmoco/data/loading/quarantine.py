@@ -53,9 +53,7 @@ class Found:
     def shown(self, pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the samples that a view shows, (B,): the query's own if a partner cannot be used.
 
-        Args:
-            pairs: (B,) the queries.
-            images: (B,) the images of the view: the queries' own, or their partners'.
+        `pairs` (B,) are the queries, `images` (B,) those of the view: the queries' own, or their partners'.
         """
         if not self.bad:
             return images
@@ -66,11 +64,12 @@ class Found:
         self, pairs: Iterable[NDArray[np.int64]], images: Iterable[NDArray[np.int64]]
     ) -> tuple[Replacement, ...]:
         """Return the replacements in each view; the arguments are those of `shown`, for each view."""
-        replacements = []
-        for view, (own, other) in enumerate(zip(pairs, images, strict=True)):
-            for pair, image in zip(own.tolist(), other.tolist(), strict=True):
-                replacements += [Replacement(view, pair, bad, self.bad[bad]) for bad in {pair, image} & self.bad.keys()]
-        return tuple(replacements)
+        return tuple(
+            Replacement(view, pair, bad, self.bad[bad])
+            for view, (own, other) in enumerate(zip(pairs, images, strict=True))
+            for pair, image in zip(own.tolist(), other.tolist(), strict=True)
+            for bad in {pair, image} & self.bad.keys()
+        )
 
 
 def where(split: Split, sample: int) -> str:
@@ -86,14 +85,7 @@ def read_replacing(
     seed: int,
     epoch: int,
 ) -> Found:
-    """Read samples, replacing those whose image cannot be used.
-
-    Args:
-        read: Reader of canvases, see `loading.canvas_reader`.
-        split: The split.
-        wanted: (N,) positions in it, in ascending order.
-        seed: Seed of the run.
-        epoch: Epoch of the batch.
+    """Read samples, (N,) ascending positions in the split, and replace those whose image cannot be used.
 
     Raises:
         DataError: several replacements cannot be used either, or the error is not about an image.
@@ -126,11 +118,6 @@ def read_replacing(
 
 def check_pairs(found: Iterable[Replacement], split: Split, plan: Plan) -> None:
     """Check that all views of a pair have the same replacements, whichever process made them.
-
-    Args:
-        found: Replacements in a batch, by all processes.
-        split: The split.
-        plan: Plan of the views.
 
     Raises:
         DataError: one process could read a file and another could not.

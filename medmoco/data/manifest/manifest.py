@@ -220,16 +220,7 @@ def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
 
 
 def require_column(split: Split, column: str, reason: str) -> None:
-    """Check that the manifest has a column.
-
-    Args:
-        split: A split of the manifest.
-        column: Name of the column.
-        reason: End of "which ..." in the message, such as "decoder.mask names".
-
-    Raises:
-        ManifestError: the column is missing.
-    """
+    """Raise ManifestError if the manifest lacks a column, "which" `reason`, such as "decoder.mask names"."""
     columns = list(split.table.columns)
     if column not in columns:
         raise ManifestError(

@@ -58,12 +58,7 @@ class _Condition:
 
 
 def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str) -> NDArray[np.bool_]:
-    """Return the mask (N,) of the records that meet every condition.
-
-    Args:
-        table: N records of text cells.
-        rows: (N,) row numbers, for messages.
-        expression: See the module.
+    """Return the mask (N,) of the records of text cells that meet every condition; `rows` (N,) are for messages.
 
     Raises:
         SettingsError: the expression is invalid, or the table lacks one of its columns.

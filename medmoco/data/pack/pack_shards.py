@@ -66,14 +66,7 @@ class Shard:
 def write_shards(
     folder: Path, shards: Iterable[Shard], data: DataSettings, stop_asked: Callable[[], bool], *, workers: int
 ) -> Iterator[int]:
-    """Make shards, with images distributed over the workers; yield a shard's number after each image.
-
-    Args:
-        folder: Folder of the pack.
-        shards: Shards, each with at least one image to decode.
-        data: Data settings.
-        stop_asked: The work ends early when it returns True.
-        workers: Number of processes.
+    """Make shards, each with at least one image to decode, until asked to stop; yield a shard's number for each image.
 
     Raises:
         DataError: a shard cannot be written.

@@ -88,11 +88,6 @@ class Plan:
     frames_are_named: bool = False  # whether the manifest has a Frame column
 
     @property
-    def canvas_bytes(self) -> int:
-        """Size of a canvas, in bytes."""
-        return bytes_of_canvas(self.data)
-
-    @property
     def shards(self) -> int:
         """Number of shards."""
         return math.ceil(len(self.index) / self.per_shard)
@@ -232,7 +227,7 @@ def _todo(plan: Plan, out: Path) -> dict[int, int]:
 
 
 def _check_space(plan: Plan, out: Path, missing: int) -> None:
-    needed = missing * plan.canvas_bytes + 3 * plan.index.nbytes + SHARD_BYTES
+    needed = missing * bytes_of_canvas(plan.data) + 3 * plan.index.nbytes + SHARD_BYTES
     free = shutil.disk_usage(out).free
     if needed > free:
         raise SettingsError(
@@ -305,7 +300,7 @@ def _reopen(plan: Plan, out: Path, log: Log) -> int | None:
     for leftover in (out / RECORDS).glob("*.json"):  # of an earlier, interrupted repair
         leftover.unlink()
     _check_plan(plan, out)
-    notices, failures = (_read_list(pack.folder / name) for name in (NOTICES, FAILED))
+    notices, failures = _read_list(out / NOTICES), _read_list(out / FAILED)
     for number, sha256 in hashes.items():
         if shard_name(number) not in damaged:
             images = [_result_of(row, notices, failures) for row in pack.index[plan.part(number)]]

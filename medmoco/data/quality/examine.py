@@ -62,14 +62,7 @@ Track = Callable[[Iterator[Any], int], Iterable[Any]]
 
 
 def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSettings, track: Track) -> Examined:
-    """Read N images, each within the limits for hostile files.
-
-    Args:
-        files: (N,) paths.
-        frames: (N,) frames, counted from 1.
-        data: Data settings, with limits and number of workers.
-        track: Shows the progress.
-    """
+    """Read N images, from paths (N,) and frames (N,) counted from 1, each within the limits for hostile files."""
 
     def summarise(at: int) -> _Summary:
         image = read_as_set(files[at], int(frames[at]), data)
@@ -86,13 +79,8 @@ def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSet
         np.zeros(count, bool),
         np.full(count, -1, np.int16),
     )
-    results = map_guarded(
-        summarise,
-        range(count),
-        workers=max(1, data.workers),
-        seconds=data.decode_seconds,
-        megabytes=data.decode_megabytes,
-    )
+    workers, seconds, megabytes = max(1, data.workers), data.decode_seconds, data.decode_megabytes
+    results = map_guarded(summarise, range(count), workers=workers, seconds=seconds, megabytes=megabytes)
     for at, result in track(results, count):
         if isinstance(result, Failure):
             examined.faults[at] = _fault_kind(files[at], result.reason), result.reason

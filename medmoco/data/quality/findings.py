@@ -180,12 +180,8 @@ def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
 def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iterator[Finding]:
     """Report rows of val and test whose patient, file or pixels are in other pretraining data.
 
-    If two data sets share nothing but IDs, the IDs may agree by chance.
-
-    Args:
-        rows: All rows.
-        pixels: (R,) codes.
-        same_root: For each of the other data sets, whether its files are below the same root.
+    If two data sets share nothing but IDs, the IDs may agree by chance. `same_root` states for each of the other data
+    sets whether its files are below the same root.
     """
     for source, is_same in enumerate(same_root, len(rows.sources) - len(same_root)):
         for kind in ("file", "pixels", "patient"):

@@ -132,11 +132,7 @@ def asked_out(key: str, leave_out: tuple[str, ...]) -> bool:
 def other_content(key: str, prefix: str, scheme: Scheme, leave_out: tuple[str, ...]) -> str | None:
     """Return the type of a key that belongs to no encoder, or None if it is unknown.
 
-    Args:
-        key: The whole key.
-        prefix: Prefix of the requested encoder's names.
-        scheme: Checkpoint format of the file.
-        leave_out: Patterns of keys that the user omits, with `*`.
+    `prefix` is that of the requested encoder; keys that match a pattern of `leave_out` are omitted as asked.
     """
     if asked_out(key, leave_out):
         return AS_ASKED
