@@ -142,7 +142,8 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
             f"{unnamed:,} rows have no PatientID: each of their studies, or else each image, counts as a patient."
         )
     official = _official(prepared, table)[kept.index]
-    splits = assign(patients, labels, official, _open_shares(prepared.shares, official), seed=seed)
+    shares = {name: share for name, share in prepared.shares.items() if not (official == name).any()}
+    splits = assign(patients, labels, official, shares, seed=seed)
     places = kept["Path"] if prepared.scanned else _locate(kept["Path"], source, notes)
     faults[kept.index[places == ""]] = "image file not found in the source folder"
     kept = kept.assign(Path=places)[places != ""]
@@ -208,11 +209,6 @@ def _official(prepared: Prepared, table: pd.DataFrame) -> pd.Series[str]:
     if odd := int((~official.isin([*SPLITS, ""])).sum()):
         raise ManifestError(f"the official split of {odd} rows is unknown; download the table again")
     return official
-
-
-def _open_shares(shares: Mapping[str, float], official: pd.Series[str]) -> dict[str, float]:
-    """Return the shares of the splits that the source leaves open."""
-    return {name: share for name, share in shares.items() if not (official == name).any()}
 
 
 def _locate(paths: pd.Series[str], source: Source, notes: list[str]) -> pd.Series[str]:

@@ -8,6 +8,7 @@ the hash does.
 from __future__ import annotations
 
 import errno
+import io
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -121,7 +122,7 @@ def _size(content: dict[str, Any]) -> int:
     return counter.bytes
 
 
-class _Counter:
+class _Counter(io.RawIOBase):
     """A file that counts bytes and stores nothing."""
 
     bytes = 0
@@ -130,9 +131,6 @@ class _Counter:
         size = memoryview(data).nbytes
         self.bytes += size
         return size
-
-    def flush(self) -> None:
-        pass
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:

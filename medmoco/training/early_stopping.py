@@ -65,10 +65,6 @@ class Best:
         """Return whether `patience` epochs have passed without a better one; never if it is 0."""
         return bool(patience) and self.validated - 1 - self.epoch >= patience
 
-    def as_content(self) -> dict[str, Any]:
-        """Return tensors and plain values for a checkpoint, from which `Best(**content)` is restored."""
-        return {"epoch": self.epoch, "score": self.score, "model": self.model, "validated": self.validated}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedJob(Job):
@@ -125,7 +121,7 @@ class Selection:
             self.session.log.record(step, self._after_epoch(epochs - 1, lambda: False))
 
     def _save(self, state: TrainState) -> None:
-        self.session.save(state, best=self.best.as_content())
+        self.session.save(state, best=dict(vars(self.best)))
 
     def _after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
         """Score val, and keep the weights if they are the best so far."""

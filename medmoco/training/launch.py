@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -87,7 +86,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         DistributedError: a process was killed.
     """
     logging.disable(logging.ERROR)  # the launcher would repeat the errors of the processes
-    signal.signal(signal.SIGUSR1, _ask_to_stop)
+    # The launcher passes SIGTERM on to the processes.
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     # Otherwise every process would start a thread for each core.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
@@ -103,10 +103,6 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     except SignalException:
         return Stopped.exit_code
     return 0
-
-
-def _ask_to_stop(number: int, frame: FrameType | None) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)  # which the launcher passes on to the processes
 
 
 def _exit_code(failures: dict[int, Any]) -> int:

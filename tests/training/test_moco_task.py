@@ -215,7 +215,7 @@ def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
         held = (held + 2 * key.samples.tolist())[-200:]
         assert sorted(model.queue_numbers[model.queue_numbers >= 0].tolist()) == sorted(held)
     check_sizes(24, settings)
-    with pytest.raises(SettingsError, match=r"method\.negatives to other_images, which leaves them out"):
+    with pytest.raises(SettingsError, match=r"method\.negatives to\nother_images, which excludes them"):
         check_sizes(24, make_settings("method.queue_size=200"))
 
 

@@ -32,17 +32,11 @@ from medmoco.data.image_io.intensity import (
     Pixels,
     Unreadable,
     Window,
-    fitted,
     on_canvas,
     quiet,
 )
 from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits, check_file, limits_of, within
 from medmoco.errors import ImageError
-
-__all__ = [
-    "Canvas", "FileFormat", "GrayImage", "Limits", "Window", "file_format", "fitted", "quiet", "read_as_set",
-    "read_canvas", "read_image", "reading", "to_canvas",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -243,7 +244,7 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
     workers = settings.data.workers
     if not workers or not SHARED_MEMORY.is_dir():
         return
-    free = _free_bytes(SHARED_MEMORY)
+    free = shutil.disk_usage(SHARED_MEMORY).free
     needed = shared_bytes(settings, share_of_batch, processes, workers, views)
     if needed <= free:
         return
@@ -256,11 +257,6 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
         f" {'pairs of ' * (views > 1)}views).\n"
         f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which needs none' * (not fewer)}."
     )
-
-
-def _free_bytes(folder: Path) -> int:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
 
 
 def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int, views: int = 2) -> int:

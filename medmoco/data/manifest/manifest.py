@@ -60,16 +60,10 @@ class Split:
 
     def select(self, which: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Split:
         """Return the rows selected by a mask (N,) or by positions (M,), in that order."""
-        return replace(
-            self,
-            rows=self.rows[which],
-            files=self.files[which],
-            frames=self.frames[which],
-            patients=self.patients[which],
-            labels=self.labels[which],
-            raw_labels=self.raw_labels[which],
-            table=self.table[which] if which.dtype == bool else self.table.iloc[which],
-        )
+        arrays = ("rows", "files", "frames", "patients", "labels", "raw_labels")
+        selected: dict[str, Any] = {name: getattr(self, name)[which] for name in arrays}
+        table = self.table[which] if which.dtype == bool else self.table.iloc[which]
+        return replace(self, table=table, **selected)
 
 
 def load_manifest(

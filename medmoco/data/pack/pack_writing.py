@@ -239,7 +239,8 @@ def _check_space(plan: Plan, out: Path, missing: int) -> None:
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Lock a folder against other processes while it is written."""
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _holds_pack(out))):
+    is_pack = (out / INFO).is_file() or (out / RECORDS).is_dir()
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_pack)):
         raise SettingsError(f"{out} is not a pack and not empty; choose a new folder with --out")
     try:
         (out / RECORDS).mkdir(parents=True, exist_ok=True)
@@ -261,10 +262,6 @@ def _claimed(out: Path) -> Iterator[None]:
 def _drop_half_written(out: Path) -> None:
     for file in [*out.glob("*.tmp"), *(out / RECORDS).glob("*.tmp")]:
         file.unlink(missing_ok=True)
-
-
-def _holds_pack(out: Path) -> bool:
-    return (out / INFO).is_file() or (out / RECORDS).is_dir()
 
 
 # Complete packs

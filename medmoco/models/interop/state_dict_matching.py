@@ -44,18 +44,17 @@ class Imported:
         """Return the number of keys with an outcome."""
         return sum(row.outcome == outcome for row in self.rows)
 
+    def reasons(self, outcome: str) -> Counter[str]:
+        """Return the number of keys with an outcome for each reason."""
+        return Counter(row.what for row in self.rows if row.outcome == outcome)
+
     def summary(self) -> str:
         """Return a line that describes the loaded and the omitted tensors."""
-        reasons = Counter(row.what for row in self.rows if row.outcome == "left out")
-        left = f" ({', '.join(f'{count} {what}' for what, count in reasons.most_common())})" if reasons else ""
-        converted = Counter(row.what for row in self.rows if row.outcome == "converted")
-        how = f" ({', '.join(f'{count} {what}' for what, count in converted.most_common())})" if converted else ""
-        found = self.found
-        return (
-            f"{found.which} encoder of a {found.scheme.name} file with names of {found.naming}:"
-            f" {self.count('matched')} tensors unchanged, {self.count('converted')} converted{how},"
-            f" {self.count('left out')} left out{left}"
-        )
+        found, parts = self.found, [f"{self.count('matched')} tensors unchanged"]
+        for outcome in ("converted", "left out"):
+            reasons = ", ".join(f"{count} {what}" for what, count in self.reasons(outcome).most_common())
+            parts.append(f"{self.count(outcome)} {outcome}{f' ({reasons})' * bool(reasons)}")
+        return f"{found.which} encoder of a {found.scheme.name} file with names of {found.naming}: {', '.join(parts)}"
 
 
 @dataclass
