@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import active_children
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
