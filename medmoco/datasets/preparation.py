@@ -1,4 +1,4 @@
-"""The part that all data sets share: from their tables in common terms to a manifest with a README.md."""
+"""The steps that all data sets share, from tables in common terms to a manifest with a README.md."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class PreparedManifest:
-    """What `medmoco.datasets.prepare.prepare` has written.
+    """The manifest that `medmoco prepare` has written.
 
     Attributes:
-        folder: With train.csv, val.csv, test.csv and README.md.
+        folder: Contains train.csv, val.csv, test.csv and README.md.
         counts: Split -> number of images.
-        left_out: How many images are not in any split; left_out.csv gives the reason for each.
-        text: A summary for the screen.
+        left_out: Number of images in no split; left_out.csv gives the reason for each.
+        text: Summary for the screen.
     """
 
     folder: Path

@@ -107,7 +107,7 @@ class MoCo(nn.Module):
         predictor: Maps the query encoder's embedding to the key's; None if there is none.
         decoder: Reconstructs the view from the embedding; None if there is none.
         queue: (K, D) unit L2 norm, negative keys, the oldest at `pointer`.
-        queue_numbers: (K,) int64, the image or patient of each key in the queue, -1 for none; only where some keys do
+        queue_numbers: (K,) int64, the image or patient of each key in the queue, -1 for none; only if some keys do
             not count for some queries.
         pointer: Position in the queue of the next key, scalar int64.
         gather: Joins (b, ...) of all processes to (B, ...), without gradient; the identity on one.

@@ -60,7 +60,7 @@ class Facts:
 
     read: Rate  # reading and decoding, in one process
     views: Rate  # making two views of a canvas, in one process
-    step: Rate  # the training step on made-up images
+    step: Rate  # the training step on random images
     together: Rate  # the whole training loop
     waiting: float  # share of the time that training waited for data
     workers: int  # data.workers
@@ -106,7 +106,7 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
         log("2 of 4: views, in one process")
         views = _rate(_view_making(split, settings), seconds)
     log("3 of 4: the training step, on random images")
-    step, _ = _train(repeat(_made_up(settings)), split, settings, precision, seconds, skip=2)
+    step, _ = _train(repeat(_random_batch(settings)), split, settings, precision, seconds, skip=2)
     log("4 of 4: the whole training loop")
     batches = training_batches(split, settings, _order(split, settings), 0)
     prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
@@ -330,7 +330,7 @@ def _order(split: Split, settings: RunSettings) -> StepOrder:
     return StepOrder(settings.seed, len(split), settings.train.global_batch_size, _ENDLESS)
 
 
-def _made_up(settings: RunSettings) -> Batch:
+def _random_batch(settings: RunSettings) -> Batch:
     """Return a batch of noise: the time of a step does not depend on the content of images."""
     size, batch = settings.views.size, settings.train.global_batch_size
     dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16

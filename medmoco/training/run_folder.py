@@ -53,7 +53,7 @@ _FIXED = (
 class StartMode:
     """What happens to a run that is in the folder already; without any of these it is refused."""
 
-    resume: bool = False  # continue from its newest checkpoint, or from step 0 where it has none yet
+    resume: bool = False  # continue from its newest checkpoint, or from step 0 if it has none yet
     overwrite: bool = False
     allow_change: bool = False  # resume although settings or the manifest have changed
 
@@ -293,7 +293,7 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
 
 
 def _defaults() -> Tree:
-    """Return the defaults of all settings, as a checkpoint holds them."""
+    """Return the defaults of all settings, as stored in checkpoints."""
     return RETIRED | portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
 
 

@@ -45,7 +45,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def print_warning(text: str) -> None:
-    """Warn where no run log is open."""
+    """Print a warning when no run log is open."""
     print(f"warning: {text}", file=sys.stderr)
 
 

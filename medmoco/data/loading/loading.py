@@ -320,7 +320,7 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -
         batch_size=None,  # a key already identifies a whole batch
         sampler=keys,
         num_workers=workers,
-        collate_fn=_hand_over,
+        collate_fn=hand_over,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available() and settings.train.device != "cpu",
         prefetch_factor=AHEAD if workers else None,
@@ -328,12 +328,15 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -
     return items_of(loader, settings)
 
 
-def _hand_over(item: Any) -> Any:
-    if isinstance(item, Batch):
-        try:
+def hand_over(item: Any) -> Any:
+    """Move a worker's batch or tuple of tensors to shared memory here: without room, DataLoader would lose it."""
+    try:
+        if isinstance(item, Batch):
             share([*item.views, item.samples, *item.weights])
-        except DataError as error:
-            return error
+        elif isinstance(item, tuple):
+            share(item)
+    except DataError as error:
+        return error
     return item
 
 
