@@ -169,8 +169,7 @@ def parse_info(raw: bytes) -> dict[str, Any]:
         raise DataError(f"{INFO} of the pack is damaged; make the pack again") from None
     if not isinstance(info, dict) or info.get("format") not in (FORMAT, FORMAT_OF_CHANNELS):
         raise DataError(f"the pack has another format than {FORMAT}, which this version reads; make it again")
-    names = [*info["files"]]
-    if any(Path(name).name != name for name in names):
+    if any(Path(name).name != name for name in info["files"]):
         raise DataError(f"{INFO} of the pack names files outside its folder; do not use it")
     return info
 

@@ -122,16 +122,11 @@ def _list_rows(rows: Rows, results: Sequence[Finding], every: Sequence[Split]) -
     paths = np.concatenate([split.table["Path"].to_numpy(dtype=object) for split in every])
     sources = np.array(rows.sources, dtype=object)
     parts = [
-        pd.DataFrame(
-            {
-                "split": sources[rows.source[finding.rows]],
-                "row": rows.number[finding.rows],
-                "severity": finding.severity,
-                "fault": finding.kind,
-                "detail": [" ".join(detail.split()) for detail in finding.details],
-                "Path": paths[finding.rows],
-            }
-        )
+        pd.DataFrame({
+            "split": sources[rows.source[finding.rows]], "row": rows.number[finding.rows],
+            "severity": finding.severity, "fault": finding.kind,
+            "detail": [" ".join(detail.split()) for detail in finding.details], "Path": paths[finding.rows],
+        })
         for finding in sorted(results, key=lambda one: one.severity != "fault")
-    ]
+    ]  # fmt: skip
     return pd.concat([part for part in parts if len(part)] or parts[:1])
