@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from benchmarks.turns import report, seconds_per_round
 from medmoco.config import MethodSettings, ModelSettings, TrainSettings, ViewSettings
-from medmoco.data.loading.loading import to_float
+from medmoco.data.augment.normalisation import to_float
 from medmoco.models.backbones import create_backbone
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.moco import MoCo, create_moco, info_nce

@@ -20,9 +20,8 @@ TEXTS = ("*.md", "docs/**/*.md", "manifests/**/*.md", "configs/**/*.y*ml", "exam
 EXEMPT = ("CHANGELOG.md",)
 """The history, which is not rewritten."""
 NOT_YET: tuple[str, ...] = (
-    "medmoco/datasets/", "medmoco/detection/", "medmoco/evaluation/", "medmoco/exporting/", "medmoco/reporting/",
-    "medmoco/training/", "medmoco/tuning/", "medmoco/cli/training.py", "medmoco/cli/use.py", "medmoco/models/moco.py",
-    "medmoco/models/batch_norm.py",
+    "medmoco/detection/", "medmoco/evaluation/", "medmoco/exporting/", "medmoco/reporting/",
+    "medmoco/cli/training.py", "medmoco/cli/use.py",
 )  # fmt: skip
 """Starts of paths whose texts are still to be reworded; only ever shortened."""
 

@@ -25,9 +25,7 @@ RETIRED: Tree = {"method.queue_sharded": False}
 At that default they are ignored, so that old runs load and resume; any other value is refused with the reason.
 """
 
-_REASONS = {
-    "method.queue_sharded": "every process now holds the whole queue, 34 MB for 65,536 keys of 128 numbers",
-}
+_REASONS = {"method.queue_sharded": "every process now holds the whole queue, 34 MB for 65,536 keys of 128 numbers"}
 
 
 class RunSettings(Settings):

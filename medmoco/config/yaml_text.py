@@ -60,11 +60,7 @@ _Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
 
 
 def parse(text: str, where: str) -> Any:
-    """Return the value of a YAML text.
-
-    Args:
-        text: YAML.
-        where: Origin of the text, for messages.
+    """Return the value of a YAML text; `where` is its origin, for messages.
 
     Raises:
         SettingsError: the text is not YAML, or contains other than plain values: other types, keys that are not text

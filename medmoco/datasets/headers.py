@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -53,22 +54,15 @@ _OLDEST = 120
 
 
 def read_headers(root: Path, paths: Sequence[str], workers: int) -> pd.DataFrame:
-    """Read the headers of many files, in parallel.
-
-    Args:
-        root: Folder of the files.
-        paths: N paths relative to it.
-        workers: Number of processes; 1 reads in this one.
+    """Read the headers of files below a folder in several processes; with 1, in this one.
 
     Returns:
         N rows in the order of `paths`, every cell text: `COLUMNS`, and Fault, the reason why a file is not an image.
     """
     read: Callable[[str], dict[str, str]] = partial(_read_header, root)
-    if workers <= 1:
-        records = list(track(map(read, paths), len(paths), "headers"))
-    else:
-        with ProcessPoolExecutor(workers) as pool:
-            records = list(track(pool.map(read, paths, chunksize=64), len(paths), "headers"))
+    with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
+        found = pool.map(read, paths, chunksize=64) if pool else map(read, paths)
+        records = list(track(found, len(paths), "headers"))
     return pd.DataFrame(records, columns=[*COLUMNS, "Fault"], dtype=str).fillna("")
 
 

@@ -1,4 +1,4 @@
-"""The part that all data sets share: from their tables in common terms to a manifest with a README.md."""
+"""The steps that all data sets share, from tables in common terms to a manifest with a README.md."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medmoco.data.manifest.manifest import SPLITS
-from medmoco.data.manifest.split_files import (
-    SHARES,
-    assign,
-    counts_page,
-    patient_ids,
-    summary,
-    write_folder,
-)
+from medmoco.data.manifest.split_files import SHARES, assign, counts_page, patient_ids, summary, write_folder
 from medmoco.datasets.headers import years
 from medmoco.datasets.source import Source, numbers
 from medmoco.errors import ManifestError
@@ -41,19 +34,12 @@ _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"
 
 @dataclass(frozen=True)
 class About:
-    """Origin of a data set.
+    """Origin of a data set."""
 
-    Attributes:
-        name: As its makers call it.
-        url: Download page; blank if the data are the user's own.
-        licence: Its terms in a few words.
-        images: Number of images that its makers published; None if that varies.
-    """
-
-    name: str
-    url: str = ""
-    licence: str = ""
-    images: int | None = None
+    name: str  # as its makers call it
+    url: str = ""  # download page; blank if the data are the user's own
+    licence: str = ""  # its terms in a few words
+    images: int | None = None  # number of images that its makers published; None if that varies
 
 
 @dataclass(frozen=True)
@@ -87,13 +73,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class PreparedManifest:
-    """What `medmoco.datasets.prepare.prepare` has written.
+    """The manifest that `medmoco prepare` has written.
 
     Attributes:
-        folder: With train.csv, val.csv, test.csv and README.md.
+        folder: Contains train.csv, val.csv, test.csv and README.md.
         counts: Split -> number of images.
-        left_out: How many images are not in any split; left_out.csv gives the reason for each.
-        text: A summary for the screen.
+        left_out: Number of images in no split; left_out.csv gives the reason for each.
+        text: Summary for the screen.
     """
 
     folder: Path
@@ -156,7 +142,8 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
             f"{unnamed:,} rows have no PatientID: each of their studies, or else each image, counts as a patient."
         )
     official = _official(prepared, table)[kept.index]
-    splits = assign(patients, labels, official, _open_shares(prepared.shares, official), seed=seed)
+    shares = {name: share for name, share in prepared.shares.items() if not (official == name).any()}
+    splits = assign(patients, labels, official, shares, seed=seed)
     places = kept["Path"] if prepared.scanned else _locate(kept["Path"], source, notes)
     faults[kept.index[places == ""]] = "image file not found in the source folder"
     kept = kept.assign(Path=places)[places != ""]
@@ -222,11 +209,6 @@ def _official(prepared: Prepared, table: pd.DataFrame) -> pd.Series[str]:
     if odd := int((~official.isin([*SPLITS, ""])).sum()):
         raise ManifestError(f"the official split of {odd} rows is unknown; download the table again")
     return official
-
-
-def _open_shares(shares: Mapping[str, float], official: pd.Series[str]) -> dict[str, float]:
-    """Return the shares of the splits that the source leaves open."""
-    return {name: share for name, share in shares.items() if not (official == name).any()}
 
 
 def _locate(paths: pd.Series[str], source: Source, notes: list[str]) -> pd.Series[str]:

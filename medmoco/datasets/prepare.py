@@ -1,4 +1,4 @@
-"""A data set's name to its manifest: what `medmoco prepare` and the scripts in dataset_processing/ call."""
+"""Make a data set's manifest by its name, for `medmoco prepare` and the scripts in dataset_processing/."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLLECTIONS = {
     "medmnist": "a MedMNIST .npz file; writes its images as PNG too",
 }
 DATASETS = dict(sorted((RADIOGRAPHS | COLLECTIONS).items()))
-"""Name of a data set, which is also that of its module -> one line about it."""
+"""Name of a data set, and of its module -> one line about it."""
 
 
 def prepare(
@@ -42,9 +42,9 @@ def prepare(
         name: One of `DATASETS`.
         source: Folder with the data set's tables and images as its makers publish them; for MedMNIST the .npz file.
         out: New or empty folder for the manifest.
-        seed: Of the splits that the makers do not define.
+        seed: Seed of the splits that the makers do not define.
         gzip: Whether to write .csv.gz files.
-        workers: Processes that read DICOM headers, where a data set needs them; None is one per CPU core.
+        workers: Processes that read DICOM headers, if a data set needs them; None is one per CPU core.
 
     Raises:
         ManifestError: the source lacks a table, or a table is not the published one.

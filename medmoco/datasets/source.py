@@ -20,17 +20,11 @@ from medmoco.utils.tables import PACKED, read_bytes
 
 @dataclass(frozen=True)
 class Source:
-    """A downloaded data set and the place for its manifest.
+    """A downloaded data set and the place for its manifest."""
 
-    Attributes:
-        folder: Folder of the data set, or its file if it is a single file.
-        out: Folder for the manifest.
-        workers: Number of processes that read DICOM headers.
-    """
-
-    folder: Path
-    out: Path
-    workers: int = 1
+    folder: Path  # folder of the data set, or its file if it is a single file
+    out: Path  # folder for the manifest
+    workers: int = 1  # number of processes that read DICOM headers
 
     @cached_property
     def files(self) -> list[str]:

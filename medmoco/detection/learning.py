@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from medmoco.config import RunSettings
 from medmoco.data.augment import views as view_maker
-from medmoco.data.image_io.images import Canvas, fitted
+from medmoco.data.image_io.images import Canvas
+from medmoco.data.image_io.intensity import fitted
 from medmoco.data.loading.loading import Batch, Batches, evaluation_batches, training_batches
 from medmoco.data.loading.pairs import ONE_VIEW
 from medmoco.data.loading.sampler import WHOLE, Share, StepOrder

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmoco.data.loading.loading import to_float
+from medmoco.data.augment.normalisation import to_float
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.features.encoder import Encoder
 from medmoco.evaluation.supervised.classifier import Classifier

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
+from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import unchanged
 from medmoco.data.loading.emptiness import Emptiness, check_masks
-from medmoco.data.loading.loading import read_canvases, to_float, whole_views
+from medmoco.data.loading.loading import read_canvases, whole_views
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.pack.pack import RECIPE, RECIPE_OF_CHANNELS
 from medmoco.errors import CheckpointError

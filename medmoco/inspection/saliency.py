@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medmoco.config import ModelSettings, RunSettings
-from medmoco.data.loading.loading import to_float
+from medmoco.data.augment.normalisation import to_float
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.inputs import find_label, find_rows, load_splits, on_device

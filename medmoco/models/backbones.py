@@ -137,15 +137,10 @@ def _create(name: str, size: int, channels: int) -> Backbone:
 
 
 def check_size(backbone: Backbone, size: int, key: str = "views.size") -> None:
-    """Check that a network accepts images of a size: some reduce small images to nothing.
-
-    Args:
-        backbone: Encoder on the CPU.
-        size: Side of the images, in pixels.
-        key: Setting with the size.
+    """Check that a network on the CPU accepts images of a size: some reduce small images to nothing.
 
     Raises:
-        SettingsError: it does not; suggests the smallest common size that works.
+        SettingsError: it does not; names the setting and the smallest common size that works.
     """
     # The meta device computes only shapes, which is free. Networks that fail there are then tried on the CPU.
     if not _misfit(backbone, size, "meta") or not (reason := _misfit(backbone, size, "cpu")):

@@ -1,14 +1,13 @@
-"""Batch norm over groups of the batch: on one device, the same as separate batch norms on many devices.
+"""Batch norm over groups of the batch, which on one device equals separate batch norms on several devices.
 
 With statistics over the whole batch, a query can recognise its key by the statistics they share. Groups, with the keys
 shuffled between them, prevent this shortcut (He et al. 2020, section 3.3; for one device facebookresearch/moco
 issue 47).
 
-The running statistics wait until a step is complete and then move once, towards the mean over all of its groups. So
-they depend neither on how many processes or parts share the batch, nor on a step that is skipped.
+The running statistics are updated once a step is complete, towards the mean over all of its groups. So they depend
+neither on how many processes or parts share the batch, nor on skipped steps.
 
-Detectors and classifiers have no such shortcut: where a process has few images, they need statistics over those of all
-processes.
+Detectors and classifiers have no such shortcut: if a process has few images, they need statistics over all processes.
 """
 
 from __future__ import annotations
@@ -23,14 +22,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
-    """Make every batch norm inside `module` take its statistics over `splits` equal groups of its batch.
+    """Let every batch norm inside `module` compute its statistics over `splits` equal groups of its training batch.
 
-    Names, parameters and evaluation mode stay as they are; any subclass (timm fuses activations) keeps its own forward.
-    In training `settle_statistics` must follow every step.
-
-    Args:
-        module: Changed in place.
-        splits: Number of groups; must divide every training batch.
+    Names, parameters and evaluation mode are unchanged; subclasses (timm fuses activations) keep their own forward. In
+    training, call `settle_statistics` after every step.
     """
     layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     for layer in layers:
@@ -62,14 +57,13 @@ def _split_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
 
 
 def sync_batch_norm(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> None:
-    """Make every batch norm inside `module` take its statistics over the batches of all processes.
+    """Let every batch norm inside `module` compute its statistics over the batches of all processes.
 
-    Like `torch.nn.SyncBatchNorm`, which needs a GPU, but for any device and subclass. Names, parameters and evaluation
-    mode stay as they are. In training `settle_statistics` must follow every step.
+    Like `torch.nn.SyncBatchNorm`, which needs a GPU, but for any device and subclass; otherwise as `split_batch_norm`.
 
     Args:
-        module: Changed in place.
-        gather: Takes (1, n) to (processes, n), the same rows on all processes; gradients pass through.
+        module: Module to change in place.
+        gather: Maps (1, n) to (processes, n), the same rows on all processes; gradients pass through.
     """
     split_batch_norm(module, 1)
     for layer in _split_layers(module):
@@ -126,10 +120,10 @@ def _affine(layer: Any, base: type[_BatchNorm], whitened: Tensor) -> Tensor:
 
 @torch.no_grad()
 def settle_statistics(module: nn.Module, mean: Callable[[Tensor], Tensor] = lambda own: own) -> None:
-    """Move all running statistics towards those of the groups seen since the last call.
+    """Update all running statistics with those of the groups since the last call.
 
     Args:
-        module: Holds batch norms that `split_batch_norm` has changed.
+        module: Module whose batch norms `split_batch_norm` has changed.
         mean: Returns the mean of a vector over all processes, which must call this together.
     """
     layers = [layer for layer in _split_layers(module) if layer.groups]
@@ -148,7 +142,7 @@ def settle_statistics(module: nn.Module, mean: Callable[[Tensor], Tensor] = lamb
 
 
 def forget_statistics(module: nn.Module) -> None:
-    """Leave the running statistics as they were before the step."""
+    """Keep the running statistics from before the step."""
     for layer in _split_layers(module):
         layer.groups.clear()
 

@@ -21,11 +21,7 @@ def conv_stem_widths(embed_dim: int, patch_size: int = 16) -> list[int]:
 def conv_stem(img_size: Any, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> HybridEmbed:
     """Return an `embed_layer` for timm: 3 x 3 convolutions that each halve the image, followed by one of 1 x 1.
 
-    Args:
-        img_size: Side of the images, in pixels.
-        patch_size: Side of the patches that it replaces, a power of two.
-        in_chans: Number of input channels.
-        embed_dim: Width of a token.
+    It replaces patches whose side `patch_size`, in pixels, is a power of two.
     """
     widths = conv_stem_widths(embed_dim, patch_size)
     halvings = len(widths) - 1

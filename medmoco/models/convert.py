@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import tempfile
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,8 +106,6 @@ def native_size(
 def _facts(file: Path, net: Backbone, imported: Imported) -> dict[str, Any]:
     """Return the content of import.json. The file is identified by its hash alone, since its path is private."""
     found = imported.found
-    converted = Counter(row.what for row in imported.rows if row.outcome == "converted")
-    left_out = Counter(row.what for row in imported.rows if row.outcome == "left out")
     return {
         "source": {"sha256": sha256_of(file), "bytes": file.stat().st_size, "kind": file.suffix.lstrip(".")},
         "scheme": found.scheme.name,
@@ -117,8 +114,8 @@ def _facts(file: Path, net: Backbone, imported: Imported) -> dict[str, Any]:
         "model": {"backbone": net.name, "feature_dim": net.feature_dim, "size": net.fixed_size},
         "keys": {
             "matched": imported.count("matched"),
-            "converted": dict(converted),
-            "left_out": dict(left_out),
+            "converted": dict(imported.reasons("converted")),
+            "left_out": dict(imported.reasons("left out")),
             "added": imported.added,
         },
         "preparation": {**asdict(found.scheme.preparation), "order": "(pixel / white - mean) / std"},

@@ -38,7 +38,7 @@ class Decoder(nn.Module):
 
 
 def create_decoder(embedding_dim: int, size: int, channels: int, settings: DecoderSettings) -> Decoder | None:
-    """Build the decoder for views of a size and of some channels; None where it has no weight in the loss."""
+    """Build the decoder for views of a size and number of channels; None if it has no weight in the loss."""
     return Decoder(embedding_dim, size, channels, settings) if settings.weight else None
 
 
@@ -48,8 +48,8 @@ def weighted_squared_error(made: Tensor, views: Tensor, weights: Tensor | None, 
     Args:
         made: (B, C, S, S), the reconstruction.
         views: (B, C, S, S), normalised.
-        weights: (B, 1, S, S) from 0, empty space, to 1; all 1 if not given.
-        empty_weight: Of a pixel of empty space.
+        weights: (B, 1, S, S), from 0 for empty space to 1; None means 1 everywhere.
+        empty_weight: Weight of a pixel of empty space.
 
     Source: grantmerz/moco, whose mean is over all pixels too, empty or not.
     """

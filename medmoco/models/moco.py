@@ -1,6 +1,6 @@
 """Momentum contrast in the order of the paper's algorithm 1: query encoder, key encoder, queue, InfoNCE.
 
-Without a queue the other keys of the batch are the negatives, and a predictor may follow the query encoder: that is v3.
+Without a queue, the other keys of the batch are the negatives; with a predictor after the query encoder, that is v3.
 
 Legend: B batch, b this process's share of it, F features, D embedding, K queue, N negatives.
 Source: He et al. 2020 (arXiv:1911.05722); MLP projector and temperature of Chen et al. 2020 (arXiv:2003.04297);
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """Return embeddings before normalisation, (B, C, H, W) -> (B, D).
 
-        From the projector on, arithmetic is never below float32: early cosines differ by less than bf16 resolves.
+        From the projector on, arithmetic is in float32 or more: early cosines differ by less than bf16 resolves.
         """
         features = self.backbone(views)
         with torch.autocast(views.device.type, enabled=False):
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
 
 class Branches(nn.Module):
-    """Everything the loss trains: query encoder, predictor and decoder. One forward pass for all views of a step."""
+    """All that the loss trains, query encoder, predictor and decoder, in one forward pass for all views of a step."""
 
     def __init__(self, query_encoder: nn.Module, predictor: nn.Module | None, decoder: nn.Module | None) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Branches(nn.Module):
     def forward(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the queries of each view, (b, C, H, W) -> (b, D) unit L2 norm, and its reconstruction.
 
-        Reconstructions are (b, C, H, W), from the embedding before it is normalised; none without a decoder.
+        Reconstructions are (b, C, H, W), from the embedding before normalisation; none without a decoder.
         """
         embeddings = [self.query_encoder(view) for view in views]
         queries = [functional.normalize(self._predict(embedding), dim=1) for embedding in embeddings]
@@ -71,22 +71,17 @@ class Branches(nn.Module):
 
 
 class Negatives(NamedTuple):
-    """Keys that queries are pushed away from.
+    """The negative keys of queries."""
 
-    Attributes:
-        keys: (N, D), unit L2 norm.
-        excluded: (b, N) bool, the keys that do not count for a query; None where all count.
-    """
-
-    keys: Tensor
-    excluded: Tensor | None = None
+    keys: Tensor  # (N, D), unit L2 norm
+    excluded: Tensor | None = None  # (b, N) bool, the keys that do not count for a query; None if all count
 
 
 class MoCo(nn.Module):
     """Momentum contrast around any backbone, as a module whose forward pass returns the loss.
 
-    It owns a copy of the backbone with a projector (the key encoder, which follows the first as a moving average and
-    has no gradient) and a queue of earlier keys. The defaults are those of MoCo v2. On several processes, use `medmoco
+    It contains a copy of the backbone with a projector (the key encoder, a moving average without gradient) and a queue
+    of earlier keys. The defaults are those of MoCo v2. On several processes, use `medmoco
     pretrain`, which gathers keys and shuffles them between the processes.
 
     With batch norm, a query can recognise its key by the batch statistics that both share. On one device, let batch
@@ -109,10 +104,10 @@ class MoCo(nn.Module):
     Attributes:
         query_encoder: Backbone and projector, trained by the loss; `query_encoder.backbone` is what you keep.
         key_encoder: Moving average of the query encoder's parameters; batch-norm statistics are its own.
-        predictor: Maps the query encoder's embedding to the key's; None where there is none.
-        decoder: Reconstructs the view from the embedding; None where there is none.
+        predictor: Maps the query encoder's embedding to the key's; None if there is none.
+        decoder: Reconstructs the view from the embedding; None if there is none.
         queue: (K, D) unit L2 norm, negative keys, the oldest at `pointer`.
-        queue_numbers: (K,) int64, the image or patient of each key in the queue, -1 for none; only where some keys do
+        queue_numbers: (K,) int64, the image or patient of each key in the queue, -1 for none; only if some keys do
             not count for some queries.
         pointer: Position in the queue of the next key, scalar int64.
         gather: Joins (b, ...) of all processes to (B, ...), without gradient; the identity on one.
@@ -170,7 +165,7 @@ class MoCo(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def forward(self, query_views: Tensor, key_views: Tensor, shuffle: Tensor | None = None) -> Tensor:
-        """Return the loss of one step and, in training mode, move the key encoder and the queue on.
+        """Return the loss of one step and, in training mode, update the key encoder and the queue.
 
         Args:
             query_views: (B, C, H, W).
@@ -185,7 +180,7 @@ class MoCo(nn.Module):
         k = self.embed_keys(key_views if shuffle is None else key_views[shuffle], shuffle)  # (B, D)
         (q,), _ = self.branches()([query_views])  # (B, D)
         if self.queue_size:
-            negatives = Negatives(self.queue.clone())  # the backward pass needs it as it is now
+            negatives = Negatives(self.queue.clone())  # the backward pass needs the present one
         else:
             negatives = batch_negatives(k, torch.arange(len(k), device=k.device))
         loss = info_nce(*self.compare(q, k, negatives))
@@ -199,16 +194,12 @@ class MoCo(nn.Module):
         return len(self.queue)
 
     def branches(self) -> Branches:
-        """Return everything the loss trains."""
+        """Return all modules that the loss trains."""
         return Branches(self.query_encoder, self.predictor, self.decoder)
 
     @torch.no_grad()
     def update_key_encoder(self, momentum: float | None = None) -> None:
-        """Move the key encoder's parameters towards the query encoder's. Source: He et al. 2020, eq. 2.
-
-        Args:
-            momentum: Share of them that is kept; `key_momentum` if not given.
-        """
+        """Move the key encoder's parameters towards the query encoder's. Source: He et al. 2020, eq. 2."""
         momentum = self.key_momentum if momentum is None else momentum
         keys: list[Tensor] = list(self.key_encoder.parameters())
         queries: list[Tensor] = list(self.query_encoder.parameters())
@@ -219,12 +210,12 @@ class MoCo(nn.Module):
     def embed_keys(self, key_views: Tensor, shuffle: Tensor | None = None, parts: int = 1) -> Tensor:
         """Embed the keys of the whole batch.
 
-        Only embeddings travel between processes: each process makes the views that it embeds.
+        Only embeddings are exchanged between processes: each process makes the views that it embeds.
 
         Args:
             key_views: (b, C, H, W), in the order in which the key encoder sees them.
-            shuffle: (B,) int64, that order over all processes, as positions in the order of the queries; None where
-                both are the same.
+            shuffle: (B,) int64, that order over all processes, as positions in the order of the queries; None if it
+                is the same.
             parts: Number of forward passes.
 
         Returns:
@@ -235,28 +226,18 @@ class MoCo(nn.Module):
         return k if shuffle is None else k[torch.argsort(shuffle)]  # back to the order of the queries
 
     def queue_negatives(self, numbers: Tensor | None = None) -> Negatives:
-        """Return the queue, without the keys that share the number of a query.
-
-        Args:
-            numbers: (b,) int64, the image or patient of each query; None where every key counts.
-        """
+        """Return the queue, excluding for each query the keys with its number (b,), that of its image or patient."""
         return Negatives(self.queue, None if numbers is None else numbers[:, None] == self.queue_numbers)
 
     def compare(self, q: Tensor, k: Tensor, negatives: Negatives | None = None) -> tuple[Tensor, Tensor]:
-        """Return the logits of queries (b, D) with their keys (b, D), and with the negatives; see `similarities`.
-
-        Args:
-            q: (b, D).
-            k: (b, D), their keys.
-            negatives: N of them; the queue if not given.
-        """
+        """Return the logits of queries (b, D) with their keys (b, D) and with the negatives, by default the queue."""
         keys, excluded = negatives or self.queue_negatives()
         with torch.autocast(q.device.type, enabled=False):
             return similarities(q, k, keys, self.temperature, excluded)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, numbers: Tensor | None = None) -> None:
-        """Replace the oldest negatives by `keys`, wrapping at the end at any batch size.
+        """Replace the oldest negatives by `keys` of any number, wrapping around at the end.
 
         If the loss was computed with the queue itself, call this after the backward pass.
 
@@ -292,14 +273,9 @@ def _feature_dim(backbone: nn.Module) -> int:
 def create_moco(
     backbone: Backbone, method: MethodSettings, *, seed: int, decoder: DecoderSettings | None = None, size: int = 224
 ) -> MoCo:
-    """Build the method of a run around a backbone; all new weights depend on the seed alone.
+    """Build the method of a run around a backbone; all new weights depend only on the seed.
 
-    Args:
-        backbone: Of the query encoder.
-        method: Of the run.
-        seed: Of the new weights.
-        decoder: Size and weight of a decoder; one of weight 0 is not built.
-        size: Side in pixels of the views that the decoder reconstructs.
+    A decoder, if it has a weight, reconstructs views of `size` pixels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -325,9 +301,9 @@ def batch_negatives(
 
     Args:
         keys: (B, D), of the whole batch.
-        own: (b,) int64, the position in it of each query's own key, which is its positive.
-        numbers: (b,) int64, the image or patient of each query; None where every other key counts.
-        key_numbers: (B,) int64, of each key.
+        own: (b,) int64, the position of each query's positive key.
+        numbers: (b,) int64, the image or patient of each query; None if every other key counts.
+        key_numbers: (B,) int64, the same of each key.
     """
     excluded = own[:, None] == torch.arange(len(keys), device=keys.device)
     if numbers is not None:
@@ -345,10 +321,10 @@ def similarities(
         k: Their keys, (B, D), unit L2 norm, detached.
         negatives: (N, D), unit L2 norm.
         temperature: Divides the cosines.
-        excluded: (B, N) bool, the negatives that do not count for a query; None where all count.
+        excluded: (B, N) bool, the negatives that do not count for a query; None if all count.
 
     Returns:
-        (B,) and (B, N) logits; the lowest finite number where excluded, so that no gradient becomes nan.
+        (B,) and (B, N) logits; the lowest finite number if excluded, so that no gradient becomes nan.
     """
     q = q / temperature  # B * D divisions instead of B * N
     logits = q @ negatives.T
@@ -358,13 +334,9 @@ def similarities(
 
 
 def info_nce(positive: Tensor, negative: Tensor) -> Tensor:
-    """Return the mean cross-entropy in nats of picking the own key among 1 + N; chance is ln(1 + N).
+    """Return the mean cross-entropy in nats of classifying the positive key among 1 + N; chance is ln(1 + N).
 
-    The positive column is joined inside the log-sum-exp, which spares copies of the (B, 1 + N) logits.
-
-    Args:
-        positive: (B,) logits.
-        negative: (B, N) logits.
+    Takes (B,) and (B, N) logits, and joins them inside the log-sum-exp, which saves copies of (B, 1 + N) logits.
 
     Source: He et al. 2020, eq. 1.
     """

@@ -19,11 +19,8 @@ def patch_features(backbone: Backbone, images: Tensor) -> Tensor:
     """Return the features at each position of the last feature map, (B, C, H, W) -> (B, h, w, F).
 
     For a vision transformer these are the tokens of the patches, without class token and registers. Layers between
-    pooling and classifier, such as a norm, are applied to each position as if it were the whole image.
-
-    Args:
-        backbone: An encoder that passes `check_patches`.
-        images: Normalised images.
+    pooling and classifier, such as a norm, are applied to each position as if it were the whole image. The encoder must
+    pass `check_patches`.
     """
     net: Any = backbone.net
     unpooled = net.forward_features(images)
@@ -41,16 +38,7 @@ def patch_features(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def check_patches(backbone: Backbone, size: int, top: int) -> None:
-    """Check that an encoder has patch features, and enough of them.
-
-    Args:
-        backbone: The encoder, which is not changed.
-        size: Side of the views, in pixels.
-        top: Number of patches of an image that count.
-
-    Raises:
-        SettingsError: it has none, or too few.
-    """
+    """Raise SettingsError if an encoder has no patch features, or fewer than `top` in a view of `size` pixels."""
     if not _has_patches(backbone, size):
         raise SettingsError(
             f"finetune.head=patches: {backbone.name} has no features for each position of an image;\n{_REMEDY}"
@@ -65,14 +53,9 @@ def check_patches(backbone: Backbone, size: int, top: int) -> None:
 
 
 def check_all_learn(backbone: Backbone, size: int) -> None:
-    """Check that patch features depend on all layers, since layers for pooled features only would not be trained.
+    """Raise SettingsError if layers only serve pooled features, and so would not be trained with patch features.
 
-    Args:
-        backbone: An encoder that passes `check_patches`; it is not changed.
-        size: Side of the views, in pixels.
-
-    Raises:
-        SettingsError: the encoder has such layers.
+    The encoder must pass `check_patches`.
     """
     trained = {name: weights for name, weights in backbone.net.named_parameters() if weights.requires_grad}
     with _in_eval_mode(backbone):

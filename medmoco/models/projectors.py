@@ -33,9 +33,9 @@ def projector(method: MethodSettings, feature_dim: int) -> nn.Module:
 
 
 def predictor(method: MethodSettings, feature_dim: int) -> nn.Module | None:
-    """Build the layers that predict the other view's embedding, (B, D) -> (B, D); None where there are none.
+    """Build the layers that predict the other view's embedding, (B, D) -> (B, D); None if there are none.
 
-    Source: builder.py of facebookresearch/moco-v3: two layers, of which the last is normalised for transformers alone.
+    Source: builder.py of facebookresearch/moco-v3: two layers; the last is normalised for transformers only.
     """
     if not method.predictor:
         return None
@@ -44,7 +44,7 @@ def predictor(method: MethodSettings, feature_dim: int) -> nn.Module | None:
 
 
 def _normalised(widths: list[int], *, normalised_end: bool) -> nn.Sequential:
-    """Build linear layers with batch norms; the last has one only if asked for, without scale and shift."""
+    """Build linear layers with batch norms; the last one is optional, and without scale and shift."""
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(pairwise(widths), start=1):
         layers.append(nn.Linear(before, after, bias=False))

@@ -1,7 +1,9 @@
 """How the processes of a run agree on decisions, errors, results and weights. Nothing is exchanged on one process.
 
-Texts and decisions go over gloo, between the hosts: a process notices within a step that another is gone or wants to
+Texts and decisions go over gloo, between the hosts: a process notices within a step that another has ended or is to
 stop, while its GPU is still computing.
+
+`patiently` means that a process may take longer than `train.hang_seconds`.
 """
 
 from __future__ import annotations
@@ -32,13 +34,7 @@ def any_of(group: Group, *flags: bool) -> tuple[bool, ...]:
 
 
 def exchange(group: Group, text: str, *, patiently: bool = False) -> list[str]:
-    """Return the texts of all processes, in the order of their ranks.
-
-    Args:
-        group: The processes.
-        text: Of this one.
-        patiently: Another may take longer than `train.hang_seconds` to come here.
-    """
+    """Return the texts of all processes, in the order of their ranks."""
     if group.size == 1:
         return [text]
     channel = group.patient if patiently else group.control
@@ -84,15 +80,7 @@ def together(group: Group, *, patiently: bool = True) -> Iterator[None]:
 
 
 def on_first(group: Group, action: Callable[[], Result], *, patiently: bool = False) -> Result | None:
-    """Do something on the first process while the others wait.
-
-    Args:
-        group: The processes.
-        action: What to do.
-        patiently: It may take longer than `train.hang_seconds`.
-
-    Returns:
-        The result on the first process, None on the others.
+    """Return the result of an action on the first process, for which the others wait; None on the others.
 
     Raises:
         MedmocoError: `action` failed; raised on all.
@@ -102,7 +90,7 @@ def on_first(group: Group, action: Callable[[], Result], *, patiently: bool = Fa
 
 
 def from_first(group: Group, action: Callable[[], Result], *, patiently: bool = False) -> Result:
-    """Do something on the first process and return its result, which must be plain JSON, on all.
+    """Return on all processes the result of an action on the first, which must be plain JSON.
 
     Raises:
         MedmocoError: see `on_first`.
@@ -118,7 +106,7 @@ def count_sharing(group: Group, place: str) -> int:
 
 
 def check_same(group: Group, what: str, tensors: list[Tensor]) -> None:
-    """Make sure that tensors hold the same bits on every process.
+    """Check that tensors hold the same bits on every process.
 
     Raises:
         DistributedError: they do not; names the processes.
@@ -130,7 +118,7 @@ def check_same(group: Group, what: str, tensors: list[Tensor]) -> None:
     if odd:
         raise DistributedError(
             f"{what} of process {', '.join(map(str, odd))} differ from those of process 0.\n"
-            "The machines do not compute alike (mixed GPUs, faulty memory, different library versions?).\n"
+            "The machines compute different results (mixed GPUs, faulty memory, different library versions?).\n"
             "Nothing was saved; resume from the last checkpoint with --resume, without that machine."
         )
 

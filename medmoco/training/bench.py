@@ -1,4 +1,4 @@
-"""Where the time goes on this machine, with these settings: each part alone, the real loop, and advice."""
+"""Measure where training spends its time: each part alone, the whole loop, and advice on what to change."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from medmoco.utils.rng import permutation
 
 ROUNDS = 5
 _CHUNK = 16  # images read between two readings of the clock
-_ENDLESS = 10**6  # epochs and steps, more than any bench reaches
+_ENDLESS = 10**6  # epochs and steps, more than any measurement takes
 _NOISY = 0.3  # spread above which the machine counts as busy
-_MARGIN = 0.15  # smaller differences do not count, even on a quiet machine
+_MARGIN = 0.15  # smaller differences do not count, even on an idle machine
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,19 @@ class Rate:
 
 @dataclass(frozen=True)
 class Facts:
-    """The measurements, and the machine.
+    """The measurements, and the machine."""
 
-    Attributes:
-        read: Reading and decoding, in one process.
-        views: Making two views of a canvas, in one process.
-        step: The training step on made-up images.
-        together: The whole training loop.
-        waiting: Share of the time that training waited for data.
-        workers: data.workers.
-        cores: Available to this process.
-        packed: Whether canvases come from a pack.
-        device: cpu or cuda.
-        precision: In use.
-        best_precision: The default on this device.
-    """
-
-    read: Rate
-    views: Rate
-    step: Rate
-    together: Rate
-    waiting: float
-    workers: int
-    cores: int
-    packed: bool
-    device: str
+    read: Rate  # reading and decoding, in one process
+    views: Rate  # making two views of a canvas, in one process
+    step: Rate  # the training step on random images
+    together: Rate  # the whole training loop
+    waiting: float  # share of the time that training waited for data
+    workers: int  # data.workers
+    cores: int  # available to this process
+    packed: bool  # whether canvases come from a pack
+    device: str  # type: cpu or cuda
     precision: str
-    best_precision: str
+    best_precision: str  # the default on this device
 
     @property
     def per_worker(self) -> float:
@@ -96,11 +82,11 @@ class Facts:
 
 
 def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> str:
-    """Measure, and describe the bottleneck of training and what would help.
+    """Measure the parts of training and training itself; describe the bottleneck and what would help.
 
     Args:
-        settings: Of the run that is to be fast.
-        seconds: For each of the four measurements, without their start.
+        settings: Settings of the run.
+        seconds: Length of each of the four measurements, after a warm-up.
         log: Receives the name of each measurement.
 
     Raises:
@@ -120,7 +106,7 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
         log("2 of 4: views, in one process")
         views = _rate(_view_making(split, settings), seconds)
     log("3 of 4: the training step, on random images")
-    step, _ = _train(repeat(_made_up(settings)), split, settings, precision, seconds, skip=2)
+    step, _ = _train(repeat(_random_batch(settings)), split, settings, precision, seconds, skip=2)
     log("4 of 4: the whole training loop")
     batches = training_batches(split, settings, _order(split, settings), 0)
     prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
@@ -146,7 +132,7 @@ def advise(facts: Facts) -> list[str]:
     elif ratio > 1 + margin:
         lines += ["The bottleneck is the training step; loading keeps up with it.", *_about_step(facts)]
     else:
-        lines += ["Loading and the training step are about equally fast; to gain much, both would have to be faster."]
+        lines += ["Loading and the training step are about equally fast; a large gain needs both to be faster."]
     slower = min(facts.supply, facts.step.median)
     if facts.together.median < (1 - margin) * slower:
         cores = _count(facts.cores, "core")
@@ -157,8 +143,8 @@ def advise(facts: Facts) -> list[str]:
             lines.append(f"{lost}: copies to the GPU, or fewer free cores than workers ({cores}).")
     if spread > _NOISY:
         lines.append(
-            f"Rounds differed by up to {spread:.0%}: something else is busy on this machine, so take the numbers with "
-            "care and repeat when it is quiet."
+            f"Rounds differed by up to {spread:.0%}: other programs are using this machine. Treat the numbers with "
+            "caution, and repeat the measurement when it is idle."
         )
     return lines
 
@@ -192,7 +178,7 @@ def _about_loading(facts: Facts) -> list[str]:
 def _about_step(facts: Facts) -> list[str]:
     lines = []
     if facts.precision != facts.best_precision:
-        lines.append(f"train.precision={facts.best_precision} is the fastest that this device does well.")
+        lines.append(f"train.precision={facts.best_precision} is the fastest precision that this device supports well.")
     if facts.device == "cpu":
         lines.append("A GPU, a smaller model.backbone or a lower views.size would make it faster.")
     else:
@@ -298,13 +284,12 @@ def _train(
     assert isinstance(model, MoCo)
     task = Contrast(model, context, numbers=negative_numbers(split, settings.method))
     hooks = Hooks(lambda _: None, lambda *_: {}, lambda *_: None)
-    timed = stopwatch.passing(batches)
     with (
         suppress(_TimeIsUp),
         tempfile.TemporaryDirectory() as folder,
         RunLog(Path(folder), steps=_ENDLESS, start_step=0) as log,
     ):
-        Loop(state, _order(split, settings), train, log, hooks).fit(task, timed)
+        Loop(state, _order(split, settings), train, log, hooks).fit(task, stopwatch.timed(batches))
     return _summary(stopwatch.rates), stopwatch.waited / stopwatch.total
 
 
@@ -316,7 +301,7 @@ class _Stopwatch:
         self.waited = self.total = 0.0
         self._device, self._seconds, self._skip = device, seconds / ROUNDS, skip
 
-    def passing(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield batches until the rounds are over."""
         source = iter(batches)
         for _ in range(self._skip):
@@ -345,7 +330,7 @@ def _order(split: Split, settings: RunSettings) -> StepOrder:
     return StepOrder(settings.seed, len(split), settings.train.global_batch_size, _ENDLESS)
 
 
-def _made_up(settings: RunSettings) -> Batch:
+def _random_batch(settings: RunSettings) -> Batch:
     """Return a batch of noise: the time of a step does not depend on the content of images."""
     size, batch = settings.views.size, settings.train.global_batch_size
     dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16

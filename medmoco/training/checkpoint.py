@@ -8,8 +8,9 @@ the hash does.
 from __future__ import annotations
 
 import errno
+import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,20 @@ from medmoco.utils.files import replacing, sha256_of
 FORMAT = 1
 KEPT = 3
 
-# Names of this machine's folders stay out of every checkpoint.
+# Checkpoints do not contain the paths of this machine.
 _LOCAL = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.init", "detection.boxes")
 
 
 def portable_settings(settings: RunSettings) -> Tree:
-    """Return the settings as "group.key" -> value, without those that name a folder."""
+    """Return the settings as "group.key" -> value, without those that are paths."""
     return {key: value for key, value in flatten(as_tree(settings)) if key not in _LOCAL}
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
-    """Write one checkpoint and drop all but the last three.
-
-    Args:
-        folder: The run's `checkpoints/`.
-        step: Optimiser steps done.
-        content: Tensors and plain values.
+    """Write tensors and plain values after a step to a run's `checkpoints/`; delete all but the last three.
 
     Raises:
-        CheckpointError: the disk refuses; earlier checkpoints are untouched.
+        CheckpointError: the file cannot be written; earlier checkpoints are untouched.
     """
     target = folder / f"step-{step:09d}.pt"
     content = {"format": FORMAT, "step": step, **content}
@@ -49,10 +45,10 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _drop_leftovers(folder)
         with replacing(target, durable=True) as temporary:
-            with temporary.open("wb") as file:  # given a path, torch hides why the disk refused
+            with temporary.open("wb") as file:  # given a path, torch hides the reason of a failure
                 torch.save(content, file)
             new, old = sha256_of(temporary), _recorded(target)
-            # Until the new file has its name, an old one of the same step must be found intact too.
+            # Until the new file has its name, an old one of the same step must count as intact too.
             _record(target, [new, *old])
         if old:
             _record(target, [new])
@@ -76,7 +72,7 @@ def _recorded(target: Path) -> list[str]:
 
 
 def _drop_leftovers(folder: Path) -> None:
-    """Remove what a crash inside an earlier save left."""
+    """Remove the files that a crash during an earlier save left behind."""
     for file in folder.glob("step-*.tmp"):
         file.unlink(missing_ok=True)
     for file in folder.glob("step-*.pt.sha256"):
@@ -88,15 +84,16 @@ def _drop_old(folder: Path, step: int) -> None:
     """Keep the last three up to this step; later ones are damaged, or this step would not have been repeated."""
     files = sorted(folder.glob("step-*.pt"))
     kept = [file for file in files if file.stem <= f"step-{step:09d}"][-KEPT:]
-    for file in files:
-        if file not in kept:
-            file.unlink(missing_ok=True)
-            _hash_file(file).unlink(missing_ok=True)
+    _delete(file for file in files if file not in kept)
 
 
 def keep_newest(folder: Path) -> None:
-    """Drop all checkpoints of a finished run but the last."""
-    for file in checkpoint_files(folder)[1:]:
+    """Delete all checkpoints of a finished run except the last."""
+    _delete(checkpoint_files(folder)[1:])
+
+
+def _delete(files: Iterable[Path]) -> None:
+    for file in files:
         file.unlink(missing_ok=True)
         _hash_file(file).unlink(missing_ok=True)
 
@@ -105,7 +102,7 @@ def _refusal(folder: Path, content: dict[str, Any], error: Exception) -> str:
     """Clean up after a failed save and return why it failed."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides a full disk in its own
     reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else first_line(cause)
-    with suppress(OSError):  # the folder may refuse this too; the next save tries again
+    with suppress(OSError):  # this may fail too; the next save tries again
         _drop_leftovers(folder)
     lines = [f"the checkpoint of step {content['step']} cannot be written: {reason}"]
     remedy = ""
@@ -125,8 +122,8 @@ def _size(content: dict[str, Any]) -> int:
     return counter.bytes
 
 
-class _Counter:
-    """A file that counts bytes and keeps nothing."""
+class _Counter(io.RawIOBase):
+    """A file that counts bytes and stores nothing."""
 
     bytes = 0
 
@@ -135,16 +132,9 @@ class _Counter:
         self.bytes += size
         return size
 
-    def flush(self) -> None:
-        pass
-
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
-    """Read the newest undamaged checkpoint.
-
-    Args:
-        folder: The run's `checkpoints/`.
-        warn: Receives a warning for every damaged one that is skipped.
+    """Read the newest undamaged checkpoint in a run's `checkpoints/`; `warn` receives a line for each damaged one.
 
     Raises:
         CheckpointError: there is none, or all are damaged.
@@ -181,7 +171,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise CheckpointError(error.strerror or first_line(error)) from None
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever it is, the file is not one that save_checkpoint wrote
+    except Exception as error:  # of any kind: save_checkpoint did not write this file
         raise CheckpointError(first_line(error)) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
@@ -194,12 +184,12 @@ def _hash_file(file: Path) -> Path:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell a run folder from others."""
+    """Return whether a folder is a run folder."""
     return (folder / "config.yaml").is_file()
 
 
 def load_run(run: Path) -> RunSettings:
-    """Read the settings a run folder was made with.
+    """Read the settings of a run from its folder.
 
     Raises:
         CheckpointError: the folder is not a run.

@@ -1,4 +1,4 @@
-"""What every part of a run needs: its settings, its device and its processes."""
+"""The context that all parts of a run share: its settings, its device and its processes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class RunContext:
-    """Settings, device and processes of a run.
-
-    Attributes:
-        settings: Of the run.
-        device: To train on.
-        precision: "fp32", "bf16" or "fp16".
-        reason: Why that precision.
-        group: The processes that train together.
-        progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
-    """
+    """Settings, device and processes of a run."""
 
     settings: RunSettings
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "fp32"
-    reason: str = ""
-    group: Group = field(default_factory=lambda: ALONE)
-    progress: bool = True
+    precision: str = "fp32"  # or "bf16", "fp16"
+    reason: str = ""  # for the choice of precision
+    group: Group = field(default_factory=lambda: ALONE)  # the processes that train together
+    progress: bool = True  # show messages and a progress bar on stderr; log.txt has the messages either way
 
     def place(self, module: Module) -> Module:
         """Move a module to the device, in the memory layout that the settings name."""
@@ -43,12 +34,12 @@ class RunContext:
         return module.to(self.device).to(memory_format=layout)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return a loss scaler, which does something in fp16 alone."""
+        """Return a loss scaler, which has an effect only with fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
 
 def prepare_context(settings: RunSettings, group: Group = ALONE, *, progress: bool = True) -> RunContext:
-    """Choose device and precision, and let torch use as many threads as the settings name.
+    """Choose device and precision, and set the number of torch's threads.
 
     Raises:
         SettingsError: see `choose_device` and `choose_precision`; or the processes differ in their precision.
@@ -59,10 +50,10 @@ def prepare_context(settings: RunSettings, group: Group = ALONE, *, progress: bo
     with together(group):
         device = choose_device(train)
         precision, reason = choose_precision(train, device)
-    everyones = sorted(set(exchange(group, precision)))
-    if len(everyones) > 1:
+    precisions = sorted(set(exchange(group, precision)))
+    if len(precisions) > 1:
         raise SettingsError(
-            f"the machines of this run differ in their default precision: {' and '.join(everyones)}.\n"
-            f"Set train.precision={everyones[-1]} for all of them, or use machines of one kind."
+            f"the machines of this run differ in their default precision: {' and '.join(precisions)}.\n"
+            f"Set train.precision={precisions[-1]} for all of them, or use machines of one kind."
         )
     return RunContext(settings, device, precision, reason, group, progress)

@@ -16,10 +16,10 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(train: TrainSettings) -> torch.device:
-    """Return the device that `train.device` asks for.
+    """Return the device that `train.device` requests.
 
     Raises:
-        SettingsError: a GPU is asked for and none is usable.
+        SettingsError: a GPU is requested and none is usable.
     """
     if train.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError(
@@ -33,10 +33,10 @@ def choose_device(train: TrainSettings) -> torch.device:
 def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, str]:
     """Return fp32, bf16 or fp16, and the reason.
 
-    Without AMX, bf16 on a CPU is slower than fp32, and without AVX-512 it all but hangs: never a blind default.
+    Without AMX, bf16 on a CPU is slower than fp32, and without AVX-512 it almost hangs, so it is no default there.
 
     Raises:
-        SettingsError: fp16 on a CPU, which has no use for it.
+        SettingsError: fp16 is requested on a CPU, where it is useless.
     """
     if train.precision == "fp16" and device.type == "cpu":
         raise SettingsError("train.precision fp16 needs a GPU; on a CPU use fp32, or bf16 where it has AMX")
@@ -51,10 +51,10 @@ def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, s
 
 @contextmanager
 def memory_explained(train: TrainSettings) -> Iterator[None]:
-    """Explain what to change where a GPU or a machine runs out of memory.
+    """Explain what to change if the GPU or the machine runs out of memory.
 
     Raises:
-        SettingsError: it does.
+        SettingsError: memory ran out.
     """
     try:
         yield
@@ -66,12 +66,12 @@ def memory_explained(train: TrainSettings) -> Iterator[None]:
             f"the {'GPU' if on_gpu else 'machine'} has too little memory for train.global_batch_size"
             f" {train.global_batch_size}.\n"
             f"Raise train.accumulation_steps (now {train.accumulation_steps}), use more GPUs, or lower views.size;\n"
-            f"{'nvidia-smi' if on_gpu else 'top'} shows what else uses it. The last checkpoint is intact."
+            f"{'nvidia-smi' if on_gpu else 'top'} shows what else uses memory. The last checkpoint is intact."
         ) from None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the mixed-precision context of `precision`; nothing for fp32."""
+    """Return the mixed-precision context of `precision`, which does nothing for fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])

@@ -1,6 +1,6 @@
-"""Several processes as one: who they are, how they meet and exchange tensors. On one process, nothing happens.
+"""A group of processes that train together: how it forms and exchanges tensors. A single process exchanges nothing.
 
-Tensors of a step go over NCCL on GPUs and gloo on CPUs; `agreement` has what goes between the hosts.
+Tensors of a step go over NCCL on GPUs and gloo on CPUs; for texts and decisions between the hosts see `agreement`.
 """
 
 from __future__ import annotations
@@ -24,30 +24,20 @@ from medmoco.models.batch_norm import split_batch_norm, sync_batch_norm
 from medmoco.training.launch import Placement
 from medmoco.training.lost_processes import explaining_lost
 
-_PATIENCE = timedelta(hours=2)  # for the first process to pack, read or score while the others wait
+_PATIENCE = timedelta(hours=2)  # the others wait for the first process to pack, read or score
 
 
 @dataclass
 class Group:
-    """The processes of a run, as one of them sees it.
+    """The processes of a run, as one of them sees it."""
 
-    Attributes:
-        rank: Number of this process, from 0.
-        size: How many there are.
-        seconds: Until a process that does not answer counts as hung.
-        sent: Bytes that this process has sent, by purpose.
-        control: Channel between the hosts, for texts and decisions.
-        patient: The same, for answers that take longer.
-        store: Keys and values that all processes share.
-    """
-
-    rank: int = 0
-    size: int = 1
-    seconds: float = 0.0
-    sent: Counter[str] = field(default_factory=Counter)
-    control: Any = None
-    patient: Any = None
-    store: Any = None
+    rank: int = 0  # number of this process, from 0
+    size: int = 1  # how many there are
+    seconds: float = 0.0  # until a process that does not answer counts as hung
+    sent: Counter[str] = field(default_factory=Counter)  # bytes that this process has sent, by purpose
+    control: Any = None  # channel between the hosts, for texts and decisions
+    patient: Any = None  # the same, for answers that take longer
+    store: Any = None  # keys and values that all processes share
 
     @property
     def is_first(self) -> bool:
@@ -83,7 +73,7 @@ class Group:
         return values.div_(self.size)
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Wrap a module so that its backward pass averages gradients over all processes; return it as it is on one."""
+        """Return a module whose backward pass averages gradients over all processes."""
         if self.size == 1:
             return module
         return nn.parallel.DistributedDataParallel(
@@ -117,18 +107,12 @@ class _GatherTrained(torch.autograd.Function):
 
 
 def gradients_stay_here(wrapped: nn.Module, stay: bool) -> AbstractContextManager[None]:
-    """Do not average gradients of a module from `Group.wrap` if they `stay`, for all parts of a step but the last.
-
-    Averaging their sum is enough.
-    """
+    """Do not average the gradients of a module from `Group.wrap` if they `stay`; the last part of a step does."""
     return wrapped.no_sync() if stay and isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def join_batch_norm(module: nn.Module, group: Group) -> None:
-    """Make every batch norm inside `module` take its statistics over the batches of all processes, in place.
-
-    The running ones move with the step, not with its parts; see `settle_statistics`.
-    """
+    """Let every batch norm inside `module` compute its statistics over all processes; see `settle_statistics`."""
     if group.size == 1:
         split_batch_norm(module, 1)
     else:
@@ -141,14 +125,10 @@ def _bytes(tensor: Tensor) -> int:
 
 @contextmanager
 def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]:
-    """Join the other processes of the run, and leave at the end.
-
-    Args:
-        train: Names the device, and how long to wait for others.
-        placement: From the launcher; None for a process on its own.
+    """Join the other processes of the run and leave them at the end; a process without a placement is alone.
 
     Raises:
-        DistributedError: they do not all come.
+        DistributedError: not all processes join in time.
         SettingsError: there are more processes on this machine than GPUs.
     """
     if placement is None or placement.size == 1:
@@ -158,7 +138,7 @@ def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]
     on_gpu = train.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         gpus = torch.cuda.device_count()
-        if placement.local_rank >= gpus > 1:  # a single one may be this process's own
+        if placement.local_rank >= gpus > 1:  # each process may see only its own GPU
             raise SettingsError(
                 f"process {placement.local_rank} of this machine has no GPU: torch sees {gpus}; start one for each"
             )
@@ -180,7 +160,7 @@ def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]
         with explaining_lost(group):
             yield group
     except DistributedError:
-        raise  # leaving the group would wait for the lost ones
+        raise  # leaving the group would wait for the lost processes
     except BaseException:
         dist.destroy_process_group()
         raise

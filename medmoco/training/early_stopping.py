@@ -1,4 +1,4 @@
-"""Supervised training, of fine-tuning and of detection: the best epoch on validation is kept, with early stopping."""
+"""Supervised training for fine-tuning and detection: keep the epoch that is best on validation, and stop early."""
 
 from __future__ import annotations
 
@@ -30,21 +30,12 @@ _OF_THE_LOOP = (
 
 
 def loop_settings(train: TrainSettings, chosen: FinetuneSettings | DetectionSettings) -> TrainSettings:
-    """Return the settings of the training loop: those of `chosen` replace the ones of `train` that it has too."""
+    """Return the settings of the training loop: `train`, with the values of `chosen` where it has the same setting."""
     return train.model_copy(update={key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0})
 
 
 def check_parts(section: str, train: TrainSettings, processes: int) -> None:
-    """Refuse a batch that does not divide evenly among processes and their parts.
-
-    Args:
-        section: Of the settings, with the batch size.
-        train: Settings of the training loop.
-        processes: How many.
-
-    Raises:
-        SettingsError: it does not.
-    """
+    """Raise SettingsError if the batch of a section of the settings does not divide among processes and their parts."""
     passes = processes * train.accumulation_steps
     if train.global_batch_size % passes:
         raise SettingsError(
@@ -56,19 +47,12 @@ def check_parts(section: str, train: TrainSettings, processes: int) -> None:
 
 @dataclass
 class Best:
-    """The best epoch so far; the first of equals.
+    """The best epoch so far; the first of equals."""
 
-    Attributes:
-        epoch: From 0; -1 before the first.
-        score: Higher is better.
-        model: Its weights, on the CPU.
-        validated: How many epochs have been scored.
-    """
-
-    epoch: int = -1
-    score: float = -math.inf
-    model: dict[str, Tensor] = field(default_factory=dict)
-    validated: int = 0
+    epoch: int = -1  # from 0; -1 before the first
+    score: float = -math.inf  # higher is better
+    model: dict[str, Tensor] = field(default_factory=dict)  # its weights, on the CPU
+    validated: int = 0  # number of scored epochs
 
     def take(self, score: float, model: nn.Module) -> None:
         """Consider the next epoch."""
@@ -78,49 +62,32 @@ class Best:
         self.validated += 1
 
     def is_final(self, patience: int) -> bool:
-        """Return whether so many epochs have passed without a better one; never with a patience of 0."""
+        """Return whether `patience` epochs have passed without a better one; never if it is 0."""
         return bool(patience) and self.validated - 1 - self.epoch >= patience
-
-    def as_content(self) -> dict[str, Any]:
-        """Return tensors and plain values for a checkpoint; `Best(**content)` restores them."""
-        return {"epoch": self.epoch, "score": self.score, "model": self.model, "validated": self.validated}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedJob(Job):
-    """What a supervised run trains.
+    """The work of a supervised run."""
 
-    Attributes:
-        description: Of the model and the device, for the log.
-        patience: Epochs without a better one after which training ends; 0 is never.
-        measure: See Measure.
-        batches: Yields this process's share of the batches of an order from a step on.
-        create_task: Builds the task of the training loop, once the state exists.
-    """
-
-    description: str
-    patience: int
+    description: str  # model and device, for the log
+    patience: int  # epochs without a better one after which training stops; 0 disables this
     measure: Measure
+    # Yields this process's share of the batches from a step on
     batches: Callable[[StepOrder, int], Batches]
-    create_task: Callable[[], Task]
+    create_task: Callable[[], Task]  # builds the task of the training loop, once the state exists
 
 
 @dataclass
 class Selection:
-    """A supervised run, and its best epoch.
-
-    Attributes:
-        session: The run.
-        job: What it trains.
-        best: So far.
-    """
+    """A supervised run, and its best epoch."""
 
     session: TrainingSession
     job: SupervisedJob
     best: Best = field(default_factory=Best)
 
     def fit(self) -> None:
-        """Train to the end of the order or until patience ends, and load the best epoch's weights into the model."""
+        """Train; see `train_and_select`."""
         session, job = self.session, self.job
         state, order, context = session.state, session.order, session.context
         if session.checkpoint:
@@ -146,7 +113,7 @@ class Selection:
         return self.best.is_final(self.job.patience)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        """Load the best epoch; score the last one where the run was stopped before that."""
+        """Load the best epoch; score the last one if the run was stopped before that."""
         self.best = Best(**checkpoint["best"])
         step = self.session.state.step
         epochs, rest = divmod(step, self.session.order.steps_per_epoch)
@@ -154,7 +121,7 @@ class Selection:
             self.session.log.record(step, self._after_epoch(epochs - 1, lambda: False))
 
     def _save(self, state: TrainState) -> None:
-        self.session.save(state, best=self.best.as_content())
+        self.session.save(state, best=dict(vars(self.best)))
 
     def _after_epoch(self, epoch: int, stop_asked: Callable[[], bool]) -> dict[str, float]:
         """Score val, and keep the weights if they are the best so far."""
@@ -163,7 +130,7 @@ class Selection:
             try:
                 return self.job.measure(stop_asked)
             except Stopped:
-                return None  # the loop saves now; a resumed run scores this epoch
+                return None  # the loop saves now, and the resumed run scores this epoch
 
         found = from_first(self.session.context.group, measure, patiently=True)
         if not found:
@@ -174,13 +141,7 @@ class Selection:
 
 
 def train_and_select(stack: ExitStack, context: RunContext, job: SupervisedJob, start: StartMode) -> Selection:
-    """Train until the order or patience ends, and load the best epoch's weights into the model.
-
-    Args:
-        stack: Closes the run, see `open_session`.
-        context: Settings, whose `train` the loop follows, device and processes.
-        job: What is trained.
-        start: What happens to a run that is in the folder.
+    """Train up to the last step or until early stopping, and load the best epoch's weights into the model.
 
     Raises:
         SettingsError, CheckpointError: see `open_session`.

@@ -1,4 +1,4 @@
-"""The only training loop. A task says what a step computes; the loop does everything around it."""
+"""The only training loop. A task computes the losses of a step; the loop does everything else."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from medmoco.utils.stopping import stop_requests
 
 
 class Task(Protocol):
-    """What is trained."""
+    """A model with its loss."""
 
     @property
     def model(self) -> nn.Module:
-        """All networks, trained or not; what a checkpoint holds."""
+        """All networks, trained or not, as stored in a checkpoint."""
 
     def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
         """Yield "loss" for each part of the batch and, with `measure`, other measurements.
 
-        All are scalars, and means over the part divided by the number of parts. The loop runs the backward pass of a
-        part before it asks for the next.
+        All are scalars: means over the part, divided by the number of parts. The loop runs the backward pass of a part
+        before it requests the next.
         """
 
     def after_step(self) -> None:
         """Called after the optimiser's step."""
 
     def skip_step(self) -> None:
-        """Called instead where the gradient is not finite: undo changes of the step, as to running statistics."""
+        """Called instead if the gradient is not finite: undo changes of the step, such as to running statistics."""
 
 
 @dataclass
@@ -74,58 +74,40 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls back, on every process.
-
-    Attributes:
-        save: Save the state.
-        after_epoch: Measure after an epoch; receives the epoch and a function that returns whether to stop.
-        skipped: Receives the skipped step, the number skipped so far, and the processes on which the loss was not
-            finite; none of them where only the gradient was not.
-        replaced: Receives this process's batch if any process had to replace an image that cannot be used; raises
-            DataError, on all, where there are too many.
-        finished: Whether training ends here, before the order does; the same on all processes.
-    """
+    """What the loop calls back, on every process."""
 
     save: Callable[[TrainState], None]
+    # Measure after an epoch; receives the epoch and a function that returns whether to stop
     after_epoch: Callable[[int, Callable[[], bool]], dict[str, float]]
+    # Receives the skipped step, the number skipped so far, and the processes with a loss that is not finite: none if
+    # only the gradient is not
     skipped: Callable[[int, int, list[int]], None]
+    # Receives this process's batch if any process replaced an unusable image; raises DataError, on all, if too many are
     replaced: Callable[[Batch], None] = lambda _: None
+    # Whether training ends before the last step; the same on all processes
     finished: Callable[[], bool] = lambda: False
 
 
 @dataclass
 class Loop:
-    """The training loop.
+    """The training loop."""
 
-    Attributes:
-        state: Changed in place; saved by `hooks.save` every so often, at the end, on a stop and when data fails.
-        order: The samples of every step.
-        train: Settings of the loop.
-        log: Receives measurements.
-        hooks: See Hooks.
-        group: The processes that train together.
-    """
-
-    state: TrainState
-    order: StepOrder
+    state: TrainState  # changed in place; saved at intervals, at the end, on a stop and if data fail
+    order: StepOrder  # the samples of every step
     train: TrainSettings
     log: RunLog
     hooks: Hooks
-    group: Group = field(default_factory=lambda: ALONE)
+    group: Group = field(default_factory=lambda: ALONE)  # the processes that train together
     _saved_at: int = field(init=False, default=0)
 
     def fit(self, task: Task, batches: Iterator[Batch]) -> None:
-        """Train from state.step to the end of the order, or until the hooks say that training is finished.
-
-        Args:
-            task: What is trained.
-            batches: This process's share of steps state.step, state.step + 1, ...
+        """Train until the last step or `hooks.finished`, with this process's batches from step `state.step` on.
 
         Raises:
             DivergedError: see `Skips` and `_check_finite`; the state is not saved.
-            Stopped: a signal asked for it; the state is saved.
+            Stopped: a signal requested it; the state is saved.
             DataError: an image cannot be used, or loading failed; the state is saved.
-            DistributedError: another process is gone or hangs.
+            DistributedError: another process has ended or hangs.
         """
         state, order, hooks = self.state, self.order, self.hooks
         self._saved_at = state.step
@@ -157,7 +139,7 @@ class Loop:
             self._saved_at = self.state.step
 
     def _next_batch(self, batches: Iterator[Batch], interval: Interval, stop_asked: Callable[[], bool]) -> Batch:
-        """Return the next batch; save and raise on every process where one of them has none or is asked to stop."""
+        """Return the next batch; save and raise on all processes if one of them has none or is to stop."""
         report_step(self.group, self.state.step)
         batch, failure = interval.wait_for(batches)
         replaced = batch is not None and bool(batch.replaced)
@@ -178,9 +160,9 @@ class Loop:
         return batch
 
     def _step(self, task: Task, batch: Batch, measure: bool) -> tuple[dict[str, Tensor], bool]:
-        """Do one optimiser step, or none where the gradient is not finite; return measurements, and whether it was."""
+        """Do one optimiser step unless the gradient is not finite; return measurements, and whether it is finite."""
         state, train = self.state, self.train
-        # Networks with dropout draw from torch's generator: seeded by the step alone, so resuming needs no state of it.
+        # Dropout draws from torch's generator: seeded by the step alone, so that resuming needs no generator state.
         torch.manual_seed(int(hashed(self.order.seed, state.step, self.group.rank)[0] >> 1))
         task.model.train()
         for parameters in state.optimizer.param_groups:
@@ -194,7 +176,7 @@ class Loop:
                 outputs[name] = outputs.get(name, 0) + value.detach()
         state.scaler.unscale_(state.optimizer)
         trained = [p for parameters in state.optimizer.param_groups for p in parameters["params"] if p.grad is not None]
-        # Gradients are the mean over all processes by now, so every process comes to the same verdict.
+        # By now gradients are means over all processes, so that all of them decide alike.
         norm = nn.utils.get_total_norm([p.grad for p in trained])
         sound = bool(norm.isfinite())
         if sound:
@@ -241,11 +223,9 @@ def notices_of(batch: Batch, group: Group) -> list[str]:
 
 
 class Skips:
-    """Counts the steps that were skipped.
+    """Counts skipped steps. `most` in a row end the run, and so does the last of its `steps`.
 
-    Args:
-        most: Skipped steps in a row that end the run.
-        steps: Of the run, whose last must not be skipped: the final networks may give nothing finite.
+    After a last step without a finite gradient, the final networks may return nothing finite.
     """
 
     def __init__(self, most: int, steps: int) -> None:
@@ -277,7 +257,7 @@ class Skips:
 
 
 def _check_finite(state: TrainState) -> None:
-    """Raise DivergedError where a step, its gradient finite, was too large for the weights."""
+    """Raise DivergedError if a step with a finite gradient was too large for the weights."""
     if not all(bool(parameter.isfinite().all()) for parameter in state.model.parameters()):
         raise DivergedError(
             f"after step {state.step - 1} weights are not finite, and are not saved: lower train.lr (or finetune.lr),\n"

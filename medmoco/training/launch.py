@@ -1,4 +1,4 @@
-"""How the processes of a run start: placed by torchrun or srun, or by torchrun's elastic launcher in this process."""
+"""Start the processes of a run: by torchrun or srun, or from this process by torchrun's elastic launcher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,25 +20,17 @@ from medmoco import errors
 from medmoco.config import TrainSettings
 from medmoco.errors import DistributedError, SettingsError, Stopped
 
-_SAVING_SECONDS = 600  # a signal gives the processes this long to save, before the launcher kills them
+_SAVING_SECONDS = 600  # time for the processes to save after a signal, before the launcher kills them
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The place of this process, from its launcher.
+    """The place of this process in the run, from its launcher."""
 
-    Attributes:
-        rank: Number of the process in the run, from 0.
-        size: Processes of the run.
-        local_rank: Number of the process on its machine.
-        address: Machine of process 0.
-        port: There.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    address: str
+    rank: int  # number of the process in the run, from 0
+    size: int  # processes of the run
+    local_rank: int  # number of the process on its machine
+    address: str  # machine of process 0
     port: int
 
 
@@ -72,7 +63,7 @@ def first_host(nodes: str) -> str:
 
 
 def count_processes(train: TrainSettings, devices: int | None) -> int:
-    """Return how many processes to start on this machine: `devices`, or one for each GPU.
+    """Return the number of processes to start on this machine: `devices`, or one per GPU.
 
     Raises:
         SettingsError: more than there are GPUs.
@@ -87,20 +78,16 @@ def count_processes(train: TrainSettings, devices: int | None) -> int:
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `medmoco ARGUMENTS` in several processes on this machine, and wait for them.
+    """Run `medmoco ARGUMENTS` in several processes on this machine; return the exit code of the run.
 
-    Args:
-        arguments: Of the command line.
-        processes: How many.
-
-    Returns:
-        The exit code of the run. The processes have printed any error themselves.
+    The processes print their errors themselves.
 
     Raises:
         DistributedError: a process was killed.
     """
     logging.disable(logging.ERROR)  # the launcher would repeat the errors of the processes
-    signal.signal(signal.SIGUSR1, _ask_to_stop)
+    # The launcher passes SIGTERM on to the processes.
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     # Otherwise every process would start a thread for each core.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
@@ -109,7 +96,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         run_id="medmoco", max_restarts=0,
     )  # fmt: skip
     try:
-        # -P: otherwise a random.py in the working folder would be run in place of Python's own.
+        # -P: otherwise a random.py in the working folder would be imported instead of Python's own.
         elastic_launch(plan, sys.executable)("-P", "-m", "medmoco.cli", *arguments)
     except ChildFailedError as error:
         return _exit_code(error.failures)
@@ -118,12 +105,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     return 0
 
 
-def _ask_to_stop(number: int, frame: FrameType | None) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)  # which the launcher passes on to the processes
-
-
 def _exit_code(failures: dict[int, Any]) -> int:
-    """Return the exit code of the run; a process that was killed explains the errors of the others."""
+    """Return the exit code of the run; if a process was killed, the errors of the others are a consequence."""
     codes = {rank: failure.exitcode for rank, failure in sorted(failures.items())}
     for rank, code in codes.items():
         if code < 0 and code != -signal.SIGTERM:  # the launcher ends the others with SIGTERM

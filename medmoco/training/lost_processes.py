@@ -1,4 +1,4 @@
-"""Errors that name the process of a run that is gone or hangs."""
+"""Errors that name the process of a run that has ended or hangs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from medmoco.errors import DistributedError
 if TYPE_CHECKING:
     from medmoco.training.distributed import Group
 
-_NOTICED_WITHIN = 3.0  # seconds after the first process has noticed that another is lost
+_NOTICED_WITHIN = 3.0  # seconds after the first process notices that another is lost
 
 
 def report_step(group: Group, step: int) -> None:
-    """Store the step of this process, for the others to read when it hangs."""
+    """Store the step of this process, which the others report if it hangs."""
     if group.size > 1:
         group.store.set(f"at/{group.rank}", str(step))
 
 
 @contextmanager
 def explaining_lost(group: Group) -> Iterator[None]:
-    """Turn the libraries' errors about lost processes into ones that name them.
+    """Turn the libraries' errors about lost processes into errors that name them.
 
     Raises:
-        DistributedError: another process is gone or does not answer.
+        DistributedError: another process has ended or does not answer.
     """
     try:
         yield
@@ -61,11 +61,11 @@ def _explain(group: Group, text: str) -> str:
 
 
 def _silent(group: Group) -> list[str]:
-    """Return the processes that, unlike all others, do not notice that something is wrong, with their last steps."""
+    """Return the processes that, unlike the others, do not report that one is lost, with their last steps."""
     try:
         group.store.set(f"alive/{group.rank}", "")
         time.sleep(min(_NOTICED_WITHIN, group.seconds))
         lost = [rank for rank in range(group.size) if not group.store.check([f"alive/{rank}"])]
         return [f"{rank} (in step {int(group.store.get(f'at/{rank}'))})" for rank in lost]
     except (RuntimeError, ValueError):
-        return []  # the store was on the lost one
+        return []  # the lost process held the store

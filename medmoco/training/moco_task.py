@@ -1,4 +1,4 @@
-"""The task of pretraining: momentum contrast between two views, with or without a decoder, or a decoder alone."""
+"""The pretraining task: momentum contrast between two views, with or without a decoder, or a decoder alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from medmoco.config import MethodSettings, RunSettings
-from medmoco.data.loading.loading import Batch, to_float
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.loading.loading import Batch
 from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import key_order
 from medmoco.data.manifest.manifest import Split
@@ -29,21 +30,14 @@ from medmoco.utils.rng import WEIGHTS, hashed
 class Contrast:
     """The task of the training loop: InfoNCE between two views, in one direction or both."""
 
-    def __init__(
-        self,
-        model: MoCo,
-        context: RunContext,
-        *,
-        numbers: Tensor | None = None,
-        steps: int = 1,
-    ) -> None:
+    def __init__(self, model: MoCo, context: RunContext, *, numbers: Tensor | None = None, steps: int = 1) -> None:
         """Wire the task.
 
         Args:
-            model: On the device.
+            model: The model, on the device.
             context: Settings, device and processes of the run.
-            numbers: (N,) int64, of the split's samples; see `negative_numbers`.
-            steps: Of the whole run, along which the key momentum may change.
+            numbers: (N,) int64, see `negative_numbers`.
+            steps: Length of the run, over which the key momentum may change.
         """
         self.model = model
         self._context = context
@@ -79,11 +73,11 @@ class Contrast:
                 yield {name: value / parts for name, value in outputs.items()}
 
     def _contrast(self, queries: list[Tensor], own: Tensor, numbers: Tensor | None, measure: bool) -> dict[str, Tensor]:
-        """Return the loss and, if asked to measure, diagnostics.
+        """Return the loss and, with `measure`, diagnostics.
 
         Args:
             queries: (b, D), for each direction of the loss.
-            own: (b,) int64, the positions of these queries' keys in the whole batch.
+            own: (b,) int64, positions of these queries' keys in the whole batch.
             numbers: (b,) int64, see `negative_numbers`.
             measure: Add diagnostics.
         """
@@ -107,7 +101,7 @@ class Contrast:
     def _with_reconstruction(
         self, outputs: dict[str, Tensor], made: list[Tensor], views: list[Tensor], weights: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        """Return the loss with the decoder's part in it, and the two parts."""
+        """Return the loss including that of the decoder, and both parts."""
         decoder = self._settings.decoder
         errors = [
             weighted_squared_error(
@@ -138,21 +132,18 @@ class Contrast:
         return to_float(views, self._settings.views, self._device, channels_last=self._settings.train.channels_last)
 
     def after_step(self) -> None:
-        """Enqueue the keys and move the running statistics."""
+        """Enqueue the keys and update the running statistics."""
         for keys in self._keys:
             self.model.enqueue(keys, self._key_numbers)
         settle_statistics(self.model, self._group.mean)
 
     def skip_step(self) -> None:
-        """Keep the queue and the running statistics as they were."""
+        """Leave the queue and the running statistics unchanged."""
         forget_statistics(self.model)
 
 
 def negative_numbers(split: Split, method: MethodSettings) -> Tensor | None:
-    """Return a number for each of a split's N samples, (N,) int64: keys of a query's number are not negatives of it.
-
-    None where all keys are.
-    """
+    """Return a number per sample, (N,) int64: keys with a query's number are not its negatives; None if all are."""
     if method.negatives == "all":
         return None
     return torch.arange(len(split)) if method.negatives == "other_images" else torch.from_numpy(split.patients)
@@ -162,16 +153,10 @@ def negative_numbers(split: Split, method: MethodSettings) -> Tensor | None:
 def contrast_diagnostics(
     positive: Tensor, negative: Tensor, negatives: Negatives, temperature: float
 ) -> dict[str, Tensor]:
-    """Measure how well queries find their keys.
-
-    Args:
-        positive: (B,) logits.
-        negative: (B, N) logits.
-        negatives: What the queries were compared with.
-        temperature: Of the logits.
+    """Measure how well queries find their keys, from (B,) logits with these and (B, N) logits with the negatives.
 
     Returns:
-        chance: Loss of a guess, the mean of ln(1 + negatives), nats.
+        chance: Loss of a guess in nats, the mean of ln(1 + number of negatives).
         accuracy: Share of queries closer to their key than to every negative.
         positive_similarity: Mean cosine of query and key.
     """
@@ -187,13 +172,13 @@ def contrast_diagnostics(
 
 @torch.no_grad()
 def embedding_diagnostics(q: Tensor) -> dict[str, Tensor]:
-    """Measure how much of the sphere embeddings (B, D) of unit L2 norm fill.
+    """Measure how much of the sphere is filled by embeddings (B, D) of unit L2 norm.
 
     Returns:
-        embedding_std: Spread of the embedding times sqrt(D): 1 when it fills the sphere, 0 when it has collapsed.
+        embedding_std: Standard deviation times sqrt(D): 1 if the embeddings fill the sphere, 0 if they collapsed.
         effective_rank: Dimensions in use, exp of the entropy of the singular values. Source: Roy and Vetterli 2007.
     """
-    finite = torch.where(q.isfinite().all(), q.float(), 0.0)  # LAPACK refuses anything else; zeros end as nan
+    finite = torch.where(q.isfinite().all(), q.float(), 0.0)  # LAPACK refuses anything else; zeros become nan
     singular = torch.linalg.svdvals(finite)
     share = singular / singular.sum()
     return {
@@ -229,13 +214,13 @@ def create_state(context: RunContext) -> TrainState:
 
 
 def batch_norm_groups(settings: RunSettings, processes: int) -> int:
-    """Return over how many groups of the whole batch batch norm takes its statistics.
+    """Return the number of groups of the whole batch over which batch norm computes its statistics.
 
-    As many as `method.batch_norm_splits`, but at least one for each forward pass: of each process, unless they are
-    joined, and of each part that a process works through its share in.
+    It is `method.batch_norm_splits`, but at least one per forward pass: per part of the batch and, unless processes are
+    joined, per process.
 
     Raises:
-        SettingsError: the batch does not divide so.
+        SettingsError: the batch does not divide into these groups.
     """
     train, splits = settings.train, settings.method.batch_norm_splits
     passes = processes * train.accumulation_steps
@@ -251,7 +236,7 @@ def batch_norm_groups(settings: RunSettings, processes: int) -> int:
 
 
 def traffic(context: RunContext, steps: int, model: MoCo) -> str:
-    """Describe what this process has sent in each of so many steps, next to the cost of gathering images.
+    """Describe what each process sends per step, compared with gathering images.
 
     Source: facebookresearch/moco gathers the key views of all processes as float32 (`_batch_shuffle_ddp`).
     """
@@ -268,18 +253,14 @@ def traffic(context: RunContext, steps: int, model: MoCo) -> str:
 
 
 def check_sizes(images: int, settings: RunSettings, processes: int = 1) -> None:
-    """Refuse a batch or a queue that does not fit the training split or the processes.
-
-    Raises:
-        SettingsError: it does not.
-    """
+    """Raise SettingsError if the batch or the queue does not fit the training split or the processes."""
     queue, batch = settings.method.queue_size, settings.train.global_batch_size
     if batch > images:
         raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
     if queue > images and settings.method.negatives == "all":
         raise SettingsError(
-            f"method.queue_size {queue} exceeds the {images} training images: the queue would hold earlier keys of\n"
-            f"the query's own image and push the two apart. Set method.queue_size to {images} or less, or\n"
-            "method.negatives to other_images, which leaves them out."
+            f"method.queue_size {queue} exceeds the {images} training images: the queue would contain earlier keys of\n"
+            f"the query's own image as negatives. Set method.queue_size to {images} or less, or method.negatives to\n"
+            "other_images, which excludes them."
         )
     batch_norm_groups(settings, processes)

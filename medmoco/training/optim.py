@@ -27,7 +27,7 @@ def learning_rate(train: TrainSettings, epoch: float) -> float:
 
 
 def key_momentum(method: MethodSettings, progress: float) -> float:
-    """Return the share of the key encoder that a step keeps, given how far training is, from 0 to 1.
+    """Return the momentum of the key encoder at a progress of training from 0 to 1.
 
     Source: Chen et al. 2021 (arXiv:2104.02057), section 4: a half cosine.
     """
@@ -42,12 +42,12 @@ def create_optimizer(train: TrainSettings, module: nn.Module) -> torch.optim.Opt
     parameters = [p for p in module.parameters() if p.requires_grad]
     if train.optimizer == "sgd":
         return torch.optim.SGD(parameters, train.lr, train.sgd_momentum, weight_decay=train.weight_decay)
-    # Norm weights and biases are vectors; decaying them pulls activations to zero without regularising anything.
+    # Norm weights and biases are vectors: decaying them shrinks activations without regularising.
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if train.optimizer == "lars":  # of timm; what does not decay, it does not adapt either, as published
+    if train.optimizer == "lars":  # from timm; as published, it does not adapt the rates of parameters without decay
         return Lars(groups, train.lr, train.sgd_momentum)
     return torch.optim.AdamW(groups, train.lr)
 
@@ -55,16 +55,16 @@ def create_optimizer(train: TrainSettings, module: nn.Module) -> torch.optim.Opt
 def create_layered_optimizer(
     train: TrainSettings, net: nn.Module, head: nn.Module, *, layer_decay: float, head_lr: float
 ) -> torch.optim.Optimizer:
-    """Build SGD or AdamW whose learning rate falls from the last layer to the first; norms and biases do not decay.
+    """Build SGD or AdamW with learning rates that decrease from the last layer to the first.
 
     The training loop multiplies the rate of the schedule by each group's `lr_scale`. timm's `param_groups_layer_decay`
-    does the same, but takes a network that is not its own as one layer. Source: Bao et al. 2022 (arXiv:2106.08254).
+    does the same, but treats a network of another library as one layer. Source: Bao et al. 2022 (arXiv:2106.08254).
 
     Args:
-        train: Names the optimiser; `lr` is that of the last layer of `net`.
-        net: Encoder; what of it is frozen is left out.
+        train: Training settings; `lr` is the rate of the last layer of `net`. Norms and biases do not decay.
+        net: Encoder; its frozen parameters are left out.
         head: Classifier.
-        layer_decay: Share of the rate of the layer after it that each layer has.
+        layer_decay: Learning rate of a layer as a fraction of that of the next layer.
         head_lr: Peak rate of the head.
     """
     of_timm: Any = net
@@ -86,18 +86,11 @@ def create_layered_optimizer(
 
 
 def layer_depths(net: nn.Module) -> dict[str, int]:
-    """Return how deep each parameter lies, by name, from 0.
-
-    timm's networks know their order; others are taken to be built in it, block by block.
-    """
+    """Return the depth of each parameter by name, from 0: as timm's networks state it, else by the order of blocks."""
     of_timm: Any = net
     if hasattr(net, "group_matcher"):
         depths: dict[str, int] = group_parameters(net, of_timm.group_matcher(coarse=False), reverse=True)
         return depths
-    names = [name for name, _ in net.named_parameters()]
-    blocks = list(dict.fromkeys(_block(name) for name in names))
-    return {name: blocks.index(_block(name)) for name in names}
-
-
-def _block(name: str) -> tuple[str, ...]:
-    return tuple(name.split(".")[:2])
+    blocks = {name: tuple(name.split(".")[:2]) for name, _ in net.named_parameters()}
+    order = list(dict.fromkeys(blocks.values()))
+    return {name: order.index(block) for name, block in blocks.items()}

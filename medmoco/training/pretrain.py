@@ -25,34 +25,22 @@ from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.engine import Hooks, Loop
-from medmoco.training.moco_task import (
-    Contrast,
-    batch_norm_groups,
-    check_sizes,
-    create_state,
-    negative_numbers,
-    traffic,
-)
+from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, negative_numbers, traffic
 from medmoco.training.run_folder import NEW, StartMode, facts_of
 from medmoco.training.session import Job, TrainingSession, open_session
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
-"""Scores a backbone on the splits during training. The caller provides it, since scoring is a layer above training. It
-calls its last argument now and then, and raises Stopped when that returns True."""
+"""Scores a backbone on the splits during training; provided by the caller, since scoring is in a higher layer. It calls
+its last argument from time to time, and raises Stopped if that returns True."""
 
 
 def pretrain(
-    settings: RunSettings,
-    *,
-    monitor: Monitor,
-    start: StartMode = NEW,
-    group: Group = ALONE,
-    progress: bool = True,
+    settings: RunSettings, *, monitor: Monitor, start: StartMode = NEW, group: Group = ALONE, progress: bool = True
 ) -> Backbone:
-    """Pretrain an encoder on the training split, leave a run folder, and return the query encoder's backbone.
+    """Pretrain an encoder on the training split, write a run folder, and return the query encoder's backbone.
 
     Args:
-        settings: Of the run.
+        settings: Settings of the run.
         monitor: Scores the backbone every `train.knn_every` epochs.
         start: What happens to a run that is in the folder already.
         group: The processes that train together; the first of them writes files and logs.
@@ -93,7 +81,7 @@ def pretrain(
 
 
 def _load_splits(context: RunContext) -> dict[str, Split]:
-    """Return train, and val where features are scored, having checked that this machine can train on them."""
+    """Return train, and val if features are scored, after checking that this machine can train on them."""
     settings, group = context.settings, context.group
     sharing = count_sharing(group, shared_memory_place())
     with together(group):
@@ -123,8 +111,8 @@ def _log_start(session: TrainingSession) -> None:
     splits, groups = settings.method.batch_norm_splits, batch_norm_groups(settings, processes)
     if groups != splits:
         log.info(
-            f"batch norm takes its statistics over {groups} groups of the batch instead of {splits}: each process and"
-            " part needs at least one"
+            f"batch norm computes its statistics over {groups} groups of the batch instead of {splits}: each process"
+            " and part needs at least one"
         )
     log.info(
         f"{'resuming' if session.checkpoint else 'pretraining'} {settings.model.backbone} with {settings.method.name}"
@@ -137,7 +125,7 @@ def _log_start(session: TrainingSession) -> None:
 def _after_epoch(
     session: TrainingSession, splits: dict[str, Split], monitor: Monitor, epoch: int, stop_asked: Callable[[], bool]
 ) -> dict[str, float]:
-    """Score the features, in epochs where that is due."""
+    """Score the features every `train.knn_every` epochs."""
     context, model, log = session.context, session.state.model, session.log
     settings, group = context.settings, context.group
     assert isinstance(model, MoCo)
@@ -164,7 +152,7 @@ def _after_epoch(
 
 
 def _list_replaced(session: TrainingSession, batch: Batch) -> None:
-    """List the images that cannot be used, having made sure that both views of a pair show one image."""
+    """List the images that cannot be used, after checking that both views of a pair show the same image."""
     settings, skipped = session.context.settings, session.skipped
     found = skipped.replacements(batch)
     check_pairs(found, skipped.split, plan_of(settings.method, settings.decoder))

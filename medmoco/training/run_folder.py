@@ -1,4 +1,4 @@
-"""The run folder: one run in it at a time, no accidental deletion, no resuming with other settings."""
+"""The run folder: a single run at a time, no accidental deletion, no resuming with other settings."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ STATUS = "status.json"
 
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydicom")
 
-# May change between a stop and --resume without a warning: these alter neither the views nor the weights.
+# May change between a stop and --resume without a warning: these affect neither the views nor the weights.
 HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames", "data.decode_",
              "data.allow_symlinks", "data.bad_images", "data.workers", "model.init", "train.hang_seconds",
              "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.", "finetune.",
              "detection.", "tune.")  # fmt: skip
-# May change too, but alter the weights; the log warns.
+# May change too, but affect the weights; the log warns.
 _FREE = ("train.epochs",)
-# Decide the shape of the saved state, so --allow-change cannot help.
+# Determine the shape of the saved state, so --allow-change cannot help.
 _FIXED = (
     "data.channels", "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim",
     "method.embedding_dim", "method.predictor", "method.queue_size", "method.negatives",
@@ -51,17 +51,11 @@ _FIXED = (
 
 @dataclass(frozen=True)
 class StartMode:
-    """What happens to a run that is in the folder already; without any of these it is refused.
+    """What happens to a run that is in the folder already; without any of these it is refused."""
 
-    Attributes:
-        resume: Continue from its newest checkpoint, or from step 0 where it has none yet.
-        overwrite: Delete it.
-        allow_change: Resume although settings or the manifest have changed.
-    """
-
-    resume: bool = False
+    resume: bool = False  # continue from its newest checkpoint, or from step 0 if it has none yet
     overwrite: bool = False
-    allow_change: bool = False
+    allow_change: bool = False  # resume although settings or the manifest have changed
 
 
 NEW = StartMode()
@@ -72,15 +66,15 @@ NEW = StartMode()
 
 @contextmanager
 def holding(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if need be; one process of a run does this.
+    """Lock a folder, created if necessary, against other runs; one process of a run does this.
 
     Args:
-        folder: Of the run.
-        warn: Receives a warning where the file system has no locks.
+        folder: Run folder.
+        warn: Receives a warning if the file system has no locks.
 
     Raises:
-        SettingsError: the folder holds something other than a run.
-        CheckpointError: another run holds it, or it cannot be written.
+        SettingsError: the folder contains something other than a run.
+        CheckpointError: another run is using it, or it cannot be written.
     """
     _refuse_foreign(folder)
     is_new = not folder.exists()
@@ -92,11 +86,11 @@ def holding(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
     with lock:
         try:
             yield
-        finally:  # a run that is killed leaves the file, but not the lock
+        finally:  # a killed run leaves the file behind, but not the lock
             with suppress(OSError):
                 (folder / LOCK).unlink()
-            with suppress(OSError):  # it is not empty
-                if is_new:  # a run that is refused leaves nothing
+            with suppress(OSError):  # not empty
+                if is_new:  # a refused run leaves nothing behind
                     folder.rmdir()
 
 
@@ -118,7 +112,7 @@ def _open_locked(file: Path, warn: Callable[[str], None]) -> TextIO:
             warn("the file system of the run folder has no locks; make sure that no second run uses the folder")
         if _is_still(lock, file):
             break
-        lock.close()  # the run before removed it after we opened it, and another may have made a new one
+        lock.close()  # the previous run removed it after we opened it, and another run may have created a new one
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}\n")
     lock.flush()
@@ -132,14 +126,14 @@ def _is_still(lock: TextIO, file: Path) -> bool:
         return False
 
 
-# What a folder holds
+# Content of a folder
 
 
 def claim(folder: Path, start: StartMode) -> None:
-    """Make sure that a folder which is held is free for a run: new, resumed, or emptied where that is asked for.
+    """Check that a locked folder can be used for a run; empty it if that is requested.
 
     Raises:
-        SettingsError: it holds a run and neither resume nor overwrite is set, or both are.
+        SettingsError: it contains a run and neither resume nor overwrite is set, or both are.
     """
     if start.resume and start.overwrite:
         raise SettingsError("--resume continues the run in the folder and --overwrite deletes it; use one of them")
@@ -156,7 +150,7 @@ def claim(folder: Path, start: StartMode) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    """Return the entries of a folder, without empty folders and the traces of a run killed before it began."""
+    """Return the entries of a folder, without empty folders and the files of a run that was killed before it began."""
     if not folder.is_dir():
         return set()
     names = {name for name in os.listdir(folder) if name != LOCK and not name.endswith(".tmp")} - {ENVIRONMENT}
@@ -173,7 +167,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Delete a run, but for the lock; what marks the folder as a run goes last, so that this can be done again."""
+    """Delete a run except its lock; the files that identify it as a run go last, so that this can be repeated."""
     last = [ENVIRONMENT, CONFIG]
     for entry in sorted(folder.iterdir(), key=lambda entry: (entry.name in last, entry.name)):
         if entry.name == LOCK:
@@ -206,7 +200,7 @@ def describe_run(folder: Path, context: RunContext, facts: Tree) -> list[str]:
 
 
 def _changes(file: Path, environment: Mapping[str, Any]) -> list[str]:
-    """Return how the machine differs from the one that wrote the file, where that alters arithmetic."""
+    """Return the differences from the machine that wrote the file, if they affect the arithmetic."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
         changed = [
@@ -223,14 +217,14 @@ def _changes(file: Path, environment: Mapping[str, Any]) -> list[str]:
     ]
 
 
-# What --resume continues
+# Resuming
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Read the newest undamaged checkpoint of a run; None where the run has not saved any.
+    """Read the newest undamaged checkpoint of a run; None if the run has not saved any.
 
     Raises:
-        CheckpointError: all are damaged or gone, or it is not a checkpoint of pretraining.
+        CheckpointError: all are damaged or missing, or it is not a checkpoint of pretraining.
     """
     if not checkpoint_files(folder / CHECKPOINTS):
         _refuse_lost(folder)
@@ -246,12 +240,12 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 
 
 def _refuse_lost(folder: Path) -> None:
-    """Refuse to restart a run whose checkpoints are lost: that would hide the loss."""
+    """Refuse to restart a run with lost checkpoints, which would hide the loss."""
     try:
         status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    if status["state"] != "failed" and status["step"]:  # a run that failed may not have saved any
+    if status["state"] != "failed" and status["step"]:  # a failed run may not have saved any
         raise CheckpointError(
             f"the run was saved at step {status['step']}, but its checkpoints are gone; restore them,\n"
             "or replace the run with --overwrite"
@@ -259,26 +253,26 @@ def _refuse_lost(folder: Path) -> None:
 
 
 def facts_of(settings: RunSettings, train: Split) -> Tree:
-    """Return what a checkpoint remembers of the run, for `check_changes` to compare."""
+    """Return what checkpoints store about the run, for `check_changes` to compare."""
     return {"settings": portable_settings(settings), "manifest_sha256": train.sha256, "manifest_rows": len(train)}
 
 
 def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tuple[str, ...] = HARMLESS) -> list[str]:
-    """Compare the settings a run was started with to those it is resumed with: other settings make another run.
+    """Compare the settings of a checkpoint with those (see `facts_of`) with which the run is resumed.
 
     Args:
-        saved: Content of a checkpoint.
-        now: See `facts_of`.
-        allow: Accept any change that the saved state fits.
+        saved: Content of the checkpoint.
+        now: The present facts.
+        allow: Accept any change that fits the saved state.
         harmless: Prefixes of the settings that may change.
 
     Returns:
-        What has changed and alters the result, a line each, for the log.
+        A line for the log for each change that affects the result.
 
     Raises:
         SettingsError: a change is not allowed; shows the difference.
     """
-    # A checkpoint older than a setting was trained with its default; a newer one than a retired setting, likewise.
+    # A checkpoint from before a setting existed, or after it was retired, was trained with its default.
     was, now_is = {**_defaults(), **saved["settings"]}, {**RETIRED, **now["settings"]}
     changed = [
         key
@@ -299,7 +293,7 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
 
 
 def _defaults() -> Tree:
-    """Return the defaults of all settings, as a checkpoint holds them."""
+    """Return the defaults of all settings, as stored in checkpoints."""
     return RETIRED | portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
 
 
@@ -310,17 +304,11 @@ def _refuse(lines: list[str], remedy: str) -> None:
 
 @dataclass(frozen=True)
 class InitialState:
-    """What a run begins with.
+    """The state in which a session begins."""
 
-    Attributes:
-        state: Networks, optimiser and step.
-        checkpoint: The content of the checkpoint that the state comes from; None for a new run.
-        warnings: For the log.
-    """
-
-    state: TrainState
-    checkpoint: dict[str, Any] | None
-    warnings: list[str]
+    state: TrainState  # networks, optimiser and step
+    checkpoint: dict[str, Any] | None  # the content of the checkpoint that the state comes from; None for a new run
+    warnings: list[str]  # for the log
 
 
 def enter_folder(
@@ -331,15 +319,7 @@ def enter_folder(
     start: StartMode = NEW,
     harmless: tuple[str, ...] = HARMLESS,
 ) -> InitialState:
-    """Take the run folder, which the first process holds until the stack ends, and restore what is saved in it.
-
-    Args:
-        stack: Releases the folder.
-        context: Of the run.
-        facts: See `facts_of`.
-        create_state: Builds the state of step 0.
-        start: What happens to a run that is in the folder.
-        harmless: See `check_changes`.
+    """Lock the run folder until the stack ends, and restore the state saved in it, or create that of step 0.
 
     Raises:
         SettingsError, CheckpointError: see `holding`, `claim`, `load_newest`, `check_changes` and `restore`.
@@ -367,7 +347,7 @@ def restore(state: TrainState, saved: dict[str, Any]) -> None:
     Raises:
         CheckpointError: it does not fit the networks or the optimiser.
     """
-    if not saved["scaler"]:  # of a run without loss scaling, resumed on a GPU that needs it
+    if not saved["scaler"]:  # the run had no loss scaling, and is resumed on a GPU that needs it
         saved = {**saved, "scaler": state.scaler.state_dict()}
     try:
         state.restore(saved)

@@ -27,11 +27,7 @@ LOG = "log.txt"
 
 @contextmanager
 def explaining_disk_errors() -> Iterator[None]:
-    """Explain why a file in the run folder cannot be written.
-
-    Raises:
-        CheckpointError: it cannot.
-    """
+    """Raise CheckpointError with the reason if a file in the run folder cannot be written."""
     try:
         yield
     except OSError as error:
@@ -49,7 +45,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def print_warning(text: str) -> None:
-    """Warn where no run log is open."""
+    """Print a warning when no run log is open."""
     print(f"warning: {text}", file=sys.stderr)
 
 
@@ -57,14 +53,7 @@ class RunLog:
     """The log of one run; used as a context manager."""
 
     def __init__(self, folder: Path, *, steps: int, start_step: int, quiet: bool = False) -> None:
-        """Open the logs in `folder`, and drop the records of steps that a resumed run repeats.
-
-        Args:
-            folder: Of the run.
-            steps: Of the whole run.
-            start_step: Steps done already.
-            quiet: Show nothing on stderr.
-        """
+        """Open the logs of a run of `steps`; delete the records after `start_step`, which a resumed run repeats."""
         self.folder = folder
         self.steps = steps
         self._remarks: Counter[str] = Counter()
@@ -88,7 +77,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        # The reason for the end must reach the user, even where the reason is a full disk that refuses this too.
+        # The reason for the end must reach the user, even if it is a full disk, which makes this fail too.
         with suppress(CheckpointError) if error else nullcontext(), explaining_disk_errors():
             for remark, count in self._remarks.items():
                 if count > 1:
@@ -107,7 +96,7 @@ class RunLog:
         self.info(f"warning: {text}")
 
     def remark(self, notice: str) -> None:
-        """Warn of "CSV row N: notice of the image reader": once per kind of notice, then how many more."""
+        """Log a warning "CSV row N: notice of the image reader" once per notice, and at the end how many more."""
         kind = notice.partition(": ")[2]
         self._remarks[kind] += 1
         if self._remarks[kind] == 1:
@@ -123,14 +112,11 @@ class RunLog:
         self._bar.update(self._task, completed=step)
 
     def record(self, step: int, values: Record, *, seconds_left: float | None = None) -> None:
-        """Write a record of measurements at a step, and show it.
-
-        Args:
-            step: Optimiser steps done.
-            values: Numbers by name; those that are not finite become null.
-            seconds_left: Estimated for the rest of the run.
-        """
-        clean = {key: value if _is_finite(value) else None for key, value in values.items()}
+        """Write and show measurements after a step; numbers that are not finite become null."""
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         self.append(self._metrics.name, {"step": step, **clean})
         with explaining_disk_errors():
             for name, value in clean.items():
@@ -146,54 +132,32 @@ class RunLog:
 def _hide_known_tracebacks(arguments: threading.ExceptHookArgs) -> None:
     """Print no traceback of a thread if the training process reports the same problem itself.
 
-    TensorBoard's thread ends when the disk refuses to write, as our own next record does; DataLoader's, which
-    page-locks batches, when its data worker has ended.
+    TensorBoard's thread fails if the disk cannot be written, as does our own next record; that of DataLoader, which
+    page-locks batches, fails if its data worker has ended.
     """
     if not isinstance(arguments.exc_value, OSError | EOFError):
         threading.__excepthook__(arguments)
 
 
 class SilentLog(RunLog):
-    """The log of all processes but the first: it writes and shows nothing."""
+    """The log of all processes except the first: it writes and shows nothing."""
 
-    def __init__(self, folder: Path, *, steps: int, start_step: int, quiet: bool = False) -> None:
-        """Open nothing."""
+    def _nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    __init__ = __exit__ = info = remark = append = advance = record = _nothing
 
     def __enter__(self) -> RunLog:
         return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def info(self, text: str) -> None:
-        """Log nothing."""
-
-    def remark(self, notice: str) -> None:
-        """Log nothing."""
-
-    def append(self, name: str, record: Record) -> None:
-        """Write nothing."""
-
-    def advance(self, step: int) -> None:
-        """Show nothing."""
-
-    def record(self, step: int, values: Record, *, seconds_left: float | None = None) -> None:
-        """Write nothing."""
-
-
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _summary(values: Record) -> str:
     """Return the main numbers in one line; metrics.jsonl has all of them."""
     parts = []
-    if values.get("loss") is not None:
+    if values.get("loss") is not None:  # chance is that of the contrastive part alone
+        contrast = "" if values.get("contrast") is None else f", contrast {values['contrast']:.3f}"
         chance = f" (chance {values['chance']:.3f})" if "chance" in values else ""
-        if values.get("contrast") is not None:  # chance is that of the contrastive part alone
-            parts.append(f"loss {values['loss']:.3f}, contrast {values['contrast']:.3f}{chance}")
-        else:
-            parts.append(f"loss {values['loss']:.3f}{chance}")
+        parts.append(f"loss {values['loss']:.3f}{contrast}{chance}")
     if values.get("reconstruction") is not None:
         parts.append(f"reconstruction {values['reconstruction']:.3f}")
     if values.get("accuracy") is not None:
@@ -211,13 +175,9 @@ def _is_score(key: str) -> bool:
 def _keep_before(metrics: Path, step: int) -> None:
     if not metrics.exists():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines()
     kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # the line a crash cut short
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError, KeyError):  # a line that a crash cut short
+            kept += [line] if json.loads(line)["step"] <= step else []
     with replacing(metrics) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One training run from entering its folder to closing its log: what pretraining, fine-tuning and detection share."""
+"""A training run from locking its folder to closing its log, for pretraining, fine-tuning and detection."""
 
 from __future__ import annotations
 
@@ -24,56 +24,31 @@ from medmoco.training.status import reporting_end, write_status
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a run trains.
-
-    Attributes:
-        split: The training split.
-        facts: What its checkpoints remember, see `facts_of`.
-        create_state: Builds the state of step 0.
-        notices: For the log.
-        warnings: For the log.
-        harmless: Prefixes of the settings that may change on resuming, see `check_changes`.
-    """
+    """The work of a run."""
 
     split: Split
-    facts: Tree
-    create_state: Callable[[], TrainState]
-    notices: Sequence[str] = ()
-    warnings: Sequence[str] = ()
-    harmless: tuple[str, ...] = HARMLESS
+    facts: Tree  # stored in its checkpoints, see `facts_of`
+    create_state: Callable[[], TrainState]  # builds the state of step 0
+    notices: Sequence[str] = ()  # for the log
+    warnings: Sequence[str] = ()  # for the log
+    harmless: tuple[str, ...] = HARMLESS  # prefixes of the settings that may change on resuming, see `check_changes`
 
 
 @dataclass
 class TrainingSession:
-    """A run in progress.
-
-    Attributes:
-        context: Settings, device and processes.
-        order: The samples of every step.
-        state: Networks, optimiser and step.
-        checkpoint: The content of the checkpoint that the run was resumed from; None for a new run.
-        facts: What its checkpoints remember.
-        log: Of the run.
-        skipped: Steps and images that could not be used.
-        start_step: Where this session began.
-    """
+    """A run in progress."""
 
     context: RunContext
-    order: StepOrder
-    state: TrainState
-    checkpoint: dict[str, Any] | None
+    order: StepOrder  # the samples of every step
+    state: TrainState  # networks, optimiser and step
+    checkpoint: dict[str, Any] | None  # the content of the checkpoint that the run was resumed from; None for a new run
     facts: Tree
     log: RunLog
-    skipped: SkippedSteps
-    start_step: int
+    skipped: SkippedSteps  # steps and images that could not be used
+    start_step: int  # where this session began
 
     def save(self, state: TrainState, **more: Any) -> None:
-        """Write a checkpoint, after making sure that all processes hold the same weights.
-
-        Args:
-            state: Of the run.
-            more: Plain values and tensors to keep with it.
-        """
+        """Write a checkpoint with `more` tensors or plain values, if all processes have the same weights."""
         out, group = self.context.settings.out, self.context.group
         check_same(group, "the weights", list(state.model.state_dict().values()))
         content = {**state.as_content(), **self.facts, **more}
@@ -90,13 +65,9 @@ class TrainingSession:
 
 
 def open_session(stack: ExitStack, context: RunContext, job: Job, start: StartMode) -> TrainingSession:
-    """Enter the run folder, restore what is saved there, and open the log.
+    """Lock the run folder, restore the state saved in it, and open the log.
 
-    Args:
-        stack: Closes the log, writes to status.json how the run ended, and releases the folder.
-        context: Settings, device and processes.
-        job: What is trained.
-        start: What happens to a run that is in the folder.
+    At its end, the stack closes the log, writes to status.json how the run ended, and unlocks the folder.
 
     Raises:
         SettingsError, CheckpointError: see `enter_folder`.

@@ -17,26 +17,17 @@ from medmoco.training.runlog import RunLog, explaining_disk_errors
 
 @dataclass
 class SkippedSteps:
-    """Two of the loop's hooks.
-
-    Attributes:
-        order: Of the run.
-        split: The training split; the order's samples are positions in it.
-        state: Of the run.
-        log: Of the run.
-        group: The processes that train together.
-        quarantine: List of the unusable images.
-    """
+    """Two of the loop's hooks."""
 
     order: StepOrder
-    split: Split
+    split: Split  # the training split; the order's samples are positions in it
     state: TrainState
     log: RunLog
-    group: Group
-    quarantine: Quarantine
+    group: Group  # the processes that train together
+    quarantine: Quarantine  # list of the unusable images
 
     def log_earlier(self) -> None:
-        """Log how many images a resumed run has listed before."""
+        """Log how many images earlier sessions of the run have listed."""
         if self.quarantine:
             self.log.info(f"{len(self.quarantine)} images of train are in quarantine from before ({QUARANTINE})")
 
@@ -48,9 +39,9 @@ class SkippedSteps:
             )
 
     def list_skipped(self, step: int, total: int, processes: list[int]) -> None:
-        """Record a step that changed nothing, with what is needed to repeat it; see `Hooks.skipped`."""
+        """Record a step that changed nothing, with the data needed to reproduce it; see `Hooks.skipped`."""
         if not processes and self.state.scaler.is_enabled():
-            return  # fp16 is still finding its scale
+            return  # fp16 is still adjusting its scale
         batch, split = self.order.batch(step), self.split
         self.log.append("skipped.jsonl", {
             "step": step, "epoch": batch.epoch, "processes": processes, "rows": split.rows[batch.samples].tolist(),
@@ -61,12 +52,12 @@ class SkippedSteps:
         )
 
     def replacements(self, batch: Batch) -> list[Replacement]:
-        """Return where a batch of all processes holds other images than it should."""
+        """Return the replacements in the batches of all processes."""
         texts = exchange(self.group, json.dumps([asdict(one) for one in batch.replaced]))
         return [Replacement(**one) for text in texts for one in json.loads(text)]
 
     def list_replaced(self, found: list[Replacement]) -> None:
-        """List the images of all processes that cannot be used and were replaced by others.
+        """List the images that could not be used on any process and were replaced.
 
         Raises:
             DataError: more than `data.bad_images_budget`.

@@ -1,4 +1,4 @@
-"""From a settings file to a SLURM job that saves and queues itself again whenever its time limit approaches."""
+"""Write a SLURM job for a settings file, which saves and requeues itself when its time limit approaches."""
 
 from __future__ import annotations
 
@@ -20,25 +20,15 @@ _SAVING_SECONDS = 300  # from the signal to the end: a checkpoint on a slow disk
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources to request from SLURM.
+    """Resources to request from SLURM."""
 
-    Attributes:
-        nodes: Number of machines.
-        gpus: GPUs per node.
-        hours: Time limit; after it the job queues again.
-        cpus: CPU cores per GPU; None is one for training and one for each data worker.
-        memory: Memory per node in SLURM's notation, such as 128G; None is the default of the cluster.
-        partition: None is the default of the cluster.
-        account: None is the default of the user.
-    """
-
-    nodes: int = 1
-    gpus: int = 1
-    hours: float = 24.0
-    cpus: int | None = None
-    memory: str | None = None
-    partition: str | None = None
-    account: str | None = None
+    nodes: int = 1  # number of machines
+    gpus: int = 1  # GPUs per node
+    hours: float = 24.0  # time limit; after it the job queues again
+    cpus: int | None = None  # CPU cores per GPU; None is one for training and one for each data worker
+    memory: str | None = None  # memory per node in SLURM's notation, such as 128G; None is the default of the cluster
+    partition: str | None = None  # None is the default of the cluster
+    account: str | None = None  # None is the default of the user
 
 
 def write_job(
@@ -54,7 +44,7 @@ def write_job(
         resources: Resources to request.
 
     Returns:
-        A text that summarises the job and explains how to submit it.
+        A summary of the job, and how to submit it.
 
     Raises:
         ManifestError: the training split cannot be read.

@@ -1,4 +1,4 @@
-"""status.json of a run folder: that a run is running and, in the end, how it ended."""
+"""Keep status.json of a run folder: whether the run is running, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medmoco.utils.stopping import stopping_at_once
 
 @contextmanager
 def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None]:
-    """Keep status.json: running and, in the end, how the run ended, whatever ended it.
+    """Keep status.json: "running" and, in the end, how the run ended, for whatever reason.
 
     Raises:
         UnexpectedError: an exception that is not one of medmoco's own; log.txt has its traceback.
@@ -33,7 +33,7 @@ def keeping_status(folder: Path, state: TrainState, steps: int) -> Iterator[None
         write_status(folder, "done", state.step, steps)
     except BaseException as error:
         ours = _as_ours(error, folder)
-        with suppress(CheckpointError):  # the disk that is full or gone may refuse this too
+        with suppress(CheckpointError):  # this fails too if the disk is full or missing
             write_status(folder, "stopped" if isinstance(ours, Stopped) else "failed", state.step, steps, ours)
         if ours is error:
             raise
@@ -56,15 +56,7 @@ def _as_ours(error: BaseException, folder: Path) -> MedmocoError:
 
 
 def write_status(folder: Path, status: str, step: int, steps: int, error: MedmocoError | None = None) -> None:
-    """Write status.json.
-
-    Args:
-        folder: Of the run.
-        status: running, stopped, failed or done.
-        step: Optimiser steps done.
-        steps: Of the whole run.
-        error: The reason, if the run failed or was stopped.
-    """
+    """Write status.json: running, stopped, failed or done, after `step` of `steps`, and the error if there was one."""
     content = {
         "state": status,
         "step": step,
@@ -78,11 +70,11 @@ def write_status(folder: Path, status: str, step: int, steps: int, error: Medmoc
 
 @contextmanager
 def reporting_end(folder: Path, state: TrainState, steps: int, train: TrainSettings, group: Group) -> Iterator[None]:
-    """Keep status.json on the first process, and explain lost processes and missing memory on all.
+    """Keep status.json on the first process, and explain lost processes and lack of memory on all.
 
     Raises:
         SettingsError: memory ran out.
-        DistributedError: another process is gone or hangs.
+        DistributedError: another process has ended or hangs.
         UnexpectedError, Stopped: see `keeping_status`.
     """
     keeping = keeping_status(folder, state, steps) if group.is_first else stopping_at_once()
@@ -91,12 +83,7 @@ def reporting_end(folder: Path, state: TrainState, steps: int, train: TrainSetti
 
 
 def note_death(folder: Path, error: MedmocoError) -> None:
-    """Record in status.json that a run has ended, for a process that can no longer do so.
-
-    Args:
-        folder: Of the run.
-        error: The reason.
-    """
+    """Record in status.json that a run has ended with an error, for a process that can no longer do so."""
     with suppress(OSError, ValueError, KeyError, MedmocoError), holding(folder, lambda _: None):
         status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
         if status["state"] == "running":

@@ -1,8 +1,8 @@
-"""The next trial of a search: a pure function of the seed and of the trials so far.
+"""Propose the next trial of a search, as a pure function of the seed and the trials so far.
 
-Optuna proposes, by expected improvement under a Gaussian process (Jones et al. 1998, doi:10.1023/A:1008306431147): it
-needs the fewest trials. It receives all trials again and a new seed for each proposal, so that a search resumes as
-if it had not been stopped; nothing of Optuna is stored.
+Optuna proposes it by expected improvement under a Gaussian process (Jones et al. 1998, doi:10.1023/A:1008306431147),
+which needs the fewest trials. For each proposal it receives all trials again and a new seed, so that a search resumes
+as if it had not been stopped, without any stored state.
 """
 
 from __future__ import annotations
@@ -22,40 +22,26 @@ if TYPE_CHECKING:
 
 Space = Mapping[str, Possible]
 
-_BLIND = 5  # random trials before one is proposed from others
-_DIGITS = 3  # of a proposed number: more make settings hard to read for no gain
-_ATTEMPTS = 200  # after so many proposals that were all tried before, the space has nothing new
+_BLIND = 5  # random trials before proposals use their results
+_DIGITS = 3  # significant digits of a proposed number; more would not improve the result
+_ATTEMPTS = 200  # after this number of proposals that were all tried before, the space counts as exhausted
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One pretraining run of a search.
+    """One pretraining run of a search."""
 
-    Attributes:
-        number: From 0, which has the settings as given.
-        values: Of the settings that are searched.
-        score: Mean validation kNN AUROC of the labels; None where the trial failed.
-        low: Of its 95 % interval.
-        high: Of it.
-        seconds: Since the trial was last started.
-        failed: Why it has no score.
-    """
-
-    number: int
-    values: Tree
-    score: float | None = None
-    low: float | None = None
-    high: float | None = None
-    seconds: float = 0.0
-    failed: str | None = None
+    number: int  # from 0, the trial with the settings as given
+    values: Tree  # of the searched settings
+    score: float | None = None  # mean validation kNN AUROC of the labels; None if the trial failed
+    low: float | None = None  # lower bound of its 95 % interval
+    high: float | None = None  # its upper bound
+    seconds: float = 0.0  # since the trial was last started
+    failed: str | None = None  # why it has no score
 
 
 def require_optuna() -> None:
-    """Make sure that Optuna is installed.
-
-    Raises:
-        SettingsError: it is not.
-    """
+    """Raise SettingsError if Optuna is not installed."""
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -70,13 +56,7 @@ def ends_of(key: str, possible: Possible) -> list[Any]:
 
 
 def propose(space: Space, trials: Sequence[Trial], seed: int) -> Tree | None:
-    """Return the values of the next trial; None where everything in the space has been tried.
-
-    Args:
-        space: What to choose from.
-        trials: All before it, in order.
-        seed: Of the search.
-    """
+    """Return the values of the trial after `trials`; None if the whole space has been tried."""
     for attempt in range(_ATTEMPTS):
         draw = int(hashed(seed, PROPOSAL, len(trials), attempt)[0] >> np.uint64(33))
         known = trials if attempt == 0 and len(trials) >= _BLIND else ()  # a repeated proposal is replaced at random
@@ -87,7 +67,7 @@ def propose(space: Space, trials: Sequence[Trial], seed: int) -> Tree | None:
 
 
 def _ask(space: Space, trials: Sequence[Trial], seed: int) -> Tree:
-    """Propose from trials, or at random where there are none."""
+    """Return a proposal from trials, or a random one if there are none."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -109,7 +89,7 @@ def _ask(space: Space, trials: Sequence[Trial], seed: int) -> Tree:
 def _distribution(key: str, possible: Possible) -> BaseDistribution:
     from optuna import distributions
 
-    if not isinstance(possible, Range):  # by their numbers: choices may be lists
+    if not isinstance(possible, Range):  # by their positions, since choices may be lists
         return distributions.CategoricalDistribution(range(len(possible)))
     low, high = ends_of(key, possible)
     if _is_whole(key):

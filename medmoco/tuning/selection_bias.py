@@ -1,4 +1,4 @@
-"""The best trial of a search, and how much of its score is selection bias."""
+"""The best trial of a search, and the selection bias in its score."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from medmoco.tuning.proposals import Trial
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial with the highest score, the first of equals; None where none has a score."""
+    """Return the trial with the highest score, the first of equals; None if none has a score."""
     return max((trial for trial in trials if trial.score is not None), key=lambda trial: trial.score or 0, default=None)
 
 
 def optimism(scores: Floats, draws: Floats) -> float:
-    """Return the selection bias: how much too high the best of several scores is expected to be.
+    """Return the selection bias: the expected excess of the best of several scores over its true value.
 
-    In every bootstrap draw of patients the best trial is chosen as it was on the sample; its score in the draw exceeds
-    its score in the sample by the bias of the choice. The mean of that is the bootstrap's estimate. It accounts for the
-    choice of patients, not for other seeds, and where trials differ little it finds about 0.7 of the bias: they differ
-    by chance in the sample already.
+    In every bootstrap sample of patients the best trial is chosen as in the original sample; the estimate is the mean
+    excess of its score there over its score in the original sample. It accounts for the choice of patients, not of
+    seeds. If the trials differ little, it is about 0.7 of the bias, since they already differ by chance.
 
-    Source: Efron and Tibshirani 1993, section 17.6, the optimism; here of a choice.
+    Source: Efron and Tibshirani 1993, section 17.6, optimism, here of a choice.
 
     Args:
-        scores: (T,) of the trials.
-        draws: (T, D), the same draws of patients for all; nan where undefined.
+        scores: (T,) scores of the trials.
+        draws: (T, D) bootstrap scores, with the same patients for all trials; nan if undefined.
     """
     draws = draws[:, ~np.isnan(draws).any(axis=0)]
     if not draws.size:
@@ -41,11 +40,9 @@ def optimism(scores: Floats, draws: Floats) -> float:
 
 
 def compare(trials: Sequence[Trial], draws: Floats) -> Tree | None:
-    """Return the winner next to the settings as given, in plain values; None where no trial has a score.
+    """Compare the best of T trials with the settings as given, in plain values; None if no trial has a score.
 
-    Args:
-        trials: T of them.
-        draws: (T, D) bootstrap of their scores, nan for those that failed.
+    `draws` (T, D) are bootstrap scores, nan for trials that failed.
     """
     best, given = best_of(trials), trials[0]
     if best is None:
@@ -78,12 +75,9 @@ def line_of(trial: Trial) -> str:
 
 
 def table(trials: Sequence[Trial], winner: Tree | None, measured: str) -> str:
-    """Lay out all trials, the best first, and a verdict on the winner.
+    """Return a table of all trials, the best first, and a verdict on the winner (see `compare`).
 
-    Args:
-        trials: All.
-        winner: See `compare`.
-        measured: Name of the score.
+    `measured` is the name of the score.
     """
     ordered = sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0), trial.number))
     head = f"trial  {'score':<7}{'95 % interval':<17}{'':>8}    settings"

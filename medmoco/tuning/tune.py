@@ -1,4 +1,4 @@
-"""Wires a search for better settings: proposals -> pretraining runs -> validation kNN AUROC -> the winner."""
+"""Hyperparameter search: proposals -> pretraining runs -> validation kNN AUROC -> the winner."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BEST = "best.yaml"
 DRAWS = "draws.npy"
 
 _GROUPS = ("views.", "model.", "method.", "positives.", "decoder.", "train.")
-# May differ on --resume: these alter neither a trial nor its score.
+# May differ on --resume: these affect neither a trial nor its score.
 _HARMLESS = (*(key for key in HARMLESS if key not in ("evaluate.", "tune.")), "tune.trials")
 
 
@@ -63,27 +63,27 @@ def tune(
     log: Callable[[str], None] = lambda _: None,
     group: Group = ALONE,
 ) -> str:
-    """Search `tune.space` for the settings whose features score best on validation.
+    """Search `tune.space` for the settings with the best score on validation.
 
-    A trial is a run of `medmoco pretrain` with the trial's values as further overrides, in OUT/trial-000 and so on;
-    the first has the settings as given. Writes tune.json after each, and best.yaml.
+    Each trial is a run of `medmoco pretrain` in OUT/trial-000 and so on; the first has the settings as given. After
+    each, tune.json and best.yaml are written.
 
     Args:
         settings: Settings of the first trial, and the space.
         out: Folder of the search.
-        start: What happens to a search that is in the folder already; `allow_change` is not used, since trials of
-            other settings could not be compared.
+        start: What happens to a search that is in the folder already; `allow_change` is ignored, since trials with
+            other settings cannot be compared.
         log: Receives a line for each trial.
         group: The processes that train each trial together.
 
     Returns:
-        The table of all trials with a verdict; empty on all processes but the first.
+        The table of all trials with a verdict; empty on all processes except the first.
 
     Raises:
-        SettingsError: the space is empty or has values that cannot be tried, a label cannot be scored, the settings as
-            given are refused, or those of a search that is resumed have changed.
+        SettingsError: the space is empty or contains invalid values, a label cannot be scored, the settings as given
+            are refused, or the settings of a resumed search have changed.
         CheckpointError, DataError, DistributedError: see `pretrain`; these end the search.
-        Stopped: a signal asked for it; everything is saved.
+        Stopped: a signal requested it; everything is saved.
     """
     search = _Search(settings, out, group)
     with ExitStack() as stack:
@@ -104,11 +104,7 @@ def tune(
 
 
 def check_space(settings: RunSettings) -> None:
-    """Make sure that each value is valid together with the other settings, and changes the training.
-
-    Raises:
-        SettingsError: names the key.
-    """
+    """Raise SettingsError, with the key, if a value is invalid with the other settings or does not affect training."""
     if not settings.tune.space:
         raise SettingsError(
             "tune.space names no setting to search; such as\n"
@@ -128,7 +124,7 @@ def check_space(settings: RunSettings) -> None:
 
 @dataclass
 class _Search:
-    """The state of a search. The first process alone has the files; all have the trials."""
+    """The state of a search: the files on the first process, the trials on all."""
 
     settings: RunSettings
     out: Path
@@ -140,7 +136,7 @@ class _Search:
     described: Tree = field(default_factory=dict)
 
     def prepare(self, stack: ExitStack, log: Callable[[str], None], start: StartMode) -> None:
-        """Check the settings, take the folder, and read the trials in it."""
+        """Check the settings, lock the folder, and read the trials in it."""
         require_optuna()
         check_space(self.settings)
         loaded = load_manifest(self.settings.data, ("train", "val"))
@@ -154,10 +150,8 @@ class _Search:
         }
         stack.enter_context(holding(self.out, log))
         claim(self.out, start)
-        for notice in [
-            *(notice for split in self.splits.values() for notice in split.notices),
-            *overlap_notices(self.splits),
-        ]:
+        notices = [notice for split in self.splits.values() for notice in split.notices]
+        for notice in [*notices, *overlap_notices(self.splits)]:
             log(notice)
         if start.resume:
             self._read()
@@ -206,7 +200,7 @@ class _Search:
             raise _damaged(DRAWS, error) from None
 
     def _write(self) -> None:
-        """Write tune.json and best.yaml; the draws first, as tune.json says how many of them count."""
+        """Write tune.json and best.yaml; the draws first, as tune.json determines how many of them are valid."""
         winner = compare(self.trials, np.array(self.draws)) if self.trials else None
         with explaining_disk_errors():
             if self.draws:
@@ -224,13 +218,13 @@ class _Search:
         return config.load(self.settings, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
     def trial_settings(self, values: Tree) -> RunSettings:
-        """Return what a trial is pretrained with. It is scored once, at its end."""
+        """Return the settings of a trial, which is scored once, at its end."""
         epochs = {"train.epochs": self.settings.tune.epochs} if self.settings.tune.epochs else {}
         folder = self.out / f"trial-{len(self.trials):03d}"
         return self._with({"out": as_written(folder), "train.knn_every": 0, **epochs, **values})
 
     def next_values(self) -> Tree | None:
-        """Return the values of the next trial: first as given, then as proposed."""
+        """Return the values of the next trial: of the first as given, of others as proposed."""
         space = self.settings.tune.space
         if self.trials:
             return propose(space, self.trials, self.settings.seed)
@@ -278,7 +272,7 @@ class _Search:
         return {"score": value, "low": or_none(limits.low), "high": or_none(limits.high)}
 
     def add(self, trial: Trial, log: Callable[[str], None]) -> None:
-        """Add a trial's result, write it down, and delete checkpoints that are no longer needed."""
+        """Add a trial and its result, write the files, and delete checkpoints that are no longer needed."""
         self.trials.append(trial)
         if not self.group.is_first:
             return
@@ -289,7 +283,7 @@ class _Search:
         self._tidy({0} if best is None else {0, best.number})
 
     def _tidy(self, kept: set[int]) -> None:
-        """Keep the last checkpoint of the settings as given and of the best so far, no others."""
+        """Delete all checkpoints except the last ones of the settings as given and of the best trial."""
         for trial in self.trials:
             folder = self.out / f"trial-{trial.number:03d}" / CHECKPOINTS
             if trial.number in kept:
@@ -299,12 +293,11 @@ class _Search:
 
     def table(self) -> str:
         """Return the table of all trials and the verdict."""
-        winner = compare(self.trials, np.array(self.draws))
-        return table(self.trials, winner, self.described["score"])
+        return table(self.trials, compare(self.trials, np.array(self.draws)), self.described["score"])
 
 
 def _refuse_changes(saved: Tree, now: Tree) -> None:
-    """Raise SettingsError where further trials of a resumed search could not be compared with those it has."""
+    """Raise SettingsError if new trials of a resumed search could not be compared with its previous ones."""
     before, after = (config.RETIRED | described["settings"] | described["manifests"] for described in (saved, now))
     changed = [
         f"{key}: was {before.get(key, 'not set')}, now {after.get(key, 'not set')}"

@@ -40,12 +40,7 @@ def replacing(file: Path, *, durable: bool = False, shared: bool = False) -> Ite
             temporary.unlink(missing_ok=True)
         raise
     if durable:
-        sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that a crash does not lose the names of files just written or renamed in it."""
-    _sync(folder)
+        _sync(file.parent)  # otherwise a crash may lose the new name
 
 
 def _sync(path: Path) -> None:

@@ -44,13 +44,9 @@ _FORKING = threading.RLock()  # pipe ends must not be copied into workers that a
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no result.
+    """Why an item has no result."""
 
-    Attributes:
-        reason: Reason and remedy, without paths or IDs.
-    """
-
-    reason: str
+    reason: str  # with the remedy, without paths or IDs
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,7 @@ _SECONDS = 30.0  # between two printed lines
 
 
 def track(items: Iterable[Item], total: int, what: str, console: Console | None = None) -> Iterator[Item]:
-    """Yield the items and show their number, the rate and the time left on standard error.
-
-    Args:
-        items: Items to pass on.
-        total: Number of items.
-        what: Name of the operation, such as "reading".
-        console: Console to use instead of standard error.
-    """
+    """Yield `total` items and show their number, the rate and the time left, by default on standard error."""
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     start = printed = time.monotonic()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.0f}/s"), TimeRemainingColumn())

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from medmoco import config
+from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_image, to_canvas
-from medmoco.data.loading.loading import to_float
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.exporting.contract import files_in, libraries, preprocessing
 from medmoco.exporting.subject import Subject, subject_of

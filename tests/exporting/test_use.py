@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmoco import config
+from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_canvas
-from medmoco.data.loading.loading import to_float
 from medmoco.datasets.phantoms.phantom import make_phantoms
 from medmoco.errors import ImageError
 from medmoco.evaluation.features.encoder import load_encoder

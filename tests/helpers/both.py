@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmoco.data.image_io.images import GrayImage, Window, read_image
+from medmoco.data.image_io.images import read_image
+from medmoco.data.image_io.intensity import GrayImage, Window
 from medmoco.errors import ImageError
 from tests.helpers.shipped import shipped
 

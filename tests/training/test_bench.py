@@ -64,7 +64,7 @@ def test_advise__no_workers_at_all() -> None:
 def test_advise__a_slow_step_wants_other_things_than_loading() -> None:
     said = words(step=rate(50), together=rate(49), precision="fp32")
     assert "The bottleneck is the training step; loading keeps up with it." in said
-    assert "train.precision=bf16 is the fastest that this device does well." in said
+    assert "train.precision=bf16 is the fastest precision that this device supports well." in said
     assert "data.workers" not in said
     assert "pack" not in said
     assert "train.precision" not in words(step=rate(50), together=rate(49))
@@ -111,7 +111,7 @@ def test_stopwatch__counts_images_and_waiting() -> None:
             yield batch
 
     stopwatch = module._Stopwatch(torch.device("cpu"), ROUNDS * 0.1, skip=1)
-    passed = stopwatch.passing(slowly())
+    passed = stopwatch.timed(slowly())
     with suppress(module._TimeIsUp):
         for _ in passed:
             time.sleep(0.005)

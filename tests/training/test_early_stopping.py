@@ -15,7 +15,7 @@ def test_best__keeps_the_weights_of_the_first_best_epoch() -> None:
     model.weight.data.fill_(9.0)
     assert (best.epoch, best.score, best.validated) == (1, 0.8, 4)
     assert best.model["weight"].item() == pytest.approx(0.8)
-    again = Best(**best.as_content())
+    again = Best(**vars(best))
     assert (again.epoch, again.validated) == (1, 4)
     assert torch.equal(again.model["weight"], best.model["weight"])
 

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from medmoco import config
-from medmoco.data.loading.loading import Batch, to_float
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.loading.loading import Batch
 from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import StepOrder, key_order
 from medmoco.errors import SettingsError
@@ -214,7 +215,7 @@ def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
         held = (held + 2 * key.samples.tolist())[-200:]
         assert sorted(model.queue_numbers[model.queue_numbers >= 0].tolist()) == sorted(held)
     check_sizes(24, settings)
-    with pytest.raises(SettingsError, match=r"method\.negatives to other_images, which leaves them out"):
+    with pytest.raises(SettingsError, match=r"method\.negatives to\nother_images, which excludes them"):
         check_sizes(24, make_settings("method.queue_size=200"))
 
 

@@ -243,7 +243,7 @@ def test_pretrain__a_decoder_learns_what_views_look_like(manifest: Path) -> None
 def test_pretrain__says_how_many_rows_have_no_partner(manifest: Path) -> None:
     settings = make_settings(manifest, "run", "positives.image=patient", "train.epochs=1", "train.knn_every=0")
     run(settings)
-    assert "train: 0 of 24 rows have no other image of their patient" in (settings.out / "log.txt").read_text()
+    assert "train: 0 of 24 rows have no other suitable image of their patient" in (settings.out / "log.txt").read_text()
 
 
 def test_pretrain__starts_from_the_query_encoder_of_another_project(manifest: Path) -> None:

@@ -55,13 +55,13 @@ class Augmentation:
         Args:
             recipe: Preset: xray, moco_v1, moco_v2 or moco_cxr.
             size: Side S of a view in pixels.
-            seed: Of all views.
+            seed: Seed of all views.
             to_tensor: Return normalised tensors.
             **overrides: Replace values of the recipe, such as `crop_scale=(0.5, 1.0)`; `medmoco config` lists them
                 under `views`.
 
         Raises:
-            SettingsError: there is no such recipe or key, or its value is impossible.
+            SettingsError: a recipe or key is unknown, or a value is invalid.
         """
         self._given = {"recipe": recipe, "size": size, **overrides}
         self._seed, self._to_tensor, self._count = seed, to_tensor, 0
@@ -108,7 +108,7 @@ class Augmentation:
         return self._views[channels]
 
     def _next_sample(self) -> int:
-        """Return a number that no other call has: workers count for themselves, with seeds of their own."""
+        """Return a number that no other call has: each worker counts its calls and has its own seed."""
         self._count += 1
         worker = get_worker_info()
         return int(hashed(worker.seed, self._count)[0] >> 1) if worker else self._count - 1
@@ -138,7 +138,7 @@ def _pixels(image: Any) -> Pixels:
 
 
 def _as_given(view: Pixels, image: NDArray[Any] | Image.Image) -> Any:
-    """Return a view in the type of its image."""
+    """Return a view with the type of its image."""
     if isinstance(image, Image.Image):
         return Image.fromarray(np.ascontiguousarray(view))
     return (view / 65535).astype(image.dtype) if np.issubdtype(image.dtype, np.floating) else np.ascontiguousarray(view)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Normalisation(Protocol):
-    """Whatever says how pixels become floats: settings, or an export's own."""
+    """Mean and standard deviation, from settings or an export."""
 
     @property
     def mean(self) -> float | tuple[float, ...]: ...  # noqa: D102 - as in the settings
@@ -22,9 +22,9 @@ def to_float(views: Tensor, settings: Normalisation, device: torch.device, *, ch
     """Move views to the device and normalise them there: (pixel / white - mean) / std.
 
     Args:
-        views: (B, C, S, S), uint8 or uint16; or those of several views side by side, (B, V * C, S, S).
-        settings: Holds mean and std, as shares of white, for all channels or for each.
-        device: Of the model.
+        views: (B, C, S, S), uint8 or uint16, or several views concatenated, (B, V * C, S, S).
+        settings: Mean and standard deviation as fractions of white, for all channels or for each.
+        device: Device of the model.
         channels_last: Memory layout of the result.
 
     Returns:
@@ -40,7 +40,7 @@ def to_float(views: Tensor, settings: Normalisation, device: torch.device, *, ch
 
 
 def _by_channel(settings: Normalisation, white: float, channels: int) -> list[Tensor]:
-    """Return what multiplies and what is subtracted, (C, 1, 1), repeated where several views stand side by side."""
+    """Return factor and shift, (C, 1, 1), repeated if several views are concatenated."""
     mean, std = (torch.tensor(value, dtype=torch.float64).reshape(-1) for value in (settings.mean, settings.std))
     both = torch.broadcast_tensors(1 / (white * std), mean / std)
     return [values.repeat(channels // len(values)).float()[:, None, None] for values in both]

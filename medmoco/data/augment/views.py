@@ -229,23 +229,11 @@ def unchanged(canvases: Sequence[Canvas]) -> ViewParameters:
     height = np.array([canvas.height for canvas in canvases], np.float64)
     zeros, ones = np.zeros(len(canvases)), np.ones(len(canvases))
     return ViewParameters(
-        centre_x=width / 2,
-        centre_y=height / 2,
-        width=width,
-        height=height,
-        mirrored=zeros.astype(bool),
-        angle=zeros,
-        brightness=ones,
-        contrast=ones,
-        gamma=ones,
-        sigma=zeros,
-        noise=zeros,
-        noise_at=np.zeros((len(canvases), 2), np.int64),
-        cutout=np.zeros((len(canvases), 4), np.int64),
-        saturation=ones,
-        hue=zeros,
-        grayscale=zeros.astype(bool),
-    )
+        centre_x=width / 2, centre_y=height / 2, width=width, height=height, mirrored=zeros.astype(bool), angle=zeros,
+        brightness=ones, contrast=ones, gamma=ones, sigma=zeros, noise=zeros,
+        noise_at=np.zeros((len(canvases), 2), np.int64), cutout=np.zeros((len(canvases), 4), np.int64),
+        saturation=ones, hue=zeros, grayscale=zeros.astype(bool),
+    )  # fmt: skip
 
 
 def _between(u: Floats, bounds: Sequence[float] | Floats) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -13,30 +13,11 @@ from numpy.typing import NDArray
 from medmoco.data.image_io.images import Canvas
 from medmoco.utils.portable_math import cos_sin
 
+if TYPE_CHECKING:
+    from medmoco.data.augment.views import ViewParameters
+
 Pixels = NDArray[Any]  # uint8 or uint16; OpenCV's stubs cannot tell
 Floats = NDArray[np.float64]
-
-
-class GeometryParameters(Protocol):
-    """The geometric parameters of B views, a part of `views.ViewParameters`; every array is (B,)."""
-
-    @property
-    def centre_x(self) -> Floats: ...  # noqa: D102 - as there
-
-    @property
-    def centre_y(self) -> Floats: ...  # noqa: D102
-
-    @property
-    def width(self) -> Floats: ...  # noqa: D102
-
-    @property
-    def height(self) -> Floats: ...  # noqa: D102
-
-    @property
-    def mirrored(self) -> NDArray[np.bool_]: ...  # noqa: D102
-
-    @property
-    def angle(self) -> Floats: ...  # noqa: D102
 
 
 class Pyramid:
@@ -72,7 +53,7 @@ class Geometry:
     matrices: Floats  # (B, 2, 3), from pixels of the view to pixels of the level
 
 
-def geometry_of(params: GeometryParameters, canvases: Sequence[Canvas], size: int) -> Geometry:
+def geometry_of(params: ViewParameters, canvases: Sequence[Canvas], size: int) -> Geometry:
     """Return pyramid levels, boxes and matrices of views.
 
     Bilinear sampling uses every source pixel up to a reduction by two. Larger reductions start with exact halvings.

@@ -114,12 +114,8 @@ def _hashes(patterns: Patterns, which: NDArray[np.int64]) -> NDArray[np.uint64]:
     waves = np.cos(np.pi * np.outer(np.arange(CELLS), 2 * np.arange(CELLS) + 1) / (2 * CELLS))
     lowest = sorted(np.ndindex(CELLS, CELLS), key=lambda at: (sum(at), at))[1 : 1 + _BITS]  # without the mean
     basis = np.stack([np.outer(waves[down], waves[across]).ravel() for down, across in lowest], axis=1)
-    strengths = np.concatenate(
-        [
-            patterns[which[start : start + _CHUNK]].astype(np.float32) @ basis.astype(np.float32)
-            for start in range(0, len(which), _CHUNK)
-        ]
-    )
+    chunks = np.split(which, range(_CHUNK, len(which), _CHUNK))
+    strengths = np.concatenate([patterns[chunk].astype(np.float32) @ basis.astype(np.float32) for chunk in chunks])
     bits = strengths > np.median(strengths, axis=0)
     by_band = bits.reshape(-1, _BAND_BITS, _BANDS).transpose(0, 2, 1)  # low and high frequencies in each band
     hashes: NDArray[np.uint64] = by_band.reshape(-1, _BITS) @ (np.uint64(1) << np.arange(_BITS, dtype=np.uint64))

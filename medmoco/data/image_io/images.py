@@ -32,34 +32,22 @@ from medmoco.data.image_io.intensity import (
     Pixels,
     Unreadable,
     Window,
-    fitted,
     on_canvas,
     quiet,
 )
 from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits, check_file, limits_of, within
 from medmoco.errors import ImageError
 
-__all__ = [
-    "Canvas", "FileFormat", "GrayImage", "Limits", "Window", "file_format", "fitted", "quiet", "read_as_set",
-    "read_canvas", "read_image", "reading", "to_canvas",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Canvas:
-    """An image scaled and padded to a square.
+    """An image scaled and padded to a square."""
 
-    Attributes:
-        pixels: (S, S) uint8 or uint16, or (S, S, C) with several channels; zero below and to the right of the image.
-        height: Rows of the image; the longer of height and width is S.
-        width: Columns of the image.
-        rgb: Whether the channels are red, green and blue, not bands.
-    """
-
+    # (S, S) uint8 or uint16, or (S, S, C) with several channels; zero below and to the right of the image
     pixels: Pixels
-    height: int
-    width: int
-    rgb: bool = False
+    height: int  # rows of the image; the longer of height and width is S
+    width: int  # columns of the image
+    rgb: bool = False  # whether the channels are red, green and blue, not bands
 
 
 def read_canvas(file: str | Path, frame: int, data: DataSettings) -> tuple[Canvas, tuple[str, ...]]:
@@ -171,17 +159,11 @@ _PNG_COLORS = {0: "MONOCHROME2", 2: "RGB", 3: "PALETTE COLOR", 4: "MONOCHROME2",
 
 
 class FileFormat(NamedTuple):
-    """How a file stores its pixels.
+    """How a file stores its pixels."""
 
-    Attributes:
-        kind: PNG, JPEG, TIFF, DICOM or NPY.
-        bits: Bits stored per pixel and channel.
-        photometric: Photometric interpretation in DICOM's terms, or the number type of NPY files. Source: DICOM PS3.3
-            C.7.6.3.1.2.
-    """
-
-    kind: str
-    bits: int
+    kind: str  # PNG, JPEG, TIFF, DICOM or NPY
+    bits: int  # bits stored per pixel and channel
+    # Photometric interpretation in DICOM's terms, or the number type of NPY files. Source: DICOM PS3.3 C.7.6.3.1.2
     photometric: str
 
 

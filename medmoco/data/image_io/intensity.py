@@ -41,19 +41,13 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class GrayImage:
-    """A decoded image.
+    """A decoded image."""
 
-    Attributes:
-        pixels: (H, W) uint8 or uint16, brighter is denser, as displayed; (H, W, C) if channels are requested.
-        bits: White is 2**bits - 1.
-        notices: Notices for the user about how the image was read.
-        full_size: Height and width in their true proportion, if it differs from the shape of `pixels` because the image
-            was decoded at a reduced size or its pixels are not square.
-    """
-
-    pixels: Pixels
-    bits: int
-    notices: tuple[str, ...] = ()
+    pixels: Pixels  # (H, W) uint8 or uint16, brighter is denser, as displayed; (H, W, C) if channels are requested
+    bits: int  # white is 2**bits - 1
+    notices: tuple[str, ...] = ()  # notices for the user about how the image was read
+    # Height and width in their true proportion, if it differs from the shape of `pixels` because the image was decoded
+    # at a reduced size or its pixels are not square
     full_size: tuple[float, float] | None = None
 
 

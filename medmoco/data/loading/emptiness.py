@@ -44,11 +44,7 @@ def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Spli
 
 
 def check_masks(split: Split, data: DataSettings, decoder: DecoderSettings) -> None:
-    """Check that every row has a mask, if a mask column is set.
-
-    Raises:
-        ManifestError: see `masks_of`; or a file does not exist.
-    """
+    """Raise ManifestError if a mask column is set and a row has no mask."""
     masks = masks_of(split, data, decoder)
     if masks is not None:
         check_files(masks, data, column=decoder.mask or "")

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from medmoco.config import DataSettings, RunSettings
 from medmoco.data.augment import views as view_maker
-from medmoco.data.augment.normalisation import to_float as to_float
 from medmoco.data.image_io.fingerprints import canvas_digest
 from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.image_io.intensity import relevant_notices
@@ -40,30 +39,19 @@ EpochViewMaker = Callable[[list[Canvas], Samples, int], view_maker.Pixels]  # th
 
 @dataclass
 class Batch:
-    """Views of B samples.
+    """Views of B samples."""
 
-    Attributes:
-        views: V tensors (B, C, S, S), uint8 or uint16: the views of the plan in training, one in evaluation.
-        samples: (B,) int64, positions in the split; in pretraining those of the queries.
-        step: Training step; -1 in evaluation.
-        epoch: Training epoch; -1 in evaluation.
-        notices: Notices of the reader, each with its row.
-        replaced: Replacements of images that cannot be used.
-        weights: Pixel weights of the queries' views in the decoder's loss, if some pixels are empty: for each direction
-            of the loss (B, 1, S, S) uint8, 255 where pixels count.
-        digests: In evaluation, B digests, see `fingerprints.canvas_digest`.
-        unread: Samples that cannot be read, with the reason; their canvases are blank.
-    """
-
-    views: list[Tensor]
-    samples: Tensor
-    step: int = -1
-    epoch: int = -1
-    notices: tuple[str, ...] = ()
-    replaced: tuple[Replacement, ...] = ()
-    digests: tuple[bytes, ...] = ()
+    views: list[Tensor]  # V tensors (B, C, S, S), uint8 or uint16: the views of the plan in training, one in evaluation
+    samples: Tensor  # (B,) int64, positions in the split; in pretraining those of the queries
+    step: int = -1  # training step; -1 in evaluation
+    epoch: int = -1  # training epoch; -1 in evaluation
+    notices: tuple[str, ...] = ()  # notices of the reader, each with its row
+    replaced: tuple[Replacement, ...] = ()  # replacements of images that cannot be used
+    digests: tuple[bytes, ...] = ()  # in evaluation, B digests, see `fingerprints.canvas_digest`
+    # Pixel weights of the queries' views in the decoder's loss, if some pixels are empty: for each direction of the
+    # loss (B, 1, S, S) uint8, 255 where pixels count
     weights: tuple[Tensor, ...] = ()
-    unread: tuple[tuple[int, str], ...] = ()
+    unread: tuple[tuple[int, str], ...] = ()  # samples that cannot be read, with the reason; their canvases are blank
 
     def pin_memory(self) -> Batch:
         """Page-lock the views, so that copying to a GPU overlaps with computation; called by DataLoader."""
@@ -88,7 +76,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
 
     remedy = (
         "Leave the row out ('medmoco check' finds all such rows), or set data.bad_images=quarantine;"
-        " then go on with --resume."
+        " then continue with --resume."
     )
 
     def __init__(
@@ -115,7 +103,8 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         shuffled = key_order(self.settings.seed, key.step, len(key.samples))
         pairs = [key.samples[shuffled][part] if wanted.shuffled else key.samples[part] for wanted in self.plan.views]
         images = [
-            self._images_of(samples, view, key.epoch) for samples, (view, _) in zip(pairs, self.plan.views, strict=True)
+            self.partners.of(samples, key.epoch) if self.partners and view == 1 else samples
+            for samples, (view, _) in zip(pairs, self.plan.views, strict=True)
         ]
         # An image in several views is read once. To replace a pair, the process with the partner must read its query.
         also = pairs if self.partners and self.settings.data.bad_images == "quarantine" else []
@@ -136,9 +125,6 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             [torch.from_numpy(view) for view in made], torch.from_numpy(samples), key.step, key.epoch,
             found.notices, found.replacements(pairs, images), weights=weights,
         )  # fmt: skip
-
-    def _images_of(self, samples: Samples, view: int, epoch: int) -> Samples:
-        return self.partners.of(samples, epoch) if self.partners and view == 1 else samples
 
     def _make_views(
         self, canvases: list[Canvas], places: list[Samples], used: Samples, epoch: int
@@ -253,7 +239,7 @@ def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
     """Return a function from samples, (B,) positions in the split, to their canvases and the reader's notices.
 
     Raises:
-        SettingsError, DataError: the pack cannot be used.
+        SettingsError, DataError: the pack cannot be used. The function raises ImageError or DataError with the row.
     """
     if not data.pack:
         return partial(_read_files, split, data)
@@ -261,12 +247,7 @@ def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
 
 
 def read_canvases(split: Split, samples: Samples, settings: RunSettings) -> tuple[list[Canvas], tuple[str, ...]]:
-    """Read a few samples; see `canvas_reader`.
-
-    Raises:
-        ImageError: a file cannot be used; names the manifest and the row, not the file.
-        SettingsError, DataError: the pack cannot be used.
-    """
+    """Read a few samples; see `canvas_reader`."""
     return canvas_reader(split, settings.data)(samples)
 
 
@@ -327,11 +308,7 @@ def evaluation_batches(split: Split, settings: RunSettings, size: int, make: Vie
 
 
 def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> Batches:
-    """Yield samples 0 to `count` of a dataset in order, `evaluate.batch_size` at a time.
-
-    Raises:
-        DataError: an image cannot be used.
-    """
+    """Yield the `count` samples of a dataset in order, `evaluate.batch_size` at a time; see `evaluation_batches`."""
     chunks = np.split(np.arange(count), range(settings.evaluate.batch_size, count, settings.evaluate.batch_size))
     return _raising(_loader(dataset, chunks, settings))
 
@@ -343,7 +320,7 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -
         batch_size=None,  # a key already identifies a whole batch
         sampler=keys,
         num_workers=workers,
-        collate_fn=_hand_over,
+        collate_fn=hand_over,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available() and settings.train.device != "cpu",
         prefetch_factor=AHEAD if workers else None,
@@ -351,12 +328,15 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -
     return items_of(loader, settings)
 
 
-def _hand_over(item: Any) -> Any:
-    if isinstance(item, Batch):
-        try:
+def hand_over(item: Any) -> Any:
+    """Move a worker's batch or tuple of tensors to shared memory here: without room, DataLoader would lose it."""
+    try:
+        if isinstance(item, Batch):
             share([*item.views, item.samples, *item.weights])
-        except DataError as error:
-            return error
+        elif isinstance(item, tuple):
+            share(item)
+    except DataError as error:
+        return error
     return item
 
 

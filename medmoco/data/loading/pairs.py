@@ -24,30 +24,19 @@ _PAIRS_AT_A_TIME = 2**22
 
 
 class ViewSpec(NamedTuple):
-    """One view that a process makes of its share of a batch.
+    """One view that a process makes of its share of a batch."""
 
-    Attributes:
-        view: 0 or 1.
-        shuffled: Whether the share is taken in the order of the key encoder's batch instead of that of the queries.
-    """
-
-    view: int
-    shuffled: bool
+    view: int  # 0 or 1
+    shuffled: bool  # whether the share is taken in the order of the key encoder's batch instead of that of the queries
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The views of a step and their roles.
-
-    Attributes:
-        views: The views to make.
-        queries: Positions of the views that are queries, one for each direction of the loss.
-        keys: Positions of the views that are their keys.
-    """
+    """The views of a step and their roles."""
 
     views: tuple[ViewSpec, ...]
-    queries: tuple[int, ...]
-    keys: tuple[int, ...]
+    queries: tuple[int, ...]  # positions of the views that are queries, one for each direction of the loss
+    keys: tuple[int, ...]  # positions of the views that are their keys
 
     @property
     def shuffled(self) -> bool:

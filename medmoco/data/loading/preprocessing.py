@@ -1,4 +1,4 @@
-"""The way from an image to the network's input, as one object that runs, classifiers and exports share."""
+"""Preprocessing from an image to the network's input, as one object that runs, classifiers and exports share."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ from medmoco.config import (
     Tree,
     channel_count,
 )
+from medmoco.data.augment.normalisation import to_float
 from medmoco.data.image_io.formats.bands import band_axis, levels_of
 from medmoco.data.image_io.images import Canvas, read_canvas, to_canvas
 from medmoco.data.image_io.intensity import GrayImage, Pixels, Unreadable, as_displayed, quantise
-from medmoco.data.loading.loading import to_float, whole_views
+from medmoco.data.loading.loading import whole_views
 from medmoco.errors import ImageError
 
 NO_DATA = Path("no-data")
-"""The `data.manifest` of settings that name no data."""
+"""`data.manifest` in settings without data."""
 
 Image = str | Path | ArrayLike
 """A file, or the pixels of an image."""
 
 
 class CanvasPart(Settings):
-    """From a file to its canvas; the names are those of the settings `data`."""
+    """From a file to its canvas; the names are those in the settings `data`."""
 
     canvas_size: Int
     bit_depth: Literal[8, 16]
     window: Literal["voi", "full"] | tuple[Float, Positive]
-    channels: Channels = "gray"  # these three are missing in classifiers of a time when there was gray alone
+    channels: Channels = "gray"  # these three are missing in older classifiers, which were for gray images only
     scale: Literal["linear", "log"] = "linear"
     band_ranges: tuple[tuple[Float, Float], ...] | None = None
 
 
 class NormalisationPart(Settings):
-    """From grey levels, as shares of white, to the network's input; the names are those of the settings `views`."""
+    """From grey levels, as fractions of white, to the network's input; the names are those in the settings `views`."""
 
     mean: Fraction | tuple[Fraction, ...]
     std: Positive | tuple[Positive, ...]
@@ -58,16 +59,16 @@ class Preprocessing(CanvasPart, NormalisationPart):
     """How images are prepared for an encoder.
 
     Attributes:
-        canvas_size: Longer side in pixels of the stored image.
+        canvas_size: Longer side of the canvas, in pixels.
         bit_depth: 8 or 16.
         window: "voi", "full", or centre and width.
-        mean: Subtracted from pixels as shares of white, one number for all channels or one each.
-        std: Divides them then.
-        size: Side in pixels of the whole image as the network takes it.
-        mirror: Outputs are the mean over the image and its mirror image.
+        mean: Mean subtracted from pixels as fractions of white; one number, or one per channel.
+        std: Standard deviation by which they are then divided; one number, or one per channel.
+        size: Side of the network's input, in pixels.
+        mirror: Average the outputs for the image and its mirror image.
         channels: "gray", "rgb" or a number of bands.
-        scale: "linear" or "log", of bands.
-        band_ranges: [low, high] of the bands; None for each image's own.
+        scale: Intensity scale of bands, "linear" or "log".
+        band_ranges: [low, high] of the bands; None for the range of each image.
     """
 
     size: Annotated[Int, Field(ge=1)]
@@ -100,7 +101,7 @@ class Preprocessing(CanvasPart, NormalisationPart):
 
     @property
     def settings(self) -> RunSettings:
-        """Settings that prepare images this way and name no data."""
+        """Settings that prepare images this way, without data."""
         return _settings_of(self)
 
     def canvas(self, image: Image, frame: int = 1) -> Canvas:
@@ -111,7 +112,7 @@ class Preprocessing(CanvasPart, NormalisationPart):
             frame: Frame of a DICOM file or page of a TIFF file, from 1.
 
         Raises:
-            ImageError: the image cannot be used; the message holds no path.
+            ImageError: the image cannot be used; the message contains no path.
         """
         if isinstance(image, str | Path):
             return read_canvas(image, frame, self.settings.data)[0]
@@ -125,8 +126,8 @@ class Preprocessing(CanvasPart, NormalisationPart):
 
         Args:
             image: A DICOM, PNG, JPEG or TIFF file (.npy or TIFF for bands). Or an array (H, W) or (H, W, C): uint8 or
-                uint16 are read as a PNG file of these pixels; floats are shares of white, 0 to 1. For bands, arrays
-                hold the values of the .npy file.
+                uint16 are read as a PNG file of these pixels; floats are fractions of white, 0 to 1. For bands, arrays
+                contain the values of the .npy file.
 
         Returns:
             (C, size, size), normalised.
@@ -144,11 +145,11 @@ class Preprocessing(CanvasPart, NormalisationPart):
         return prepared
 
     def _levels_of(self, pixels: Pixels) -> GrayImage:
-        """Return an array as the decoded image that it stands for."""
+        """Return an array as a decoded image."""
         if 0 in pixels.shape or pixels.ndim not in (2, 3):
             raise Unreadable(f"an array of shape {pixels.shape} is not an image; give (H, W) or (H, W, C)")
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-            raise Unreadable("the array holds values that are not finite; replace them first")
+            raise Unreadable("the array contains values that are not finite; replace them first")
         if isinstance(self.channels, int):
             if pixels.dtype.kind not in "uif":
                 raise Unreadable(f"an array of {pixels.dtype} holds no numbers; convert it first")
@@ -163,7 +164,7 @@ class Preprocessing(CanvasPart, NormalisationPart):
         if pixels.dtype.kind == "f":
             if pixels.min() < 0 or pixels.max() > 1:
                 raise Unreadable(
-                    "floats must be shares of white, from 0 to 1; divide by white, or give uint8 or uint16"
+                    "floats must be fractions of white, from 0 to 1; divide by white, or give uint8 or uint16"
                 )
             planes, window = quantise(planes.astype(np.float64), 16), "full"
         elif pixels.dtype not in (np.uint8, np.uint16):
@@ -173,11 +174,11 @@ class Preprocessing(CanvasPart, NormalisationPart):
             return GrayImage(np.repeat(found.pixels[..., None], 3, 2), found.bits)
         return found
 
-    # In words and numbers of each channel, for the files of exports
+    # Descriptions and numbers per channel, for the files of exports
 
     @property
     def channel_count(self) -> int:
-        """How many channels the network takes."""
+        """Number of channels of the network's input."""
         return channel_count(self.channels)
 
     @property
@@ -195,19 +196,19 @@ class Preprocessing(CanvasPart, NormalisationPart):
 
     @property
     def levels(self) -> str:
-        """How stored values become grey levels, in words."""
+        """Description of how stored values become grey levels."""
         if isinstance(self.channels, int):
             return f"{self.scale} scale, band ranges {self.band_ranges or 'of each image'}"
         return f"bright is dense, window {self.window}" if self.channels == "gray" else "colours as displayed"
 
     @property
     def images(self) -> str:
-        """What the network takes, in words."""
+        """Description of the network's input."""
         words = {"gray": "one-channel images", "rgb": "RGB images"}
         return words.get(str(self.channels), f"images of {self.channels} band{'s' * (self.channels != 1)}")
 
 
-@lru_cache(maxsize=16)  # not in the object, whose copies would take it along
+@lru_cache(maxsize=16)  # not in the object, whose copies would include it
 def _settings_of(preprocessing: Preprocessing) -> RunSettings:
     settings, _ = preprocessing.apply_to(RunSettings(out=Path(), data=DataSettings(manifest=NO_DATA, root=".")))
     return settings

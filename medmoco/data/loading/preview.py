@@ -70,12 +70,7 @@ def _tiles(
 ) -> list[list[Picture]]:
     """Return for each sample the whole image and its views, each (size, size) or (size, size, 3) uint8.
 
-    Args:
-        settings: Settings of the run.
-        canvases: N images.
-        read: (N,) their positions in the split, in ascending order.
-        samples: (B,) positions of the images that get a line.
-        shown: For each view (B,) positions of the images shown.
+    `read` (N,) are the positions of the canvases, ascending; `samples` and for each view `shown` (B,) those of images.
     """
     places = [np.searchsorted(read, of_view) for of_view in shown]
     params = [

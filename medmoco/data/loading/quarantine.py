@@ -32,45 +32,28 @@ Bad = tuple[int, str]  # row in the manifest, and why its image cannot be used, 
 
 @dataclass(frozen=True)
 class Replacement:
-    """The use of another image in one view of a batch.
+    """The use of another image in one view of a batch."""
 
-    Attributes:
-        view: Position of the view in the plan.
-        pair: The query of the pair, as a position in the split.
-        sample: The sample whose image cannot be used: the pair's own, or its partner.
-        bad: Row and reason of that image, and of replacements that cannot be used either.
-    """
-
-    view: int
-    pair: int
-    sample: int
-    bad: tuple[Bad, ...]
+    view: int  # position of the view in the plan
+    pair: int  # the query of the pair, as a position in the split
+    sample: int  # the sample whose image cannot be used: the pair's own, or its partner
+    bad: tuple[Bad, ...]  # row and reason of that image, and of replacements that cannot be used either
 
 
 @dataclass(frozen=True)
 class Found:
-    """The images read for N samples.
+    """The images read for N samples."""
 
-    Attributes:
-        wanted: (N,) the requested samples, in ascending order.
-        used: (N,) the samples that were read: the requested ones, or their replacements.
-        canvases: The N images.
-        notices: Notices of the reader.
-        bad: Replaced sample -> rows and reasons.
-    """
-
-    wanted: NDArray[np.int64]
-    used: NDArray[np.int64]
+    wanted: NDArray[np.int64]  # (N,) the requested samples, in ascending order
+    used: NDArray[np.int64]  # (N,) the samples that were read: the requested ones, or their replacements
     canvases: list[Canvas]
-    notices: tuple[str, ...]
-    bad: dict[int, tuple[Bad, ...]] = field(default_factory=dict)
+    notices: tuple[str, ...]  # notices of the reader
+    bad: dict[int, tuple[Bad, ...]] = field(default_factory=dict)  # replaced sample -> rows and reasons
 
     def shown(self, pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the samples that a view shows, (B,): the query's own if a partner cannot be used.
 
-        Args:
-            pairs: (B,) the queries.
-            images: (B,) the images of the view: the queries' own, or their partners'.
+        `pairs` (B,) are the queries, `images` (B,) those of the view: the queries' own, or their partners'.
         """
         if not self.bad:
             return images
@@ -81,11 +64,12 @@ class Found:
         self, pairs: Iterable[NDArray[np.int64]], images: Iterable[NDArray[np.int64]]
     ) -> tuple[Replacement, ...]:
         """Return the replacements in each view; the arguments are those of `shown`, for each view."""
-        replacements = []
-        for view, (own, other) in enumerate(zip(pairs, images, strict=True)):
-            for pair, image in zip(own.tolist(), other.tolist(), strict=True):
-                replacements += [Replacement(view, pair, bad, self.bad[bad]) for bad in {pair, image} & self.bad.keys()]
-        return tuple(replacements)
+        return tuple(
+            Replacement(view, pair, bad, self.bad[bad])
+            for view, (own, other) in enumerate(zip(pairs, images, strict=True))
+            for pair, image in zip(own.tolist(), other.tolist(), strict=True)
+            for bad in {pair, image} & self.bad.keys()
+        )
 
 
 def where(split: Split, sample: int) -> str:
@@ -101,14 +85,7 @@ def read_replacing(
     seed: int,
     epoch: int,
 ) -> Found:
-    """Read samples, replacing those whose image cannot be used.
-
-    Args:
-        read: Reader of canvases, see `loading.canvas_reader`.
-        split: The split.
-        wanted: (N,) positions in it, in ascending order.
-        seed: Seed of the run.
-        epoch: Epoch of the batch.
+    """Read samples, (N,) ascending positions in the split, and replace those whose image cannot be used.
 
     Raises:
         DataError: several replacements cannot be used either, or the error is not about an image.
@@ -141,11 +118,6 @@ def read_replacing(
 
 def check_pairs(found: Iterable[Replacement], split: Split, plan: Plan) -> None:
     """Check that all views of a pair have the same replacements, whichever process made them.
-
-    Args:
-        found: Replacements in a batch, by all processes.
-        split: The split.
-        plan: Plan of the views.
 
     Raises:
         DataError: one process could read a file and another could not.

@@ -17,14 +17,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from medmoco.config import ConfigSource, RunSettings, Tree, load
 from medmoco.config.reading import merge
 from medmoco.data.augment.normalisation import to_float
-from medmoco.data.loading.loading import ViewDataset, check_images
+from medmoco.data.loading.loading import ViewDataset, check_images, hand_over
 from medmoco.data.loading.pairs import TWO_VIEWS
 from medmoco.data.loading.sampler import BatchKey
-from medmoco.data.loading.workers import share
 from medmoco.data.manifest.manifest import SPLITS, Split, load_manifest
 from medmoco.data.pack.pack import open_pack, read_info
 from medmoco.data.pack.pack_cache import local_folder
-from medmoco.errors import DataError, MedmocoError, SettingsError
+from medmoco.errors import MedmocoError, SettingsError
 from medmoco.utils.rng import ORDER, permutation
 
 Pair = tuple[Tensor, Tensor]  # the query's view and the key's
@@ -85,8 +84,7 @@ class TwoViews(Dataset[Pair]):
             raise SettingsError(f"split={split!r}: choose from {', '.join(SPLITS)}")
         given = merge(_given(data={"root": root, "pack": pack}, views={"recipe": recipe, "size": size}), settings)
         chosen = _settings(source, given)
-        # Patients matter only where a key is another image of the query's patient.
-        matters = chosen.positives.image == "patient"
+        matters = chosen.positives.image == "patient"  # otherwise no patient is needed
         found = load_manifest(chosen.data, (split,), patients_matter=matters)[split]
         if chosen.data.root == _UNKNOWN:
             chosen = _with_root_of_pack(chosen, found)
@@ -134,7 +132,7 @@ class TwoViews(Dataset[Pair]):
         self._epoch_is_used = False
 
     def next_epoch(self) -> int:
-        """Return the epoch of a pass that begins: the one that was set, or the one after the last pass."""
+        """Return the epoch of a new pass: the one that was set, or the one after the last pass."""
         if self._epoch_is_used:
             self._epoch += 1
         self._epoch_is_used = True
@@ -171,7 +169,7 @@ class TwoViews(Dataset[Pair]):
             batch_size=None,  # the sampler already names whole batches
             sampler=_Order(self, batch_size, shuffle=shuffle, drop_last=drop_last),
             num_workers=workers,
-            collate_fn=_shared,
+            collate_fn=hand_over,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -187,7 +185,7 @@ class TwoViews(Dataset[Pair]):
             DataError: an image cannot be used; names the row of the manifest.
         """
         if get_worker_info():
-            cv2.setNumThreads(1)  # there is a process for each core; and OpenCV's threads do not survive a fork
+            cv2.setNumThreads(1)  # there is a process per core, and OpenCV's threads do not survive a fork
         batch = self._batches[BatchKey(0, epoch, samples)]
         if isinstance(batch, MedmocoError):
             raise batch
@@ -200,14 +198,14 @@ _REMEDY = (
     "Leave the row out ('medmoco check' finds all such rows), or have another image take its place:\n"
     "data.bad_images=quarantine."
 )
-_UNKNOWN = "."  # root, where only a pack is given
+_UNKNOWN = "."  # root if only a pack is given
 
 
 # Settings
 
 
 def _given(**groups: Tree) -> Tree:
-    """Leave out what is None."""
+    """Return the settings without values of None."""
     return {group: {key: value for key, value in keys.items() if value is not None} for group, keys in groups.items()}
 
 
@@ -227,14 +225,14 @@ def _settings(source: ConfigSource, given: Tree) -> RunSettings:
 
 
 def _recipe_of_pack(data: Tree) -> Tree:
-    """Return the settings of canvases that a pack was made with."""
+    """Return the settings of canvases with which a pack was made."""
     place: Tree = {"root": _UNKNOWN, **{key: data[key] for key in ("manifest", "pack", "pack_cache") if key in data}}
     recipe: Tree = read_info(local_folder(load({"out": ".", "data": place}).data))["recipe"]
     return recipe
 
 
 def _with_root_of_pack(settings: RunSettings, split: Split) -> RunSettings:
-    """Find out whether the pack tells images of different splits apart that have the same Path."""
+    """Return the settings with the root for which the pack contains the rows: with or without {split}."""
     data = settings.data
     if not data.pack or (open_pack(local_folder(data), data).find(split, data) >= 0).any():
         return settings
@@ -260,7 +258,7 @@ class _Order(Sampler[BatchKey]):
         return self._batches
 
     def __iter__(self) -> Iterator[BatchKey]:
-        # A generator, as DataLoader makes an iterator too many, which must not count as a pass.
+        # A generator, since DataLoader creates an extra iterator, which must not count as a pass.
         epoch, size = self._views.next_epoch(), self._batch_size
         samples = np.arange(len(self._views))
         if self._shuffle:
@@ -274,7 +272,7 @@ class _Order(Sampler[BatchKey]):
 
 
 class _Batches(Dataset[Pair | MedmocoError]):
-    """Makes whole batches; the key of each carries the epoch, so that none can be late."""
+    """Makes whole batches; the key of each contains the epoch, so that none uses an outdated one."""
 
     def __init__(self, views: TwoViews, normalise: bool) -> None:
         self._views, self._normalise = views, normalise
@@ -283,18 +281,8 @@ class _Batches(Dataset[Pair | MedmocoError]):
         try:
             queries, keys = self._views.make(key.samples, key.epoch)
         except MedmocoError as error:
-            return error  # or DataLoader would put the worker's traceback around it
+            return error  # if it were raised, DataLoader would add the worker's traceback
         return (self._views.to_float(queries), self._views.to_float(keys)) if self._normalise else (queries, keys)
-
-
-def _shared(item: Any) -> Any:
-    """Move a worker's batch to shared memory here, as DataLoader would lose it where there is no room."""
-    if isinstance(item, tuple):
-        try:
-            share(item)
-        except DataError as error:
-            return error
-    return item
 
 
 class _Loader(DataLoader[Any]):

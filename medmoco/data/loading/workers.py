@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -48,8 +49,7 @@ _MORE_SHARED_MEMORY = "Give the container more shared memory (docker --shm-size=
 
 def start_worker(_: int) -> None:
     """Set up a worker process."""
-    # The training process decides when to stop, and needs its workers until it has saved.
-    settle_worker()
+    settle_worker()  # the training process decides when to stop, and needs its workers until it has saved
     # The training process explains a crash, once; and a core dump would contain the image.
     for number in (signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV):
         signal.signal(number, signal.SIG_DFL)
@@ -136,7 +136,7 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
             yield item
     finally:
         with suppress(_GivenUp), _giving_up_after(_GOODBYE_SECONDS):
-            del items  # DataLoader asks its workers to end, and waits a little; for ever, if one died with a lock
+            del items  # DataLoader asks its workers to end, and waits a little, or forever if one died with a lock
         _kill(workers)  # SIGTERM, which it sends after that, they ignore
         if in_charge:
             signal.signal(signal.SIGCHLD, handler)
@@ -233,21 +233,18 @@ def shared_memory_place() -> str:
 
 
 def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: int, views: int = 2) -> None:
-    """Refuse to train if the batches of the data workers do not fit into shared memory.
+    """Raise SettingsError if the batches of the data workers do not fit into shared memory.
 
     Args:
         settings: Settings of the run.
         share_of_batch: Images of a batch per process.
         processes: Number of processes that use the same shared memory.
         views: Views per image.
-
-    Raises:
-        SettingsError: too little shared memory is free.
     """
     workers = settings.data.workers
     if not workers or not SHARED_MEMORY.is_dir():
         return
-    free = _free_bytes(SHARED_MEMORY)
+    free = shutil.disk_usage(SHARED_MEMORY).free
     needed = shared_bytes(settings, share_of_batch, processes, workers, views)
     if needed <= free:
         return
@@ -260,11 +257,6 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
         f" {'pairs of ' * (views > 1)}views).\n"
         f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which needs none' * (not fewer)}."
     )
-
-
-def _free_bytes(folder: Path) -> int:
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
 
 
 def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int, views: int = 2) -> int:

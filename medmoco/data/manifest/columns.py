@@ -58,13 +58,7 @@ def meaning(name: str) -> tuple[str, int] | None:
 
 
 def other_name(column: str, names: Iterable[str], labels: Collection[str] = ()) -> str | None:
-    """Return the most likely synonym of a column among the names of a table, or None if there is none.
-
-    Args:
-        column: A reserved column, or a synonym of one.
-        names: Column names of the table.
-        labels: Label columns, which are never synonyms.
-    """
+    """Return the most likely synonym of a column among the names of a table, except labels; None if there is none."""
     target = meaning(column)
     if target is None:
         return None

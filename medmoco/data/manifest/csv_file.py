@@ -29,19 +29,12 @@ _UNNAMED = "Unnamed: "  # pandas' prefix for columns without a name
 
 @dataclass(frozen=True)
 class CsvFile:
-    """The records of a CSV file.
-
-    Attributes:
-        path: The file.
-        table: N records, with every column as text.
-        rows: (N,) int64, the row of each record.
-        sha256: SHA-256 of the content after decompression.
-    """
+    """The records of a CSV file."""
 
     path: Path
-    table: pd.DataFrame
-    rows: NDArray[np.int64]
-    sha256: str
+    table: pd.DataFrame  # N records, with every column as text
+    rows: NDArray[np.int64]  # (N,) int64, the row of each record
+    sha256: str  # SHA-256 of the content after decompression
 
     def select(self, mask: NDArray[np.bool_]) -> CsvFile:
         """Return the records that a mask (N,) selects."""
@@ -62,12 +55,9 @@ class CsvFile:
             raise ManifestError(f"{self.path}: row {self.rows[first]}{more}: {what}{max(hints, default='')}")
 
     def refuse_other_name(self, column: str, how: str, labels: Collection[str] = ()) -> None:
-        """Raise ManifestError if an optional column is missing and another one seems to be meant.
+        """Raise ManifestError if an optional reserved column is missing and another one seems to be meant.
 
-        Args:
-            column: Reserved column; see `medmoco.data.manifest.columns`.
-            how: What its cells must contain, such as "with frames counted from 1".
-            labels: Label columns.
+        `how` states what its cells must contain, such as "with frames counted from 1".
         """
         if column not in self.table and (other := other_name(column, self.table.columns, labels)):
             raise ManifestError(
@@ -92,9 +82,7 @@ class CsvFile:
 def read_csv(path: Path, repetitive: Iterable[str] = ()) -> CsvFile:
     """Read a CSV as text cells, and refuse rows that other readers would pad, truncate or guess.
 
-    Args:
-        path: The file.
-        repetitive: Columns with few distinct values, stored in one byte per cell instead of eight.
+    Cells of `repetitive` columns, with few distinct values, are stored in one byte instead of eight.
 
     Raises:
         ManifestError: the file cannot be opened, is not UTF-8 text, or has a row whose width differs from the header.

@@ -134,13 +134,7 @@ class _Listing(NamedTuple):
 
 
 def similar_file_hint(file: str) -> str:
-    """Return how a similar file that exists differs from a missing one; blank if none is found.
-
-    The hint describes the difference without quoting any name.
-
-    Args:
-        file: Root and Path joined.
-    """
+    """Return how an existing similar file differs from a missing one, without quoting names; blank if there is none."""
     differences: dict[str, None] = {}
     if "\\" in file:
         file, differences = file.replace("\\", "/"), {"with / instead of each backslash": None}

@@ -33,36 +33,22 @@ _PATH_ALARMS = ("..", ":", "\n/", "\n\\", "\n\n", "\n ", "\n\t")
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of train, val or test.
+    """The rows of train, val or test."""
 
-    Attributes:
-        name: train, val or test.
-        csv: The file with the rows.
-        rows: (N,) int64, the row of each record in that file.
-        files: (N,) StringDType, root and Path joined. Not Python strings: reading one changes its reference count, so
-            workers, which initially share this memory, would gradually copy it.
-        frames: (N,) int64, counted from 1.
-        patients: (N,) int64, one code per patient, consistent across splits that were loaded together.
-        label_names: L names in the order of the settings.
-        labels: (N, L) float32, 0, 1 or NaN, after the policy of each label.
-        raw_labels: (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file.
-        table: N records, with every column as text; label columns as pandas categories of text.
-        sha256: SHA-256 of the file.
-        notices: Warnings about these rows for the user.
-    """
-
-    name: str
-    csv: Path
-    rows: NDArray[np.int64]
+    name: str  # train, val or test
+    csv: Path  # the file with the rows
+    rows: NDArray[np.int64]  # (N,) int64, the row of each record in that file
+    # (N,) StringDType, root and Path joined. Not Python strings: reading one changes its reference count, so workers,
+    # which initially share this memory, would gradually copy it
     files: NDArray[Any]
-    frames: NDArray[np.int64]
-    patients: NDArray[np.int64]
-    label_names: tuple[str, ...]
-    labels: NDArray[np.float32]
-    raw_labels: NDArray[np.float32]
-    table: pd.DataFrame
-    sha256: str
-    notices: tuple[str, ...]
+    frames: NDArray[np.int64]  # (N,) int64, counted from 1
+    patients: NDArray[np.int64]  # (N,) int64, one code per patient, consistent across splits that were loaded together
+    label_names: tuple[str, ...]  # L names in the order of the settings
+    labels: NDArray[np.float32]  # (N, L) float32, 0, 1 or NaN, after the policy of each label
+    raw_labels: NDArray[np.float32]  # (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file
+    table: pd.DataFrame  # N records, with every column as text; label columns as pandas categories of text
+    sha256: str  # SHA-256 of the file
+    notices: tuple[str, ...]  # warnings about these rows for the user
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,16 +60,10 @@ class Split:
 
     def select(self, which: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Split:
         """Return the rows selected by a mask (N,) or by positions (M,), in that order."""
-        return replace(
-            self,
-            rows=self.rows[which],
-            files=self.files[which],
-            frames=self.frames[which],
-            patients=self.patients[which],
-            labels=self.labels[which],
-            raw_labels=self.raw_labels[which],
-            table=self.table[which] if which.dtype == bool else self.table.iloc[which],
-        )
+        arrays = ("rows", "files", "frames", "patients", "labels", "raw_labels")
+        selected: dict[str, Any] = {name: getattr(self, name)[which] for name in arrays}
+        table = self.table[which] if which.dtype == bool else self.table.iloc[which]
+        return replace(self, table=table, **selected)
 
 
 def load_manifest(
@@ -234,16 +214,7 @@ def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
 
 
 def require_column(split: Split, column: str, reason: str) -> None:
-    """Check that the manifest has a column.
-
-    Args:
-        split: A split of the manifest.
-        column: Name of the column.
-        reason: End of "which ..." in the message, such as "decoder.mask names".
-
-    Raises:
-        ManifestError: the column is missing.
-    """
+    """Raise ManifestError if the manifest lacks a column, "which" `reason`, such as "decoder.mask names"."""
     columns = list(split.table.columns)
     if column not in columns:
         raise ManifestError(
@@ -290,17 +261,11 @@ def _apply_policy(raw: NDArray[np.float64], policy: LabelPolicy) -> NDArray[np.f
 
 
 class _Patients(NamedTuple):
-    """The patients of one split.
+    """The patients of one split."""
 
-    Attributes:
-        codes: (N,) int64, one code per patient.
-        unnamed: Number of rows without a PatientID.
-        doubts: (N,) kinds of doubt about the IDs, blank if there is none.
-    """
-
-    codes: NDArray[np.int64]
-    unnamed: int
-    doubts: NDArray[np.object_]
+    codes: NDArray[np.int64]  # (N,) int64, one code per patient
+    unnamed: int  # number of rows without a PatientID
+    doubts: NDArray[np.object_]  # (N,) kinds of doubt about the IDs, blank if there is none
 
 
 def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels: Collection[str]) -> Iterator[str]:

@@ -58,12 +58,7 @@ class _Condition:
 
 
 def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str) -> NDArray[np.bool_]:
-    """Return the mask (N,) of the records that meet every condition.
-
-    Args:
-        table: N records of text cells.
-        rows: (N,) row numbers, for messages.
-        expression: See the module.
+    """Return the mask (N,) of the records of text cells that meet every condition; `rows` (N,) are for messages.
 
     Raises:
         SettingsError: the expression is invalid, or the table lacks one of its columns.
@@ -105,9 +100,10 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
         numbers = [_number(text) for text in texts]
         bad = np.array([text != "" and number is None for text, number in zip(texts, numbers, strict=True)])[codes]
         if bad.any():
+            more = f" ({bad.sum()} rows in all)" if bad.sum() > 1 else ""
             raise ManifestError(
-                f"where: '{condition.column} {condition.sign} ...' needs numbers, but row {rows[bad.argmax()]} "
-                f"({bad.sum()} rows in all) does not have one{decimal_comma(cells.iloc[bad.argmax()])}"
+                f"where: '{condition.column} {condition.sign} ...' needs numbers, but row {rows[bad.argmax()]}{more}"
+                f" does not have one{decimal_comma(cells.iloc[bad.argmax()])}"
             )
         compare = _ORDERS[condition.sign]
         return np.array([number is not None and bool(compare(number, limit)) for number in numbers], dtype=bool)[codes]

@@ -188,12 +188,7 @@ def _divided_notes(patients: pd.Series[str], splits: pd.Series[str]) -> list[str
 
 
 def assign(
-    patients: pd.Series[str],
-    labels: pd.DataFrame,
-    official: pd.Series[str],
-    shares: Mapping[str, float],
-    *,
-    seed: int,
+    patients: pd.Series[str], labels: pd.DataFrame, official: pd.Series[str], shares: Mapping[str, float], *, seed: int
 ) -> pd.Series[str]:
     """Return the split of every row: the official one, or if that is blank one drawn by patient.
 

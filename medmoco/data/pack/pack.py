@@ -55,17 +55,11 @@ _OPEN_SHARDS = 128  # per process; reopening one takes about ten microseconds, o
 
 @dataclass(frozen=True)
 class Pack:
-    """A complete pack on a local disk.
-
-    Attributes:
-        folder: Folder of the pack.
-        info: Content of pack.json.
-        index: (N,) records of ROW, in the order of shards and positions.
-    """
+    """A complete pack on a local disk."""
 
     folder: Path
     info: dict[str, Any]
-    index: NDArray[Any]
+    index: NDArray[Any]  # (N,) records of ROW, in the order of shards and positions
 
     def find(self, split: Split, data: DataSettings) -> NDArray[np.int64]:
         """Return the position in the index of each row of a split; -1 if the pack does not contain it."""
@@ -175,8 +169,7 @@ def parse_info(raw: bytes) -> dict[str, Any]:
         raise DataError(f"{INFO} of the pack is damaged; make the pack again") from None
     if not isinstance(info, dict) or info.get("format") not in (FORMAT, FORMAT_OF_CHANNELS):
         raise DataError(f"the pack has another format than {FORMAT}, which this version reads; make it again")
-    names = [*info["files"]]
-    if any(Path(name).name != name for name in names):
+    if any(Path(name).name != name for name in info["files"]):
         raise DataError(f"{INFO} of the pack names files outside its folder; do not use it")
     return info
 
@@ -242,27 +235,16 @@ def canvas_shape(data: DataSettings) -> tuple[int, ...]:
 
 @dataclass
 class PackedRows:
-    """Reads the canvases of a split's N rows.
-
-    Attributes:
-        folder: Folder of the pack.
-        shards: (N,) numbers of the shards.
-        positions: (N,) positions in the shards.
-        heights: (N,) heights of the images in their canvases, 0 if there is none.
-        widths: (N,) widths of the images in their canvases.
-        shape: Shape of a canvas, (S, S) or (S, S, C).
-        dtype: Number type of a canvas.
-        rgb: Whether the channels are red, green and blue.
-    """
+    """Reads the canvases of a split's N rows."""
 
     folder: Path
-    shards: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    heights: NDArray[np.int64]
-    widths: NDArray[np.int64]
-    shape: tuple[int, ...]
-    dtype: type[Any]
-    rgb: bool = False
+    shards: NDArray[np.int64]  # (N,) numbers of the shards
+    positions: NDArray[np.int64]  # (N,) positions in the shards
+    heights: NDArray[np.int64]  # (N,) heights of the images in their canvases, 0 if there is none
+    widths: NDArray[np.int64]  # (N,) widths of the images in their canvases
+    shape: tuple[int, ...]  # shape of a canvas, (S, S) or (S, S, C)
+    dtype: type[Any]  # number type of a canvas
+    rgb: bool = False  # whether the channels are red, green and blue
     _open: dict[int, tuple[io.FileIO, int]] = field(default_factory=dict, repr=False)
 
     def read(self, sample: int) -> Canvas:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,7 @@ _IN_HAND = 2  # shards submitted per thread, so that the next one is ready when 
 
 @contextmanager
 def on_cluster(address: str) -> Iterator[Writer]:
-    """Connect to a scheduler and yield a function that makes shards on its workers.
-
-    Args:
-        address: Address of the scheduler, such as tcp://host:8786.
+    """Connect to a scheduler, such as tcp://host:8786, and yield a function that makes shards on its workers.
 
     Raises:
         SettingsError: the extra is not installed, or no scheduler answers.
@@ -78,7 +75,7 @@ def _write(
             for future in [future for future in pending if future.done()]:
                 shard = pending.pop(future)
                 _take_result(future, shard)
-                yield from (shard.number for _ in range(len(shard.files) - len(shard.known)))
+                yield from repeat(shard.number, len(shard.files) - len(shard.known))
     finally:
         client.cancel(list(pending))
 

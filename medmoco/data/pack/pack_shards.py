@@ -54,32 +54,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Shard:
-    """The work of making one shard.
+    """The work of making one shard."""
 
-    Attributes:
-        number: Number in the file name.
-        files: n paths.
-        frames: n frames, counted from 1.
-        known: Results by position for images whose canvases an earlier run has already written to the file.
-    """
-
-    number: int
-    files: list[str]
-    frames: list[int]
+    number: int  # number in the file name
+    files: list[str]  # n paths
+    frames: list[int]  # n frames, counted from 1
+    # Results by position for images whose canvases an earlier run has already written to the file
     known: dict[int, ImageResult] = field(default_factory=dict)
 
 
 def write_shards(
     folder: Path, shards: Iterable[Shard], data: DataSettings, stop_asked: Callable[[], bool], *, workers: int
 ) -> Iterator[int]:
-    """Make shards, with images distributed over the workers; yield a shard's number after each image.
-
-    Args:
-        folder: Folder of the pack.
-        shards: Shards, each with at least one image to decode.
-        data: Data settings.
-        stop_asked: The work ends early when it returns True.
-        workers: Number of processes.
+    """Make shards, each with at least one image to decode, until asked to stop; yield a shard's number for each image.
 
     Raises:
         DataError: a shard cannot be written.

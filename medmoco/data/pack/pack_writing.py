@@ -78,28 +78,14 @@ Writer = Callable[[Path, Iterable[Shard], DataSettings, Callable[[], bool]], Ite
 
 @dataclass(frozen=True)
 class Plan:
-    """The layout of a pack: canvas i is in shard i // per_shard.
-
-    Attributes:
-        data: Data settings.
-        index: (N,) records of ROW, with only the fields known from the manifest.
-        files: (N,) paths.
-        per_shard: Canvases per full shard.
-        manifest: SHA-256 and number of rows of each split.
-        frames_are_named: Whether the manifest has a Frame column.
-    """
+    """The layout of a pack: canvas i is in shard i // per_shard."""
 
     data: DataSettings
-    index: NDArray[Any]
-    files: NDArray[Any]
-    per_shard: int
-    manifest: dict[str, Any]
-    frames_are_named: bool = False
-
-    @property
-    def canvas_bytes(self) -> int:
-        """Size of a canvas, in bytes."""
-        return bytes_of_canvas(self.data)
+    index: NDArray[Any]  # (N,) records of ROW, with only the fields known from the manifest
+    files: NDArray[Any]  # (N,) paths
+    per_shard: int  # canvases per full shard
+    manifest: dict[str, Any]  # SHA-256 and number of rows of each split
+    frames_are_named: bool = False  # whether the manifest has a Frame column
 
     @property
     def shards(self) -> int:
@@ -241,7 +227,7 @@ def _todo(plan: Plan, out: Path) -> dict[int, int]:
 
 
 def _check_space(plan: Plan, out: Path, missing: int) -> None:
-    needed = missing * plan.canvas_bytes + 3 * plan.index.nbytes + SHARD_BYTES
+    needed = missing * bytes_of_canvas(plan.data) + 3 * plan.index.nbytes + SHARD_BYTES
     free = shutil.disk_usage(out).free
     if needed > free:
         raise SettingsError(
@@ -253,7 +239,8 @@ def _check_space(plan: Plan, out: Path, missing: int) -> None:
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Lock a folder against other processes while it is written."""
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _holds_pack(out))):
+    is_pack = (out / INFO).is_file() or (out / RECORDS).is_dir()
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_pack)):
         raise SettingsError(f"{out} is not a pack and not empty; choose a new folder with --out")
     try:
         (out / RECORDS).mkdir(parents=True, exist_ok=True)
@@ -275,10 +262,6 @@ def _claimed(out: Path) -> Iterator[None]:
 def _drop_half_written(out: Path) -> None:
     for file in [*out.glob("*.tmp"), *(out / RECORDS).glob("*.tmp")]:
         file.unlink(missing_ok=True)
-
-
-def _holds_pack(out: Path) -> bool:
-    return (out / INFO).is_file() or (out / RECORDS).is_dir()
 
 
 # Complete packs
@@ -314,7 +297,7 @@ def _reopen(plan: Plan, out: Path, log: Log) -> int | None:
     for leftover in (out / RECORDS).glob("*.json"):  # of an earlier, interrupted repair
         leftover.unlink()
     _check_plan(plan, out)
-    notices, failures = (_read_list(pack.folder / name) for name in (NOTICES, FAILED))
+    notices, failures = _read_list(out / NOTICES), _read_list(out / FAILED)
     for number, sha256 in hashes.items():
         if shard_name(number) not in damaged:
             images = [_result_of(row, notices, failures) for row in pack.index[plan.part(number)]]

@@ -32,19 +32,12 @@ is in a higher layer than data."""
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of `medmoco check`.
+    """The result of `medmoco check`."""
 
-    Attributes:
-        findings: Results of all checks; those without rows found nothing.
-        shortcuts: The trait that best predicts each label.
-        text: The report as text.
-        folder: Contains report.txt and rows.csv.
-    """
-
-    findings: list[Finding]
-    shortcuts: list[Shortcut]
+    findings: list[Finding]  # results of all checks; those without rows found nothing
+    shortcuts: list[Shortcut]  # the trait that best predicts each label
     text: str
-    folder: Path
+    folder: Path  # contains report.txt and rows.csv
 
     @property
     def faults(self) -> list[Finding]:
@@ -129,16 +122,11 @@ def _list_rows(rows: Rows, results: Sequence[Finding], every: Sequence[Split]) -
     paths = np.concatenate([split.table["Path"].to_numpy(dtype=object) for split in every])
     sources = np.array(rows.sources, dtype=object)
     parts = [
-        pd.DataFrame(
-            {
-                "split": sources[rows.source[finding.rows]],
-                "row": rows.number[finding.rows],
-                "severity": finding.severity,
-                "fault": finding.kind,
-                "detail": [" ".join(detail.split()) for detail in finding.details],
-                "Path": paths[finding.rows],
-            }
-        )
+        pd.DataFrame({
+            "split": sources[rows.source[finding.rows]], "row": rows.number[finding.rows],
+            "severity": finding.severity, "fault": finding.kind,
+            "detail": [" ".join(detail.split()) for detail in finding.details], "Path": paths[finding.rows],
+        })
         for finding in sorted(results, key=lambda one: one.severity != "fault")
-    ]
+    ]  # fmt: skip
     return pd.concat([part for part in parts if len(part)] or parts[:1])

@@ -29,26 +29,16 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Examined:
-    """The results of reading N files; zero for unreadable files, except in `faults`.
+    """The results of reading N files; zero for unreadable files, except in `faults`."""
 
-    Attributes:
-        digests: (N, 32) uint8, SHA-256 of the pixels.
-        patterns: (N, 1024) uint8, see `fingerprints.pattern`.
-        sizes: (N, 2) int32, height and width in pixels.
-        constant: (N,) bool, all pixels have the same value.
-        formats: The formats that occur.
-        format_of: (N,) int16, positions in `formats`; -1 for unreadable files.
-        notices: Notice of the reader -> positions of the files.
-        faults: Position of an unreadable file -> kind of fault, and message of the reader.
-    """
-
-    digests: NDArray[np.uint8]
-    patterns: Patterns
-    sizes: NDArray[np.int32]
-    constant: NDArray[np.bool_]
-    format_of: NDArray[np.int16]
-    formats: list[FileFormat] = field(default_factory=list)
-    notices: dict[str, list[int]] = field(default_factory=dict)
+    digests: NDArray[np.uint8]  # (N, 32) uint8, SHA-256 of the pixels
+    patterns: Patterns  # (N, 1024) uint8, see `fingerprints.pattern`
+    sizes: NDArray[np.int32]  # (N, 2) int32, height and width in pixels
+    constant: NDArray[np.bool_]  # (N,) bool, all pixels have the same value
+    format_of: NDArray[np.int16]  # (N,) int16, positions in `formats`; -1 for unreadable files
+    formats: list[FileFormat] = field(default_factory=list)  # the formats that occur
+    notices: dict[str, list[int]] = field(default_factory=dict)  # notice of the reader -> positions of the files
+    # Position of an unreadable file -> kind of fault, and message of the reader
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -72,14 +62,7 @@ Track = Callable[[Iterator[Any], int], Iterable[Any]]
 
 
 def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSettings, track: Track) -> Examined:
-    """Read N images, each within the limits for hostile files.
-
-    Args:
-        files: (N,) paths.
-        frames: (N,) frames, counted from 1.
-        data: Data settings, with limits and number of workers.
-        track: Shows the progress.
-    """
+    """Read N images, from paths (N,) and frames (N,) counted from 1, each within the limits for hostile files."""
 
     def summarise(at: int) -> _Summary:
         image = read_as_set(files[at], int(frames[at]), data)
@@ -96,13 +79,8 @@ def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSet
         np.zeros(count, bool),
         np.full(count, -1, np.int16),
     )
-    results = map_guarded(
-        summarise,
-        range(count),
-        workers=max(1, data.workers),
-        seconds=data.decode_seconds,
-        megabytes=data.decode_megabytes,
-    )
+    workers, seconds, megabytes = max(1, data.workers), data.decode_seconds, data.decode_megabytes
+    results = map_guarded(summarise, range(count), workers=workers, seconds=seconds, megabytes=megabytes)
     for at, result in track(results, count):
         if isinstance(result, Failure):
             examined.faults[at] = _fault_kind(files[at], result.reason), result.reason

@@ -29,24 +29,15 @@ class Rows:
     """R rows: those of train, val and test, followed by those of other pretraining data.
 
     Codes are equal for equal patients or studies, and -1 if there is none.
-
-    Attributes:
-        sources: Names of the splits.
-        source: (R,) int64, positions in `sources`.
-        number: (R,) int64, row number in the manifest file.
-        file: (R,) int64, position among the distinct files (and frames).
-        patient: (R,) int64, codes.
-        study: (R,) int64, codes.
-        own: (R,) bool, false for rows of other pretraining data.
     """
 
     sources: tuple[str, ...]
-    source: Codes
-    number: Codes
-    file: Codes
-    patient: Codes
-    study: Codes
-    own: Mask
+    source: Codes  # (R,) int64, positions in `sources`
+    number: Codes  # (R,) int64, row number in the manifest file
+    file: Codes  # (R,) int64, position among the distinct files (and frames)
+    patient: Codes  # (R,) int64, codes
+    study: Codes  # (R,) int64, codes
+    own: Mask  # (R,) bool, false for rows of other pretraining data
 
     @property
     def held_out(self) -> Mask:
@@ -60,42 +51,25 @@ class Rows:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        severity: Severity; `check` exits with code 3 if there are faults.
-        kind: A short description, the same for every finding of the kind.
-        rows: (M,) int64, positions of the affected rows.
-        details: M texts for the list of bad rows, without IDs or paths.
-        remark: Additional information for the report.
-    """
-
-    severity: Literal["fault", "warning"]
-    kind: str
-    rows: Codes
-    details: Sequence[str]
-    remark: str = ""
+    severity: Literal["fault", "warning"]  # `check` exits with code 3 if there are faults
+    kind: str  # a short description, the same for every finding of the kind
+    rows: Codes  # (M,) int64, positions of the affected rows
+    details: Sequence[str]  # M texts for the list of bad rows, without IDs or paths
+    remark: str = ""  # additional information for the report
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well a label is predicted by a trait other than image content.
-
-    Attributes:
-        label: Name of the label.
-        trait: Name of the trait, such as "width / height".
-        auroc: AUROC of the trait as a score, with the sign chosen to make it at least 0.5.
-        low: Lower bound of its 95 % interval.
-        high: Upper bound of its 95 % interval.
-        on_test: AUROC on the test split alone, with the same sign; None if it is undefined.
-    """
+    """How well a label is predicted by a trait other than image content."""
 
     label: str
-    trait: str
-    auroc: float
-    low: float
-    high: float
-    on_test: float | None
+    trait: str  # name of the trait, such as "width / height"
+    auroc: float  # AUROC of the trait as a score, with the sign chosen to make it at least 0.5
+    low: float  # lower bound of its 95 % interval
+    high: float  # upper bound of its 95 % interval
+    on_test: float | None  # AUROC on the test split alone, with the same sign; None if it is undefined
 
     @property
     def warns(self) -> bool:
@@ -206,12 +180,8 @@ def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
 def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iterator[Finding]:
     """Report rows of val and test whose patient, file or pixels are in other pretraining data.
 
-    If two data sets share nothing but IDs, the IDs may agree by chance.
-
-    Args:
-        rows: All rows.
-        pixels: (R,) codes.
-        same_root: For each of the other data sets, whether its files are below the same root.
+    If two data sets share nothing but IDs, the IDs may agree by chance. `same_root` states for each of the other data
+    sets whether its files are below the same root.
     """
     for source, is_same in enumerate(same_root, len(rows.sources) - len(same_root)):
         for kind in ("file", "pixels", "patient"):

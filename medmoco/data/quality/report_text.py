@@ -31,16 +31,7 @@ def format_report(
     *,
     all_labels: bool = False,
 ) -> str:
-    """Return a report with counts, findings, labels and shortcuts.
-
-    Args:
-        splits: Splits of the manifest.
-        rows: Their rows, and those of other pretraining data.
-        files: Results of reading the files.
-        findings: Results of all checks.
-        shortcuts: The trait that best predicts each label.
-        all_labels: List every label, however long the report becomes.
-    """
+    """Return a report with counts, findings, labels (a few, or all of them) and shortcuts."""
     labels, warned = (None, None) if all_labels else (_LABELS, _WARNED)
     present = sorted((one for one in findings if len(one.rows)), key=lambda one: one.severity != "fault")
     absent = [one.kind for one in findings if not len(one.rows)]

@@ -7,9 +7,7 @@ import pandas as pd
 from medmoco.datasets.preparation import About, Prepared
 from medmoco.datasets.source import Source
 
-ABOUT = About(
-    name="a DICOM tree",
-)
+ABOUT = About(name="a DICOM tree")
 
 
 def prepare(source: Source) -> Prepared:

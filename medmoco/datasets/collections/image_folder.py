@@ -7,9 +7,7 @@ import pandas as pd
 from medmoco.datasets.preparation import About, Prepared
 from medmoco.datasets.source import Source
 
-ABOUT = About(
-    name="a folder of classes",
-)
+ABOUT = About(name="a folder of classes")
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",

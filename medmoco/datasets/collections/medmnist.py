@@ -16,11 +16,7 @@ from medmoco.datasets.source import Source
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.utils.tables import inflation_limit
 
-ABOUT = About(
-    name="MedMNIST",
-    url="https://medmnist.com",
-    licence="CC BY 4.0, DermaMNIST CC BY-NC 4.0",
-)
+ABOUT = About(name="MedMNIST", url="https://medmnist.com", licence="CC BY 4.0, DermaMNIST CC BY-NC 4.0")
 
 
 def prepare(source: Source) -> Prepared:

@@ -58,7 +58,7 @@ def prepare(source: Source) -> Prepared:
             "A label is 1 if it is in the list of the report, else 0; leading spaces in names are ignored. "
             f"{(~known).sum():,} rows have no list: all their labels are blank. A parent such as 'pneumonia' stays 0 "
             "if only its child 'atypical pneumonia' is in the list.",
-            "`MethodLabel` tells whether a physician or a network labelled the report.",
+            "`MethodLabel` states whether a physician or a network labelled the report.",
             "`Age` is the year of the study minus the year of birth. `ViewPosition` is the source's `Projection`.",
             "The images are 16-bit PNG files, which medmoco reads at full depth.",
         ],

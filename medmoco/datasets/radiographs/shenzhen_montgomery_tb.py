@@ -18,10 +18,7 @@ ABOUT = About(
     images=662 + 138,
 )
 _NAME = re.compile(r"(CHNCXR|MCUCXR)_\d{4}_([01])")
-_PLACES = {
-    "CHNCXR": ("Shenzhen", "ChinaSet_AllFiles/CXR_png"),
-    "MCUCXR": ("Montgomery", "MontgomerySet/CXR_png"),
-}
+_PLACES = {"CHNCXR": ("Shenzhen", "ChinaSet_AllFiles/CXR_png"), "MCUCXR": ("Montgomery", "MontgomerySet/CXR_png")}
 _SEX = re.compile(r"\b(male|female)\b|\bsex:\s*([mfo])\b", re.IGNORECASE)
 _AGE = re.compile(r"\d+(?:\.\d+)?\s*[ymwd][a-z]*", re.IGNORECASE)
 

@@ -24,12 +24,7 @@ def prepare(source: Source) -> Prepared:
     given = source.table("train-rle.csv", "stage_2_train.csv", columns=["ImageId", "EncodedPixels"])
     codes = given["EncodedPixels"].str.strip()
     positive = (codes != "-1").groupby(given["ImageId"], sort=False).any()
-    table = pd.DataFrame(
-        {
-            "Path": "dicom-images-train/" + positive.index + ".dcm",
-            "Pneumothorax": positive.to_numpy(),
-        }
-    )
+    table = pd.DataFrame({"Path": "dicom-images-train/" + positive.index + ".dcm", "Pneumothorax": positive.to_numpy()})
     masks = codes[codes != "-1"]
     corners = pd.DataFrame([mask_box(code) for code in masks], index=masks.index, columns=BOXES[2:])
     paths = "dicom-images-train/" + given["ImageId"] + ".dcm"
@@ -41,8 +36,8 @@ def prepare(source: Source) -> Prepared:
         notes=[
             f"The table has {len(given):,} rows, one for each mask; an image with several masks is one row here.",
             "`boxes.csv` holds the smallest box around each mask.",
-            "The images come from NIH ChestX-ray14, and the source does not tell which: do not pretrain on one and "
-            "test on the other.",
+            "The images come from NIH ChestX-ray14, but the source does not say which ones: do not pretrain on one "
+            "data set and test on the other.",
             "The official archive puts each file into nested folders, whose names are not in the table: run `medmoco "
             "prepare` with the images in place, or move them into one folder `dicom-images-train`.",
         ],

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medmoco.config import RunSettings
-from medmoco.data.loading.loading import Batch, ViewMaker, evaluation_batches, to_float
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.loading.loading import Batch, ViewMaker, evaluation_batches
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.training.device import autocast

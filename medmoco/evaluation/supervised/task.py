@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-from medmoco.data.loading.loading import Batch, to_float
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.loading.loading import Batch
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.training_labels import TrainingLabels
 from medmoco.models.batch_norm import forget_statistics, settle_statistics

@@ -46,25 +46,15 @@ NAME_IT = "It has the shapes of a {}: use that name (model.backbone, or --backbo
 
 @dataclass(frozen=True)
 class Found:
-    """The requested encoder in a file.
+    """The requested encoder in a file."""
 
-    Attributes:
-        scheme: Checkpoint format of the file.
-        which: Which of its encoders.
-        prefix: Prefix of the encoder's keys.
-        naming: Library whose names follow the prefix.
-        kind: Type of network; "" if there is no table for it.
-        names: Key -> timm's name, for all keys with the prefix; the rest of the key if it is in no table.
-        others: Keys of the other encoder.
-    """
-
-    scheme: Scheme
-    which: Which
-    prefix: str
-    naming: str
-    kind: str
-    names: dict[str, str]
-    others: frozenset[str] = frozenset()
+    scheme: Scheme  # checkpoint format of the file
+    which: Which  # which of its encoders
+    prefix: str  # prefix of the encoder's keys
+    naming: str  # library whose names follow the prefix
+    kind: str  # type of network; "" if there is no table for it
+    names: dict[str, str]  # key -> timm's name, for all keys with the prefix; the rest of the key if it is in no table
+    others: frozenset[str] = frozenset()  # keys of the other encoder
 
 
 def find(
@@ -119,12 +109,7 @@ def find(
 
 
 def _explained(
-    keys: list[str],
-    scheme: Scheme,
-    which: Which,
-    prefix: str,
-    backbone: str | None,
-    own: Mapping[str, Tensor] | None,
+    keys: list[str], scheme: Scheme, which: Which, prefix: str, backbone: str | None, own: Mapping[str, Tensor] | None
 ) -> Iterator[tuple[int, Found]]:
     """Yield for each type of network and naming the number of keys with a prefix that they match."""
     ends = {key: unwrapped(key[len(prefix) :]) for key in keys if key.startswith(prefix)}

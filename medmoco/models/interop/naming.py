@@ -110,7 +110,7 @@ TABLES: dict[str, dict[str, Rows]] = {
             ("blocks.*.mlp.fc2.", "encoder.layers.encoder_layer_*.mlp.3."),
             ("norm.", "encoder.ln."),
             ("head.", "heads.head."),
-        ),
+        )
     },
     "convnext": {
         "torchvision": (
@@ -129,7 +129,7 @@ TABLES: dict[str, dict[str, Rows]] = {
             ),
             ("head.norm.", "classifier.0."),
             ("head.fc.", "classifier.2."),
-        ),
+        )
     },
 }
 
@@ -235,13 +235,7 @@ def _translated(key: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None
 
 
 def into_hub_layout(value: Tensor, source: str, name: str) -> Tensor:
-    """Return a tensor in timm's layout, contiguous.
-
-    Args:
-        value: Tensor in the layout of `source`.
-        source: Naming.
-        name: Name of the tensor in `source`.
-    """
+    """Return a tensor from the layout of `source`, where it is called `name`, in timm's layout, contiguous."""
     if source == "tensorflow" and value.ndim == 4:
         value = value.permute(3, 2, 0, 1)  # height, width, in, out -> out, in, height, width
     if name.endswith("layer_scale"):
@@ -250,7 +244,7 @@ def into_hub_layout(value: Tensor, source: str, name: str) -> Tensor:
 
 
 def from_hub_layout(value: Tensor, target: str, name: str) -> Tensor:
-    """Return a tensor in timm's layout in the layout of `target`, where it is called `name`."""
+    """Return a tensor from timm's layout in that of `target`, where it is called `name`."""
     if target == "tensorflow" and value.ndim == 4:
         value = value.permute(2, 3, 1, 0)
     if name.endswith("layer_scale"):

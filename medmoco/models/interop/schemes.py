@@ -16,16 +16,10 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True)
 class Preparation:
-    """The normalisation of gray images in the source's training.
+    """The normalisation of gray images in the source's training."""
 
-    Attributes:
-        mean: Mean subtracted from pixels, as fractions of white; None if it is unknown.
-        std: Standard deviation by which they are then divided; None if it is unknown.
-        note: Description in words.
-    """
-
-    mean: float | None
-    std: float | None
+    mean: float | None  # mean subtracted from pixels, as fractions of white; None if it is unknown
+    std: float | None  # standard deviation by which they are then divided; None if it is unknown
     note: str
 
 
@@ -39,25 +33,15 @@ _UNKNOWN = Preparation(None, None, "unknown; networks pretrained on ImageNet mos
 
 @dataclass(frozen=True)
 class Scheme:
-    """A checkpoint format.
-
-    Attributes:
-        name: Short name.
-        query: Pattern of the prefix of the trained encoder's names.
-        key: The same for its moving average; None if there is none.
-        marker: Pattern that some key of such a file must begin with, if `query` alone is ambiguous.
-        naming: The only naming in such files, if it is known (naming.py).
-        preparation: Normalisation of gray images.
-        head: Type of the layers after the encoder.
-    """
+    """A checkpoint format."""
 
     name: str
-    query: str
-    key: str | None
-    preparation: Preparation
-    marker: str = ""
-    naming: str | None = None
-    head: str = "projector"
+    query: str  # pattern of the prefix of the trained encoder's names
+    key: str | None  # the same for its moving average; None if there is none
+    preparation: Preparation  # normalisation of gray images
+    marker: str = ""  # pattern that some key of such a file must begin with, if `query` alone is ambiguous
+    naming: str | None = None  # the only naming in such files, if it is known (naming.py)
+    head: str = "projector"  # type of the layers after the encoder
 
 
 # Prefixes that torch.compile, FSDP, activation checkpointing and Lightning Fabric add to the names of wrapped modules
@@ -148,11 +132,7 @@ def asked_out(key: str, leave_out: tuple[str, ...]) -> bool:
 def other_content(key: str, prefix: str, scheme: Scheme, leave_out: tuple[str, ...]) -> str | None:
     """Return the type of a key that belongs to no encoder, or None if it is unknown.
 
-    Args:
-        key: The whole key.
-        prefix: Prefix of the requested encoder's names.
-        scheme: Checkpoint format of the file.
-        leave_out: Patterns of keys that the user omits, with `*`.
+    `prefix` is that of the requested encoder; keys that match a pattern of `leave_out` are omitted as asked.
     """
     if asked_out(key, leave_out):
         return AS_ASKED

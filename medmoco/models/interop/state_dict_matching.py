@@ -22,55 +22,39 @@ _TENSORFLOW_EPSILON = 1.001e-5 - 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """The use of one key.
+    """The use of one key."""
 
-    Attributes:
-        key: Key in the file.
-        outcome: "matched" (used unchanged), "converted" or "left out".
-        name: Name in medmoco's network; empty if left out.
-        shape: Shape in the file.
-        what: How it was converted, or why it was left out.
-    """
-
-    key: str
-    outcome: Literal["matched", "converted", "left out"]
-    name: str
-    shape: tuple[int, ...]
-    what: str
+    key: str  # key in the file
+    outcome: Literal["matched", "converted", "left out"]  # matched: used unchanged
+    name: str  # name in medmoco's network; empty if left out
+    shape: tuple[int, ...]  # shape in the file
+    what: str  # how it was converted, or why it was left out
 
 
 @dataclass(frozen=True)
 class Imported:
-    """An encoder's weights with medmoco's names.
+    """An encoder's weights with medmoco's names."""
 
-    Attributes:
-        state: Name -> tensor, for all tensors of the network.
-        rows: One row for each key of the file, and for each of its other entries.
-        found: Where the encoder was found.
-        added: Number of batch counters missing in the file, which start at 0.
-    """
-
-    state: dict[str, Tensor]
-    rows: list[Row]
-    found: Found
-    added: int
+    state: dict[str, Tensor]  # name -> tensor, for all tensors of the network
+    rows: list[Row]  # one row for each key of the file, and for each of its other entries
+    found: Found  # where the encoder was found
+    added: int  # number of batch counters missing in the file, which start at 0
 
     def count(self, outcome: str) -> int:
         """Return the number of keys with an outcome."""
         return sum(row.outcome == outcome for row in self.rows)
 
+    def reasons(self, outcome: str) -> Counter[str]:
+        """Return the number of keys with an outcome for each reason."""
+        return Counter(row.what for row in self.rows if row.outcome == outcome)
+
     def summary(self) -> str:
         """Return a line that describes the loaded and the omitted tensors."""
-        reasons = Counter(row.what for row in self.rows if row.outcome == "left out")
-        left = f" ({', '.join(f'{count} {what}' for what, count in reasons.most_common())})" if reasons else ""
-        converted = Counter(row.what for row in self.rows if row.outcome == "converted")
-        how = f" ({', '.join(f'{count} {what}' for what, count in converted.most_common())})" if converted else ""
-        found = self.found
-        return (
-            f"{found.which} encoder of a {found.scheme.name} file with names of {found.naming}:"
-            f" {self.count('matched')} tensors unchanged, {self.count('converted')} converted{how},"
-            f" {self.count('left out')} left out{left}"
-        )
+        found, parts = self.found, [f"{self.count('matched')} tensors unchanged"]
+        for outcome in ("converted", "left out"):
+            reasons = ", ".join(f"{count} {what}" for what, count in self.reasons(outcome).most_common())
+            parts.append(f"{self.count(outcome)} {outcome}{f' ({reasons})' * bool(reasons)}")
+        return f"{found.which} encoder of a {found.scheme.name} file with names of {found.naming}: {', '.join(parts)}"
 
 
 @dataclass

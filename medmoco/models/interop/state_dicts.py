@@ -25,19 +25,12 @@ from medmoco.errors import CheckpointError, first_line
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents of a weights file.
+    """The contents of a weights file."""
 
-    Attributes:
-        name: Name of the file, without its folder.
-        tensors: Key -> tensor on the CPU; keys of nested mappings are joined by "/".
-        others: Names at the top level without tensors, such as "epoch".
-        backbone: The network stated in the file, in files of medmoco only.
-    """
-
-    name: str
-    tensors: dict[str, Tensor]
-    others: tuple[str, ...] = ()
-    backbone: str | None = None
+    name: str  # name of the file, without its folder
+    tensors: dict[str, Tensor]  # key -> tensor on the CPU; keys of nested mappings are joined by "/"
+    others: tuple[str, ...] = ()  # names at the top level without tensors, such as "epoch"
+    backbone: str | None = None  # the network stated in the file, in files of medmoco only
 
 
 class _StandIn:

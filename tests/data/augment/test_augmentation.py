@@ -131,7 +131,7 @@ def test_augmentation__settings_that_cannot_be_used(given: dict[str, Any], expec
 def test_augmentation__colours_alone_have_a_saturation() -> None:
     augmentation = Augmentation(size=32, saturation=0.3)
     assert augmentation(COLOURS).shape == (32, 32, 3)
-    with pytest.raises(SettingsError, match="saturation needs colours"):
+    with pytest.raises(SettingsError, match="saturation needs colour images"):
         augmentation(GRAY)
 
 

@@ -23,7 +23,9 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 
-from medmoco.data.image_io.images import GrayImage, Limits, read_image
+from medmoco.data.image_io.images import read_image
+from medmoco.data.image_io.intensity import GrayImage
+from medmoco.data.image_io.limits import Limits
 from medmoco.errors import ImageError
 from medmoco.utils.guarded import Failure, map_guarded
 from tests.data.image_io.test_images import png_chunk

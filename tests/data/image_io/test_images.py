@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medmoco.config import DataSettings
-from medmoco.data.image_io.images import FileFormat, GrayImage, Limits, file_format, read_canvas, read_image, to_canvas
+from medmoco.data.image_io.images import FileFormat, file_format, read_canvas, read_image, to_canvas
+from medmoco.data.image_io.intensity import GrayImage
+from medmoco.data.image_io.limits import Limits
 from medmoco.errors import ImageError
 from tests.helpers.dicom_files import RAMP12, refusal, save_dicom, window_oracle
 

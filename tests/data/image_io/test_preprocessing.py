@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from medmoco.config import DataSettings, ViewSettings
+from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_canvas, read_image, to_canvas
-from medmoco.data.loading.loading import to_float, whole_views
+from medmoco.data.loading.loading import whole_views
 from medmoco.datasets.phantoms.phantom import make_phantoms
 from medmoco.errors import ImageError
 from tests.helpers.dicom_files import RAMP12, save_dicom, table

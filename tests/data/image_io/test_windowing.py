@@ -27,7 +27,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medmoco.data.image_io.images import GrayImage
+from medmoco.data.image_io.intensity import GrayImage
 from tests.helpers.both import SECRET, read_both
 
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from medmoco import config
-from medmoco.data.loading.loading import evaluation_batches, to_float
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.loading.loading import evaluation_batches
 from medmoco.data.loading.preprocessing import NO_DATA, Preprocessing
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import ImageError
@@ -101,8 +102,8 @@ def test_prepare__an_array_of_bands_is_read_as_its_file(tmp_path: Path) -> None:
     ("pixels", "reason"),
     [
         (np.zeros((3, 4), np.int64), "an array of int64; give uint8, uint16, or floats"),
-        (np.full((3, 4), 1.5), "floats must be shares of white, from 0 to 1"),
-        (np.full((3, 4), -0.1), "floats must be shares of white"),
+        (np.full((3, 4), 1.5), "floats must be fractions of white, from 0 to 1"),
+        (np.full((3, 4), -0.1), "floats must be fractions of white"),
         (np.full((3, 4), np.nan), "not finite"),
         (np.zeros(4, np.uint8), r"shape \(4,\) is not an image"),
         (np.zeros((0, 4), np.uint8), "is not an image"),

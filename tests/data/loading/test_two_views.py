@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import gc
 import pickle
 from collections.abc import Iterator
@@ -13,17 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import medmoco
 from medmoco import config
 from medmoco.data.augment.augmentation import Augmentation
 from medmoco.data.image_io.images import read_canvas
-from medmoco.data.loading import two_views
 from medmoco.data.loading.loading import check_images, training_batches
 from medmoco.data.loading.sampler import StepOrder, key_order
 from medmoco.data.loading.two_views import TwoViews
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.data.pack.pack_writing import make_pack
-from medmoco.datasets.phantoms.phantom import make_phantoms
 from medmoco.errors import DataError, ImageError, SettingsError
 from tests.helpers.packs import make_images, settings_for
 
@@ -255,11 +251,3 @@ def test_two_views__arguments_that_cannot_be_used(folder: Path) -> None:
         of(folder, split="training")
     with pytest.raises(SettingsError, match="no other argument than split"):
         TwoViews(settings_for(folder), recipe="xray")
-
-
-def test_two_views__the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(medmoco, "TwoViews", TwoViews, raising=False)
-    make_phantoms(Path("data"), patients=8, image_size=64)
-    tests = doctest.DocTestFinder(recurse=False).find(TwoViews, globs={}, module=two_views)
-    assert doctest.DocTestRunner().run(tests[0]).failed == 0

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import active_children
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,7 +191,8 @@ MEGABYTES = 64 * 2 * 224**2 * 2 / 1e6  # of one batch
 def test_check_shared_memory__counts_batches_under_way(
     monkeypatch: pytest.MonkeyPatch, free: float, processes: int, fewer: int | None
 ) -> None:
-    monkeypatch.setattr(module, "_free_bytes", lambda _: int(free * MEGABYTES * 1e6))
+    usage = SimpleNamespace(free=int(free * MEGABYTES * 1e6))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     settings = make_settings(*BIG)
     if fewer is None:
         check_shared_memory(settings, 64, processes)

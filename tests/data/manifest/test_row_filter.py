@@ -144,7 +144,7 @@ def test_matching_rows__cells_that_are_no_numbers() -> None:
         meeting("PatientID > 3")
     assert "x" not in str(caught.value)
     for cell in ("nan", "inf", "1_0", "0x1", "1,5", "-"):
-        with pytest.raises(ManifestError, match=r"row 3 \(1 such rows\)"):
+        with pytest.raises(ManifestError, match="row 3 does not have one"):
             meeting("N >= 0", f'N\n1\n"{cell}"\n')
 
 
@@ -163,5 +163,5 @@ def test_did_you_mean__a_column_that_means_the_same() -> None:
 
 
 def test_matching_rows__a_decimal_comma_is_named() -> None:
-    with pytest.raises(ManifestError, match=r"row 3 \(1 rows in all\) does not have one; it has a decimal comma"):
+    with pytest.raises(ManifestError, match=r"row 3 does not have one; it has a decimal comma"):
         meeting("A > 1", 'A\n1\n"1,5"\n')

@@ -14,7 +14,7 @@ from medmoco.config import RunSettings, load
 from medmoco.data.loading.loading import read_canvases
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.data.pack.pack_writing import make_pack
-from medmoco.data.quality.audit import Report, audit
+from medmoco.data.quality.audit import Audit, audit
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.leakage.shortcuts import find_shortcuts
 from tests.helpers.dicom_files import RAMP12, save_dicom
@@ -155,7 +155,7 @@ def test_audit__nothing_to_say_of_good_rows(tmp_path: Path) -> None:
     assert "warning" not in report.text
 
 
-def against(tmp_path: Path, other: Path, root: Path) -> Report:
+def against(tmp_path: Path, other: Path, root: Path) -> Audit:
     own = tmp_path / "own"
     settings = settings_of(own, own / "images")
     file = tmp_path / "other.yaml"

@@ -248,9 +248,7 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
     except (RuntimeError, NotImplementedError):
         raise _undecodable_syntax(syntax) from None
     except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # raised by the RLE decoder, in Rust, and not a subclass of Exception
+        if type(error).__name__ != "PanicException":  # of the RLE decoder, in Rust; not a subclass of Exception
             raise
         raise _undecodable_syntax(syntax) from None
     if header.PhotometricInterpretation == "PALETTE COLOR":

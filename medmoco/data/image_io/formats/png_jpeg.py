@@ -73,25 +73,15 @@ _MOST_TEXT = 2**20  # bytes to which a text chunk may inflate; hostile chunks in
 
 
 class PlainHeader(NamedTuple):
-    """The header of a PNG or JPEG file.
+    """The header of a PNG or JPEG file."""
 
-    Attributes:
-        channels: Samples per pixel; 3 for a palette of colours.
-        width: Width as stored, in pixels.
-        height: Height as stored, in pixels.
-        bits: Bits per sample.
-        orientation: 1 to 8, see `upright`.
-        transparent: Samples of the transparent colour of a PNG file without an alpha channel.
-        coding: Second byte of the marker of a JPEG file's frame header.
-    """
-
-    channels: int
-    width: int
-    height: int
-    bits: int
-    orientation: int
-    transparent: tuple[int, ...] = ()
-    coding: int = 0
+    channels: int  # samples per pixel; 3 for a palette of colours
+    width: int  # width as stored, in pixels
+    height: int  # height as stored, in pixels
+    bits: int  # bits per sample
+    orientation: int  # 1 to 8, see `upright`
+    transparent: tuple[int, ...] = ()  # samples of the transparent colour of a PNG file without an alpha channel
+    coding: int = 0  # second byte of the marker of a JPEG file's frame header
 
     @property
     def upright_size(self) -> tuple[int, int]:

@@ -22,9 +22,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medmoco.data.image_io.images import GrayImage, Limits, read_image, to_canvas
-from medmoco.data.image_io.intensity import DARK_TABLE, NO_WINDOW, NOT_BELIEVED, NOT_SQUARE
-from medmoco.data.image_io.limits import DEFAULT_LIMITS
+from medmoco.data.image_io.images import read_image, to_canvas
+from medmoco.data.image_io.intensity import DARK_TABLE, NO_WINDOW, NOT_BELIEVED, NOT_SQUARE, GrayImage
+from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits
 from medmoco.detection.sizes import image_size
 from tests.helpers.both import read_both
 from tests.helpers.dicom_files import RAMP12, refusal, save_dicom, table, window_oracle

@@ -15,8 +15,7 @@ from PIL import Image, ImageOps
 
 from medmoco.data.image_io.formats.dicom import check_codestream
 from medmoco.data.image_io.formats.png_jpeg import check_jpeg, jpeg_header, orientation_of
-from medmoco.data.image_io.images import GrayImage
-from medmoco.data.image_io.intensity import Unreadable
+from medmoco.data.image_io.intensity import GrayImage, Unreadable
 from medmoco.data.image_io.limits import DEFAULT_LIMITS
 from medmoco.detection.sizes import image_size
 from tests.helpers.both import read_both

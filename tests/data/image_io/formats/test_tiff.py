@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medmoco.config import DataSettings
-from medmoco.data.image_io.images import GrayImage, read_as_set, read_image
-from medmoco.data.image_io.intensity import FIRST_OF_SEVERAL, LUMA, THUMBNAIL
+from medmoco.data.image_io.images import read_as_set, read_image
+from medmoco.data.image_io.intensity import FIRST_OF_SEVERAL, LUMA, THUMBNAIL, GrayImage
 from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits
 from medmoco.detection.sizes import image_size
 from medmoco.errors import ImageError
