@@ -66,7 +66,7 @@ class RunSettings(Settings):
             given = tree.get(group) if isinstance(tree, dict) else None
             if isinstance(given, dict) and name in given:
                 if given[name] != default:
-                    raise ValueError(f"{key} was removed in 0.2: {_REASONS[key]}.\nDelete the key.")
+                    raise ValueError(f"{key} was removed: {_REASONS[key]}.\nDelete the key.")
                 tree = {**tree, group: {k: v for k, v in given.items() if k != name}}
         return tree
 

@@ -77,5 +77,5 @@ def test_retired__a_key_of_an_old_run_loads_at_its_default_alone(
     old = MINIMAL + "method: {queue_size: 32, queue_sharded: false}\n"
     assert config.load(write(tmp_path, old)) == config.load(write(tmp_path, MINIMAL), ["method.queue_size=32"])
     message = refusal(tmp_path, MINIMAL, "method.queue_sharded=true")
-    assert "method.queue_sharded was removed in 0.2: every process now holds the whole queue" in message
+    assert "method.queue_sharded was removed: every process now holds the whole queue" in message
     assert "Delete the key." in message
