@@ -2,9 +2,6 @@ from .api.data import Packed as Packed
 from .api.data import check as check
 from .api.data import load_config as load_config
 from .api.data import pack as pack
-from .api.data import phantom as phantom
-from .api.data import preview as preview
-from .api.data import split as split
 from .api.evidence import curve as curve
 from .api.evidence import evaluate as evaluate
 from .api.evidence import external as external
@@ -20,10 +17,12 @@ from .api.training import finetune as finetune
 from .api.training import pretrain as pretrain
 from .api.training import tune as tune
 from .api.use import export as export
-from .api.use import import_weights as import_weights
 from .api.use import verify as verify
 from .data.augment.augmentation import Augmentation as Augmentation
+from .data.loading.preview import preview as preview
 from .data.loading.two_views import TwoViews as TwoViews
+from .data.manifest.split_files import split as split
+from .datasets.phantoms.phantom import phantom as phantom
 from .datasets.prepare import prepare as prepare
 from .errors import MedmocoError as MedmocoError
 from .evaluation.features.encoder import Encoder as Encoder
@@ -33,6 +32,7 @@ from .evaluation.results import Evaluation as Evaluation
 from .evaluation.results import External as External
 from .evaluation.supervised.classifier import Classifier as Classifier
 from .evaluation.supervised.classifier import load_classifier as load_classifier
+from .models.convert import import_weights as import_weights
 from .models.moco import MoCo as MoCo
 
 __version__: str

@@ -1,20 +1,19 @@
-"""Settings, checks, packs, splits and manifests."""
+"""Settings, checks and packs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medmoco.errors import SettingsError
+from medmoco.utils.files import PathLike
 
 if TYPE_CHECKING:
     from medmoco.config import ConfigSource, RunSettings
     from medmoco.data.quality.audit import Audit
 
-PathLike: TypeAlias = str | os.PathLike[str]
 Log: TypeAlias = Callable[[str], None]
 
 
@@ -40,88 +39,6 @@ def load_config(source: ConfigSource, **overrides: Any) -> RunSettings:
     from medmoco.config import load
 
     return load(source, changes=overrides)
-
-
-def phantom(
-    out: PathLike,
-    *,
-    patients: int = 160,
-    image_size: int = 256,
-    seed: int = 0,
-    formats: Sequence[str] = ("dicom", "png"),
-    workers: int = 0,
-) -> dict[str, int]:
-    """Write synthetic chest radiographs and their manifest, to try medmoco without data.
-
-    Args:
-        out: New or empty folder. Images lie in `out/train`, `out/val` and `out/test`.
-        patients: Number of synthetic patients, at least 10.
-        image_size: Side of the images in pixels.
-        seed: Seed of all random draws.
-        formats: "dicom", "png" or both.
-        workers: Number of processes; 0 draws in this one.
-
-    Returns:
-        Number of images per split.
-
-    Raises:
-        SettingsError: `out` is not empty or cannot be written.
-
-    Example:
-        >>> import medmoco
-        >>> medmoco.phantom("more", patients=10, image_size=64)
-        {'train': 12, 'val': 3, 'test': 7}
-    """
-    from medmoco.datasets.phantoms.phantom import make_phantoms
-
-    return make_phantoms(
-        Path(out), patients=patients, image_size=image_size, seed=seed, formats=formats, workers=workers
-    )
-
-
-def split(
-    table: PathLike,
-    out: PathLike,
-    *,
-    labels: Sequence[str] = (),
-    group: str | None = None,
-    keep: str | None = None,
-    val: float | None = None,
-    test: float | None = None,
-    fractions: Sequence[float] = (),
-    seed: int = 0,
-) -> str:
-    """Split a CSV by patient, balanced by label and independent of the order of its rows.
-
-    Args:
-        table: Any CSV with a header; may be compressed (.csv.gz).
-        out: New or empty folder for train.csv, val.csv, test.csv and README.md.
-        labels: Label columns (1, 0, -1 or blank) to balance between the splits.
-        group: Column that identifies the patient; PatientID if not given.
-        keep: Column with an official split, whose val and test rows are kept.
-        val: Fraction of the patients in val; 0.1 if not given.
-        test: Fraction of the patients in test; 0.2 if not given.
-        fractions: Percentages of the training patients to write as train_01.csv and so on.
-        seed: Seed of the draw.
-
-    Returns:
-        The sizes of the splits, and notes.
-
-    Raises:
-        SettingsError: an argument is invalid, or another column seems to identify the patient.
-        ManifestError: the table cannot be read or has too few patients.
-
-    Example:
-        >>> import medmoco
-        >>> print(medmoco.split("phantoms/train.csv", "splits", labels=["Opacity"]).splitlines()[0])
-        train 31 rows of 13 patients, val 3 rows of 2 patients, test 5 rows of 3 patients; ...
-    """
-    from medmoco.data.manifest.split_files import split_csv
-
-    return split_csv(
-        Path(table), Path(out), labels=labels, group=group, keep=keep, shares={"val": val, "test": test},
-        fractions=fractions, seed=seed,
-    )  # fmt: skip
 
 
 def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequence[PathLike] = ()) -> Audit:
@@ -151,32 +68,6 @@ def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequenc
     settings = load_config(config)
     folder = Path(out) if out else settings.out.with_name(f"{settings.out.name}-check")
     return audit(settings, folder, [Path(path) for path in against], find_shortcuts)
-
-
-def preview(config: ConfigSource, out: PathLike, *, images: int = 6, views: int = 6) -> Path:
-    """Write a picture of a few training images and their augmented views; it shows patients.
-
-    Args:
-        config: See `load_config`.
-        out: PNG file to write.
-        images: Number of images.
-        views: Views of each.
-
-    Returns:
-        The file.
-
-    Raises:
-        DataError: a row or an image cannot be used.
-        SettingsError: the file cannot be written.
-
-    Example:
-        >>> import medmoco
-        >>> medmoco.preview("config.yaml", "views.png", images=2, views=4).name
-        'views.png'
-    """
-    from medmoco.data.loading.preview import preview as write
-
-    return write(load_config(config), Path(out), images=images, views=views)
 
 
 @dataclass(frozen=True)

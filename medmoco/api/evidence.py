@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from medmoco.api.data import Log, PathLike, load_config
+from medmoco.api.data import Log, load_config
 from medmoco.errors import SettingsError
+from medmoco.utils.files import PathLike
 
 if TYPE_CHECKING:
     from medmoco.config import ConfigSource

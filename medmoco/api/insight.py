@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medmoco.api.data import Log, PathLike, load_config
+from medmoco.api.data import Log, load_config
 from medmoco.api.evidence import sources_of
+from medmoco.utils.files import PathLike
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmoco.api.data import Log, PathLike, load_config, pack_if_missing
+from medmoco.api.data import Log, load_config, pack_if_missing
 from medmoco.errors import CheckpointError
+from medmoco.utils.files import PathLike
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,54 +1,18 @@
-"""Third-party weights in, exports out."""
+"""Exports."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from medmoco.api.data import Log, PathLike
+from medmoco.api.data import Log
+from medmoco.utils.files import PathLike
 
 if TYPE_CHECKING:
     from medmoco.evaluation.features.encoder import Encoder
     from medmoco.evaluation.supervised.classifier import Classifier
-
-
-def import_weights(
-    file: PathLike,
-    out: PathLike,
-    *,
-    backbone: str | None = None,
-    which: Literal["query", "key"] = "query",
-    scheme: str | None = None,
-    leave_out: Sequence[str] = (),
-) -> str:
-    """Convert a third-party weights file to medmoco's names, and list what happened to every key.
-
-    Args:
-        file: Weights in any known format: .pth, .ckpt, .safetensors or .npz. Nothing in it is executed.
-        out: New or empty folder, which `load_encoder` takes afterwards.
-        backbone: Name of the network; recognised by the names and shapes of the tensors if not given.
-        which: Encoder to use if the file has two.
-        scheme: Checkpoint format, such as "moco-cxr", if the keys alone are ambiguous.
-        leave_out: Patterns of keys to omit, with `*`.
-
-    Returns:
-        A description of the result and of how to use it.
-
-    Raises:
-        SettingsError: `out` is not empty, or the backbone or format is unknown.
-        CheckpointError: the file cannot be read or does not contain such an encoder.
-
-    Example:
-        >>> import medmoco
-        >>> print(medmoco.import_weights("export/encoder.safetensors", "imported", backbone="test_resnet"))
-        test_resnet, 96 features
-        ...
-    """
-    from medmoco.models.convert import import_weights as convert
-
-    return convert(Path(file), Path(out), backbone=backbone, which=which, scheme=scheme, leave_out=tuple(leave_out))
 
 
 def export(

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from medmoco.models.interop.detect_format import Which, find, recognise
 from medmoco.models.interop.naming import kind_of
 from medmoco.models.interop.state_dict_matching import Imported, fit
 from medmoco.models.interop.state_dicts import Contents, plain_tensors, read_contents
-from medmoco.utils.files import sha256_of
+from medmoco.utils.files import PathLike, sha256_of
 
 ENCODER, FACTS, KEYS = "encoder.safetensors", "import.json", "keys.csv"
 
@@ -30,19 +31,19 @@ _SIZE = 224  # of views, for networks that accept any size
 
 
 def import_weights(
-    file: Path,
-    out: Path,
+    file: PathLike,
+    out: PathLike,
     *,
     backbone: str | None = None,
     which: Which = "query",
     scheme: str | None = None,
-    leave_out: tuple[str, ...] = (),
+    leave_out: Sequence[str] = (),
 ) -> str:
-    """Write the encoder of a weights file with medmoco's names, and a report on every key.
+    """Write the encoder of a third-party weights file with medmoco's names, and a report on every key.
 
     Args:
-        file: Weights file in any known format (docs/import.md).
-        out: New or empty folder.
+        file: Weights file in any known format (docs/import.md). Nothing in it is executed.
+        out: New or empty folder, which `load_encoder` takes afterwards.
         backbone: Name of the network; by default the one whose names and shapes match the file.
         which: Encoder to use if the file has two.
         scheme: Checkpoint format, if the keys alone are ambiguous.
@@ -54,7 +55,14 @@ def import_weights(
     Raises:
         SettingsError: `out` is not empty or cannot be written, or the backbone or format is unknown.
         CheckpointError: the file cannot be read, or does not contain such an encoder.
+
+    Example:
+        >>> import medmoco
+        >>> print(medmoco.import_weights("export/encoder.safetensors", "imported", backbone="test_resnet"))
+        test_resnet, 96 features
+        ...
     """
+    file, out, leave_out = Path(file), Path(out), tuple(leave_out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another one")
     contents = read_contents(file)

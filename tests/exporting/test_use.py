@@ -24,7 +24,7 @@ from medmoco import config
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_canvas
-from medmoco.datasets.phantoms.phantom import make_phantoms
+from medmoco.datasets.phantoms.phantom import phantom
 from medmoco.errors import ImageError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.supervised.classifier import load_classifier
@@ -100,7 +100,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, exported: tuple[Path, Path])
     contract = preprocessing(classifier, {}, desk / "classifier")
     (desk / "classifier/preprocessing.json").write_text(json.dumps(contract))
 
-    make_phantoms(folder / "phantoms", patients=4, image_size=96, formats=["dicom"])
+    phantom(folder / "phantoms", patients=4, image_size=96, formats=["dicom"])
     (desk / "images").mkdir()
     for number, film in enumerate(films_of(desk)[:4]):
         shutil.copy(film, desk / f"images/{number}.dcm")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medmoco import config
-from medmoco.datasets.phantoms.phantom import make_phantoms
+from medmoco.datasets.phantoms.phantom import phantom
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.training.slurm import Resources, job_script, write_job
 from tests.helpers.together import free_port
@@ -243,7 +243,7 @@ def test_job__starts_a_process_for_each_gpu_with_the_words_as_given(
 
 @pytest.mark.slow
 def test_job__saves_queues_again_and_goes_on_to_the_end(place: Path) -> None:
-    make_phantoms(place / "data", patients=40, image_size=64, seed=0)
+    phantom(place / "data", patients=40, image_size=64, seed=0)
     small = (
         "data.manifest=data", "data.root=data/{split}", "data.canvas_size=40", "data.workers=1", "views.size=32",
         "model.backbone=resnet10t", "train.device=cpu", "train.epochs=6", "train.checkpoint_every=1",

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings
+from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.augment.color import displayed
 from medmoco.data.augment.views import Pixels, channels_first, draw, render, whole_view
 from medmoco.data.image_io.images import Canvas
@@ -16,6 +16,7 @@ from medmoco.data.loading.loading import check_images, read_canvases, trained_ro
 from medmoco.data.loading.pairs import Partners
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.errors import SettingsError
+from medmoco.utils.files import PathLike
 
 _GAP = 4  # pixels between tiles
 _LABEL_WIDTH = 96
@@ -24,23 +25,32 @@ Samples = NDArray[np.int64]
 Picture = NDArray[np.uint8]
 
 
-def preview(settings: RunSettings, out: Path, *, images: int = 6, views: int = 6, split: str = "train") -> Path:
+def preview(config: ConfigSource, out: PathLike, *, images: int = 6, views: int = 6, split: str = "train") -> Path:
     """Write a PNG with one line per image: its row number, the whole image, and its views of epochs 0, 1, ...
 
     The picture shows patients, so it is written only on request.
 
     Args:
-        settings: Settings of the run.
+        config: See `load_config`.
         out: PNG file; its folder is created, and an existing file is replaced.
         images: Number of lines, spread evenly over the split; fewer if the split has fewer rows.
         views: Views per image, alternating between query and key encoder; a key's view is of the partner if keys are of
             another image of the patient.
         split: Name of the split.
 
+    Returns:
+        The file.
+
     Raises:
         SettingsError: the file cannot be written.
         DataError: a row or an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> medmoco.preview("config.yaml", "views.png", images=2, views=4).name
+        'views.png'
     """
+    settings, out = load(config), Path(out)
     rows = trained_rows(load_manifest(settings.data, (split,))[split], settings.data)
     samples = np.unique(np.linspace(0, len(rows) - 1, images).astype(np.int64))
     shown = _images_of_views(settings, rows, samples, views)

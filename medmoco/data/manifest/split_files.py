@@ -14,6 +14,7 @@ from medmoco.data.manifest.manifest import SPLITS, names_patients, patient_colum
 from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.data.manifest.splits import draw_splits, fraction_size, nested_places, text_keys
 from medmoco.errors import ManifestError, SettingsError
+from medmoco.utils.files import PathLike
 from medmoco.utils.tables import write_table
 
 _MARK = "\x1f"  # no ID starts with it; not NUL, as pandas treats texts that start with NUL as equal
@@ -22,27 +23,29 @@ SHARES = {"val": 0.1, "test": 0.2}
 """Default fractions of the patients."""
 
 
-def split_csv(
-    file: Path,
-    out: Path,
+def split(
+    table: PathLike,
+    out: PathLike,
     *,
     labels: Sequence[str] = (),
     group: str | None = None,
     keep: str | None = None,
-    shares: Mapping[str, float | None] | None = None,
+    val: float | None = None,
+    test: float | None = None,
     fractions: Sequence[float] = (),
     seed: int = 0,
 ) -> str:
     """Split a CSV by patient, balanced by label; write train.csv, val.csv, test.csv, train_NN.csv and README.md.
 
     Args:
-        file: Any CSV with label cells of 1, 0, -1 or blank.
+        table: Any CSV with label cells of 1, 0, -1 or blank; may be compressed (.csv.gz).
         out: New or empty folder.
         labels: Columns to balance.
         group: Column that identifies the patient. None means PatientID, or one patient per row if no column seems to
             identify patients. If there is no PatientID, it is added as a copy of this column for the other commands.
         keep: Column with an official split; its val and test rows are kept, and only the rest is split.
-        shares: Fractions of the remaining patients for val and test; None means 0.1 and 0.2.
+        val: Fraction of the remaining patients in val; None means 0.1.
+        test: Fraction of the remaining patients in test; None means 0.2.
         fractions: Percentages of the training patients to write as separate files, smaller ones nested in larger ones.
         seed: Seed of the draw.
 
@@ -54,22 +57,28 @@ def split_csv(
             identify the patient.
         ManifestError: the file, a column or a cell is invalid, the kept rows share patients with the rest, or there are
             too few patients for a requested split.
+
+    Example:
+        >>> import medmoco
+        >>> print(medmoco.split("phantoms/train.csv", "splits", labels=["Opacity"]).splitlines()[0])
+        train 31 rows of 13 patients, val 3 rows of 2 patients, test 5 rows of 3 patients; ...
     """
+    file, out = Path(table), Path(out)
     check_new_folder(out)
-    table, values = read_table(file, labels)
-    _check_table(file, table, labels, group, keep)
-    patients, unnamed = patient_ids(table, group or PATIENT)
+    rows, values = read_table(file, labels)
+    _check_table(file, rows, labels, group, keep)
+    patients, unnamed = patient_ids(rows, group or PATIENT)
     _refuse_ids_with_and_without_point(file, patients, group or PATIENT)
-    official = _official(table, keep, file)
-    fractions_of_rest = _shares(shares or {}, official, keep)
+    official = _official(rows, keep, file)
+    fractions_of_rest = _shares({"val": val, "test": test}, official, keep)
     splits = assign(patients, values, official, fractions_of_rest, seed=seed)
     _refuse_empty(splits, patients, fractions_of_rest)
-    notes = [*_notes(table, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
-    if names_patients(table):
-        notes += _divided_notes(table[PATIENT], splits)
+    notes = [*_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
+    if names_patients(rows):
+        notes += _divided_notes(rows[PATIENT], splits)
     elif group:
-        table[PATIENT] = table[group].str.strip()
-    files = {name: table[splits == name] for name in SPLITS}
+        rows[PATIENT] = rows[group].str.strip()
+    files = {name: rows[splits == name] for name in SPLITS}
     files |= _fraction_files(files["train"], patients, fractions, seed)
     about = f"Seed {seed}. Fractions are of patients, balanced by label: {', '.join(labels) or 'none'}."
     page = ["# Splits by patient", about, *notes, counts_page(files, patients, values)]

@@ -38,6 +38,7 @@ from medmoco.datasets.phantoms.thorax import (
     project_thorax,
 )
 from medmoco.errors import SettingsError
+from medmoco.utils.files import PathLike
 from medmoco.utils.tables import write_table
 
 PHOTONS = 4e5  # per pixel without a patient: few, so that quantum noise shows
@@ -67,10 +68,10 @@ def expose(attenuation: Array, rng: np.random.Generator) -> Image:
     return pixels
 
 
-def make_phantoms(
-    out: Path,
+def phantom(
+    out: PathLike,
     *,
-    patients: int,
+    patients: int = 160,
     image_size: int = 256,
     seed: int = 0,
     formats: Sequence[str] = ("dicom", "png"),
@@ -96,7 +97,13 @@ def make_phantoms(
 
     Raises:
         SettingsError: an argument is invalid, or `out` is not an empty folder.
+
+    Example:
+        >>> import medmoco
+        >>> medmoco.phantom("more", patients=10, image_size=64)
+        {'train': 12, 'val': 3, 'test': 7}
     """
+    out = Path(out)
     _check(out, patients, image_size, seed, formats, workers)
     kinds = [kind for name in FORMATS if name in formats for kind in FORMATS[name]]
     val, test = (max(1, round(SHARES[name] * patients)) for name in ("val", "test"))

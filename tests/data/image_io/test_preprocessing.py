@@ -19,7 +19,7 @@ from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_canvas, read_image, to_canvas
 from medmoco.data.loading.loading import whole_views
-from medmoco.datasets.phantoms.phantom import make_phantoms
+from medmoco.datasets.phantoms.phantom import phantom
 from medmoco.errors import ImageError
 from tests.helpers.dicom_files import RAMP12, save_dicom, table
 from tests.helpers.shipped import shipped
@@ -148,7 +148,7 @@ def test_image__plain_files_of_any_shape(tmp_path: Path, shape: tuple[int, int],
 
 
 def test_image__phantoms(tmp_path: Path) -> None:
-    make_phantoms(tmp_path / "phantoms", patients=3, image_size=96)
+    phantom(tmp_path / "phantoms", patients=3, image_size=96)
     files = [file for file in sorted((tmp_path / "phantoms").rglob("*")) if file.suffix in (".dcm", ".png")]
     assert {file.suffix for file in files} == {".dcm", ".png"}
     for file in files:

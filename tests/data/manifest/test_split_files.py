@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medmoco.config import DataSettings
 from medmoco.data.manifest.manifest import load_manifest
-from medmoco.data.manifest.split_files import assign, counts_page, patient_ids, split_csv, write_folder
+from medmoco.data.manifest.split_files import assign, counts_page, patient_ids, split, write_folder
 from medmoco.errors import ManifestError, MedmocoError, SettingsError
 
 
@@ -39,7 +39,7 @@ Files = dict[str, pd.DataFrame]
 def run(tmp_path: Path, table: pd.DataFrame | None = None, name: str = "out", **options: Any) -> Files:
     file = tmp_path / "all.csv"
     (make_table() if table is None else table).to_csv(file, index=False)
-    split_csv(file, tmp_path / name, **options)
+    split(file, tmp_path / name, **options)
     return {file.stem: pd.read_csv(file, dtype=str, keep_default_na=False) for file in (tmp_path / name).glob("*.csv")}
 
 
@@ -47,7 +47,7 @@ def people(table: pd.DataFrame) -> set[str]:
     return set(table["PatientID"])
 
 
-def test_split_csv__every_row_once_and_no_patient_twice(tmp_path: Path) -> None:
+def test_split__every_row_once_and_no_patient_twice(tmp_path: Path) -> None:
     files = run(tmp_path, labels=["A", "B"], seed=4)
     assert sorted(files) == ["test", "train", "val"]
     together = pd.concat(files.values())
@@ -59,7 +59,7 @@ def test_split_csv__every_row_once_and_no_patient_twice(tmp_path: Path) -> None:
     assert not any(split.notices for split in load_manifest(settings).values())
 
 
-def test_split_csv__does_not_depend_on_row_order(tmp_path: Path) -> None:
+def test_split__does_not_depend_on_row_order(tmp_path: Path) -> None:
     first = run(tmp_path, labels=["A", "B"], fractions=[5, 50])
     again = run(tmp_path, make_table().sample(frac=1, random_state=1), "again", labels=["A", "B"], fractions=[5, 50])
     assert sorted(first) == sorted(again) == ["test", "train", "train_05", "train_50", "val"]
@@ -67,7 +67,7 @@ def test_split_csv__does_not_depend_on_row_order(tmp_path: Path) -> None:
         assert set(table["Path"]) == set(again[name]["Path"])
 
 
-def test_split_csv__fractions_are_nested_patients_of_train(tmp_path: Path) -> None:
+def test_split__fractions_are_nested_patients_of_train(tmp_path: Path) -> None:
     files = run(tmp_path, fractions=[50, 1, 10, 2.5])
     order = ["train_01", "train_2.5", "train_10", "train_50", "train"]
     sizes = [len(people(files[name])) for name in order]
@@ -79,15 +79,15 @@ def test_split_csv__fractions_are_nested_patients_of_train(tmp_path: Path) -> No
         assert set(files[small]["Path"]) == set(whole_patients["Path"])
 
 
-def test_split_csv__keeps_official_rows(tmp_path: Path) -> None:
-    files = run(tmp_path, keep="Official", labels=["A"], shares={"val": 0.25})
+def test_split__keeps_official_rows(tmp_path: Path) -> None:
+    files = run(tmp_path, keep="Official", labels=["A"], val=0.25)
     official = make_table()
     assert set(files["test"]["Path"]) == set(official["Path"][official["Official"] == "test"])
     rest = official[official["Official"] != "test"]
     assert len(people(files["val"])) == pytest.approx(0.25 * rest["PatientID"].nunique(), abs=1)
 
 
-def test_split_csv__page_counts_what_the_files_hold(tmp_path: Path) -> None:
+def test_split__page_counts_what_the_files_hold(tmp_path: Path) -> None:
     files = run(tmp_path, labels=["A", "B"], fractions=[10])
     page = (tmp_path / "out" / "README.md").read_text()
     for name, column in (("rows", "Path"), ("patients", "PatientID")):
@@ -101,7 +101,7 @@ def test_split_csv__page_counts_what_the_files_hold(tmp_path: Path) -> None:
     assert not re.search(r"\d{5}|\.png", page)
 
 
-def test_split_csv__rows_without_patient_stay_with_their_study_or_file(tmp_path: Path) -> None:
+def test_split__rows_without_patient_stay_with_their_study_or_file(tmp_path: Path) -> None:
     table = make_table(300)
     table["PatientID"] = ""
     table["StudyID"] = [f"s{number // 3}" if number < 150 else "" for number in range(300)]
@@ -115,7 +115,7 @@ def test_split_csv__rows_without_patient_stay_with_their_study_or_file(tmp_path:
     assert "300 rows have no patient ID" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_split_csv__rows_of_one_image_stay_together_whatever_its_column(tmp_path: Path) -> None:
+def test_split__rows_of_one_image_stay_together_whatever_its_column(tmp_path: Path) -> None:
     """VinDr's table has a row for each box, and neither Path nor PatientID."""
     table = pd.DataFrame({"image_id": [f"{n // 5}" for n in range(600)], "x": [str(n) for n in range(600)]})
     files = run(tmp_path, table)
@@ -123,14 +123,14 @@ def test_split_csv__rows_of_one_image_stay_together_whatever_its_column(tmp_path
     assert sum(map(len, images)) == len(set.union(*images)) == 120
 
 
-def test_split_csv__tables_without_path_or_patient(tmp_path: Path) -> None:
+def test_split__tables_without_path_or_patient(tmp_path: Path) -> None:
     table = make_table()[["A", "B"]].assign(Name=[f"row {number // 2}" for number in range(600)])
     assert sum(map(len, run(tmp_path, table).values())) == 600
     grouped = run(tmp_path, table, "named", group="Name")
     assert not set(grouped["train"]["Name"]) & set(grouped["test"]["Name"])
 
 
-def test_split_csv__labels_with_one_class_are_named(tmp_path: Path) -> None:
+def test_split__labels_with_one_class_are_named(tmp_path: Path) -> None:
     table = make_table()
     table["Rare"] = ["1", *"0" * 599]
     run(tmp_path, table, labels=["A", "Rare"])
@@ -158,14 +158,14 @@ def test_split_csv__labels_with_one_class_are_named(tmp_path: Path) -> None:
         ({"fractions": [100]}, SettingsError, "train.csv is 100"),
     ],
 )
-def test_split_csv__refused(tmp_path: Path, options: dict[str, Any], error: type[MedmocoError], part: str) -> None:
+def test_split__refused(tmp_path: Path, options: dict[str, Any], error: type[MedmocoError], part: str) -> None:
     with pytest.raises(error, match=re.escape(part)) as caught:
         run(tmp_path, **options)
     assert len(str(caught.value).splitlines()) <= 5
     assert not (tmp_path / "out").exists()
 
 
-def test_split_csv__shared_patients_of_a_kept_split_are_refused(tmp_path: Path) -> None:
+def test_split__shared_patients_of_a_kept_split_are_refused(tmp_path: Path) -> None:
     table = make_table()
     table.loc[table["PatientID"] == table["PatientID"][0], "Official"] = ""
     table.loc[0, "Official"] = "test"
@@ -173,13 +173,13 @@ def test_split_csv__shared_patients_of_a_kept_split_are_refused(tmp_path: Path) 
         run(tmp_path, table, keep="Official")
 
 
-def test_split_csv__folder_in_use(tmp_path: Path) -> None:
+def test_split__folder_in_use(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(SettingsError, match="not an empty folder"):
         run(tmp_path)
 
 
-def test_split_csv__empty(tmp_path: Path) -> None:
+def test_split__empty(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no rows below the header"):
         run(tmp_path, make_table().iloc[:0])
 
@@ -212,7 +212,7 @@ def test_write_folder__says_why_it_cannot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["Patient ID", "patient_id", "PatientId", "subject_id", "Pat.-Nr."])
-def test_split_csv__patients_under_another_name(tmp_path: Path, column: str) -> None:
+def test_split__patients_under_another_name(tmp_path: Path, column: str) -> None:
     table = make_table().rename(columns={"PatientID": column})
     with pytest.raises(SettingsError, match=re.escape(f"did you mean --group {shlex.quote(column)}?")):
         run(tmp_path, table)
@@ -222,42 +222,42 @@ def test_split_csv__patients_under_another_name(tmp_path: Path, column: str) -> 
     assert not people(files["train"]) & people(files["test"])
 
 
-def test_split_csv__says_what_it_did_not_group_by(tmp_path: Path) -> None:
+def test_split__says_what_it_did_not_group_by(tmp_path: Path) -> None:
     table = make_table(100).drop(columns="PatientID").assign(split=["train", "test"] * 50, study_id="s")
     table.to_csv(tmp_path / "all.csv", index=False)
-    said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
+    said = split(tmp_path / "all.csv", tmp_path / "out").splitlines()
     assert said[1].startswith("There is no PatientID column: each image counts as its own patient")
     assert said[2:] == [
         "The column 'study_id' is not read as StudyID: rename it to keep the images of a study together.",
         "The column 'split' was not used; `--keep split` keeps its val and test rows.",
     ]
     assert all(line in (tmp_path / "out" / "README.md").read_text() for line in said[1:])
-    said = split_csv(tmp_path / "all.csv", tmp_path / "labelled", labels=["A"], group="Path").splitlines()
+    said = split(tmp_path / "all.csv", tmp_path / "labelled", labels=["A"], group="Path").splitlines()
     assert said[1] == "The column PatientID was added as a copy of 'Path', so that the other commands group by it too."
 
 
-def test_split_csv__says_when_another_group_parts_patients(tmp_path: Path) -> None:
+def test_split__says_when_another_group_parts_patients(tmp_path: Path) -> None:
     table = make_table().assign(Visit=[f"v{number}" for number in range(600)])
     table.to_csv(tmp_path / "all.csv", index=False)
-    said = split_csv(tmp_path / "all.csv", tmp_path / "out", group="Visit").splitlines()
+    said = split(tmp_path / "all.csv", tmp_path / "out", group="Visit").splitlines()
     files = [pd.read_csv(tmp_path / "out" / f"{name}.csv", dtype=str) for name in ("train", "val", "test")]
     parted = sum(sum(patient in people(part) for part in files) > 1 for patient in people(table))
     assert said[1].startswith(f"{parted} patients (PatientID) are in two splits")
     table.assign(Site="x", PatientID="").to_csv(tmp_path / "all.csv", index=False)
-    split_csv(tmp_path / "all.csv", tmp_path / "blank", group="Visit")
+    split(tmp_path / "all.csv", tmp_path / "blank", group="Visit")
     assert pd.read_csv(tmp_path / "blank" / "train.csv", dtype=str)["PatientID"].str.startswith("v").all()
 
 
-def test_split_csv__says_which_ids_are_doubtful(tmp_path: Path) -> None:
+def test_split__says_which_ids_are_doubtful(tmp_path: Path) -> None:
     table = make_table()
     table.loc[:9, "PatientID"] = ["nan"] * 8 + ["1.2E+10"] * 2
     table.to_csv(tmp_path / "all.csv", index=False)
-    said = split_csv(tmp_path / "all.csv", tmp_path / "out").splitlines()
+    said = split(tmp_path / "all.csv", tmp_path / "out").splitlines()
     assert said[1].startswith("8 rows have a PatientID that means a missing value, such as nan")
     assert said[2].startswith("2 rows have a PatientID that a spreadsheet has rounded")
 
 
-def test_split_csv__the_same_number_with_and_without_a_point(tmp_path: Path) -> None:
+def test_split__the_same_number_with_and_without_a_point(tmp_path: Path) -> None:
     table = make_table()
     table["PatientID"] = [f"{number // 3}{'.0' if number == 2 else ''}" for number in range(600)]
     with pytest.raises(ManifestError, match=r"row 4: PatientID ends in \.0"):
@@ -278,15 +278,15 @@ def test_split_csv__the_same_number_with_and_without_a_point(tmp_path: Path) -> 
         (1, {"shares": {"val": 0, "test": 0.99}}, "train would be empty; lower them"),
     ],
 )
-def test_split_csv__no_split_is_left_empty(tmp_path: Path, rows: int, options: dict[str, Any], part: str) -> None:
+def test_split__no_split_is_left_empty(tmp_path: Path, rows: int, options: dict[str, Any], part: str) -> None:
     table = pd.DataFrame({"Path": [f"{n}.png" for n in range(rows)], "PatientID": [f"p{n}" for n in range(rows)]})
     with pytest.raises(ManifestError, match=re.escape(part)):
         run(tmp_path, table, **options, seed=1)
     assert not (tmp_path / "out").exists()
 
 
-def test_split_csv__goes_without_a_split_on_request(tmp_path: Path) -> None:
-    assert sorted(run(tmp_path, shares={"val": 0})) == ["test", "train"]
+def test_split__goes_without_a_split_on_request(tmp_path: Path) -> None:
+    assert sorted(run(tmp_path, val=0)) == ["test", "train"]
 
 
 HEADERS = ("PatientID", " PatientID ", "patient_id", "Patient ID", "PATIENTID", "subject", "Who")
@@ -303,7 +303,7 @@ def tables_of_patients(draw: st.DrawFn) -> tuple[str, list[str], list[str]]:
 
 
 @given(tables_of_patients(), st.booleans(), st.integers(0, 9))
-def test_split_csv__never_parts_a_patient_in_silence(
+def test_split__never_parts_a_patient_in_silence(
     table: tuple[str, list[str], list[str]], named: bool, seed: int
 ) -> None:
     header, spelt, patients = table
@@ -312,7 +312,7 @@ def test_split_csv__never_parts_a_patient_in_silence(
         lines = [f"Path,{header}", *(f'{number}.png,"{text}"' for number, text in enumerate(spelt))]
         Path(folder, "all.csv").write_text("\n".join(lines) + "\n")
         try:
-            said = split_csv(Path(folder, "all.csv"), Path(folder, "out"), shares={"val": 0, "test": 0.4}, **options)
+            said = split(Path(folder, "all.csv"), Path(folder, "out"), val=0, test=0.4, **options)
         except SettingsError:
             assert not named
             assert header not in ("PatientID", " PatientID ", "Who")

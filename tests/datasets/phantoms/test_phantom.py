@@ -11,7 +11,7 @@ from pydicom.pixels import apply_windowing
 from medmoco.config import DataSettings
 from medmoco.data.image_io.images import read_image
 from medmoco.data.manifest.manifest import load_manifest
-from medmoco.datasets.phantoms.phantom import COLUMNS, expose, make_phantoms, write_dicom, write_png
+from medmoco.datasets.phantoms.phantom import COLUMNS, expose, phantom, write_dicom, write_png
 from medmoco.datasets.phantoms.thorax import Pose, build_thorax, draw_person, project_thorax
 from medmoco.errors import SettingsError
 
@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("phantoms") / "new"
-    counts = make_phantoms(out, patients=20, image_size=48, seed=3)
+    counts = phantom(out, patients=20, image_size=48, seed=3)
     assert counts == {name: len(pd.read_csv(out / f"{name}.csv")) for name in SPLITS}
     return out
 
@@ -41,17 +41,17 @@ def table(folder: Path) -> pd.DataFrame:
     return pd.concat([pd.read_csv(folder / f"{name}.csv").assign(Split=name) for name in SPLITS], ignore_index=True)
 
 
-def test_make_phantoms__same_seed_same_bytes(tmp_path, phantoms):
-    make_phantoms(tmp_path / "again", patients=20, image_size=48, seed=3, workers=2)
+def test_phantom__same_seed_same_bytes(tmp_path, phantoms):
+    phantom(tmp_path / "again", patients=20, image_size=48, seed=3, workers=2)
     assert contents(tmp_path / "again") == contents(phantoms)
 
 
-def test_make_phantoms__other_seed_other_images(tmp_path, phantoms):
-    make_phantoms(tmp_path / "other", patients=3, image_size=48, seed=4)
+def test_phantom__other_seed_other_images(tmp_path, phantoms):
+    phantom(tmp_path / "other", patients=3, image_size=48, seed=4)
     assert not set(contents(tmp_path / "other").values()) & set(contents(phantoms).values())
 
 
-def test_make_phantoms__patients_do_not_cross_splits(phantoms):
+def test_phantom__patients_do_not_cross_splits(phantoms):
     rows = table(phantoms)
     assert list(rows.columns) == [*COLUMNS, "Split"]
     assert (rows.groupby("PatientID")["Split"].nunique() == 1).all()
@@ -61,7 +61,7 @@ def test_make_phantoms__patients_do_not_cross_splits(phantoms):
     assert (rows.groupby("PatientID")["Interstitial"].nunique() == 1).all()
 
 
-def test_make_phantoms__boxes_lie_in_images_with_opacities(phantoms):
+def test_phantom__boxes_lie_in_images_with_opacities(phantoms):
     listed, rows = pd.read_csv(phantoms / "boxes.csv"), table(phantoms)
     assert len(listed.drop_duplicates(["Split", "Path"])) == len(rows)  # those without a box are named too
     boxes = listed.dropna()
@@ -76,7 +76,7 @@ def test_make_phantoms__boxes_lie_in_images_with_opacities(phantoms):
     assert (boxes[["x_max", "y_max"]] <= 48).all(axis=None)
 
 
-def test_make_phantoms__reads_back_as_a_manifest(phantoms):
+def test_phantom__reads_back_as_a_manifest(phantoms):
     settings = DataSettings(
         manifest=phantoms, root=str(phantoms / "{split}"), labels={"Opacity": {}, "Interstitial": {}}
     )
@@ -88,12 +88,12 @@ def test_make_phantoms__reads_back_as_a_manifest(phantoms):
         assert image.pixels[:4, :4].mean() < 0.5 * image.pixels.mean()  # air above the shoulder is dark
 
 
-def test_make_phantoms__formats(tmp_path, phantoms):
+def test_phantom__formats(tmp_path, phantoms):
     kinds = {pydicom.dcmread(file).PhotometricInterpretation for file in phantoms.rglob("*.dcm")}
     depths = {cv2.imread(str(file), cv2.IMREAD_UNCHANGED).dtype for file in phantoms.rglob("*.png")}
     assert kinds == {"MONOCHROME1", "MONOCHROME2"}
     assert depths == {np.dtype("uint8"), np.dtype("uint16")}
-    make_phantoms(tmp_path / "png", patients=3, image_size=32, formats=["png"])
+    phantom(tmp_path / "png", patients=3, image_size=32, formats=["png"])
     assert {file.suffix for file in (tmp_path / "png").rglob("*.*") if file.is_file()} == {".png", ".csv"}
 
 
@@ -157,20 +157,20 @@ def test_expose__beer_lambert():
         ({"formats": []}, "choose from dicom, png"),
     ],
 )
-def test_make_phantoms__bad_argument(tmp_path, change, words):
+def test_phantom__bad_argument(tmp_path, change, words):
     with pytest.raises(SettingsError, match=words):
-        make_phantoms(tmp_path / "out", **{"patients": 3, **change})
+        phantom(tmp_path / "out", **{"patients": 3, **change})
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("occupy", [lambda out: out.write_text("x"), lambda out: (out / "sub").mkdir(parents=True)])
-def test_make_phantoms__refuses_what_is_not_an_empty_folder(tmp_path, occupy: Callable[[Path], None]):
+def test_phantom__refuses_what_is_not_an_empty_folder(tmp_path, occupy: Callable[[Path], None]):
     occupy(tmp_path / "out")
     with pytest.raises(SettingsError, match="not an empty folder"):
-        make_phantoms(tmp_path / "out", patients=3)
+        phantom(tmp_path / "out", patients=3)
 
 
 def test_example_manifest__is_what_the_generator_makes(tmp_path):
-    make_phantoms(tmp_path / "out", patients=10, image_size=32, seed=0)
+    phantom(tmp_path / "out", patients=10, image_size=32, seed=0)
     for name in SPLITS:
         assert (EXAMPLE / f"{name}.csv").read_bytes() == (tmp_path / "out" / f"{name}.csv").read_bytes()
