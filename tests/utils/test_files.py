@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from medmoco.utils.files import replacing, sha256_of, sync_folder
+from medmoco.utils.files import replacing, sha256_of
 
 
 def test_sha256_of__known_value(tmp_path: Path) -> None:
@@ -14,10 +15,15 @@ def test_sha256_of__known_value(tmp_path: Path) -> None:
     assert sha256_of(file) == sha256_of(str(file)) == known
 
 
-def test_sync_folder__of_one_that_is_there(tmp_path: Path) -> None:
-    sync_folder(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        sync_folder(tmp_path / "absent")
+def test_replacing__durable_syncs_the_content_and_then_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    for durable in (False, True):
+        with replacing(tmp_path / "a.txt", durable=durable) as temporary:
+            temporary.write_text("new")
+    assert synced == [str(tmp_path / "a.txt.tmp"), str(tmp_path)]
 
 
 @pytest.mark.parametrize("options", [{}, {"durable": True}, {"shared": True}])
