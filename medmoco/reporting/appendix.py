@@ -8,6 +8,7 @@ Source: TRIPOD+AI, Collins et al. 2024 (doi:10.1136/bmj-2023-078378); CLAIM 2024
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -21,7 +22,7 @@ OPEN = "To be filled in by the authors"
 CHECKLISTS = pd.read_csv(Path(__file__).parent / "templates/checklists.csv", dtype=str, keep_default_na=False)
 
 
-def appendix_section(runs: list[Run]) -> Section:
+def appendix_section(runs: Sequence[Run]) -> Section:
     """Fill in both checklists for each run."""
     blocks: list[Block] = [
         Text(
@@ -134,10 +135,10 @@ def _of_scores(run: Run) -> dict[str, str]:
         )
         measures += ["calibration curve, expected calibration error, Brier score"] if found.calibration else []
         facts["measures"] = f"{'; '.join(measures)}."
+        holm = ", p values adjusted by Holm" if any(d.p_holm for d in found.differences or ()) else ""
         facts["uncertainty"] = (
-            f"95 % intervals from {count(found.scores[0].bootstrap)} bootstrap draws of patients; paired differences on "
-            "the same draws"
-            + (", p values adjusted by Holm." if any(d.p_holm for d in found.differences or ()) else ".")
+            f"95 % intervals from {count(found.scores[0].bootstrap)} bootstrap draws of patients; paired differences "
+            f"on the same draws{holm}."
         )
         own = [
             score
