@@ -1,7 +1,7 @@
-"""The command line: arguments in, one function call, words out.
+"""The command line: each command parses arguments, calls one function and prints the result.
 
-One module for each panel of the help. Torch, pandas and the rest are imported inside the commands that need them, so
-that `medmoco --help` answers at once.
+One module per panel of the help. Torch, pandas and other heavy libraries are imported inside the commands that need
+them, so that `medmoco --help` is fast.
 """
 
 from __future__ import annotations

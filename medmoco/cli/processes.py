@@ -1,4 +1,4 @@
-"""The processes of a command, of which the first one prints."""
+"""The processes of a distributed command, of which the first one prints."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Iterator[bool]:
-    """Start the processes of a run, unless a launcher has; one of them reports errors, and how to resume.
+    """Start the processes of a run, unless a launcher has; the first one reports errors and how to resume.
 
-    The process that starts others waits for them and ends with their exit code. In each of the others the block runs,
-    and is given whether this is the first.
+    The process that starts others waits for them and exits with their exit code. In the others the block runs; the
+    context manager returns whether the process is the first one.
 
     Args:
         settings: Settings of the run.
         devices: Number of processes to start; None for one on each GPU.
-        out: Run folder; its status.json records how the processes ended where none of them can.
+        out: Run folder, whose status.json records how the processes ended if they cannot do so themselves.
     """
     from medmoco.training.launch import count_processes, find_placement, launch
     from medmoco.training.status import note_death
@@ -48,12 +48,12 @@ def in_processes(settings: RunSettings, devices: int | None, out: Path) -> Itera
         raise DistributedError(f"process {rank}: {error}") from None
     except MedmocoError as error:
         if rank:
-            raise typer.Exit(error.exit_code) from None  # all have the same error, the first reports it
+            raise typer.Exit(error.exit_code) from None  # all have the same error; the first one reports it
         raise _with_resume_command(error) from None
 
 
 def _with_resume_command(error: MedmocoError) -> MedmocoError:
-    """Return the error; if it is a stop, with the command that resumes."""
+    """Return the error, with the command that resumes the run if it was stopped."""
     if not isinstance(error, Stopped):
         return error
     arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]

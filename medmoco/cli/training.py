@@ -19,9 +19,9 @@ commands = typer.Typer()
 def bench(
     config_file: Config,
     overrides: Overrides = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For each of four measurements.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each of four measurements.")] = 20.0,
 ) -> None:
-    """Measure the bottleneck of pretraining on this machine, and suggest what would help."""
+    """Find the bottleneck of pretraining on this machine, and suggest improvements."""
     settings = load(config_file, overrides)
     from medmoco.training.bench import bench as measure
 
@@ -49,12 +49,12 @@ def pretrain(
 def tune(
     config_file: Config,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the search [OUT-tune].")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the search [default: OUT-tune].")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     devices: Devices = None,
 ) -> None:
-    """Search tune.space for settings whose features score best on val, one pretraining run after the other."""
+    """Search tune.space for the settings with the best features on val, by one pretraining run after another."""
     settings = load(config_file, overrides)
     folder = out or settings.out.with_name(f"{settings.out.name}-tune")
     with in_processes(settings, devices, folder) as is_first:
@@ -68,15 +68,15 @@ def slurm(
     config_file: Config,
     out: Annotated[Path, typer.Option(parser=path, help="Batch file to write, such as job.sbatch.")],
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    gpus: Annotated[int, typer.Option(min=1, help="On each node; one process for each.")] = 1,
-    hours: Annotated[float, typer.Option(min=0.25, help="Per job, which then queues itself again.")] = 24.0,
-    cpus: Annotated[int | None, typer.Option(min=1, help="For each GPU; data.workers + 1 if not given.")] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of each node, such as 128G.")] = None,
-    partition: Annotated[str | None, typer.Option(help="Queue to submit to.")] = None,
-    account: Annotated[str | None, typer.Option(help="Project to charge.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs per node, with one process each.")] = 1,
+    hours: Annotated[float, typer.Option(min=0.25, help="Time limit of a job, which then resubmits itself.")] = 24.0,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs per GPU [default: data.workers + 1].")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory per node, such as 128G.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition to submit to.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,
 ) -> None:
-    """Write a SLURM batch file that pretrains on one or several nodes and queues itself again until it is done."""
+    """Write a SLURM batch file for pretraining on one or more nodes, which resubmits itself until the run is done."""
     settings = load(config_file, overrides)
     from medmoco.training.slurm import Resources, write_job
 
@@ -95,7 +95,7 @@ def finetune(
     devices: Devices = None,
     allow_change: AllowChange = False,
 ) -> None:
-    """Train the encoder and a classifier on the labels of train; the best epoch on val is kept."""
+    """Fine-tune the encoder with a classifier on the labels of train, and keep the epoch that is best on val."""
     settings = load(config_file, overrides)
     with in_processes(settings, devices, out) as is_first:
         medmoco.finetune(settings, encoder, out, resume=resume, overwrite=overwrite, allow_change=allow_change)

@@ -1,4 +1,4 @@
-"""The commands that bring encoders in and put them to use."""
+"""The commands that import, apply and export encoders."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=PANEL)
 def predict(
     config_file: Config,
-    classifier: Annotated[
-        Path, typer.Option(parser=path, help="Classifier folder, which finetune and evaluate leave.")
-    ],
+    classifier: Annotated[Path, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")],
     out: Annotated[Path, typer.Option(parser=path, help="CSV file for row numbers and probabilities.")],
     overrides: Overrides = None,
     split: ScoredSplit = "test",
     with_path: Annotated[
-        bool, typer.Option("--with-path", help="Add each row's Path, which may name patients.")
+        bool, typer.Option("--with-path", help="Add the Path of each row, which may identify patients.")
     ] = False,
 ) -> None:
-    """Apply a classifier to the images of a manifest: a calibrated probability for each row and label."""
+    """Apply a classifier to the images of a manifest; writes a calibrated probability per row and label."""
     settings = load(config_file, overrides)
     name = split_name(split)
     from medmoco.evaluation.supervised.predict import predict as apply
 
     rows = apply(settings, classifier, out, split=name, with_path=with_path, log=log)
-    print(f"{rows} rows of {name} are in {out}")
+    print(f"{rows} rows of {name} were written to {out}")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -46,37 +44,40 @@ def embed(
     overrides: Overrides = None,
     split: ScoredSplit = "test",
     columns: Annotated[
-        str, typer.Option(metavar="A,B", help="Columns of the manifest to copy, which may name patients.")
+        str, typer.Option(metavar="A,B", help="Columns of the manifest to copy, which may identify patients.")
     ] = "",
 ) -> None:
-    """Write the features of the images of a manifest, as evaluate computes them."""
+    """Write the features of the images of a manifest, computed as in evaluate."""
     settings = load(config_file, overrides)
     name = split_name(split)
     from medmoco.evaluation.features.feature_tables import embed_split
 
     copied = [column.strip() for column in columns.split(",") if column.strip()]
     table = embed_split(settings, encoder, out, split=name, columns=copied, log=log)
-    print(f"{len(table)} rows of {name} are in {out}")
+    print(f"{len(table)} rows of {name} were written to {out}")
 
 
 @commands.command("import", rich_help_panel=PANEL)
 def import_file(
     file: Annotated[
-        Path, typer.Argument(parser=path, metavar="FILE", help="Weights of others: .pth, .ckpt, .safetensors, .npz.")
+        Path,
+        typer.Argument(
+            parser=path, metavar="FILE", help="Another project's checkpoint: .pth, .ckpt, .safetensors, .npz."
+        ),
     ],
     out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
-    backbone: Annotated[str | None, typer.Option(help="Name of the network; without it, told by its tensors.")] = None,
-    which: Annotated[str, typer.Option(metavar="query|key", help="Encoder, where the file has two.")] = "query",
+    backbone: Annotated[str | None, typer.Option(help="Network [default: detected from the tensors].")] = None,
+    which: Annotated[str, typer.Option(metavar="query|key", help="Encoder to import if the file has two.")] = "query",
     scheme: Annotated[
-        str | None, typer.Option(help="Whose file it is, such as moco-cxr, where its keys do not tell.")
+        str | None, typer.Option(help="Checkpoint format, such as moco-cxr [default: detected from the keys].")
     ] = None,
     leave_out: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="Keys not wanted, with *. Repeatable.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="Keys to skip, with * as a wildcard. Repeatable.")
     ] = None,
 ) -> None:
-    """Bring in weights of other projects, with an account of every key."""
+    """Import the weights of another project, with a record of every key."""
     if which not in ("query", "key"):
-        raise SettingsError(f"--which {which!r}: name query, or key for the moving average of it")
+        raise SettingsError(f"--which {which!r}: give query, or key for its moving average")
     print(medmoco.import_weights(
         file, out, backbone=backbone, which="key" if which == "key" else "query", scheme=scheme,
         leave_out=tuple(leave_out or ()),
@@ -86,11 +87,13 @@ def import_file(
 @commands.command(rich_help_panel=PANEL)
 def export(
     out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
-    run: Annotated[Path | None, typer.Option(parser=path, help="Run folder, whose encoder is exported.")] = None,
-    classifier: Annotated[Path | None, typer.Option(parser=path, help="Folder that evaluate or finetune left.")] = None,
-    encoder: Annotated[Path | None, typer.Option(parser=path, help="Weights file, used as --config says.")] = None,
+    run: Annotated[Path | None, typer.Option(parser=path, help="Run folder with the encoder to export.")] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")
+    ] = None,
+    encoder: Annotated[Path | None, typer.Option(parser=path, help="Weights file; needs --config.")] = None,
     config_file: Annotated[
-        Path | None, typer.Option("--config", "-c", parser=path, help="YAML settings of --encoder.")
+        Path | None, typer.Option("--config", "-c", parser=path, help="YAML file with the settings for --encoder.")
     ] = None,
     formats: Annotated[
         str,
@@ -100,12 +103,12 @@ def export(
             help="safetensors, timm, torchvision, detectron2, huggingface, monai-bundle, onnx, program.",
         ),
     ] = "safetensors,onnx",
-    licence: Annotated[str, typer.Option(help="Of the weights, for the card.")] = "not stated",
+    licence: Annotated[str, typer.Option(help="Licence of the weights, for the model card.")] = "not stated",
 ) -> None:
-    """Write an encoder or a classifier with all that a stranger needs to use it; every file is read back."""
+    """Export an encoder or classifier with everything needed to use it elsewhere; every file is verified."""
     given = [value for value in (run, classifier, encoder) if value is not None]
     if len(given) != 1 or (encoder is None) != (config_file is None):
-        raise SettingsError("give one of --run, --classifier, and --encoder with --config")
+        raise SettingsError("give exactly one of --run, --classifier, or --encoder with --config")
     if run is not None:
         network: Any = medmoco.Run(run)
     else:
@@ -116,10 +119,10 @@ def export(
 
 @commands.command(rich_help_panel=PANEL)
 def verify(
-    folder: Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="Folder that export wrote.")],
+    folder: Annotated[Path, typer.Argument(parser=path, metavar="DIR", help="Folder written by export.")],
     trust: Annotated[
         bool, typer.Option("--trust", help="Also load formats that can run code: program, monai-bundle.")
     ] = False,
 ) -> None:
-    """Check an export anywhere: hashes of all files, then outputs of each format, loaded in a new process."""
+    """Verify an export on any machine: the hashes of all files, then the outputs of each format."""
     medmoco.verify(folder, trust=trust, log=print)

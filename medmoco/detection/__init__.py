@@ -1,1 +1,1 @@
-"""Boxes, detectors, and what pretraining is worth to them."""
+"""Object detection: boxes, detectors on pretrained encoders, and their evaluation."""

@@ -1,9 +1,8 @@
-"""COCO's average precision and the FROC, of the images themselves and of draws of patients.
+"""COCO's average precision and the FROC, for all images and for bootstrap draws of patients.
 
-A draw weights each image by how often its patient was drawn. Detections are matched with boxes inside their image, so
-a draw changes no match, and the matches are accumulated anew instead of being sought again: that gives what COCO's
-evaluation gives for a data set in which the drawn images stand as often as they were drawn (detections of exactly equal
-scores in one image aside, which COCO takes in the order in which they come).
+A draw weights each image by how often its patient was drawn. Detections are matched with boxes within their image, so a
+draw does not change the matches; they are only accumulated again. The result is that of COCO's evaluation on a data set
+with copies of the drawn images (except for detections of equal scores in one image, whose order COCO keeps).
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ Counts = NDArray[np.int32]
 Statistic = Callable[[Matches, Counts], Floats]  # of weights (b, N) of the images, (b, ...)
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-"""At which precision is averaged. Source: Lin et al. 2014 (arXiv:1405.0312)."""
+"""Recalls at which precision is averaged. Source: Lin et al. 2014 (arXiv:1405.0312)."""
 
 FALSE_POSITIVES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Per image, at which the FROC is read. Source: Setio et al. 2017 (doi:10.1016/j.media.2017.06.015)."""
+"""False positives per image at which the FROC is read. Source: Setio et al. 2017 (doi:10.1016/j.media.2017.06.015)."""
 
 
 def of_images(statistic: Statistic, matches: Matches) -> Floats:
-    """Return a statistic of the images as they are."""
+    """Return a statistic of all images, unweighted."""
     value: Floats = statistic(matches, np.ones((1, len(matches.boxes)), np.int32))[0]
     return value
 
 
 def of_draws(statistic: Statistic, matches: Matches, patients: NDArray[np.int64], *, draws: int, seed: int) -> Floats:
-    """Return a statistic of each of D draws of patients, (D, ...); nan where no box was drawn.
+    """Return a statistic of each of D draws of patients, (D, ...); nan if no box was drawn.
 
     Args:
         statistic: `average_precisions` or `sensitivities`.
-        matches: Of one label.
-        patients: (N,) integers, equal for the images of one patient. Equal patients and seed mean equal draws.
+        matches: Matches of one label.
+        patients: (N,) integers, equal for images of one patient. Equal patients and seed give equal draws.
         draws: D.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     names, codes = np.unique(patients, return_inverse=True)
     cells = max(len(matches.images), len(matches.boxes))
@@ -50,23 +49,19 @@ def of_draws(statistic: Statistic, matches: Matches, patients: NDArray[np.int64]
 
 
 def average_precisions(matches: Matches, weights: Counts) -> Floats:
-    """Return the average precision at each of `OVERLAPS`, (b, T).
+    """Return the average precision at each of `OVERLAPS`, (b, T), for weights (b, N) of the images.
 
     Precision at a recall is the highest at that recall or above; it is averaged over `RECALLS`.
-
-    Args:
-        matches: D detections and the boxes of N images.
-        weights: (b, N) how often each image counts.
     """
     boxes = weights @ matches.boxes  # (b,)
     of_detections = weights.take(matches.images, axis=1)  # (b, D)
     passed = np.cumsum(of_detections, axis=1)
     result = np.zeros((len(weights), len(matches.hits)))
     for overlap, hits in enumerate(matches.hits):
-        at = np.flatnonzero(hits)  # recall and the highest precision change nowhere else
+        at = np.flatnonzero(hits)  # recall and highest precision change only there
         true = np.cumsum(of_detections[:, at], axis=1)  # (b, H)
         precision = ratio(true, passed[:, at])
-        np.nan_to_num(precision, copy=False)  # nothing was drawn so far
+        np.nan_to_num(precision, copy=False)  # no detection was drawn yet
         highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         for draw, count in enumerate(boxes):
             if len(at) and count:
@@ -78,18 +73,16 @@ def average_precisions(matches: Matches, weights: Counts) -> Floats:
 
 
 def sensitivities(matches: Matches, weights: Counts) -> Floats:
-    """Return the share of boxes found at each of `FALSE_POSITIVES` per image, (b, F), at the first of `OVERLAPS`.
+    """Return the sensitivity at each of `FALSE_POSITIVES` per image, (b, F), for weights (b, N) of the images.
 
-    It is that of the lowest threshold with no more false positives. Source: Bunch et al. 1977 (doi:10.1117/12.955926).
+    The overlap is the first of `OVERLAPS`, the threshold the lowest one without more false positives.
 
-    Args:
-        matches: D detections and the boxes of N images.
-        weights: (b, N) how often each image counts.
+    Source: Bunch et al. 1977 (doi:10.1117/12.955926).
     """
     boxes, images = weights @ matches.boxes, weights.sum(axis=1)
     of_detections = weights.take(matches.images, axis=1)
     hits = matches.hits[0]
-    # Detections of equal scores count together: a threshold cannot part them.
+    # Detections of equal scores count together, because no threshold separates them.
     ends = np.flatnonzero(np.diff(matches.scores, append=-np.inf))
     false = np.cumsum(np.where(hits, 0, of_detections), axis=1)[:, ends]
     true = np.cumsum(np.where(hits, of_detections, 0), axis=1)[:, ends]

@@ -1,8 +1,8 @@
-"""The table of boxes: read whole, checked against the manifest and the images, nothing dropped silently.
+"""The table of boxes, checked against the manifest and the images; nothing is dropped silently.
 
-manifests/README.md describes it. A row names an image and a box; one without label and box says that the image was
-examined and has none. Coordinates are in pixels of the image as it is displayed, x to the right and y down, from the
-outer edge of the top left pixel.
+manifests/README.md describes it. A row has an image and a box; a row without label and box means that the image was
+examined and has no box. Coordinates are pixels of the displayed image, x to the right and y down, from the outer edge
+of the top left pixel.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Annotated:
 
     Attributes:
         split: N rows.
-        sizes: (N, 2) height and width of each image in its own pixels; 0 where it cannot be read.
-        images: (M,) position in the split of the image of each box, in ascending order.
+        sizes: (N, 2) height and width of each image in its own pixels; 0 if it cannot be read.
+        images: (M,) positions in the split of the image of each box, ascending.
         corners: (M, 4) in pixels of the image, inside it.
         labels: (M,) from 0.
-        aspects: (N,) height of a pixel as a multiple of its width; without it they are square.
+        aspects: (N,) height of a pixel as a multiple of its width; None if pixels are square.
     """
 
     split: Split
@@ -56,20 +56,20 @@ class Annotated:
         return len(self.sizes)
 
     def boxes_of(self, position: int) -> slice:
-        """Return which of the M boxes an image has."""
+        """Return the slice of the M boxes that belong to an image."""
         first, last = np.searchsorted(self.images, [position, position + 1])
         return slice(int(first), int(last))
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """All that a detector learns from and is scored on.
+    """The boxes of all splits.
 
     Attributes:
         labels: L names.
-        splits: By name.
-        sha256: Of the table.
-        notes: What the user should know.
+        splits: Splits by name.
+        sha256: SHA-256 of the table.
+        notes: Messages for the user.
     """
 
     labels: tuple[str, ...]
@@ -82,13 +82,13 @@ def load_annotations(settings: RunSettings, names: Sequence[str]) -> Annotations
     """Read the boxes of some splits.
 
     Args:
-        settings: `detection` names the table, the labels and how to read it; `evaluate.where` restricts all rows.
-        names: Splits, train among them.
+        settings: `detection` defines the table and its labels; `evaluate.where` filters all rows.
+        names: Names of splits, including train.
 
     Raises:
         ManifestError: the manifest or the table cannot be used; names the file and the row.
-        SettingsError: a label that no box of train has.
-        DataError: an image or the pack is not there, or a header cannot be read.
+        SettingsError: no box of train has one of the labels.
+        DataError: an image or the pack is missing, or a header cannot be read.
     """
     data = settings.data.model_copy(update={"labels": {}})
     settings = settings.model_copy(update={"data": data})
@@ -109,22 +109,22 @@ def load_annotations(settings: RunSettings, names: Sequence[str]) -> Annotations
 
 
 def _table_of(settings: RunSettings) -> Path:
-    """Return where the boxes are: boxes.csv or boxes.csv.gz beside the manifest, if no other table is named."""
+    """Return the table of boxes: the one in the settings, or boxes.csv or boxes.csv.gz next to the manifest."""
     if settings.detection.boxes:
         return settings.detection.boxes
     manifest = settings.data.manifest
     folder = manifest if manifest.is_dir() else manifest.parent
     found = [folder / name for name in ("boxes.csv", "boxes.csv.gz") if (folder / name).is_file()]
     if not found:
-        raise ManifestError(f"{folder}: no boxes.csv in it; name the table of boxes by detection.boxes")
+        raise ManifestError(f"{folder} has no boxes.csv; set detection.boxes to the table of boxes")
     return found[0]
 
 
-# Rows of the table, by themselves
+# Rows of the table
 
 
 def _parse(file: CsvFile) -> pd.DataFrame:
-    """Return position in the file, label, corners and reader of every row; label and corners blank where no box is."""
+    """Return position in the file, label, corners and reader of every row; label and corners blank without a box."""
     for column in ("Path", "Label", *CORNERS):
         file.require(column, "a table of boxes has Path, Label, x_min, y_min, x_max and y_max")
     cells = file.table[CORNERS].apply(lambda column: column.str.strip())
@@ -134,10 +134,10 @@ def _parse(file: CsvFile) -> pd.DataFrame:
     none_found = label.str.lower().isin(NO_BOX).to_numpy()
     file.refuse(
         ~np.isfinite(values).all(axis=1) & ~(empty & none_found),
-        f"{', '.join(CORNERS)} must be numbers; only a row without a Label has them blank",
+        f"{', '.join(CORNERS)} must be numbers; only rows without a Label leave them blank",
         CORNERS,
     )
-    file.refuse(none_found & ~empty, "it has a box but no Label; name what is inside, as the manifest's column does")
+    file.refuse(none_found & ~empty, "it has a box but no Label; add the Label, named like the manifest's column")
     file.refuse(
         (values[:, 2:] <= values[:, :2]).any(axis=1),
         "x_max must be above x_min and y_max above y_min: they are edges, not width and height",
@@ -149,7 +149,7 @@ def _parse(file: CsvFile) -> pd.DataFrame:
 
 
 def _keys(file: CsvFile, settings: RunSettings) -> NDArray[Any]:
-    """Return which image each row names."""
+    """Return a key for the image of each row."""
     split: pd.Series[str] | str = ""
     if "{split}" in settings.data.root:
         file.require("Split", "Paths are relative to the folder of a split, so each row must name its split")
@@ -175,12 +175,12 @@ def _refuse_unknown_images(
     known = np.concatenate([_keys_of(split, settings) for split in everything.values()])
     file.refuse(
         ~keys.isin(known).to_numpy(),
-        "no row of the manifest has its Path (and Frame); correct it, or take the row out",
+        "no row of the manifest has its Path (and Frame); correct or remove it",
     )
 
 
 def _labels(file: CsvFile, rows: pd.DataFrame, train: Split, settings: RunSettings) -> tuple[str, ...]:
-    """Return what is to be detected; refuse a label that looks like a slip where the user has named some."""
+    """Return the labels to detect; if the user names them, refuse rows whose label may be misspelt."""
     has_box = rows["label"] != ""
     chosen = settings.detection.labels
     if not chosen:
@@ -196,34 +196,34 @@ def _labels(file: CsvFile, rows: pd.DataFrame, train: Split, settings: RunSettin
     return chosen
 
 
-# Rows of the table, beside a split
+# Rows of the table, joined with a split
 
 
 def _annotate(
     file: CsvFile, rows: pd.DataFrame, split: Split, labels: Sequence[str], settings: RunSettings
 ) -> tuple[Annotated, list[str]]:
-    """Return a split's examined images with their boxes, and what was left out or changed."""
+    """Return a split's examined images with their boxes, and notes on what was excluded or changed."""
     chosen, notes = settings.detection, []
     position = pd.Series(np.arange(len(split)), _keys_of(split, settings))
     rows = rows[rows["key"].isin(position.index)]
     listed = np.isin(np.arange(len(split)), position[rows["key"]].to_numpy())
     if chosen.unlisted == "ignore" and not listed.all():
         notes.append(
-            f"{split.name}: {(~listed).sum()} of {len(split)} images are left out, the table of boxes does not name"
-            " them; where they were examined and have none, set detection.unlisted=negative"
+            f"{split.name}: {(~listed).sum()} of {len(split)} images are excluded because they are not in the table of"
+            " boxes; if they were examined and have no boxes, set detection.unlisted=negative"
         )
         split = split.select(listed)
         position = pd.Series(np.arange(len(split)), _keys_of(split, settings))
     sizes, aspects = image_sizes(split, settings.data)
     boxes = rows[rows["label"].isin(labels)]
     if others := int((rows["label"] != "").sum()) - len(boxes):
-        notes.append(f"{split.name}: {others} boxes with other labels are left out")
+        notes.append(f"{split.name}: {others} boxes with other labels are excluded")
     boxes = boxes.assign(image=position[boxes["key"]].to_numpy())
     boxes, found = _inside(file, boxes, sizes)
     again = boxes.duplicated(["image", "label", "reader", *CORNERS])
     notes += [f"{split.name}: {note}" for note in found]
     if again.any():
-        notes.append(f"{split.name}: {again.sum()} boxes that are in the table twice count once")
+        notes.append(f"{split.name}: {again.sum()} duplicate boxes are counted once")
     boxes = boxes[~again].sort_values(["image", "at"])
     boxes, found = agreed(boxes, chosen.agreement)
     notes += [f"{split.name}: {note}" for note in found]
@@ -235,7 +235,7 @@ def _annotate(
 
 
 def _inside(file: CsvFile, boxes: pd.DataFrame, sizes: Integers) -> tuple[pd.DataFrame, list[str]]:
-    """Clip boxes that lead out of their image by less than a pixel; refuse those that lead out by more."""
+    """Clip boxes that exceed their image by less than a pixel; refuse those that exceed it by more."""
     height, width = sizes[boxes["image"]].T
     readable = height > 0
     limits = np.stack([width, height, width, height], 1).astype(float)
@@ -248,11 +248,11 @@ def _inside(file: CsvFile, boxes: pd.DataFrame, sizes: Integers) -> tuple[pd.Dat
         mask[boxes["at"].to_numpy()[outside]] = True
         file.refuse(
             mask,
-            f"its box leads out of the image, which is {width[bad]} pixels wide and {height[bad]} high;\n"
-            "boxes are in pixels of the files that the manifest names: were the images scaled since?",
+            f"its box exceeds the image, which is {width[bad]} pixels wide and {height[bad]} high;\n"
+            "boxes are in pixels of the files in the manifest: were the images resized after annotation?",
         )
     changed = int((clipped != corners).any(axis=1).sum())
-    notes = [f"{changed} boxes led out of their image by less than a pixel and were clipped"] if changed else []
+    notes = [f"{changed} boxes exceeded their image by less than a pixel and were clipped"] if changed else []
     return boxes.assign(**dict(zip(CORNERS, clipped.T, strict=True))), notes
 
 
@@ -262,10 +262,10 @@ def _refuse_nothing_to_learn(file: CsvFile, splits: Mapping[str, Annotated], lab
         counts = np.bincount(annotated.labels, minlength=len(labels))
         if name == "train" and labels and not counts.all():
             raise ManifestError(
-                f"{file.path}: no box of train is labelled {labels[int(counts.argmin())]!r}; take it out of"
+                f"{file.path}: no box of train is labelled {labels[int(counts.argmin())]!r}; remove it from"
                 " detection.labels"
             )
         if not counts.sum():
             raise ManifestError(
-                f"{file.path}: no image of {name} has a box; train and val need some, as val chooses the epoch"
+                f"{file.path}: no image of {name} has a box; train and val need boxes, as val chooses the epoch"
             )

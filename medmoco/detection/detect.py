@@ -1,4 +1,4 @@
-"""Wires a detection run: settings -> boxes, encoder and detector, loop, run folder, scores next to another run's."""
+"""Train and evaluate a detector: boxes, encoder, training loop, run folder, comparison with another run."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ from medmoco.training.runlog import explaining_disk_errors
 _UNUSED = ("method.", "evaluate.", "finetune.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "detection."))
-_NAMES = {"random": "untrained"}  # of an encoder in the table; otherwise the kind of its source
+_NAMES = {"random": "untrained"}  # name of an encoder in the table, if it is not the kind of its source
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is scored after training.
+    """What to evaluate after training.
 
     Attributes:
-        test: Score the test split too, which is recorded in the ledger.
+        test: Also evaluate on the test set, which is recorded in the ledger.
         against: Folder of another detection run on the same images, for paired differences.
-        pictures: PNG file to write that shows boxes in a few images.
+        pictures: PNG file to write, with boxes on a few images.
     """
 
     test: bool = False
@@ -80,21 +80,21 @@ def detect(
     group: Group = ALONE,
     progress: bool = True,
 ) -> Detected | None:
-    """Train a detector on the boxes of train, keep the epoch that is best on val, and score it.
+    """Train a detector on the boxes of train, keep the epoch that is best on val, and evaluate it.
 
-    The run folder gets detections.csv, scores.json and table.txt in addition to the files of every run folder.
+    In addition to the usual files, the run folder contains detections.csv, scores.json and table.txt.
 
     Args:
-        settings: `detection` describes the training; device, precision and the like are those of `train`.
-        encoder: A run folder, a weights file, or "random" for training from scratch.
+        settings: `detection` defines the training; device, precision and the like come from `train`.
+        encoder: Run folder, weights file, or "random" for training from scratch.
         out: Run folder.
-        scoring: What is scored after training.
-        start: What happens to a run that is in the folder already.
-        group: The processes that train together; the first one scores, logs and writes files, the others return None.
-        progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
+        scoring: What to evaluate after training.
+        start: What to do with an existing run in the folder.
+        group: Processes that train together; the first one evaluates and writes files, the others return None.
+        progress: Show messages and a progress bar on stderr; log.txt has the messages in any case.
 
     Raises:
-        SettingsError: there are no boxes to learn, the encoder has no feature maps, or the folder holds another run.
+        SettingsError: there are no boxes to learn, the encoder has no feature maps, or the folder contains another run.
         ManifestError: manifest or boxes cannot be used, or test shares patients or images with the training data.
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: also recorded in status.json.
     """
@@ -130,7 +130,7 @@ def detect(
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
-    """Return the settings of the loop: those of `detection` replace the ones that both have.
+    """Return the settings of the training loop, in which those of `detection` replace those of `train`.
 
     Raises:
         SettingsError: they contradict each other.
@@ -138,20 +138,20 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     chosen = settings.detection
     train = loop_settings(settings.train, chosen)
     if train.compile:
-        raise SettingsError("train.compile: detectors see images of any size and are not compiled; set it to false")
+        raise SettingsError("train.compile: detectors take images of any size and cannot be compiled; set it to false")
     check_parts("detection", train, processes)
-    if not settings.data.pack:  # a pack's canvases are made already
+    if not settings.data.pack:  # the canvases of a pack have their size already
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"canvas_size": chosen.size})})
     elif settings.data.canvas_size < chosen.size:
         raise SettingsError(
-            f"detection.size {chosen.size}: the pack's canvases have {settings.data.canvas_size} pixels; make a pack"
+            f"detection.size {chosen.size}: the pack's canvases have {settings.data.canvas_size} pixels; create a pack"
             f" with data.canvas_size={chosen.size}, or remove data.pack"
         )
     return settings.model_copy(update={"out": out, "train": train})
 
 
 def _load(settings: RunSettings, encoder: str, test: bool, group: Group) -> tuple[Annotations, list[str]]:
-    """Load images and boxes, and refuse those that cannot be learned or scored without leakage."""
+    """Load images and boxes; refuse them if training or evaluation would leak."""
     sharing = count_sharing(group, shared_memory_place())
     annotations = load_annotations(settings, ("train", "val", *(["test"] if test else [])))
     if MACRO in annotations.labels:
@@ -185,7 +185,7 @@ def _create_state(model: nn.Module, context: RunContext) -> TrainState:
 
 
 def _facts(settings: RunSettings, annotations: Annotations, backbone: nn.Module, source: dict[str, Any]) -> Tree:
-    """Return what a checkpoint remembers of the run; it must be resumed with the same encoder, boxes and val."""
+    """Return the facts to store in checkpoints; a run must be resumed with the same encoder, boxes and val."""
     facts = facts_of(settings, annotations.splits["train"].split)
     used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
     val = annotations.splits["val"].split
@@ -199,7 +199,7 @@ def _facts(settings: RunSettings, annotations: Annotations, backbone: nn.Module,
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Scores splits with the detector in training, and writes the results."""
+    """Evaluates the detector on the splits, and writes the results."""
 
     context: RunContext
     annotations: Annotations
@@ -209,11 +209,11 @@ class _Scorer:
 
     @property
     def settings(self) -> RunSettings:
-        """Of the run."""
+        """Settings of the run."""
         return self.context.settings
 
     def measure(self, stop_asked: Callable[[], bool]) -> tuple[float, dict[str, float]]:
-        """Score val: the average precision, and that of every label."""
+        """Return the average precision on val, as a mean and for each label."""
         val, labels = self.annotations.splits["val"], self.annotations.labels
         context = self.context
         found = find_boxes(self.model, val, context.settings, context.device, context.precision, stop_asked)
@@ -224,7 +224,7 @@ class _Scorer:
     def finish(
         self, selection: Selection, other: tuple[dict[str, Detections], str] | None, pictures: Path | None
     ) -> Detected:
-        """Score the best epoch's weights, and write detections, scores and the table."""
+        """Evaluate the weights of the best epoch, and write detections, scores and the table."""
         best = selection.best
         selection.session.log.info(f"done: {best.validated} epochs; epoch {best.epoch + 1} is the best on val")
         found = {
@@ -280,15 +280,15 @@ class _Scorer:
         return [
             f"{chosen.detector} on {self.settings.model.backbone} ({what}), images up to {chosen.size} pixels, seed"
             f" {self.settings.seed}",
-            "AP: overlap of 0.50 to 0.95; FROC: mean sensitivity at 1/8 to 8 false positives per image, overlap 0.50;",
-            "AUROC: whether an image has a box, by its highest score",
+            "AP: IoU of 0.50 to 0.95; FROC: mean sensitivity at 1/8 to 8 false positives per image, IoU of 0.50;",
+            "AUROC: presence of a box in an image, by its highest score",
             f"95 % intervals: {self.settings.evaluate.bootstrap} draws of patients",
         ]
 
     def _record_test(self, scores: Sequence[DetectionScore]) -> str:
-        """Record a test evaluation in the ledger before any score is shown; return the note about it."""
+        """Record a test-set evaluation in the ledger before any score is shown; return the note about it."""
         if "test" not in self.annotations.splits:
-            return "the test split was not scored; --test scores it, and records that in the ledger"
+            return "test was not evaluated; --test does so and records it in the ledger"
         ledger = ledger_of(self.encoder, self.settings.out)
         assert ledger  # there is a run folder
         own = [score for score in scores if (score.split, score.metric) == ("test", "auroc") and score.primary]

@@ -1,4 +1,4 @@
-"""Encoder -> torchvision's detector on a feature pyramid of its stages."""
+"""torchvision's detectors on a feature pyramid of the encoder's stages."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from medmoco.models.backbones import Backbone
 from medmoco.utils.rng import WEIGHTS, hashed
 
 STRIDES = {"faster_rcnn": (4, 8, 16, 32), "retinanet": (8, 16, 32)}
-"""Of the encoder's stages that the pyramid stands on; two more levels for RetinaNet, and one for Faster R-CNN, follow.
+"""Strides of the encoder's stages in the pyramid; RetinaNet adds two more levels, Faster R-CNN one.
 Source: Lin et al. 2017 (arXiv:1612.03144), section 4; Lin et al. 2017 (arXiv:1708.02002), section 4."""
 
-FIRST_LABEL = {"faster_rcnn": 1, "retinanet": 0}  # to Faster R-CNN 0 is the background
+FIRST_LABEL = {"faster_rcnn": 1, "retinanet": 0}  # in Faster R-CNN, 0 is the background
 _LEVELS = 5
 _RATIOS = (0.5, 1.0, 2.0)
-_LOWEST_SCORE = 0.001  # of a detection; torchvision's 0.05 would cut off the end of the curves that are scored
+_LOWEST_SCORE = 0.001  # of a detection; torchvision's 0.05 would truncate the curves
 
 
 class Pyramid(nn.Module):
-    """An encoder with a feature pyramid: what torchvision's detectors call a backbone.
+    """An encoder with a feature pyramid, which torchvision's detectors call a backbone.
 
     Attributes:
-        net: The encoder's plain network, its state dict with the names it has anywhere else.
-        out_channels: Of every level.
+        net: Plain network of the encoder, with its usual state dict.
+        out_channels: Channels of every level.
     """
 
     def __init__(self, encoder: Backbone, detection: DetectionSettings) -> None:
@@ -51,17 +51,17 @@ class Pyramid(nn.Module):
         channels = [stages[stride]["num_chs"] for stride in strides]
         self.c5_norm = nn.BatchNorm2d(channels[-1]) if detection.extra_norm == "c5" else nn.Identity()
         self.out_channels = detection.channels
-        # P6 comes from P5, which has the pyramid's width. Source: torchvision's RetinaNet.
+        # P6 is computed from P5, which has the width of the pyramid. Source: torchvision's RetinaNet.
         top: ExtraFPNBlock = LastLevelMaxPool()
         if detection.detector == "retinanet":
             top = LastLevelP6P7(detection.channels, detection.channels)
         norm = nn.BatchNorm2d if detection.extra_norm == "pyramid" else None
         self.fpn = FeaturePyramidNetwork(channels, detection.channels, extra_blocks=top, norm_layer=norm)
-        self._still = list(_frozen_modules(encoder, detection))
-        for module in self._still:
+        self._frozen = list(_frozen_modules(encoder, detection))
+        for module in self._frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-        for parameter in _behind_the_maps(self):
+        for parameter in _unused_parameters(self):
             parameter.requires_grad_(False)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -78,23 +78,23 @@ class Pyramid(nn.Module):
         return levels
 
     def train(self, mode: bool = True) -> Pyramid:
-        """Set the mode of everything but what is frozen, whose statistics stay as they are."""
+        """Set the mode of all modules except frozen ones, to keep their statistics."""
         super().train(mode)
-        for module in self._still:
+        for module in self._frozen:
             module.training = False
         return self
 
 
 def create_detector(encoder: Backbone, settings: RunSettings, labels: int) -> FasterRCNN | RetinaNet:
-    """Build a detector whose first weights, but for the encoder's, depend on the seed alone.
+    """Build a detector whose initial weights, except the encoder's, depend on the seed only.
 
     Args:
-        encoder: Taken over with its weights.
-        settings: `detection`, the seed, and how `views` normalises.
-        labels: How many kinds of boxes there are.
+        encoder: Used with its weights, not copied.
+        settings: `detection`, the seed, and the normalisation of `views`.
+        labels: Number of labels.
 
     Raises:
-        SettingsError: the encoder does not give what a feature pyramid needs.
+        SettingsError: the encoder lacks the feature maps of a pyramid.
     """
     chosen = settings.detection
     with torch.random.fork_rng(devices=[]):
@@ -119,7 +119,7 @@ def _normalisation(views: ViewSettings) -> dict[str, list[float]]:
 
 
 def _anchors(smallest: float, scales: int) -> AnchorGenerator:
-    """Return anchors of `scales` sizes at each level, a third of an octave apart, in three shapes."""
+    """Return anchors in `scales` sizes per level, a third of an octave apart, with three aspect ratios."""
     sizes = tuple(
         tuple(smallest * 2 ** (level + scale / 3) for scale in range(scales)) for level in range(_LEVELS)
     )  # fmt: skip
@@ -127,32 +127,32 @@ def _anchors(smallest: float, scales: int) -> AnchorGenerator:
 
 
 def _stages(encoder: Backbone) -> dict[int, dict[str, Any]]:
-    """Return what timm says of the encoder's stages, by stride.
+    """Return timm's description of the encoder's stages, by stride.
 
     Raises:
-        SettingsError: it has none at the strides of a pyramid.
+        SettingsError: it lacks the strides of a pyramid.
     """
     net: Any = encoder.net
     known = [dict(stage, index=index) for index, stage in enumerate(getattr(net, "feature_info", ()))]
     stages = {stage["reduction"]: stage for stage in known}
     needed = STRIDES["faster_rcnn"]
     if not hasattr(net, "forward_intermediates") or not known:
-        reason = "gives no feature maps by timm's forward_intermediates"
+        reason = "does not support timm's forward_intermediates"
     elif missing := [stride for stride in needed if stride not in stages]:
         has = ", ".join(map(str, sorted(stages)))
         reason = f"has feature maps at a stride of {has}, not at {', '.join(map(str, missing))}"
     elif encoder.fixed_size:
-        reason = f"takes images of {encoder.fixed_size} x {encoder.fixed_size} pixels only"
+        reason = f"takes only images of {encoder.fixed_size} x {encoder.fixed_size} pixels"
     else:
         return stages
     raise SettingsError(
         f"model.backbone {encoder.name} {reason}: a feature pyramid needs strides of 4, 8, 16 and 32,\n"
-        "for images of any size. Convolutional networks have them, such as resnet50, densenet121 or convnext_tiny."
+        "for images of any size. Use a convolutional network, such as resnet50, densenet121 or convnext_tiny."
     )
 
 
 def _frozen_modules(encoder: Backbone, detection: DetectionSettings) -> Iterator[nn.Module]:
-    """Yield the modules, each by itself, that are neither trained nor in training mode."""
+    """Yield the frozen modules, without their children."""
     modules = dict(encoder.net.named_modules())
     if detection.frozen_stages:
         yield from (modules[name] for name in _up_to(encoder, 2**detection.frozen_stages, list(modules)))
@@ -160,14 +160,14 @@ def _frozen_modules(encoder: Backbone, detection: DetectionSettings) -> Iterator
         yield from (module for module in modules.values() if isinstance(module, _BatchNorm))
 
 
-def _behind_the_maps(pyramid: Pyramid) -> list[nn.Parameter]:
-    """Return what some encoders end in and no level needs; several processes would wait for its gradient."""
+def _unused_parameters(pyramid: Pyramid) -> list[nn.Parameter]:
+    """Return the encoder's parameters that no level uses; distributed training would wait for their gradients."""
     trained = [parameter for parameter in pyramid.net.parameters() if parameter.requires_grad]
     if not trained:
         return []
     modes = {module: module.training for module in pyramid.net.modules()}
-    pyramid.net.eval()  # leaves the statistics of norms alone
-    maps = pyramid.features(trained[0].new_zeros(1, pyramid.channels, 128, 128))  # enough for any network
+    pyramid.net.eval()  # to keep the statistics of norms
+    maps = pyramid.features(trained[0].new_zeros(1, pyramid.channels, 128, 128))  # large enough for any network
     gradients = torch.autograd.grad(maps, trained, [torch.ones_like(each) for each in maps], allow_unused=True)
     for module, mode in modes.items():
         module.training = mode
@@ -175,11 +175,11 @@ def _behind_the_maps(pyramid: Pyramid) -> list[nn.Parameter]:
 
 
 def _up_to(encoder: Backbone, stride: int, names: Sequence[str]) -> list[str]:
-    """Return the modules up to the end of the stage of a stride, in the order in which they were made."""
+    """Return the modules up to the end of the stage with a stride, in order of creation."""
     stages = _stages(encoder)
     if stride not in stages:
         steps = ", ".join(str(stage.bit_length() - 1) for stage in sorted(stages))
-        raise SettingsError(f"detection.frozen_stages: {encoder.name} has stages {steps}, counted by their stride")
+        raise SettingsError(f"detection.frozen_stages: {encoder.name} has stages {steps}, the log2 of their stride")
     stage = str(stages[stride]["module"])
     inside = [number for number, name in enumerate(names) if f"{name}.".startswith(f"{stage}.")]
     return [name for name in names[1 : inside[-1] + 1] if not stage.startswith(f"{name}.")]

@@ -1,4 +1,4 @@
-"""True boxes and detections drawn into a few images. They show patients: written only where someone asked for them."""
+"""Draw true boxes and detections on a few images. The picture shows patients, so it is written on request only."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from medmoco.detection.boxes import Annotated, Corners
 from medmoco.detection.learning import Detections
 from medmoco.plotting.pictures import Tile, write_picture
 
-_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which also the colour-blind tell apart
-_SIDE = 240  # pixels of a tile, about as many as the picture gives it
-_LINE = 2  # pixels, so that no resampling loses one
+_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which are safe for colour-blind readers
+_SIDE = 240  # pixels of a tile, about its size in the picture
+_LINE = 2  # pixels, so that resampling does not lose a line
 _COLUMNS, _IMAGES = 4, 8
-_SHOWN = 3  # detections of an image, those of the highest scores
+_SHOWN = 3  # detections per image, by highest score
 
 Picture = NDArray[np.uint8]
 
@@ -29,17 +29,10 @@ Picture = NDArray[np.uint8]
 def draw_detections(
     annotated: Annotated, detections: Detections, labels: Sequence[str], settings: RunSettings, out: Path
 ) -> None:
-    """Write a picture of some images of a split, spread evenly over those with boxes and those without.
-
-    Args:
-        annotated: N images and their boxes.
-        detections: In these images.
-        labels: L names.
-        settings: Of the run.
-        out: PNG file.
+    """Write a picture of a few images of a split, evenly spaced among those with boxes and those without.
 
     Raises:
-        SettingsError: it cannot be written.
+        SettingsError: `out`, a PNG file, cannot be written.
         DataError: an image cannot be used.
     """
     positions = choose(annotated)
@@ -57,7 +50,7 @@ def draw_detections(
         paint(picture, annotated.corners[truth] * np.tile(scale, 2), _TRUTH)
         paint(picture, detections.corners[best] * np.tile(scale, 2), _FOUND)
         found_words = "nothing found"
-        if best.size:  # the best by name; the tile is too narrow for all names
+        if best.size:  # name only the best: the tile is too narrow for all names
             scores = ", ".join(f"{value:.2f}" for value in detections.scores[best])
             found_words = f"{labels[detections.labels[best[0]]][:20]} {scores}"
         caption = f"row {annotated.split.rows[position]}, {truth.stop - truth.start} true (blue)"
@@ -66,18 +59,18 @@ def draw_detections(
 
 
 def choose(annotated: Annotated) -> NDArray[np.int64]:
-    """Return the positions of the images to show: three quarters have boxes, where there are so many of both."""
+    """Return the positions of the images to show: three quarters have boxes, if there are enough of both."""
     has_box = np.isin(np.arange(len(annotated)), annotated.images)
     sick, well = np.flatnonzero(has_box), np.flatnonzero(~has_box)
-    wanted_well = min(len(well), max(_IMAGES // 4, _IMAGES - len(sick)))
-    wanted_sick = min(len(sick), _IMAGES - wanted_well)
-    parts = [(sick, wanted_sick), (well, wanted_well)]
+    count_well = min(len(well), max(_IMAGES // 4, _IMAGES - len(sick)))
+    count_sick = min(len(sick), _IMAGES - count_well)
+    parts = [(sick, count_sick), (well, count_well)]
     chosen = [part[np.linspace(0, len(part) - 1, count).astype(np.int64)] for part, count in parts if count]
     return np.concatenate(chosen)
 
 
 def enlarged(seen: Picture) -> Picture:
-    """Return an RGB picture of (H, W) or (H, W, 3) whose longer side is that of a tile, so that lines are thin."""
+    """Return an image (H, W) or (H, W, 3) as RGB in the size of a tile, so that lines are thin."""
     scale = _SIDE / max(seen.shape)
     size = (max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale)))
     large: Picture = np.asarray(cv2.resize(seen, size, interpolation=cv2.INTER_LINEAR), np.uint8)
@@ -85,6 +78,6 @@ def enlarged(seen: Picture) -> Picture:
 
 
 def paint(picture: Picture, corners: Corners, colour: tuple[int, int, int]) -> None:
-    """Draw boxes, in pixels of the picture, into it."""
+    """Draw boxes, in pixels of the picture, on it."""
     for x_min, y_min, x_max, y_max in np.rint(corners).astype(int).tolist():
         cv2.rectangle(picture, (x_min, y_min), (x_max - 1, y_max - 1), colour, _LINE)

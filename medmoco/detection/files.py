@@ -1,4 +1,4 @@
-"""Detections of a run: written for every scored split, and read by another run that is compared with it."""
+"""Files with the detections of a run, which other runs read for comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DETECTIONS, FACTS = "detections.csv", "detections.json"
 
 
 class SplitFacts(Part):
-    """One scored split."""
+    """One evaluated split."""
 
     manifest_sha256: str
     """SHA-256 of its manifest."""
@@ -33,7 +33,7 @@ class SplitFacts(Part):
 
 
 class Facts(Record):
-    """Content of detections.json: what detections.csv is about."""
+    """Content of detections.json, which describes detections.csv."""
 
     labels: tuple[str, ...]
     """Labels of the boxes."""
@@ -46,10 +46,10 @@ class Facts(Record):
 
 
 def write_detections(folder: Path, found: Mapping[str, Detections], annotations: Annotations, source: Tree) -> None:
-    """Write the detections of some splits by row, in pixels of the images, and what they were made of.
+    """Write the detections by row, in pixels of the images, and the facts about them.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: a file cannot be written.
     """
     frames = []
     for name, detections in found.items():
@@ -81,29 +81,31 @@ def _facts_of(annotations: Annotations, splits: Sequence[str], source: Tree) -> 
 
 
 def read_detections(folder: Path, annotations: Annotations, splits: Sequence[str]) -> tuple[dict[str, Detections], str]:
-    """Read what another run has found in the same images.
+    """Read the detections of another run on the same images.
 
     Args:
-        folder: Of that run.
-        annotations: Of this one.
-        splits: To be compared.
+        folder: Folder of the other run.
+        annotations: Boxes of this run.
+        splits: Splits to compare.
 
     Returns:
-        The detections by split, and what that run's encoder was: random, run or file.
+        The detections by split, and the kind of the other encoder: random, run or file.
 
     Raises:
-        CheckpointError: the folder holds no detections.
-        SettingsError: they are of other images, boxes or labels.
+        CheckpointError: the folder has no detections.
+        SettingsError: they are for other images, boxes or labels.
     """
     if not all((folder / name).is_file() for name in (FACTS, DETECTIONS)):
-        raise CheckpointError(f"--against: {folder} lacks {FACTS} or {DETECTIONS}; name a finished run of detect")
+        raise CheckpointError(
+            f"--against: {folder} lacks {FACTS} or {DETECTIONS}; name the folder of a finished detection run"
+        )
     facts = read_record(folder / FACTS, Facts)
     own = _facts_of(annotations, splits, facts.encoder)
     theirs = {name: found for name, found in facts.splits.items() if name in splits}
     if facts.model_copy(update={"splits": theirs}) != own:
         raise SettingsError(
-            f"--against: {folder} was scored on other images, boxes or labels ({', '.join(splits)}) than this run;\n"
-            "its manifest, table of boxes, detection.labels, unlisted and agreement, evaluate.where, and --test must be"
+            f"--against: {folder} was evaluated on other images, boxes or labels ({', '.join(splits)}) than this run;\n"
+            "manifest, table of boxes, detection.labels, unlisted and agreement, evaluate.where and --test must be"
             " the same"
         )
     try:
@@ -115,10 +117,10 @@ def read_detections(folder: Path, annotations: Annotations, splits: Sequence[str
 
 
 def _as_detections(table: pd.DataFrame, annotations: Annotations, name: str) -> Detections:
-    """Put rows and labels back into numbers.
+    """Convert rows and labels to positions and codes.
 
     Raises:
-        KeyError, ValueError: a cell is not what was written.
+        KeyError, ValueError: a cell is damaged.
     """
     position = {row: place for place, row in enumerate(annotations.splits[name].split.rows.tolist())}
     codes = {label: code for code, label in enumerate(annotations.labels)}

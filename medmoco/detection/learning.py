@@ -1,4 +1,4 @@
-"""The task of training a detector, and its predictions: views in, boxes out, both in pixels of the image."""
+"""Training of a detector and its predictions, as boxes in pixels of the image."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Detections:
     scores: NDArray[np.float64]
 
 
-# Views: the whole image in a canvas, mirrored and with changed grey levels
+# Views: the whole image in its canvas, mirrored and with changed gray levels
 
 
 def detector_batches(
     annotated: Annotated, settings: RunSettings, order: StepOrder, start_step: int, share: Share = WHOLE
 ) -> Batches:
-    """Yield this process's share of the batches of training, each image in a canvas; see `training_batches`."""
+    """Yield this process's share of the training batches, with each image in its canvas; see `training_batches`."""
     make = partial(_training_views, settings=settings)
     return training_batches(annotated.split, settings, order, start_step, share, ONE_VIEW, make)
 
@@ -70,7 +70,7 @@ def _plain_views(canvases: list[Canvas], samples: NDArray[np.int64]) -> view_mak
 
 
 def _is_mirrored(settings: RunSettings, samples: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
-    """Return which images `_training_views` has mirrored; it depends on these numbers alone."""
+    """Return which images `_training_views` mirrors; only the settings, samples and epoch determine it."""
     anything = [Canvas(np.zeros((1, 1), np.uint8), 1, 1)] * len(samples)
     return view_maker.draw(
         settings.views, anything, seed=settings.seed, epoch=epoch, samples=samples, view=0
@@ -78,14 +78,14 @@ def _is_mirrored(settings: RunSettings, samples: NDArray[np.int64], epoch: int) 
 
 
 def images_in(views: Tensor, sizes: list[tuple[int, int]], device: torch.device) -> list[Tensor]:
-    """Cut images out of their canvases: (B, C, S, S) uint8 or uint16 to B tensors (C, H, W) float32, 0 to 1."""
+    """Crop images from their canvases: (B, C, S, S) uint8 or uint16 to B tensors (C, H, W) float32, 0 to 1."""
     white = 255.0 if views.dtype == torch.uint8 else 65535.0
     floats = views.to(device, non_blocking=True).to(torch.float32).mul_(1 / white)
     return [image[:, :height, :width] for image, (height, width) in zip(floats, sizes, strict=True)]
 
 
 def sizes_in_canvas(annotated: Annotated, samples: NDArray[np.int64], settings: RunSettings) -> list[tuple[int, int]]:
-    """Return the height and width that images have in their canvases."""
+    """Return the height and width of images in their canvases."""
     sizes = annotated.sizes[samples].astype(np.float64)
     if annotated.aspects is not None:
         sizes[:, 0] *= annotated.aspects[samples]
@@ -96,14 +96,9 @@ def sizes_in_canvas(annotated: Annotated, samples: NDArray[np.int64], settings: 
 
 
 class Detecting:
-    """The task of the training loop: the losses of torchvision's detectors, summed."""
+    """The task of the training loop: the sum of the losses of torchvision's detectors."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        annotated: Annotated,
-        context: RunContext,
-    ) -> None:
+    def __init__(self, model: nn.Module, annotated: Annotated, context: RunContext) -> None:
         self.model = model
         self._apply = context.group.wrap(model, context.device)
         self._annotated = annotated
@@ -128,18 +123,18 @@ class Detecting:
                 yield {"loss": torch.stack(list(values.values())).sum(), **(values if measure else {})}
 
     def after_step(self) -> None:
-        """Move the running statistics."""
+        """Update the running statistics."""
         settle_statistics(self.model)
 
     def skip_step(self) -> None:
-        """Keep the running statistics as they were."""
+        """Discard the update of the running statistics."""
         forget_statistics(self.model)
 
 
 def targets_of(
     annotated: Annotated, samples: NDArray[np.int64], epoch: int, settings: RunSettings, device: torch.device
 ) -> list[Target]:
-    """Return the boxes of training views in their pixels, as torchvision takes them; some images have none."""
+    """Return the boxes of training views in pixels of the view, in torchvision's format."""
     first = FIRST_LABEL[settings.detection.detector]
     targets = []
     mirrored = _is_mirrored(settings, samples, epoch)
@@ -184,7 +179,7 @@ def find_boxes(
     with torch.inference_mode(), autocast(device, precision):
         for batch in evaluation_batches(annotated.split, chosen, settings.data.canvas_size, _plain_views):
             if stop_asked():
-                raise Stopped("stopped while boxes were predicted")
+                raise Stopped("stopped during prediction")
             samples = batch.samples.numpy()
             sizes = sizes_in_canvas(annotated, samples, settings)
             outputs: list[Target] = model(images_in(batch.views[0], sizes, device))
@@ -194,7 +189,7 @@ def find_boxes(
                 rows.append(_rows(sample, found, scale, first))
     table = np.concatenate(rows)
     if not np.isfinite(table).all():
-        raise CheckpointError("the detector's scores are not finite; its training diverged, lower detection.lr")
+        raise CheckpointError("the detector's scores are not finite; its training diverged, so lower detection.lr")
     return Detections(
         table[:, 0].astype(np.int64), table[:, 1:5], table[:, 5].astype(np.int64), table[:, 6]
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Detections against true boxes: which one finds which, by COCO's own evaluation (pycocotools)."""
+"""Match detections with true boxes by COCO's own evaluation (pycocotools)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from medmoco.detection.boxes import Annotated, Corners, Integers
 from medmoco.detection.learning import Detections
 
 OVERLAPS = np.linspace(0.5, 0.95, 10)
-"""Intersections over union from which a detection has found a box. Source: Lin et al. 2014 (arXiv:1405.0312)."""
+"""Intersections over union at which a detection counts as a hit. Source: Lin et al. 2014 (arXiv:1405.0312)."""
 
-MOST = 100  # detections of one label in one image; Source: as above
+MOST = 100  # detections per label and image; Source: as above
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Of one label in N images, D detections from the highest score to the lowest.
+    """D detections of one label in N images, from the highest score to the lowest.
 
     Attributes:
         images: (D,) position of each detection's image.
         scores: (D,)
-        hits: (T, D) whether each finds a box that none of a higher score has found, at each of `OVERLAPS`.
-        boxes: (N,) how many true boxes each image has.
+        hits: (T, D) whether each matches a box that no detection of a higher score matches, at each of `OVERLAPS`.
+        boxes: (N,) number of true boxes in each image.
     """
 
     images: Integers
@@ -40,13 +40,13 @@ class Matches:
 
 
 def match(annotated: Annotated, detections: Detections, labels: int) -> list[Matches]:
-    """Match every label's detections with its boxes, L results in their order."""
+    """Match the detections and boxes of each label; return L results in order."""
     images = np.arange(len(annotated))
     truth = _as_coco(images, labels, annotated.images, annotated.corners, annotated.labels)
     found = _as_coco(
         images, labels, detections.images, detections.corners, detections.labels, detections.scores
     )  # fmt: skip
-    with redirect_stdout(io.StringIO()):  # it tells of its progress
+    with redirect_stdout(io.StringIO()):  # it prints its progress
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.params.maxDets, evaluation.params.iouThrs = [MOST], OVERLAPS
@@ -67,7 +67,7 @@ def _as_coco(
     scores: NDArray[np.float64] | None = None,
 ) -> COCO:
     sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    # Numbers start at 1: to pycocotools a match with number 0 is none.
+    # IDs start at 1: pycocotools takes a match with ID 0 for none.
     boxes: list[dict[str, Any]] = [
         {"id": number, "image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
         for number, (image, label, box) in enumerate(
@@ -88,7 +88,7 @@ def _as_coco(
 
 
 def _matches_of(entries: Sequence[dict[str, Any] | None], boxes: Integers) -> Matches:
-    """Put the detections of all images in the order of their scores, equal ones in that of the images, as COCO does."""
+    """Sort the detections of all images by score, equal scores by image, as COCO does."""
     there = [entry for entry in entries if entry and len(entry["dtScores"])]
     if not there:
         return Matches(np.empty(0, np.int64), np.empty(0), np.empty((len(OVERLAPS), 0), bool), boxes)

@@ -1,4 +1,4 @@
-"""Several readers' boxes of one image to one set: those that overlap are of one finding."""
+"""Merge the boxes of several readers: overlapping boxes belong to one finding."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-CONSENSUS = "consensus"  # a reader of this name stands for all
-_SAME = 0.5  # intersection over union from which two readers mean the same finding
+CONSENSUS = "consensus"  # a reader with this name represents all
+_SAME = 0.5  # intersection over union at which two boxes belong to one finding
 
 Floats = NDArray[np.float64]
 
 
 def agreed(boxes: pd.DataFrame, least: int) -> tuple[pd.DataFrame, list[str]]:
-    """Join the boxes of several readers, and keep those that enough of them have drawn.
+    """Merge the boxes of several readers, and keep those on which enough readers agree.
 
-    Boxes of one image and label that overlap, each of another reader, become their mean. The result does not depend on
-    the order of the rows.
+    Overlapping boxes of one image and label by different readers are averaged. The result does not depend on the order
+    of the rows.
 
     Args:
-        boxes: One row each, with image, label, reader, at, x_min, y_min, x_max and y_max, sorted by image and at.
-        least: Readers who must have drawn a box; where the reader is `CONSENSUS`, one is enough.
+        boxes: Rows with image, label, reader, at, x_min, y_min, x_max and y_max, sorted by image and at.
+        least: Readers who must agree on a box; the reader `CONSENSUS` alone is sufficient.
 
     Returns:
-        The boxes, and what became of them in words; as they were where at most one reader is named.
+        The boxes and a note about them; unchanged if there is at most one reader.
     """
     if boxes["reader"].nunique() < 2:
         return boxes, []
@@ -39,14 +39,14 @@ def agreed(boxes: pd.DataFrame, least: int) -> tuple[pd.DataFrame, list[str]]:
     kept = [cluster for cluster in clusters if len(cluster) >= least or CONSENSUS in readers[cluster]]
     result = ordered.iloc[[cluster[0] for cluster in kept]].copy()
     result[names] = np.array([corners[cluster].mean(0) for cluster in kept]).reshape(-1, 4)
-    note = f"{len(boxes)} boxes of several readers are of {len(clusters)} findings"
+    note = f"{len(boxes)} boxes by several readers were merged into {len(clusters)} findings"
     if least > 1:
-        note += f", of which {len(kept)} were drawn by {least} readers or in consensus"
+        note += f", of which {len(kept)} have boxes by {least} readers or by consensus"
     return result.sort_values(["image", "at"]), [note]
 
 
 def _clusters(corners: Floats, readers: list[str]) -> list[list[int]]:
-    """Return which boxes are of one finding: each joins the set that it overlaps most and has none of its reader."""
+    """Return the boxes of each finding: a box joins the most overlapping finding without a box by its reader."""
     clusters: list[list[int]] = []
     for number, reader in enumerate(readers):
         overlaps = [

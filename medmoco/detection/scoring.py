@@ -1,21 +1,15 @@
-"""Matches to scores with intervals, differences between two detectors, and the table of both."""
+"""Scores of a detector with intervals, differences from another detector, and the table of both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medmoco.detection.average_precision import (
-    FALSE_POSITIVES,
-    average_precisions,
-    of_draws,
-    of_images,
-    sensitivities,
-)
+from medmoco.detection.average_precision import FALSE_POSITIVES, average_precisions, of_draws, of_images, sensitivities
 from medmoco.detection.boxes import Annotated
 from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, Matches, match
@@ -25,40 +19,34 @@ from medmoco.evaluation.records import DetectionDifference, DetectionScore
 from medmoco.evaluation.scoring.table import MACRO, span
 
 Floats = NDArray[np.float64]
+Cell = tuple[float | None, float | None, float | None]  # value and interval
 
-METRICS = {
-    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "froc": "FROC", "auroc": "AUROC",
-}  # fmt: skip
+METRICS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "froc": "FROC", "auroc": "AUROC"}
 _AT_75 = int(np.flatnonzero(np.isclose(OVERLAPS, 0.75))[0])
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number and D draws of it."""
+    """A score and its D bootstrap draws."""
 
     value: float
     draws: Floats
 
 
-Scores = dict[str, dict[str, Score]]  # label -> metric -> score; the mean over labels is named MACRO
+Scores = dict[str, dict[str, Score]]  # label -> metric -> score; MACRO is the mean over labels
 
 
 def mean_average_precision(annotated: Annotated, detections: Detections, labels: int) -> tuple[float, Floats]:
-    """Return AP, the mean over labels that have boxes, and the AP of each, (L,), nan where it has none."""
+    """Return the mean AP over labels with boxes, and the AP of each label, (L,), nan without boxes."""
     matches = match(annotated, detections, labels)
     by_label = np.array([of_images(average_precisions, each).mean() for each in matches])
     return float(np.nanmean(by_label)), by_label
 
 
 def score(annotated: Annotated, detections: Detections, labels: Sequence[str], *, draws: int, seed: int) -> Scores:
-    """Score the detections of a split, by label and, where there are several, as the mean over those with boxes.
+    """Score the detections of a split by label and, if there are several, as the mean over labels with boxes.
 
-    Args:
-        annotated: N images and their boxes.
-        detections: In these images.
-        labels: L names.
-        draws: D draws of patients; equal ones for every label and every detector.
-        seed: Of the draws.
+    The D draws of patients are the same for every label and detector.
     """
     patients = annotated.split.patients
     scores = {
@@ -94,7 +82,7 @@ def _score_label(matches: Matches, patients: NDArray[np.int64], draws: int, seed
 
 
 def _mean(scores: Sequence[Score]) -> Score:
-    """Return the mean over labels, and of each draw over the labels that it has boxes of."""
+    """Return the mean over labels; in each draw, over the labels that have boxes in it."""
     defined = [each for each in scores if not np.isnan(each.value)]
     if not defined:
         return Score(float("nan"), np.full_like(scores[0].draws, np.nan))
@@ -112,8 +100,8 @@ class Detected:
     """Result of a detection run.
 
     Attributes:
-        scores: For every label, split and metric; of another run too, where one was compared.
-        differences: Of this run and the other one.
+        scores: Scores by split, label and metric, also of the other run in a comparison.
+        differences: This run minus the other one.
         table: The table that `medmoco detect` prints.
     """
 
@@ -122,23 +110,14 @@ class Detected:
     table: str
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each score."""
+        """Return one row per score."""
         return to_frame(self.scores)
 
 
 def records_of(
     split: str, annotated: Annotated, labels: Sequence[str], scores: Scores, *, encoder: str, primary: bool = True
 ) -> list[DetectionScore]:
-    """Return one record for each label and metric.
-
-    Args:
-        split: Name of the split.
-        annotated: Its images and boxes.
-        labels: L names.
-        scores: Of a detector on it.
-        encoder: Name of the detector's encoder.
-        primary: Whether it is this run's, and not that of the run it is compared with.
-    """
+    """Return one record per label and metric; those of this run, not of the run in comparison, are primary."""
     counts = np.bincount(annotated.labels, minlength=len(labels))
     positive = [np.unique(annotated.images[annotated.labels == code]).size for code in range(len(labels))]
     records = []
@@ -160,10 +139,10 @@ def differences_of(split: str, first: Scores, other: Scores, names: tuple[str, s
     """Return first minus other for each label and metric, paired by draws.
 
     Args:
-        split: What both are of.
-        first: Of one detector.
-        other: Of another, on the same images and draws.
-        names: Of their encoders.
+        split: Name of the split.
+        first: Scores of one detector.
+        other: Scores of another, on the same images and draws.
+        names: Names of their encoders.
     """
     records = []
     for label, by_metric in first.items():
@@ -184,30 +163,28 @@ def layout(
     head: Sequence[str],
     notes: Sequence[str],
 ) -> str:
-    """Lay out a block for each split and label, a line for each encoder and difference."""
+    """Lay out a block per split and label, with two lines per encoder and difference."""
+
+    def line(name: str, cells: Iterable[str]) -> str:
+        return (f"  {name:<24}" + "".join(f"{cell:<18}" for cell in cells)).rstrip()
+
+    def rows(name: str, cells: Mapping[str, Cell], sign: str = "") -> Iterator[str]:
+        chosen = [cells[metric] for metric in METRICS]
+        yield line(name, ["undefined" if value is None else f"{value:{sign}.3f}" for value, _, _ in chosen])
+        yield line("", [span(low, high, sign) for _, low, high in chosen])
+
     lines = [*head, ""]
     for split, label in dict.fromkeys((score.split, score.label) for score in scores):
         own = [score for score in scores if (score.split, score.label) == (split, label)]
         counts = f"{own[0].n} images of {own[0].n_patients} patients, {own[0].n_boxes} boxes"
         lines.append(f"{split}: {label}  ({counts} in {own[0].n_positive} images)")
-        lines.append(f"  {'':<24}" + "".join(f"{name:<18}" for name in METRICS.values()).rstrip())
+        lines.append(line("", METRICS.values()))
         for name in dict.fromkeys(score.encoder for score in own):
             cells = {score.metric: (score.value, score.low, score.high) for score in own if score.encoder == name}
-            lines += _two_lines(name, cells, "")
+            lines += rows(name, cells)
         there = [found for found in differences if (found.split, found.label) == (split, label)]
         if there:
             cells = {found.metric: (found.difference, found.low, found.high) for found in there}
-            lines += _two_lines(f"{there[0].encoder} minus {there[0].control}", cells, "+")
+            lines += rows(f"{there[0].encoder} minus {there[0].control}", cells, "+")
         lines.append("")
     return "\n".join([*lines, *notes]) + "\n"
-
-
-def _two_lines(name: str, cells: Mapping[str, tuple[float | None, float | None, float | None]], sign: str) -> list[str]:
-    """Return the numbers, and their intervals below."""
-    chosen = [cells[metric] for metric in METRICS]
-    numbers = ["undefined" if value is None else f"{value:{sign}.3f}" for value, _, _ in chosen]
-    spans = [span(low, high, sign) for _, low, high in chosen]
-    return [
-        (f"  {name:<24}" + "".join(f"{text:<18}" for text in numbers)).rstrip(),
-        (f"  {'':<24}" + "".join(f"{text:<18}" for text in spans)).rstrip(),
-    ]

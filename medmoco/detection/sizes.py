@@ -1,4 +1,4 @@
-"""How many pixels images have, from their headers alone: what boxes are measured in."""
+"""Sizes of images in pixels, the unit of boxes, from their headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medmoco.errors import ImageError
 
 
 class ImageSize(NamedTuple):
-    """The size that `read_image` decodes a file to, upright.
+    """The upright size to which `read_image` decodes a file.
 
     Attributes:
         height: In pixels.
@@ -39,9 +39,9 @@ class ImageSize(NamedTuple):
 
 
 def image_sizes(split: Split, data: DataSettings) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Look up the height and width (N, 2) of every image of a split as displayed, and the aspect of its pixels (N,).
+    """Return the displayed height and width (N, 2) of every image of a split, and the aspect of its pixels (N,).
 
-    Where `data.bad_images` is quarantine, an image whose header cannot be read has a size of 0; training will say why.
+    If `data.bad_images` is quarantine, an image whose header cannot be read has size 0; training reports the reason.
 
     Raises:
         ImageError: a header cannot be read; names the manifest and the row.
@@ -58,10 +58,10 @@ def image_sizes(split: Split, data: DataSettings) -> tuple[NDArray[np.int64], ND
 
 
 def image_size(file: str | Path, frame: int, limits: Limits) -> ImageSize:
-    """Look up the size of an image without decoding it.
+    """Return the size of an image without decoding it.
 
     Raises:
-        ImageError: missing, of an unknown type, too large, or its header is damaged.
+        ImageError: it is missing, too large or of an unknown type, or its header is damaged.
     """
     path = Path(file)
     with reading(path, limits):
@@ -72,7 +72,7 @@ def image_size(file: str | Path, frame: int, limits: Limits) -> ImageSize:
             size = ImageSize(*tiff_size(path, frame))
         elif kind == "NPY":
             raise ImageError("boxes in NumPy arrays are not supported; save the images as TIFF")
-        else:  # mapped, so that the pixels stay on the disk
+        else:  # memory-mapped, so that the pixels are not read
             with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
                 header = png_header(content) if kind == "PNG" else jpeg_header(content)
             size = ImageSize(*header.upright_size)
@@ -81,18 +81,18 @@ def image_size(file: str | Path, frame: int, limits: Limits) -> ImageSize:
 
 
 def _dicom_size(path: Path, frame: int, limits: Limits) -> ImageSize:
-    wanted = [
+    tags = [
         "Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     ]  # fmt: skip
     try:
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=wanted)
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
             return ImageSize(int(header.Rows), int(header.Columns), pixel_aspect(header, frame)[0])
     except Exception as error:  # its text may quote the header, which may name a patient
         raise ImageError(f"the DICOM header cannot be read ({type(error).__name__})") from None
-    # Deflated: only this inflates within bounds.
+    # Deflated: only this limits the inflated size.
     image = read_dicom(path, frame, "full", rgb=False, admit=within(limits), inflate_to=limits.inflated_bytes)
     height, width = image.pixels.shape
     return ImageSize(height, width, image.full_size[0] / height if image.full_size else 1.0)

@@ -1,1 +1,1 @@
-"""Encoder to files that others load."""
+"""Exporting encoders and classifiers to files that other software loads."""

@@ -1,7 +1,7 @@
-"""What a stranger needs to know to feed the network right: the content of preprocessing.json.
+"""How to prepare images for the exported network: the content of preprocessing.json.
 
-The rules are those of data.images, data.augment.views and data.loading.to_float; a test follows the JSON alone, in
-NumPy, and must arrive at the pixels of that code.
+The rules are those of data.image_io, data.augment.views and data.loading.to_float; a test that follows the JSON alone,
+in NumPy, must produce the same pixels.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ _CANVAS = (
 _RESIZE = (
     "the whole image, without padding, to height x width. While its longer side is at least twice the target, "
     f"{_HALVING}; then bilinear with half-pixel centres, the border repeated, without antialiasing (OpenCV "
-    "INTER_LINEAR); rounded to the nearest integer. OpenCV weighs in fixed point, so that a level of difference here "
-    "and there is to be expected"
+    "INTER_LINEAR); rounded to the nearest integer. OpenCV computes in fixed point, so expect occasional "
+    "differences of one level"
 )
 
 
@@ -70,9 +70,9 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
     """Return the content of preprocessing.json.
 
     Args:
-        subject: What is exported.
-        formats: By name: its path in the folder, and how it is loaded, as the format's `describe` says.
-        folder: Of the export, which holds the formats' files and nothing else yet.
+        subject: Network to export.
+        formats: For each format, its path in the folder and what its `describe` returns.
+        folder: Folder of the export, with the files of the formats only.
     """
     prepared, size, width = subject.preprocessing, subject.preprocessing.size, subject.backbone.feature_dim
     levels = first_step(prepared)
@@ -111,7 +111,7 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
 
 
 def first_step(prepared: Preprocessing) -> dict[str, dict[str, Any]]:
-    """Return the step from a file to grey levels, under its name: grayscale, colour or bands."""
+    """Return the step from a file to gray levels by its name: grayscale, colour or bands."""
     window, channels = prepared.window, prepared.channels
     if isinstance(channels, int):
         ranges = prepared.band_ranges and [list(pair) for pair in prepared.band_ranges]
@@ -130,21 +130,21 @@ def first_step(prepared: Preprocessing) -> dict[str, dict[str, Any]]:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Return the files at every depth of a folder, by their names relative to it."""
+    """Return the names of all files in a folder and below, relative to it."""
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
 
 
 def _mirror_rule(subject: Subject) -> str:
     if not subject.preprocessing.mirror:
-        return "none: outputs are those of the image as it is"
+        return "none: outputs are those of the image itself"
     if subject.head is None:
         return (
-            "scores in the card were measured on the mean of the features of the image and of its left-right mirror "
-            "image; no file averages by itself"
+            "scores in the card were measured on the mean features of the image and its left-right mirror image; no "
+            "file computes this mean itself"
         )
     return (
-        "logits are of the image and its left-right mirror image: average the network's outputs over both before "
-        "anything else. Files that hold the computation (ONNX, program) do so by themselves"
+        "logits are those of the image and its left-right mirror image: average the network's outputs over both "
+        "first. Files that contain the computation (ONNX, program) do this themselves"
     )
 
 
@@ -153,7 +153,7 @@ def _outputs(subject: Subject, width: int) -> list[tuple[str, list[int | str], s
         return [("features", [width], "pooled features before any classifier, not normalised")]
     labels = subject.head.out_features
     outputs: list[tuple[str, list[int | str], str]] = [
-        ("logits", [labels], "log-odds of each label, to which the operating points' thresholds apply"),
+        ("logits", [labels], "log-odds of each label, to which the thresholds of the operating points apply"),
         ("probabilities", [labels], "of each label, calibrated on validation"),
     ]
     if subject.top_patches is not None:
@@ -182,6 +182,6 @@ def _classifier(subject: Subject) -> dict[str, Any] | None:
 
 
 def libraries() -> dict[str, str]:
-    """Return the versions that wrote the files."""
+    """Return the versions of the libraries that wrote the files."""
     modules = (medmoco, torch, timm, monai, np, cv2, safetensors, onnx, onnxruntime)
     return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}

@@ -1,4 +1,4 @@
-"""A trained network -> files that others load: weights, how to feed them, proof that they are right, a card."""
+"""Export a trained network: weights in one or more formats, how to prepare images, verification data, model card."""
 
 from __future__ import annotations
 
@@ -57,24 +57,21 @@ def export(
     licence: str = NOT_STATED,
     warn: Warn = print_warning,
 ) -> list[Path]:
-    """Write a network with all that a stranger needs to use it.
+    """Write a network with everything needed to use it elsewhere.
 
-    The files appear together, once each format has been loaded back in a new process and has given the network's
-    outputs, and none of them holds a name.
+    The files appear together, after each format has been loaded in a new process and has reproduced the network's
+    outputs, and none of them contains a name of a patient, image, user or machine.
 
     Args:
-        network: An encoder, or a classifier.
+        network: Encoder or classifier.
         out: New or empty folder.
-        formats: Names of FORMATS, or "all" that can hold the network.
-        licence: Of the weights, for the card.
-        warn: Receives a line for each format that "all" leaves out, and for a manifest that cannot be read.
-
-    Returns:
-        The files.
+        formats: Names in FORMATS, or "all" for every format that can hold the network.
+        licence: Licence of the weights, for the card.
+        warn: Receives a line for each format that "all" skips, and for a manifest that cannot be read.
 
     Raises:
         SettingsError: `out` is not empty or cannot be written, or a format cannot hold the network.
-        CheckpointError: an exported file does not give the network's outputs, or holds a name.
+        CheckpointError: an exported file does not reproduce the network's outputs, or contains a name.
     """
     out = out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -100,14 +97,14 @@ def export(
 def _chosen(names: Sequence[str], subject: Subject, warn: Warn) -> dict[str, Format]:
     unknown = [name for name in names if name not in {*FORMATS, ALL}]
     if unknown:
-        raise SettingsError(f"no format is called {unknown[0]!r}; there are {', '.join(FORMATS)}, and {ALL}")
+        raise SettingsError(f"unknown format {unknown[0]!r}; the formats are {', '.join(FORMATS)}, and {ALL}")
     chosen = {name: FORMATS[name] for name in (FORMATS if ALL in names else names)}
     refusals = {name: reason for name, format_ in chosen.items() if (reason := format_.refusal(subject))}
     lines = [f"{name}: {reason}" for name, reason in refusals.items()]
     if lines and ALL not in names:
         raise SettingsError("\n".join(["a format cannot hold this network; nothing was exported", *lines[:4]]))
     for line in lines:
-        warn(f"left out {line}")
+        warn(f"skipped {line}")
     return {name: format_ for name, format_ in chosen.items() if name not in refusals}
 
 
@@ -117,7 +114,7 @@ def _fill(folder: Path, subject: Subject, known: Surroundings, chosen: dict[str,
     (folder / "prepare.py").write_text(standalone_source(), encoding="utf-8")
     contract = preprocessing(subject, described, folder)
     write_json(folder / "preprocessing.json", contract)
-    parity = _prove(subject, known.views, folder, list(chosen))
+    parity = _compare_formats(subject, known.views, folder, list(chosen))
     write_json(folder / "parity.json", parity)
     (folder / "MODEL_CARD.md").write_text(known.write_card(contract, parity), encoding="utf-8")
     sums = [f"{sha256_of(folder / name)}  {name}\n" for name in files_in(folder)]
@@ -125,15 +122,15 @@ def _fill(folder: Path, subject: Subject, known: Surroundings, chosen: dict[str,
 
 
 def _write(format_: Format, subject: Subject, folder: Path) -> dict[str, Any]:
-    """Write one format; return what preprocessing.json says of it."""
+    """Write one format; return its entry in preprocessing.json."""
     files = format_.write(subject, folder)
     return {"path": files[0].relative_to(folder).parts[0], **format_.describe(subject)}
 
 
-def _prove(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: list[str]) -> dict[str, Any]:
+def _compare_formats(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: list[str]) -> dict[str, Any]:
     """Compare each format with the network on the same images; return the content of parity.json.
 
-    The synthetic images and their outputs stay in the export, so that it can be verified elsewhere; real ones do not.
+    The synthetic images and their outputs stay in the export for `medmoco verify`; real images do not.
     """
     prepared = subject.preprocessing
     synthetic = synthetic_views(prepared.size, prepared.bit_depth, channels=subject.backbone.channels)
@@ -146,7 +143,7 @@ def _prove(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: li
         records = [compare(name, folder, images, expected) for name in formats]
     except NotInstalledError as library:
         raise CheckpointError(
-            f"{library} is not installed here, which reading back needs; nothing was exported"
+            f"{library} is not installed, and without it the files cannot be checked; nothing was exported"
         ) from None
     except CheckpointError as error:
         raise CheckpointError(f"{error}\nNothing was exported; please report this with the backbone.") from None
@@ -159,7 +156,7 @@ def _prove(subject: Subject, real: list[NDArray[Any]], folder: Path, formats: li
 
 
 def _outputs(subject: Subject, images: Floats) -> dict[str, Floats]:
-    """Return what the network gives, by name, and the features of each image as it is."""
+    """Return the network's outputs by name, and the features without mirroring."""
     batch = torch.from_numpy(images)
     with torch.inference_mode():
         outputs = subject.graph(batch)

@@ -1,4 +1,4 @@
-"""Prove that an exported file gives the right outputs: load it in a new process and compare."""
+"""Check that an exported file reproduces the network's outputs: load it in a new process and compare."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from medmoco.config import Tree
 from medmoco.errors import CheckpointError
 from medmoco.exporting import reload
 
 STATE_TOLERANCE = 1e-5
-"""Largest difference as a share of the largest output, for weights that are put back into a network of PyTorch.
-Source: the same operations in the same order differ by nothing on one machine, and by some 1e-6 on another processor,
-which adds in another order."""
+"""Largest difference as a share of the largest output, for weights that are loaded into a PyTorch network.
+Source: the same operations in the same order agree exactly on one machine, and to about 1e-6 on another processor,
+which sums in another order."""
 
 GRAPH_TOLERANCE = 1e-4
-"""The same where another program computes, which joins and reorders operations."""
+"""The same for other runtimes, which fuse and reorder operations."""
 
 CASES = "parity.safetensors"
 """Synthetic images, normalised, and the outputs expected for them, by name."""
 
 SUMS = "SHA256SUMS"
-"""Of every other file, as `sha256sum -c` takes it."""
+"""Hashes of every other file, for `sha256sum -c`."""
 
 TOLERANCES = {"onnx": GRAPH_TOLERANCE, "program": GRAPH_TOLERANCE}
 _SYNTHETIC = 4
 
 Floats = NDArray[np.float32]
-Record = dict[str, Any]
 
 
 class NotInstalledError(Exception):
@@ -44,7 +44,7 @@ class NotInstalledError(Exception):
 
 
 def synthetic_views(size: int, bit_depth: int, count: int = _SYNTHETIC, channels: int = 1) -> NDArray[Any]:
-    """Make seeded pictures of soft blobs and noise.
+    """Make images of smooth blobs and noise from a fixed seed.
 
     Returns:
         (count, channels, size, size) uint8 or uint16.
@@ -69,12 +69,12 @@ def load_cases(file: Path) -> tuple[Floats, dict[str, Floats]]:
     return arrays.pop("images"), arrays
 
 
-def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floats]) -> Record:
+def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floats]) -> Tree:
     """Compare a format's outputs with those expected.
 
     Args:
-        name: Of the format.
-        folder: Of the export.
+        name: Name of the format.
+        folder: Folder of the export.
         images: (N, C, S, S), normalised.
         expected: Outputs by name, (N, F) or (N, L).
 
@@ -82,8 +82,8 @@ def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floa
         The record for parity.json.
 
     Raises:
-        CheckpointError: the format cannot be loaded, gives other outputs, or needs more than its own library.
-        NotInstalledError: its library is absent.
+        CheckpointError: the format cannot be loaded, gives other outputs, or needs other libraries.
+        NotInstalledError: its library is not installed.
     """
     contract = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     path = contract["formats"][name]["path"]
@@ -97,7 +97,7 @@ def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floa
     absolute, relative = (max(pair[place] for pair in exact.values()) for place in (0, 1))
     if not relative <= tolerance:  # also when it is not a number
         raise CheckpointError(
-            f"{path} gives other outputs than it should: they differ by {relative:.2g} of the largest one,\n"
+            f"{path} gives other outputs than the network: they differ by {relative:.2g} of the largest output,\n"
             f"more than the tolerance of {tolerance:g}"
         )
     return {
@@ -115,15 +115,15 @@ def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floa
 def _difference(found: Floats, expected: Mapping[str, Floats], key: str, path: str) -> tuple[float, float]:
     """Return the largest difference, and as a share of the largest expected output."""
     precision, _, output = key.partition("/")
-    wanted = expected[output] if precision == "float32" else expected[output][: reload.HALF_IMAGES]
-    if found.shape != wanted.shape:
-        raise CheckpointError(f"{path} gives {key} of shape {found.shape}, not {wanted.shape}")
-    absolute, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+    target = expected[output] if precision == "float32" else expected[output][: reload.HALF_IMAGES]
+    if found.shape != target.shape:
+        raise CheckpointError(f"{path} gives {key} of shape {found.shape}, not {target.shape}")
+    absolute, largest = float(np.abs(found - target).max()), float(np.abs(target).max())
     return absolute, absolute / largest if largest else absolute
 
 
 def _half(differences: Mapping[str, tuple[float, float]], precisions: Sequence[str]) -> dict[str, float | str]:
-    """Return by precision the relative difference, which nothing is asked of, or why there is none."""
+    """Return the relative difference for each half precision, which has no tolerance, or why there is none."""
     half: dict[str, float | str] = {}
     for precision in precisions:
         own = [relative for key, (_, relative) in differences.items() if key.startswith(f"{precision}/")]
@@ -133,10 +133,10 @@ def _half(differences: Mapping[str, tuple[float, float]], precisions: Sequence[s
 
 
 def _in_new_process(name: str, path: Path, contract: Path, images: Floats) -> tuple[dict[str, Floats], dict[str, str]]:
-    """Return the outputs by "precision/name", and the versions of the libraries that were imported for them."""
+    """Return the outputs by "precision/name", and the versions of the libraries that the process imported."""
     stream = io.BytesIO()
     np.save(stream, images)
-    # -P: neither this folder nor the caller's may lend the script a module.
+    # -P: modules in this folder or the working folder must not be imported.
     command = [sys.executable, "-P", reload.__file__, name, str(path), str(contract)]
     done = subprocess.run(command, input=stream.getvalue(), capture_output=True, check=False)  # noqa: S603 - our script
     lines = done.stderr.decode(errors="replace").strip().splitlines()
@@ -144,7 +144,7 @@ def _in_new_process(name: str, path: Path, contract: Path, images: Floats) -> tu
         raise NotInstalledError(lines[-1])
     if done.returncode != 0:
         reason = lines[-1][:200] if lines else f"exit code {done.returncode}"
-        raise CheckpointError(f"{path.name} cannot be loaded back in a new process\n{reason}")
+        raise CheckpointError(f"{path.name} cannot be loaded in a new process\n{reason}")
     with np.load(io.BytesIO(done.stdout)) as arrays:
         outputs = {key: arrays[key] for key in arrays.files if key != "libraries"}
         return outputs, json.loads(str(arrays["libraries"]))

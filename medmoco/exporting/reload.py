@@ -1,9 +1,9 @@
-"""Run an exported file with nothing but its format's own library and NumPy, as a stranger would.
+"""Run an exported file with only its format's own library and NumPy, as its users do.
 
     python -P reload.py FORMAT PATH PREPROCESSING_JSON < images.npy > outputs.npz
 
-The script imports nothing of medmoco and learns about the network from the two files alone. Images come in and outputs
-go out through pipes, so that no pixel touches a disk.
+The script does not import medmoco; everything it knows about the network comes from the two files. Images and outputs
+pass through pipes, so that no pixel is written to disk.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Floats = NDArray[np.float32]
 Run = Callable[[Floats, str], dict[str, Floats]]  # (images, name of a torch type) -> outputs by name
 
 _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "monai", "onnxruntime", "detectron2", "safetensors", "numpy")
-HALF_IMAGES = 2  # that half precision is tried on: many processors compute it slowly
-ABSENT = 3  # exit code where the format's library is not installed
+HALF_IMAGES = 2  # for half precision, which many processors compute slowly
+ABSENT = 3  # exit code if the format's library is not installed
 
 
 # One loader for each format: (path, preprocessing.json) -> Run
 
 
 def load_safetensors(path: Path, contract: Contract) -> Run:
-    """Load into the plain timm or MONAI network, strict about every key."""
+    """Load into the plain timm or MONAI network with strict=True."""
     from safetensors.torch import load_file
 
     model = contract["model"]
@@ -55,7 +55,7 @@ def load_safetensors(path: Path, contract: Contract) -> Run:
 
 
 def conv_stem(widths: list[int]) -> Callable[..., Any]:
-    """Return what builds a transformer's convolutional stem, which timm has the parts of."""
+    """Return a function that builds a transformer's convolutional stem from parts of timm."""
     from timm.layers.hybrid_embed import HybridEmbed
     from timm.models.vision_transformer_hybrid import ConvStem
 
@@ -88,7 +88,7 @@ def load_onnx(path: Path, contract: Contract) -> Run:
 
 
 def load_timm(path: Path, contract: Contract) -> Run:
-    """Have timm build the network and read the file itself."""
+    """Let timm build the network and read the file."""
     import timm
 
     model = contract["model"]
@@ -96,14 +96,14 @@ def load_timm(path: Path, contract: Contract) -> Run:
 
 
 def load_huggingface(path: Path, contract: Contract) -> Run:
-    """Have timm build and fill the network from the folder alone."""
+    """Let timm build the network and load its weights from the folder."""
     import timm
 
     return of_network(timm.create_model(f"local-dir:{path}", pretrained=True), contract)
 
 
 def load_torchvision(path: Path, contract: Contract) -> Run:
-    """Load into the network of torchvision with a first layer of these channels, strict about every key."""
+    """Load into torchvision's network, with a first layer for the channels, with strict=True."""
     import torch
     from torchvision import models
 
@@ -141,7 +141,7 @@ def load_program(path: Path, contract: Contract) -> Run:
 
 
 def load_detectron2(path: Path, contract: Contract) -> Run:
-    """Compute what a ResNet of detectron2 computes, from the names of its tensors, with PyTorch alone.
+    """Compute what detectron2's ResNet computes from these tensors, in plain PyTorch.
 
     Source: detectron2's modeling/backbone/resnet.py.
     """
@@ -180,7 +180,7 @@ def load_detectron2(path: Path, contract: Contract) -> Run:
 
 
 def load_monai_bundle(path: Path, contract: Contract) -> Run:
-    """Load a MONAI bundle: network, mirroring and calibration are its own, not the contract's."""
+    """Load a MONAI bundle; network, mirroring and calibration come from the bundle, not from the contract."""
     import torch
     from monai.bundle import ConfigParser
 
@@ -211,11 +211,11 @@ LOADERS: dict[str, Callable[[Path, Contract], Run]] = {
 }
 
 
-# What the contract asks for beyond the network
+# Post-processing that the contract defines
 
 
 def of_network(net: Any, contract: Contract) -> Run:
-    """Run a torch network and follow the contract from its outputs to what they mean."""
+    """Return a function that runs a torch network and post-processes its outputs as the contract defines."""
     import torch
 
     net.eval()
@@ -234,11 +234,11 @@ def of_network(net: Any, contract: Contract) -> Run:
 
 
 def finish(outputs: Floats, classifier: Contract | None) -> dict[str, Floats]:
-    """Turn a network's outputs into the contract's: features, or logits and calibrated probabilities.
+    """Turn a network's outputs into features, or into logits and calibrated probabilities.
 
     Args:
         outputs: (N, F) or (N, L).
-        classifier: Of the contract.
+        classifier: Part of the contract.
     """
     if classifier is None:
         return {"features": outputs}
@@ -253,12 +253,12 @@ def finish(outputs: Floats, classifier: Contract | None) -> dict[str, Floats]:
 
 
 def main() -> None:
-    """Read (N, 1, S, S) float32 from standard input and write outputs; N is 2 or more.
+    """Read (N, C, S, S) float32 images from standard input and write outputs; N is at least 2.
 
-    Outputs are arrays "precision/name", and "libraries", the JSON of the versions of what was imported.
+    Outputs are arrays "precision/name", and "libraries", a JSON object with the versions of the imported libraries.
     """
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not mix with the outputs
+    os.dup2(2, 1)  # text printed by a library must not mix with the outputs
     name, path = sys.argv[1], Path(sys.argv[2])
     contract = json.loads(Path(sys.argv[3]).read_text(encoding="utf-8"))
     images = np.load(io.BytesIO(sys.stdin.buffer.read()))
@@ -270,7 +270,7 @@ def main() -> None:
     arrays: dict[str, Any] = {}
     for precision in contract["formats"][name]["precisions"]:
         try:
-            # Two sizes of batch: neither may be baked into the file.
+            # Two batch sizes: neither may be fixed in the file.
             few = images if precision == "float32" else images[:HALF_IMAGES]
             first, rest = run(few[:1], precision), run(few[1:], precision)
         except RuntimeError:

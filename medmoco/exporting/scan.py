@@ -1,8 +1,8 @@
-"""Refuse an export that identifies a person or a machine: every byte is searched for names, packed content included.
+"""Refuse an export that identifies a person or a machine: every byte is searched for names, also in packed content.
 
-Manifests have millions of names and files hundreds of megabytes, so an Aho-Corasick automaton finds the first eight
-bytes of all names in one pass; names are compared where it matches. In weights, whose bytes look random, shorter names
-would occur by chance; they are searched for in text only.
+Manifests have millions of names, and files hundreds of megabytes: an Aho-Corasick automaton finds the first eight bytes
+of all names in one pass, and full names are compared where it matches. Shorter names would occur by chance in weights,
+which look like random bytes, so only text is searched for them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ahocorasick_rs import BytesAhoCorasick
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError
 
-LEAST_IN_TEXT, LEAST_IN_BINARY = 4, 8  # bytes of a name
+LEAST_IN_TEXT, LEAST_IN_BINARY = 4, 8  # bytes in a name
 _ID_COLUMNS = ("PatientID", "StudyID")
 _COMPRESSED: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress,
@@ -42,17 +42,13 @@ Names = Mapping[str, Iterable[str]]
 
 
 def folder_names(*folders: Path) -> set[str]:
-    """Return the spellings of folders that are long enough to identify somebody."""
+    """Return the spellings of folders that are long enough to identify a person or machine."""
     ways = {way for folder in folders for way in (folder, folder.absolute(), folder.resolve())}
     return {str(way) for way in ways if len(way.parts) > 2 or (len(way.parts) > 1 and len(str(way)) >= LEAST_IN_BINARY)}
 
 
 def local_names(*folders: Path) -> dict[str, set[str]]:
-    """Return the names that identify this machine and its user.
-
-    Args:
-        folders: Folders that the export read or wrote.
-    """
+    """Return the names that identify this machine and its user, with those of folders that the export read or wrote."""
     users = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME")}
     with suppress(OSError, KeyError):  # a user id without a name
         users.add(getpass.getuser())
@@ -60,7 +56,7 @@ def local_names(*folders: Path) -> dict[str, set[str]]:
     hosts = {host, host.partition(".")[0], os.environ.get("HOSTNAME", "")}
     places = (Path.home(), Path.cwd(), Path(sys.prefix), Path(__file__).parents[2], Path(tempfile.gettempdir()))
     return {
-        "the name of the user": users - {"root"},  # identifies nobody
+        "the name of the user": users - {"root"},  # not a person
         "the name of this machine": hosts,
         "a folder of this machine": folder_names(*places, *folders),
         "a trace of program code": {"site-packages", "dist-packages", "Traceback (most recent", 'File "/', ".py:"},
@@ -78,7 +74,7 @@ def manifest_names(splits: Iterable[Split]) -> dict[str, set[str]]:
                 ids.update(split.table[column].dropna())
     files = {path.replace("\\", "/").rpartition("/")[2] for path in paths}
     stems = {name.partition(".")[0] for name in files}
-    # A file name such as image.png identifies nobody.
+    # A file name such as image.png does not identify a patient.
     telling = {name for name in files | stems if any(letter.isdigit() for letter in name)}
     return {"the Path of a row": paths | telling, "the id of a patient or study": ids}
 
@@ -108,15 +104,15 @@ class Search:
         encoded = {name.encode(): kind for kind, words in names.items() for name in words}
         self._kinds = {name: kind for name, kind in encoded.items() if len(name) >= _least(name)}
         self._lengths = sorted({len(name) for name in self._kinds})
-        # The automaton holds first bytes only: with whole Paths it would take five times as long to build.
+        # Only the first bytes: an automaton of whole Paths would take five times as long to build.
         self._starts = BytesAhoCorasick({name[:LEAST_IN_BINARY] for name in self._kinds})
 
     def content(self, content: bytes) -> str | None:
-        """Return the kind of a name in the bytes of a file, packed content included; None if there is none."""
+        """Return the kind of a name in the bytes of a file or in its packed content; None if there is none."""
         return next((found for found in map(self._one, _unpacked(content)) if found), None)
 
     def text(self, content: bytes) -> str | None:
-        """Return the kind of a name that is a word of its own in a text; None if there is none."""
+        """Return the kind of a name that is a whole word in a text; None if there is none."""
         return next((self._kinds[content[place]] for place in self._found(content) if _is_word(content, place)), None)
 
     def _one(self, content: bytes) -> str | None:
@@ -125,7 +121,7 @@ class Search:
         return next((self._kinds[content[place]] for place in self._found(content, LEAST_IN_BINARY)), None)
 
     def _found(self, content: bytes, least: int = LEAST_IN_TEXT) -> Iterator[slice]:
-        """Yield the place of every name of at least so many bytes."""
+        """Yield the place of every name of at least `least` bytes."""
         for _, start, _ in self._starts.find_matches_as_indexes(content, overlapping=True):
             fitting = (length for length in self._lengths if least <= length <= len(content) - start)
             places = (slice(start, start + length) for length in fitting)
@@ -133,7 +129,7 @@ class Search:
 
 
 def _least(name: bytes) -> int:
-    """Return how long a name must be; short numbers mean nobody."""
+    """Return how long a name must be to identify anyone: short numbers do not."""
     return LEAST_IN_BINARY if name.isdigit() else LEAST_IN_TEXT
 
 
@@ -148,7 +144,7 @@ def _is_text(content: bytes) -> bool:
 
 
 def _is_word(content: bytes, place: slice) -> bool:
-    """Return whether a name is not part of a longer word, and not just a number if it has digits alone."""
+    """Return whether a name is a whole word, and not a plain number if it consists of digits."""
     name, before, after = content[place], content[max(0, place.start - 1) : place.start], content[place.stop :][:1]
     for outside, inside in ((before, name[:1]), (after, name[-1:])):
         if _WORD.match(outside) and _WORD.match(inside):
@@ -157,7 +153,7 @@ def _is_word(content: bytes, place: slice) -> bool:
 
 
 def _unpacked(content: bytes) -> Iterator[bytes]:
-    """Yield bytes and what is packed inside: compressed content, and the members of archives with their names."""
+    """Yield the bytes or, if they are packed, the content: decompressed, or the members of archives and their names."""
     for magic, unpack in _COMPRESSED.items():
         if content.startswith(magic):
             yield from _unpacked(unpack(content))

@@ -1,4 +1,4 @@
-"""What is known about a network besides itself: whose names must not leave, training images, what the card says."""
+"""The context of a network to export: names that must not appear in it, training images, and its model card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings
+from medmoco.config import RunSettings, Tree
 from medmoco.data.augment.views import channels_first, whole_view
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
 from medmoco.data.loading.preprocessing import NO_DATA
@@ -24,7 +24,6 @@ from medmoco.exporting.scan import Names, local_names, manifest_names
 from medmoco.exporting.subject import Subject
 from medmoco.training.checkpoint import load_run
 
-Record = dict[str, Any]
 Warn = Callable[[str], None]
 
 _REAL_IMAGES = 4
@@ -32,26 +31,26 @@ _REAL_IMAGES = 4
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is known about a network besides itself.
+    """The context of a network.
 
     Attributes:
-        names: That must not be in any file.
+        names: Names that no file may contain.
         write_card: (preprocessing.json, parity.json) -> MODEL_CARD.md.
-        views: A few training images as (N, C, S, S), to compare on; none where they cannot be read.
+        views: A few training images (N, C, S, S) for the comparison; none if they cannot be read.
     """
 
     names: Names
-    write_card: Callable[[Record, Record], str]
+    write_card: Callable[[Tree, Tree], str]
     views: list[NDArray[Any]] = field(default_factory=list)
 
 
 def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) -> Surroundings:
-    """Look up what is known about a network; the manifest is read once.
+    """Collect the context of a network; the manifest is read once.
 
     Args:
-        network: What is exported.
-        subject: The same, as formats take it.
-        warn: Receives a line where the manifest is not known or cannot be read.
+        network: Network to export.
+        subject: The same network, as formats take it.
+        warn: Receives a line if the manifest is unknown or cannot be read.
 
     Raises:
         CheckpointError: a record of the run is damaged.
@@ -71,13 +70,13 @@ def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) ->
 
 
 def _settings_of(network: Encoder | Classifier, warn: Warn) -> RunSettings | None:
-    """Return the settings that name the network's data; None where none do."""
-    settings, unknown = network.settings, "no settings name the encoder's data"
+    """Return the settings with the network's manifest; None if there are none."""
+    settings, unknown = network.settings, "no settings name the encoder's manifest"
     if isinstance(network, Classifier):
         run = run_around(network.folder) if network.folder else None
-        settings, unknown = load_run(run) if run else settings, "no run folder is around the classifier"
+        settings, unknown = load_run(run) if run else settings, "the classifier is not in a run folder"
     if settings is None or settings.data.manifest == NO_DATA:
-        warn(f"{unknown}, so its manifest's Paths and ids are not looked for in the export")
+        warn(f"{unknown}, so the export is not searched for its Paths and IDs")
         return None
     return settings
 
@@ -87,12 +86,12 @@ def _read_splits(settings: RunSettings, warn: Warn) -> dict[str, Split]:
     try:
         return load_manifest(data, present_splits(data), patients_matter=False)
     except DataError:
-        warn("the manifest cannot be read, so its Paths and ids are not looked for in the export")
+        warn("the manifest cannot be read, so the export is not searched for its Paths and IDs")
         return {}
 
 
 def _folders(network: Encoder | Classifier, settings: RunSettings | None) -> list[Path]:
-    """Return the folders that the export has to do with."""
+    """Return the folders whose names must not appear in the export."""
     own = [network.folder] if network.folder else []
     if settings is None:
         return own
@@ -102,7 +101,7 @@ def _folders(network: Encoder | Classifier, settings: RunSettings | None) -> lis
 
 
 def _rows_trained_on(train: Split | None, settings: RunSettings) -> Split | None:
-    """Return the training split; the data need not be where the export is made."""
+    """Return the rows that were trained on; None if the data are not on this machine."""
     try:
         return train and trained_rows(train, settings.data)
     except DataError:
@@ -116,6 +115,6 @@ def _real_views(settings: RunSettings, size: int, train: Split | None) -> list[N
     try:
         check_images(few, settings.data)
         canvases, _ = read_canvases(few, np.arange(len(few)), settings)
-    except (DataError, SettingsError):  # the latter of a pack that is gone
+    except (DataError, SettingsError):  # SettingsError if the pack is missing
         return []
     return [channels_first([whole_view(canvas, size) for canvas in canvases])]

@@ -1,7 +1,6 @@
-"""The code that reads and prepares images, as one file that needs nothing of medmoco: the prepare.py of exports.
+"""The code that reads and prepares images, as one file that works without medmoco: the prepare.py of exports.
 
-The modules are put one behind the other, without what they import from each other. So there is one implementation, in
-modules of a size that can be read, and one file to copy.
+The modules are concatenated, without their imports of each other, so that there is a single implementation.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from medmoco.data.image_io.formats import bands, dicom, png_jpeg, tiff
 
 _LEFT_OUT = ("__future__", "medmoco")
 _MODULES = (intensity, file_format, png_jpeg, tiff, bands, windowing, dicom, preprocessing)
-"""The modules in order: each after those it imports."""
+"""The modules, each after those that it imports."""
 
 
 @cache

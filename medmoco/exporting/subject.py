@@ -1,4 +1,4 @@
-"""What is exported: an encoder, alone or with a classifier's head, and how images are prepared for it."""
+"""The network to export: an encoder, alone or with a classifier's head, and its preprocessing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Module = TypeVar("Module", bound=nn.Module)
 INPUT = "image"
 NOT_STATED = "not stated"
 NETWORK_PRECISIONS = ("float32", "float16", "bfloat16")
-"""That a network whose weights can be converted is tried in."""
+"""Precisions that are tried for networks whose weights can be converted."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Subject:
     """One network, in float32 and eval mode on the CPU, without gradients.
 
     Attributes:
-        encoder: The network without a head, its preprocessing and provenance.
-        head: (L, F), whose outputs are log-odds; None for an encoder alone.
+        encoder: Network without a head, its preprocessing and provenance.
+        head: (L, F), returns log-odds; None for an encoder alone.
         classifier: Content of classifier.json; None for an encoder alone.
-        licence: Of the weights.
+        licence: Licence of the weights.
     """
 
     encoder: Encoder
@@ -60,26 +60,26 @@ class Subject:
 
     @property
     def stem(self) -> str:
-        """What its files are called."""
+        """Name of its files, without the suffix."""
         return "encoder" if self.head is None else "classifier"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what it gives for images."""
+        """Names of its outputs."""
         if self.head is None:
             return ("features",)
         return ("logits", "probabilities") if self.top_patches is None else ("logits", "probabilities", "patch_scores")
 
     @property
     def top_patches(self) -> int | None:
-        """How many patches make an image's score; None where the head has pooled features."""
+        """Number of patches that determine an image's score; None if the head takes pooled features."""
         return self.classifier.get("top_patches") if self.classifier else None
 
     @property
     def build(self) -> dict[str, Any]:
-        """How to build the plain network of timm or MONAI that loads `state` with strict=True.
+        """How to build the plain timm or MONAI network that loads `state` with strict=True.
 
-        Of a classifier of patches it is the encoder alone, as the plain network has no such head.
+        For a classifier of patches it is the encoder alone, because the plain network has no such head.
         """
         return _build(self)
 
@@ -93,12 +93,12 @@ class Subject:
 
     @property
     def graph(self) -> nn.Module:
-        """The computation from images to all outputs, for formats that hold it and not the weights alone."""
+        """The computation from images to all outputs, for formats that contain it."""
         return GraphNetwork(self)
 
 
 def subject_of(network: Encoder | Classifier, licence: str = NOT_STATED) -> Subject:
-    """Return a copy of a network as formats take it."""
+    """Return a copy of a network, as formats take it."""
     encoder, head, facts = network, None, None
     if isinstance(network, Classifier):
         encoder, facts = network.encoder, network.facts.model_dump(mode="json")
@@ -111,14 +111,11 @@ def _frozen(module: Module) -> Module:
     return copy.deepcopy(module).cpu().float().eval().requires_grad_(requires_grad=False)
 
 
-# What formats make of it
-
-
 class GraphNetwork(nn.Module):
-    """From images to all outputs, for formats that hold the computation and not the weights alone.
+    """The computation from images to all outputs, for formats that contain it.
 
-    An encoder gives the features of each image as it is. A classifier does all that its outputs mean: the mean over
-    the mirror image, the log-odds of exclusive labels, the calibration; and gives the scores of patches, if it has any.
+    An encoder returns the features of each image itself. A classifier includes the mean over the mirror image, the
+    log-odds of exclusive labels and the calibration, and returns the scores of patches, if it has any.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -137,7 +134,7 @@ class GraphNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return features, or logits, probabilities and, where patches are scored, those scores."""
+        """Return features, or logits, probabilities and, if there are any, the scores of patches."""
         if isinstance(self.network, ClassifierNetwork) and self.network.top_patches is not None:
             patches = self.network.score_patches(images)  # (B, L, h, w)
             logits = self.network.pool(patches)
@@ -152,14 +149,14 @@ class GraphNetwork(nn.Module):
 
 
 def refuse_patches(subject: Subject) -> str | None:
-    """Say why a format of weights alone, for a plain network, cannot hold the subject; None if it can."""
+    """Return why a format with only the weights of a plain network cannot hold the subject; None if it can."""
     if subject.top_patches is None:
         return None
-    return "the head scores patches, and the plain network pools features first; onnx and program can hold it"
+    return "the head scores patches, but the plain network pools features first; use onnx or program"
 
 
 def classifier_name(subject: Subject) -> str:
-    """Return the name of the layer that is the classifier in the plain network.
+    """Return the name of the plain network's classifier layer.
 
     Raises:
         CheckpointError: the network has several.
@@ -178,11 +175,11 @@ def _build(subject: Subject) -> dict[str, Any]:
     backbone = subject.backbone
     labels = subject.head.out_features if subject.head is not None and subject.top_patches is None else 0
     if not backbone.name.startswith("monai/"):
-        # Transformers with a fixed grid of patches must be told the size of their input.
+        # Transformers with a fixed grid of patches need the size of their input.
         fixed = {"img_size": backbone.fixed_size} if backbone.fixed_size else {}
         name, other = timm_model(backbone.name)
         arguments = {"in_chans": backbone.channels, "num_classes": labels, **other, **fixed}
-        # timm has the parts of a convolutional stem, but no name for the whole.
+        # timm has the parts of a convolutional stem, but no name for it.
         stem = {"conv_stem": conv_stem_widths(backbone.feature_dim)} if has_conv_stem(backbone.name) else {}
         return {"library": "timm", "name": name, "function": "timm.create_model", "arguments": arguments, **stem}
     kind = type(backbone.net)
@@ -197,24 +194,24 @@ def _build(subject: Subject) -> dict[str, Any]:
 
 
 def refusal_by_name(subject: Subject) -> str | None:
-    """Say why the network cannot be built by a name and plain arguments; None where it can."""
-    return f"timm has no name for the whole of {subject.backbone.name}" if "conv_stem" in subject.build else None
+    """Return why the network cannot be built from a name and plain arguments; None if it can."""
+    return f"timm has no name for {subject.backbone.name} with its stem" if "conv_stem" in subject.build else None
 
 
 def refuse_all_but_timm(subject: Subject) -> str | None:
-    """Say why a format that timm reads by a network's name cannot hold the subject; None where it can."""
+    """Return why a format that timm reads by a network's name cannot hold the subject; None if it can."""
     if subject.build["library"] != "timm":
-        return f"{subject.backbone.name} is not a network of timm"
+        return f"{subject.backbone.name} is not a timm network"
     return refusal_by_name(subject) or refuse_patches(subject)
 
 
 def written(arguments: Mapping[str, Any]) -> str:
-    """Write keyword arguments as they stand in a call, for the card."""
+    """Write keyword arguments as in a call, for the card."""
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
 
 
 def save_state(state: Mapping[str, Tensor], file: Path) -> Path:
-    """Write tensors alone as safetensors."""
+    """Write tensors as safetensors."""
     content = save(plain_tensors(state), metadata={"format": "pt"})
-    file.write_bytes(content)  # save_file would make it unreadable to others
+    file.write_bytes(content)  # save_file would make it readable to its owner only
     return file

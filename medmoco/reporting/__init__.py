@@ -1,1 +1,1 @@
-"""Runs to a page that a clinical group reads."""
+"""Reports of runs, for clinical readers."""

@@ -1,4 +1,4 @@
-"""The parts of a report before it is HTML, and how its numbers are written."""
+"""The blocks of a report, before they become HTML, and the formats of its numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Text:
     """A paragraph.
 
     Attributes:
-        text: Its words.
-        kind: "plain"; "lead", larger; "missing", the command that makes what is missing; "warning".
+        text: Text, with `code` in backticks.
+        kind: "plain"; "lead", in larger type; "missing", the command that writes a missing result; "warning".
     """
 
     text: str
@@ -31,10 +31,10 @@ class Table:
     """A table; the first cell of each row names the row.
 
     Attributes:
-        caption: What it shows.
+        caption: Title of the table.
         head: Names of the columns.
         rows: Cells as text.
-        words: Cells hold sentences rather than numbers.
+        words: Whether cells contain sentences rather than numbers.
     """
 
     caption: str
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, what it shows in words, and the numbers behind it."""
+    """A figure, its description in words, and its data as a table."""
 
     figure: Figure
     caption: str
@@ -62,7 +62,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data: address."""
+    """A picture as a data: URL."""
 
     source: str
     alt: str
@@ -70,14 +70,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Html:
-    """HTML that was made from text with everything escaped."""
+    """HTML from text in which everything was escaped."""
 
     html: str
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks behind a line to click on; on paper they are open."""
+    """Blocks that a click on a line unfolds; on paper they are unfolded."""
 
     summary: str
     blocks: Sequence[Block]
@@ -85,7 +85,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Group:
-    """Plots side by side where there is room."""
+    """Plots side by side, if there is room."""
 
     blocks: Sequence[Block]
 
@@ -95,7 +95,7 @@ Block = Text | Table | Plot | Listing | Picture | Html | Fold | Group
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it."""
+    """A heading with its content."""
 
     title: str
     blocks: Sequence[Block] = ()
@@ -103,14 +103,14 @@ class Section:
 
 
 def plots_first(blocks: Sequence[Block]) -> list[Block]:
-    """Put plots side by side, and everything else below them."""
+    """Put plots side by side, above all other blocks."""
     plots: list[Block] = [block for block in blocks if isinstance(block, Plot)]
     rest: list[Block] = [block for block in blocks if not isinstance(block, Plot)]
     return [Group(plots), *rest] if plots else rest
 
 
 def number(value: Any, digits: int = 3, sign: str = "") -> str:
-    """Write a number; a dash where there is none."""
+    """Write a number, or a dash if there is none."""
     return f"{value:{sign}.{digits}f}" if isinstance(value, int | float) else NOTHING
 
 
@@ -122,7 +122,7 @@ def count(value: Any) -> str:
 def with_interval(
     value: float | None, low: float | None, high: float | None, *, digits: int = 3, sign: str = ""
 ) -> str:
-    """Write a number with its 95 % interval, which a narrow column may put below it but not break."""
+    """Write a number with its 95 % interval, which stays on one line."""
     text = number(value, digits, sign)
     if value is None or low is None or high is None:
         return text
@@ -130,7 +130,7 @@ def with_interval(
 
 
 def unbroken(text: str) -> str:
-    """Return a text whose spaces end no line."""
+    """Return a text that cannot be broken into lines."""
     return text.replace(" ", NO_BREAK)
 
 
@@ -142,12 +142,12 @@ def p_value(value: Any) -> str:
 
 
 def where_words(where: Any) -> str:
-    """Describe which rows were scored, without the ids that a condition may name."""
+    """Describe which rows were scored, without the IDs in a condition."""
     if not where:
         return "all"
     return "some, chosen by id" if any(name in str(where) for name in ID_COLUMNS) else str(where)
 
 
 def several(amount: int, thing: str) -> str:
-    """Write a number of things."""
+    """Write a number with its noun, in the plural if needed."""
     return f"{amount:,} {thing}" + ("" if amount == 1 else "s")

@@ -1,4 +1,4 @@
-"""Sections of a report that draw: over shares of labels, ROC, precision, calibration."""
+"""Sections of a report with curves: ROC, precision and recall, calibration, label efficiency."""
 
 from __future__ import annotations
 
@@ -10,29 +10,9 @@ from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.records import Bin, CalibrationScore, primary_of
 from medmoco.evaluation.results import discrimination, discrimination_figure, shown_split
 from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words
-from medmoco.reporting.blocks import (
-    Block,
-    Fold,
-    Plot,
-    Section,
-    Table,
-    Text,
-    count,
-    number,
-    plots_first,
-    with_interval,
-)
-from medmoco.reporting.runs import Run
-from medmoco.reporting.scores import (
-    Rows,
-    by_label,
-    difference_cells,
-    encoder_name,
-    label_words,
-    labels_of,
-    method_of,
-    primary_rows,
-)
+from medmoco.reporting.blocks import Block, Fold, Plot, Section, Table, count, number, plots_first, with_interval
+from medmoco.reporting.runs import Run, missing
+from medmoco.reporting.scores import Rows, by_label, difference_cells, encoder_name, label_words, labels_of, method_of
 
 _SPECIFICITIES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 _SENSITIVITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -42,16 +22,10 @@ Predictions = dict[str, tuple[Floats, Floats]]  # name -> targets and scores
 
 def curves_section(runs: Sequence[Run]) -> Section:
     """Draw discrimination and calibration for each label."""
-    blocks: list[Block] = [
-        Text(f"{run.name} has no predictions: `medmoco evaluate` writes predictions.csv.", "missing")
-        for run in runs
-        if run.evaluation.predictions is None
-    ]
-    blocks += [
-        Text(f"{run.name} has no calibration: `medmoco evaluate` writes calibration.json.", "missing")
-        for run in runs
-        if run.evaluation.calibration is None
-    ]
+    words = "{run} has no predictions: `medmoco evaluate` writes predictions.csv."
+    blocks = missing(runs, lambda run: run.evaluation.predictions is None, words)
+    words = "{run} has no calibration: `medmoco evaluate` writes calibration.json."
+    blocks += missing(runs, lambda run: run.evaluation.calibration is None, words)
     calibrated = {
         part.title: part.blocks for part in by_label(runs, lambda scores: scores.calibration, calibration_blocks)
     }
@@ -65,7 +39,7 @@ def curves_section(runs: Sequence[Run]) -> Section:
 
 
 def _predictions(runs: Sequence[Run], label: str) -> Predictions:
-    """Return what is drawn: of one run all encoders, of several their primary ones."""
+    """Return the predictions to draw: of all encoders of one run, or of the primary ones of several runs."""
     predictions: Predictions = {}
     for run in runs:
         table, primary = run.evaluation.predictions, run.evaluation.primary
@@ -128,13 +102,8 @@ def _operating_points(run: Run, label: str) -> list[tuple[float, float]]:
 
 
 def calibration_blocks(runs: Sequence[Run], rows: Rows[CalibrationScore]) -> list[Block]:
-    """Return the plot and the table of one label's calibration, of the primary encoders.
-
-    Args:
-        runs: To show.
-        rows: Records of the runs.
-    """
-    own = primary_rows(rows)
+    """Return the plot and the table of one label's calibration, for the primary encoders."""
+    own = [row for row in rows if row.is_primary]
     cells = [
         [
             row.run.name, words, count(found.n), number(found.brier), number(found.ece), number(found.slope, 2),
@@ -142,19 +111,21 @@ def calibration_blocks(runs: Sequence[Run], rows: Rows[CalibrationScore]) -> lis
         ]
         for row in own
         for found, words in (
-            (row.record.before, "as scored"), (row.record.after, f"{row.record.kind}, fitted on validation"),
+            (row.record.before, "uncalibrated"), (row.record.after, f"{row.record.kind}, fitted on validation"),
         )
     ]  # fmt: skip
     head = ["run", "probabilities", "images", "Brier score", "calibration error", "slope", "intercept"]
     plot = _calibration(runs, own)
-    table = Table("Calibration; errors of 0, slope 1 and intercept 0 are perfect", head, cells)
+    table = Table("Calibration; perfect are an error of 0, a slope of 1 and an intercept of 0", head, cells)
     return [plot, table] if plot else [table]
 
 
 def _calibration(runs: Sequence[Run], rows: Rows[CalibrationScore]) -> Plot | None:
     lines, cells, words = [], [], []
     for at, row in enumerate(rows):
-        for dash, (kind, found) in enumerate(((row.record.kind, row.record.after), ("as scored", row.record.before))):
+        for dash, (kind, found) in enumerate(
+            ((row.record.kind, row.record.after), ("uncalibrated", row.record.before))
+        ):
             bins = [(each, each.predicted, each.observed) for each in found.bins]
             drawn = [(each, x, y) for each, x, y in bins if x is not None and y is not None]
             if not drawn:
@@ -181,27 +152,23 @@ def _calibration(runs: Sequence[Run], rows: Rows[CalibrationScore]) -> Plot | No
 
 
 def _ends(bins: Sequence[tuple[Bin, float, float]], end: str) -> list[float]:
-    """Return ends of the bins' intervals; the share itself where there is none."""
+    """Return one end of each bin's interval, or the observed share if there is none."""
     ends = ((getattr(each, end), observed) for each, _, observed in bins)
     return [observed if value is None else float(value) for value, observed in ends]
 
 
-# ---- label fractions ----
+# ---- label efficiency ----
 
 
 def curve_section(runs: Sequence[Run]) -> Section:
-    """Show label efficiency: the scores with few labels."""
-    blocks: list[Block] = []
+    """Show label efficiency: scores by the fraction of labelled patients."""
     parts: dict[str, list[Block]] = {}
     for run in runs:
-        if not run.curve:
-            words = f"`medmoco curve --out {run.name}/curve` scores with 1, 10 or 100 % of the labels."
-            blocks.append(Text(f"{run.name} has no label-efficiency curve: {words}", "missing"))
-            continue
-        for label in labels_of(run.curve):
-            parts.setdefault(label_words(label), []).extend(_curve(run, label, shown_split(run.curve)))
+        for label in labels_of(run.curve or ()):
+            parts.setdefault(label_words(label), []).extend(_curve(run, label, shown_split(run.curve or ())))
     sections = [Section(title, plots_first(found)) for title, found in parts.items()]
-    return Section("Scores with few labels", blocks, sections)
+    words = "{run} has no label-efficiency curve: `medmoco curve --out {run}/curve` computes it."
+    return Section("Label efficiency", missing(runs, lambda run: not run.curve, words), sections)
 
 
 def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
@@ -221,7 +188,7 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
         for point in points
     ]  # fmt: skip
     head = ["labels", "features", "method", "training patients", "draws", "AUROC (95 % interval)"]
-    title = f"AUROC by share of labelled patients, {label_words(label)} on {split}, {run.name}"
+    title = f"AUROC by fraction of labelled patients, {label_words(label)} on {split}, {run.name}"
     table, drawn = Table(title, head, cells), [point for point in points if point.auroc is not None]
     if drawn:
         least = min(point.fraction for point in drawn)

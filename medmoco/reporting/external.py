@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from medmoco.reporting.blocks import Block, Section, Table, Text, count, with_interval
+from medmoco.reporting.blocks import Section, Table, count, with_interval
 from medmoco.reporting.curves import calibration_blocks
-from medmoco.reporting.runs import Run
+from medmoco.reporting.runs import Run, missing
 from medmoco.reporting.scores import by_label, operating_blocks, subgroup_blocks
 
 
 def external_section(runs: Sequence[Run]) -> Section:
-    """Compare the scores of a frozen classifier on its own and on other data."""
-    blocks: list[Block] = []
+    """Compare the scores of a frozen classifier on the internal and the external test set."""
+    words = "{run} has no external validation: `medmoco external --out {run}/external` scores a frozen classifier."
+    blocks = missing(runs, lambda run: not run.external, words)
     cells = []
     for run in runs:
-        if not run.external:
-            words = f"`medmoco external --out {run.name}/external` scores the frozen classifier on a second manifest."
-            blocks.append(Text(f"{run.name} has no external validation: {words}", "missing"))
         for label, score in (run.external or {}).items():
             inside, outside = score.internal, score.external
             cells.append([
@@ -29,7 +27,7 @@ def external_section(runs: Sequence[Run]) -> Section:
             ])  # fmt: skip
     if cells:
         head = ["label", "run", "internal AUROC", "images", "external AUROC", "images", "drop"]
-        blocks.append(Table("The same classifier on its own test split and on other data", head, cells))
+        blocks.append(Table("The frozen classifier on the internal and the external test set", head, cells))
     parts = {
         "Operating points": by_label(runs, lambda scores: scores.operating, operating_blocks, is_external=True),
         "Calibration": by_label(runs, lambda scores: scores.calibration, calibration_blocks, is_external=True),

@@ -1,4 +1,4 @@
-"""`medmoco report`: one HTML file about one or several runs, which needs no network, no script and no other file."""
+"""`medmoco report`: a self-contained HTML file about one or several runs, without scripts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.blocks import Block, Html, Picture, Section, Text, number
 from medmoco.reporting.curves import curve_section, curves_section
 from medmoco.reporting.external import external_section
-from medmoco.reporting.runs import Run, read_run
+from medmoco.reporting.runs import Run, missing, read_run
 from medmoco.reporting.scores import (
     encoder_name,
     label_words,
@@ -27,13 +27,7 @@ from medmoco.reporting.scores import (
     scores_section,
     subgroups_section,
 )  # fmt: skip
-from medmoco.reporting.training import (
-    data_section,
-    overview,
-    settings_section,
-    training_section,
-    versions_section,
-)  # fmt: skip
+from medmoco.reporting.training import data_section, overview, settings_section, training_section, versions_section
 from medmoco.utils.files import replacing
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -42,14 +36,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def report(
     runs: Sequence[Path], out: Path, *, card: Path | None = None, pictures: Sequence[Path] = (), title: str = ""
 ) -> Path:
-    """Write the report of one or several runs, side by side.
+    """Write a report of one or several runs, side by side.
 
     Args:
-        runs: Their folders.
+        runs: Run folders.
         out: HTML file to write.
-        card: Model card of the first run; else each run's own, if its folder holds one.
-        pictures: PNG files to show too; they may show patients.
-        title: Of the page.
+        card: Model card of the first run, instead of the one in its folder.
+        pictures: PNG files to include; they may show patients.
+        title: Title of the page.
 
     Returns:
         The file.
@@ -58,7 +52,7 @@ def report(
         SettingsError: a folder is not a run, a picture is not a PNG file, or the file cannot be written.
         CheckpointError: a file of a run is damaged.
     """
-    read = _named_apart([read_run(run, card if at == 0 else None) for at, run in enumerate(runs)])
+    read = _numbered([read_run(run, card if at == 0 else None) for at, run in enumerate(runs)])
     sections = [*_sections(read), *([_pictures(pictures)] if pictures else [])]
     page = render(title or ", ".join(run.name for run in read), _lead(read), sections)
     try:
@@ -70,8 +64,8 @@ def report(
     return out
 
 
-def _named_apart(runs: Sequence[Run]) -> list[Run]:
-    """Number runs whose folders have the same name."""
+def _numbered(runs: Sequence[Run]) -> list[Run]:
+    """Number the runs if their folders have the same name."""
     names = [run.name for run in runs]
     return [
         replace(run, name=f"{run.name} ({names[:at].count(run.name) + 1})") if names.count(run.name) > 1 else run
@@ -79,26 +73,17 @@ def _named_apart(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def _sections(runs: list[Run]) -> list[Section]:
-    return [
-        data_section(runs),
-        training_section(runs),
-        scores_section(runs),
-        curve_section(runs),
-        curves_section(runs),
-        operating_section(runs),
-        subgroups_section(runs),
-        external_section(runs),
-        ledger_section(runs),
-        settings_section(runs),
-        versions_section(runs),
-        _cards(runs),
-        appendix_section(runs),
-    ]
+def _sections(runs: Sequence[Run]) -> list[Section]:
+    parts = (
+        data_section, training_section, scores_section, curve_section, curves_section, operating_section,
+        subgroups_section, external_section, ledger_section, settings_section, versions_section, _cards,
+        appendix_section,
+    )  # fmt: skip
+    return [part(runs) for part in parts]
 
 
 def _lead(runs: Sequence[Run]) -> list[Block]:
-    """Return the results first, then what the runs are."""
+    """Return the main results, then an overview of the runs."""
     sentences = [Text(line, "lead") for run in runs for line in _headlines(run, runs)]
     return [*sentences, overview(runs)]
 
@@ -117,7 +102,7 @@ def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
         if own is None:
             continue
         name = encoder_name(run, own.encoder, runs, is_primary=True)
-        line = f"{label_words(label)}: {name} reaches an AUROC of {number(own.auroc)} on {split}"
+        line = f"{label_words(label)}: {name} has an AUROC of {number(own.auroc)} on {split}"
         if own.auroc_low is not None:
             line += f" (95 % interval {number(own.auroc_low)} to {number(own.auroc_high)})"
         others = [f"{encoder} {number(score.auroc)}" for encoder, score in by_encoder.items()]
@@ -127,16 +112,12 @@ def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
 
 def _cards(runs: Sequence[Run]) -> Section:
     sections = [Section(run.name, [Html(_from_markdown(run.card))]) for run in runs if run.card]
-    missing = [
-        Text(f"{run.name} has no model card: `medmoco export --run {run.name} --out {run.name}/export`.", "missing")
-        for run in runs
-        if not run.card
-    ]
-    return Section("Model card", missing, sections)
+    words = "{run} has no model card: `medmoco export --run {run} --out {run}/export`."
+    return Section("Model card", missing(runs, lambda run: not run.card, words), sections)
 
 
 def _from_markdown(text: str) -> str:
-    """Turn Markdown into HTML that links and loads nothing; its headings go below those of the page."""
+    """Convert Markdown to HTML without links and images, with headings below those of the page."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "image", "autolink"])
     tokens = parser.parse(text)
     for token in tokens:
@@ -151,7 +132,7 @@ def _from_markdown(text: str) -> str:
 
 
 def _pictures(files: Sequence[Path]) -> Section:
-    blocks: list[Block] = [Text("These pictures may show patients: handle this file as you handle them.", "warning")]
+    blocks: list[Block] = [Text("These pictures may show patients: protect this file like the images.", "warning")]
     for at, file in enumerate(files, 1):
         try:
             content = file.read_bytes()
@@ -160,27 +141,17 @@ def _pictures(files: Sequence[Path]) -> Section:
         if not content.startswith(_PNG):
             raise SettingsError(f"--pictures: {file} is not a PNG file")
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        blocks.append(Picture(source, f"Picture {at} of {len(files)}, given by the author of the report"))
+        blocks.append(Picture(source, f"Picture {at} of {len(files)}, added by the author of the report"))
     return Section("Pictures", blocks)
 
 
 def render(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
-    """Fill in the template; everything is escaped.
-
-    Args:
-        title: Of the page.
-        lead: Blocks before the first section.
-        sections: In their order.
-    """
+    """Render the template; everything is escaped."""
     environment = Environment(
-        loader=PackageLoader("medmoco.reporting"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("medmoco.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
-    )
+    )  # fmt: skip
     numbers = count(1)
-
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["draw"] = lambda plot: inline_svg(plot.figure, f"figure{next(numbers)}", plot.alt)
     return environment.get_template("report.html.j2").render(title=title, lead=lead, sections=sections)

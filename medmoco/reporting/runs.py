@@ -1,11 +1,11 @@
-"""A run's folder, read for a report: only fields that are picked by name, and checked before they are used."""
+"""Read a run folder for a report: only fields that are picked by name, checked before they are used."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -33,24 +33,24 @@ from medmoco.evaluation.records import (
     primary_of,
 )
 from medmoco.evaluation.results import PREDICTIONS, shown_split
-from medmoco.reporting.blocks import ID_COLUMNS, where_words
+from medmoco.reporting.blocks import ID_COLUMNS, Block, Text, where_words
 
 _PREDICTION = [column for column in PREDICTIONS if column != "row"]
-_LINES = 1_000_000  # of predictions.csv in memory at a time
+_LINES = 1_000_000  # of predictions.csv that are in memory at a time
 
 
 @dataclass(frozen=True)
 class Scores:
-    """An evaluation folder; None where a file is not there.
+    """Contents of an evaluation folder; None for a missing file.
 
     Attributes:
         scores: scores.json.
         differences: differences.json.
         operating: operating.json.
         calibration: calibration.json.
-        subgroups: subgroups.json, without columns of ids.
-        predictions: The first draw of predictions.csv on the split that is shown, without row numbers.
-        split: test, or val where there is none.
+        subgroups: subgroups.json, without ID columns.
+        predictions: First draw of predictions.csv on the split shown, without row numbers.
+        split: test, or val if test was not scored.
     """
 
     scores: Sequence[Score] | None
@@ -63,7 +63,7 @@ class Scores:
 
     @property
     def primary(self) -> str | None:
-        """Name of the encoder in question; external validation scores one encoder, and has no scores.json."""
+        """Name of the primary encoder; external validation scores one encoder, and has no scores.json."""
         files: tuple[Sequence[EncoderRecord] | None, ...] = (
             self.scores, self.operating, self.calibration, self.subgroups,
         )  # fmt: skip
@@ -72,29 +72,29 @@ class Scores:
 
 @dataclass(frozen=True)
 class Run:
-    """Contents of a run folder; None where a file is not there.
+    """Contents of a run folder; None for a missing file.
 
     Attributes:
-        name: Of its folder.
-        is_finetuned: Whether it trained a classifier rather than an encoder.
-        has_weights: Whether it started from weights that the user gave.
+        name: Name of the folder.
+        is_finetuned: Whether it trained a classifier, not an encoder.
+        has_weights: Whether it was initialised with weights provided by the user.
         settings: "group.key" -> value, without paths.
         environment: environment.json.
         state: running, stopped, done or failed.
-        step: Done.
-        steps: Planned.
+        step: Steps done.
+        steps: Steps planned.
         metrics: metrics.jsonl.
-        quarantine: Why images were replaced in training, and how many for each reason.
+        quarantine: Number of images replaced in training, by reason.
         audit: report.txt of `medmoco check`.
         faults: (severity, fault) of `medmoco check` -> rows.
-        splits: Of the manifest, if it is what the run was trained on.
-        evaluation: Folder of `medmoco evaluate`.
+        splits: Splits of the manifest, if it is the one that the run was trained on.
+        evaluation: Results of `medmoco evaluate`.
         curve: curve.json.
         curve_differences: curve_differences.json.
         external: external.json.
-        external_scores: The other files of the external folder.
+        external_scores: Other files of the external folder.
         ledger: ledger.jsonl.
-        classifier: classifier.json, of the run or else of its evaluation.
+        classifier: classifier.json of the run, or of its evaluation.
         card: MODEL_CARD.md.
     """
 
@@ -121,15 +121,20 @@ class Run:
     card: str | None
 
 
+def missing(runs: Sequence[Run], is_missing: Callable[[Run], object], words: str) -> list[Block]:
+    """Return a line for each run without certain results; {run} in its words stands for the name."""
+    return [Text(words.format(run=run.name), "missing") for run in runs if is_missing(run)]
+
+
 def read_run(folder: Path, card: Path | None = None) -> Run:
-    """Read a run's folder.
+    """Read a run folder.
 
     Args:
-        folder: Of the run.
-        card: Model card; else that of the folder `export` or `exported` in the run's.
+        folder: Run folder.
+        card: Model card, instead of the one in its subfolder `export` or `exported`.
 
     Raises:
-        SettingsError: there is no run.
+        SettingsError: it is not a run folder.
         CheckpointError: one of its files is damaged.
     """
     if not (folder / "config.yaml").is_file() or not (folder / "environment.json").is_file():
@@ -166,12 +171,12 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
     )
 
 
-# ---- one kind of file each ----
+# ---- files by kind ----
 
 
 def _damaged(file: Path, what: str) -> CheckpointError:
     name = f"{file.parent.name}/{file.name}"
-    return CheckpointError(f"{name} is damaged: {what}.\nDelete it, or run the command again that writes it.")
+    return CheckpointError(f"{name} is damaged: {what}.\nDelete it, or run the command that writes it again.")
 
 
 def _read_text(file: Path) -> str | None:
@@ -185,7 +190,7 @@ def _read_text(file: Path) -> str | None:
 
 def _parse(text: str, file: Path) -> Any:
     def refuse(name: str) -> None:
-        raise _damaged(file, f"it holds {name}, which is not JSON")
+        raise _damaged(file, f"it contains {name}, which is not JSON")
 
     try:
         return json.loads(text, parse_constant=refuse)
@@ -197,12 +202,12 @@ def _read_object(file: Path) -> Tree | None:
     text = _read_text(file)
     content = _parse(text, file) if text is not None else {}
     if not isinstance(content, dict):
-        raise _damaged(file, "it does not hold an object")
+        raise _damaged(file, "it does not contain an object")
     return content if text is not None else None
 
 
 def _read_lines(file: Path) -> list[Tree] | None:
-    """Read JSON lines; the last may have been cut short."""
+    """Read JSON lines; the last one may be incomplete."""
     text = _read_text(file)
     if text is None:
         return None
@@ -211,7 +216,7 @@ def _read_lines(file: Path) -> list[Tree] | None:
         whole.append(last)
     records = [_parse(line, file) for line in whole if line]
     if not all(isinstance(record, dict) for record in records):
-        raise _damaged(file, "a line does not hold an object")
+        raise _damaged(file, "a line does not contain an object")
     return records
 
 
@@ -220,13 +225,13 @@ def _read_records(file: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...] | 
 
 
 def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read some columns of a table of ours; nothing where it is not there or empty."""
+    """Read some columns of a CSV that medmoco wrote; no rows if it is missing or empty."""
     text = _read_text(file)
     if not text or not text.strip():
         return []
     rows = list(csv.DictReader(text.splitlines()))
     if any(row.get(column) is None for row in rows for column in columns):
-        raise _damaged(file, f"it lacks a column of {', '.join(columns)}")
+        raise _damaged(file, f"it lacks a column or a cell of {', '.join(columns)}")
     return [{column: row[column] for column in columns} for row in rows]
 
 
@@ -255,7 +260,7 @@ def _read_predictions(file: Path, split: str) -> pd.DataFrame | None:
                 parts.append(chunk[(chunk["split"] == split) & (chunk["draw"] == 0)])
         table = pd.concat(parts).astype({"target": int, "score": float})
     except (ValueError, OSError) as error:
-        raise _damaged(file, f"{type(error).__name__} when it is read") from None
+        raise _damaged(file, f"it cannot be read ({type(error).__name__})") from None
     if not set(table["target"].unique()) <= {0, 1} or not np.isfinite(table["score"]).all():
         raise _damaged(file, "a target is neither 0 nor 1, or a score is not finite")
     return table
@@ -270,30 +275,30 @@ def _read_settings(file: Path) -> Tree:
     except yaml.YAMLError:
         raise _damaged(file, "it is not YAML") from None
     if not isinstance(tree, dict):
-        raise _damaged(file, "it does not hold settings")
+        raise _damaged(file, "it does not contain settings")
     return tree
 
 
-_PLACES = ("out", "manifest", "root", "pack", "pack_cache", "init", "weights", "boxes", "encoder", "run")
+_PATHS = ("out", "manifest", "root", "pack", "pack_cache", "init", "weights", "boxes", "encoder", "run")
 
 
 def _portable(tree: Tree) -> Tree:
-    """Return the settings without what names a place on a machine, or a row by its id."""
+    """Return the settings without paths, and without conditions on IDs."""
     portable = {}
     for key, value in flatten(tree):
         is_name = key in ("model.backbone", "evaluate.where") or key.startswith("data.labels")
-        if key.split(".")[-1] in _PLACES or (isinstance(value, str) and not is_name and _is_path(value)):
+        if key.split(".")[-1] in _PATHS or (isinstance(value, str) and not is_name and _is_path(value)):
             continue
         portable[key] = where_words(value) if key == "evaluate.where" and value else value
     return portable
 
 
 def _is_path(value: str) -> bool:
-    return len(PureWindowsPath(value).parts) > 1 or value.startswith("~")  # which knows slashes of both kinds
+    return len(PureWindowsPath(value).parts) > 1 or value.startswith("~")  # which splits at both kinds of slashes
 
 
 def _read_manifest(tree: Tree, sha256: Any) -> dict[str, Split] | None:
-    """Read the manifest that the settings name; None where it is not there, or not what the run was trained on."""
+    """Read the manifest in the settings; None if it is missing or has changed since training."""
     try:
         data = DataSettings.model_validate(tree.get("data"))
         splits = load_manifest(data, present_splits(data), patients_matter=False)

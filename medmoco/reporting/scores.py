@@ -1,4 +1,4 @@
-"""Sections of a report about scores: with intervals, at operating points, in subgroups, over label shares."""
+"""Sections of a report with scores: AUROC, operating points, subgroups, and the ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from medmoco.reporting.blocks import (
     where_words,
     with_interval,
 )  # fmt: skip
-from medmoco.reporting.runs import Run, Scores
+from medmoco.reporting.runs import Run, Scores, missing
 
 _NUMBERS = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
 
@@ -50,12 +50,12 @@ Rows = Sequence[Row[Kind]]
 
 
 def rows_of(run: Run, records: Iterable[Kind], primary: str | None) -> list[Row[Kind]]:
-    """Return the records of a run with what `Row` adds."""
+    """Return the records of a run as rows."""
     return [Row(run, record, record.encoder == primary) for record in records]
 
 
 def encoder_name(run: Run, encoder: str, runs: Sequence[Run], *, is_primary: bool = False) -> str:
-    """Return the name that an encoder is shown by: the user's, or that of the run if the user gave none."""
+    """Return the name to show for an encoder: the user's, or the name of the run if there is none."""
     if is_primary and encoder == UNNAMED:
         return run.name
     name = PurePath(encoder).name
@@ -63,19 +63,19 @@ def encoder_name(run: Run, encoder: str, runs: Sequence[Run], *, is_primary: boo
 
 
 def method_of(methods: Sequence[str]) -> str:
-    """Return the method that plots show: the linear probe, or else the first."""
+    """Return the method to plot: the linear probe, or else the first one."""
     return "linear" if "linear" in methods or not methods else methods[0]
 
 
 def labels_of(records: Iterable[EncoderRecord]) -> list[str]:
-    """Return the labels in their order; the mean over labels last, and only where there are several."""
+    """Return the labels in order; the mean over labels comes last, and only if there are several."""
     labels = list(dict.fromkeys(record.label for record in records))
     named = [label for label in labels if label != MACRO]
     return [*named, MACRO] if MACRO in labels and len(named) > 1 else named
 
 
 def label_words(label: str) -> str:
-    """Return a label, or words for the mean over labels."""
+    """Return the name to show for a label."""
     return "Mean over labels" if label == MACRO else label
 
 
@@ -84,13 +84,15 @@ def label_words(label: str) -> str:
 
 def scores_section(runs: Sequence[Run]) -> Section:
     """Show every score with its interval, next to the controls."""
-    blocks: list[Block] = [_no_scores(run) for run in runs if not run.evaluation.scores]
+    words = "{run} has not been evaluated: `medmoco evaluate --encoder {run} --out {run}/evaluation`."
+    blocks = missing(runs, lambda run: not run.evaluation.scores, words)
     rows = [row for run in runs for row in rows_of(run, run.evaluation.scores or (), run.evaluation.primary)]
     if not rows:
         return Section("Scores", blocks)
     splits = sorted({row.record.split for row in rows}, key=lambda split: (split != "test", split))
     shown, *others = splits
-    blocks += [Text(line, "warning") for line in _leaks(rows)]
+    leaks = [f"{row.run.name}: {line}." for row in rows for line in leak_lines({row.record.split: row.record.leakage})]
+    blocks += [Text(line, "warning") for line in dict.fromkeys(leaks)]
     blocks.append(Text(_protocol(rows[0].record)))
     scored = [run for run in runs if run.evaluation.scores]
     forest = _forest(scored, [row for row in rows if row.record.split == shown], shown)
@@ -103,32 +105,18 @@ def scores_section(runs: Sequence[Run]) -> Section:
     for split in others:
         labels = labels_of(row.record for row in rows if row.record.split == split)
         content = [block for label in labels for block in _label(runs, rows, label, split)]
-        words = "chose the strength of the probe, so it is optimistic" if split == "val" else "as above"
-        tables.append(Section(f"Split {split}", [Fold(f"Scores on {split}, which {words}", content)]))
+        words = ", optimistic because validation chose the regularisation of the probe" if split == "val" else ""
+        tables.append(Section(f"Split {split}", [Fold(f"Scores on {split}{words}", content)]))
     return Section("Scores", blocks, tables)
-
-
-def _no_scores(run: Run) -> Text:
-    return Text(
-        f"{run.name} has not been scored: `medmoco evaluate --encoder {run.name} --out {run.name}/evaluation`.",
-        "missing",
-    )
-
-
-def _leaks(rows: Rows[Score]) -> list[str]:
-    lines = [f"{row.run.name}: {line}." for row in rows for line in leak_lines({row.record.split: row.record.leakage})]
-    return list(dict.fromkeys(lines))
 
 
 def _protocol(first: Score) -> str:
     fraction = first.label_fraction or 1.0
-    words = [
-        f"Rows scored: {where_words(first.where)}.",
-        f"Labels of {100 * fraction:g} % of the training patients"
-        + (f", mean of {several(first.draws or 1, 'draw')}." if fraction < 1 else "."),
-        f"Intervals are 95 %, from {count(first.bootstrap)} draws of patients with replacement.",
-    ]
-    return " ".join(words)
+    draws = f", mean of {several(first.draws or 1, 'draw')}" if fraction < 1 else ""
+    return (
+        f"Rows scored: {where_words(first.where)}. Labels of {100 * fraction:g} % of the training patients{draws}. "
+        f"Intervals are 95 %, from {count(first.bootstrap)} bootstrap draws of patients."
+    )
 
 
 def _forest(runs: Sequence[Run], rows: Rows[Score], split: str) -> Plot | None:
@@ -146,7 +134,7 @@ def _forest(runs: Sequence[Run], rows: Rows[Score], split: str) -> Plot | None:
 
 
 def forest_plot(drawn: Sequence[Estimate], caption: str, x: str) -> Plot | None:
-    """Return estimates below each other; None where none is defined."""
+    """Return a forest plot of estimates; None if none is defined."""
     if all(row.value is None for row in drawn):
         return None
     cells = [[row.group, row.name, with_interval(row.value, row.low, row.high)] for row in drawn]
@@ -194,7 +182,7 @@ def _label(runs: Sequence[Run], rows: Rows[Score], label: str, split: str) -> It
 
 
 def difference_cells(found: Compared | None) -> list[str]:
-    """Return a difference with its interval, and its p."""
+    """Return a difference with its interval, and its p value."""
     if found is None:
         return [NOTHING, NOTHING]
     p = found.p if found.p_holm is None else found.p_holm
@@ -207,11 +195,11 @@ def difference_cells(found: Compared | None) -> list[str]:
 def operating_section(runs: Sequence[Run]) -> Section:
     """Show sensitivity, specificity and predictive values at the thresholds chosen on validation."""
     sections = by_label(runs, lambda scores: scores.operating, operating_blocks)
-    missing = _missing(runs, "operating", "operating points")
-    return Section("Operating points", [*missing, Text(
-        "Thresholds were chosen for a requested specificity on the validation split; the table shows what they reach "
-        "here.",
-    )] if sections else missing, sections)  # fmt: skip
+    words = "{run} has no operating points: `medmoco evaluate` writes operating.json into its folder evaluation."
+    blocks = missing(runs, lambda run: run.evaluation.operating is None, words)
+    if sections:
+        blocks.append(Text("Thresholds were chosen on validation for a requested specificity, which may differ here."))
+    return Section("Operating points", blocks, sections)
 
 
 def operating_blocks(runs: Sequence[Run], rows: Rows[OperatingPoint]) -> Iterable[Block]:
@@ -220,18 +208,16 @@ def operating_blocks(runs: Sequence[Run], rows: Rows[OperatingPoint]) -> Iterabl
         [
             row.name(runs),
             number(row.record.specificity_wanted, 2),
-            *(with_interval(*_share(row.record, key), digits=2) for key in _NUMBERS),
+            *(
+                with_interval(*(getattr(row.record, f"{key}{end}") for end in ("", "_low", "_high")), digits=2)
+                for key in _NUMBERS
+            ),
             unbroken(" / ".join(count(getattr(row.record, key)) for key in ("tp", "fp", "tn", "fn"))),
         ]
         for row in rows
     ]
     head = ["features", "requested specificity", *_NUMBERS.values(), "TP / FP / TN / FN"]
-    yield Table("Shares with 95 % intervals, and counts of images", head, cells)
-
-
-def _share(point: OperatingPoint, key: str) -> tuple[float | None, float | None, float | None]:
-    value, low, high = (getattr(point, f"{key}{end}") for end in ("", "_low", "_high"))
-    return value, low, high
+    yield Table("Proportions with 95 % intervals, and numbers of images", head, cells)
 
 
 def by_label(
@@ -241,13 +227,13 @@ def by_label(
     *,
     is_external: bool = False,
 ) -> list[Section]:
-    """Return a section for each label of the records of the split and the method that are shown.
+    """Return a section for each label, with the records of the split and the method shown.
 
     Args:
-        runs: To show.
+        runs: Runs to show.
         pick: Returns the records of an evaluation folder.
         blocks: Shows the records of one label.
-        is_external: Whether the records are those of the external validation.
+        is_external: Whether to show the records of the external validation.
     """
     chosen: list[Row[Kind]] = []
     for run in runs:
@@ -262,38 +248,19 @@ def by_label(
     ]
 
 
-def primary_rows(rows: Rows[Kind]) -> Rows[Kind]:
-    """Return the rows about primary encoders."""
-    return [row for row in rows if row.is_primary]
-
-
-def _missing(runs: Sequence[Run], file: str, what: str) -> list[Block]:
-    return [
-        Text(f"{run.name} has no {what}: `medmoco evaluate` writes {file}.json into its folder evaluation.", "missing")
-        for run in runs
-        if getattr(run.evaluation, file) is None
-    ]
-
-
 # ---- subgroups ----
 
 
 def subgroups_section(runs: Sequence[Run]) -> Section:
     """Show the scores within groups of patients."""
-    missing = [
-        Text(
-            f"{run.name} was not scored in subgroups: `medmoco evaluate ... evaluate.subgroups=[Sex,Age]` does so.",
-            "missing",
-        )
-        for run in runs
-        if not run.evaluation.subgroups
-    ]
-    return Section("Subgroups", missing, by_label(runs, lambda scores: scores.subgroups, subgroup_blocks))
+    words = "{run} was not evaluated in subgroups: `medmoco evaluate ... evaluate.subgroups=[Sex,Age]` does so."
+    blocks = missing(runs, lambda run: not run.evaluation.subgroups, words)
+    return Section("Subgroups", blocks, by_label(runs, lambda scores: scores.subgroups, subgroup_blocks))
 
 
 def subgroup_blocks(runs: Sequence[Run], rows: Rows[Subgroup]) -> Iterable[Block]:
     """Return the plot and the table of one label's subgroups."""
-    own, drawn = primary_rows(rows), []
+    own, drawn = [row for row in rows if row.is_primary], []
     for column in dict.fromkeys(row.record.column for row in own):
         for at, run in enumerate(runs):
             for row in own:
@@ -319,19 +286,18 @@ def subgroup_blocks(runs: Sequence[Run], rows: Rows[Subgroup]) -> Iterable[Block
 
 
 def ledger_section(runs: Sequence[Run]) -> Section:
-    """Show every test evaluation."""
-    blocks: list[Block] = []
+    """Show every evaluation on the test set."""
+    words = "{run} has no ledger: `medmoco evaluate` adds a line to ledger.jsonl each time it scores a test split."
+    blocks = missing(runs, lambda run: run.ledger is None, words)
     for run in runs:
         if run.ledger is None:
-            words = "`medmoco evaluate` adds a line to ledger.jsonl each time it scores a test split."
-            blocks.append(Text(f"{run.name} has no ledger: {words}", "missing"))
             continue
         times = "once" if len(run.ledger) == 1 else f"{len(run.ledger):,} times"
         words = "Test scores become optimistic if choices are based on them."
         blocks.append(Text(f"{run.name}: the test split was scored {times}. {words}"))
         cells = [_ledger_cells(entry) for entry in run.ledger]
-        blocks.append(Table(f"Test evaluations, {run.name}", ["time (UTC)", "command", "rows", "AUROC"], cells))
-    return Section("Test evaluations", blocks)
+        blocks.append(Table(f"Test-set evaluations, {run.name}", ["time (UTC)", "command", "rows", "AUROC"], cells))
+    return Section("Test-set evaluations", blocks)
 
 
 def _ledger_cells(entry: LedgerEntry) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sections of a report about the data, the training and the settings of its runs."""
+"""Sections of a report about the data, the training and the settings of runs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from medmoco.reporting.blocks import (
 )  # fmt: skip
 from medmoco.reporting.runs import Run
 
-_LEAST = 20  # patients that a count must stand for; Source: evaluate.least_patients
+_LEAST = 20  # patients in a group, or its count is hidden; Source: evaluate.least_patients
 _DESCRIBED = ("Sex", "ViewPosition", "Laterality")
-_POINTS = 12  # of a curve in the table behind it
+_POINTS = 12  # of a curve in its table
 
 
 def overview(runs: Sequence[Run]) -> Table:
-    """Return what each run is, one column per run."""
+    """Return the main facts about each run, one column per run."""
     facts: dict[str, Callable[[Run], str]] = {
         "Kind": lambda run: "fine-tuning with labels" if run.is_finetuned else "pretraining without labels",
         "Network": lambda run: str(run.settings.get("model.backbone", NOTHING)),
         "State": _progress,
-        "Training images": lambda run: count(len(run.splits["train"])) if run.splits else "unknown here",
+        "Training images": lambda run: count(len(run.splits["train"])) if run.splits else "unknown",
         "Epochs": lambda run: str(run.settings.get("train.epochs", NOTHING)),
         "Batch": lambda run: str(run.settings.get("train.global_batch_size", NOTHING)),
         "Seed": lambda run: str(run.settings.get("seed", NOTHING)),
@@ -59,15 +59,15 @@ def _progress(run: Run) -> str:
 
 
 def data_section(runs: Sequence[Run]) -> Section:
-    """Describe the data that each run was trained and scored on."""
+    """Describe the data of each run."""
     return Section("Data", sections=[Section(run.name, list(_data(run))) for run in runs])
 
 
 def _data(run: Run) -> Iterable[Block]:
     if run.splits is None:
         yield Text(
-            "Counts are not known here: the manifest that the run's settings name is not on this machine, or has "
-            "changed since. Write the report where the data are.",
+            "Counts are unknown: the manifest of the run is not on this machine, or has changed since training. Write "
+            "the report on a machine with the data.",
             "missing",
         )
     else:
@@ -80,16 +80,16 @@ def _data(run: Run) -> Iterable[Block]:
     yield from _exclusions(run)
     if run.audit is None:
         yield Text(
-            f"The data of this run were not audited: `medmoco check` writes the folder {run.name}-check.",
+            f"The data of this run were not checked: `medmoco check` writes the folder {run.name}-check.",
             "missing",
         )
         return
     if run.faults:
         rows = [[fault, severity, count(amount)] for (severity, fault), amount in sorted(run.faults.items())]
-        yield Table("What medmoco check found", ["finding", "severity", "rows"], rows)
+        yield Table("Findings of medmoco check", ["finding", "severity", "rows"], rows)
     else:
         yield Text("medmoco check found nothing wrong with any row.")
-    yield Fold("The whole audit", [Listing(run.audit)])
+    yield Fold("The full report of medmoco check", [Listing(run.audit)])
 
 
 def _counts(splits: dict[str, Split]) -> Table:
@@ -106,11 +106,11 @@ def _label_counts(splits: dict[str, Split]) -> Table:
         for at, label in enumerate(splits["train"].label_names)
         for name, cells in ((name, split.raw_labels[:, at]) for name, split in splits.items())
     ]
-    return Table("Labels as the file has them", ["label", "split", "positive", "negative", "uncertain", "blank"], rows)
+    return Table("Labels in the manifest", ["label", "split", "positive", "negative", "uncertain", "blank"], rows)
 
 
 def _described(splits: dict[str, Split]) -> Table:
-    """Count the groups of what is known of patients; small ones are not shown, as they may identify."""
+    """Count images by patient characteristics; small groups are hidden, as they may identify patients."""
     rows = []
     for column in (*_DESCRIBED, "Age"):
         for name, split in splits.items():
@@ -122,11 +122,11 @@ def _described(splits: dict[str, Split]) -> Table:
                 low, middle, high = years.quantile([0.25, 0.5, 0.75])
                 known = int(years.notna().sum())
                 words = f"{middle:.0f} ({low:.0f} to {high:.0f}), median and quartiles" if known >= _LEAST else "hidden"
-                rows.append([column, name, f"{words}; {count(len(split) - known)} not given"])
+                rows.append([column, name, f"{words}; {count(len(split) - known)} unknown"])
                 continue
-            groups = cells.where(cells != "", "not given").to_numpy()
+            groups = cells.where(cells != "", "unknown").to_numpy()
             rows.append([column, name, "; ".join(_group(split, groups, value) for value in sorted(set(groups)))])
-    return Table("What is known of the images", ["column", "split", "images"], rows, words=True)
+    return Table("Characteristics of the images", ["column", "split", "images"], rows, words=True)
 
 
 def _group(split: Split, groups: NDArray[Any], value: str) -> str:
@@ -138,45 +138,49 @@ def _group(split: Split, groups: NDArray[Any], value: str) -> str:
 def _exclusions(run: Run) -> Iterable[Block]:
     total = sum(run.quarantine.values())
     if not total:
-        yield Text("No training image was left out: quarantine.csv is not there or empty.")
+        yield Text("No training image was replaced: quarantine.csv is missing or empty.")
         return
     yield Text(
-        f"{several(total, 'training image')} could not be used; others of the split took their place.", "warning"
+        f"{several(total, 'training image')} could not be used and were replaced by others of the split.", "warning"
     )
     rows = [[reason, count(amount)] for reason, amount in run.quarantine.most_common()]
-    yield Table("Images left out in training", ["reason", "images"], rows, words=True)
+    yield Table("Images replaced in training", ["reason", "images"], rows, words=True)
 
 
 # ---- curves ----
 
 _CONTRAST = "contrast"
 _CURVES = (
-    (_CONTRAST, "Contrastive loss", "It starts near chance, ln(1 + negatives), and falls."),
-    ("reconstruction", "Reconstruction error", "Mean squared error of normalised pixels, as the decoder weighs them."),
-    ("embedding_std", "Embedding spread", "1 fills the sphere; near 0 the embedding has collapsed."),
-    ("effective_rank", "Effective rank", "Dimensions of the embedding in use; near 1 it has collapsed."),
-    ("accuracy", "Accuracy", "Share of queries whose own key is nearer than every negative."),
+    (_CONTRAST, "Contrastive loss", "It starts near chance, ln(1 + negatives), and decreases."),
+    (
+        "reconstruction",
+        "Reconstruction error",
+        "Mean squared error of normalised pixels, weighted as in the loss.",
+    ),
+    ("embedding_std", "Embedding spread", "1 for embeddings spread over the sphere, near 0 after collapse."),
+    ("effective_rank", "Effective rank", "Number of embedding dimensions in use, near 1 after collapse."),
+    ("accuracy", "Accuracy", "Fraction of queries that are closer to their positive key than to every negative."),
 )
 
 
 def training_section(runs: Sequence[Run]) -> Section:
-    """Draw what was measured while training, all runs in one plot each."""
+    """Plot the metrics of training, each for all runs."""
     pretrained, finetuned = ([run for run in runs if run.is_finetuned is kind] for kind in (False, True))
     knn = _keys(pretrained, "knn_auroc")
     plots = [
         *(_plot(pretrained, [key], title, words) for key, title, words in _CURVES),
         _plot(pretrained, knn, "kNN AUROC", "Nearest neighbours on the features, validation split."),
         _plot(finetuned, ["loss"], "Classification loss", "On the training split."),
-        _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", "The best epoch is kept."),
+        _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", "The best epoch was kept."),
     ]
     blocks = plots_first([plot for plot in plots if plot])
     empty = [run.name for run in runs if not run.metrics]
     if empty:
-        words = "metrics.jsonl is not there or empty; `medmoco pretrain` and `medmoco finetune` write it."
+        words = "metrics.jsonl is missing or empty; `medmoco pretrain` and `medmoco finetune` write it."
         blocks.append(Text(f"{', '.join(empty)}: {words}", "missing"))
     if pretrained and not knn:
-        words = "`medmoco pretrain` takes it with train.knn_every above 0 and labels named in data.labels."
-        blocks.append(Text(f"No kNN AUROC was taken while training: {words}", "missing"))
+        words = "`medmoco pretrain` does so if train.knn_every is above 0 and data.labels names labels."
+        blocks.append(Text(f"No kNN AUROC was measured in training: {words}", "missing"))
     return Section("Training", blocks)
 
 
@@ -194,7 +198,7 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
                 continue
             name = run.name if len(keys) == 1 else f"{run.name}, {key.partition('auroc')[2].strip('_/. ') or 'mean'}"
             x, y = zip(*points, strict=True)
-            # One colour for each run, or where there is one for each label.
+            # A colour for each run or, if there is only one run, for each label.
             colour, dashes = (at, dash if len(keys) > 1 else at) if len(runs) > 1 else (dash, dash)
             lines.append(Line(name, x, y, colour=colour, dash=dashes, marked=len(points) <= 40))
             rows += [[name, count(step), number(value)] for step, value in _some(points)]
@@ -202,7 +206,7 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
             chance |= {round(record["chance"], 3) for record in run.metrics if _is_number(record.get("chance"))}
     if not lines:
         return None
-    level = chance.pop() if len(chance) == 1 else None  # queues of several lengths have several
+    level = chance.pop() if len(chance) == 1 else None  # it differs between queues of different lengths
     named = "" if level is None else f"chance {level:.2f}"
     figure = line_figure(lines, x="step", y=title, reference=level, named=named)
     last = "; ".join(f"{line.name} from {number(line.y[0])} to {number(line.y[-1])}" for line in lines)
@@ -212,7 +216,7 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
 
 
 def _value(record: Mapping[str, Any], key: str) -> Any:
-    """Return a measurement; the contrastive loss is the whole loss where no decoder has a part in it."""
+    """Return a metric; without a decoder the contrastive loss is the total loss."""
     if key == _CONTRAST and key not in record and "reconstruction" not in record:
         return record.get("loss")
     return record.get(key)
@@ -223,7 +227,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _some(points: Sequence[Any]) -> list[Any]:
-    """Return evenly spaced points, with the first and the last."""
+    """Return evenly spaced points, including the first and the last."""
     places = np.unique(np.linspace(0, len(points) - 1, _POINTS).round().astype(int))
     return [points[at] for at in places]
 
@@ -232,7 +236,7 @@ def _some(points: Sequence[Any]) -> list[Any]:
 
 
 def settings_section(runs: Sequence[Run]) -> Section:
-    """Show the settings, without what names a place on a machine; where runs differ first."""
+    """Show the settings without paths; those in which the runs differ come first."""
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
     cells = {key: [_setting(run.settings.get(key, NOTHING)) for run in runs] for key in keys}
     differing = [[key, *values] for key, values in cells.items() if len(set(values)) > 1]
@@ -255,7 +259,7 @@ def _setting(value: Any) -> str:
 
 
 def versions_section(runs: Sequence[Run]) -> Section:
-    """Show what the runs were made with."""
+    """Show the libraries and the machine of each run."""
     libraries = [run.environment.get("libraries") for run in runs]
     known = [found if isinstance(found, dict) else {} for found in libraries]
     rows = [

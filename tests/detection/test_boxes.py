@@ -49,7 +49,7 @@ def test_load_annotations__unlisted_images_are_unknown_or_negative(manifest: Pat
     write_boxes(manifest, [row for row in read_boxes(manifest) if row[2]])
     found = load(manifest)
     assert (len(found.splits["train"]), len(found.splits["val"])) == (8, 5)
-    assert "train: 4 of 12 images are left out, the table of boxes does not name them" in found.notes[0]
+    assert "train: 4 of 12 images are excluded because they are not in the table of boxes" in found.notes[0]
     negative = load(manifest, "detection.unlisted=negative")
     assert (len(negative.splits["train"]), len(negative.splits["val"])) == (12, 8)
     assert len(negative.splits["train"].labels) == len(found.splits["train"].labels)
@@ -61,8 +61,8 @@ def test_load_annotations__labels_that_are_asked_for(manifest: Path) -> None:
     assert found.labels == ("Nodule",)
     assert len(found.splits["train"]) == 12  # an image with other boxes was examined too
     assert found.notes == [
-        "train: 8 boxes with other labels are left out",
-        "val: 5 boxes with other labels are left out",
+        "train: 8 boxes with other labels are excluded",
+        "val: 5 boxes with other labels are excluded",
     ]
     with pytest.raises(SettingsError, match="no box is labelled 'Nodul'; did you mean 'Nodule'"):
         load(manifest, "detection.labels=[Nodul]")
@@ -71,7 +71,7 @@ def test_load_annotations__labels_that_are_asked_for(manifest: Path) -> None:
 def test_load_annotations__clips_what_leads_out_by_less_than_a_pixel(manifest: Path) -> None:
     write_boxes(manifest, [*read_boxes(manifest), ["train", f"{SECRET}-0.png", "Mass", -0.4, 0, 64.9, 9]])
     found = load(manifest)
-    assert found.notes == ["train: 1 boxes led out of their image by less than a pixel and were clipped"]
+    assert found.notes == ["train: 1 boxes exceeded their image by less than a pixel and were clipped"]
     assert found.splits["train"].corners[0].tolist() == [0, 0, 64, 9]
 
 
@@ -80,7 +80,7 @@ def test_load_annotations__counts_what_is_there_twice_once(manifest: Path) -> No
     again = next(row for row in rows if row[2])
     write_boxes(manifest, [*rows, again])
     found = load(manifest)
-    assert found.notes == ["train: 1 boxes that are in the table twice count once"]
+    assert found.notes == ["train: 1 duplicate boxes are counted once"]
 
 
 def test_load_annotations__readers(manifest: Path) -> None:
@@ -88,7 +88,7 @@ def test_load_annotations__readers(manifest: Path) -> None:
     first = next(row for row in rows if row[2])
     write_boxes(manifest, [*rows, [*first[:-1], "R2"]], [*HEADER, "Reader"])
     found = load(manifest, "detection.labels=[Mass]")
-    assert any("9 boxes of several readers are of 8 findings" in note for note in found.notes)
+    assert any("9 boxes by several readers were merged into 8 findings" in note for note in found.notes)
 
 
 def test_load_annotations__val_must_have_boxes_to_choose_the_epoch_by(manifest: Path) -> None:
@@ -115,7 +115,7 @@ IMAGE = f"{SECRET}-0.png"
         (["valid", IMAGE, "Mass", 1, 1, 5, 9], "Split must be train, val or test"),
         (["train", IMAGE, "Mass", 1, 1, 65, 9], "64 pixels wide and 48 high"),
         (["train", IMAGE, "Mass", -1, 1, 60, 9], "64 pixels wide and 48 high"),
-        (["train", IMAGE, "Mass", 1, 1, 60, 480], "were the images scaled since"),
+        (["train", IMAGE, "Mass", 1, 1, 60, 480], "were the images resized after"),
         (["train", IMAGE, "Mass", -0.9, 1, -0.1, 9], "64 pixels wide and 48 high"),
     ],
 )
@@ -139,7 +139,7 @@ def test_load_annotations__a_label_that_looks_like_a_slip_is_refused(manifest: P
 
 def test_load_annotations__without_a_table(manifest: Path, tmp_path: Path) -> None:
     moved = (manifest / "boxes.csv").rename(tmp_path / "mine.csv")
-    with pytest.raises(ManifestError, match=r"no boxes\.csv in it; name the table of boxes by detection\.boxes"):
+    with pytest.raises(ManifestError, match=r"has no boxes\.csv; set detection\.boxes"):
         load(manifest)
     assert len(load(manifest, f"detection.boxes={moved}").splits["train"].labels)
     moved.write_text("Path,Label,x,y,w,h\n")

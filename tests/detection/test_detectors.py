@@ -146,8 +146,8 @@ def test_pyramid__extra_norm_is_where_it_is_asked_for() -> None:
     ("name", "message"),
     [
         ("test_vit", "has feature maps at a stride of 16, not at 4, 8, 32"),
-        ("swin_tiny_patch4_window7_224", "takes images of 224 x 224 pixels only"),
-        ("monai/densenet121", "gives no feature maps"),
+        ("swin_tiny_patch4_window7_224", "takes only images of 224 x 224 pixels"),
+        ("monai/densenet121", "does not support timm's forward_intermediates"),
     ],
 )
 def test_create_detector__refuses_what_has_no_pyramid(name: str, message: str) -> None:

@@ -39,7 +39,7 @@ def test_detections__are_read_as_they_were_written(annotations: Annotations, tmp
 
 
 def test_read_detections__refuses_others_images_boxes_and_labels(annotations: Annotations, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="name a finished run of detect"):
+    with pytest.raises(CheckpointError, match="name the folder of a finished detection run"):
         read_detections(tmp_path, annotations, ["val"])
     write_detections(tmp_path, {"val": FOUND}, annotations, {"kind": "random"})
     facts = json.loads((tmp_path / FACTS).read_text())

@@ -22,13 +22,13 @@ def test_agreed__overlapping_boxes_of_different_readers_are_one() -> None:
     result, notes = agreed(boxes(), 1)
     assert len(result) == 6  # one reader's two boxes stay two, whatever they overlap
     assert result.iloc[0][["x_min", "y_min", "x_max", "y_max"]].tolist() == [0.5, 0.5, 10.5, 10.5]
-    assert notes == ["7 boxes of several readers are of 6 findings"]
+    assert notes == ["7 boxes by several readers were merged into 6 findings"]
 
 
 def test_agreed__only_what_enough_readers_drew_is_kept() -> None:
     result, notes = agreed(boxes(), 2)
     assert result[["image", "label"]].to_numpy().tolist() == [[0, "A"], [2, "A"]]
-    assert notes[0].endswith("of which 2 were drawn by 2 readers or in consensus")
+    assert notes[0].endswith("of which 2 have boxes by 2 readers or by consensus")
     assert not len(agreed(boxes().iloc[3:6], 2)[0])
 
 

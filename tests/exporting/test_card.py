@@ -46,12 +46,12 @@ def test_card__has_every_section_in_order(run: Path) -> None:
 def test_card__says_what_it_must(run: Path) -> None:
     card = make_card(run)
     for text in (
-        "not a medical device", "32 x 32 pixels to 512 features, from step 12 ", "was stopped before its end; 50 steps",
+        "not a medical device", "32 x 32 pixels to 512 features, from step 12 ", "was stopped early; 50 steps",
         "Licence: not stated", "method.temperature: 0.2", "views.crop_scale: [0.3, 1.0]", "train.lr: 0.03",
         "train.clip_norm: null",
-        "Started from random weights", f"| encoder.onnx | 7,000 | {'ab' * 32} |",
+        "Initialised with random weights", f"| encoder.onnx | 7,000 | {'ab' * 32} |",
         "| onnx | encoder.onnx | 1.5e-06 | 0.0001 |", "# onnx\nfeatures = session.run(None, {'image': images})[0]",
-        "Licence: not stated", "none of its outputs means a finding",
+        "Licence: not stated", "its features are not findings",
     ):  # fmt: skip
         assert text in card, text
 
@@ -81,7 +81,7 @@ def test_card__copies_nothing_it_was_not_told_to(run: Path) -> None:
 def test_card__scores_of_the_test_split_with_intervals_and_counts(run: Path) -> None:
     card = make_card(run)
     assert "| Opacity | all | linear | run | 40 | 11 | 23 | 0.875 | 0.801 to 0.923 | 0.700 |" in card
-    assert "0.875 (decides like the majority)" in card
+    assert "0.875 (predicts the majority)" in card
     assert "| Empty | all | linear | run | 40 | 11 | 23 | undefined | none | undefined |" in card
     assert "0.987" not in card
 
@@ -107,10 +107,10 @@ def test_card__unknown_is_said(run: Path) -> None:
     for name in ("status.json", "environment.json", "metrics.jsonl", "evaluation/scores.json"):
         (run / name).unlink()
     card = make_card(run)
-    assert "left no record of how it ended" in card
+    assert "has no record of how it ended" in card
     assert "Counts: unknown" in card
     assert "## Compute\n\nNot recorded." in card
-    assert "None: `medmoco evaluate` has not written" in card
+    assert "None: the folder `evaluation` of the run has no scores" in card
 
 
 def test_card__changed_manifest_is_not_counted(run: Path) -> None:
@@ -137,7 +137,7 @@ def test_plain_card__of_a_weights_file_knows_no_run(run: Path) -> None:
     settings = load_run(run)
     subject = subject_of(load_encoder("random", settings))
     card = write_plain_card(subject, CONTRACT | {"licence": "CC0-1.0"}, PARITY)
-    assert "32 x 32 pixels to 512 features, from a weights file that the user gave." in card
+    assert "32 x 32 pixels to 512 features, from a weights file of the user." in card
     assert "- Licence: CC0-1.0" in card
     assert "## Method" not in card
     assert "planted" not in card
@@ -164,4 +164,4 @@ def test_plain_card__of_a_classifier_names_labels_and_thresholds(run: Path) -> N
     ):  # fmt: skip
         assert text in card, text
     assert "planted" not in card
-    assert "means a finding" not in card
+    assert "not findings" not in card

@@ -146,7 +146,7 @@ def test_preprocessing__size_and_mirror_are_those_of_the_scores(tmp_path: Path, 
     assert contract["input"]["shape"] == ["batch", 1, 64, 64]
     assert contract["resize"]["height"] == contract["resize"]["width"] == 64
     assert contract["mirror"]["average"] is mirror
-    assert ("mean of the features" in contract["mirror"]["rule"]) is mirror
+    assert ("mean features" in contract["mirror"]["rule"]) is mirror
 
 
 def test_preprocessing__of_a_classifier_says_what_its_outputs_mean(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_export__diverged_run_is_refused(tmp_path: Path, source: Encoder) -> Non
 
 
 def test_export__unknown_format_is_refused_with_those_there_are(tmp_path: Path, source: Encoder) -> None:
-    with pytest.raises(SettingsError, match=r"no format is called 'tensorflow'; there are safetensors, .*, and all"):
+    with pytest.raises(SettingsError, match=r"unknown format 'tensorflow'; the formats are safetensors, .*, and all"):
         export(source, tmp_path / "out", ["onnx", "tensorflow"])
 
 
@@ -203,7 +203,7 @@ def test_export__all_leaves_out_what_cannot_hold_the_network_and_says_so(
     monkeypatch.setattr(export_module, "FORMATS", few)
     told: list[str] = []
     export(source, tmp_path / "out", [ALL], warn=told.append)
-    assert [line.partition(":")[0] for line in told] == ["left out torchvision", "left out detectron2"]
+    assert [line.partition(":")[0] for line in told] == ["skipped torchvision", "skipped detectron2"]
     assert list(json.loads((tmp_path / "out" / "preprocessing.json").read_text())["formats"]) == ["safetensors", "timm"]
 
 

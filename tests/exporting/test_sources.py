@@ -79,7 +79,7 @@ def test_surroundings__of_a_weights_file_are_those_its_settings_name(tmp_path: P
     told: list[str] = []
     alone = surroundings(load_encoder(file, {"views": {"mean": 0.5, "std": 0.25, "size": 32}}), told.append)
     assert (alone.views, len(told)) == ([], 1)
-    assert "no settings name the encoder's data" in told[0]
+    assert "no settings name the encoder's manifest" in told[0]
     assert str(tmp_path) in everything(alone.names)
 
 
@@ -100,4 +100,4 @@ def test_surroundings__the_run_around_a_classifier_names_the_data(tmp_path: Path
     assert known.views == []
     told: list[str] = []
     surroundings(load_classifier(tmp_path / "alone"), told.append)
-    assert "no run folder is around the classifier" in told[0]
+    assert "the classifier is not in a run folder" in told[0]

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def test_verify__says_what_was_compared(folder: Path) -> None:
     said: list[str] = []
     verify(folder, said.append)
-    assert said[0] == "5 files are as they were written; outputs for 3 synthetic images:"
+    assert said[0] == "5 files are unchanged; outputs for 3 synthetic images:"
     title, row = said[1].splitlines()
     assert title.split()[:3] == ["format", "outputs", "difference"]
     assert row.split()[:4] == ["onnx", "features", "0.0e+00", "0.0001"]
@@ -54,9 +54,7 @@ def test_verify__other_outputs_are_an_error_after_the_table(folder: Path) -> Non
     save_cases(folder / "parity.safetensors", images, {"features": 2.001 * images.reshape(2, 16)})
     seal(folder)
     said: list[str] = []
-    with pytest.raises(
-        CheckpointError, match=r"(?s)not what it was proved to be.onnx: encoder\.onnx gives other outputs"
-    ):
+    with pytest.raises(CheckpointError, match=r"(?s)failed verification.onnx: encoder\.onnx gives other outputs"):
         verify(folder, said.append)
     assert said[1].splitlines()[1].split() == ["onnx", "FAILED"]
 
@@ -96,7 +94,7 @@ def test_verify__a_changed_file_is_not_loaded(folder: Path, monkeypatch: pytest.
     content = bytearray((folder / "encoder.onnx").read_bytes())
     content[200] ^= 1
     (folder / "encoder.onnx").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"encoder\.onnx is changed: its SHA-256 differs"):
+    with pytest.raises(CheckpointError, match=r"encoder\.onnx has changed: its SHA-256 differs"):
         verify(folder, pytest.fail)
 
 
@@ -114,7 +112,7 @@ def test_check_files__every_changed_byte_file_is_found(folder: Path) -> None:
 def test_check_files__missing_and_extra_are_named(folder: Path) -> None:
     (folder / "parts" / "readme").unlink()
     (folder / "parts" / "other").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"(?s)parts/readme is missing.parts/other is not of the export"):
+    with pytest.raises(CheckpointError, match=r"(?s)parts/readme is missing.parts/other is not part of the export"):
         check_files(folder)
     for number in range(9):
         (folder / f"more-{number}").touch()
@@ -124,7 +122,7 @@ def test_check_files__missing_and_extra_are_named(folder: Path) -> None:
 
 
 def test_check_files__no_export_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no export of medmoco"):
+    with pytest.raises(CheckpointError, match="not an export of medmoco"):
         check_files(tmp_path)
     (folder / "SHA256SUMS").write_text("nonsense\n")
     with pytest.raises(CheckpointError, match="SHA256SUMS is damaged"):

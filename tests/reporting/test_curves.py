@@ -76,7 +76,7 @@ def test_calibration_blocks__bins_without_images_are_left_out(run: Run) -> None:
     filled = [each for each in records[0].after.bins if each.n]
     lines = {line.get_label(): line for line in plot.figure.axes[0].lines}  # type: ignore[union-attr]
     assert list(lines["platt"].get_xdata()) == [each.predicted for each in filled]
-    assert [row[1] for row in table.rows] == ["as scored", "platt, fitted on validation"]  # type: ignore[union-attr]
+    assert [row[1] for row in table.rows] == ["uncalibrated", "platt, fitted on validation"]  # type: ignore[union-attr]
     assert table.rows[0][3] == f"{records[0].before.brier:.3f}"  # type: ignore[union-attr]
 
 

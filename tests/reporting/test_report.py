@@ -252,7 +252,7 @@ def test_report__same_names_are_told_apart(pages: dict[str, Path]) -> None:
 
 def test_report__leads_with_the_answer(pages: dict[str, Path]) -> None:
     short = pages["one"].read_text().partition('id="section1"')[0]
-    assert re.search(r"Viral: cxr-1 reaches an AUROC of 0\.\d{3} on test \(95 % interval", short)
+    assert re.search(r"Viral: cxr-1 has an AUROC of 0\.\d{3} on test \(95 % interval", short)
 
 
 # ---- pictures and cards ----
@@ -313,6 +313,6 @@ def test_report__an_encoder_of_any_name_has_its_headline_and_its_place_in_the_ch
         r for r in json.loads((renamed / "evaluation/scores.json").read_text())
         if (r["label"], r["split"], r["method"], r["encoder"]) == ("Viral", "test", "linear", "mine")
     ]  # fmt: skip
-    assert f"Viral: mine reaches an AUROC of {own['auroc']:.3f} on test" in text
+    assert f"Viral: mine has an AUROC of {own['auroc']:.3f} on test" in text
     checklists = text.partition("Appendix: reporting checklists")[2]
     assert f"Viral {own['auroc']:.3f} (" in checklists

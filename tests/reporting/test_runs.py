@@ -85,11 +85,11 @@ def test_read_run__a_cut_off_last_line_of_metrics_is_forgiven(folder: Path) -> N
 COLUMNS = "split,label,method,encoder,draw,target,score"
 HARM: list[tuple[str, Any, str]] = [
     ("status.json", "{", "not JSON"),
-    ("status.json", "[]", "not hold an object"),
+    ("status.json", "[]", "not contain an object"),
     ("environment.json", b"\xff\xfe", "not text"),
     ("config.yaml", "a: [", "not YAML"),
     ("config.yaml", "!!python/object/apply:os.system [true]", "not YAML"),
-    ("config.yaml", "- 1", "not hold settings"),
+    ("config.yaml", "- 1", "not contain settings"),
     ("metrics.jsonl", '{"step": 1}\n{"step": \n{"step": 3}\n', "not JSON"),
     ("ledger.jsonl", "[1]\n", "line 1 is damaged"),
     ("quarantine.csv", "a,b\n1,2\n", "lacks a column"),
@@ -98,7 +98,7 @@ HARM: list[tuple[str, Any, str]] = [
     ("evaluation/scores.json", "{}", "should be a valid array"),
     ("evaluation/scores.json", "[3]", "0: Input should be an object"),
     ("evaluation/operating.json", '[{"label": "Viral"}]', "0, split: Field required"),
-    ("evaluation/predictions.csv", "split,row\ntest,2\n", "when it is read"),
+    ("evaluation/predictions.csv", "split,row\ntest,2\n", "cannot be read"),
     ("evaluation/predictions.csv", f"{COLUMNS}\ntest,V,linear,run,0,2,1\n", "target"),
     (
         "evaluation/predictions.csv",

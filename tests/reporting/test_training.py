@@ -75,14 +75,14 @@ def test_data_section__small_groups_are_hidden(run: Run) -> None:
     words = words_of(data_section([changed]))
     assert "rare: of fewer than 20 patients" in words  # 38 images of 19 patients
     assert "F: 281" in words
-    assert "not given: of fewer than 20 patients" in words
+    assert "unknown: of fewer than 20 patients" in words
 
 
 def test_data_section__age_as_quartiles(run: Run) -> None:
     changed = _with_column(run, "Age", ["010Y"] * 100 + ["20"] * 100 + ["30.0"] * 118 + ["", "12M"])
-    assert "20 (10 to 30), median and quartiles; 2 not given" in words_of(data_section([changed]))
+    assert "20 (10 to 30), median and quartiles; 2 unknown" in words_of(data_section([changed]))
     few = _with_column(run, "Age", ["33"] * 5 + [""] * 315)
-    assert "hidden; 315 not given" in words_of(data_section([few]))
+    assert "hidden; 315 unknown" in words_of(data_section([few]))
 
 
 # ---- curves ----

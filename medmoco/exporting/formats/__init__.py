@@ -1,34 +1,33 @@
-"""One module per format; none imports another, and `exporting.export.FORMATS` gives them their names."""
+"""One module per format; none imports another. `exporting.export.FORMATS` names them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from medmoco.config import Tree
 from medmoco.exporting.subject import Subject
-
-Record = dict[str, Any]
 
 
 class Format(Protocol):
-    """What a module of this folder has."""
+    """Functions of each module in this folder."""
 
     def refusal(self, subject: Subject) -> str | None:
-        """Say in one line why the format cannot hold the subject; None if it can."""
+        """Return in one line why the format cannot hold the subject; None if it can."""
 
     def write(self, subject: Subject, folder: Path) -> list[Path]:
-        """Write into the export's folder one file, or one folder of files, and return the files.
+        """Write one file, or one folder of files, into the folder of the export, and return the files.
 
         Raises:
             CheckpointError: a library cannot express the network.
         """
 
-    def describe(self, subject: Subject) -> Record:
-        """Say how it is loaded; becomes part of preprocessing.json.
+    def describe(self, subject: Subject) -> Tree:
+        """Describe how to load the files; becomes part of preprocessing.json.
 
         Returns:
-            library: That loads it.
-            precisions: Names of torch's types, "float32" first, that loading it back tries.
-            load: Lines of Python for the card, which take `images` to the outputs.
-            More, by the format, for its loader in reload.py.
+            library: Library that loads them.
+            precisions: Names of torch types to try, "float32" first.
+            load: Lines of Python for the card, from `images` to the outputs.
+            Further keys for the format's loader in reload.py.
         """

@@ -1,9 +1,9 @@
-"""detectron2: a ResNet under the names of its backbone, in a file that its checkpointer reads without unpickling code.
+"""detectron2: a ResNet with the names of its backbone, in a file that its checkpointer reads without unpickling code.
 
-The head of a classifier is left out: a detector has its own.
+The head of a classifier is omitted: a detector has its own.
 
-Source: detectron2's modeling/backbone/resnet.py for names and strides, checkpoint/detection_checkpoint.py for files
-named .pth, whose names are matched from their ends, so that backbone.bottom_up. need not stand before them.
+Source: detectron2's modeling/backbone/resnet.py for names and strides; checkpoint/detection_checkpoint.py for .pth
+files, where names are matched from the end, so that they need no prefix backbone.bottom_up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject
 from medmoco.models.interop.naming import rename
 from medmoco.models.interop.state_dicts import plain_tensors
 
-# Networks -> the settings below MODEL.RESNETS that say so.
+# Network -> its settings in MODEL.RESNETS.
 _NETWORKS: dict[str, dict[str, int]] = {
     "resnet18": {"DEPTH": 18, "RES2_OUT_CHANNELS": 64},
     "resnet34": {"DEPTH": 34, "RES2_OUT_CHANNELS": 64},
@@ -33,22 +33,22 @@ _FILE = "encoder.detectron2.pth"
 
 
 def refusal(subject: Subject) -> str | None:
-    """Only ResNets have names there, and only gray and RGB images are read."""
+    """Detectron2 has ResNets only, and reads gray and RGB images only."""
     name = subject.backbone.name
     if isinstance(subject.preprocessing.channels, int):
-        return "detectron2 reads gray and RGB images, no bands"
-    return None if name in _NETWORKS else f"{name} is no backbone of detectron2's ResNets: {', '.join(_NETWORKS)}"
+        return "detectron2 reads gray and RGB images, not bands"
+    return None if name in _NETWORKS else f"{name} is not among the ResNets of detectron2: {', '.join(_NETWORKS)}"
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
-    """Write tensors alone, which torch.load reads with weights_only=True."""
+    """Write tensors that torch.load reads with weights_only=True."""
     state = rename(subject.backbone.net.state_dict(), subject.backbone.name, "timm", "detectron2")
     torch.save({"model": plain_tensors(state), "__author__": "medmoco", "matching_heuristics": True}, folder / _FILE)
     return [folder / _FILE]
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded: with the settings that build this network, for images of its channels."""
+    """Describe how to load it: with the settings that build this network for its channels."""
     prepared = subject.preprocessing
     white = 2**prepared.bit_depth - 1
     settings = {

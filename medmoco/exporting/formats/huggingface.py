@@ -1,4 +1,4 @@
-"""Hugging Face: a folder as on its hub, which timm loads from disk, and from the hub once someone has put it there."""
+"""Hugging Face: a folder in the layout of its hub, which timm loads from disk or, once uploaded, from the hub."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import (
-    NETWORK_PRECISIONS,
-    Subject,
-    refuse_all_but_timm,
-    save_state,
-)
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_all_but_timm, save_state
 
 _FOLDER = "huggingface"
 
@@ -27,20 +22,17 @@ tags:
 
 # {title}
 
-**This is not a medical device.** {images} of {size} x {size} pixels, prepared as the file
-`preprocessing.json` of the same export says: {levels}, {bit_depth} bits, the longer side
-brought to {canvas_size} pixels first, then the whole image to {size} x {size} without keeping its aspect ratio, and
-(pixel / {white} - {mean}) / {std}. `MODEL_CARD.md` of the export says where the weights come from and where they end.
+**This is not a medical device.** {images} of {size} x {size} pixels, prepared as `preprocessing.json` of the export
+describes: {levels}, {bit_depth} bits, the longer side resized to {canvas_size} pixels,
+then the whole image to {size} x {size} regardless of its aspect ratio, and (pixel / {white} - {mean}) / {std}.
+`MODEL_CARD.md` of the export describes the origin and the limits of the weights.
 
 ```python
 {code}
 ```
 """
 
-
-def refusal(subject: Subject) -> str | None:
-    """The folder is timm's."""
-    return refuse_all_but_timm(subject)
+refusal = refuse_all_but_timm
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
@@ -54,7 +46,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded; config.json holds all that timm needs to know."""
+    """Describe how to load it; config.json contains everything that timm needs."""
     return {
         "library": "timm",
         "precisions": list(NETWORK_PRECISIONS),
@@ -66,9 +58,9 @@ def describe(subject: Subject) -> dict[str, Any]:
 
 
 def _config(subject: Subject) -> dict[str, Any]:
-    """Return the content of config.json, under timm's keys.
+    """Return the content of config.json, with timm's keys.
 
-    Source: timm's models/_hub.py, which reads it; data/config.py for what describes images.
+    Source: timm's models/_hub.py, which reads it; data/config.py for the description of images.
     """
     prepared, build = subject.preprocessing, subject.build
     arguments = dict(build["arguments"])
@@ -86,7 +78,7 @@ def _config(subject: Subject) -> dict[str, Any]:
             "fixed_input_size": subject.backbone.fixed_size is not None,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "crop_mode": "squash",  # timm's word for the whole image whatever its aspect ratio
+            "crop_mode": "squash",  # in timm: the whole image, whatever its aspect ratio
             "mean": prepared.means,
             "std": prepared.stds,
             "num_classes": classes,

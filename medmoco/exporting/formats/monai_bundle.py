@@ -28,14 +28,14 @@ from medmoco.models.interop.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-"""Of metadata.json; MONAI names no newer one, and its verify_metadata looks the file up there."""
+"""Schema of metadata.json, the newest that MONAI names; its verify_metadata downloads it from there."""
 
 _NOT_STATED = "not stated"
 _PREPARE = {"_target_": "scripts.prepare.image", "_mode_": "callable", "contract": "@contract"}
 
 
 def refusal(subject: Subject) -> str | None:
-    """Every timm or MONAI network that has a name can be in a bundle, but for a head of patches."""
+    """A bundle can hold every timm or MONAI network that has a name, except with a head of patches."""
     return refusal_by_name(subject) or refuse_patches(subject)
 
 
@@ -61,7 +61,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded: the bundle's own network, and what it does with its outputs."""
+    """Describe how to load the network of the bundle."""
     return {
         "library": "monai",
         "precisions": ["float32"],
@@ -91,7 +91,7 @@ def _width(subject: Subject) -> int:
 
 
 def inference(subject: Subject) -> dict[str, Any]:
-    """Return the configuration that `monai.bundle run` builds its parts from, by MONAI's usual names."""
+    """Return the configuration for `monai.bundle run`, with MONAI's usual names."""
     labels = _labels(subject)
     plain, network_def = _network(subject)
     rows = io.StringIO()
@@ -152,7 +152,7 @@ def inference(subject: Subject) -> dict[str, Any]:
 
 
 def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
-    """Return what the network's definition refers to, and the definition."""
+    """Return the entries that the network's definition refers to, and the definition."""
     build = subject.build
     if build["library"] == "timm":
         return {}, {"_target_": build["function"], "model_name": build["name"], **build["arguments"]}
@@ -165,21 +165,21 @@ def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
 
 def _contract(subject: Subject) -> dict[str, Any]:
     """Return the part of preprocessing.json that scripts/prepare.py reads."""
-    wanted = subject.preprocessing
-    read = ("window",) if isinstance(wanted.channels, str) else ("channels", "scale", "ranges")
-    levels = {name: {key: step[key] for key in read} for name, step in first_step(wanted).items()}
+    prepared = subject.preprocessing
+    read = ("window",) if isinstance(prepared.channels, str) else ("channels", "scale", "ranges")
+    levels = {name: {key: step[key] for key in read} for name, step in first_step(prepared).items()}
     return {
         **levels,
-        "canvas": {"longer_side": wanted.canvas_size, "white": 2**wanted.bit_depth - 1},
-        "resize": {"height": wanted.size, "width": wanted.size},
-        "normalise": {"mean": wanted.mean, "std": wanted.std},
+        "canvas": {"longer_side": prepared.canvas_size, "white": 2**prepared.bit_depth - 1},
+        "resize": {"height": prepared.size, "width": prepared.size},
+        "normalise": {"mean": prepared.mean, "std": prepared.std},
     }
 
 
-def _channels(wanted: Preprocessing) -> dict[str, str]:
-    if isinstance(wanted.channels, int):
-        return {str(number): f"band {number + 1}" for number in range(wanted.channels)}
-    names = ("red", "green", "blue") if wanted.channels == "rgb" else ("gray level, dense tissue bright",)
+def _channels(prepared: Preprocessing) -> dict[str, str]:
+    if isinstance(prepared.channels, int):
+        return {str(number): f"band {number + 1}" for number in range(prepared.channels)}
+    names = ("red", "green", "blue") if prepared.channels == "rgb" else ("gray level, dense tissue bright",)
     return {str(number): name for number, name in enumerate(names)}
 
 
@@ -191,12 +191,12 @@ def _inferer(subject: Subject) -> dict[str, Any] | str:
 
 
 def _postprocessing(subject: Subject) -> dict[str, Any]:
-    """Return transforms from one image's logits to calibrated probabilities; features stay as they are."""
+    """Return transforms from one image's logits to calibrated probabilities; features are not transformed."""
     transforms: list[dict[str, Any]] = []
     facts = subject.classifier
     if facts is None:
         return {"postprocessing": {"_target_": "Compose", "transforms": transforms}}
-    if facts["exclusive"]:  # log-odds of each label against the others together
+    if facts["exclusive"]:  # log-odds of each label against all others
         others = "x.expand(len(x), -1).masked_fill(torch.eye(len(x), dtype=bool, device=x.device), -torch.inf)"
         transforms.append(_on_pred(f"$lambda x: x - {others}.logsumexp(1)"))
     lines = [facts["calibration"][label] for label in facts["labels"]]
@@ -217,8 +217,8 @@ def _on_pred(function: str) -> dict[str, Any]:
 
 
 def metadata(subject: Subject) -> dict[str, Any]:
-    """Return what the specification wants to be told; what only the author knows says so."""
-    labels, wanted, name = _labels(subject), subject.preprocessing, subject.backbone.name
+    """Return the metadata that the specification requires; what only the author knows is "not stated"."""
+    labels, prepared, name = _labels(subject), subject.preprocessing, subject.backbone.name
     outputs = f"{_width(subject)} features" if labels is None else f"log-odds of {', '.join(labels)}"
     pred: dict[str, Any] = {
         "type": "tuples", "format": "latent", "num_channels": _width(subject), "spatial_shape": [], "dtype": "float32",
@@ -226,12 +226,12 @@ def metadata(subject: Subject) -> dict[str, Any]:
     }  # fmt: skip
     images = {
         "type": "image", "format": "magnitude", "modality": "n/a", "num_channels": subject.backbone.channels,
-        "spatial_shape": [wanted.size, wanted.size], "dtype": "float32",
+        "spatial_shape": [prepared.size, prepared.size], "dtype": "float32",
         "value_range": [
-            min(-mean / std for mean, std in zip(wanted.means, wanted.stds, strict=True)),
-            max((1 - mean) / std for mean, std in zip(wanted.means, wanted.stds, strict=True)),
+            min(-mean / std for mean, std in zip(prepared.means, prepared.stds, strict=True)),
+            max((1 - mean) / std for mean, std in zip(prepared.means, prepared.stds, strict=True)),
         ],
-        "is_patch_data": False, "channel_def": _channels(wanted),
+        "is_patch_data": False, "channel_def": _channels(prepared),
     }  # fmt: skip
     data_format: dict[str, Any] = {"inputs": {"image": images}, "outputs": {"pred": pred}}
     if labels is not None:
@@ -251,14 +251,14 @@ def metadata(subject: Subject) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {**packages, "pytorch-ignite": "0.5.0", "fire": "0.6.0"},
         "name": f"{name} {subject.stem}",
-        "task": f"Features of medical {wanted.images}" if labels is None else f"Probabilities of {', '.join(labels)}",
-        "description": f"{name}, pretrained by momentum contrast on unlabelled {wanted.images}: {wanted.size} x "
-        f"{wanted.size} pixels to {outputs}",
+        "task": f"Features of medical {prepared.images}" if labels is None else f"Probabilities of {', '.join(labels)}",
+        "description": f"{name}, pretrained by momentum contrast on unlabelled {prepared.images}: {prepared.size} x "
+        f"{prepared.size} pixels to {outputs}",
         "authors": _NOT_STATED,
         "copyright": _NOT_STATED,
         "data_source": _NOT_STATED,
-        "data_type": _files(wanted),
-        "image_classes": f"{wanted.images}, {wanted.levels}, prepared by scripts/prepare.py",
+        "data_type": _files(prepared),
+        "image_classes": f"{prepared.images}, {prepared.levels}, prepared by scripts/prepare.py",
         "pred_classes": outputs,
         "intended_use": "Research. This is not a medical device.",
         "references": [
@@ -300,8 +300,8 @@ format=%(asctime)s %(levelname)s %(message)s
 """
 
 
-def _files(wanted: Preprocessing) -> str:
-    return "DICOM, PNG or JPEG" if isinstance(wanted.channels, str) else ".npy"
+def _files(prepared: Preprocessing) -> str:
+    return "DICOM, PNG or JPEG" if isinstance(prepared.channels, str) else ".npy"
 
 
 def _readme(subject: Subject) -> str:
@@ -310,8 +310,8 @@ def _readme(subject: Subject) -> str:
     return f"""\
 # {subject.backbone.name} {subject.stem}
 
-**This is not a medical device.** A network of {subject.preprocessing.images} of {size} x {size} pixels,
-pretrained by momentum contrast, which gives
+**This is not a medical device.** A network for {subject.preprocessing.images} of {size} x {size} pixels,
+pretrained by momentum contrast, with the outputs
 {_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
 
 ```bash
@@ -320,13 +320,13 @@ python -P -m monai.bundle run --config_file configs/inference.json --meta_file c
     --logging_file configs/logging.conf --dataset_dir IMAGES --output_dir RESULTS
 ```
 
-Run it in this folder, or name the folder by `--bundle_root`. Every file in IMAGES, at any depth, must be one of
-{_files(subject.preprocessing)}, of which the first frame is taken. RESULTS gets a CSV: the file's name and its {given}.
-Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
+Run it in this folder, or pass the folder as `--bundle_root`. Every file in IMAGES, at any depth, must be
+{_files(subject.preprocessing)}; only the first frame is read. The CSV in RESULTS has the name of each file and its
+{given}. Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
 
 `scripts/prepare.py` prepares images exactly as for training: `preprocessing` in `configs/inference.json` calls it, and
-`contract` there has its numbers. MONAI's own readers and transforms are no substitute, as they know neither a DICOM
-file's window nor its polarity.
+`contract` there has its parameters. MONAI's own readers and transforms cannot replace it, because they apply neither
+the window nor the polarity of a DICOM file.
 
 ## Verify
 
@@ -336,8 +336,8 @@ python -P -m monai.bundle verify_net_in_out network_def --meta_file configs/meta
 python -P -m monai.bundle verify_metadata --meta_file configs/metadata.json --filepath schema.json
 ```
 
-The latter downloads MONAI's schema to schema.json, unless that file is there: without internet, bring it from
-<{SCHEMA}>.
+The second command downloads MONAI's schema to schema.json unless that file exists. Without internet access, copy it
+from <{SCHEMA}>.
 
 ## Licence
 

@@ -1,4 +1,4 @@
-"""ONNX: one file with the weights inside, from images to outputs, for any number of images."""
+"""ONNX: one file with weights and computation, from images to outputs, for any batch size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from medmoco.errors import CheckpointError, first_line
 from medmoco.exporting.subject import INPUT, Subject
 
 OPSET = 20
-LIMIT = 2**31 - 2**20  # bytes of weights that fit into one protobuf file
+LIMIT = 2**31 - 2**20  # bytes of weights in one protobuf file
 
 
 def refusal(subject: Subject) -> str | None:
-    """One protobuf file holds 2 GB."""
+    """A protobuf file holds at most 2 GB."""
     weights = sum(value.numel() * value.element_size() for value in subject.backbone.state_dict().values())
     return (
         f"the encoder's {weights / 1e9:.1f} GB exceed the 2 GB that one ONNX file can hold" if weights > LIMIT else None
@@ -39,21 +39,21 @@ def write(subject: Subject, folder: Path) -> list[Path]:
         )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         reason = first_line(error)
-        raise CheckpointError(f"torch cannot write this network as ONNX; nothing was exported\n{reason}") from None
+        raise CheckpointError(f"torch cannot export this network to ONNX; nothing was exported\n{reason}") from None
     assert program is not None
     content = program.model_proto
     _strip(content)
     content.producer_name, content.producer_version = "medmoco", __version__
     onnx.checker.check_model(content, full_check=True)
-    file = folder / _name(subject)
+    file = folder / f"{subject.stem}.onnx"
     file.write_bytes(content.SerializeToString())
     return [file]
 
 
 def _strip(message: Any) -> None:
-    """Remove a protobuf message's comments at every depth.
+    """Remove the comments of a protobuf message at every depth.
 
-    torch writes stack traces, and with them the paths of this machine, into each node.
+    torch writes stack traces into each node, with paths of this machine.
     """
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):
@@ -64,18 +64,14 @@ def _strip(message: Any) -> None:
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded."""
+    """Describe how to load it."""
     return {
         "library": "onnxruntime",
         "precisions": ["float32"],
         "opset": OPSET,
         "load": [
-            f'session = onnxruntime.InferenceSession("{_name(subject)}")',
+            f'session = onnxruntime.InferenceSession("{subject.stem}.onnx")',
             f'{", ".join(subject.outputs)} = session.run(None, {{"{INPUT}": images}})'
             + ("[0]" if len(subject.outputs) == 1 else ""),
         ],
     }
-
-
-def _name(subject: Subject) -> str:
-    return f"{subject.stem}.onnx"

@@ -1,4 +1,4 @@
-"""torch.export's program: from images to outputs, for any number of images, run by PyTorch alone."""
+"""torch.export: a program from images to outputs, for any batch size, which needs PyTorch only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ABOUT_THIS_MACHINE = ("stack_trace", "custom")
 
 
 def refusal(subject: Subject) -> str | None:
-    """Whether a network can be traced shows when it is."""
+    """Only tracing shows whether a network can be traced."""
     return None
 
 
@@ -29,17 +29,17 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     batch = torch.export.Dim("batch", min=1)
     try:
         program = torch.export.export(subject.graph, example, dynamic_shapes=({0: batch},))
-    except Exception as error:  # torch has many exceptions for what it cannot trace, some of them private
+    except Exception as error:  # torch raises many, some of them private, if it cannot trace a network
         reason = first_line(error)
         raise CheckpointError(f"torch cannot trace this network as a program; nothing was exported\n{reason}") from None
     _strip(program)
-    file = folder / _name(subject)
+    file = folder / f"{subject.stem}.pt2"
     torch.export.save(program, file)
     return [file]
 
 
 def _strip(program: torch.export.ExportedProgram) -> None:
-    """Remove stack traces, which name the paths of this machine, from every graph of the program."""
+    """Remove stack traces, which contain paths of this machine, from every graph of the program."""
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             for key in _ABOUT_THIS_MACHINE:
@@ -47,16 +47,12 @@ def _strip(program: torch.export.ExportedProgram) -> None:
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded."""
+    """Describe how to load it."""
     return {
         "library": "torch",
         "precisions": ["float32"],
         "load": [
-            f'program = torch.export.load("{_name(subject)}").module()',
+            f'program = torch.export.load("{subject.stem}.pt2").module()',
             f"{', '.join(subject.outputs)} = program(images)",
         ],
     }
-
-
-def _name(subject: Subject) -> str:
-    return f"{subject.stem}.pt2"

@@ -1,31 +1,22 @@
-"""safetensors: tensors alone, with the names of the plain timm or MONAI network."""
+"""safetensors: the tensors with the names of the plain timm or MONAI network."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import (
-    NETWORK_PRECISIONS,
-    Subject,
-    refuse_patches,
-    save_state,
-    written,
-)
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_patches, save_state, written
 
-
-def refusal(subject: Subject) -> str | None:
-    """Every network has a state dict, but for a head of patches."""
-    return refuse_patches(subject)
+refusal = refuse_patches
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
     """Write the state dict."""
-    return [save_state(subject.state, folder / _name(subject))]
+    return [save_state(subject.state, folder / f"{subject.stem}.safetensors")]
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded: by building preprocessing.json's "model" and strict about every key."""
+    """Describe how to load it: into the "model" of preprocessing.json, with strict=True."""
     build = subject.build
     arguments = written(build["arguments"])
     if build["library"] == "timm":
@@ -40,14 +31,14 @@ def describe(subject: Subject) -> dict[str, Any]:
         "precisions": list(NETWORK_PRECISIONS),
         "load": [
             *made,
-            f'net.load_state_dict(safetensors.torch.load_file("{_name(subject)}"), strict=True)',
+            f'net.load_state_dict(safetensors.torch.load_file("{subject.stem}.safetensors"), strict=True)',
             "outputs = net.eval()(images)",
         ],
     }
 
 
 def _stem(widths: list[int], channels: int) -> list[str]:
-    """Return what builds a transformer's convolutional stem of timm's parts."""
+    """Return code that builds a transformer's convolutional stem from parts of timm."""
     depth = len(widths) - 1
     shape = f"depth={depth + 1}, channels={widths}, kernel_size={[3] * depth + [1]}, stride={[2] * depth + [1]}"
     return [
@@ -57,7 +48,3 @@ def _stem(widths: list[int], channels: int) -> list[str]:
         "stem = lambda img_size, in_chans, embed_dim, **_: HybridEmbed(",
         "    convolutions, img_size, patch_size=1, in_chans=in_chans, embed_dim=embed_dim, proj=False)",
     ]
-
-
-def _name(subject: Subject) -> str:
-    return f"{subject.stem}.safetensors"

@@ -1,4 +1,4 @@
-"""torchvision: a state dict under its names, for the network that it has under the same name."""
+"""torchvision: a state dict with its names, for its network of the same name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_patche
 from medmoco.models.interop.naming import kind_of, naming_of, rename
 from medmoco.models.interop.state_dicts import plain_tensors
 
-# kind of network -> the first convolution, and the classifier that an encoder does without
+# kind of network -> the first convolution, and the classifier, which an encoder lacks
 _ENDS = {
     "resnet": ("conv1", "fc"),
     "densenet": ("features.conv0", "classifier"),
@@ -24,7 +24,7 @@ _ENDS = {
 
 
 def refusal(subject: Subject) -> str | None:
-    """Only what torchvision has, layer by layer, can be loaded there."""
+    """Torchvision must have the same network, layer by layer."""
     name, kind = subject.backbone.name, kind_of(subject.backbone.name)
     if kind not in _ENDS or not (_is_plain_vit(subject) if kind == "vit" else _plain(name) in _models()):
         return f"{name} is not in torchvision, which has {', '.join(_models())} and ViTs with a class token"
@@ -36,14 +36,14 @@ def refusal(subject: Subject) -> str | None:
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
-    """Write tensors alone, which torch.load reads with weights_only=True."""
-    file = folder / _name(subject)
+    """Write tensors that torch.load reads with weights_only=True."""
+    file = folder / f"{subject.stem}.torchvision.pth"
     torch.save(plain_tensors(_state(subject)), file)
     return [file]
 
 
 def describe(subject: Subject) -> dict[str, Any]:
-    """Say how it is loaded: into the network with a first layer of these channels and, of an encoder, no classifier."""
+    """Describe how to load it: into a network with this first layer and, for an encoder, without a classifier."""
     backbone = subject.backbone
     kind = kind_of(backbone.name)
     assert kind is not None
@@ -64,14 +64,10 @@ def describe(subject: Subject) -> dict[str, Any]:
             f"net = torchvision.models.{build['function']}({written(build['arguments'])})",
             f'net.set_submodule("{first_conv}", torch.nn.Conv2d({shape}{bias}))',
             *([f'net.set_submodule("{classifier}", torch.nn.Identity())'] if subject.head is None else []),
-            f'net.load_state_dict(torch.load("{_name(subject)}", weights_only=True), strict=True)',
+            f'net.load_state_dict(torch.load("{subject.stem}.torchvision.pth", weights_only=True), strict=True)',
             "outputs = net.eval()(images)",
         ],
     }
-
-
-def _name(subject: Subject) -> str:
-    return f"{subject.stem}.torchvision.pth"
 
 
 def _plain(name: str) -> str:
@@ -94,7 +90,7 @@ def _is_plain_vit(subject: Subject) -> bool:
 
 
 def _vit(subject: Subject) -> dict[str, Any]:
-    """Return how to build a ViT: some sizes have names in torchvision; its class takes any."""
+    """Return how to build a ViT from its class, as torchvision names only some sizes."""
     net: Any = subject.backbone.net
     return {
         "function": "VisionTransformer",

@@ -42,4 +42,4 @@ def test_write__card_has_the_fields_of_the_hub(tmp_path: Path, make_subject) -> 
 
 
 def test_refusal__networks_of_monai(make_subject) -> None:
-    assert huggingface.refusal(make_subject("monai/densenet121")) == "monai/densenet121 is not a network of timm"
+    assert huggingface.refusal(make_subject("monai/densenet121")) == "monai/densenet121 is not a timm network"

@@ -42,10 +42,10 @@ def test_describe__timm_is_strict(tmp_path: Path, make_subject, monkeypatch: pyt
 
 
 def test_refusal__names_other_libraries(make_subject) -> None:
-    assert timm_file.refusal(make_subject("monai/densenet121")) == "monai/densenet121 is not a network of timm"
+    assert timm_file.refusal(make_subject("monai/densenet121")) == "monai/densenet121 is not a timm network"
 
 
 @pytest.mark.parametrize("form", [timm_file, huggingface, monai_bundle])
 def test_refusal__of_what_has_no_name(make_subject, form) -> None:
     said = form.refusal(make_subject("moco-v3/vit_conv_tiny"))
-    assert said == "timm has no name for the whole of moco-v3/vit_conv_tiny"
+    assert said == "timm has no name for moco-v3/vit_conv_tiny with its stem"
