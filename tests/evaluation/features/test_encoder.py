@@ -227,7 +227,7 @@ def test_embed__frames_are_rows_of_the_manifest(manifest: Path) -> None:
 
 
 def test_embed__a_split_by_name_needs_settings_that_name_data() -> None:
-    with pytest.raises(SettingsError, match="the manifest that 'val' is a split of is not known"):
+    with pytest.raises(SettingsError, match="'val' is the name of a split, but the settings name no manifest"):
         load_encoder("random", SMALL).embed("val")
 
 
