@@ -608,11 +608,14 @@ def test_evaluate__without_a_folder_nothing_is_written_but_the_ledger(splits: An
     with pytest.raises(SettingsError, match="recorded in the ledger"):
         module.evaluate(settings, {"run": "weights.safetensors"}, test=True)
     (tmp_path / "cxr").mkdir()
+    (tmp_path / "cxr" / "config.yaml").touch()  # makes it a run folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "find_pretraining", lambda _: Pretraining())
         found = module.evaluate(settings, {"run": str(tmp_path / "cxr")}, test=True)
     assert "test evaluation 1, recorded in ledger.jsonl" in found.table
-    assert [path.name for path in sorted(tmp_path.rglob("*")) if path not in before] == ["cxr", "ledger.jsonl"]
+    assert [path.name for path in sorted(tmp_path.rglob("*")) if path not in before] == [
+        "cxr", "config.yaml", "ledger.jsonl",
+    ]  # fmt: skip
 
 
 def test_evaluate__its_example_runs_as_written(
