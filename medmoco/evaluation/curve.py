@@ -1,4 +1,4 @@
-"""Label efficiency: scores at growing shares of labelled patients, `medmoco curve`."""
+"""`medmoco curve`: label efficiency, the scores by the fraction of labelled patients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medmoco.config import RunSettings
 from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import Floats
-from medmoco.evaluation.records import UNTRAINED, CurveDifference, CurvePoint, Difference, Score
+from medmoco.evaluation.records import UNTRAINED, CurveDifference, CurvePoint, Score
 from medmoco.evaluation.results import Curve
 from medmoco.evaluation.scoring.scoring import (
     Key,
@@ -39,19 +39,19 @@ def curve(
     test: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Curve:
-    """Score linear probes, and on request fine-tuning, at every share of `evaluate.fractions`.
+    """Score linear probes, and on request fine-tuning, at every fraction in `evaluate.fractions`.
 
-    The patients of a smaller share are among those of a larger one, and draws are the same for all encoders and
-    methods. The results are saved to `out`, see `Curve.save`.
+    The patients of a smaller fraction are a subset of those of a larger one, and the draws are the same for all
+    encoders and methods.
 
     Args:
-        settings: Of the data and the protocol; `evaluate.label_fraction` and `evaluate.label_draws` are not used.
+        settings: Settings of the data and the protocol, except `evaluate.label_fraction` and `evaluate.label_draws`.
         encoders: Name -> run folder, weights file, or "random"; the first is the primary one.
-        out: Folder for the results. Fine-tuning runs are kept in it, and those that are there are resumed.
-        draws: Of patients, for shares below 1.
+        out: Folder in which to save the results and fine-tuning runs; existing runs are resumed.
+        draws: Draws of patients, for fractions below 1.
         finetuned: Also train end to end on the same draws, from the primary encoder and from scratch.
-        test: Score the test split too, and record that in the run's ledger.
-        log: Receives progress, a line at a time.
+        test: Evaluate on the test set too, which is recorded in the run's ledger.
+        log: Receives progress messages.
 
     Raises:
         MedmocoError: as `evaluate` and `finetune` do.
@@ -74,7 +74,7 @@ def curve(
         scored, compared = _score(study, methods, predictions, label_draws, share)
         points += scored
         differences += compared
-    points.sort(key=lambda point: _place(point, study, methods))
+    points.sort(key=lambda point: _order(point, study, methods))
     table = _layout(points, differences, study)
     if test:
         table += _record_test(study, points, settings, out)
@@ -96,10 +96,9 @@ def _predict_finetuned(
             how = share.finetune.model_copy(update={"label_fraction": chosen.label_fraction, "label_draw": draw})
             folder = out / "finetune" / f"{name}_{100 * chosen.label_fraction:g}_percent_draw_{draw}"
             resumed = StartMode(resume=True)
-            found = finetune(
-                share.model_copy(update={"finetune": how}), source, folder, splits=study.scored, start=resumed
-            )
-            assert found  # this process is alone
+            own = share.model_copy(update={"finetune": how})
+            found = finetune(own, source, folder, splits=study.scored, start=resumed)
+            assert found  # there is only one process
             for split in study.scored:
                 for column, label in enumerate(found.labels):
                     scores.setdefault(Key(label, split, "finetune", name), []).append(found.scores[split][:, column])
@@ -113,34 +112,29 @@ def _score(
     draws: Mapping[str, LabelDraws],
     share: RunSettings,
 ) -> tuple[list[CurvePoint], list[CurveDifference]]:
-    """Score one share of labels; each method compares the primary encoder with the others."""
+    """Score one fraction of labels; for each method, the primary encoder is compared with the others."""
     primary = study.encoders[0]
     points: list[CurvePoint] = []
     differences: list[CurveDifference] = []
     for method in methods:
         encoders = study.encoders if method == "linear" else list(dict.fromkeys([primary, UNTRAINED]))
         scored = score_all(study, [method], encoders, predictions, draws, share)
-        points += [_point(entry.score, share.evaluate.label_fraction) for entry in scored.values()]
+        fraction = share.evaluate.label_fraction
+        points += [_point(entry.score, fraction) for entry in scored.values()]
         compared = differences_of(scored, [(primary, other) for other in encoders if other != primary])
-        differences += [_difference(found, share.evaluate.label_fraction) for found in compared]
+        kept = set(CurveDifference.model_fields)
+        differences += [CurveDifference(**found.model_dump(include=kept), fraction=fraction) for found in compared]
     return points, differences
 
 
 def _point(score: Score, fraction: float) -> CurvePoint:
-    kept = score.model_dump(include=CurvePoint.model_fields.keys() - {"n_train", "n_train_patients"})
-    patients = _mean(score.n_train_patients)
-    return CurvePoint(**kept, n_train=_mean(score.n_train), n_train_patients=patients, fraction=fraction)
+    counts = {"n_train": score.n_train, "n_train_patients": score.n_train_patients}
+    fields = score.model_dump(include=CurvePoint.model_fields.keys() - counts.keys())
+    fields |= {name: float(np.mean(values)) if values else None for name, values in counts.items()}
+    return CurvePoint(**fields, fraction=fraction)
 
 
-def _difference(found: Difference, fraction: float) -> CurveDifference:
-    return CurveDifference(**found.model_dump(include=set(CurveDifference.model_fields)), fraction=fraction)
-
-
-def _mean(values: Sequence[int]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _place(point: CurvePoint, study: Study, methods: Sequence[str]) -> tuple[float, ...]:
+def _order(point: CurvePoint, study: Study, methods: Sequence[str]) -> tuple[float, ...]:
     labels = [*study.splits["train"].label_names, MACRO]
     return (
         study.scored.index(point.split), labels.index(point.label), methods.index(point.method),
@@ -149,7 +143,7 @@ def _place(point: CurvePoint, study: Study, methods: Sequence[str]) -> tuple[flo
 
 
 def _layout(points: Sequence[CurvePoint], differences: Sequence[CurveDifference], study: Study) -> str:
-    """Lay out one block per split and label, in it one line per method, encoder and share of labels."""
+    """Return a block of text per split and label, with a line per method, encoder and fraction of labels."""
     primary, labels = study.encoders[0], {point.label for point in points}
     against = {(d.split, d.label, d.method, d.control, d.fraction): d for d in differences}
     width = name_width(point.encoder for point in points)
@@ -184,15 +178,13 @@ def _cells(point: CurvePoint, difference: CurveDifference | None) -> str:
 
 
 def _record_test(study: Study, points: Sequence[CurvePoint], settings: RunSettings, out: Path) -> str:
-    most = max(point.fraction for point in points)
+    chosen = ("test", "linear", max(point.fraction for point in points))
     aurocs = {
         point.label: point.auroc
         for point in points
-        if (point.split, point.method, point.fraction) == ("test", "linear", most)
-        and point.primary
-        and point.label != MACRO
+        if (point.split, point.method, point.fraction) == chosen and point.primary and point.label != MACRO
     }
     ledger = ledger_of(study.encoder, out)
-    assert ledger  # there is a folder for the results
+    assert ledger  # `out` is given
     count = record_test_evaluation(ledger, "curve", study.splits["test"], settings, study.encoders, aurocs)
     return f"{note_on_test(count, ledger)}\n"

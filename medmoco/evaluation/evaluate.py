@@ -1,4 +1,4 @@
-"""Score frozen encoders next to their controls: `medmoco evaluate`."""
+"""`medmoco evaluate`: score frozen encoders and their controls."""
 
 from __future__ import annotations
 
@@ -44,18 +44,16 @@ def evaluate(
     test: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Score encoders' frozen features, next to the untrained network and raw pixels.
-
-    With a folder, the results are saved there, see `Evaluation.save`, with the primary encoder's linear probe as
-    classifier/.
+    """Score the frozen features of encoders, of the untrained network and raw pixels.
 
     Args:
-        settings: Of the data, the images' size and the protocol.
-        encoders: Name -> run folder, weights file, or "random"; the first is the primary one, which the others are
-            compared with.
-        out: Folder for the results, which replace those of an earlier evaluation; without it nothing is saved.
-        test: Score the test split too, and record that in the run's ledger, or in `out` where there is no run.
-        log: Receives progress, a line at a time.
+        settings: Settings of the data, the image size and the protocol.
+        encoders: Name -> run folder, weights file, or "random"; the first is the primary one, with which the others are
+            compared.
+        out: Folder in which to save the results, and the primary encoder's linear probe as classifier/, in place of
+            those of an earlier evaluation.
+        test: Evaluate on the test set too, which is recorded in the ledger of the run, or in `out` without a run.
+        log: Receives progress messages.
 
     Example:
         >>> from pathlib import Path
@@ -66,10 +64,9 @@ def evaluate(
         'untrained'
 
     Raises:
-        SettingsError: `out` cannot be written, or a test evaluation can be recorded nowhere; and as `study.begin`.
-        ManifestError: as `study.begin`.
+        SettingsError: `out` cannot be written, or there is no folder for the ledger; and as `study.begin`.
         CheckpointError: the ledger cannot be written; and as `study.begin`.
-        DataError: an image cannot be used.
+        ManifestError, DataError: as `study.begin`.
     """
     _check_ledger(encoders, out, test)
     if out:
@@ -88,7 +85,7 @@ def evaluate(
     clinical = score_clinically(study.splits, predictions, settings)
     notes = [*study.notes, _record_test(ledger_of(study.encoder, out), study, scored, settings)]
     width = study.features[primary]["train"].shape[1]
-    table = layout(scores, differences, heading(study.source, width, study.splits, settings), notes)
+    table = layout(scores, differences, heading(study.source.record(), width, study.splits, settings), notes)
     found = Evaluation(scores, tuple(differences), *clinical, _as_frame(predictions, study.splits), table, out)
     if out:
         found.save(out)
@@ -97,20 +94,20 @@ def evaluate(
 
 
 def _check_ledger(encoders: Mapping[str, str], out: Path | None, test: bool) -> None:
-    """Refuse a test evaluation that cannot be recorded, before the work."""
+    """Refuse a test evaluation that cannot be recorded, before any work is done."""
     primary = next((source for source in encoders.values() if source != "random"), "random")
     if test and not ledger_of(primary, out):
         raise SettingsError(
             "a test evaluation is recorded in the ledger of the encoder's run, but this encoder is not a run folder;\n"
-            "give a folder for the results (out), and it is recorded there"
+            "give a folder for the results (out) to record it there"
         )
 
 
 def _record_test(ledger: Path | None, study: Study, scored: Mapping[Key, Scored], settings: RunSettings) -> str:
     """Record a test evaluation in the ledger before any score is shown; return the note about it."""
     if "test" not in study.splits:
-        return "the test split was not scored; --test scores it, and records that in the ledger"
-    assert ledger  # it was checked
+        return "the test set was not evaluated; --test evaluates on it, and records that in the ledger"
+    assert ledger  # checked before
     aurocs = {
         key.label: entry.score.auroc
         for key, entry in scored.items()
@@ -121,19 +118,16 @@ def _record_test(ledger: Path | None, study: Study, scored: Mapping[Key, Scored]
 
 
 def _save_probe(folder: Path, study: Study, predictions: Mapping[Key, Predictions], settings: RunSettings) -> None:
-    """Keep the primary encoder's probe of all labels as a classifier that can be applied to other images.
+    """Save the linear probe of the primary encoder as a classifier, which can be applied to other images.
 
-    Where there is none, that of an earlier evaluation is removed: it would not belong to the scores next to it.
+    If there is none, the classifier of an earlier evaluation is removed, since it does not match the scores.
     """
     primary, split = study.encoders[0], study.scored[0]
     found = {key.label: own for key, own in predictions.items() if key[1:] == (split, "linear", primary)}
     if not found or settings.evaluate.label_fraction < 1:
         remove_classifier(folder)
         return
-    standard, fits = standardise(study.features[primary]), [own.fits[0] for own in found.values()]
-    head = fold_probe(
-        standard.mean, standard.scale, np.stack([fit.weights for fit in fits]), np.array([fit.bias for fit in fits])
-    )
+    head = fold_probe(standardise(study.features[primary]), [own.fits[0] for own in found.values()])
     points, aurocs = {}, {}
     for label, own in found.items():
         targets = label_targets(study.splits[split], label)
@@ -143,7 +137,7 @@ def _save_probe(folder: Path, study: Study, predictions: Mapping[Key, Prediction
         settings,
         tuple(found),
         trained="linear probe",
-        encoder=study.source,
+        encoder=study.source.record(),
         val_auroc=aurocs,
         **describe_operating_points(points, settings.evaluate),
     )

@@ -1,13 +1,12 @@
-"""Files and tables of records; files are written and read by the records' own classes.
+"""Read and write files of records, and convert records to tables.
 
-A file is a JSON list of plain objects (external.json: an object by label), so `pandas.read_json` reads it too. Every
-object carries the version of its format; files from before there were versions still load, newer ones are refused.
-A field that does not apply to a record is left out of its object.
+A file is a JSON list of objects (external.json: an object by label), which `pandas.read_json` can read. Every object
+has the version of its format; files without versions still load, newer ones are refused. Fields that do not apply to a
+record are left out.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,27 +16,22 @@ from pydantic import TypeAdapter, ValidationError
 
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.records import VERSION, Record
-from medmoco.utils.files import replacing
+from medmoco.training.runlog import write_json
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def write_records(file: Path, records: Sequence[Record] | Mapping[str, Record]) -> None:
-    """Write a list of records, or records by name, so that a reader never sees half of it."""
+    """Write a list of records, or records by name, so that readers never see an incomplete file."""
     if isinstance(records, Mapping):
-        _write(file, {name: _as_json(record) for name, record in records.items()})
+        write_json(file, {name: _as_json(record) for name, record in records.items()})
     else:
-        _write(file, [_as_json(record) for record in records])
+        write_json(file, [_as_json(record) for record in records])
 
 
 def write_record(file: Path, record: Record) -> None:
     """Write a single record."""
-    _write(file, _as_json(record))
-
-
-def _write(file: Path, content: Any) -> None:
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(file, _as_json(record))
 
 
 def _as_json(record: Record) -> dict[str, Any]:
@@ -48,7 +42,7 @@ def read_records(file: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...]:
     """Read a list of records.
 
     Raises:
-        CheckpointError: the file is not there, damaged, or written by a newer version.
+        CheckpointError: the file is missing, damaged, or written by a newer version.
     """
     found: tuple[AnyRecord, ...] = _read(file, TypeAdapter(tuple[kind, ...]))  # type: ignore[valid-type]
     return found
@@ -77,18 +71,18 @@ def _read(file: Path, adapter: TypeAdapter[Any]) -> Any:
         newer = next((each for each in findings if each["loc"][-1:] == ("version",) and "ctx" in each), None)
         if newer and newer["type"] == "value_error":
             raise CheckpointError(
-                f"{name} was written by a newer medmoco: its records have {newer['ctx']['error']}, and this one reads"
-                f" up to {VERSION}.\nUpdate medmoco, or evaluate again with this one."
+                f"{name} was written by a newer medmoco: its records have {newer['ctx']['error']}, but this version"
+                f" reads up to {VERSION}.\nUpdate medmoco, or evaluate again with this version."
             ) from None
-        place = ", ".join(str(part) for part in findings[0]["loc"])
+        location = ", ".join(str(part) for part in findings[0]["loc"])
         raise CheckpointError(
-            f"{name} is damaged: {f'{place}: ' if place else ''}{findings[0]['msg']}.\n"
-            "Delete it, or run the command again that writes it."
+            f"{name} is damaged: {f'{location}: ' if location else ''}{findings[0]['msg']}.\n"
+            "Delete it, or rerun the command that writes it."
         ) from None
 
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row for each record; fields of fields become columns such as "leakage.train.images"."""
+    """Return one row for each record; nested fields become columns such as "leakage.train.images"."""
     frame = pd.json_normalize([record.model_dump(exclude={"version"}) for record in records])
     first = [name for name in ("label", "split", "method", "encoder") if name in frame]
     return frame[[*first, *frame.columns.drop(first)]]

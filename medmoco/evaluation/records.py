@@ -1,7 +1,7 @@
-"""Records of results: a class for every kind, with a description and a unit for each field.
+"""Records of results: a class for each kind, with a description and a unit for each field.
 
-`medmoco.evaluation.record_files` writes and reads them. None is what could not be computed, or was not recorded by an
-older version.
+`medmoco.evaluation.record_files` writes and reads them. None means that a value could not be computed, or was not
+recorded by an older version.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ VERSION = 1
 
 UNTRAINED, PIXELS = "untrained", "pixels"
 CONTROLS = (UNTRAINED, PIXELS)
-"""Names of the controls that are always scored too: the untrained network and the raw pixels."""
+"""Names of the controls that are always scored: the untrained network and raw pixels."""
 UNNAMED = "run"
-"""How an encoder is shown that the user gave no name. It is not treated differently from any other."""
+"""Name of an encoder to which the user gave none; it has no special meaning."""
 
 
 def _check_version(version: int) -> int:
@@ -51,7 +51,7 @@ Count = Annotated[int, _unit("count")]
 
 
 class Part(BaseModel):
-    """Base of records and of what is inside them."""
+    """Base of records and of their parts."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
@@ -77,39 +77,39 @@ class EncoderRecord(Record):
 
 
 class PrimaryRecord(EncoderRecord):
-    """A score, which is marked where it is that of the encoder in question."""
+    """A score, with a mark for the primary encoder."""
 
     primary: Flag | None = None
-    """Whether this encoder is the one in question; the others are there for comparison."""
+    """Whether this is the primary encoder; the others are controls."""
 
 
 class MethodRecord(EncoderRecord):
-    """A record about one encoder as one method uses it."""
+    """A record about one encoder and one method."""
 
     method: Text
     """linear (probe), knn or finetune."""
 
 
 class Overlap(Part):
-    """What a split shares with other data; None is unknown."""
+    """Overlap of a split with other data; None if unknown."""
 
     patients: Patients | None
-    """Patients of the split that are in the other data too."""
+    """Patients of the split that are also in the other data."""
     images: Images
-    """Images of the split that are in the other data too, by file or by pixels."""
+    """Images of the split that are also in the other data, as the same file or the same pixels."""
 
 
 class Leakage(Part):
-    """What a split shares with the data that was learned from; None is unknown."""
+    """Overlap of a split with training data; None if unknown."""
 
     pretraining: Overlap | None
-    """Shared with the images that the encoder was pretrained on."""
+    """Overlap with the images on which the encoder was pretrained."""
     train: Overlap | None
-    """Shared with train."""
+    """Overlap with train."""
 
 
 class Counts(Part):
-    """What a score was computed from."""
+    """Counts of the data behind a score."""
 
     n: Images
     """Labelled images."""
@@ -134,19 +134,19 @@ class Protocol(Part):
     """How a score was computed."""
 
     bootstrap: Count | None = None
-    """Draws of patients behind the intervals."""
+    """Bootstrap draws of patients for the intervals."""
     bootstrap_left_out: Count | None = None
     """Draws in which the score was not defined."""
     where: Text | None = None
-    """Condition that chose the rows, or None for all."""
+    """Condition by which rows were selected; None if all were used."""
     label_fraction: Share | None = None
-    """Share of the training patients whose labels were used."""
+    """Fraction of the training patients whose labels were used."""
     draws: Count | None = None
     """Draws of these patients."""
     seed: Count | None = None
     """Seed of all draws."""
     leakage: Leakage | None = None
-    """What the split shares with the data that was learned from."""
+    """Overlap of the split with training data."""
 
 
 class Score(Protocol, Area, Counts, MethodRecord, PrimaryRecord):
@@ -157,31 +157,31 @@ class Score(Protocol, Area, Counts, MethodRecord, PrimaryRecord):
     neighbours: Count | None = None
     """Neighbours that vote in kNN; None for other methods."""
     average_precision: Share | None
-    """Average precision, not interpolated."""
+    """Average precision, without interpolation."""
     ap_low: Low | None = None
     ap_high: High | None = None
     delong_low: Low | None = None
-    """Lower end of DeLong's interval of the AUROC, where every patient has one image."""
+    """Lower end of DeLong's interval of the AUROC, if every patient has one image."""
     delong_high: High | None = None
     """Upper end of DeLong's interval of the AUROC."""
     flag: Text | None = None
-    """A sign that the score may have learned nothing."""
+    """A sign that nothing may have been learned."""
     note: Text | None = None
-    """What was out of the ordinary in the fits."""
+    """Remarks on the fits."""
     auroc_of_draws: tuple[Share, ...] = ()
     """AUROC of each draw of labels."""
     strength: tuple[Real, ...] = ()
-    """Regularisation that validation chose, for each draw of labels."""
+    """Inverse regularisation strength C chosen on validation, for each draw of labels."""
     n_train: tuple[Images, ...] = ()
     """Training images whose label was used, for each draw."""
     n_train_patients: tuple[Patients, ...] = ()
     """Patients of these images, for each draw."""
     label_policy: dict[str, Text] = {}
-    """What uncertain and missing label cells count as."""
+    """Meaning of uncertain and missing label cells."""
     n_labels: Count | None = None
-    """Labels, of the macro average."""
+    """Number of labels, for the macro average."""
     n_labels_defined: Count | None = None
-    """Labels with a defined score, over which the macro average is taken."""
+    """Number of labels with a defined score, which the macro average includes."""
 
 
 class Compared(MethodRecord):
@@ -194,9 +194,9 @@ class Compared(MethodRecord):
     low: GapLow | None
     high: GapHigh | None
     p: Share | None = None
-    """Two-sided p of the paired bootstrap."""
+    """Two-sided p-value of the paired bootstrap."""
     p_holm: Share | None = None
-    """p, adjusted by Holm for all comparisons of the same split and method."""
+    """p-value adjusted by Holm's method for all comparisons of the same split and method."""
 
 
 class Difference(Protocol, Counts, Compared):
@@ -205,16 +205,16 @@ class Difference(Protocol, Counts, Compared):
     excludes_zero: Flag | None = None
     """Whether 0 lies outside the interval."""
     delong_p: Share | None = None
-    """p of DeLong's test, where every patient has one image."""
+    """p-value of DeLong's test, if every patient has one image."""
     undefined: Text | None = None
     """Why there is no score to compare."""
 
 
 class Decisions(Part):
-    """Decisions at a threshold, counted, with shares and their 95 % intervals; None for a share without cases."""
+    """Confusion matrix at a threshold, with its rates and their 95 % intervals; None for a rate without cases."""
 
     threshold: LogOdds | None
-    """Scores at or above it decide for positive."""
+    """Scores at or above it are positive predictions."""
     tp: Images
     """True positives."""
     fp: Images
@@ -224,11 +224,11 @@ class Decisions(Part):
     fn: Images
     """False negatives."""
     sensitivity: Share | None
-    """Share of the positives that are decided for positive."""
+    """Fraction of the positives that are predicted positive."""
     sensitivity_low: Low | None = None
     sensitivity_high: High | None = None
     specificity: Share | None
-    """Share of the negatives that are decided for negative."""
+    """Fraction of the negatives that are predicted negative."""
     specificity_low: Low | None = None
     specificity_high: High | None = None
     ppv: Share | None
@@ -242,14 +242,14 @@ class Decisions(Part):
 
 
 class OperatingPoint(Decisions, MethodRecord):
-    """One record of operating.json: what a threshold chosen on validation does on a split."""
+    """One record of operating.json: decisions on a split at a threshold chosen on validation."""
 
     specificity_wanted: Share
     """Specificity on validation for which the threshold was chosen."""
 
 
 class Bin(Part):
-    """Images with similar predicted probability."""
+    """Images with similar predicted probabilities."""
 
     low: Share | None
     """Lowest probability."""
@@ -260,26 +260,26 @@ class Bin(Part):
     predicted: Share | None
     """Mean probability."""
     observed: Share | None
-    """Share of positives."""
+    """Fraction of positives."""
     observed_low: Low | None
     observed_high: High | None
 
 
 class Reliability(Part):
-    """How well probabilities agree with outcomes."""
+    """Agreement of probabilities with outcomes."""
 
     n: Images
     """Labelled images."""
     brier: Share | None
-    """Brier score, 0 at best."""
+    """Brier score; 0 is best."""
     ece: Share | None
-    """Expected calibration error over bins of equal counts, 0 at best."""
+    """Expected calibration error over bins of equal counts; 0 is best."""
     bins: tuple[Bin, ...]
-    """From the lowest probabilities to the highest."""
+    """Bins from the lowest probabilities to the highest."""
     slope: Real | None
-    """Calibration slope, 1 at best."""
+    """Calibration slope; 1 is best."""
     intercept: LogOdds | None
-    """Calibration in the large, 0 at best."""
+    """Calibration in the large; 0 is best."""
 
 
 class CalibrationScore(MethodRecord):
@@ -288,7 +288,7 @@ class CalibrationScore(MethodRecord):
     kind: Text
     """platt or temperature, fitted on validation."""
     before: Reliability
-    """Of the scores as they are, taken as log-odds."""
+    """Before calibration, with the scores as log-odds."""
     after: Reliability
     """After calibration."""
 
@@ -301,7 +301,7 @@ class GroupScore(Area, Counts):
     group: Text
     """Value in this column, or a band of ages."""
     bootstrap_left_out: Count | None = None
-    """Draws that held one class only and were left out."""
+    """Draws with only one class, which were left out."""
 
 
 class Subgroup(GroupScore, MethodRecord):
@@ -309,10 +309,10 @@ class Subgroup(GroupScore, MethodRecord):
 
 
 class CurvePoint(Area, Counts, MethodRecord, PrimaryRecord):
-    """One record of curve.json: a score at a share of the labels."""
+    """One record of curve.json: a score for a fraction of the labels."""
 
     fraction: Share
-    """Share of the training patients whose labels were used."""
+    """Fraction of the training patients whose labels were used."""
     draws: Count | None = None
     """Draws of these patients."""
     n_train: Annotated[float, _unit("images")] | None = None
@@ -327,11 +327,11 @@ class CurveDifference(Compared):
     """One record of curve_differences.json."""
 
     fraction: Share
-    """Share of the training patients whose labels were used."""
+    """Fraction of the training patients whose labels were used."""
 
 
 class SideScore(Counts):
-    """The AUROC on one data set's test split."""
+    """The AUROC on the test split of one data set."""
 
     auroc: Share | None
     """Area under the receiver operating characteristic."""
@@ -342,12 +342,12 @@ class SideScore(Counts):
 
 
 class ExternalScore(Record):
-    """One label of external.json: a frozen classifier on its own test split and on another's."""
+    """One label of external.json: a frozen classifier on its own test split and on that of other data."""
 
     internal: SideScore
-    """On the data that the classifier comes from."""
+    """On the test split of the classifier's data."""
     external: SideScore
-    """On the other data."""
+    """On the test split of the other data."""
     drop: Gap | None
     """Internal minus external AUROC."""
     drop_low: GapLow | None
@@ -360,11 +360,11 @@ class DetectionScore(PrimaryRecord):
     metric: Text
     """ap, ap50, ap75, froc, auroc, or sensitivity_at_ followed by false positives per image."""
     value: Share | None
-    """The metric's value."""
+    """Value of the metric."""
     low: Low | None
     high: High | None
     bootstrap: Count
-    """Draws of patients behind the interval."""
+    """Bootstrap draws of patients for the interval."""
     bootstrap_left_out: Count
     """Draws in which the metric was not defined."""
     n: Images
@@ -374,7 +374,7 @@ class DetectionScore(PrimaryRecord):
     n_boxes: Annotated[int, _unit("boxes")]
     """Boxes of the label."""
     n_positive: Images
-    """Images with such a box."""
+    """Images with a box of the label."""
 
 
 class DetectionDifference(EncoderRecord):
@@ -393,7 +393,7 @@ class DetectionDifference(EncoderRecord):
 
 
 def primary_of(records: Sequence[EncoderRecord]) -> str | None:
-    """Return the name of the encoder in question: the one marked, else the first that is not a control."""
+    """Return the name of the primary encoder: the marked one, else the first that is not a control."""
     encoders = dict.fromkeys(record.encoder for record in records)
     marked = (record.encoder for record in records if isinstance(record, PrimaryRecord) and record.primary)
     return next(chain(marked, (name for name in encoders if name not in CONTROLS), encoders), None)

@@ -1,15 +1,13 @@
-"""What `evaluate`, `curve` and `external` return, for notebooks: records, tables as DataFrames, figures.
-
-Every result can be loaded from the folder that it was saved to.
-"""
+"""Results of `evaluate`, `curve` and `external`: records, DataFrames and figures, saved to and loaded from folders."""
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +16,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.metrics.auroc import Floats, auroc, average_precision
-from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records, to_frame, write_records
+from medmoco.evaluation.record_files import read_named_records, read_records, to_frame, write_records
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
@@ -27,6 +25,7 @@ from medmoco.evaluation.records import (
     ExternalScore,
     MethodRecord,
     OperatingPoint,
+    Record,
     Score,
     Subgroup,
     primary_of,
@@ -39,7 +38,7 @@ Kind = Literal["roc", "precision_recall"]
 PREDICTIONS = {
     "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": int, "score": float,
 }  # fmt: skip
-"""Columns of predictions.csv. A row is numbered as a spreadsheet shows it; target is 1 or 0."""
+"""Columns of predictions.csv. Rows are counted as in a spreadsheet; target is 1 or 0."""
 
 _CURVE_CSV = [
     "label", "split", "method", "encoder", "fraction", "draws", "n_train", "n_train_patients", "auroc", "auroc_low",
@@ -47,19 +46,43 @@ _CURVE_CSV = [
 ]  # fmt: skip
 
 
+class _Saved:
+    """Base of results: each field with records has its own file, and table.txt has the text."""
+
+    _FILES: ClassVar[tuple[tuple[str, str, type[Record]], ...]]
+    """Field, file, and class of its records; only the first is in the folders of all versions."""
+    table: str
+
+    @classmethod
+    def _read(cls, folder: Path) -> dict[str, Any]:
+        """Return the fields, empty for files that older versions did not write."""
+        fields: dict[str, Any] = {}
+        for number, (field, name, kind) in enumerate(cls._FILES):
+            read = read_named_records if kind is ExternalScore else read_records
+            fields[field] = read(folder / name, kind) if number == 0 or (folder / name).is_file() else ()
+        text = folder / "table.txt"
+        return {**fields, "table": text.read_text(encoding="utf-8") if text.is_file() else "", "folder": folder}
+
+    def save(self, folder: Path) -> None:
+        """Write the JSON files of the records and table.txt."""
+        for field, name, _ in self._FILES:
+            write_records(folder / name, getattr(self, field))
+        (folder / "table.txt").write_text(self.table, encoding="utf-8")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class Evaluation(_Saved):
     """Scores of an encoder and its controls.
 
     Attributes:
-        scores: For every label, split, method and encoder, with intervals.
-        differences: Of the primary encoder and each other one.
-        operating_points: Decisions at thresholds that were chosen on validation.
-        calibration: Of probabilities, before and after calibration on validation.
-        subgroups: AUROCs within groups of patients.
+        scores: Scores of every label, split, method and encoder, with intervals.
+        differences: Differences between the primary encoder and each other one.
+        operating_points: Decisions at thresholds chosen on validation.
+        calibration: Calibration of the probabilities, before and after it was fitted on validation.
+        subgroups: AUROCs within subgroups of patients.
         predictions: One row for each score of an image, see PREDICTIONS.
-        table: The table that `medmoco evaluate` prints.
-        folder: Where the results are saved, if they are.
+        table: Table that `medmoco evaluate` prints.
+        folder: Folder in which the results are saved, if they are.
 
     Example:
         >>> import medmoco
@@ -69,6 +92,14 @@ class Evaluation:
         >>> summary = evaluation.summary()
         >>> figure = evaluation.plot_curve("Opacity", split="test")
     """
+
+    _FILES = (
+        ("scores", "scores.json", Score),
+        ("differences", "differences.json", Difference),
+        ("operating_points", "operating.json", OperatingPoint),
+        ("calibration", "calibration.json", CalibrationScore),
+        ("subgroups", "subgroups.json", Subgroup),
+    )
 
     scores: tuple[Score, ...]
     differences: tuple[Difference, ...]
@@ -81,12 +112,12 @@ class Evaluation:
 
     @property
     def primary(self) -> str | None:
-        """Name of the encoder in question; the others are there for comparison."""
+        """Name of the primary encoder; the others are controls."""
         return primary_of(self.scores)
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
-        """Read an evaluation from its folder; files that older versions did not write are empty.
+        """Load an evaluation from its folder; fields that its version did not write are empty.
 
         Example:
             >>> import medmoco
@@ -94,7 +125,7 @@ class Evaluation:
             True
 
         Raises:
-            CheckpointError: the folder holds no evaluation, or a damaged one.
+            CheckpointError: the folder contains no evaluation, or a damaged one.
         """
         folder = Path(folder)
         try:
@@ -102,29 +133,13 @@ class Evaluation:
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{folder} holds no predictions.csv that can be read ({type(error).__name__});\n"
-                "`medmoco evaluate` writes one"
+                "run `medmoco evaluate` to write one"
             ) from None
-        return cls(
-            read_records(folder / "scores.json", Score),
-            _read_if_there(folder / "differences.json", Difference),
-            _read_if_there(folder / "operating.json", OperatingPoint),
-            _read_if_there(folder / "calibration.json", CalibrationScore),
-            _read_if_there(folder / "subgroups.json", Subgroup),
-            predictions,
-            _read_table(folder),
-            folder,
-        )
+        return cls(**cls._read(folder), predictions=predictions)
 
     def save(self, folder: Path) -> None:
-        """Write scores.json, differences.json, operating.json, calibration.json, subgroups.json, predictions.csv and
-        table.txt.
-        """  # noqa: D205
-        write_records(folder / "scores.json", self.scores)
-        write_records(folder / "differences.json", self.differences)
-        write_records(folder / "operating.json", self.operating_points)
-        write_records(folder / "calibration.json", self.calibration)
-        write_records(folder / "subgroups.json", self.subgroups)
-        (folder / "table.txt").write_text(self.table, encoding="utf-8")
+        """Write the JSON files of the records, predictions.csv and table.txt."""
+        super().save(folder)
         self.predictions.to_csv(folder / "predictions.csv", index=False, float_format="%.9g")
 
     def to_frame(self) -> pd.DataFrame:
@@ -156,18 +171,16 @@ class Evaluation:
     def plot_curve(
         self, label: str | None = None, kind: Kind = "roc", *, split: str | None = None, method: str = "linear"
     ) -> Figure:
-        """Draw ROC or precision-recall curves.
-
-        Where only a share of the labels was used, the curve is that of the first draw.
+        """Draw ROC or precision-recall curves; with a fraction of the labels, those of the first draw.
 
         Args:
-            label: To draw, with a curve for each encoder; without it, the primary encoder with a curve for each label.
+            label: Label to draw, with a curve for each encoder; by default all labels of the primary encoder.
             kind: roc or precision_recall.
-            split: test where it was evaluated, else val.
+            split: By default test if it was evaluated, else val.
             method: linear (probe) or knn.
 
         Raises:
-            SettingsError: nothing was scored under these names.
+            SettingsError: there are no scores with these names.
         """
         split = split or shown_split(self.scores)
         table = self.predictions
@@ -193,14 +206,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Curve:
-    """Label efficiency: scores at growing shares of labelled patients.
+class Curve(_Saved):
+    """Label efficiency: scores by the fraction of labelled patients.
 
     Attributes:
-        points: For every label, split, method, encoder and share.
-        differences: Of the primary encoder and each other one.
-        table: The table that `medmoco curve` prints.
-        folder: Where the results are saved, if they are.
+        points: Scores of every label, split, method, encoder and fraction.
+        differences: Differences between the primary encoder and each other one.
+        table: Table that `medmoco curve` prints.
+        folder: Folder in which the results are saved, if they are.
 
     Example:
         >>> import medmoco
@@ -210,6 +223,11 @@ class Curve:
         >>> figure = curve.plot("Opacity")
     """
 
+    _FILES = (
+        ("points", "curve.json", CurvePoint),
+        ("differences", "curve_differences.json", CurveDifference),
+    )
+
     points: tuple[CurvePoint, ...]
     differences: tuple[CurveDifference, ...]
     table: str
@@ -217,30 +235,22 @@ class Curve:
 
     @property
     def primary(self) -> str | None:
-        """Name of the encoder in question; the others are there for comparison."""
+        """Name of the primary encoder; the others are controls."""
         return primary_of(self.points)
 
     @classmethod
     def load(cls, folder: str | Path) -> Curve:
-        """Read a curve from its folder.
+        """Load a curve from its folder.
 
         Raises:
-            CheckpointError: the folder holds no curve, or a damaged one.
+            CheckpointError: the folder contains no curve, or a damaged one.
         """
-        folder = Path(folder)
-        return cls(
-            read_records(folder / "curve.json", CurvePoint),
-            _read_if_there(folder / "curve_differences.json", CurveDifference),
-            _read_table(folder),
-            folder,
-        )
+        return cls(**cls._read(Path(folder)))
 
     def save(self, folder: Path) -> None:
         """Write curve.json, curve_differences.json, curve.csv, table.txt, and a figure for each split and label."""
-        write_records(folder / "curve.json", self.points)
-        write_records(folder / "curve_differences.json", self.differences)
+        super().save(folder)
         self.to_frame().to_csv(folder / "curve.csv", columns=_CURVE_CSV, index=False, float_format="%.6g")
-        (folder / "table.txt").write_text(self.table, encoding="utf-8")
         for split, label in dict.fromkeys((p.split, p.label) for p in self.points if p.label != MACRO):
             name = re.sub(r"[^0-9A-Za-z]+", "_", label)
             save(curve_figure(self.points, label, split), folder / f"curve_{split}_{name}.svg")
@@ -250,14 +260,14 @@ class Curve:
         return to_frame(self.points)
 
     def plot(self, label: str | None = None, *, split: str | None = None) -> Figure:
-        """Draw AUROC against the share of labelled patients, with a curve for each encoder and method.
+        """Draw AUROC against the fraction of labelled patients, with a curve for each encoder and method.
 
         Args:
-            label: To draw; without it the mean over labels, or the only label.
-            split: test where it was evaluated, else val.
+            label: Label to draw; by default the mean over labels, or the only label.
+            split: By default test if it was evaluated, else val.
 
         Raises:
-            SettingsError: nothing was scored under these names.
+            SettingsError: there are no scores with these names.
         """
         labels = list(dict.fromkeys(point.label for point in self.points))
         label = label or (MACRO if MACRO in labels else labels[0])
@@ -267,29 +277,36 @@ class Curve:
         return curve_figure(self.points, label, split)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self.table.replace('&', '&amp;').replace('<', '&lt;')}</pre>"
+        return f"<pre>{html.escape(self.table)}</pre>"
 
     def __repr__(self) -> str:
         return f"Curve(primary={self.primary!r}, {len(self.points)} points)"
 
 
 @dataclass(frozen=True, eq=False)
-class External:
-    """External validation: a frozen classifier on its own test split and on another's.
+class External(_Saved):
+    """External validation: a frozen classifier on its own test split and on that of other data.
 
     Attributes:
-        scores: By label.
-        operating_points: Decisions at the classifier's own thresholds; their splits are internal and external.
-        calibration: Of the classifier's own probabilities.
-        subgroups: AUROCs within groups of patients.
-        table: The table that `medmoco external` prints.
-        folder: Where the results are saved, if they are.
+        scores: Scores by label.
+        operating_points: Decisions at the classifier's thresholds; the splits are named internal and external.
+        calibration: Calibration of the classifier's probabilities.
+        subgroups: AUROCs within subgroups of patients.
+        table: Table that `medmoco external` prints.
+        folder: Folder in which the results are saved, if they are.
 
     Example:
         >>> import medmoco
         >>> found = medmoco.External.load("external")  # doctest: +SKIP
         >>> found.to_frame()  # doctest: +SKIP
     """
+
+    _FILES = (
+        ("scores", "external.json", ExternalScore),
+        ("operating_points", "operating.json", OperatingPoint),
+        ("calibration", "calibration.json", CalibrationScore),
+        ("subgroups", "subgroups.json", Subgroup),
+    )
 
     scores: Mapping[str, ExternalScore]
     operating_points: tuple[OperatingPoint, ...]
@@ -300,28 +317,12 @@ class External:
 
     @classmethod
     def load(cls, folder: str | Path) -> External:
-        """Read an external validation from its folder.
+        """Load an external validation from its folder.
 
         Raises:
-            CheckpointError: the folder holds none, or a damaged one.
+            CheckpointError: the folder contains none, or a damaged one.
         """
-        folder = Path(folder)
-        return cls(
-            read_named_records(folder / "external.json", ExternalScore),
-            _read_if_there(folder / "operating.json", OperatingPoint),
-            _read_if_there(folder / "calibration.json", CalibrationScore),
-            _read_if_there(folder / "subgroups.json", Subgroup),
-            _read_table(folder),
-            folder,
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write external.json, operating.json, calibration.json, subgroups.json and table.txt."""
-        write_records(folder / "external.json", self.scores)
-        write_records(folder / "operating.json", self.operating_points)
-        write_records(folder / "calibration.json", self.calibration)
-        write_records(folder / "subgroups.json", self.subgroups)
-        (folder / "table.txt").write_text(self.table, encoding="utf-8")
+        return cls(**cls._read(Path(folder)))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each label, with columns such as "internal.auroc", "external.auroc" and "drop"."""
@@ -331,17 +332,17 @@ class External:
 
 
 def shown_split(records: Sequence[MethodRecord]) -> str:
-    """Return the split that is shown first: test where it was evaluated, else val."""
+    """Return the split to show by default: test if it was evaluated, else val."""
     present = {record.split for record in records}
     return "test" if "test" in present or "val" not in present else "val"
 
 
 def discrimination(kind: Kind, targets: Floats, scores: Floats) -> tuple[Floats, Floats, float]:
-    """Return x and y of a ROC or precision-recall curve, by growing x, and the AUROC or average precision.
+    """Return x, in ascending order, and y of a ROC or precision-recall curve, and the AUROC or average precision.
 
     Args:
         kind: roc or precision_recall.
-        targets: (N,), 1 or 0, both there.
+        targets: (N,), 1 or 0, both classes present.
         scores: (N,), any unit, higher is more positive.
     """
     if kind == "roc":
@@ -362,9 +363,9 @@ def discrimination_figure(
         points: Operating points for a ROC, (1 - specificity, sensitivity).
     """
     lines = []
-    for at, (name, (targets, scores)) in enumerate(groups.items()):
+    for number, (name, (targets, scores)) in enumerate(groups.items()):
         x, y, value = discrimination(kind, targets, scores)
-        lines.append(Line(f"{name} {value:.3f}", *thinned(x, y), colour=at))
+        lines.append(Line(f"{name} {value:.3f}", *thinned(x, y), colour=number))
     if kind == "roc":
         return roc_figure(lines, points)
     return pr_figure(lines, float(np.mean(next(iter(groups.values()))[0])))
@@ -374,12 +375,3 @@ def _cell(score: Score) -> str:
     if score.auroc is None:
         return "undefined"
     return f"{score.auroc:.3f} ({span(score.auroc_low, score.auroc_high)})"
-
-
-def _read_if_there(file: Path, kind: type[AnyRecord]) -> tuple[AnyRecord, ...]:
-    return read_records(file, kind) if file.is_file() else ()
-
-
-def _read_table(folder: Path) -> str:
-    file = folder / "table.txt"
-    return file.read_text(encoding="utf-8") if file.is_file() else ""

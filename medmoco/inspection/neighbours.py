@@ -15,7 +15,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
-from medmoco.evaluation.features.inputs import features_of, find_rows, load_splits
+from medmoco.evaluation.features.inputs import features_of, find_rows, load_splits, writing
 from medmoco.plotting.pictures import Tile, positives, read_views, shown, write_picture
 
 _DIGITS = 6  # of cosines; with more, rounding errors would determine the order of copies of an image
@@ -71,11 +71,8 @@ def neighbours(
     keys = features_of(splits[bank], model, settings)
     queries = features_of(chosen, model, settings)
     table = nearest(chosen, queries, splits[bank], keys, count=count, same_patient=same_patient)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out.with_suffix(".csv"), index=False, float_format=f"%.{_DIGITS}f")
-    except OSError as error:
-        raise SettingsError(f"{out.with_suffix('.csv')} cannot be written: {error.strerror}") from None
+    with writing(out.with_suffix(".csv")) as temporary:
+        table.to_csv(temporary, index=False, float_format=f"%.{_DIGITS}f")
     if out.suffix.lower() == ".png":
         _draw(table, chosen, splits[bank], settings, out)
     return table
@@ -106,8 +103,8 @@ def nearest(
         usable = np.flatnonzero(~excluded)
         order = usable[np.argsort(-cosine[usable], kind="stable")[:count]]
         lines += [
-            (chosen.name, row, place, bank.name, bank.rows[key], cosine[key], own[key])
-            for place, key in enumerate(order, 1)
+            (chosen.name, row, rank, bank.name, bank.rows[key], cosine[key], own[key])
+            for rank, key in enumerate(order, 1)
         ]
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
@@ -119,11 +116,11 @@ def _draw(table: pd.DataFrame, chosen: Split, bank: Split, settings: RunSettings
     for position, row in enumerate(chosen.rows):
         nearest_rows = table[table["row"] == row]
         line = [Tile(shown(images[position], settings.data), f"{chosen.name} row {row}\n{positives(chosen, position)}")]
-        places = find_rows(bank, nearest_rows["neighbour_row"].tolist())
-        views = read_views(bank, places, settings) if places.size else ()
-        for place, near, pixels in zip(places, nearest_rows.itertuples(), views, strict=True):
+        keys = find_rows(bank, nearest_rows["neighbour_row"].tolist())
+        views = read_views(bank, keys, settings) if keys.size else ()
+        for key, near, pixels in zip(keys, nearest_rows.itertuples(), views, strict=True):
             patient = ", same patient" if near.same_patient else ""
             title = f"{bank.name} row {near.neighbour_row}\ncosine {near.cosine:.3f}{patient}\n"
-            line.append(Tile(shown(pixels, settings.data), title + positives(bank, place)))
+            line.append(Tile(shown(pixels, settings.data), title + positives(bank, key)))
         lines.append(line)
     write_picture(lines, out)

@@ -68,20 +68,20 @@ def perturb(
         canvases: The images.
         samples: (B,) positions in `rows`.
         perturbations: The V perturbations.
-        views: Augmentation settings of the perturbation "view", and the size.
+        views: Augmentation settings for the perturbation "view", and the size.
         rows: (N,) row numbers in the manifest, so that a row's view does not depend on the other rows.
         seed: Seed of the views.
 
     Returns:
         (B, V * C, S, S) of the canvases' dtype.
     """
-    drawn = [
+    parameters = [
         draw(views, canvases, seed=seed, epoch=0, samples=rows[samples], view=0)
         if perturbation.kind == "view"
         else _changed(unchanged(canvases), perturbation)
         for perturbation in perturbations
     ]
-    return np.concatenate(render(views, canvases, drawn), axis=1)
+    return np.concatenate(render(views, canvases, parameters), axis=1)
 
 
 def _changed(whole: ViewParameters, perturbation: Perturbation) -> ViewParameters:

@@ -85,7 +85,7 @@ def projection(
     features = features_of(sample, model, settings)
     log("computing the projection")
     points, trust = project(features, settings.seed)
-    labels = {name: sample.labels[:, at] for at, name in enumerate(sample.label_names)}
+    labels = dict(zip(sample.label_names, sample.labels.T, strict=True))
     table = pd.DataFrame({"row": sample.rows, "x": points[:, 0], "y": points[:, 1], **labels})
     table.to_csv(out / "projection.csv", index=False, float_format="%.5g")
     size = f"{len(sample)} images" if sample is loaded else f"{len(sample)} of {len(loaded)} images, drawn at random"

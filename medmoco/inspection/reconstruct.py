@@ -69,19 +69,18 @@ def reconstruct(
     device = on_device(model, settings)
     views = to_float(torch.from_numpy(images), trained.views, device, channels_last=False)
     with torch.inference_mode():
-        _, (made,) = model.branches()([views])
-    reconstructed = _denormalised(made, trained)
+        _, (output,) = model.branches()([views])
+    reconstructed = _denormalised(output, trained)
     truth = images.astype(np.float32) / np.iinfo(images.dtype).max
     tiles, text = [], []
-    for at, row in enumerate(chosen.rows.tolist()):
-        error = _errors(reconstructed[at], truth[at], weights[at])
-        uniform = _errors(truth[at].mean((1, 2), keepdims=True), truth[at], weights[at])
+    for row, own, found, weight in zip(chosen.rows.tolist(), truth, reconstructed, weights, strict=True):
+        error, uniform = _errors(found, own, weight), _errors(own.mean((1, 2), keepdims=True), own, weight)
         caption = f"error {_root_mean_square(error):.3f} of white"
         text.append(f"{split} row {row}: {caption}; of a uniform image {_root_mean_square(uniform):.3f}")
         tiles.append([
-            Tile(_pixels(truth[at], settings), f"{split} row {row}"),
-            Tile(_pixels(reconstructed[at], settings), "reconstruction"),
-            Tile(_pixels(truth[at], settings), caption, np.minimum(error / _FULL, 1)),
+            Tile(_pixels(own, settings), f"{split} row {row}"),
+            Tile(_pixels(found, settings), "reconstruction"),
+            Tile(_pixels(own, settings), caption, np.minimum(error / _FULL, 1)),
         ])  # fmt: skip
     write_picture(tiles, out)
     scale = f"the strongest colour is an error of {_FULL:g} of white or more, weighted as in training"
@@ -116,21 +115,21 @@ def _images_and_weights(chosen: Split, settings: RunSettings, trained: RunSettin
         return images, np.ones((len(chosen), size, size), np.float32)
     check_masks(chosen, settings.data, trained.decoder)
     emptiness = Emptiness(chosen, settings.data, trained.decoder)
-    counting = emptiness.weights(canvases, positions, unchanged(canvases), size)[:, 0].astype(np.float32) / 255
+    content = emptiness.weights(canvases, positions, unchanged(canvases), size)[:, 0].astype(np.float32) / 255
     empty = trained.decoder.empty_weight
-    return images, (empty + (1 - empty) * counting).astype(np.float32)
+    return images, (empty + (1 - empty) * content).astype(np.float32)
 
 
-def _denormalised(made: torch.Tensor, trained: RunSettings) -> Shares:
+def _denormalised(output: torch.Tensor, trained: RunSettings) -> Shares:
     """Return reconstructions (B, C, S, S) as fractions of white."""
     mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (trained.views.mean, trained.views.std))
-    shares: Shares = (made.float().cpu() * std + mean).clamp(0, 1).numpy()
+    shares: Shares = (output.float().cpu() * std + mean).clamp(0, 1).numpy()
     return shares
 
 
-def _errors(made: Shares, truth: Shares, weights: Shares) -> Shares:
+def _errors(output: Shares, truth: Shares, weights: Shares) -> Shares:
     """Return the error of each pixel, (C, S, S) -> (S, S), as root mean square over the channels."""
-    errors: Shares = np.sqrt(weights * np.square(made - truth).mean(0))
+    errors: Shares = np.sqrt(weights * np.square(output - truth).mean(0))
     return errors
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from medmoco.evaluation.features.encoder import load_controls
 from medmoco.evaluation.features.features import Features, extract, thumbnails
 from medmoco.evaluation.features.inputs import load_splits, make_folder, on_device
 from medmoco.evaluation.metrics.auroc import draw_counts
+from medmoco.evaluation.records import Part
 from medmoco.evaluation.scoring.table import name_width
 from medmoco.inspection.perturbations import AMOUNTS, Perturbation, parse_perturbation, perturb
 from medmoco.models.projectors import projector
@@ -34,15 +35,46 @@ from medmoco.plotting.figures import Line, rank_figure, save
 from medmoco.training.checkpoint import is_run, load_checkpoint, load_run
 from medmoco.training.runlog import write_json
 
-Record = dict[str, Any]
 Ranks = NDArray[np.float64]
 
 TIE = 1e-6
 """Cosines that differ by less are ties: the rounding error of a sum of a few thousand float32 products."""
 
 _RECALLS = (1, 5, 10, 50, 100)
+_SHOWN = (1, 5, 10)  # of these, in the table
 _ROWS_AT_A_TIME = 2048  # copies whose features are in memory at once
 _CELLS = 2**19  # cosines in memory at once, 2 MiB, so that they fit into the cache
+
+
+class Recall(Part):
+    """Recall@k with its 95 % interval and its value by chance."""
+
+    k: int
+    recall: float
+    low: float
+    high: float
+    chance: float
+
+
+class Placement(Part):
+    """One record of placement.json: the ranks by one encoder of the copies with one perturbation."""
+
+    encoder: str
+    twin: str
+    """The perturbation."""
+    split: str
+    n: int
+    n_patients: int
+    recall: tuple[Recall, ...]
+    median_rank: float
+    quartiles: tuple[float, float]
+    largest_rank: float
+    n_ties: int
+    """Number of copies with ties."""
+    where: str | None
+    size: int
+    bootstrap: int
+    seed: int
 
 
 class Placed(NamedTuple):
@@ -106,15 +138,15 @@ def placement(
     recipe = load_run(next(iter(runs.values()))).views if runs else settings.views
     views = recipe.model_copy(update={"size": settings.evaluate.size or settings.views.size})
     placed = place_split(rows, encoders, heads, chosen, views, settings, log)
-    records = [_record(placing, *key, rows, settings) for key, placing in placed.items()]
-    write_json(out / "placement.json", records)
+    records = [_record(found, *key, rows, settings) for key, found in placed.items()]
+    write_json(out / "placement.json", [record.model_dump() for record in records])
     _histogram(placed).to_csv(out / "histogram.csv", index=False)
     for perturbation in map(str, chosen):
-        of_kind = _of_perturbation(placed, perturbation)
-        lines = [_line(name, placing, at) for at, (name, placing) in enumerate(of_kind.items())]
+        of_kind = [(encoder, found) for (encoder, kind), found in placed.items() if kind == perturbation]
+        lines = [_line(name, found, colour) for colour, (name, found) in enumerate(of_kind)]
         figure = rank_figure(lines, f"{perturbation}, {rows.name}: {len(rows)} images")
         save(figure, out / f"ranks_{perturbation.replace(':', '_')}.svg")
-    table = layout(records, settings)
+    table = layout(records, settings.model.backbone)
     (out / "table.txt").write_text(table, encoding="utf-8")
     return table
 
@@ -243,31 +275,31 @@ def place(images: Tensor, start: int, perturbations: Sequence[Tensor]) -> list[P
 # Output
 
 
-def _record(placed: Placed, encoder: str, perturbation: str, split: Split, settings: RunSettings) -> Record:
+def _record(placed: Placed, encoder: str, perturbation: str, split: Split, settings: RunSettings) -> Placement:
     ranks, count = placed.ranks(), len(split)
     recalls = [k for k in _RECALLS if k < count]
     hits = np.stack([placed.found(k) for k in recalls])
     lowest, highest = _intervals(hits, split.patients, settings)
     lower, median, upper = np.percentile(ranks, [25, 50, 75])
-    return {
-        "encoder": encoder,
-        "twin": perturbation,
-        "split": split.name,
-        "n": count,
-        "n_patients": int(np.unique(split.patients).size),
-        "recall": [
-            {"k": k, "recall": value, "low": low, "high": high, "chance": k / count}
+    return Placement(
+        encoder=encoder,
+        twin=perturbation,
+        split=split.name,
+        n=count,
+        n_patients=np.unique(split.patients).size,
+        recall=tuple(
+            Recall(k=k, recall=value, low=low, high=high, chance=k / count)
             for k, value, low, high in zip(recalls, hits.mean(1).tolist(), lowest, highest, strict=True)
-        ],
-        "median_rank": median,
-        "quartiles": [lower, upper],
-        "largest_rank": ranks.max(),
-        "n_ties": int((placed.ties > 0).sum()),
-        "where": settings.evaluate.where,
-        "size": settings.evaluate.size or settings.views.size,
-        "bootstrap": settings.evaluate.bootstrap,
-        "seed": settings.seed,
-    }
+        ),
+        median_rank=median,
+        quartiles=(lower, upper),
+        largest_rank=ranks.max(),
+        n_ties=int((placed.ties > 0).sum()),
+        where=settings.evaluate.where,
+        size=settings.evaluate.size or settings.views.size,
+        bootstrap=settings.evaluate.bootstrap,
+        seed=settings.seed,
+    )
 
 
 def _intervals(hits: Ranks, patients: NDArray[np.int64], settings: RunSettings) -> tuple[list[float], list[float]]:
@@ -291,17 +323,13 @@ def _intervals(hits: Ranks, patients: NDArray[np.int64], settings: RunSettings) 
 def _histogram(placed: Mapping[tuple[str, str], Placed]) -> pd.DataFrame:
     """Return the number of images at each rank that occurs."""
     frames = []
-    for (encoder, perturbation), placing in placed.items():
-        ranks, counts = np.unique(placing.ranks(), return_counts=True)
+    for (encoder, perturbation), found in placed.items():
+        ranks, counts = np.unique(found.ranks(), return_counts=True)
         frames.append(pd.DataFrame({"encoder": encoder, "twin": perturbation, "rank": ranks, "images": counts}))
     return pd.concat(frames)
 
 
-def _of_perturbation(placed: Mapping[tuple[str, str], Placed], perturbation: str) -> dict[str, Placed]:
-    return {encoder: placing for (encoder, kind), placing in placed.items() if kind == perturbation}
-
-
-def _line(name: str, placed: Placed, at: int) -> Line:
+def _line(name: str, placed: Placed, colour: int) -> Line:
     """Return the cumulative distribution of the copies' ranks, from rank 1 to the last."""
     ranks, counts = np.unique(placed.ranks(), return_counts=True)
     shares = np.cumsum(counts) / counts.sum()
@@ -309,35 +337,28 @@ def _line(name: str, placed: Placed, at: int) -> Line:
         ranks, shares = np.insert(ranks, 0, 1), np.insert(shares, 0, 0)
     if ranks[-1] < len(placed.nearer):
         ranks, shares = np.append(ranks, len(placed.nearer)), np.append(shares, 1)
-    return Line(name, ranks.tolist(), shares.tolist(), colour=at, stepped=True)
+    return Line(name, ranks.tolist(), shares.tolist(), colour=colour, stepped=True)
 
 
-def layout(records: Sequence[Record], settings: RunSettings) -> str:
-    """Return records as text, with a block for each perturbation and a line for each encoder.
-
-    Args:
-        records: Records as in placement.json.
-        settings: Settings of the ranking.
-    """
+def layout(records: Sequence[Placement], backbone: str) -> str:
+    """Return records as text, with a block for each perturbation and a line for each encoder."""
     first = records[0]
-    where = f", where {first['where']}" if first["where"] else ""
-    shown = [place for place, entry in enumerate(first["recall"]) if entry["k"] in (1, 5, 10)]
-    head = "".join(f"{'recall@' + str(first['recall'][place]['k']):<25}" for place in shown)
+    where = f", where {first.where}" if first.where else ""
+    head = "".join(f"{f'recall@{entry.k}':<25}" for entry in first.recall if entry.k in _SHOWN)
     lines = [
-        f"{settings.model.backbone}, {first['split']}: {first['n']} images of {first['n_patients']} patients{where}, "
-        f"{first['size']} x {first['size']}, seed {first['seed']}",
-        f"rank of an image's perturbed copy among {first['n']} candidates by cosine, 1 is the nearest; chance is "
-        f"recall@k = k / {first['n']} and a median rank of {(first['n'] + 1) / 2:g}",
-        f"95 % intervals: {first['bootstrap']} bootstrap samples of patients",
+        f"{backbone}, {first.split}: {first.n} images of {first.n_patients} patients{where}, "
+        f"{first.size} x {first.size}, seed {first.seed}",
+        f"rank of an image's perturbed copy among {first.n} candidates by cosine, 1 is the nearest; chance is "
+        f"recall@k = k / {first.n} and a median rank of {(first.n + 1) / 2:g}",
+        f"95 % intervals: {first.bootstrap} bootstrap samples of patients",
     ]
-    width = name_width(record["encoder"] for record in records)
-    for perturbation in dict.fromkeys(record["twin"] for record in records):
+    width = name_width(record.encoder for record in records)
+    for perturbation in dict.fromkeys(record.twin for record in records):
         lines += ["", f"{perturbation:<{2 + width}}{head}median rank (quartiles)"]
-        for record in (record for record in records if record["twin"] == perturbation):
-            recalls = [record["recall"][place] for place in shown]
-            cells = [f"{cell['recall']:.3f}  {cell['low']:.3f} to {cell['high']:.3f}" for cell in recalls]
-            lower, upper = record["quartiles"]
-            ranks = f"{record['median_rank']:g} ({lower:g} to {upper:g})"
-            ties = f", {record['n_ties']} tied" if record["n_ties"] else ""
-            lines.append(f"  {record['encoder']:<{width}}" + "".join(f"{cell:<25}" for cell in cells) + ranks + ties)
+        for record in (record for record in records if record.twin == perturbation):
+            shown = (entry for entry in record.recall if entry.k in _SHOWN)
+            cells = [f"{entry.recall:.3f}  {entry.low:.3f} to {entry.high:.3f}" for entry in shown]
+            ranks = f"{record.median_rank:g} ({record.quartiles[0]:g} to {record.quartiles[1]:g})"
+            ties = f", {record.n_ties} tied" if record.n_ties else ""
+            lines.append(f"  {record.encoder:<{width}}" + "".join(f"{cell:<25}" for cell in cells) + ranks + ties)
     return "\n".join(lines) + "\n"

@@ -80,19 +80,19 @@ def saliency(
     few = found.select(find_rows(found, rows))
     images, device = read_views(few, np.arange(len(few)), settings), on_device(model, settings)
     views = to_float(torch.from_numpy(images), settings.views, device, channels_last=False)
-    index, top = loaded.labels.index(label), model.top_patches
-    scores, maps = (class_maps if top is None else patch_maps)(model, views, index)
-    control = random_maps(model, views, index)
+    column, top = loaded.labels.index(label), model.top_patches
+    scores, maps = (class_maps if top is None else patch_maps)(model, views, column)
+    control = random_maps(model, views, column)
     probabilities = loaded.calibrations[label].probabilities(scores)
     text, lines = [], []
-    for place, row in enumerate(few.rows.tolist()):
-        names = (f"{split} row {row}", _truth(few, place, label))
-        answer = f"score {scores[place]:+.2f}, probability {probabilities[place]:.3f}"
-        remarks = _describe(maps[place], top)
-        about = [*remarks, *_similarity(maps[place], control[place])]
-        text.append(f"{': '.join(names)}, {'; '.join([answer, *about])}")
-        captions = (names, ("Grad-CAM" if top is None else "patch scores", answer, *remarks), _CONTROL)
-        lines.append(_tiles(shown(images[place], settings.data), captions, (maps[place], control[place]), top))
+    for index, row in enumerate(few.rows.tolist()):
+        names = (f"{split} row {row}", _truth(few, index, label))
+        result = f"score {scores[index]:+.2f}, probability {probabilities[index]:.3f}"
+        remarks = _describe(maps[index], top)
+        details = [result, *remarks, *_similarity(maps[index], control[index])]
+        text.append(f"{': '.join(names)}, {'; '.join(details)}")
+        captions = (names, ("Grad-CAM" if top is None else "patch scores", result, *remarks), _CONTROL)
+        lines.append(_tiles(shown(images[index], settings.data), captions, (maps[index], control[index]), top))
     write_picture(lines, out)
     return "\n".join(
         [*text, _legend(model, maps), f"{out} shows images of patients: keep it where such images may be stored"]
@@ -219,8 +219,7 @@ def rank_correlation(first: Maps, second: Maps) -> float | None:
     """
     if any(values.min() == values.max() for values in (first, second)):
         return None
-    ranks = [pd.Series(values.ravel()).rank() for values in (first, second)]
-    return float(ranks[0].corr(ranks[1]))
+    return float(pd.Series(first.ravel()).corr(pd.Series(second.ravel()), method="spearman"))
 
 
 def _describe(values: Maps, top: int | None) -> list[str]:

@@ -80,14 +80,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One line of a forest plot; its interval may be unknown, and the value too.
+    """One line of a forest plot; the value and its interval may be unknown.
 
     Attributes:
-        group: Heading that it is placed under, with others of the same group before and after it.
-        name: At the axis.
+        group: Heading above the line, shared by consecutive lines.
+        name: Name at the axis.
         value: The estimate.
-        low: Lower end of its interval.
-        high: Upper end.
+        low: Lower bound of its interval.
+        high: Upper bound of its interval.
         colour: Number of the colour and marker.
     """
 
@@ -158,9 +158,9 @@ def curve_figure(points: Sequence[Point], label: str, split: str) -> Figure:
             ((p, value) for p, value in chosen if (p.encoder, p.method) == (encoder, method)),
             key=lambda pair: pair[0].fraction,
         )
-        at = encoders.index(encoder)
+        number = encoders.index(encoder)
         # Points are shifted, so that intervals do not overlap.
-        shift = 1.07 ** (at - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
+        shift = 1.07 ** (number - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
         name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
         _draw(axes, Line(
             name,
@@ -168,7 +168,7 @@ def curve_figure(points: Sequence[Point], label: str, split: str) -> Figure:
             [value for _, value in own],
             [_or(p.auroc_low, value) for p, value in own],
             [_or(p.auroc_high, value) for p, value in own],
-            colour=at, dash=methods.index(method), marked=True,
+            colour=number, dash=methods.index(method), marked=True,
         ))  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks(sorted({100 * p.fraction for p, _ in chosen}))

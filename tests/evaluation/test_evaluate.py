@@ -341,7 +341,7 @@ def test_evaluate__a_missing_split_is_said_and_the_others_scored(
     (tmp_path / f"{absent}.csv").unlink()
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
     assert {record.split for record in found.scores} == {"val", "test"} - {absent}
-    assert f"{absent}: the manifest has no {absent} rows, nothing is scored there" in found.table
+    assert f"{absent}: the manifest has no {absent} rows to score" in found.table
     chosen = "strength not chosen on val: no such split" in found.table
     assert chosen == (absent == "val")
 
@@ -483,7 +483,7 @@ def test_evaluate__mirror_makes_encoders_blind_to_sides_and_leaves_pixels_alone(
 def test_evaluate__test_is_not_scored_unless_asked(splits: Any, tmp_path: Path) -> None:
     found = module.evaluate(settings_of(tmp_path), {"run": "run-folder"}, tmp_path / "scores")
     assert {record.split for record in found.scores} == {"val"}
-    assert "the test split was not scored" in found.table
+    assert "the test set was not evaluated" in found.table
     assert not (tmp_path / "scores/ledger.jsonl").exists()
     assert "test" not in set(pd.read_csv(tmp_path / "scores/predictions.csv")["split"])
 
@@ -608,11 +608,14 @@ def test_evaluate__without_a_folder_nothing_is_written_but_the_ledger(splits: An
     with pytest.raises(SettingsError, match="recorded in the ledger"):
         module.evaluate(settings, {"run": "weights.safetensors"}, test=True)
     (tmp_path / "cxr").mkdir()
+    (tmp_path / "cxr" / "config.yaml").touch()  # makes it a run folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "find_pretraining", lambda _: Pretraining())
         found = module.evaluate(settings, {"run": str(tmp_path / "cxr")}, test=True)
     assert "test evaluation 1, recorded in ledger.jsonl" in found.table
-    assert [path.name for path in sorted(tmp_path.rglob("*")) if path not in before] == ["cxr", "ledger.jsonl"]
+    assert [path.name for path in sorted(tmp_path.rglob("*")) if path not in before] == [
+        "cxr", "config.yaml", "ledger.jsonl",
+    ]  # fmt: skip
 
 
 def test_evaluate__its_example_runs_as_written(

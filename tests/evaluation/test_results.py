@@ -1,8 +1,7 @@
-"""Results for notebooks: what their docstrings show, tables and figures."""
+"""Results for notebooks: tables and figures."""
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 
 import matplotlib
@@ -10,27 +9,19 @@ import numpy as np
 import pytest
 
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation import results as module
-from medmoco.evaluation.results import Curve, Evaluation, External, discrimination
+from medmoco.evaluation.results import Curve, Evaluation, External, Kind, discrimination
 from tests.helpers.made_runs import make_run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of before records had versions, at the place that docstrings name."""
+    """A run written before records had versions."""
     return make_run(tmp_path_factory.mktemp("results") / "runs" / "cxr")
 
 
 @pytest.fixture(scope="module")
 def evaluation(folder: Path) -> Evaluation:
     return Evaluation.load(folder / "evaluation")
-
-
-def test_examples__run_as_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder.parents[1])
-    found = doctest.testmod(module)
-    assert found.attempted > 8
-    assert found.failed == 0
 
 
 def test_summary__the_primary_encoder_first_next_to_its_controls(evaluation: Evaluation) -> None:
@@ -46,7 +37,7 @@ def test_summary__the_primary_encoder_first_next_to_its_controls(evaluation: Eva
 
 
 @pytest.mark.parametrize("kind", ["roc", "precision_recall"])
-def test_plot_curve__a_curve_for_each_encoder_or_label(evaluation: Evaluation, kind: module.Kind) -> None:
+def test_plot_curve__a_curve_for_each_encoder_or_label(evaluation: Evaluation, kind: Kind) -> None:
     before = dict(matplotlib.rcParams)
     (axes,) = evaluation.plot_curve("Viral", kind).axes
     names = [name.rpartition(" ")[0] for name in axes.get_legend_handles_labels()[1][1:]]

@@ -1,1 +1,1 @@
-"""Frozen encoders to features, and probes on them."""
+"""Features of frozen encoders, and probes on them."""

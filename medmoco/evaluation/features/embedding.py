@@ -1,4 +1,4 @@
-"""Images to outputs, as evaluation computes them: what `Encoder.embed` and `Classifier.predict` share."""
+"""Compute the outputs of a network for images, as in evaluation: shared by `Encoder.embed` and `Classifier.predict`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from medmoco.utils.progress import track
 PathLike = str | os.PathLike[str]
 Unreadable = Literal["raise", "nan"]
 
-_SHOWN = 3  # unreadable images that a message names
+_SHOWN = 3  # unreadable images that an error message lists
 
 
 class Options(NamedTuple):
@@ -52,12 +52,12 @@ class Options(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What a network gives for N images.
+    """The outputs of a network for N images.
 
     Attributes:
         rows: (N,), see `ImageSet`.
-        values: (N, F) float32; NaN for images that cannot be read.
-        errors: N reasons, blank for images that could be read.
+        values: (N, F) float32; NaN for unreadable images.
+        errors: N reasons why an image is unreadable, blank for the others.
     """
 
     rows: NDArray[np.int64]
@@ -68,32 +68,21 @@ class Computed(NamedTuple):
 def compute(
     module: nn.Module, preprocessing: Preprocessing, settings: RunSettings, images: Images, options: Options
 ) -> Computed:
-    """Return what a network gives for images, as evaluation computes it.
-
-    Args:
-        module: (B, C, S, S) -> (B, F).
-        preprocessing: Of the images.
-        settings: Name the data and the machine.
-        images: See `Encoder.embed`.
-        options: See `Encoder.embed`.
-
-    Raises:
-        ImageError, CheckpointError, SettingsError: see `Encoder.embed`.
-    """
+    """Return the outputs of a network, (B, C, S, S) -> (B, F), for images; raises as `Encoder.embed`."""
     if options.unreadable not in ("raise", "nan"):
         raise SettingsError(f"unreadable={options.unreadable!r} is neither 'raise' nor 'nan'")
-    settings = _settings_of(preprocessing, settings, images, options)
+    settings = _settings_for(preprocessing, settings, images, options)
     found = image_set(images, options.root, settings)
     count = len(found.rows)
     if not count:
-        raise SettingsError("there are no images: what was given is empty")
+        raise SettingsError("there are no images: the argument is empty")
     if found.in_memory:  # workers would only copy them
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 0})})
-    device = _place(module, settings, options.device)
+    device = _move(module, settings, options.device)
     dataset = _TolerantDataset(found.read, partial(whole_views, size=preprocessing.size), _blank(preprocessing))
     errors: dict[int, str] = {}
     with closing(whole_batches(dataset, count, settings)) as batches:
-        checked = _noting(batches, found, errors, options.unreadable)
+        checked = _collect_errors(batches, found, errors, options.unreadable)
         if options.progress:
             checked = track(checked, -(-count // settings.evaluate.batch_size), "batches")
         values = encode({"encoder": module}, checked, settings, device).features["encoder"]
@@ -101,17 +90,17 @@ def compute(
     refuse_not_finite("encoder", np.delete(values, bad, 0), np.delete(found.rows, bad), f"images ({found.what})")
     if bad:
         values[bad] = np.nan
-        shown = f"{', '.join(str(found.rows[at]) for at in bad[:10])}{', ...' * (len(bad) > 10)} ({found.what})"
+        shown = f"{', '.join(map(str, found.rows[bad[:10]]))}{', ...' * (len(bad) > 10)} ({found.what})"
         warnings.warn(f"{len(bad)} of {count} images cannot be read and have NaN: {shown}", stacklevel=3)
-    return Computed(found.rows, values, [errors.get(at, "") for at in range(count)])
+    return Computed(found.rows, values, [errors.get(index, "") for index in range(count)])
 
 
-def _settings_of(preprocessing: Preprocessing, settings: RunSettings, images: Images, options: Options) -> RunSettings:
-    """Return settings that prepare images as told."""
+def _settings_for(preprocessing: Preprocessing, settings: RunSettings, images: Images, options: Options) -> RunSettings:
+    """Return the settings with this preprocessing and batch size."""
     if isinstance(images, str) and images in SPLITS and settings.data.manifest == NO_DATA:
         raise SettingsError(
-            f"the manifest that {images!r} is a split of is not known: load with a config that names it, or give a\n"
-            f"folder as './{images}'"
+            f"{images!r} is the name of a split, but the settings name no manifest: load with a config that does, or\n"
+            f"write './{images}' for a folder of this name"
         )
     settings, _ = preprocessing.apply_to(settings)
     if options.batch_size is None:
@@ -123,7 +112,7 @@ def _settings_of(preprocessing: Preprocessing, settings: RunSettings, images: Im
 
 
 class _TolerantDataset(WholeDataset):
-    """Puts a blank canvas in the place of each image that cannot be read, so that the others of its batch remain."""
+    """Replaces each unreadable image by a blank canvas, so that the other images of its batch are kept."""
 
     def __init__(self, read: CanvasReader, make: ViewMaker, blank: Canvas) -> None:
         super().__init__(read, make)
@@ -146,30 +135,30 @@ class _TolerantDataset(WholeDataset):
 
 
 def _blank(preprocessing: Preprocessing) -> Canvas:
-    """Return what stands for images that cannot be read."""
+    """Return the canvas that replaces unreadable images."""
     side, channels = preprocessing.canvas_size, preprocessing.channel_count
     shape = (side, side) if channels == 1 else (side, side, channels)
     return Canvas(np.zeros(shape, dtype_of(preprocessing.bit_depth)), side, side, preprocessing.channels == "rgb")
 
 
-def _noting(
+def _collect_errors(
     batches: Iterable[Batch], images: ImageSet, errors: dict[int, str], unreadable: Unreadable
 ) -> Iterator[Batch]:
-    """Pass batches on, and note or refuse what they could not read."""
+    """Yield the batches, and collect or raise the errors of their unreadable images."""
     for batch in batches:
         errors |= dict(batch.unread)
         if errors and unreadable == "raise":
-            listed = [f"image {images.rows[at]}: {text.splitlines()[0]}" for at, text in errors.items()][:_SHOWN]
+            listed = [f"image {images.rows[index]}: {text.splitlines()[0]}" for index, text in errors.items()][:_SHOWN]
             first = f"{len(errors)} of the first {int(batch.samples[-1]) + 1} images ({images.what}) cannot be read;"
             raise ImageError("\n".join([f"{first} unreadable='nan' gives NaN for them", *listed]))
         yield batch
 
 
-def _place(module: nn.Module, settings: RunSettings, device: str | torch.device | None) -> torch.device:
-    """Move a module to a device, or to where the settings want it."""
+def _move(module: nn.Module, settings: RunSettings, device: str | torch.device | None) -> torch.device:
+    """Move a module to a device, by default that of the settings, and return the device."""
     try:
-        place = choose_device(settings.train) if device is None else torch.device(device)
-        module.to(place)
+        chosen = choose_device(settings.train) if device is None else torch.device(device)
+        module.to(chosen)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"device {str(device)!r} cannot be used: {first_line(error)}") from None
-    return place
+    return chosen

@@ -1,4 +1,4 @@
-"""An encoder: the network, how images are prepared for it, and where its weights come from."""
+"""An encoder: the network, the preprocessing of its images, and the provenance of its weights."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from medmoco.training.runlog import print_warning
 
 @dataclass(frozen=True, repr=False)
 class Encoder:
-    """A network, how images are prepared for it, and where it comes from.
+    """A network with the preprocessing of its images and the provenance of its weights.
 
     Attributes:
         module: (B, C, S, S) -> (B, F), in eval mode. A plain `nn.Module`: train it, wrap it, save its state dict.
-        preprocessing: How images become what the module takes.
-        provenance: Where the weights come from; holds no path and no name.
-        settings: Those that it was loaded with, or its run's own; they name the data and the machine.
-        folder: The run, export or import that it was loaded from; of a weights file, the folder that it is in.
+        preprocessing: How images are converted to the module's input.
+        provenance: Where the weights come from; contains no path and no name.
+        settings: Settings that it was loaded with, or those of its run: the data and the machine.
+        folder: Run, export or import that it was loaded from, or the folder of its weights file.
 
     >>> import medmoco
     >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
@@ -66,7 +66,7 @@ class Encoder:
 
     @property
     def as_evaluated(self) -> nn.Module:
-        """The module that `medmoco evaluate` scores: with `preprocessing.mirror`, the mean over both mirror images."""
+        """The module that `medmoco evaluate` scores: with `preprocessing.mirror`, averaged over the mirror image."""
         return Mirrored(self.module) if self.preprocessing.mirror else self.module
 
     def preprocess(self, image: Image) -> NDArray[np.float32]:
@@ -116,28 +116,28 @@ class Encoder:
         device: str | torch.device | None = None,
         progress: bool = False,
     ) -> Features | pd.DataFrame:
-        """Return the features of images, in the order given: those that `medmoco evaluate` computes.
+        """Return the features of images in the order given, the same as in `medmoco evaluate`.
 
         Args:
-            images: Paths, a folder (images at every depth, by name), a table with a `Path` column (and `Frame`, if it
-                has one), arrays as `preprocess` takes them, or a `Split`. Or "train", "val" or "test" of the manifest
-                that the encoder's settings name; a folder of that name is "./test".
+            images: Paths, a folder (with its subfolders, sorted by name), a table with a `Path` column and optionally
+                `Frame`, arrays as for `preprocess`, or a `Split`. Or the name of a split, "train", "val" or "test", of
+                the manifest in the encoder's settings; write "./test" for a folder of that name.
             root: Folder that relative paths are in.
-            as_frame: Return a table: `row` (of the manifest, else the position from 0), `feature_0` to `feature_F-1`,
+            as_frame: Return a table: `row` (of the manifest, or the position from 0), `feature_0` to `feature_F-1`,
                 and for unreadable="nan" also `error`.
-            unreadable: "raise" refuses the first batch with an image that cannot be read; "nan" leaves a row of NaN
-                for each, and warns.
-            batch_size: Images per forward pass; `evaluate.batch_size` if it is not given.
-            device: Such as "cuda"; a GPU if there is one. The module stays there.
-            progress: Show how far it is.
+            unreadable: "raise" stops at the first batch with an unreadable image; "nan" returns a row of NaN for each
+                one, and warns.
+            batch_size: Images per forward pass; by default `evaluate.batch_size`.
+            device: Device such as "cuda"; by default a GPU if there is one. The module stays there.
+            progress: Show a progress bar.
 
         Returns:
             (N, F) float32.
 
         Raises:
-            ImageError: images cannot be read; names positions or rows, never paths.
+            ImageError: images cannot be read; the message names positions or rows, never paths.
             CheckpointError: features are not finite.
-            SettingsError: what is given is not images, or the device is not there.
+            SettingsError: the argument is not images, or the device is not available.
 
         >>> import medmoco
         >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
@@ -149,7 +149,7 @@ class Encoder:
         """
         options = Options(root, unreadable, batch_size, device, progress)
         settings, module = self.settings or self.preprocessing.settings, self.as_evaluated
-        if settings.train.channels_last:  # as in evaluation, to the last bit
+        if settings.train.channels_last:  # so that the features are bitwise those of evaluation
             module.to(memory_format=torch.channels_last)
         found = compute(module, self.preprocessing, settings, images, options)
         if not as_frame:
@@ -159,17 +159,17 @@ class Encoder:
         return pd.DataFrame({"row": found.rows, **columns, **errors})
 
     def __repr__(self) -> str:
-        what, size = self.preprocessing, self.preprocessing.size
-        images = f"{what.channels} images" if isinstance(what.channels, str) else what.images
+        size, channels = self.preprocessing.size, self.preprocessing.channels
+        images = f"{channels} images" if isinstance(channels, str) else self.preprocessing.images
         return (
             f"Encoder({self.module.name}, {self.feature_dim} features of {images} of {size} x {size} pixels, "
-            f"{in_words(self.provenance)})"
+            f"{describe(self.provenance)})"
         )
 
     def _repr_html_(self) -> str:
         return as_html(f"Encoder {self.module.name}", {
-            "features": self.feature_dim, "preprocessing": _facts(self.preprocessing.model_dump()),
-            "provenance": _facts(vars(self.provenance)),
+            "features": self.feature_dim, "preprocessing": _listed(self.preprocessing.model_dump()),
+            "provenance": _listed(vars(self.provenance)),
         })  # fmt: skip
 
 
@@ -183,22 +183,21 @@ def load_encoder(
     """Load an encoder.
 
     Args:
-        source: Run folder; export (format safetensors or timm); folder that `medmoco import` wrote; weights file of any
-            known format (docs/import.md); or "random", the untrained network of the seed.
-        config: Settings to use the encoder with: YAML file, or `RunSettings`. Settings that would feed it otherwise
-            than in training are refused. A mapping changes what the source itself says, such as
-            {"evaluate": {"size": 320}}, or adds what a weights file does not say, such as {"views": {"mean": 0.449,
-            "std": 0.226}}.
-        log: Receives a line for each damaged checkpoint that is passed over.
-        whole: The encoder is for whole images of `evaluate.size` (or `views.size`), which is checked; a detector's is
-            not.
+        source: Run folder; export (format safetensors or timm); folder written by `medmoco import`; weights file of any
+            known format (docs/import.md); or "random", a randomly initialised network.
+        config: Settings to use the encoder with: a YAML file or `RunSettings`, which must agree with the preprocessing
+            in training. A mapping changes settings of the source, such as {"evaluate": {"size": 320}}, or adds what a
+            weights file lacks, such as {"views": {"mean": 0.449, "std": 0.226}}.
+        log: Receives a line for each damaged checkpoint that is skipped.
+        whole: Check that the encoder accepts whole images of `evaluate.size` (or `views.size`), as all but detectors
+            need.
 
     Returns:
         The encoder, in eval mode on the CPU.
 
     Raises:
-        CheckpointError: the source holds no encoder, is damaged, or is of another network than the settings name.
-        SettingsError: the settings do not suit the encoder, or are needed and not given.
+        CheckpointError: the source contains no encoder, is damaged, or has another network than the settings.
+        SettingsError: the settings do not match the encoder, or are needed and missing.
 
     >>> import medmoco
     >>> medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}}).feature_dim
@@ -217,14 +216,13 @@ def load_encoder(
 
 
 def load_controls(sources: Mapping[str, str], settings: RunSettings, log: Callable[[str], None]) -> dict[str, Backbone]:
-    """Load encoders by name, and after them the untrained one, which "random" stands for too."""
-    named = {name: source for name, source in sources.items() if source != RANDOM}
-    found = {name: load_encoder(source, settings, log=log).module for name, source in named.items()}
-    return {**found, "untrained": load_encoder(RANDOM, settings).module}
+    """Load encoders by name, and after them the untrained one; "random" is the same network."""
+    named = {name: source for name, source in sources.items() if source != RANDOM} | {"untrained": RANDOM}
+    return {name: load_encoder(source, settings, log=log).module for name, source in named.items()}
 
 
 def _settings_for(kind: Kind, path: Path, config: ConfigSource | None) -> RunSettings:
-    """Return the settings to use a source with."""
+    """Return the settings of a source, combined with those given."""
     if isinstance(config, RunSettings):
         return config
     if config is not None and not isinstance(config, Mapping):
@@ -233,14 +231,14 @@ def _settings_for(kind: Kind, path: Path, config: ConfigSource | None) -> RunSet
         raise SettingsError('load_encoder("random") needs the settings of the network: pass config')
     given = dict(config or {})
     if kind == "file" and "backbone" in given.get("model", {}) and {"mean", "std"} <= given.get("views", {}).keys():
-        implied = implied_settings("random", path)  # nothing of the file need be recognised
+        implied = implied_settings("random", path)  # the file's format need not be recognised
     else:
         implied = implied_settings(kind, path)
     tree = merge(implied, given)
     if kind in ("file", "import") and not {"mean", "std"} <= tree["views"].keys():
         raise SettingsError(
             f"{path.name} does not say how images were normalised; pass config={{'views': {{'mean': M, 'std': S}}}},\n"
-            "of gray levels as shares of white (networks pretrained on ImageNet mostly expect 0.449 and 0.226)"
+            "for gray levels from 0 to 1 (networks pretrained on ImageNet mostly expect 0.449 and 0.226)"
         )
     return load(tree)
 
@@ -259,14 +257,10 @@ def _create(settings: RunSettings, *, whole: bool) -> Backbone:
     return backbone
 
 
-# In words
-
-
-def in_words(provenance: Provenance) -> str:
-    """Say in few words where weights come from."""
-    step = "" if provenance.step is None else f", step {provenance.step}"
-    words = {"random": "random weights", "file": "weights file", "run": "run", "export": "export", "import": "import"}
-    return f"{words[provenance.kind]}{step}"
+def describe(provenance: Provenance) -> str:
+    """Return the source of weights in a few words."""
+    words = {"random": "random weights", "file": "weights file"}.get(provenance.kind, provenance.kind)
+    return words if provenance.step is None else f"{words}, step {provenance.step}"
 
 
 def as_html(title: str, rows: Mapping[str, object]) -> str:
@@ -277,5 +271,5 @@ def as_html(title: str, rows: Mapping[str, object]) -> str:
     return f"<table><caption>{html.escape(title)}</caption>{cells}</table>"
 
 
-def _facts(values: Mapping[str, object]) -> str:
+def _listed(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, ""))

@@ -1,6 +1,6 @@
-"""Where an encoder can come from: runs, exports, imports, weights files, random weights.
+"""Sources of encoders: runs, exports, imports, weights files and random weights.
 
-Each kind of source says two things: the settings that it implies, as far as it knows, and its weights.
+Each source has weights, and implies some of the settings.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from medmoco.config import RunSettings, Tree, as_tree, flatten
 from medmoco.data.loading.preprocessing import NO_DATA
@@ -28,31 +30,29 @@ from medmoco.utils.files import sha256_of
 Kind = Literal["run", "export", "import", "file", "random"]
 
 RANDOM = "random"
-"""The source that stands for the untrained network of the seed."""
+"""Name of the source with random weights."""
 
 CONTRACT, CLASSIFIER = "preprocessing.json", "classifier.json"
 
-# An encoder fed otherwise than it was trained gives plausible, wrong features.
-_OF_EXPORT = ("model.backbone", "views.mean", "views.std", "data.channels", "data.window", "data.scale",
-              "data.band_ranges", "data.bit_depth")  # fmt: skip
-_MUST_AGREE: dict[Kind, tuple[str, ...]] = {
-    "run": _OF_EXPORT, "export": _OF_EXPORT, "import": ("model.backbone", "views.mean", "views.std"),
-}  # fmt: skip
+# With other preprocessing than in training, an encoder gives plausible, wrong features.
+_OF_IMPORT = ("model.backbone", "views.mean", "views.std")
+_OF_RUN = (*_OF_IMPORT, "data.channels", "data.window", "data.scale", "data.band_ranges", "data.bit_depth")
+_MUST_AGREE: dict[Kind, tuple[str, ...]] = {"run": _OF_RUN, "export": _OF_RUN, "import": _OF_IMPORT}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an encoder comes from. It holds no path, host, user or patient.
+    """Where an encoder comes from; contains no path, host, user or patient.
 
     Attributes:
         kind: "run", "export", "import", "file" (a weights file), or "random".
         step: Training steps of a run.
-        settings_sha256: Of a run's settings, without those that name folders.
-        scheme: Whose checkpoint format a weights file has, see docs/import.md.
-        medmoco: The version that wrote the weights.
-        licence: Of the weights.
-        trained: "linear probe" or "fine-tuned" of a classifier's encoder.
-        weights_sha256: Of all weights with their names; equal for equal encoders, whatever the file.
+        settings_sha256: Hash of a run's settings, without those that name folders.
+        scheme: Checkpoint format of a weights file, see docs/import.md.
+        medmoco: Version that wrote the weights.
+        licence: Licence of the weights.
+        trained: "linear probe" or "fine-tuned", for the encoder of a classifier.
+        weights_sha256: Hash of all weights with their names; equal for equal encoders, whatever the file format.
     """
 
     kind: Kind
@@ -65,15 +65,15 @@ class Provenance:
     weights_sha256: str = ""
 
     def record(self) -> dict[str, Any]:
-        """Return what result files say about the encoder."""
+        """Return the description of the encoder in result files."""
         return {"kind": self.kind} | ({} if self.step is None else {"step": self.step})
 
 
 def kind_of_source(source: str | os.PathLike[str]) -> Kind:
-    """Tell what a source is.
+    """Return the kind of a source.
 
     Raises:
-        CheckpointError: a folder without an encoder.
+        CheckpointError: the folder contains no encoder.
     """
     path = Path(source)
     if str(source) == RANDOM:
@@ -95,23 +95,25 @@ def kind_of_source(source: str | os.PathLike[str]) -> Kind:
 
 
 def implied_settings(kind: Kind, path: Path) -> Tree:
-    """Return the settings that a source implies; those that it does not know are left out.
+    """Return the settings that a source implies, without those that it leaves open.
 
     Raises:
         CheckpointError: it cannot be read, or its network is not recognised.
     """
     if kind == "run":
         return as_tree(load_run(path))
-    readers: dict[Kind, Callable[[Path], Tree]] = {"export": _of_export, "import": _of_import, "file": _of_file}
+    readers: dict[Kind, Callable[[Path], Tree]] = {
+        "export": _settings_of_export, "import": _settings_of_import, "file": _settings_of_file,
+    }  # fmt: skip
     tree = readers[kind](path) if kind in readers else {}
     return {"out": ".", **tree, "data": {"manifest": str(NO_DATA), "root": ".", **tree.get("data", {})}}
 
 
 def refuse_other_input(kind: Kind, implied: Tree, settings: RunSettings) -> None:
-    """Refuse settings that feed an encoder otherwise than it was trained.
+    """Refuse settings with other preprocessing than in training.
 
     Raises:
-        SettingsError: names the settings.
+        SettingsError: names the settings that differ.
     """
     was, now = dict(flatten(implied)), dict(flatten(as_tree(settings)))
     changed = [
@@ -124,47 +126,46 @@ def refuse_other_input(kind: Kind, implied: Tree, settings: RunSettings) -> None
 
 
 def load_weights_into(backbone: Backbone, kind: Kind, path: Path, log: Callable[[str], None]) -> Provenance:
-    """Fill a network with the weights of a source, strict about every tensor.
+    """Load the weights of a source into a network; every tensor must match.
 
     Raises:
-        CheckpointError: the weights cannot be read, are damaged, or are those of another network.
+        CheckpointError: the weights cannot be read, are damaged, or belong to another network.
     """
     if kind == "random":
         return Provenance(kind)
     if kind == "run":
-        return _fill_from_run(backbone, path, log)
+        return _load_run_into(backbone, path, log)
     facts: Tree = {}
     if kind == "export":
         path, facts = _weights_of_export(path)
     elif kind == "import":
-        facts = _read_json(path / FACTS)
-        path = path / ENCODER
+        path, facts = path / ENCODER, _read_json(path / FACTS)
     imported = fit(read_contents(path), backbone.name, backbone.net.state_dict())
     backbone.net.load_state_dict(imported.state)
-    found = Provenance(kind, scheme=facts.get("scheme", imported.found.scheme.name))
-    if facts:
-        found = replace(found, medmoco=facts["libraries"]["medmoco"], licence=facts["licence"])
-    return found if kind != "export" else replace(found, scheme=None)
+    scheme = None if kind == "export" else facts.get("scheme", imported.found.scheme.name)
+    if not facts:
+        return Provenance(kind, scheme=scheme)
+    return Provenance(kind, scheme=scheme, medmoco=facts["libraries"]["medmoco"], licence=facts["licence"])
 
 
 # Runs
 
 
-def _fill_from_run(backbone: Backbone, run: Path, log: Callable[[str], None]) -> Provenance:
+def _load_run_into(backbone: Backbone, run: Path, log: Callable[[str], None]) -> Provenance:
     content = load_checkpoint(run / "checkpoints", log)
     prefix = "query_encoder.backbone.net."
     model = content.get("model", {})
     state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
     if not state:
         raise CheckpointError(
-            f"{run} holds no pretrained encoder. If it is a fine-tuning run: `medmoco predict` and `external`\n"
-            "take the classifier folder in it, and --encoder takes the run that it started from"
+            f"{run} holds no pretrained encoder. If it is a fine-tuning run, give its classifier folder to\n"
+            "`medmoco predict` or `external`, or the run that it started from to --encoder"
         )
     try:
         backbone.net.load_state_dict(state)
     except RuntimeError:
         raise CheckpointError(
-            f"the checkpoint of step {content['step']} does not hold a {backbone.name} of the run's settings"
+            f"the checkpoint of step {content['step']} does not match the {backbone.name} of the run's settings"
         ) from None
     settings = json.dumps(portable_settings(load_run(run)), sort_keys=True)
     environment = run / "environment.json"
@@ -177,7 +178,7 @@ def _fill_from_run(backbone: Backbone, run: Path, log: Callable[[str], None]) ->
 # Exports
 
 
-def _of_export(folder: Path) -> Tree:
+def _settings_of_export(folder: Path) -> Tree:
     contract = _read_json(folder / CONTRACT)
     try:
         step = next(contract[name] for name in ("grayscale", "colour", "bands") if name in contract)
@@ -202,47 +203,44 @@ def _of_export(folder: Path) -> Tree:
 
 
 def _weights_of_export(folder: Path) -> tuple[Path, Tree]:
-    """Return an export's file of weights, its SHA-256 checked, and preprocessing.json."""
+    """Return the weights file of an export, after checking its SHA-256, and the content of preprocessing.json."""
     contract = _read_json(folder / CONTRACT)
-    held = [name for name in ("safetensors", "timm") if name in contract["formats"]]
-    if not held:
+    usable = [name for name in ("safetensors", "timm") if name in contract["formats"]]
+    if not usable:
         raise CheckpointError(
             f"{folder} holds the formats {', '.join(contract['formats'])}; medmoco loads safetensors and timm.\n"
             "Export again with --format safetensors"
         )
-    name = contract["formats"][held[0]]["path"]
+    name = contract["formats"][usable[0]]["path"]
     file = folder / name
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; copy the export again")
     if sha256_of(file) != contract["files"][name]["sha256"]:
-        raise CheckpointError(f"{file} is damaged: its SHA-256 is not that of {CONTRACT}. Copy the export again")
+        raise CheckpointError(f"{file} is damaged: its SHA-256 differs from {CONTRACT}. Copy the export again")
     return file, contract
 
 
 # Imports and weights files
 
 
-def _of_import(folder: Path) -> Tree:
+def _settings_of_import(folder: Path) -> Tree:
     facts = _read_json(folder / FACTS)
     try:
-        return _of_foreign(facts["model"]["backbone"], facts["model"]["size"] or 224, **_mean_and_std(facts))
+        model, preparation = facts["model"], facts["preparation"]
+        return _foreign_settings(model["backbone"], model["size"] or 224, preparation["mean"], preparation["std"])
     except (KeyError, TypeError):
         raise CheckpointError(f"{folder / FACTS} is damaged, or of another version of medmoco") from None
 
 
-def _mean_and_std(facts: Tree) -> Tree:
-    return {key: facts["preparation"][key] for key in ("mean", "std")}
-
-
-def _of_file(file: Path) -> Tree:
+def _settings_of_file(file: Path) -> Tree:
     contents = read_contents(file)
     name = contents.backbone or recognised(contents)
     size = native_size(contents) if kind_of(name) == "vit" else 224
     preparation = find(contents).scheme.preparation
-    return _of_foreign(name, size, preparation.mean, preparation.std)
+    return _foreign_settings(name, size, preparation.mean, preparation.std)
 
 
-def _of_foreign(backbone: str, size: int, mean: float | None, std: float | None) -> Tree:
+def _foreign_settings(backbone: str, size: int, mean: float | None, std: float | None) -> Tree:
     normalisation = {} if mean is None else {"mean": mean, "std": std}
     return {
         "data": {"canvas_size": max(256, size)},
@@ -253,11 +251,8 @@ def _of_foreign(backbone: str, size: int, mean: float | None, std: float | None)
 
 def _read_json(file: Path) -> Tree:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return TypeAdapter(Tree).validate_json(file.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except ValidationError:
         raise CheckpointError(f"{file} is damaged; copy its folder again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is damaged; copy its folder again")
-    return content

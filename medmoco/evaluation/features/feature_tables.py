@@ -1,4 +1,4 @@
-"""The features of a manifest's split as a file: `medmoco embed`."""
+"""`medmoco embed`: the features of a split as a file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import require_column
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
-from medmoco.evaluation.features.inputs import load_splits
-from medmoco.utils.files import replacing
+from medmoco.evaluation.features.inputs import load_unlabelled, writing
 
 SUFFIXES = (".parquet", ".npz", ".csv")
 
@@ -28,20 +27,17 @@ def embed_split(
     columns: Sequence[str] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Write the features of a split's images: row numbers, the columns named, `feature_0`, `feature_1`, and so on.
+    """Write the features of a split's images: row numbers, the named columns, `feature_0`, `feature_1`, and so on.
 
-    With data.bad_images=quarantine, images that cannot be read have NaN and the reason in the column `error`.
+    With data.bad_images=quarantine, unreadable images have NaN, and the reason in the column `error`.
 
     Args:
-        settings: Of the data and the machine; must suit the encoder.
+        settings: Settings of the data and the machine; they must match the encoder.
         encoder: See `load_encoder`.
-        out: File in .parquet, .npz or .csv, in place of one that is there.
-        split: train, val or test; labels it may have are not used.
-        columns: Of the manifest, to copy; they may name patients.
-        log: Receives what the user should know.
-
-    Returns:
-        The table.
+        out: A .parquet, .npz or .csv file, which is replaced if it exists.
+        split: train, val or test, with or without labels.
+        columns: Columns of the manifest to copy; they may identify patients.
+        log: Receives progress messages.
 
     Raises:
         SettingsError: the file cannot be written, or its library is not installed.
@@ -49,8 +45,7 @@ def embed_split(
     """
     _check_format(out)
     loaded = load_encoder(encoder, settings, log=log)
-    unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
-    rows = load_splits(unlabelled, [split], patients_matter=False)[split]
+    rows = load_unlabelled(settings, split)
     for column in columns:
         require_column(rows, column, "--columns names")
     for notice in rows.notices:
@@ -58,52 +53,43 @@ def embed_split(
     log(f"features of {split}: {len(rows)} images")
     quarantine = settings.data.bad_images == "quarantine"
     table = loaded.embed(rows, as_frame=True, unreadable="nan" if quarantine else "raise", progress=True)
-    for place, column in enumerate(dict.fromkeys(columns), 1):
-        table.insert(place, column, rows.table[column].astype(str).to_numpy(object))
+    for index, column in enumerate(dict.fromkeys(columns), 1):
+        table.insert(index, column, rows.table[column].astype(str).to_numpy(object))
     write_features(table, out)
     return table
 
 
 def write_features(table: pd.DataFrame, out: Path) -> None:
-    """Write a table as `Encoder.embed` returns it; .npz holds `features` (N, F) and an array for each other column.
+    """Write a table of `Encoder.embed`; .npz holds `features` (N, F) and an array for each other column.
 
     Raises:
-        SettingsError: that is not possible.
+        SettingsError: the file cannot be written.
     """
     _check_format(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            if out.suffix == ".csv":
-                table.to_csv(temporary, index=False, float_format="%.9g")
-            elif out.suffix == ".parquet":
-                table.to_parquet(temporary, index=False)
-            else:
-                with temporary.open("wb") as stream:
-                    np.savez(stream, **_arrays(table))  # type: ignore[arg-type]
-    except OSError as error:
-        raise SettingsError(f"{out} cannot be written: {error.strerror or error}") from None
+    with writing(out) as temporary:
+        if out.suffix == ".csv":
+            table.to_csv(temporary, index=False, float_format="%.9g")
+        elif out.suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            with temporary.open("wb") as stream:
+                np.savez(stream, **_arrays(table))  # type: ignore[arg-type]
 
 
 def _arrays(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the columns as arrays that load without pickle."""
     names = [name for name in table if str(name).startswith("feature_")]
-    others = table.drop(columns=names)
-    texts = {str(name): column.to_numpy() for name, column in others.items()}
+    others = {str(name): column.to_numpy() for name, column in table.drop(columns=names).items()}
     return {
         "features": table[names].to_numpy(np.float32),
-        **{name: values if values.dtype.kind in "iuf" else values.astype(str) for name, values in texts.items()},
+        **{name: values if values.dtype.kind in "iuf" else values.astype(str) for name, values in others.items()},
     }
 
 
 def _check_format(out: Path) -> None:
-    """Refuse a file that cannot be written, before any work is done.
-
-    Raises:
-        SettingsError: see above.
-    """
+    """Refuse a file that cannot be written, before any work is done."""
     if out.suffix not in SUFFIXES:
-        raise SettingsError(f"{out.name} is of no format that is written; name a file in {', '.join(SUFFIXES)}")
+        raise SettingsError(f"{out.name} has an unknown format; use one of {', '.join(SUFFIXES)}")
     if out.is_dir():
         raise SettingsError(f"{out} is a folder; name a file")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:

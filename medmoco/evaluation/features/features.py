@@ -1,4 +1,4 @@
-"""Frozen encoders -> features of a split, computed once, with the proof that nothing changed."""
+"""Extract the features of a split with frozen encoders, and verify that the encoders did not change."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Digests = tuple[bytes, ...]
 
 
 class Extracted(NamedTuple):
-    """What became of N images.
+    """The features of N images.
 
     Attributes:
         features: (N, F) float32 by encoder, in row order.
-        notices: What the image reader remarked on.
-        digests: N, in row order; see `fingerprints.canvas_digest`.
+        notices: Remarks of the image reader.
+        digests: N digests of canvases, in row order; see `fingerprints.canvas_digest`.
     """
 
     features: dict[str, Features]
@@ -38,9 +38,9 @@ class Extracted(NamedTuple):
 
 
 def thumbnails(size: int = 32) -> nn.Module:
-    """Return the raw-pixel control: an "encoder" whose features are the view averaged down to size x size pixels.
+    """Return the raw-pixel control: its features are the view averaged to size x size pixels.
 
-    (B, C, S, S) -> (B, C * size * size). It sees the very view that the encoders see.
+    (B, C, S, S) -> (B, C * size * size). Its views are those of the encoders.
     """
     return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Flatten())
 
@@ -53,7 +53,7 @@ class Mirrored(nn.Module):
         self.encoder = encoder
 
     def forward(self, views: Tensor) -> Tensor:
-        """Encode both."""
+        """Return the mean features."""
         both: Tensor = self.encoder(views) + self.encoder(views.flip(-1))
         return both / 2
 
@@ -69,25 +69,22 @@ def extract(
 ) -> Extracted:
     """Compute the features of every row; each image is decoded once for all encoders.
 
-    Copies of an image get the features of the first of them: in batches of another size, its own would differ in the
+    Copies of an image get the features of the first of them: in batches of another size, their own would differ in the
     last bits, and copies would seem to have an order.
 
     Args:
-        encoders: Modules (B, C, S, S) -> (B, F), already on the device. Their train or eval modes are restored.
-        split: Rows to encode, N of them.
+        encoders: Modules (B, C, S, S) -> (B, F) on the device; their train or eval modes are restored.
+        split: N rows.
         settings: `evaluate.size` (or `views.size`), `evaluate.batch_size` and the normalisation are used.
-        device: Of the encoders.
-        precision: fp32, bf16 or fp16; less than fp32 only where speed matters more, as for a monitor.
-        stop_asked: Asked before every batch.
-        make: What the encoders get of an image instead of its whole view: (B, V * C, S, S) for V views.
-
-    Returns:
-        The features, and what came along.
+        device: Device of the encoders.
+        precision: fp32, bf16 or fp16; below fp32 only if speed matters more, as for a monitor.
+        stop_asked: Checked before every batch.
+        make: Makes the encoders' input, (B, V * C, S, S) for V views, in place of the whole view.
 
     Raises:
         CheckpointError: an encoder's features are not finite.
         DataError: an image cannot be used.
-        Stopped: `stop_asked` said so.
+        Stopped: `stop_asked` returned true.
         RuntimeError: an encoder changed while it was used; a bug.
     """
     size = settings.evaluate.size or settings.views.size
@@ -110,16 +107,9 @@ def encode(
     *,
     copies: bool = True,
 ) -> Extracted:
-    """Compute the features of batches of whole images; see `extract`.
+    """Compute the features of batches of samples 0, 1, 2 and so on; arguments and errors are those of `extract`.
 
-    Args:
-        encoders: As of `extract`.
-        batches: Of samples 0, 1, 2, and so on.
-        settings: The normalisation is used.
-        device: Of the encoders.
-        precision: As of `extract`.
-        stop_asked: As of `extract`.
-        copies: Give the copies of an image the features of the first.
+    With `copies`, the copies of an image get the features of the first.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
     samples: list[Tensor] = []
@@ -138,16 +128,16 @@ def encode(
     if not torch.equal(torch.cat(samples), torch.arange(len(digests))):
         raise RuntimeError("evaluation batches are not the samples in order")
     features = {name: torch.cat(part).numpy() for name, part in parts.items()}
-    equal = _first_of_equal(digests) if copies else None
-    if equal is not None:
-        features = {name: values[equal] for name, values in features.items()}
+    first = _first_copies(digests) if copies else None
+    if first is not None:
+        features = {name: values[first] for name, values in features.items()}
     return Extracted(features, tuple(notices), tuple(digests))
 
 
-def _first_of_equal(digests: Sequence[bytes]) -> NDArray[np.int64] | None:
-    """Return for each image the position of its first copy; None where there are no copies.
+def _first_copies(digests: Sequence[bytes]) -> NDArray[np.int64] | None:
+    """Return the position of each image's first copy; None if there are no copies.
 
-    Constant images have no digest, and are not taken for copies: they may be of different greys.
+    Constant images have no digest and do not count as copies, since their gray levels may differ.
     """
     first: dict[bytes, int] = {}
     positions = [first.setdefault(digest, i) if digest else i for i, digest in enumerate(digests)]
@@ -155,7 +145,7 @@ def _first_of_equal(digests: Sequence[bytes]) -> NDArray[np.int64] | None:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return the SHA-256 of every parameter and buffer, batch-norm statistics included, with their names."""
+    """Return the SHA-256 of all parameters and buffers, such as batch-norm statistics, with their names."""
     digest = hashlib.sha256()
     for tensors in (module.named_parameters(), module.named_buffers()):
         for name, tensor in tensors:
@@ -166,7 +156,7 @@ def fingerprint(module: nn.Module) -> str:
 
 @contextmanager
 def _frozen(encoders: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put encoders in eval mode, and prove afterwards that not one of their numbers changed."""
+    """Put encoders in eval mode, and verify afterwards that none of their weights changed."""
     modes = [(module, module.training) for encoder in encoders.values() for module in encoder.modules()]
     before = {name: fingerprint(encoder) for name, encoder in encoders.items()}
     for encoder in encoders.values():
@@ -182,16 +172,16 @@ def _frozen(encoders: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def refuse_not_finite(name: str, features: Features, rows: NDArray[np.int64], of: str) -> None:
-    """Refuse features that are not finite.
+    """Refuse features (N, F) of an encoder that are not finite.
 
     Args:
-        name: Of the encoder.
+        name: Name of the encoder.
         features: (N, F).
-        rows: (N,), how the user counts the images.
-        of: Where the rows are.
+        rows: (N,) row numbers or positions for the message.
+        of: What the rows refer to.
 
     Raises:
-        CheckpointError: some are.
+        CheckpointError: some features are not finite.
     """
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:

@@ -1,4 +1,4 @@
-"""How good the features are becoming, while pretraining still runs."""
+"""The kNN monitor: how good the features are while pretraining is still running."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medmoco.training.device import choose_precision
 def validation_scores(
     backbone: Backbone, splits: dict[str, Split], settings: RunSettings, stop_asked: Callable[[], bool]
 ) -> Floats:
-    """Return (M, L): what the nearest neighbours in `train` say of every image and label of `val`.
+    """Return the kNN scores of `val`, (M, L), from the nearest neighbours in `train`.
 
     Raises:
         Stopped: the run is to stop; scoring again after resuming costs less than being killed.
@@ -35,13 +35,9 @@ def validation_scores(
 def knn_monitor(
     backbone: Backbone, splits: dict[str, Split], settings: RunSettings, stop_asked: Callable[[], bool]
 ) -> dict[str, float]:
-    """Score the backbone by nearest neighbours: bank `train`, questions `val`. Test data is never looked at.
+    """Return the AUROC of kNN on `val` by label, as "knn_auroc/LABEL"; nan for a label with one class.
 
-    Returns:
-        "knn_auroc/LABEL" for each label; nan where a label has one class.
-
-    Raises:
-        Stopped: see `validation_scores`.
+    The test set is never used. Raises as `validation_scores`.
     """
     scores = validation_scores(backbone, splits, settings, stop_asked)
     values = knn_auroc(scores, *(splits[name].labels.astype(np.float64) for name in ("train", "val")))

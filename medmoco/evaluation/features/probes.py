@@ -1,6 +1,6 @@
-"""Linear probe and kNN on frozen features, and the draws of labelled patients they learn from.
+"""Linear probe and kNN on frozen features, and the draws of labelled patients for their training.
 
-Targets are 1, 0 or nan. nan is a missing label or a patient that was not drawn; such rows teach nothing.
+Targets are 1, 0 or nan. nan is a missing label or a patient that was not drawn; such rows are not used.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ KNN_TEMPERATURE = 0.07
 """Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4."""
 
 _MAX_ITERATIONS = 2000
-_CHUNK_CELLS = 2**22  # similarities held at once, 32 MiB
-_TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal, as far as float32 features can tell
+_CHUNK_CELLS = 2**22  # similarities in memory at once, 32 MiB
+_TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal within the precision of float32 features
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted linear probe's answers.
+    """A fitted linear probe and its scores.
 
     Attributes:
-        strength: The C chosen.
-        weights: (F,), of standardised features.
-        bias: Log-odds where all of them are 0.
-        scores: Per split (N,), log-odds, see `metrics.as_scores`: probabilities would round to ties near 0 and 1.
-            Decisions are at 0.
-        notes: What was out of the ordinary.
+        strength: Chosen value of C.
+        weights: (F,) coefficients of the standardised features.
+        bias: Intercept.
+        scores: Log-odds (N,) by split, see `metrics.as_scores`; probabilities would round to ties near 0 and 1. The
+            threshold of decisions is 0.
+        notes: Remarks on the fit.
     """
 
     strength: float
@@ -54,12 +54,12 @@ class Probe:
 
 
 class Standard(NamedTuple):
-    """Features as probes learn from them: mean 0 and variance 1 over the images of `train`, labelled or not.
+    """Standardised features: mean 0 and variance 1 over the images of `train`, labelled or not.
 
     Attributes:
-        features: Per split (N, F).
-        mean: (F,), subtracted.
-        scale: (F,), divided by after that; 1 where a feature is constant.
+        features: (N, F) by split.
+        mean: (F,) subtracted means.
+        scale: (F,) standard deviations to divide by; 1 for a constant feature.
     """
 
     features: dict[str, Features]
@@ -68,36 +68,29 @@ class Standard(NamedTuple):
 
 
 def draw_patients(patients: NDArray[np.int64], targets: Floats, *, fraction: float, seed: int, draw: int) -> Floats:
-    """Keep the targets of a random share of patients, and make the others nan.
+    """Return the targets (N,) of a random fraction of patients, the others as nan.
 
-    A patient's place in the order depends only on (seed, draw, patient): a smaller share is always inside a larger
-    one. Where the share holds one class only, the next patients of the order are added until it holds both.
+    A patient's rank in the random order depends only on (seed, draw, patient), so a smaller fraction is a subset of a
+    larger one. If a fraction contains only one class, the next patients in the order are added until it has both.
 
     Args:
-        patients: (N,) codes.
+        patients: (N,) patient codes.
         targets: (N,), both classes present.
-        fraction: Of the distinct patients, rounded, at least one.
-        seed: Of the run.
+        fraction: Fraction of the patients, rounded, at least one patient.
+        seed: Seed of the run.
         draw: Number of the draw.
-
-    Returns:
-        (N,) targets.
     """
     if fraction == 1:
         return targets
     codes, inverse = np.unique(patients, return_inverse=True)
-    row_place = nested_places(codes, seed=seed, draw=draw)[inverse]
-    first_of_each = [row_place[targets == value].min() for value in (0, 1)]
-    count = max(fraction_size(fraction, codes.size), *(int(first) + 1 for first in first_of_each))
-    return np.where(row_place < count, targets, np.nan)
+    ranks = nested_places(codes, seed=seed, draw=draw)[inverse]
+    first_of_each = [int(ranks[targets == value].min()) for value in (0, 1)]
+    count = max(fraction_size(fraction, codes.size), *(first + 1 for first in first_of_each))
+    return np.where(ranks < count, targets, np.nan)
 
 
 def standardise(features: Mapping[str, Features]) -> Standard:
-    """Bring all features to one scale.
-
-    Args:
-        features: Per split (N, F); `train` must be among them.
-    """
+    """Standardise features (N, F) by split, by the mean and variance of `train`."""
     scaler = StandardScaler().fit(features["train"])
     scaled = {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
     return Standard(scaled, scaler.mean_, scaler.scale_)
@@ -106,15 +99,15 @@ def standardise(features: Mapping[str, Features]) -> Standard:
 def linear_probe(
     features: Mapping[str, Features], train: Floats, validation: Floats | None, strengths: Sequence[float]
 ) -> Probe:
-    """Fit logistic regression on `train`, its strength chosen by the AUROC on `val`, never on `test`.
+    """Fit logistic regression on `train`; C is chosen by the AUROC on `val`, never on `test`.
 
-    Equal AUROCs choose the strongest regularisation. Where validation cannot tell, the middle strength is taken.
+    Among equal AUROCs, the strongest regularisation is chosen. Without an AUROC on `val`, it is the middle value of C.
 
     Args:
-        features: Per split (N, F), standardised.
+        features: (N, F) by split, standardised.
         train: Targets of `train`, both classes present.
-        validation: Targets of `val`; None where there is no such split.
-        strengths: Values of C to choose from.
+        validation: Targets of `val`; None if there is no such split.
+        strengths: Values of C.
     """
     rows = ~np.isnan(train)
     x, y = features["train"][rows], train[rows]
@@ -144,21 +137,21 @@ def linear_probe(
 def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: int) -> Floats:
     """Return the share of positives among the nearest labelled images, each weighted by exp(cosine / 0.07).
 
-    Images as near as the last neighbour share the places that are left, so that no order of rows decides.
+    Images tied with the last neighbour share its weight, so that the result does not depend on the order of rows.
 
     Source: Wu et al. 2018, section 3.4.
 
     Args:
         bank: (N, F) features of the labelled images.
-        targets: (N, L), 1, 0 or nan; a label's missing rows are not its neighbours.
-        queries: (M, F).
-        neighbours: How many; all where the label has fewer.
+        targets: (N, L), 1, 0 or nan; rows in which a label is missing are not neighbours for it.
+        queries: (M, F) features.
+        neighbours: Number of neighbours; all labelled images if there are fewer.
 
     Returns:
-        (M, L), 0 to 1, see `metrics.as_scores`; nan for a label without any labelled row.
+        (M, L), 0 to 1, see `metrics.as_scores`; nan for a label without labelled rows.
     """
     result = np.full((len(queries), targets.shape[1]), np.nan)
-    asked, known = _unit(queries), ~np.isnan(targets)
+    unit_queries, known = _unit(queries), ~np.isnan(targets)
     # Labels that are missing in the same rows share their neighbours.
     patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
     for number in range(patterns.shape[1]):
@@ -168,28 +161,23 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
         chosen, votes = _unit(bank[rows]), torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, F), (n, l)
         count = min(neighbours, rows.size)
         step = max(1, _CHUNK_CELLS // rows.size)
-        for start in range(0, len(asked), step):
-            weights = _neighbour_weights(asked[start : start + step] @ chosen.T, count)  # (m, n)
-            answer = weights @ votes / weights.sum(1, keepdim=True)
-            result[np.ix_(np.arange(start, start + len(answer)), labels)] = answer.numpy()
+        for start in range(0, len(queries), step):
+            weights = _neighbour_weights(unit_queries[start : start + step] @ chosen.T, count)  # (m, n)
+            shares = weights @ votes / weights.sum(1, keepdim=True)
+            result[np.ix_(np.arange(start, start + len(shares)), labels)] = shares.numpy()
     return as_scores(result)
 
 
 def _unit(features: Features) -> Tensor:
-    """Return features of unit length in float64: copies of an image are then equally near in all digits that count."""
+    """Return features of unit length in float64, so that copies of an image are equally near up to _TIE."""
     return normalize(torch.from_numpy(features).double(), dim=1)
 
 
 def _neighbour_weights(cosines: Tensor, count: int) -> Tensor:
-    """Return how much each of n images counts for each of m queries, (m, n), 0 for all but the neighbours.
-
-    Args:
-        cosines: (m, n).
-        count: Of neighbours.
-    """
+    """Return the weight of each of n images for each of m queries, (m, n), 0 for all but the `count` nearest."""
     near, index = cosines.topk(min(count + 1, cosines.shape[1]))  # (m, k + 1)
     last = near[:, count - 1, None]
-    if (near[:, count:] >= last - _TIE).any():  # who else is as near is sought only where somebody is
+    if (near[:, count:] >= last - _TIE).any():  # search for all ties only if there are any
         near, index = cosines.topk(int((cosines >= last - _TIE).sum(1).max()))
     above, tied = near > last + _TIE, (near - last).abs() <= _TIE
     room = (count - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
@@ -197,18 +185,15 @@ def _neighbour_weights(cosines: Tensor, count: int) -> Tensor:
     return torch.zeros_like(cosines).scatter_(1, index, weights)
 
 
-def knn_auroc(scores: Floats, targets: Floats, answers: Floats) -> list[float]:
-    """Return one AUROC per label of kNN scores: the monitor of a pretraining run.
+def knn_auroc(scores: Floats, targets: Floats, validation: Floats) -> list[float]:
+    """Return the AUROC of each label's kNN scores; nan if it has one class in either split.
 
     Args:
         scores: (M, L) of `val`, see `knn_scores`.
         targets: (N, L) of `train`.
-        answers: (M, L) of `val`.
-
-    Returns:
-        L numbers; nan where a label has one class in either split.
+        validation: (M, L) targets of `val`.
     """
     return [
-        float("nan") if undefined(targets[:, label]) else auroc(answers[:, label], scores[:, label])
-        for label in range(targets.shape[1])
+        float("nan") if undefined(known) else auroc(truth, score)
+        for known, truth, score in zip(targets.T, validation.T, scores.T, strict=True)
     ]

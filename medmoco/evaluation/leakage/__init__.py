@@ -1,1 +1,1 @@
-"""Test rows that training has seen."""
+"""Overlap of test data with training data, and the ledger of test evaluations."""

@@ -1,9 +1,9 @@
-"""Leakage: what a scored split shares with the data that the encoder or the probe learned from.
+"""Leakage: the overlap of val and test with the data on which the encoder or the probe was trained.
 
-A run keeps no ids, not even hashed, as short ids can be recovered by trying all. So the manifest that its config.yaml
-names is read again; where that is gone, the overlap is unknown. Pixels are compared by digests of canvases, most of
-which come with the features. Digests of pretraining images that evaluation does not read anyway are kept in the run
-folder, sorted, so that they cost one pass for each run.
+A run stores no patient ids, not even hashed, since short ids can be recovered by trying all. Instead, the manifest
+named in its config.yaml is read again; if it is gone, the overlap is unknown. Pixels are compared by digests of
+canvases, most of which are computed along with the features. Digests of other pretraining images are stored, sorted, in
+the run folder, so that they are computed only once for each run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from medmoco.evaluation.records import Leakage, Overlap
 from medmoco.training.checkpoint import is_run, load_run
 
 Leaks = dict[str, Leakage]
-"""Scored split -> what it shares with pretraining data and train."""
+"""Scored split -> its overlap with pretraining data and train."""
 
 _SOURCES = {"pretraining": "the data the encoder was pretrained on", "train": "train"}
 _CACHE = "pretraining_pixels.npz"
@@ -38,12 +38,12 @@ _CACHE = "pretraining_pixels.npz"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What an encoder was pretrained on.
+    """The pretraining data of an encoder.
 
     Attributes:
-        split: The rows; None where there are none or they are unknown.
-        run: The run folder; None where there is none.
-        settings: Of the run.
+        split: The rows; None if there are none or they are unknown.
+        run: The run folder, if any.
+        settings: Settings of the run.
         notes: What is unknown, and why.
     """
 
@@ -54,18 +54,18 @@ class Pretraining:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether there was pretraining on unknown data."""
+        """Whether the encoder was pretrained on unknown data."""
         return self.split is None and bool(self.notes)
 
 
 def find_pretraining(encoder: str) -> Pretraining:
-    """Look up what was learned from by a run folder, a weights file, or "random".
+    """Find the pretraining data of a run folder, a weights file, or "random".
 
     Raises:
         CheckpointError: the settings of a run cannot be read.
     """
     run = Path(encoder)
-    unchecked = "whether it has seen val or test was not checked"
+    unchecked = "whether it was trained on val or test images was not checked"
     if encoder == "random":
         return Pretraining()
     if not is_run(run):
@@ -81,21 +81,16 @@ def find_pretraining(encoder: str) -> Pretraining:
     notes = []
     if patient_ids(split) is None:
         notes.append(
-            "the run's training rows have no PatientID: whether it has seen patients of val or test is unknown"
+            "the run's training rows have no PatientID: whether it was trained on patients of val or test is unknown"
         )
-    if _recorded_manifest(run) != split.sha256:
-        notes.append("the manifest of the run has changed since: val and test were compared with what it lists now")
+    recorded = None
+    with contextlib.suppress(OSError, ValueError):
+        recorded = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("manifest_sha256")
+    if recorded != split.sha256:
+        notes.append("the manifest of the run has changed since: val and test were compared with its current rows")
     if settings.model.init:
-        notes.append("the run started from other weights: whether those have seen val or test was not checked")
+        notes.append("the run started from other weights: whether those were trained on val or test was not checked")
     return Pretraining(split, run, settings, tuple(notes))
-
-
-def _recorded_manifest(run: Path) -> str | None:
-    try:
-        digest: str | None = json.loads((run / "environment.json").read_text(encoding="utf-8")).get("manifest_sha256")
-    except (OSError, ValueError):
-        return None
-    return digest
 
 
 def find_leaks(
@@ -104,13 +99,13 @@ def find_leaks(
     digests: Mapping[str, Digests] | None = None,
     pretraining_digests: Sequence[bytes] = (),
 ) -> Leaks:
-    """Count what val and test share with pretraining data and with train.
+    """Count the patients and images that val and test share with pretraining data and with train.
 
     Args:
-        splits: train, and what is scored.
-        pretraining: Of the encoder.
-        digests: By split, one for each row; without them images are compared by file alone.
-        pretraining_digests: Of pretraining images, in any order.
+        splits: train and the splits to score.
+        pretraining: Pretraining data of the encoder.
+        digests: Digests of each split's rows; without them, images are compared only by file.
+        pretraining_digests: Digests of pretraining images, in any order.
     """
     digests = digests or {}
     leaks: Leaks = {}
@@ -138,7 +133,7 @@ def _shared(split: Split, other: Split, own: Sequence[bytes], theirs: Sequence[b
 
 
 def refuse_leaks(leaks: Leaks, settings: RunSettings) -> None:
-    """Refuse to score a test split that was learned from, unless `evaluate.allow_leakage`.
+    """Refuse to score a test split that overlaps with training data, unless `evaluate.allow_leakage` is set.
 
     Raises:
         ManifestError: test shares patients or images with pretraining data or train; gives the counts.
@@ -146,13 +141,13 @@ def refuse_leaks(leaks: Leaks, settings: RunSettings) -> None:
     lines = leak_lines({"test": leaks["test"]} if "test" in leaks else {})
     if lines and not settings.evaluate.allow_leakage:
         raise ManifestError(
-            "\n".join(lines) + "\n`medmoco check` lists the rows; give it other pretraining data by --against.\n"
-            "Split by patient anew, or set evaluate.allow_leakage=true: then every score carries these counts"
+            "\n".join(lines) + "\n`medmoco check` lists the rows; --against adds other pretraining data.\n"
+            "Split by patient again, or set evaluate.allow_leakage=true to score with these counts next to every score"
         )
 
 
 def leak_lines(leaks: Mapping[str, Leakage | None]) -> list[str]:
-    """Return a sentence for each source of data that a split shares patients or images with."""
+    """Return a sentence for each overlap of a split with training data."""
     lines = []
     for split, leakage in leaks.items():
         for source, words in _SOURCES.items():
@@ -171,18 +166,18 @@ def compare_pixels(
     log: Callable[[str], None],
     seen: dict[str, Sequence[bytes]],
 ) -> tuple[Leaks, list[str]]:
-    """Count again, with images that are the same by their pixels.
+    """Find leaks again, comparing images also by their pixels.
 
     Args:
-        pretraining: Of the encoder.
-        splits: What was read.
-        extracted: Of it, with a digest for each row.
-        settings: Of the evaluation, whose canvases are compared.
+        pretraining: Pretraining data of the encoder.
+        splits: train and the splits to score.
+        extracted: Their features, with a digest for each row.
+        settings: Settings of the evaluation, whose canvases are compared.
         log: Receives a line when more files are read.
-        seen: Digests read for earlier encoders; is added to, so that runs on the same images are read once.
+        seen: Digests read for earlier encoders; extended here, so that shared pretraining images are read once.
 
     Returns:
-        The counts, and a note where some images could not be compared.
+        The leaks, and a note if some images could not be compared.
     """
     digests = {name: found.digests for name, found in extracted.items()}
     read = {key: digest for name in splits for key, digest in zip(image_keys(splits[name]), digests[name], strict=True)}
@@ -205,7 +200,7 @@ def _digests_of_unread(
     log: Callable[[str], None],
     seen: dict[str, Sequence[bytes]],
 ) -> tuple[Sequence[bytes], list[str]]:
-    """Read the pretraining images that evaluation does not read, once for each run and kind of canvas."""
+    """Return the digests of pretraining images that are not in the evaluation, read once per run and canvas format."""
     assert pretraining.run
     assert pretraining.settings
     canvas = {key: getattr(settings.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}
@@ -217,7 +212,7 @@ def _digests_of_unread(
         return seen[name], []
     log(f"pixels of {len(rest)} more pretraining images, to compare with val and test")
     reason = ""
-    for pack in dict.fromkeys((data.pack, None)):  # the run's pack may be gone, or hold other canvases than these
+    for pack in dict.fromkeys((data.pack, None)):  # the run's pack may be gone, or contain other canvases
         source = settings.model_copy(update={"data": data.model_copy(update={"pack": pack})})
         try:
             found = extract({}, rest, source, torch.device("cpu")).digests
@@ -231,7 +226,7 @@ def _digests_of_unread(
 
 
 def _read_cache(file: Path, name: str) -> Digests | None:
-    """Return the digests kept under a name; None where they are others', or damaged."""
+    """Return the stored digests of this name; None if the file has another name, or is damaged."""
     with (
         contextlib.suppress(OSError, ValueError, KeyError, BadZipFile),
         file.open("rb") as stream,
@@ -244,5 +239,5 @@ def _read_cache(file: Path, name: str) -> Digests | None:
 
 def _write_cache(file: Path, name: str, digests: Sequence[bytes]) -> None:
     ordered = b"".join(sorted(digest for digest in digests if digest))
-    with contextlib.suppress(OSError):  # a run folder that cannot be written costs another pass next time
+    with contextlib.suppress(OSError):  # without the file, the images are read again next time
         np.savez(file, name=name, digests=np.frombuffer(ordered, np.uint8).reshape(-1, 32))

@@ -1,7 +1,7 @@
-"""The ledger of test evaluations: one line for each time that a test split was scored, kept in the run.
+"""The ledger of test evaluations: a file in the run folder with a line for each evaluation on a test set.
 
-A test score is unbiased only while no choice is based on it. So a test evaluation is an explicit act, and leaves a line
-that a report counts. The line holds what was scored and the AUROCs, and no path, id or host.
+A test score is unbiased only if no choice was based on it. So every test evaluation must be requested and is recorded
+in a line, which reports count. It contains the names and AUROCs of what was scored, but no path, id or host.
 """
 
 from __future__ import annotations
@@ -27,33 +27,25 @@ class LedgerEntry(Part):
     """One test evaluation."""
 
     time: str = ""
-    """When, in UTC, as ISO 8601."""
+    """Time in UTC, as ISO 8601."""
     command: str = ""
-    """The command that scored the test split."""
+    """Command that evaluated on the test set."""
     manifest_sha256: str = ""
     """SHA-256 of the manifest."""
     labels: tuple[str, ...] = ()
     """Labels that were scored."""
     where: str | None = None
-    """Condition that chose the rows, or None for all."""
+    """Condition by which rows were selected; None if all were used."""
     rows: int | None = None
-    """Rows of the test split."""
+    """Number of test rows."""
     encoders: tuple[str, ...] = ()
-    """Names of the encoders, the one in question first."""
+    """Names of the encoders, the primary one first."""
     auroc: dict[str, float | None] = Field(default_factory=dict)
-    """AUROC of that encoder by label, 0 to 1."""
+    """AUROC of the primary encoder by label, 0 to 1."""
 
 
 def ledger_of(encoder: str, out: Path | None) -> Path | None:
-    """Return the ledger: in the run folder, or next to the results where the encoder is not a run.
-
-    Args:
-        encoder: Run folder, weights file, or "random".
-        out: Folder of the results, if they are written.
-
-    Returns:
-        None where there is neither.
-    """
+    """Return the ledger in the run folder, or in the folder `out` of the results if the encoder is not a run."""
     run = Path(encoder)
     folder = run if is_run(run) else out
     return folder / LEDGER if folder else None
@@ -67,18 +59,10 @@ def record_test_evaluation(
     encoders: Sequence[str],
     aurocs: Mapping[str, float | None],
 ) -> int:
-    """Add a line to the ledger; return how many it has now.
-
-    Args:
-        ledger: File to add a line to.
-        command: The command that scored the test split.
-        test: What was scored.
-        settings: Of the scoring.
-        encoders: What was scored, the encoder in question first.
-        aurocs: Of this encoder, by label.
+    """Add a line to the ledger, see `LedgerEntry`; return its number of lines.
 
     Raises:
-        CheckpointError: the ledger cannot be written or read; then no score may be shown.
+        CheckpointError: the ledger cannot be written or read, and no score may be shown.
     """
     entry = LedgerEntry(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -107,10 +91,10 @@ def note_on_test(count: int, ledger: Path) -> str:
 
 
 def read_ledger(ledger: Path) -> list[LedgerEntry]:
-    """Read every test evaluation; none where there is no ledger.
+    """Return all test evaluations in the ledger, if it exists.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the ledger is damaged.
     """
     name, entries = f"{ledger.parent.name}/{ledger.name}", []
     try:
@@ -124,6 +108,6 @@ def read_ledger(ledger: Path) -> list[LedgerEntry]:
             entries.append(LedgerEntry.model_validate_json(line))
         except ValidationError:
             raise CheckpointError(
-                f"{name}, line {number} is damaged; repair or delete it, so that test evaluations are counted"
+                f"{name}, line {number} is damaged; repair or delete it, so that test evaluations can be counted"
             ) from None
     return entries

@@ -1,4 +1,4 @@
-"""Shortcuts: traits that predict a label without the image's content, such as its shape or its file's format."""
+"""Shortcuts: properties that predict a label without the image's content, such as its shape or file format."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import numpy as np
 
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.quality.findings import Shortcut
-from medmoco.evaluation.metrics.auroc import Floats, auroc, bootstrap_auroc, interval
+from medmoco.evaluation.metrics.auroc import Floats, auroc, bootstrap_auroc, interval, or_none
 
 _DRAWS = 1000
 
 
 def find_shortcuts(splits: Sequence[Split], traits: Mapping[str, Floats], seed: int = 0) -> list[Shortcut]:
-    """Score every trait against every label, and return the strongest trait of each, with its interval.
+    """Return the most predictive trait of each label that has both classes, with its interval, strongest first.
 
     Args:
-        splits: Loaded together; their rows are pooled, R in all.
-        traits: (R,) values by name; nan where nothing is known.
-        seed: Of the draws of patients.
-
-    Returns:
-        One for each label that has both classes, strongest first.
+        splits: Splits loaded together; their R rows are pooled.
+        traits: (R,) values by name; nan if unknown.
+        seed: Random seed of the draws of patients.
     """
     labels = np.concatenate([split.labels for split in splits]).astype(np.float64)
     patients = np.concatenate([split.patients for split in splits])
@@ -36,10 +33,10 @@ def find_shortcuts(splits: Sequence[Split], traits: Mapping[str, Floats], seed: 
         if not defined:
             continue
         trait = max(defined, key=lambda one: abs(defined[one] - 0.5))
-        turned = traits[trait] if defined[trait] >= 0.5 else -traits[trait]
-        draws = bootstrap_auroc(known[trait], np.nan_to_num(turned), patients, draws=_DRAWS, seed=seed)
+        signed = traits[trait] if defined[trait] >= 0.5 else -traits[trait]
+        draws = bootstrap_auroc(known[trait], np.nan_to_num(signed), patients, draws=_DRAWS, seed=seed)
         low, high, _ = interval(draws)
-        tested = auroc(known[trait][is_test], turned[is_test])
+        tested = auroc(known[trait][is_test], signed[is_test])
         found.append(
             Shortcut(
                 label=name,
@@ -47,7 +44,7 @@ def find_shortcuts(splits: Sequence[Split], traits: Mapping[str, Floats], seed: 
                 auroc=max(defined[trait], 1 - defined[trait]),
                 low=low,
                 high=high,
-                on_test=None if math.isnan(tested) else tested,
+                on_test=or_none(tested),
             )
         )
     return sorted(found, key=lambda one: -one.auroc)

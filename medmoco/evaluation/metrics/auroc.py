@@ -1,9 +1,9 @@
 """AUROC and average precision per label, with intervals from a bootstrap over patients.
 
-Every function leaves out rows whose target is missing (nan). A bootstrap is an array of D AUROCs, one per draw of
-patients; equal patients and seed mean equal draws. So a difference of two scores is the difference of their arrays, a
-mean over labels or over repeats is the mean of theirs, and both keep the pairing. `share_interval` is for what lies
-between 0 and 1, `interval` for differences; docs/statistics.md has their measured coverage.
+Rows with a missing target (nan) are left out. A bootstrap is an array of D AUROCs, one per draw of patients; with the
+same patients and seed, the draws are the same. So the bootstrap of a difference is the difference of two arrays, that
+of a mean over labels or repeats is the mean of their arrays, and the pairing is kept. `share_interval` is for values
+between 0 and 1, `interval` for differences; docs/statistics.md has their empirical coverage.
 """
 
 from __future__ import annotations
@@ -22,46 +22,42 @@ Counts = NDArray[np.int32]
 Reals = NDArray[np.floating[Any]]
 
 _Z = NormalDist().inv_cdf(0.975)
-_BLOCK_CELLS = 2**16  # weights held at once, 256 KiB: what does not fit the cache takes two to three times as long
+_BLOCK_CELLS = 2**16  # weights in memory at once, 256 KiB, to fit into the cache, which is two to three times faster
 
 
 class Interval(NamedTuple):
-    """A 95 % interval; nan where there is none."""
+    """A 95 % interval; nan if undefined."""
 
     low: float
     high: float
     left_out: int
-    """Draws that had one class only and could not be scored."""
+    """Draws with only one class, which have no score."""
 
 
 def or_none(value: float | np.floating[Any]) -> float | None:
-    """Return a number as strict JSON has it: None for nan."""
+    """Return a number for strict JSON: None for nan."""
     return None if np.isnan(value) else float(value)
 
 
 def ratio(numerators: NDArray[Any], denominators: NDArray[Any]) -> Floats:
-    """Divide arrays of counts of equal shape; nan where there is nothing to divide by."""
+    """Divide arrays of counts of equal shape; nan where the denominator is 0."""
     result: Floats = np.full(numerators.shape, np.nan)
     np.divide(numerators, denominators, out=result, where=denominators > 0)
     return result
 
 
 def as_scores(values: Reals) -> Floats:
-    """Round what ranks images to float32, before anything ranks it or writes it down.
+    """Round scores to float32, before they are ranked or written.
 
-    Sums in another order, as with another batch size, number of threads or CPU, differ in the last bits of float64.
-    Those would count as an order of images whose scores are equal. Nine digits, as files have them, tell any two
-    float32 numbers apart, so that a score and what is computed from the file agree.
+    The last bits of float64 depend on the order of summation, as with another batch size, number of threads or CPU, and
+    would rank images whose scores are equal. The nine digits in files distinguish all float32 numbers, so metrics
+    computed from a file agree.
     """
     return values.astype(np.float32).astype(np.float64)
 
 
 def undefined(targets: Reals) -> str | None:
-    """Return why these targets cannot be scored, or None where they can.
-
-    Args:
-        targets: (N,), 1, 0 or nan.
-    """
+    """Return why targets (N,), 1, 0 or nan, cannot be scored; None if they can."""
     known = targets[~np.isnan(targets)]
     if not known.size:
         return "undefined (no labelled rows)"
@@ -73,7 +69,7 @@ def undefined(targets: Reals) -> str | None:
 
 
 def auroc(targets: Reals, scores: Reals) -> float:
-    """Return the chance that a positive scores above a negative, ties counting half; nan with one class.
+    """Return the probability that a positive scores above a negative, ties counting half; nan with one class.
 
     Source: Mann and Whitney 1947 (doi:10.1214/aoms/1177730491); Hanley and McNeil 1982.
 
@@ -90,7 +86,7 @@ def auroc(targets: Reals, scores: Reals) -> float:
 
 
 def average_precision(targets: Reals, scores: Reals) -> float:
-    """Return the average precision, not interpolated; nan with one class. Arguments as for `auroc`."""
+    """Return the average precision without interpolation; nan with one class. Arguments are those of `auroc`."""
     if undefined(targets):
         return float("nan")
     known = ~np.isnan(targets)
@@ -98,41 +94,38 @@ def average_precision(targets: Reals, scores: Reals) -> float:
 
 
 def bootstrap_auroc(targets: Reals, scores: Reals, patients: Integers, *, draws: int, seed: int) -> Floats:
-    """Return the AUROC of each of D draws of patients, with replacement; nan where a draw has one class.
+    """Return the AUROC of D bootstrap draws of patients, (D,) float64; nan for draws with one class.
 
-    Patients are drawn, not rows: the images of one patient are not independent. A draw weights every row by how often
-    its patient was drawn, so that two sorts serve all draws. All the patients given are drawn from, also those whose
-    every target is missing, so that labels share their draws.
+    Patients are drawn, since the images of one patient are not independent. A draw weights each row by how often its
+    patient was drawn, so that rows are sorted only once for all draws. Patients without known targets are drawn too, so
+    that all labels share the draws.
 
     Args:
         targets: (N,), 1, 0 or nan.
         scores: (N,), finite.
         patients: (N,) integers, equal for the rows of one patient.
-        draws: D.
-        seed: Of the draws.
-
-    Returns:
-        (D,) float64.
+        draws: Number of draws, D.
+        seed: Random seed.
     """
     return _bootstrap(_auroc_of_draws, targets, scores, patients, draws, seed)
 
 
 def bootstrap_average_precision(targets: Reals, scores: Reals, patients: Integers, *, draws: int, seed: int) -> Floats:
-    """Return the average precision of each of D draws of patients. Everything else is as for `bootstrap_auroc`."""
+    """Return the average precision of D bootstrap draws of patients; see `bootstrap_auroc`."""
     return _bootstrap(_average_precision_of_draws, targets, scores, patients, draws, seed)
 
 
 def draw_counts(patients: int, *, draws: int, seed: int, cells: int) -> Iterator[tuple[slice, Counts]]:
-    """Draw patients with replacement, a block of draws at a time, and count how often each was drawn.
+    """Draw patients with replacement, in blocks of draws, and count how often each was drawn.
 
     Args:
-        patients: How many there are, and how many a draw takes.
-        draws: D.
-        seed: Of the draws, which do not depend on the size of the blocks.
-        cells: What the caller holds for each draw of a block, in numbers; it limits the block.
+        patients: Number of patients, and of those in a draw.
+        draws: Number of draws, D.
+        seed: Random seed; the draws do not depend on the size of the blocks.
+        cells: Numbers that the caller has in memory for each draw of a block, which limit its size.
 
     Yields:
-        Which of the D draws, and (b, patients) int32.
+        The slice of the D draws, and the counts (b, patients) int32.
     """
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK_CELLS // max(cells, patients))
@@ -145,16 +138,16 @@ def draw_counts(patients: int, *, draws: int, seed: int, cells: int) -> Iterator
 
 
 class _Ranks(NamedTuple):
-    """The order of P positives and Q negatives, each from the lowest score to the highest."""
+    """The order of P positives and Q negatives, by ascending score."""
 
     positives: Integers
     """(P,) rows."""
     negatives: Integers
     """(Q,) rows."""
     positives_below: Integers
-    """(P,): how many of the positives score below each."""
+    """(P,) number of positives with a lower score than each positive."""
     below: Integers
-    """(P,): how many of the negatives score below each positive."""
+    """(P,) number of negatives with a lower score than each positive."""
     below_or_equal: Integers
     """(P,)"""
 
@@ -162,14 +155,9 @@ class _Ranks(NamedTuple):
 def _rank(targets: Reals, scores: Reals) -> _Ranks:
     classes = (np.flatnonzero(targets == value) for value in (1, 0))
     positives, negatives = (rows[np.argsort(scores[rows], kind="stable")] for rows in classes)
-    sought = scores[positives]
-    return _Ranks(
-        positives,
-        negatives,
-        np.searchsorted(sought, sought, "left"),
-        np.searchsorted(scores[negatives], sought, "left"),
-        np.searchsorted(scores[negatives], sought, "right"),
-    )
+    high, low = scores[positives], scores[negatives]
+    counts = np.searchsorted(high, high), np.searchsorted(low, high), np.searchsorted(low, high, "right")
+    return _Ranks(positives, negatives, *counts)
 
 
 def _bootstrap(
@@ -180,7 +168,7 @@ def _bootstrap(
     draws: int,
     seed: int,
 ) -> Floats:
-    """Apply a statistic to the ranks and the weights of b draws: (b, P) of positives, (b, Q) of negatives."""
+    """Apply a statistic to the ranks and to blocks of weights, (b, P) of positives and (b, Q) of negatives."""
     result = np.full(draws, np.nan)
     if undefined(targets):
         return result
@@ -202,29 +190,26 @@ def _auroc_of_draws(ranks: _Ranks, positive: Counts, negative: Counts) -> Floats
 
 
 def _average_precision_of_draws(ranks: _Ranks, positive: Counts, negative: Counts) -> Floats:
-    """Every positive adds the precision at its score, at or above which rows of equal scores count together."""
+    """Average the precision at the score of every positive; rows with equal scores count together."""
     passed, passed_positive = _accumulate(negative), _accumulate(positive)
     true = passed_positive[:, -1:] - passed_positive.take(ranks.positives_below, axis=1)
     false = passed[:, -1:] - passed.take(ranks.below, axis=1)
-    precision = true / np.maximum(true + false, 1)  # 0 of 0 rows: none of them was drawn, and weighs nothing
-    has_both = passed[:, -1] > 0  # without positives there is nothing to divide by
+    precision = true / np.maximum(true + false, 1)  # 0 of 0 rows were drawn: the weight is 0
+    has_both = passed[:, -1] > 0  # without positives, the denominator is 0
     return ratio(np.einsum("bp,bp->b", positive, precision), np.where(has_both, passed_positive[:, -1], 0))
 
 
 def _accumulate(weights: Counts) -> Counts:
-    """Return (b, n + 1): the weight of the first 0 to n."""
+    """Return the cumulative weight of the first 0 to n rows, (b, n + 1)."""
     passed = np.zeros((len(weights), weights.shape[1] + 1), np.int32)
     np.cumsum(weights, axis=1, out=passed[:, 1:])
     return passed
 
 
 def interval(bootstrap: Floats) -> Interval:
-    """Return the 2.5th and 97.5th percentile of a bootstrap's defined draws.
+    """Return the 2.5th and 97.5th percentile of the defined draws of a bootstrap (D,).
 
     Source: Efron and Tibshirani 1993, chapter 13.
-
-    Args:
-        bootstrap: (D,), AUROCs or their differences.
     """
     defined = bootstrap[~np.isnan(bootstrap)]
     left_out = bootstrap.size - defined.size
@@ -235,19 +220,16 @@ def interval(bootstrap: Floats) -> Interval:
 
 
 def share_interval(value: float, bootstrap: Floats) -> Interval:
-    """Return the interval of an AUROC, average precision or share: symmetric in log-odds around the value itself.
+    """Return the interval of an AUROC, average precision or proportion, symmetric in log-odds around the value.
 
-    Its width is the standard deviation of the draws' log-odds. Near 1 or with few patients its empirical coverage is
-    better than that of percentiles, which lie too high there. Draws of 0 or 1 count as the most extreme of the others.
+    Its width is the standard deviation of the draws' log-odds. Near 1 or with few patients, its empirical coverage is
+    better than that of percentiles, which are too high there. Draws of 0 or 1 count as the most extreme of the others.
 
     Source: Efron and Tibshirani 1993, section 12.6, on transformed normal intervals; Pepe 2003, section 5.2.
 
     Args:
-        value: Of the sample itself.
-        bootstrap: (D,) draws of it, nan where undefined.
-
-    Returns:
-        nan to nan where the value is 0, 1 or nan, as the draws do not vary.
+        value: Value for the sample; the interval is nan if it is 0, 1 or nan, since the draws do not vary.
+        bootstrap: (D,) values for the draws, nan where undefined.
     """
     defined = bootstrap[~np.isnan(bootstrap)]
     left_out = bootstrap.size - defined.size
@@ -264,20 +246,20 @@ def _log_odds(shares: Any) -> Any:
 
 
 def majority_flag(targets: Reals, scores: Reals, threshold: float) -> str | None:
-    """Return a warning where a score may have learned nothing, else None.
+    """Return a warning if nothing may have been learned, else None.
 
-    A constant score, or decisions with exactly the accuracy of always choosing the larger class, are not a result.
-    With a rare label the second also happens to a score that ranks well: it is a reason to check, not a verdict.
+    Either all scores are equal, or the accuracy is exactly that of always predicting the majority class. For a rare
+    label, the latter can also happen with scores that rank well, so it is a reason to check.
 
     Args:
         targets: (N,), 1, 0 or nan.
         scores: (N,).
-        threshold: Scores at or above it decide for positive.
+        threshold: Scores at or above it are positive predictions.
     """
     known = ~np.isnan(targets)
-    if not known.any():
-        return None
     targets, scores = targets[known], scores[known]
+    if not targets.size:
+        return None
     if (scores == scores[0]).all():
         return "all scores are equal"
     correct = int(((scores >= threshold) == (targets == 1)).sum())

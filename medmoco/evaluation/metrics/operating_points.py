@@ -1,7 +1,7 @@
 """Decisions at a threshold chosen on validation: sensitivity, specificity and predictive values, with counts.
 
-A score at or above the threshold decides for positive. Intervals hold for this threshold: they do not include how much
-the threshold itself would vary with another validation split.
+Scores at or above the threshold are positive predictions. Intervals are for a fixed threshold: they do not include its
+variation between validation splits.
 """
 
 from __future__ import annotations
@@ -16,22 +16,19 @@ from medmoco.evaluation.records import Decisions
 
 _OUTCOMES = ("tp", "fp", "tn", "fn")
 
-# The share of the first among both.
+# Each rate is the fraction of the first among both.
 _SHARES = {"sensitivity": ("tp", "fn"), "specificity": ("tn", "fp"), "ppv": ("tp", "fp"), "npv": ("tn", "fn")}
 
 
 def threshold_at(targets: Reals, scores: Reals, specificity: float) -> float:
-    """Return the lowest threshold at which at least this share of the negatives is decided for negative.
+    """Return the lowest threshold with at least this specificity; nan without negatives.
 
-    It lies halfway to the next higher score, so that rounding elsewhere does not change a decision.
+    It is halfway to the next higher score, so that rounding elsewhere does not change decisions.
 
     Args:
         targets: (N,) of validation, 1, 0 or nan.
         scores: (N,), finite.
-        specificity: Between 0 and 1.
-
-    Returns:
-        nan where there is no negative.
+        specificity: Required specificity, between 0 and 1.
     """
     negatives = np.sort(scores[targets == 0])
     if not negatives.size:
@@ -44,23 +41,23 @@ def threshold_at(targets: Reals, scores: Reals, specificity: float) -> float:
 
 
 def decide(targets: Reals, scores: Reals, patients: Integers, threshold: float, *, draws: int, seed: int) -> Decisions:
-    """Return the counts and shares of a split's decisions, with 95 % intervals from draws of patients.
+    """Return the confusion matrix of a split and its rates, with 95 % bootstrap intervals.
 
-    Draws and intervals are those of `metrics.auroc`. A share of 0 or 1 varies in no draw; its interval is the exact
-    one of Clopper and Pearson 1934 (doi:10.1093/biomet/26.4.404), with every patient as one case.
+    Draws and intervals are those of `metrics.auroc`. A rate of 0 or 1 does not vary between draws; its interval is the
+    exact one of Clopper and Pearson 1934 (doi:10.1093/biomet/26.4.404), with every patient as one case.
 
     Args:
         targets: (N,), 1, 0 or nan.
         scores: (N,), finite.
         patients: (N,) integers, equal for the rows of one patient.
-        threshold: Of `threshold_at`; where it is nan nothing is decided.
-        draws: D.
-        seed: Of the draws.
+        threshold: See `threshold_at`; if it is nan, there are no decisions.
+        draws: Number of draws, D.
+        seed: Random seed.
     """
     names, codes = np.unique(patients, return_inverse=True)
     known = ~np.isnan(targets) if not math.isnan(threshold) else np.zeros(len(targets), bool)
-    is_positive, is_called = targets[known] == 1, scores[known] >= threshold
-    outcomes = np.select([is_positive & is_called, ~is_positive & is_called, ~is_positive], [0, 1, 2], 3)
+    is_positive, is_predicted = targets[known] == 1, scores[known] >= threshold
+    outcomes = np.where(is_positive, np.where(is_predicted, 0, 3), np.where(is_predicted, 1, 2))
     cells = np.bincount(4 * codes[known] + outcomes, minlength=4 * names.size).reshape(-1, 4)  # (patients, 4)
     drawn = np.empty((draws, 4))
     for block, counts in draw_counts(names.size, draws=draws, seed=seed, cells=names.size):
@@ -68,26 +65,24 @@ def decide(targets: Reals, scores: Reals, patients: Integers, threshold: float, 
     found: dict[str, Any] = dict(zip(_OUTCOMES, cells.sum(axis=0).tolist(), strict=True))
     for name, (one, other) in _SHARES.items():
         own, both = _OUTCOMES.index(one), [_OUTCOMES.index(one), _OUTCOMES.index(other)]
-        share = float(ratio(cells[:, own].sum(), cells[:, both].sum()))
-        low, high, _ = share_interval(share, ratio(drawn[:, own], drawn[:, both].sum(axis=1)))
-        if share in (0, 1):
-            low, high = _exact_edges(share, int(cells[:, both].any(axis=1).sum()))
-        found |= {name: or_none(share), f"{name}_low": or_none(low), f"{name}_high": or_none(high)}
+        rate = float(ratio(cells[:, own].sum(), cells[:, both].sum()))
+        low, high, _ = share_interval(rate, ratio(drawn[:, own], drawn[:, both].sum(axis=1)))
+        if rate in (0, 1):
+            bound = 0.025 ** (1 / int(cells[:, both].any(axis=1).sum()))
+            low, high = (bound, 1.0) if rate else (0.0, 1 - bound)
+        found |= {name: or_none(rate), f"{name}_low": or_none(low), f"{name}_high": or_none(high)}
     return Decisions(threshold=or_none(threshold), **found)
 
 
-def _exact_edges(share: float, cases: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of none or all of so many cases."""
-    edge: float = 0.025 ** (1 / cases)
-    return (edge, 1.0) if share else (0.0, 1 - edge)
-
-
 def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
-    """Return PPV and NPV at a prevalence, by Bayes' rule; nan where no case is decided that way.
+    """Return PPV and NPV at a prevalence, by Bayes' rule; nan if no case is predicted so.
 
-    Those of `decide` hold for the prevalence of the split, which is rarely that of a clinic.
+    Those of `decide` are for the prevalence of the split, which usually differs from that of a clinic.
     """
     ill, well = prevalence, 1 - prevalence
-    called = sensitivity * ill + (1 - specificity) * well
-    cleared = specificity * well + (1 - sensitivity) * ill
-    return sensitivity * ill / called if called else math.nan, specificity * well / cleared if cleared else math.nan
+    positive = sensitivity * ill + (1 - specificity) * well
+    negative = specificity * well + (1 - sensitivity) * ill
+    return (
+        sensitivity * ill / positive if positive else math.nan,
+        specificity * well / negative if negative else math.nan,
+    )

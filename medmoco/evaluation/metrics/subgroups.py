@@ -1,4 +1,4 @@
-"""The AUROC within groups of patients: by sex, view, band of age, or any column of few values."""
+"""The AUROC within subgroups of patients: by sex, view, age group, or any column with few values."""
 
 from __future__ import annotations
 
@@ -30,19 +30,16 @@ _YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 def groups_of(split: Split, columns: Sequence[str], age_bands: Sequence[float]) -> Masks:
-    """Return which rows are in which group; each row is in one group of every column.
+    """Return masks (N,) by column and group; each row is in one group of every column.
 
     Args:
         split: N rows.
-        columns: Of its table. Cells are compared as text, but for `Age`: a number of years, or a DICOM age such as
+        columns: Columns of its table. Cells are text, except for `Age`: a number of years, or a DICOM age such as
             "045Y" or "006M" (PS3.5, section 6.2, AS).
-        age_bands: Where bands of age begin, in years, lowest first.
-
-    Returns:
-        Masks (N,) by column and group. Blank cells are "not given"; an Age that is none is "not an age".
+        age_bands: Lower bounds of age groups in years, in ascending order.
 
     Raises:
-        SettingsError: a column is not there, names patients or files, or has too many values to be groups.
+        SettingsError: a column is missing, identifies patients or files, or has too many values.
     """
     groups: Masks = {}
     for column in columns:
@@ -68,42 +65,37 @@ def _column(split: Split, column: str) -> pd.Series[Any]:
 
 
 def _bands(cells: pd.Series[str], starts: Sequence[float]) -> tuple[pd.Series[str], list[str]]:
-    """Return the band of every cell, and all bands from young to old."""
+    """Return the age group of every cell, and all age groups from young to old."""
     names = [
         f"under {starts[0]:g}",
         *(f"{low:g} to under {high:g}" for low, high in pairwise(starts)),
         f"{starts[-1]:g} and over",
     ]
-    bands = {cell: _band(_years(cell), starts, names) for cell in set(cells)}
-    return cells.map(bands), [*names, NOT_AN_AGE]
 
+    def band(cell: str) -> str:
+        found = re.fullmatch(r"([+-]?\d+(?:\.\d*)?)([DWMY]?)", cell)
+        return names[bisect_right(starts, float(found[1]) * _YEARS_IN[found[2]])] if found else NOT_AN_AGE
 
-def _band(age: float, starts: Sequence[float], names: Sequence[str]) -> str:
-    return NOT_AN_AGE if math.isnan(age) else names[bisect_right(starts, age)]
-
-
-def _years(cell: str) -> float:
-    found = re.fullmatch(r"([+-]?\d+(?:\.\d*)?)([DWMY]?)", cell)
-    return float(found[1]) * _YEARS_IN[found[2]] if found else math.nan
+    return cells.map(band), [*names, NOT_AN_AGE]
 
 
 def score_groups(
     targets: Reals, scores: Reals, split: Split, settings: EvaluateSettings, *, seed: int
 ) -> list[GroupScore]:
-    """Return the AUROC of every group, with an interval from draws of the group's patients.
+    """Return the AUROC of every group, with an interval from bootstrap draws of its patients.
 
-    A group of few patients is hidden: its AUROC would be mostly chance, and could reveal something about single
-    patients.
+    The AUROC of a group with few patients is hidden, since it would be mostly noise and could reveal something about
+    single patients.
 
     Args:
         targets: (N,), 1, 0 or nan.
         scores: (N,), finite.
         split: N rows.
-        settings: Name the columns, the bands of age, the patients that a group needs to be shown, and the draws.
-        seed: Of the draws.
+        settings: Columns, age groups, smallest number of patients, and number of draws.
+        seed: Random seed of the draws.
 
     Raises:
-        SettingsError: as for `groups_of`.
+        SettingsError: as `groups_of`.
     """
     found = []
     for (column, group), mask in groups_of(split, settings.subgroups, settings.age_bands).items():

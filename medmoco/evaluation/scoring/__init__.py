@@ -1,1 +1,1 @@
-"""Encoders and controls to scores and differences."""
+"""Scores of encoders and controls, and their differences."""

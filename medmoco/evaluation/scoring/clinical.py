@@ -1,6 +1,6 @@
 """Clinical measures beyond the AUROC: operating points, calibrated probabilities, subgroups.
 
-Thresholds and calibration are fitted on validation and applied to every split; on validation itself they are
+Thresholds and calibration are fitted on validation and applied to every split; their scores on validation are
 optimistic.
 """
 
@@ -20,15 +20,15 @@ from medmoco.evaluation.records import CalibrationScore, OperatingPoint, Subgrou
 from medmoco.evaluation.scoring.scoring import Key, Predictions, label_targets
 
 UNCALIBRATED = Calibration(slope=1.0, intercept=0.0)
-"""Scores are taken as log-odds."""
+"""Uses scores as log-odds."""
 
 
 class OperatingPoints(NamedTuple):
-    """What was fitted on validation for one label.
+    """Calibration and thresholds of one label, fitted on validation.
 
     Attributes:
-        calibration: Scores to calibrated log-odds.
-        thresholds: Requested specificity -> threshold of the raw scores.
+        calibration: Converts scores to calibrated log-odds.
+        thresholds: Requested specificity -> threshold on the raw scores.
     """
 
     calibration: Calibration
@@ -44,12 +44,12 @@ class Clinical(NamedTuple):
 
 
 def fit_operating_points(targets: Floats, scores: Floats, chosen: EvaluateSettings) -> OperatingPoints | None:
-    """Fit calibration and thresholds on validation; None where it has one class only.
+    """Fit calibration and thresholds on validation; None if it has only one class.
 
     Args:
         targets: (N,), 1, 0 or nan.
         scores: (N,), log-odds.
-        chosen: Of the protocol.
+        chosen: Specificities and the kind of calibration.
     """
     if undefined(targets):
         return None
@@ -60,9 +60,9 @@ def fit_operating_points(targets: Floats, scores: Floats, chosen: EvaluateSettin
 
 
 def describe_operating_points(points: Mapping[str, OperatingPoints | None], chosen: EvaluateSettings) -> dict[str, Any]:
-    """Return "calibration" and "operating_points" by label, as in a classifier folder.
+    """Return "calibration" and "operating_points" by label, as in classifier.json.
 
-    Where validation had one class, scores stay as they are and there are no thresholds.
+    If validation had one class, scores are not calibrated and there are no thresholds.
     """
     described: dict[str, dict[str, Any]] = {"calibration": {}, "operating_points": {}}
     for label, own in points.items():
@@ -84,10 +84,7 @@ def score_clinically(
 ) -> Clinical:
     """Score all predictions that are log-odds and come from one fit.
 
-    Args:
-        splits: val and what else is scored; without val there are neither thresholds nor calibration.
-        predictions: Of all encoders.
-        settings: Of the protocol.
+    Without a val split, there are no thresholds and no calibration.
     """
     parts = []
     for key, own in predictions.items():
@@ -104,15 +101,7 @@ def score_clinically(
 def apply_operating_points(
     points: OperatingPoints | None, key: Key, scores: Floats, split: Split, settings: RunSettings
 ) -> Clinical:
-    """Score one label's log-odds on a split.
-
-    Args:
-        points: Fitted on validation; without them only subgroups are scored.
-        key: What the scores are of.
-        scores: (N,), log-odds.
-        split: N rows.
-        settings: Of the protocol.
-    """
+    """Score the log-odds (N,) of one label on a split; without operating points, only subgroups are scored."""
     targets, chosen, named = label_targets(split, key.label), settings.evaluate, key._asdict()
     if undefined(targets):
         return Clinical()
@@ -138,9 +127,4 @@ def apply_operating_points(
 
 def join(parts: Iterable[Clinical]) -> Clinical:
     """Return the records of all parts."""
-    operating, calibration, subgroups = zip(Clinical(), *parts, strict=True)
-    return Clinical(
-        tuple(chain.from_iterable(operating)),
-        tuple(chain.from_iterable(calibration)),
-        tuple(chain.from_iterable(subgroups)),
-    )
+    return Clinical(*(tuple(chain.from_iterable(records)) for records in zip(Clinical(), *parts, strict=True)))

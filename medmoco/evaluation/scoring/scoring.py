@@ -1,4 +1,4 @@
-"""Predictions of probes -> scores with intervals, and differences between encoders on the same rows and draws."""
+"""Score the predictions of probes, with intervals, and compare encoders on the same rows and draws."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from medmoco.evaluation.scoring.study import Study
 from medmoco.evaluation.scoring.table import MACRO
 
 THRESHOLDS = {"linear": 0.0, "knn": 0.5, "finetune": 0.0}
-"""Per method: a score at or above it decides for positive. Log-odds, and for kNN the share of positive neighbours."""
+"""Threshold of each method's scores: log-odds, or for kNN the share of positive neighbours."""
 
-# What a difference repeats of the score it is about.
+# Fields of a score that its differences repeat.
 _SHARED = (
     "n", "n_positive", "n_patients", "undefined", "where", "label_fraction", "draws", "bootstrap", "seed", "leakage",
 )  # fmt: skip
 
 
 class Key(NamedTuple):
-    """Which score: a label of a split, by a method, on an encoder's features."""
+    """Identifies a score by label, split, method and encoder."""
 
     label: str
     split: str
@@ -49,7 +49,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelDraws:
-    """What one label's probes learn from: D draws of training targets (N,), none if they have one class."""
+    """D draws of one label's training targets (N,); none if they have one class."""
 
     targets: list[Floats]
     undefined: str | None
@@ -61,8 +61,8 @@ class Predictions:
 
     Attributes:
         scores: (D, N), see THRESHOLDS.
-        fits: The D probes; empty where the method has none.
-        notes: What was out of the ordinary in the fits.
+        fits: The D linear probes; empty for other methods.
+        notes: Remarks on the fits.
     """
 
     scores: Floats
@@ -72,13 +72,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Scored:
-    """A score, and what is behind its interval and its tests.
+    """A score with its bootstrap.
 
     Attributes:
-        score: As in scores.json.
-        bootstrap: (draws,) AUROCs, nan where a draw is undefined.
-        independent: Targets (N,) and scores (N,) of the labelled rows where they allow DeLong's test: one fit, and one
-            row for each patient.
+        score: Record of scores.json.
+        bootstrap: (draws,) AUROCs, nan if undefined.
+        independent: Targets (N,) and scores (N,) of the labelled rows, if DeLong's test is valid: for one fit, and one
+            row per patient.
     """
 
     score: Score
@@ -94,25 +94,22 @@ def label_targets(split: Split, label: str) -> Floats:
 
 def draw_labels(train: Split, settings: RunSettings) -> dict[str, LabelDraws]:
     """Draw the patients whose labels are used, for every label."""
-    return {label: _draws_of(train, label, settings) for label in settings.data.labels}
-
-
-def _draws_of(train: Split, label: str, settings: RunSettings) -> LabelDraws:
-    targets, fraction = label_targets(train, label), settings.evaluate.label_fraction
-    reason = undefined(targets)
-    if reason:
-        return LabelDraws([], reason.replace(")", " in train)"))
-    draws = range(settings.evaluate.label_draws if fraction < 1 else 1)
-    return LabelDraws(
-        [draw_patients(train.patients, targets, fraction=fraction, seed=settings.seed, draw=draw) for draw in draws],
-        None,
-    )
+    fraction, seed, drawn = settings.evaluate.label_fraction, settings.seed, {}
+    for label in settings.data.labels:
+        targets = label_targets(train, label)
+        reason = undefined(targets)
+        draws = range(0 if reason else settings.evaluate.label_draws if fraction < 1 else 1)
+        drawn[label] = LabelDraws(
+            [draw_patients(train.patients, targets, fraction=fraction, seed=seed, draw=draw) for draw in draws],
+            reason and reason.replace(")", " in train)"),
+        )
+    return drawn
 
 
 def predict_linear(
     study: Study, encoder: str, draws: Mapping[str, LabelDraws], settings: RunSettings
 ) -> dict[Key, Predictions]:
-    """Fit linear probes on one encoder's features and apply them to every split; none where a label has one class."""
+    """Fit linear probes on the features of an encoder and apply them to every split; none for labels of one class."""
     standard, splits = standardise(study.features[encoder]), study.splits
     predictions: dict[Key, Predictions] = {}
     for label, own in draws.items():
@@ -130,7 +127,7 @@ def predict_linear(
 def predict_knn(
     study: Study, encoder: str, draws: Mapping[str, LabelDraws], settings: RunSettings
 ) -> dict[Key, Predictions]:
-    """Let the nearest labelled images of train vote on every split; none for a label of one class."""
+    """Predict every split from the nearest labelled images of train; none for labels of one class."""
     features, known = study.features[encoder], {label: own.targets for label, own in draws.items() if own.targets}
     predictions: dict[Key, Predictions] = {}
     for split in study.scored:
@@ -165,7 +162,7 @@ def score_all(
 
 
 def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: Study, settings: RunSettings) -> Scored:
-    """Score one label: means over its draws, with one bootstrap of the split's patients for all of them."""
+    """Score one label: means over its draws, with the same bootstrap of the split's patients for all of them."""
     split, train = study.splits[key.split], study.splits["train"]
     targets = label_targets(split, key.label)
     known = ~np.isnan(targets)
@@ -207,7 +204,7 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
 def _mean_bootstrap(
     measure: Callable[..., Floats], targets: Floats, scores: Floats, split: Split, settings: RunSettings
 ) -> Floats:
-    """Average a metric over fits, draw of patients by draw of patients."""
+    """Average the bootstrap of a metric over fits, for each draw of patients."""
     draws = settings.evaluate.bootstrap
     each = [measure(targets, row, split.patients, draws=draws, seed=settings.seed) for row in scores]
     return np.mean(each, axis=0) if each else np.full(draws, np.nan)
@@ -223,7 +220,7 @@ def _delong_interval(independent: tuple[Floats, Floats] | None) -> tuple[float |
 
 
 def _macro(key: Key, parts: Sequence[Scored], study: Study, settings: RunSettings) -> Scored:
-    """Average the defined labels; its counts are of rows with any label and with any positive one."""
+    """Average the defined labels; the counts are those of rows with any known label and any positive one."""
     split = study.splits[key.split]
     defined = [part for part in parts if part.score.undefined is None]
     nothing = [np.full(settings.evaluate.bootstrap, np.nan)]
@@ -251,7 +248,7 @@ def _macro(key: Key, parts: Sequence[Scored], study: Study, settings: RunSetting
 def _protocol(
     key: Key, study: Study, settings: RunSettings, value: float | np.floating[Any], bootstrap: Floats
 ) -> dict[str, Any]:
-    """Return the fields that every score has: what it is of, its AUROC, and how that was found."""
+    """Return the fields of every score: its key, its AUROC, and the protocol."""
     (low, high, left_out), chosen = share_interval(float(value), bootstrap), settings.evaluate
     return {
         **key._asdict(),
@@ -271,7 +268,7 @@ def _protocol(
 
 
 def _count_each(messages: Sequence[str], draws: int) -> str:
-    """Join messages; where there are several draws, each says in how many of them."""
+    """Join messages, with the number of draws in which each occurs if there are several."""
     counted = {message: messages.count(message) for message in messages}
     return "; ".join(f"{text} in {n} of {draws} draws" if draws > 1 else text for text, n in counted.items())
 
@@ -279,12 +276,11 @@ def _count_each(messages: Sequence[str], draws: int) -> str:
 def differences_of(scored: Mapping[Key, Scored], pairs: Sequence[tuple[str, str]]) -> list[Difference]:
     """Compare encoders on the same rows and the same draws of patients.
 
-    p is of the bootstrap and delong_p of DeLong's test; p_holm adjusts p for all comparisons of the same split and
-    method, those of macro averages apart.
+    `p_holm` adjusts for all comparisons of the same split and method, separately for macro averages.
 
     Args:
-        scored: Of all encoders.
-        pairs: (encoder, control).
+        scored: Scores of all encoders.
+        pairs: Pairs of encoder and control.
     """
     differences = [
         _difference(key, entry, control, scored[key._replace(encoder=control)])
@@ -293,19 +289,19 @@ def differences_of(scored: Mapping[Key, Scored], pairs: Sequence[tuple[str, str]
         if key.encoder == encoder and key._replace(encoder=control) in scored
     ]
     families: dict[tuple[str, str, bool], list[int]] = {}
-    for at, found in enumerate(differences):
-        families.setdefault((found.split, found.method, found.label == MACRO), []).append(at)
+    for index, found in enumerate(differences):
+        families.setdefault((found.split, found.method, found.label == MACRO), []).append(index)
     for family in families.values():
-        for at, adjusted in zip(family, holm([differences[at].p for at in family]), strict=True):
-            differences[at] = differences[at].model_copy(update={"p_holm": adjusted})
+        for index, adjusted in zip(family, holm([differences[index].p for index in family]), strict=True):
+            differences[index] = differences[index].model_copy(update={"p_holm": adjusted})
     return differences
 
 
 def _difference(key: Key, entry: Scored, control: str, other: Scored) -> Difference:
     draws = entry.bootstrap - other.bootstrap
     low, high, left_out = interval(draws)
-    value, theirs = entry.score.auroc, other.score.auroc
-    is_defined = value is not None and theirs is not None
+    value, control_value = entry.score.auroc, other.score.auroc
+    difference = None if value is None or control_value is None else value - control_value
     exact = None
     if entry.independent and other.independent:
         aurocs, covariance = delong(entry.independent[0], np.stack([entry.independent[1], other.independent[1]]))
@@ -313,11 +309,11 @@ def _difference(key: Key, entry: Scored, control: str, other: Scored) -> Differe
     return Difference(
         **key._asdict(),
         control=control,
-        difference=None if value is None or theirs is None else value - theirs,
+        difference=difference,
         low=or_none(low),
         high=or_none(high),
         excludes_zero=bool(low > 0 or high < 0),
-        p=or_none(bootstrap_p(draws)) if is_defined else None,
+        p=None if difference is None else or_none(bootstrap_p(draws)),
         delong_p=exact,
         bootstrap_left_out=left_out,
         **{name: getattr(entry.score, name) for name in _SHARED},

@@ -1,19 +1,18 @@
-"""What is scored and what is learned from: splits, encoders beside their controls, the features of every image."""
+"""A study: splits, encoders and their controls, and the features of every image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split, present_splits
 from medmoco.errors import SettingsError
-from medmoco.evaluation.features.encoder import load_encoder
-from medmoco.evaluation.features.encoder_files import RANDOM, implied_settings, kind_of_source
+from medmoco.evaluation.features.encoder import Encoder, load_encoder
+from medmoco.evaluation.features.encoder_files import RANDOM, Provenance, implied_settings, kind_of_source
 from medmoco.evaluation.features.features import Extracted, Features, Mirrored, extract, thumbnails
 from medmoco.evaluation.features.inputs import load_splits, on_device
 from medmoco.evaluation.leakage.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
@@ -21,28 +20,26 @@ from medmoco.evaluation.records import CONTROLS, PIXELS, UNTRAINED
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.models.backbones import Backbone
 
-Record = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Study:
-    """Features of E encoders, the first being the one that is asked about.
+    """Features of E encoders, the first being the primary one.
 
     Attributes:
-        splits: train, and those that are scored.
-        features: Per encoder and split, (N, F).
-        backbones: Those of the encoders that have one, without mirroring.
-        encoder: The run folder or weights file that the first encoder came from, or "random".
-        source: What it is.
-        leaks: Per scored split, see `leakage`.
-        notes: What a reader must know.
+        splits: train and the scored splits.
+        features: (N, F) by encoder and split.
+        backbones: Networks of the encoders that have one, without mirroring.
+        encoder: Run folder or weights file of the primary encoder, or "random".
+        source: Where the weights of the primary encoder come from.
+        leaks: Overlap of each scored split, see `leakage`.
+        notes: Notes for the reader.
     """
 
     splits: dict[str, Split]
     features: dict[str, dict[str, Features]]
     backbones: dict[str, Backbone]
     encoder: str
-    source: Record
+    source: Provenance
     leaks: Leaks
     notes: list[str]
 
@@ -53,26 +50,26 @@ class Study:
 
     @property
     def scored(self) -> list[str]:
-        """Splits that are scored."""
+        """The scored splits."""
         return [name for name in self.splits if name != "train"]
 
 
 def begin(
     settings: RunSettings, encoders: Mapping[str, str], *, test: bool, log: Callable[[str], None] = lambda _: None
 ) -> Study:
-    """Load all there is to score, and compute its features once.
+    """Load splits and encoders, and compute all features.
 
     Args:
-        settings: Of the data, the images' size and the protocol.
-        encoders: Name -> run folder, weights file, or "random"; the first is the one asked about. The untrained
-            network and raw pixels are added.
-        test: Whether the test split is looked at; without it only val is.
-        log: Told what is being done.
+        settings: Settings of the data, the image size and the protocol.
+        encoders: Name -> run folder, weights file, or "random"; the first is the primary one. The untrained network and
+            raw pixels are added as controls.
+        test: Whether to evaluate on the test set, and not only on val.
+        log: Receives progress messages.
 
     Raises:
-        SettingsError: labels or encoders cannot be scored as they are named, or a run was fed differently.
-        ManifestError: the manifest cannot be used, has no rows to learn from or to score, or a test split that shares
-            patients or images with what was learned from, unless `evaluate.allow_leakage`.
+        SettingsError: the names of labels or encoders cannot be used, or a run used other preprocessing.
+        ManifestError: the manifest cannot be used, has no rows for training or scoring, or its test set shares patients
+            or images with training data and `evaluate.allow_leakage` is not set.
         CheckpointError: an encoder cannot be loaded, or gives features that are not finite.
         DataError: an image cannot be used.
     """
@@ -80,7 +77,7 @@ def begin(
     splits, notes = _load_splits(settings, test)
     trained = [find_pretraining(encoder) for encoder in encoders.values()]
     for pretraining in trained:
-        refuse_leaks(find_leaks(splits, pretraining), settings)  # by patient and file already, before the work
+        refuse_leaks(find_leaks(splits, pretraining), settings)  # by patient and file, before computing features
     backbones, source = _load_backbones(settings, encoders, log)
     modules: dict[str, nn.Module] = {
         name: Mirrored(backbone) if settings.evaluate.mirror else backbone for name, backbone in backbones.items()
@@ -118,35 +115,28 @@ def _check_names(settings: RunSettings, encoders: Mapping[str, str]) -> None:
 
 
 def _load_splits(settings: RunSettings, test: bool) -> tuple[dict[str, Split], list[str]]:
-    """Load train, val and where wanted test, restricted by `evaluate.where`; notes say what is odd."""
-    wanted = ("val", "test") if test else ("val",)
-    there = present_splits(settings.data)
-    # With none, the manifest's own refusal is the right one.
-    present = [name for name in wanted if name in there] or wanted
+    """Load train, val and on request test, filtered by `evaluate.where`, and return them with notes."""
+    requested = ("val", "test") if test else ("val",)
+    available = present_splits(settings.data)
+    present = [name for name in requested if name in available] or requested  # if none, loading raises the error
     splits = load_splits(settings, ["train", *present])
-    absent = [
-        f"{name}: the manifest has no {name} rows, nothing is scored there" for name in wanted if name not in present
-    ]
-    return splits, absent + [notice for split in splits.values() for notice in split.notices]
+    notes = [f"{name}: the manifest has no {name} rows to score" for name in requested if name not in present]
+    return splits, notes + [notice for split in splits.values() for notice in split.notices]
 
 
 def _load_backbones(
     settings: RunSettings, encoders: Mapping[str, str], log: Callable[[str], None]
-) -> tuple[dict[str, Backbone], Record]:
-    """Return the encoders, then the untrained control, and what the first is."""
-    backbones: dict[str, Backbone] = {}
-    sources: list[Record] = []
+) -> tuple[dict[str, Backbone], Provenance]:
+    """Return the networks of the encoders and the untrained control, and the provenance of the first."""
+    loaded: dict[str, Encoder] = {}
     for number, (name, encoder) in enumerate(encoders.items()):
         if encoder == RANDOM:
             continue  # it is the untrained control
-        # The first must be what the settings say; those it is compared with may be other networks.
+        # The primary encoder must match the settings; the others may have other networks.
         own = settings if number == 0 or not Path(encoder).is_dir() else _with_network_of(Path(encoder), settings)
-        loaded = load_encoder(encoder, own, log=log)
-        backbones[name] = loaded.module
-        sources.append(loaded.provenance.record())
-    untrained = load_encoder(RANDOM, settings)
-    backbones[UNTRAINED] = untrained.module
-    return backbones, (sources or [untrained.provenance.record()])[0]
+        loaded[name] = load_encoder(encoder, own, log=log)
+    loaded[UNTRAINED] = load_encoder(RANDOM, settings)
+    return {name: found.module for name, found in loaded.items()}, next(iter(loaded.values())).provenance
 
 
 def _with_network_of(folder: Path, settings: RunSettings) -> RunSettings:
@@ -168,7 +158,7 @@ def _extract_all(
 
 
 def _remarks(extracted: Mapping[str, Extracted]) -> list[str]:
-    """Say what the image reader remarked on, split by split."""
+    """Return the remarks of the image reader on each split."""
     return [
         f"{name}: {len(found.notices)} remarks of the image reader, the first: {found.notices[0]}"
         for name, found in extracted.items()

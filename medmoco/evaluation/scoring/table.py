@@ -14,27 +14,27 @@ from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.records import Difference, Score
 
 MACRO = "macro"
-"""Name of the mean over labels, among the labels."""
+"""Name of the mean over labels, used like a label."""
 
 
 def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
-    """Return the lines above the blocks: the encoder, the images, the protocol.
+    """Return the lines above the blocks: the encoder, the images and the protocol.
 
     Args:
-        source: Origin of the encoder in question.
-        width: Features per image.
-        splits: What was read.
-        settings: Of the evaluation.
+        source: `Provenance.record` of the primary encoder.
+        width: Number of features.
+        splits: train and the scored splits.
+        settings: Settings of the evaluation.
     """
     chosen = settings.evaluate
     size = chosen.size or settings.views.size
-    seen = "images and their mirror images" if chosen.mirror else "images"
+    views = "images and their mirror images" if chosen.mirror else "images"
     what = ", ".join(f"{name} {value}" for name, value in source.items())
     patients = {name: np.unique(split.patients).size for name, split in splits.items()}
     counts = [f"{name} {len(split)} images of {patients[name]} patients" for name, split in splits.items()]
     draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
     return [
-        f"{settings.model.backbone} ({what}), {width} frozen features, {seen} {size} x {size}, seed {settings.seed}",
+        f"{settings.model.backbone} ({what}), {width} frozen features, {views} {size} x {size}, seed {settings.seed}",
         "; ".join(counts) + (f"; where {chosen.where}" if chosen.where else ""),
         f"labels of {100 * chosen.label_fraction:g} % of the training patients{draws}; strength chosen on val; "
         f"95 % intervals: {chosen.bootstrap} draws of patients",
@@ -44,13 +44,9 @@ def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], 
 def layout(
     scores: Sequence[Score], differences: Sequence[Difference], head: Sequence[str], notes: Sequence[str]
 ) -> str:
-    """Lay out one block per split and label, one line per method and encoder.
+    """Return scores, ordered by split and label, as text: a block per split and label, a line per method and encoder.
 
-    Args:
-        scores: Ordered by split and label.
-        differences: Of the first encoder and the others.
-        head: Lines above the blocks.
-        notes: Lines below them.
+    `head` are the lines above the blocks, and `notes` those below them.
     """
     against = {(d.label, d.split, d.method, d.control): d for d in differences}
     labels = {score.label for score in scores}
@@ -69,7 +65,7 @@ def layout(
 
 
 def name_width(names: Iterable[str]) -> int:
-    """Return how wide a column of encoders' names is: users choose them."""
+    """Return the width of a column of encoder names."""
     return max(12, 2 + max(map(len, names)))
 
 
@@ -102,19 +98,19 @@ def _cells(row: Score, difference: Difference | None) -> str:
 
 
 def span(low: float | None, high: float | None, sign: str = "") -> str:
-    """Write an interval; None where there is none."""
+    """Return an interval as text; bounds of None mean that there is none."""
     return "no interval" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
 def _notes(scores: Sequence[Score]) -> list[str]:
-    """Explain the table's marks."""
+    """Return notes on the scores and their marks."""
     lines = []
     if any(score.split == "val" for score in scores):
-        lines.append("val also chose the strength of the linear probe; only test scores are unbiased")
+        lines.append("the linear probe's strength was also chosen on val; only test scores are unbiased")
     for score in scores:
         name = f"{score.split}, {score.label}, {score.method}, {score.encoder}"
         if score.flag:
-            lines.append(f"! {name}: {score.flag}; it may have learned nothing")
+            lines.append(f"! {name}: {score.flag}; possibly nothing was learned")
         if score.note:
             lines.append(f"{name}: {score.note}")
     return lines

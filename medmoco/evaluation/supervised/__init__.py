@@ -1,1 +1,1 @@
-"""Classifiers: probes, fine-tuning, prediction, external validation."""
+"""Classifiers: fine-tuning, prediction and external validation."""

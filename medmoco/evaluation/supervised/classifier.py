@@ -1,4 +1,4 @@
-"""A trained classifier as one object: images to calibrated probabilities."""
+"""A trained classifier: calibrated probabilities for images."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ class Classifier:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images become what the module takes."""
+        """How images are converted to the module's input."""
         return self.encoder.preprocessing
 
     @property
     def provenance(self) -> Provenance:
-        """How it was trained, and what its encoder started from."""
+        """How the classifier was trained, and where its encoder comes from."""
         return self.encoder.provenance
 
     @property
     def operating_points(self) -> dict[str, dict[float, float]]:
-        """By label: specificity on validation -> threshold on the log-odds that the module gives."""
+        """Thresholds on the module's log-odds, by label and specificity on validation."""
         return {
             label: {point.specificity: point.threshold for point in points}
             for label, points in self.facts.operating_points.items()
@@ -78,7 +78,7 @@ class Classifier:
 
     @property
     def calibrations(self) -> dict[str, Calibration]:
-        """By label, what turns the module's log-odds into probabilities."""
+        """Calibration of the module's log-odds by label."""
         return {label: Calibration(own.slope, own.intercept) for label, own in self.facts.calibration.items()}
 
     def predict(
@@ -115,15 +115,11 @@ class Classifier:
         return np.stack([own.probabilities(column) for own, column in zip(fitted, scores.T, strict=True)], axis=1)
 
     def score(self, split: Split, settings: RunSettings) -> Floats:
-        """Return the log-odds of every row of a split, (N, L), its images prepared as for the classifier.
-
-        Args:
-            split: N rows.
-            settings: Name the data and the machine.
+        """Return the log-odds of every row of a split, (N, L); `settings` are those of the data and the machine.
 
         Raises:
             CheckpointError: scores are not finite.
-            SettingsError, DataError: the GPU, or an image, cannot be used.
+            SettingsError, DataError: the GPU or an image cannot be used.
         """
         settings, _ = self.prepared(settings)
         device = choose_device(settings.train)
@@ -131,7 +127,7 @@ class Classifier:
         return scores.astype(np.float64)
 
     def prepared(self, settings: RunSettings) -> tuple[RunSettings, list[str]]:
-        """Return settings that prepare images as for the classifier, and a line for each setting that this changes."""
+        """Return the settings with the classifier's preprocessing, and a line for each changed setting."""
         own, changes = self.preprocessing.apply_to(settings)
         backbone = self.module.backbone.name
         if settings.model.backbone != backbone:
@@ -159,15 +155,15 @@ class Classifier:
 
 
 def load_classifier(folder: PathLike, config: ConfigSource | None = None) -> Classifier:
-    """Load the classifier that `finetune` or `evaluate` wrote.
+    """Load a classifier written by `finetune` or `evaluate`.
 
     Args:
         folder: Classifier folder, such as runs/tuned/classifier.
-        config: Settings of the data, so that splits can be given by name, and of the machine. They do not change how
-            images are prepared.
+        config: Settings of the data, needed for names of splits, and of the machine. They do not change the
+            preprocessing.
 
     Raises:
-        CheckpointError: it is not a classifier folder, or it is damaged, or from another version.
+        CheckpointError: it is not a classifier folder, is damaged, or was written by another version.
         SettingsError: the settings are invalid.
 
     Example:
@@ -190,5 +186,5 @@ def load_classifier(folder: PathLike, config: ConfigSource | None = None) -> Cla
 
 
 def run_around(folder: Path) -> Path | None:
-    """Return the run that a classifier folder lies in: RUN/classifier, or RUN/evaluation/classifier."""
+    """Return the run that contains a classifier folder, as RUN/classifier or RUN/evaluation/classifier."""
     return next((parent for parent in folder.absolute().parents[:2] if is_run(parent)), None)

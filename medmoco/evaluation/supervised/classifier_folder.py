@@ -1,14 +1,15 @@
-"""The folder that a classifier is kept in with all that is needed to use it.
+"""The folder of a classifier, with everything needed to use it.
 
-A classifier folder holds classifier.safetensors, tensors alone, and classifier.json, what they mean: the labels, how
-images are prepared, how scores become probabilities. It names no path, no patient and no machine. `evaluate` leaves one
-for its linear probe, `finetune` for what it trained, and whatever is used later reads one.
+It contains classifier.safetensors, with the weights, and classifier.json, with the labels, the preprocessing, the
+calibration and the thresholds; no paths, patients or machines. `evaluate` writes one for its linear probe, and
+`finetune` for the network it trained.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,7 +73,7 @@ class Facts(Settings):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images are prepared for the classifier."""
+        """Preprocessing of the classifier's images."""
         return Preprocessing(**dict(self.data), **dict(self.views), size=self.size, mirror=self.mirror)
 
     @model_validator(mode="after")
@@ -101,18 +102,9 @@ def describe_classifier(
     exclusive: bool = False,
     top_patches: int | None = None,
 ) -> Tree:
-    """Return the facts that `save_classifier` takes, those of the images' preparation taken from the settings.
+    """Return the facts for `save_classifier`, see `Facts`; the preprocessing is that of the settings.
 
-    Args:
-        settings: That the classifier was trained with.
-        labels: L names, in the order of the head.
-        trained: "linear probe" or "fine-tuned".
-        encoder: `Provenance.record` of the encoder that it started from.
-        val_auroc: By label; None where undefined.
-        calibration: By label: kind, slope, intercept.
-        operating_points: By label: specificity and threshold on the raw scores.
-        exclusive: See `ClassifierNetwork`.
-        top_patches: See `ClassifierNetwork`.
+    `encoder` is the `Provenance.record` of the encoder before training, and `val_auroc` is None where undefined.
     """
     return {
         "labels": list(labels),
@@ -138,27 +130,22 @@ def describe_classifier(
 
 
 def save_classifier(folder: Path, classifier: ClassifierNetwork, facts: Tree) -> None:
-    """Write a classifier folder, in place of one that is there.
-
-    Args:
-        folder: Is made if need be.
-        classifier: Of L labels.
-        facts: See `describe_classifier`.
+    """Write a classifier folder, replacing an existing one; `facts` are those of `describe_classifier`.
 
     Raises:
-        CheckpointError: the weights are not finite, or the disk refuses.
-        ValueError: the facts are not those of the classifier; a bug.
+        CheckpointError: the weights are not finite, or the folder cannot be written.
+        ValueError: the facts do not match the classifier; a bug.
     """
     own = (classifier.head.out_features, classifier.backbone.name, classifier.top_patches)
     if own != (len(facts["labels"]), facts["backbone"], facts["top_patches"]):
-        raise ValueError("the facts are another classifier's")
+        raise ValueError("the facts are those of another classifier")
     state = {f"backbone.{name}": value for name, value in classifier.backbone.net.state_dict().items()}
     state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
         raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
     content = save(plain_tensors(state), metadata={"format": "pt"})
-    about = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
-    tree = Facts.model_validate({**facts, **about}).model_dump(mode="json")
+    file_facts = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
+    tree = Facts.model_validate({**facts, **file_facts}).model_dump(mode="json")
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,10 +157,10 @@ def save_classifier(folder: Path, classifier: ClassifierNetwork, facts: Tree) ->
 
 
 def remove_classifier(folder: Path) -> None:
-    """Take a classifier out of its folder, and the folder where nothing else is in it.
+    """Delete a classifier, and its folder if nothing else is in it.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: it cannot be deleted.
     """
     try:
         for name in (FACTS, WEIGHTS):
@@ -188,7 +175,7 @@ def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
     """Read a classifier folder; the network is in eval mode on the CPU.
 
     Raises:
-        CheckpointError: it is not such a folder, or damaged, or of another version.
+        CheckpointError: it is not a classifier folder, is damaged, or was written by another version.
     """
     facts = _read_facts(folder)
     try:
@@ -197,7 +184,7 @@ def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != facts.sha256:
         raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged, or not the file that {FACTS} was written with: its SHA-256 differs.\n"
+            f"{folder / WEIGHTS} is damaged or does not belong to {FACTS}: its SHA-256 differs.\n"
             "Copy the folder again, or train the classifier again."
         )
     try:
@@ -212,19 +199,16 @@ def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
         )
         if network.top_patches is not None:
             check_patches(backbone, facts.size, network.top_patches)
-        network.load_state_dict({_own_name(name): value for name, value in load(content).items()})
+        state = {re.sub(r"^backbone\.", "backbone.net.", name): value for name, value in load(content).items()}
+        network.load_state_dict(state)
     except SettingsError as error:
         raise CheckpointError(f"{folder / FACTS}: {error}") from None
     except (SafetensorError, RuntimeError):
         raise CheckpointError(
-            f"{folder / WEIGHTS} does not hold a {facts.backbone} with {len(facts.labels)} labels.\n"
-            "The versions of timm and MONAI that it was made with may differ from these."
+            f"{folder / WEIGHTS} does not match a {facts.backbone} with {len(facts.labels)} labels.\n"
+            "It may have been written with other versions of timm and MONAI."
         ) from None
     return network.eval(), facts
-
-
-def _own_name(name: str) -> str:
-    return f"backbone.net.{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name
 
 
 def _read_facts(folder: Path) -> Facts:
@@ -234,7 +218,7 @@ def _read_facts(folder: Path) -> Facts:
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is not a classifier folder: it has no {FACTS};\n"
-            "`medmoco finetune` and `medmoco evaluate` write one"
+            "create one with `medmoco finetune` or `medmoco evaluate`"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None

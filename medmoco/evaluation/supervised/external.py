@@ -1,7 +1,7 @@
-"""External validation of a frozen classifier: `medmoco external`.
+"""`medmoco external`: external validation of a frozen classifier.
 
-Nothing is fitted here. Weights, calibration and thresholds were chosen on the classifier's own validation split; both
-test splits are scored in the same way, and the difference is shown with its interval.
+Nothing is fitted: weights, calibration and thresholds come from the classifier's own training and validation splits.
+Both test splits are scored in the same way, and the difference is reported with its interval.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from medmoco.evaluation.results import External
 from medmoco.evaluation.scoring.clinical import OperatingPoints, apply_operating_points, join
 from medmoco.evaluation.scoring.scoring import Key, label_targets
 from medmoco.evaluation.scoring.table import span
-from medmoco.evaluation.supervised.classifier import Classifier, load_classifier, run_around
+from medmoco.evaluation.supervised.classifier import load_classifier, run_around
 
 SIDES = ("internal", "external")
 
 
 class _Side(NamedTuple):
-    """One data set's test split and its scores, (N, L)."""
+    """The test split of one data set and its scores, (N, L)."""
 
     name: str
     settings: RunSettings
@@ -55,15 +55,14 @@ def external(
 ) -> External:
     """Score a classifier on its own test split and on that of other data.
 
-    The results are saved to `out`, see `External.save`. Both test evaluations are recorded in the ledger of the run
-    that the classifier folder lies in, or else in `out`.
+    Both test evaluations are recorded in the ledger of the run that contains the classifier folder, or else in `out`.
 
     Args:
-        settings: Of the data that the classifier comes from, and of the protocol.
-        other: Of the other data: manifest, root and labels; the classifier's labels must be among them.
+        settings: Settings of the classifier's data and the protocol.
+        other: Settings of the other data: manifest, root and labels, which must include those of the classifier.
         folder: Classifier folder.
-        out: Folder for the results.
-        log: Receives progress, a line at a time.
+        out: Folder in which to save the results.
+        log: Receives progress messages.
 
     Raises:
         SettingsError: the other settings do not name the classifier's labels, or `out` cannot be written.
@@ -72,24 +71,24 @@ def external(
         DataError: an image cannot be used.
     """
     classifier = load_classifier(folder)
-    for who, tree in zip(SIDES, (settings, other), strict=True):
-        _check_labels(who, tree, classifier.labels)
+    for side, tree in zip(SIDES, (settings, other), strict=True):
+        _check_labels(side, tree, classifier.labels)
     make_folder(out)
     splits = [load_splits(tree, ["test"])["test"] for tree in (settings, other)]
     _refuse_overlap(settings, splits[1], log)
-    sides = []
+    sides: list[_Side] = []
     for name, tree, split in zip(SIDES, (settings, other), splits, strict=True):
         log("; ".join([f"{name}: {len(split)} images", *split.notices]))
         sides.append(_Side(name, tree, split, classifier.score(split, tree)))
     compared = {label: _compare(label, column, sides, settings) for column, label in enumerate(classifier.labels)}
     ledger = ledger_of(str(run_around(folder) or folder), out)
-    assert ledger  # there is a folder for the results
-    for side in sides:
-        aurocs = {label: getattr(score, side.name).auroc for label, score in compared.items()}
-        record_test_evaluation(ledger, "external", side.split, side.settings, [side.name], aurocs)
+    assert ledger  # `out` is given
+    for name, tree, split, _ in sides:
+        aurocs = {label: getattr(score, name).auroc for label, score in compared.items()}
+        record_test_evaluation(ledger, "external", split, tree, [name], aurocs)
     clinical = join(
         apply_operating_points(
-            _operating_points(classifier, label),
+            OperatingPoints(classifier.calibrations[label], classifier.operating_points[label]),
             Key(label, side.name, classifier.facts.trained, UNNAMED),
             side.scores[:, column],
             side.split,
@@ -103,42 +102,37 @@ def external(
     return found
 
 
-def _check_labels(who: str, settings: RunSettings, labels: Sequence[str]) -> None:
+def _check_labels(side: str, settings: RunSettings, labels: Sequence[str]) -> None:
     missing = [label for label in labels if label not in settings.data.labels]
     if missing:
         raise SettingsError(
-            f"the {who} settings do not name the classifier's label{'s' * (len(missing) > 1)} {', '.join(missing)}"
+            f"the {side} settings do not name the classifier's label{'s' * (len(missing) > 1)} {', '.join(missing)}"
             f" in data.labels: {', '.join(settings.data.labels) or 'none'}"
         )
 
 
-def _refuse_overlap(settings: RunSettings, theirs: Split, log: Callable[[str], None]) -> None:
-    """Refuse other data that contain files of this data, which is not external validation; ids may agree by chance."""
-    own = load_manifest(settings.data, ("train", "val", "test"))
-    shared, known = np.zeros((2, len(theirs)), bool)
-    ids = patient_ids(theirs)
-    for split in own.values():
-        shared |= also_in(image_keys(theirs), image_keys(split))
-        if ids is not None and (others := patient_ids(split)) is not None:
-            known |= also_in(ids, others)
+def _refuse_overlap(settings: RunSettings, other: Split, log: Callable[[str], None]) -> None:
+    """Refuse other data with files of the classifier's data, and warn of equal PatientIDs, which may be by chance."""
+    shared, known = np.zeros((2, len(other)), bool)
+    ids = patient_ids(other)
+    for split in load_manifest(settings.data, ("train", "val", "test")).values():
+        shared |= also_in(image_keys(other), image_keys(split))
+        if ids is not None and (own := patient_ids(split)) is not None:
+            known |= also_in(ids, own)
     if known.any():
         log(
-            f"{int(known.sum())} of {len(theirs)} external images have a PatientID that the classifier's own data have"
-            " too: if it is the same patient, this is not an external test"
+            f"{int(known.sum())} of {len(other)} external images have a PatientID that also occurs in the classifier's"
+            " own data: if it is the same patient, this is not external validation"
         )
     if shared.any() and not settings.evaluate.allow_leakage:
         raise ManifestError(
-            f"{int(shared.sum())} of {len(theirs)} external images are files of the classifier's own data: no external"
-            " test.\nGive other data, or set evaluate.allow_leakage=true"
+            f"{int(shared.sum())} of {len(other)} external images are files of the classifier's own data, so this is"
+            " not\nexternal validation. Use other data, or set evaluate.allow_leakage=true"
         )
 
 
-def _operating_points(classifier: Classifier, label: str) -> OperatingPoints:
-    return OperatingPoints(classifier.calibrations[label], classifier.operating_points[label])
-
-
 def _compare(label: str, column: int, sides: Sequence[_Side], settings: RunSettings) -> ExternalScore:
-    """Score one label on both sides; the two bootstraps are independent, as the patients are."""
+    """Score one label on both test splits, with independent bootstraps, since the patients are independent."""
     chosen, draws, scores = settings.evaluate, [], {}
     for number, side in enumerate(sides):
         targets, own = label_targets(side.split, label), side.scores[:, column]

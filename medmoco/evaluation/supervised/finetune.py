@@ -1,4 +1,4 @@
-"""Wires a fine-tuning run: settings -> labelled images, encoder and classifier, loop, run folder, classifier folder."""
+"""`medmoco finetune`: train an encoder and a classifier on labels, in a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import extract, fingerprint
-from medmoco.evaluation.metrics.auroc import auroc, undefined
+from medmoco.evaluation.metrics.auroc import auroc, or_none
 from medmoco.evaluation.scoring.clinical import describe_operating_points, fit_operating_points
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
@@ -49,7 +49,7 @@ _CROP_FLIP: Tree = {
     "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip_probability": 0.5, "rotation": 0.0,
     "jitter_probability": 0.0, "blur_probability": 0.0, "noise_probability": 0.0, "cutout_probability": 0.0,
 }  # fmt: skip
-# Of these, fine-tuning uses those that choose its images and how validation sees them.
+# Of these groups, fine-tuning uses only the settings that select its images and validation views.
 _UNUSED = ("method.", "evaluate.")
 _USED = ("evaluate.where", "evaluate.size", "evaluate.mirror")
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "finetune."))
@@ -60,16 +60,16 @@ class Finetuned:
     """The result of a fine-tuning run.
 
     Attributes:
-        labels: L names.
-        epoch: The best, from 0; the classifier has its weights.
-        epochs: How many were trained.
-        val_auroc: By label; None where undefined.
-        splits: val and the others that were scored.
-        targets: Of each of them, (N, L), 1, 0 or nan.
-        scores: Of each of them, (N, L) log-odds.
+        labels: The L labels.
+        epoch: Best epoch, from 0, whose weights the classifier has.
+        epochs: Number of epochs trained.
+        val_auroc: AUROC on val by label; None if undefined.
+        splits: The scored splits.
+        targets: Targets of each scored split, (N, L), 1, 0 or nan.
+        scores: Log-odds of each scored split, (N, L).
         rows: Number of training rows with each label.
         patients: Number of patients with each label.
-        accuracies: top1 and top5 on val, for classes.
+        accuracies: top1 and top5 accuracy on val, for classes.
     """
 
     labels: tuple[str, ...]
@@ -94,19 +94,19 @@ def finetune(
     group: Group = ALONE,
     progress: bool = True,
 ) -> Finetuned | None:
-    """Train an encoder and a classifier on the labels of train, and leave a run folder with the classifier in it.
+    """Train an encoder and a classifier on the labels of train, and write a run folder with the classifier.
 
     Args:
-        settings: `finetune` describes the training; device, precision and the like are those of `train`.
-        encoder: A run folder, a weights file, or "random" for training from scratch.
+        settings: `finetune` has the settings of the training; device and precision are those of `train`.
+        encoder: Run folder, weights file, or "random" for training from scratch.
         out: Run folder.
-        splits: Scored with the best epoch; the test split is not read unless it is named.
-        start: What happens to a run that is in the folder already.
-        group: The processes that train together; the first one scores, logs and writes files, the others return None.
-        progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
+        splits: Splits to score with the best epoch; the test split is not read unless it is named.
+        start: How to treat an existing run in the folder.
+        group: Processes that train together; the first one scores, logs and writes files, the others return None.
+        progress: Show messages and a progress bar on stderr; log.txt has the messages in either case.
 
     Raises:
-        SettingsError: there are no labels to learn, or the folder holds another run.
+        SettingsError: there are no labels, or the folder holds another run.
         ManifestError: the manifest cannot be used, or test shares patients or images with the training data.
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: also recorded in status.json.
     """
@@ -140,7 +140,7 @@ def finetune(
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
-    """Return the settings of the loop and the views: those of `finetune` replace the ones that both have."""
+    """Return the settings of the loop and the views, in which those of `finetune` take precedence."""
     chosen = settings.finetune
     views = settings.views.model_copy(update=_CROP_FLIP if chosen.augmentation == "crop_flip" else {})
     train = loop_settings(settings.train, chosen)
@@ -158,7 +158,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
 def _create_model(
     settings: RunSettings, encoder: str, labels: TrainingLabels, warn: Callable[[str], None]
 ) -> tuple[ClassifierNetwork, dict[str, Any]]:
-    """Return the encoder with an untrained classifier, and what the encoder is."""
+    """Return the encoder with an untrained head, and its `Provenance.record`."""
     loaded = load_encoder(encoder, settings, log=warn)
     backbone, source = loaded.module, loaded.provenance.record()
     check_size(backbone, settings.views.size)
@@ -170,7 +170,7 @@ def _create_model(
         check_all_learn(backbone, size)
     head = nn.Linear(backbone.feature_dim, len(labels.names))
     generator = torch.Generator().manual_seed(int(hashed(settings.seed, WEIGHTS, 2)[0] >> 1))
-    nn.init.normal_(head.weight, std=0.01, generator=generator)  # as the published linear probe starts
+    nn.init.normal_(head.weight, std=0.01, generator=generator)  # as in the published linear probe
     nn.init.zeros_(head.bias)
     if chosen.protocol == "linear_sgd":
         backbone.requires_grad_(False)
@@ -182,7 +182,7 @@ def _create_model(
 
 def _create_state(model: ClassifierNetwork, source: dict[str, Any], context: RunContext) -> TrainState:
     settings, chosen = context.settings, context.settings.finetune
-    # From scratch, the first layers have nothing to keep: they learn as fast as the last.
+    # From scratch, there is nothing to preserve in the first layers, so they learn as fast as the last.
     decay = 1.0 if source["kind"] == "random" else chosen.layer_decay
     join_batch_norm(model, context.group)
     context.place(model)
@@ -197,7 +197,7 @@ def _create_state(model: ClassifierNetwork, source: dict[str, Any], context: Run
 def _facts(
     settings: RunSettings, splits: Mapping[str, Split], model: ClassifierNetwork, source: dict[str, Any]
 ) -> Tree:
-    """Return what a checkpoint remembers of the run; it must be resumed with the same encoder and val."""
+    """Return the facts in a checkpoint, which must agree when the run is resumed, such as the encoder and val."""
     facts = facts_of(settings, splits["train"])
     used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
     used |= {
@@ -217,7 +217,7 @@ class _Scorer:
     model: ClassifierNetwork
 
     def measure(self, stop_asked: Callable[[], bool]) -> tuple[float, dict[str, float]]:
-        """Score val: the mean AUROC, and that of every label."""
+        """Return the mean AUROC on val, and the metrics to log."""
         scores = self.scores("val", self.context.precision, stop_asked)
         by_label = self.aurocs("val", scores)
         mean = float(np.mean([value for value in by_label.values() if value is not None]))
@@ -238,11 +238,11 @@ class _Scorer:
 
     def aurocs(self, split: str, scores: Floats) -> dict[str, float | None]:
         """Return the AUROC of each label, None where undefined."""
-        pairs = zip(self.labels.names, self.targets(split).T, scores.T, strict=True)
-        return {name: None if undefined(truth) else auroc(truth, own) for name, truth, own in pairs}
+        columns = zip(self.labels.names, self.targets(split).T, scores.T, strict=True)
+        return {name: or_none(auroc(truth, score)) for name, truth, score in columns}
 
     def accuracies(self, split: str, scores: Floats) -> dict[str, float]:
-        """Return top1 and top5 of classes; nothing for labels."""
+        """Return the top1 and top5 accuracy of classes; nothing for labels."""
         return accuracies(self.targets(split), scores) if self.labels.exclusive else {}
 
 
@@ -291,7 +291,7 @@ def _describe(scorer: _Scorer, result: Finetuned, source: dict[str, Any]) -> Tre
 
 
 def _write_scores(file: Path, result: Finetuned) -> None:
-    """Write the score of every row of val with a known label."""
+    """Write the scores of all rows of val with a known label."""
     frames = []
     for number, label in enumerate(result.labels):
         targets, scores = result.targets["val"][:, number], result.scores["val"][:, number]

@@ -1,27 +1,27 @@
-"""Encoder and linear layer as one: on pooled features, or on those of each patch."""
+"""The network of a classifier: an encoder and a linear layer on pooled features or on those of each patch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medmoco.evaluation.features.probes import Probe, Standard
 from medmoco.models.backbones import Backbone
 from medmoco.models.patches import patch_features
-
-Floats = NDArray[np.float64]
 
 
 class ClassifierNetwork(nn.Module):
     """A backbone and a linear layer, on pooled features or on those of each patch.
 
     Attributes:
-        backbone: The encoder, of F features.
-        head: One row for each of L labels.
-        mirror: Outside of training, features are the mean of those of the image and of its mirror image.
-        exclusive: The labels are classes of which an image has exactly one.
-        top_patches: An image's score is the mean of so many of its patches' highest; None pools features instead.
+        backbone: The encoder, with F features.
+        head: The linear layer, with one output for each of L labels.
+        mirror: In evaluation, average the features over the image and its mirror image.
+        exclusive: The labels are classes, of which an image has exactly one.
+        top_patches: Number of highest patch scores whose mean is the image's score; None to pool features instead.
     """
 
     def __init__(
@@ -47,15 +47,14 @@ class ClassifierNetwork(nn.Module):
         features = self.backbone(views)
         if self.mirror and not self.training:
             features = (features + self.backbone(views.flip(-1))) / 2
-        with torch.autocast(views.device.type, enabled=False):  # log-odds of 8 bits would tie
+        with torch.autocast(views.device.type, enabled=False):  # in half precision, log-odds would tie
             logits: Tensor = self.head(features.float())
         return one_versus_rest(logits) if self.exclusive else logits
 
     def score_patches(self, views: Tensor) -> Tensor:
-        """Return the head's answer to each patch, (B, C, S, S) -> (B, L, h, w) float32.
+        """Return the scores of each patch, (B, C, S, S) -> (B, L, h, w) float32.
 
-        They are log-odds, of exclusive labels what softmax takes. Where the classifier mirrors, a patch has the mean of
-        its own and of its mirror image's.
+        They are log-odds, or logits of softmax for exclusive labels, averaged over the mirror image if `mirror` is set.
         """
         scores = self._score_side(views)
         if self.mirror and not self.training:
@@ -69,9 +68,9 @@ class ClassifierNetwork(nn.Module):
         return scores.permute(0, 3, 1, 2)
 
     def pool(self, patches: Tensor) -> Tensor:
-        """Return an image's scores from its patches', (B, L, h, w) -> (B, L): the mean of the highest of each label.
+        """Return the mean of each label's highest patch scores, (B, L, h, w) -> (B, L).
 
-        Source: Durand et al. 2016, "WELDON" (CVPR), select top instances; without its lowest ones.
+        Source: Durand et al. 2016, "WELDON" (CVPR), without the lowest instances.
         """
         assert self.top_patches is not None
         logits = patches.flatten(2).topk(self.top_patches).values.mean(2)
@@ -81,7 +80,7 @@ class ClassifierNetwork(nn.Module):
 def one_versus_rest(logits: Tensor) -> Tensor:
     """Return the log-odds log(p / (1 - p)) of softmax probabilities p.
 
-    Classes are then scored, calibrated and thresholded as independent labels are; their order stays that of p.
+    Classes can then be scored, calibrated and thresholded like independent labels; their order is that of p.
 
     Args:
         logits: (B, L), L at least 2.
@@ -89,23 +88,17 @@ def one_versus_rest(logits: Tensor) -> Tensor:
     top = logits.argmax(1, keepdim=True)
     others = logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
     log_p = logits.log_softmax(1)
-    # Of the largest p, 1 - p would lose its digits; the rest are at most one half.
+    # For the largest p, 1 - p would lose precision; the others are at most one half.
     rest = log_p - torch.log1p(-log_p.exp().clamp(max=0.5))
     return rest.scatter(1, top, logits.gather(1, top) - others)
 
 
-def fold_probe(mean: Floats, scale: Floats, coefficients: Floats, intercepts: Floats) -> nn.Linear:
-    """Return the linear layer that gives on raw features what a linear probe gives on standardised ones.
-
-    Args:
-        mean: (F,) subtracted from the features.
-        scale: (F,) that divides them then; scikit-learn's `StandardScaler.scale_`.
-        coefficients: (L, F) of the probe.
-        intercepts: (L,).
-    """
-    weight = coefficients / scale
+def fold_probe(standard: Standard, probes: Sequence[Probe]) -> nn.Linear:
+    """Return the linear layer that gives on raw features the scores of L linear probes on standardised ones."""
+    weight = np.stack([probe.weights for probe in probes]) / standard.scale
+    bias = np.array([probe.bias for probe in probes]) - weight @ standard.mean
     head = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(intercepts - weight @ mean))
+        head.bias.copy_(torch.from_numpy(bias))
     return head

@@ -1,4 +1,4 @@
-"""A classifier's calibrated probabilities for the rows of a manifest, which needs no labels: `medmoco predict`."""
+"""`medmoco predict`: a classifier's calibrated probabilities for the rows of a manifest, with or without labels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from medmoco.config import RunSettings
 from medmoco.errors import SettingsError
-from medmoco.evaluation.features.inputs import load_splits
+from medmoco.evaluation.features.inputs import load_unlabelled, writing
 from medmoco.evaluation.supervised.classifier import load_classifier
-from medmoco.utils.files import replacing
 
 
 def predict(
@@ -24,18 +21,15 @@ def predict(
     with_path: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Write a CSV of row numbers and the probability of each label.
+    """Write a CSV of row numbers and the probability of each label, and return the number of rows.
 
     Args:
-        settings: Of the data and the machine; images are prepared as for the classifier.
-        folder: A classifier folder.
-        out: CSV file, in place of one that is there.
-        split: train, val or test; labels it may have are not looked at.
-        with_path: Add the Path of every row, which may say who the patient is.
-        log: Told what the user should know.
-
-    Returns:
-        How many rows were written.
+        settings: Settings of the data and the machine; preprocessing is that of the classifier.
+        folder: Classifier folder.
+        out: CSV file, which is replaced if it exists.
+        split: train, val or test; its labels are not used.
+        with_path: Add the Path of every row, which may identify the patient.
+        log: Receives progress messages.
 
     Raises:
         CheckpointError: the folder cannot be used.
@@ -48,8 +42,7 @@ def predict(
     settings, changes = classifier.prepared(settings)
     for change in changes:
         log(change)
-    unlabelled = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": {}})})
-    rows = load_splits(unlabelled, [split], patients_matter=False)[split]
+    rows = load_unlabelled(settings, split)
     if settings.evaluate.where:
         log(f"evaluate.where keeps {len(rows)} rows")
     for notice in rows.notices:
@@ -58,17 +51,9 @@ def predict(
     table = replace(classifier, settings=settings).predict(rows)
     uncalibrated = [label for label in classifier.labels if classifier.facts.calibration[label].kind == "none"]
     if uncalibrated:
-        log(f"not calibrated, as validation could not tell: {', '.join(uncalibrated)}")
+        log(f"not calibrated, since validation had only one class: {', '.join(uncalibrated)}")
     if with_path:
         table.insert(1, "Path", rows.table["Path"].to_numpy())
-    _write(table, out)
+    with writing(out) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
     return len(rows)
-
-
-def _write(table: pd.DataFrame, out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
-    except OSError as error:
-        raise SettingsError(f"{out} cannot be written: {error.strerror}") from None

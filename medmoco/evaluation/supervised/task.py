@@ -1,4 +1,4 @@
-"""The task of fine-tuning: labels from one view of each image."""
+"""The task of fine-tuning: predict labels from one view of each image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medmoco.training.distributed import gradients_stay_here
 
 
 class Supervision:
-    """The task of the training loop: each known label of a batch counts the same, missing ones not at all."""
+    """The task of the training loop: all known labels of a batch have the same weight, missing ones have none."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class Supervision:
     def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
         """Yield the loss of each part of a one-view batch."""
         if self._frozen:
-            self.model.backbone.eval()  # its batch norms too stay as they are
+            self.model.backbone.eval()  # keeps its batch-norm statistics unchanged
         parts, exclusive = self._settings.train.accumulation_steps, self.model.exclusive
         targets = self._targets_of(batch.samples)  # (B, L)
-        # Of all processes, whose gradients are averaged: a label counts the same wherever it is.
+        # Over all processes, whose gradients are averaged, so that a label has the same weight in each.
         known = self._group.mean(counted(targets, exclusive=exclusive).sum().double()).clamp(min=1 / self._group.size)
         for part, (views, own) in enumerate(zip(batch.views[0].chunk(parts), targets.chunk(parts), strict=True)):
             floats = to_float(
@@ -65,30 +65,30 @@ class Supervision:
         return one_hot(targets, self.model.head.out_features).float()
 
     def after_step(self) -> None:
-        """Move the running statistics."""
+        """Update the running statistics."""
         settle_statistics(self.model)
 
     def skip_step(self) -> None:
-        """Keep the running statistics as they were."""
+        """Discard the update of the running statistics."""
         forget_statistics(self.model)
 
 
 def counted(targets: Tensor, *, exclusive: bool) -> Tensor:
-    """Return the mask (B, L) of the targets that have a loss: known ones; for classes, that of the true class."""
+    """Return the mask (B, L) of targets with a loss: known labels, or the true class of exclusive labels."""
     return targets == 1 if exclusive else ~targets.isnan()
 
 
 def cell_losses(scores: Tensor, targets: Tensor, weights: Tensor, *, gamma: float, exclusive: bool) -> Tensor:
-    """Return -w (1 - p)^gamma log p, p the probability of the true label by its score; 0 where the label is missing.
+    """Return -w (1 - p)^gamma log p, with p the predicted probability of the true label; 0 if it is missing.
 
     Source: Lin et al. 2017 (arXiv:1708.02002), equation 5; gamma 0 is cross-entropy.
 
     Args:
         scores: (B, L) log-odds.
         targets: (B, L), 1, 0 or nan.
-        weights: (2, L), w of negatives and of positives.
-        gamma: Of the focal loss.
-        exclusive: The scores are those of classes, see `heads.one_versus_rest`.
+        weights: (2, L) weights w of negatives and positives.
+        gamma: Exponent of the focal loss.
+        exclusive: Whether the labels are classes, see `heads.one_versus_rest`.
 
     Returns:
         (B, L), nats.
@@ -97,7 +97,7 @@ def cell_losses(scores: Tensor, targets: Tensor, weights: Tensor, *, gamma: floa
     log_p = logsigmoid(torch.where(positive, scores, -scores))
     losses = -torch.where(positive, weights[1], weights[0]) * log_p
     if gamma:
-        # Where p rounds to 1, the slope of a power below 1 would be infinite.
+        # If p rounds to 1, the derivative of a power below 1 would be infinite.
         losses = losses * (-torch.expm1(log_p)).clamp(min=1e-6) ** gamma
     return torch.where(counted(targets, exclusive=exclusive), losses, 0.0)
 
@@ -117,13 +117,9 @@ def class_weights(labels: TrainingLabels, kind: str) -> Tensor:
 
 
 def accuracies(targets: NDArray[Any], scores: NDArray[Any]) -> dict[str, float]:
-    """Return the share of images whose class has the highest score, or one of the five highest.
+    """Return the top1 and top5 accuracy of scores (N, L) for targets (N, L) of classes, or nan.
 
-    Classes of equal score share the places they take together: a classifier of equal scores is right by chance.
-
-    Args:
-        targets: (N, L), of classes, or nan.
-        scores: (N, L).
+    Ties are broken at random in expectation, so that a classifier with equal scores has the accuracy of chance.
     """
     known = ~np.isnan(targets).any(axis=1)
     truth = np.argmax(targets[known], axis=1)

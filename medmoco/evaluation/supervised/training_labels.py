@@ -1,4 +1,4 @@
-"""The labels of fine-tuning: label columns or one column of classes, of the patients that were drawn."""
+"""The labels for fine-tuning: label columns or one column of classes, for a draw of patients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medmoco.config import FinetuneSettings, RunSettings
+from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.inputs import load_splits
@@ -21,21 +21,21 @@ from medmoco.evaluation.metrics.auroc import undefined
 
 Targets = NDArray[np.float32]  # (N, L), 1, 0 or nan
 
-_NAMING = ("Path", "PatientID", "StudyID")  # classes are printed, these must not be
+_IDENTIFYING = ("Path", "PatientID", "StudyID")  # must not be printed, as classes are
 
 
 @dataclass(frozen=True)
 class TrainingLabels:
-    """The labels to learn, and the rows of train that have them.
+    """The labels for training, and the rows of train that have them.
 
     Attributes:
-        names: L labels, or classes.
-        classes: The column that names them; None for labels.
-        train: N rows with at least one label that was drawn, all of them repeated where they are few.
-        targets: (N, L) float32, 1, 0 or nan; for classes (N,) int64, the number of the class.
-        rows: Number of rows with each label, before they are repeated.
+        names: L labels or classes.
+        classes: Column of the classes; None for labels.
+        train: N rows with at least one drawn label, repeated if they are few.
+        targets: (N, L) float32, 1, 0 or nan; for classes (N,) int64 class numbers.
+        rows: Number of rows with each label, without repeats.
         patients: Number of patients with each label.
-        repeats: How often each row is in an epoch.
+        repeats: Number of times that each row occurs in an epoch.
     """
 
     names: tuple[str, ...]
@@ -55,20 +55,15 @@ class TrainingLabels:
 def load_training_labels(
     settings: RunSettings, encoder: str, others: Sequence[str] = ()
 ) -> tuple[dict[str, Split], TrainingLabels, list[str]]:
-    """Load train, val and the other splits to score.
-
-    Args:
-        settings: `evaluate.where` restricts all rows.
-        encoder: Run folder, weights file or "random"; test must not share patients with its pretraining.
-        others: More splits.
+    """Load train, val and the other splits to score, filtered by `evaluate.where`.
 
     Returns:
-        The splits, the labels to learn, and notices for the log.
+        The splits, the labels for training, and notices for the log.
 
     Raises:
-        SettingsError: there are no labels, or no such column.
+        SettingsError: there are no labels, or a column is missing.
         ManifestError: the manifest cannot be used, a label cannot be learned or validated, or test shares patients or
-            images with the training data.
+            images with training data, that of the encoder included.
     """
     columns = {} if settings.finetune.classes else settings.data.labels
     source = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": columns})})
@@ -88,19 +83,19 @@ def load_training_labels(
 
 
 def _describe(labels: TrainingLabels, rows: int) -> str:
-    """Describe how many rows of train have labels."""
-    text = f"{len(labels.train) // labels.repeats} of {rows} training rows have labels to learn from"
+    """Return the number of rows of train with labels, in words."""
+    text = f"{len(labels.train) // labels.repeats} of {rows} training rows have labels"
     if len(labels.names) <= 5:
         each = [f"{name} {labels.rows[name]} from {labels.patients[name]} patients" for name in labels.names]
         text += f" ({', '.join(each)})"
-    return text + (f"; each comes {labels.repeats} times an epoch" if labels.repeats > 1 else "")
+    return text + (f"; each is used {labels.repeats} times per epoch" if labels.repeats > 1 else "")
 
 
 def choose_training_labels(train: Split, settings: RunSettings) -> TrainingLabels:
-    """Draw the patients whose labels are used, as `evaluate` does, and leave out rows without labels.
+    """Draw the patients whose labels are used, as in `evaluate`, and leave out rows without labels.
 
     Raises:
-        SettingsError: there are no labels, or no such column.
+        SettingsError: there are no labels, or a column is missing.
         ManifestError: a label or class cannot be learned.
     """
     chosen = settings.finetune
@@ -118,7 +113,7 @@ def choose_training_labels(train: Split, settings: RunSettings) -> TrainingLabel
         targets = np.stack([_drawn_label(train, number, settings) for number in range(len(names))], 1)
         known = ~np.isnan(targets).all(axis=1)
         masks = {name: ~np.isnan(targets[:, number]) for number, name in enumerate(names)}
-    repeats = _repeats(int(known.sum()), chosen)
+    repeats = max(1, math.ceil(chosen.least_steps * chosen.global_batch_size / int(known.sum())))
     rows = np.tile(np.flatnonzero(known), repeats)
     return TrainingLabels(
         names=names,
@@ -132,21 +127,16 @@ def choose_training_labels(train: Split, settings: RunSettings) -> TrainingLabel
 
 
 def targets_of(split: Split, labels: TrainingLabels) -> Targets:
-    """Return the targets of another split, (N, L); classes become one column each.
+    """Return the targets of a split, (N, L), with a column for each label or class.
 
     Raises:
-        ManifestError: it has classes that train does not have.
+        ManifestError: it has classes that are not in train.
     """
     if labels.classes is None:
         return split.labels
     codes = _codes(split, labels.classes, labels.names)[:, None]
     one_hot: Targets = np.where(codes < 0, np.nan, codes == np.arange(len(labels.names))).astype(np.float32)
     return one_hot
-
-
-def _repeats(rows: int, chosen: FinetuneSettings) -> int:
-    """Return how often an epoch goes over so many rows."""
-    return max(1, math.ceil(chosen.least_steps * chosen.global_batch_size / rows))
 
 
 def _drawn_label(train: Split, number: int, settings: RunSettings) -> Targets:
@@ -170,8 +160,8 @@ def _draw(train: Split, targets: NDArray[np.float64], settings: RunSettings) -> 
 def _class_cells(split: Split, column: str) -> pd.Series[str]:
     if column not in split.table.columns:
         raise SettingsError(f"finetune.classes: {split.csv.name} has no column '{column}'")
-    if column in _NAMING:
-        raise SettingsError(f"finetune.classes: '{column}' names patients or images, not classes")
+    if column in _IDENTIFYING:
+        raise SettingsError(f"finetune.classes: '{column}' identifies patients or images, not classes")
     return split.table[column].astype(str).str.strip()
 
 
@@ -183,7 +173,7 @@ def _class_names(train: Split, column: str) -> tuple[str, ...]:
 
 
 def _codes(split: Split, column: str, names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return the class of each row, (N,); -1 where the cell is blank."""
+    """Return the class number of each row, (N,); -1 for blank cells."""
     cells = _class_cells(split, column)
     known: Mapping[str, int] = {"": -1, **{name: number for number, name in enumerate(names)}}
     unknown = ~cells.isin(known).to_numpy()
@@ -196,7 +186,7 @@ def _codes(split: Split, column: str, names: tuple[str, ...]) -> NDArray[np.int6
 
 
 def _drawn_classes(train: Split, codes: NDArray[np.int64], classes: int, settings: RunSettings) -> NDArray[np.int64]:
-    """Keep the classes of a share of the patients, at least enough for every class to be among them."""
+    """Keep the classes of a fraction of the patients, large enough to include every class; the others become -1."""
     if settings.finetune.label_fraction == 1:
         return codes
     kept = np.zeros(len(codes), bool)

@@ -55,7 +55,7 @@ def test_compute__leaves_nan_for_what_cannot_be_read_and_nothing_else_changes(
         found = encoder.embed(files, unreadable="nan", as_frame=True)
     assert SECRET not in str(told[0].message) + found["error"].sum()
     assert [bool(reason) for reason in found["error"]] == [False, True, False, False, False, True, False]
-    assert "cut off" in found["error"][5]
+    assert "truncated" in found["error"][5]
     values = found.filter(like="feature_").to_numpy()
     assert np.isnan(values).all(1).tolist() == [False, True, False, False, False, True, False]
     whole = [files[at] for at in (0, 0, 2, 3, 4, 4, 6)]  # batches of the same images, but for what is unreadable

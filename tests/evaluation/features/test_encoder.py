@@ -134,7 +134,7 @@ def test_load_encoder__a_file_of_a_known_scheme_says_all(tmp_path: Path) -> None
 
 def test_load_encoder__a_file_of_no_known_network_must_be_named(tmp_path: Path) -> None:
     save_file({"first.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="no encoder that is known here"):
+    with pytest.raises(CheckpointError, match="contains no known encoder"):
         load_encoder(tmp_path / "a.safetensors")
 
 
@@ -227,7 +227,7 @@ def test_embed__frames_are_rows_of_the_manifest(manifest: Path) -> None:
 
 
 def test_embed__a_split_by_name_needs_settings_that_name_data() -> None:
-    with pytest.raises(SettingsError, match="the manifest that 'val' is a split of is not known"):
+    with pytest.raises(SettingsError, match="'val' is the name of a split, but the settings name no manifest"):
         load_encoder("random", SMALL).embed("val")
 
 

@@ -71,7 +71,7 @@ def test_embed_split__unreadable_images_are_refused_or_put_in_quarantine(manifes
 def test_write_features__refuses_before_any_work(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_tables, "load_encoder", pytest.fail)
     settings = make_settings(manifest)
-    with pytest.raises(SettingsError, match=r"of no format that is written; name a file in \.parquet, \.npz, \.csv"):
+    with pytest.raises(SettingsError, match=r"has an unknown format; use one of \.parquet, \.npz, \.csv"):
         embed_split(settings, "random", manifest / "f.json")
     (manifest / "f.csv").mkdir()
     with pytest.raises(SettingsError, match="is a folder"):

@@ -20,7 +20,7 @@ GRAY = Preprocessing(canvas_size=32, bit_depth=8, window="voi", mean=0.5, std=0.
     ("images", "reason"),
     [
         (3, "int is not images"),
-        (np.zeros((4, 4), np.uint8), r"shape \(4, 4\) is not \(N, H, W\).*give one image as \[image\]"),
+        (np.zeros((4, 4), np.uint8), r"shape \(4, 4\) is not \(N, H, W\).*pass one image as \[image\]"),
         (pd.DataFrame({"file": ["a.png"]}), "no column Path; it has: file"),
         (pd.DataFrame({"Path": ["a.png", None]}), "1 rows of the table have no Path"),
     ],

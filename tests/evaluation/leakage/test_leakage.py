@@ -216,7 +216,7 @@ def test_find_pretraining__says_what_it_cannot_know(tmp_path: Path, other: Path)
     gone = find_pretraining(str(other))
     assert gone.is_unknown
     assert gone.notes == (
-        "the manifest of the run can no longer be read: whether it has seen val or test was not checked",
+        "the manifest of the run can no longer be read: whether it was trained on val or test images was not checked",
     )
     manifest.write_text(lines)
     config = other / "config.yaml"

@@ -42,7 +42,7 @@ def test_begin__another_run_brings_its_own_network(real: Callable[..., RunSettin
     study = begin(settings, {"run": str(tmp_path / "small"), "large": str(tmp_path / "large")}, test=False)
     assert study.encoders == ["run", "large", "untrained", "pixels"]
     assert study.backbones["large"].name == "resnet18"
-    assert study.source == {"kind": "run", "step": 7}
+    assert study.source.record() == {"kind": "run", "step": 7}
     assert {name: found["val"].shape for name, found in study.features.items()} == {
         "run": (10, 512), "large": (10, 512), "untrained": (10, 512), "pixels": (10, 1024),
     }  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from medmoco.evaluation.records import Difference, Score
 from medmoco.evaluation.scoring.table import MACRO, layout
 
-VAL_NOTE = "val also chose the strength of the linear probe; only test scores are unbiased"
+VAL_NOTE = "the linear probe's strength was also chosen on val; only test scores are unbiased"
 
 
 def record(label: str = "Effusion", split: str = "test", method: str = "linear", **other: Any) -> Score:
@@ -146,7 +146,7 @@ def test_layout__flags_and_notes_are_explained_below() -> None:
     assert "  linear  run           0.500!  0.750 to 0.870   0.400\n" in text
     assert "  knn     run           0.812   0.750 to 0.870   0.400\n" in text
     assert text.split("\n\n")[-1] == (
-        "! test, Effusion, linear, run: all scores are equal; it may have learned nothing\n"
+        "! test, Effusion, linear, run: all scores are equal; possibly nothing was learned\n"
         "test, Effusion, knn, run: strength not chosen on val: no positives\n"
         "last\n"
     )

@@ -129,8 +129,8 @@ def test_read_classifier__refuses_what_is_damaged_or_foreign(tmp_path: Path) -> 
     for changes, reason in (
         ({"format": 2}, "format"),
         ({"labels": ["Sick"]}, "does not name the labels"),
-        ({"backbone": "resnet10t"}, "does not hold a resnet10t"),
-        ({"backbone": "no_such_net"}, "no timm model"),
+        ({"backbone": "resnet10t"}, "does not match a resnet10t"),
+        ({"backbone": "no_such_net"}, "is not a timm model"),
         ({"size": "big"}, "size"),
     ):
         facts.write_text(text)

@@ -107,7 +107,7 @@ def test_external__says_what_it_knows_of_patients(data: Callable[[str], Path], t
     external(
         settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", said.append
     )
-    assert "50 of 50 external images have a PatientID that the classifier's own data have too" in said[0]
+    assert "50 of 50 external images have a PatientID that also occurs in the classifier's own data" in said[0]
     test.drop(columns="PatientID").to_csv(folder / "test.csv", index=False)
     external(
         settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", said.append

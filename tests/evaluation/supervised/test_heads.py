@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medmoco.config import ModelSettings
+from medmoco.evaluation.features.probes import Probe, Standard
 from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe, one_versus_rest
 from medmoco.models.backbones import create_backbone
 from medmoco.models.patches import patch_features
@@ -28,7 +29,8 @@ def test_fold_probe__gives_on_raw_features_what_the_probe_gives_on_standardised_
     scaler = StandardScaler().fit(features)
     coefficients, intercepts = generator.normal(size=(2, 8)), generator.normal(size=2)
     expected = scaler.transform(features) @ coefficients.T + intercepts
-    head = fold_probe(scaler.mean_, scaler.scale_, coefficients, intercepts)
+    probes = [Probe(1.0, weights, bias, {}) for weights, bias in zip(coefficients, intercepts, strict=True)]
+    head = fold_probe(Standard({}, scaler.mean_, scaler.scale_), probes)
     np.testing.assert_allclose(head(torch.from_numpy(features)).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
 
 

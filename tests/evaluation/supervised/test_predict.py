@@ -66,7 +66,7 @@ def test_predict__writes_calibrated_probabilities_by_row_without_labels(manifest
         assert [float(row[LABELS[column]]) for row in table] == pytest.approx(expected, rel=1e-5)
     assert "data.canvas_size is 32, as in training, not 64" in said
     assert "evaluate.size is 32, as in training, not 48" in said
-    assert "not calibrated, as validation could not tell: Tube" in said
+    assert "not calibrated, since validation had only one class: Tube" in said
     assert SECRET not in out.read_text() + "".join(said)
 
 
