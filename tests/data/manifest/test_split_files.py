@@ -151,9 +151,9 @@ def test_split__labels_with_one_class_are_named(tmp_path: Path) -> None:
         ({"group": "Patient"}, SettingsError, "no column 'Patient'; did you mean 'PatientID'"),
         ({"keep": "Offical"}, SettingsError, "did you mean 'Official'"),
         ({"keep": "A"}, ManifestError, "row 2: 'A' must be train, val, test or blank"),
-        ({"keep": "Official", "shares": {"test": 0.1}}, SettingsError, "drop --test"),
-        ({"shares": {"val": 0.5, "test": 0.5}}, SettingsError, "sum must be below 1"),
-        ({"shares": {"val": -0.1}}, SettingsError, "neither can be negative"),
+        ({"keep": "Official", "test": 0.1}, SettingsError, "drop --test"),
+        ({"val": 0.5, "test": 0.5}, SettingsError, "sum must be below 1"),
+        ({"val": -0.1}, SettingsError, "neither can be negative"),
         ({"fractions": [0]}, SettingsError, "--fractions: 0 is not a percentage"),
         ({"fractions": [100]}, SettingsError, "train.csv is 100"),
     ],
@@ -274,8 +274,8 @@ def test_split__the_same_number_with_and_without_a_point(tmp_path: Path) -> None
             {},
             "3 patients with --val 0.1, --test 0.2: val would be empty; raise --val, or give --val 0 to leave it out",
         ),
-        (2, {"shares": {"val": 0, "test": 0.05}}, "2 patients with --val 0, --test 0.05: test would be empty"),
-        (1, {"shares": {"val": 0, "test": 0.99}}, "train would be empty; lower them"),
+        (2, {"val": 0, "test": 0.05}, "2 patients with --val 0, --test 0.05: test would be empty"),
+        (1, {"val": 0, "test": 0.99}, "train would be empty; lower them"),
     ],
 )
 def test_split__no_split_is_left_empty(tmp_path: Path, rows: int, options: dict[str, Any], part: str) -> None:
