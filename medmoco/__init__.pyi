@@ -2,22 +2,12 @@ from .api.data import Packed as Packed
 from .api.data import check as check
 from .api.data import load_config as load_config
 from .api.data import pack as pack
-from .api.evidence import curve as curve
-from .api.evidence import evaluate as evaluate
-from .api.evidence import external as external
-from .api.evidence import report as report
-from .api.insight import neighbours as neighbours
-from .api.insight import placement as placement
-from .api.insight import projection as projection
-from .api.insight import reconstruct as reconstruct
-from .api.insight import saliency as saliency
+from .api.exporting import export as export
 from .api.training import Run as Run
 from .api.training import detect as detect
 from .api.training import finetune as finetune
 from .api.training import pretrain as pretrain
 from .api.training import tune as tune
-from .api.use import export as export
-from .api.use import verify as verify
 from .data.augment.augmentation import Augmentation as Augmentation
 from .data.loading.preview import preview as preview
 from .data.loading.two_views import TwoViews as TwoViews
@@ -25,6 +15,8 @@ from .data.manifest.split_files import split as split
 from .datasets.phantoms.phantom import phantom as phantom
 from .datasets.prepare import prepare as prepare
 from .errors import MedmocoError as MedmocoError
+from .evaluation.curve import curve as curve
+from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.features.encoder import Encoder as Encoder
 from .evaluation.features.encoder import load_encoder as load_encoder
 from .evaluation.results import Curve as Curve
@@ -32,7 +24,15 @@ from .evaluation.results import Evaluation as Evaluation
 from .evaluation.results import External as External
 from .evaluation.supervised.classifier import Classifier as Classifier
 from .evaluation.supervised.classifier import load_classifier as load_classifier
+from .evaluation.supervised.external import external as external
+from .exporting.verify import verify as verify
+from .inspection.neighbours import neighbours as neighbours
+from .inspection.projection import projection as projection
+from .inspection.reconstruct import reconstruct as reconstruct
+from .inspection.retrieval import placement as placement
+from .inspection.saliency import saliency as saliency
 from .models.convert import import_weights as import_weights
 from .models.moco import MoCo as MoCo
+from .reporting.report import report as report
 
 __version__: str

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medmoco.config import RunSettings
+from medmoco.config import ConfigSource, RunSettings, load
+from medmoco.evaluation.features.encoder import Encoders, sources_of
 from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import Floats
@@ -27,38 +28,46 @@ from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, name_width, span
 from medmoco.evaluation.supervised.finetune import finetune
 from medmoco.training.run_folder import StartMode
+from medmoco.utils.files import PathLike
 
 
 def curve(
-    settings: RunSettings,
-    encoders: Mapping[str, str],
-    out: Path,
+    config: ConfigSource,
+    encoders: Encoders,
+    out: PathLike,
     *,
-    draws: int,
-    finetuned: bool = False,
+    draws: int = 5,
+    finetune: bool = False,
     test: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Curve:
-    """Score linear probes, and on request fine-tuning, at every fraction in `evaluate.fractions`.
+    """Measure label efficiency: linear probes, and on request fine-tuning, at every fraction in `evaluate.fractions`.
 
     The patients of a smaller fraction are a subset of those of a larger one, and the draws are the same for all
     encoders and methods.
 
     Args:
-        settings: Settings of the data and the protocol, except `evaluate.label_fraction` and `evaluate.label_draws`.
-        encoders: Name -> run folder, weights file, or "random"; the first is the primary one.
+        config: Settings of the data and the protocol, see `load_config`; `evaluate.label_fraction` and
+            `evaluate.label_draws` are not used.
+        encoders: As of `evaluate`.
         out: Folder in which to save the results and fine-tuning runs; existing runs are resumed.
         draws: Draws of patients, for fractions below 1.
-        finetuned: Also train end to end on the same draws, from the primary encoder and from scratch.
+        finetune: Also train end to end on the same draws, from the primary encoder and from scratch.
         test: Evaluate on the test set too, which is recorded in the run's ledger.
         log: Receives progress messages.
 
     Raises:
         MedmocoError: as `evaluate` and `finetune` do.
+
+    Example:
+        >>> import medmoco
+        >>> curve = medmoco.curve("config.yaml", "runs/phantoms", "runs/phantoms/curve", draws=1)
+        >>> figure = curve.plot("Opacity")
     """
+    settings, out = load(config), Path(out)
     make_folder(out)
-    study = begin(settings, encoders, test=test, log=log)
-    methods = ["linear", *(["finetune"] if finetuned else [])]
+    study = begin(settings, sources_of(encoders), test=test, log=log)
+    methods = ["linear", *(["finetune"] if finetune else [])]
     points: list[CurvePoint] = []
     differences: list[CurveDifference] = []
     for fraction in sorted(set(settings.evaluate.fractions)):
@@ -69,7 +78,7 @@ def curve(
         predictions: dict[Key, Predictions] = {}
         for name in study.encoders:
             predictions |= predict_linear(study, name, label_draws, share)
-        if finetuned:
+        if finetune:
             predictions |= _predict_finetuned(study, share, out, log)
         scored, compared = _score(study, methods, predictions, label_draws, share)
         points += scored

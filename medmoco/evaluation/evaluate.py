@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medmoco.config import RunSettings
+from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
+from medmoco.evaluation.features.encoder import Encoders, sources_of
 from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.features.probes import standardise
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
@@ -32,42 +33,54 @@ from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, heading, layout
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, remove_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe
+from medmoco.utils.files import PathLike
 
 METHODS = ("linear", "knn")
 
 
 def evaluate(
-    settings: RunSettings,
-    encoders: Mapping[str, str],
-    out: Path | None = None,
+    config: ConfigSource,
+    encoders: Encoders,
+    out: PathLike | None = None,
     *,
     test: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Score the frozen features of encoders, of the untrained network and raw pixels.
+    """Score the frozen features of encoders on the labels, next to an untrained network and raw pixels.
 
     Args:
-        settings: Settings of the data, the image size and the protocol.
-        encoders: Name -> run folder, weights file, or "random"; the first is the primary one, with which the others are
-            compared.
+        config: Settings of the data, the image size and the protocol, see `load_config`.
+        encoders: Run, export, import, weights file, "random", or what `load_encoder` returned; or several by name, of
+            which the first is the primary one, which the others are compared with.
         out: Folder in which to save the results, and the primary encoder's linear probe as classifier/, in place of
-            those of an earlier evaluation.
+            those of an earlier evaluation; without it nothing is saved.
         test: Evaluate on the test set too, which is recorded in the ledger of the run, or in `out` without a run.
         log: Receives progress messages.
 
-    Example:
-        >>> from pathlib import Path
-        >>> from medmoco import config
-        >>> from medmoco.evaluation.evaluate import evaluate
-        >>> evaluation = evaluate(config.load(Path("cxr.yaml")), {"random": "random"})
-        >>> evaluation.primary
-        'untrained'
+    Returns:
+        Scores with 95 % intervals by patient, differences between encoders, operating points and calibration.
 
     Raises:
-        SettingsError: `out` cannot be written, or there is no folder for the ledger; and as `study.begin`.
-        CheckpointError: the ledger cannot be written; and as `study.begin`.
-        ManifestError, DataError: as `study.begin`.
+        SettingsError: labels or encoders cannot be scored, a run was trained on images prepared differently, or there
+            is no folder for results or ledger.
+        ManifestError: the manifest cannot be used, or test shares patients or images with the training data.
+        CheckpointError: an encoder cannot be loaded, or the ledger cannot be written.
+        DataError: an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> evaluation = medmoco.evaluate("config.yaml", {"ours": "runs/phantoms"})
+        >>> evaluation.summary().columns.tolist()
+        ['ours', 'untrained', 'pixels']
+        >>> figure = evaluation.plot_curve("Opacity")
     """
+    settings, sources, folder = load(config), sources_of(encoders), Path(out) if out else None
+    return _evaluate(settings, sources, folder, test=test, log=log)
+
+
+def _evaluate(
+    settings: RunSettings, encoders: Mapping[str, str], out: Path | None, *, test: bool, log: Callable[[str], None]
+) -> Evaluation:
     _check_ledger(encoders, out, test)
     if out:
         make_folder(out)

@@ -9,7 +9,7 @@ from pathlib import Path
 from medmoco.config import Tree
 from medmoco.errors import CheckpointError, first_line
 from medmoco.exporting.parity import CASES, SUMS, NotInstalledError, compare, load_cases
-from medmoco.utils.files import sha256_of
+from medmoco.utils.files import PathLike, sha256_of
 
 # Loading these can run code: torch.export falls back to pickle, and a bundle's configuration contains Python.
 RUN_CODE = ("program", "monai-bundle")
@@ -19,7 +19,7 @@ VERIFIED = "verified"
 _HEAD = ["format", "outputs", "difference", "allowed", "float16", "bfloat16", "loaded with"]
 
 
-def verify(folder: Path, log: Callable[[str], None], *, trust: bool = False) -> dict[str, str]:
+def verify(folder: PathLike, *, trust: bool = False, log: Callable[[str], None] = lambda _: None) -> dict[str, str]:
     """Check the hashes of an export, then load each format in a new process and compare its outputs.
 
     Damaged files are not loaded.
@@ -34,7 +34,13 @@ def verify(folder: Path, log: Callable[[str], None], *, trust: bool = False) -> 
 
     Raises:
         CheckpointError: a file has changed, is missing or not part of the export, or gives other outputs.
+
+    Example:
+        >>> import medmoco
+        >>> medmoco.verify("export")
+        {'safetensors': 'verified', 'onnx': 'verified'}
     """
+    folder = Path(folder)
     count = check_files(folder)
     parity = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
     cases, expected = load_cases(folder / CASES)

@@ -10,22 +10,23 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from medmoco.config import RunSettings
+from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
 from medmoco.evaluation.features.inputs import features_of, find_rows, load_splits, writing
 from medmoco.plotting.pictures import Tile, positives, read_views, shown, write_picture
+from medmoco.utils.files import PathLike
 
 _DIGITS = 6  # of cosines; with more, rounding errors would determine the order of copies of an image
 COLUMNS = ("split", "row", "place", "bank", "neighbour_row", "cosine", "same_patient")
 
 
 def neighbours(
-    settings: RunSettings,
-    encoder: str,
-    out: Path,
+    config: ConfigSource,
+    encoder: PathLike,
+    out: PathLike,
     rows: Sequence[int],
     *,
     split: str = "val",
@@ -39,7 +40,7 @@ def neighbours(
     Writes a CSV of row numbers and cosines, and also a picture if `out` is a PNG, which shows patients.
 
     Args:
-        settings: Settings of the data and of preprocessing.
+        config: Settings of the data and of preprocessing, see `load_config`.
         encoder: A run folder, a weights file, or "random".
         out: NAME.csv, or NAME.png, in which case NAME.csv is written as well.
         rows: Row numbers in the split, counted as in a spreadsheet.
@@ -57,7 +58,13 @@ def neighbours(
         ManifestError: the manifest or a row cannot be used.
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> len(medmoco.neighbours("config.yaml", "runs/phantoms", "neighbours.csv", [2, 3], count=4))
+        8
     """
+    settings, out = load(config), Path(out)
     if out.suffix.lower() not in (".png", ".csv"):
         raise SettingsError(
             f"--out {out.name}: give a .png for the picture and the table, or a .csv for the table only"

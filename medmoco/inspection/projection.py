@@ -18,12 +18,13 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE, trustworthiness
 from sklearn.preprocessing import normalize
 
-from medmoco.config import RunSettings
+from medmoco.config import ConfigSource, load
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
 from medmoco.evaluation.features.inputs import features_of, find_label, load_splits, make_folder
+from medmoco.utils.files import PathLike
 
 MOST = 4000
 """Largest number of points; more take minutes and overlap."""
@@ -43,9 +44,9 @@ _STYLES = {
 
 
 def projection(
-    settings: RunSettings,
-    encoder: str,
-    out: Path,
+    config: ConfigSource,
+    encoder: PathLike,
+    out: PathLike,
     *,
     split: str = "val",
     colour: str | None = None,
@@ -56,7 +57,7 @@ def projection(
     Writes projection.csv (row, x, y and the label values), projection.svg and projection.png.
 
     Args:
-        settings: Settings of the data and of preprocessing, with the seed.
+        config: Settings of the data and of preprocessing, with the seed; see `load_config`.
         encoder: A run folder, a weights file, or "random".
         out: Folder to write.
         split: Name of the split.
@@ -71,7 +72,12 @@ def projection(
         ManifestError: the manifest cannot be used, or has too few images.
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> print(medmoco.projection("config.yaml", "runs/phantoms", "projection", split="train"))  # doctest: +SKIP
     """
+    settings, out = load(config), Path(out)
     label = find_label(colour, tuple(settings.data.labels))
     make_folder(out)
     loaded = load_splits(settings, (split,))[split]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings
+from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import unchanged
 from medmoco.data.loading.emptiness import Emptiness, check_masks
@@ -24,6 +24,7 @@ from medmoco.plotting.pictures import Tile, shown, write_picture
 from medmoco.training.checkpoint import load_checkpoint, load_run
 from medmoco.training.context import RunContext
 from medmoco.training.moco_task import create_state
+from medmoco.utils.files import PathLike
 
 Shares = NDArray[np.float32]
 
@@ -31,9 +32,9 @@ _FULL = 0.25  # error, as a fraction of white, drawn in the strongest colour
 
 
 def reconstruct(
-    settings: RunSettings,
-    run: Path,
-    out: Path,
+    config: ConfigSource,
+    run: PathLike,
+    out: PathLike,
     rows: Sequence[int],
     *,
     split: str = "val",
@@ -42,7 +43,7 @@ def reconstruct(
     """Draw images, their reconstructions from the embeddings, and the error; the picture shows patients.
 
     Args:
-        settings: Settings of the data. Preprocessing is that of the run, whatever the settings are.
+        config: Settings of the data, see `load_config`. Preprocessing is that of the run, whatever the settings are.
         run: Run folder of a run with a decoder.
         out: PNG file.
         rows: Row numbers in the split, counted as in a spreadsheet.
@@ -57,7 +58,12 @@ def reconstruct(
         ManifestError: the manifest or a row cannot be used.
         SettingsError: `out` cannot be written.
         DataError: an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> print(medmoco.reconstruct("decoder.yaml", "runs/decoder", "decoder.png", [2, 3]))  # doctest: +SKIP
     """
+    settings, run, out = load(config), Path(run), Path(out)
     trained = load_run(run)
     model = load_with_decoder(run, trained, log)
     prepared = {key: getattr(trained.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from medmoco.config import RunSettings, ViewSettings
+from medmoco.config import ConfigSource, RunSettings, ViewSettings, load
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, ManifestError
-from medmoco.evaluation.features.encoder import load_controls
+from medmoco.evaluation.features.encoder import Encoders, load_controls, sources_of
 from medmoco.evaluation.features.features import Features, extract, thumbnails
 from medmoco.evaluation.features.inputs import load_splits, make_folder, on_device
 from medmoco.evaluation.metrics.auroc import draw_counts
@@ -34,6 +34,7 @@ from medmoco.models.projectors import projector
 from medmoco.plotting.figures import Line, rank_figure, save
 from medmoco.training.checkpoint import is_run, load_checkpoint, load_run
 from medmoco.training.runlog import write_json
+from medmoco.utils.files import PathLike
 
 Ranks = NDArray[np.float64]
 
@@ -93,9 +94,9 @@ class Placed(NamedTuple):
 
 
 def placement(
-    settings: RunSettings,
-    sources: Mapping[str, str],
-    out: Path,
+    config: ConfigSource,
+    encoders: Encoders,
+    out: PathLike,
     *,
     split: str = "val",
     perturbations: Sequence[str] = (),
@@ -108,9 +109,9 @@ def placement(
     the split are in memory, but never all cosines.
 
     Args:
-        settings: Settings of the data, preprocessing and bootstrap. `evaluate.mirror` is not applied, since it would
-            make an image and its mirror image identical.
-        sources: By name a run folder, whose embedding (after the projector) is ranked too, a weights file, or "random".
+        config: Settings of the data, preprocessing and bootstrap, see `load_config`. `evaluate.mirror` is not applied,
+            since it would make an image and its mirror image identical.
+        encoders: As of `evaluate`; of a run, the embedding (after the projector) is ranked too.
         out: Folder to write.
         split: Name of the split.
         perturbations: See `parse_perturbation`; all kinds if empty. Views use the recipe of the first run, if any.
@@ -124,7 +125,14 @@ def placement(
         ManifestError: the manifest cannot be used, or has only one image.
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> table = medmoco.placement("config.yaml", "runs/phantoms", "placement", perturbations=["flip"])
+        >>> "flip" in table
+        True
     """
+    settings, sources, out = load(config), sources_of(encoders), Path(out)
     chosen = [parse_perturbation(text) for text in dict.fromkeys(perturbations or AMOUNTS)]
     make_folder(out)
     rows = load_splits(settings, (split,))[split]
@@ -132,12 +140,12 @@ def placement(
         log(notice)
     if len(rows) < 2:
         raise ManifestError(f"{rows.csv.name}: ranking needs at least two {split} images, but there is one; add rows")
-    encoders = {**load_controls(sources, settings, log), "pixels": thumbnails()}
+    networks = {**load_controls(sources, settings, log), "pixels": thumbnails()}
     runs = {name: Path(source) for name, source in sources.items() if is_run(Path(source))}
     heads = {name: load_projector(run, settings) for name, run in runs.items()}
     recipe = load_run(next(iter(runs.values()))).views if runs else settings.views
     views = recipe.model_copy(update={"size": settings.evaluate.size or settings.views.size})
-    placed = place_split(rows, encoders, heads, chosen, views, settings, log)
+    placed = place_split(rows, networks, heads, chosen, views, settings, log)
     records = [_record(found, *key, rows, settings) for key, found in placed.items()]
     write_json(out / "placement.json", [record.model_dump() for record in records])
     _histogram(placed).to_csv(out / "histogram.csv", index=False)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medmoco.config import ModelSettings, RunSettings
+from medmoco.config import ConfigSource, ModelSettings, load
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
@@ -31,6 +31,7 @@ from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.plotting.pictures import Tile, read_views, shown, write_picture
+from medmoco.utils.files import PathLike
 
 Maps = NDArray[np.float32]
 Scores = NDArray[np.float64]
@@ -40,9 +41,9 @@ _LAST_OF_MONAI = {"monai/densenet121": "class_layers.relu", "monai/seresnet50": 
 
 
 def saliency(
-    settings: RunSettings,
-    classifier: Path,
-    out: Path,
+    config: ConfigSource,
+    classifier: PathLike,
+    out: PathLike,
     rows: Sequence[int],
     label: str,
     *,
@@ -52,7 +53,7 @@ def saliency(
     """Draw saliency maps of images; the picture shows patients.
 
     Args:
-        settings: Settings of the data. Preprocessing is that of the classifier, whatever the settings are.
+        config: Settings of the data, see `load_config`. Preprocessing is that of the classifier in any case.
         classifier: Classifier folder written by `evaluate` or `finetune`.
         out: PNG file.
         rows: Row numbers in the split, counted as in a spreadsheet.
@@ -69,11 +70,16 @@ def saliency(
         ManifestError: the manifest or a row cannot be used.
         CheckpointError: the folder cannot be used.
         DataError: an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> folder = "runs/phantoms/evaluation/classifier"
+        >>> print(medmoco.saliency("config.yaml", folder, "saliency.png", [2], "Opacity"))  # doctest: +SKIP
     """
-    loaded = load_classifier(classifier)
+    loaded, out = load_classifier(classifier), Path(out)
     find_label(label, loaded.labels)
     model = loaded.module
-    settings, changes = loaded.prepared(settings)
+    settings, changes = loaded.prepared(load(config))
     for change in changes:
         log(change)
     found = load_splits(settings, (split,))[split]

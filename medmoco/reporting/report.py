@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -28,19 +29,24 @@ from medmoco.reporting.scores import (
     subgroups_section,
 )  # fmt: skip
 from medmoco.reporting.training import data_section, overview, settings_section, training_section, versions_section
-from medmoco.utils.files import replacing
+from medmoco.utils.files import PathLike, replacing
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def report(
-    runs: Sequence[Path], out: Path, *, card: Path | None = None, pictures: Sequence[Path] = (), title: str = ""
+    runs: PathLike | Sequence[PathLike],
+    out: PathLike | None = None,
+    *,
+    card: PathLike | None = None,
+    pictures: Sequence[PathLike] = (),
+    title: str = "",
 ) -> Path:
-    """Write a report of one or several runs, side by side.
+    """Write one HTML file about one or several runs, side by side; it works offline.
 
     Args:
-        runs: Run folders.
-        out: HTML file to write.
+        runs: Run folder, or several.
+        out: HTML file to write; report.html in the first folder if not given.
         card: Model card of the first run, instead of the one in its folder.
         pictures: PNG files to include; they may show patients.
         title: Title of the page.
@@ -51,9 +57,17 @@ def report(
     Raises:
         SettingsError: a folder is not a run, a picture is not a PNG file, or the file cannot be written.
         CheckpointError: a file of a run is damaged.
+
+    Example:
+        >>> import medmoco
+        >>> medmoco.report("runs/phantoms").name
+        'report.html'
     """
-    read = _numbered([read_run(run, card if at == 0 else None) for at, run in enumerate(runs)])
-    sections = [*_sections(read), *([_pictures(pictures)] if pictures else [])]
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    out = Path(out) if out else folders[0] / "report.html"
+    own_card = Path(card) if card else None
+    read = _numbered([read_run(run, own_card if at == 0 else None) for at, run in enumerate(folders)])
+    sections = [*_sections(read), *([_pictures([Path(file) for file in pictures])] if pictures else [])]
     page = render(title or ", ".join(run.name for run in read), _lead(read), sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunSetti
 @pytest.fixture(scope="module")
 def found(settings: Callable[..., RunSettings], tmp_path_factory: pytest.TempPathFactory) -> tuple[Curve, Path]:
     out = tmp_path_factory.mktemp("curve")
-    return curve(settings(*FINETUNE), {"run": "random"}, out, draws=2, finetuned=True, test=True), out
+    return curve(settings(*FINETUNE), {"run": "random"}, out, draws=2, finetune=True, test=True), out
 
 
 def test_curve__its_ends_are_what_evaluate_says(

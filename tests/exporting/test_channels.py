@@ -93,7 +93,7 @@ def test_channels__from_files_to_a_verified_export(tmp_path: Path, overrides: li
     }
     for name, source in sources.items():
         export(source, tmp_path / name, ["safetensors", "onnx"], warn=lambda _: None)
-        verify(tmp_path / name, lambda _: None)
+        verify(tmp_path / name, log=lambda _: None)
         contract = json.loads((tmp_path / name / "preprocessing.json").read_text())
         assert contract["input"]["shape"] == ["batch", channels, 32, 32]
         image = shipped().image(tmp_path / f"data/train-0{suffix}", contract)

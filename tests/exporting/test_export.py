@@ -238,7 +238,7 @@ def test_export__every_format_of_other_architectures(
     assert wanted <= set(records)
     assert not {"torchvision", "detectron2", "timm", "huggingface"} - wanted & set(records)
     said: list[str] = []
-    verify(out, said.append, trust=True)
+    verify(out, log=said.append, trust=True)
     assert all(f"\n{name} " in "\n" + said[1] for name in wanted)
     for name in wanted - {"onnx", "program"}:
         assert records[name]["max_relative_difference"] <= STATE_TOLERANCE
@@ -270,7 +270,7 @@ def test_export__a_classifier_of_patches_as_what_holds_the_computation(tmp_path:
     assert contract["outputs"][2]["shape"] == ["batch", 2, "height", "width"]
     assert (contract["classifier"]["head"], contract["classifier"]["top_patches"]) == ("patches", 3)
     assert "the mean of its 3 highest patch scores" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
-    verify(tmp_path / "out", told.append, trust=True)
+    verify(tmp_path / "out", log=told.append, trust=True)
     assert "onnx     logits, patch_scores, probabilities" in told[-1]
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_verify__says_what_was_compared(folder: Path) -> None:
     said: list[str] = []
-    verify(folder, said.append)
+    verify(folder, log=said.append)
     assert said[0] == "5 files are unchanged; outputs for 3 synthetic images:"
     title, row = said[1].splitlines()
     assert title.split()[:3] == ["format", "outputs", "difference"]
@@ -55,7 +55,7 @@ def test_verify__other_outputs_are_an_error_after_the_table(folder: Path) -> Non
     seal(folder)
     said: list[str] = []
     with pytest.raises(CheckpointError, match=r"(?s)failed verification.onnx: encoder\.onnx gives other outputs"):
-        verify(folder, said.append)
+        verify(folder, log=said.append)
     assert said[1].splitlines()[1].split() == ["onnx", "FAILED"]
 
 
@@ -65,7 +65,7 @@ def test_verify__absent_library_is_said_and_not_passed_over(folder: Path, monkey
 
     monkeypatch.setattr(verify_module, "compare", absent)
     said: list[str] = []
-    verify(folder, said.append)
+    verify(folder, log=said.append)
     assert "onnx    not checked: onnxruntime is not installed" in said[1]
     assert said[2] == "1 of 1 formats were not checked"
 
@@ -81,11 +81,11 @@ def test_verify__what_can_run_code_is_loaded_only_when_trusted(folder: Path, mon
 
     monkeypatch.setattr(verify_module, "compare", compare)
     said: list[str] = []
-    verify(folder, said.append)
+    verify(folder, log=said.append)
     assert not loaded
     assert said[1].count("not loaded: it can run code") == 2
     assert said[2] == "2 of 2 formats were not checked"
-    verify(folder, said.append, trust=True)
+    verify(folder, log=said.append, trust=True)
     assert loaded == ["program", "monai-bundle"]
 
 
@@ -95,7 +95,7 @@ def test_verify__a_changed_file_is_not_loaded(folder: Path, monkeypatch: pytest.
     content[200] ^= 1
     (folder / "encoder.onnx").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"encoder\.onnx has changed: its SHA-256 differs"):
-        verify(folder, pytest.fail)
+        verify(folder, log=pytest.fail)
 
 
 def test_check_files__every_changed_byte_file_is_found(folder: Path) -> None:
@@ -141,5 +141,5 @@ def test_verify__what_export_wrote(
     (elsewhere / "parity.json").write_text(json.dumps(parity))
     seal(elsewhere)
     said: list[str] = []
-    verify(elsewhere, said.append)
+    verify(elsewhere, log=said.append)
     assert "onnxruntime" in said[1]

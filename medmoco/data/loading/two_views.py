@@ -47,6 +47,10 @@ class TwoViews(Dataset[Pair]):
         ...     pass  # the training step
         >>> queries.shape
         torch.Size([4, 1, 48, 48])
+        >>> views.set_epoch(0)  # begin again
+        >>> integers, _ = next(iter(views.loader(batch_size=4, workers=0, normalise=False)))
+        >>> integers.dtype, views.to_float(integers).dtype
+        (torch.uint8, torch.float32)
 
     Attributes:
         settings: All settings, defaults included.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from medmoco.evaluation.features.encoder_files import (
 )
 from medmoco.evaluation.features.features import Features, Mirrored, fingerprint
 from medmoco.evaluation.features.image_sets import Images
+from medmoco.evaluation.records import UNNAMED
 from medmoco.models.backbones import Backbone, check_size, create_backbone
 from medmoco.training.runlog import print_warning
 
@@ -173,6 +175,10 @@ class Encoder:
         })  # fmt: skip
 
 
+Encoders = Mapping[str, PathLike | Encoder] | PathLike | Encoder
+"""One encoder, or several by name: a run, an export, an import, a weights file, "random", or what was loaded."""
+
+
 def load_encoder(
     source: PathLike,
     config: ConfigSource | None = None,
@@ -213,6 +219,26 @@ def load_encoder(
     provenance = replace(provenance, weights_sha256=fingerprint(backbone))
     folder = None if kind == "random" else path if path.is_dir() else path.parent
     return Encoder(backbone.eval(), Preprocessing.of(settings), provenance, settings, folder)
+
+
+def sources_of(encoders: Encoders) -> dict[str, str]:
+    """Return name -> run folder, export, import, weights file, or "random"; the name of a single one is UNNAMED.
+
+    Raises:
+        SettingsError: an encoder was loaded from a weights file, whose path it does not know.
+    """
+    named = encoders if isinstance(encoders, Mapping) else {UNNAMED: encoders}
+    return {name: _source(name, encoder) for name, encoder in named.items()}
+
+
+def _source(name: str, encoder: PathLike | Encoder) -> str:
+    if not isinstance(encoder, Encoder):
+        return os.fspath(encoder)
+    if encoder.provenance.kind == RANDOM:
+        return RANDOM
+    if encoder.folder is None or encoder.provenance.kind == "file":
+        raise SettingsError(f"encoders: {name!r} was loaded from a weights file; pass the file's path instead")
+    return str(encoder.folder)
 
 
 def load_controls(sources: Mapping[str, str], settings: RunSettings, log: Callable[[str], None]) -> dict[str, Backbone]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medmoco.config import RunSettings
+from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
 from medmoco.errors import ManifestError, SettingsError
@@ -33,6 +33,7 @@ from medmoco.evaluation.scoring.clinical import OperatingPoints, apply_operating
 from medmoco.evaluation.scoring.scoring import Key, label_targets
 from medmoco.evaluation.scoring.table import span
 from medmoco.evaluation.supervised.classifier import load_classifier, run_around
+from medmoco.utils.files import PathLike
 
 SIDES = ("internal", "external")
 
@@ -47,20 +48,21 @@ class _Side(NamedTuple):
 
 
 def external(
-    settings: RunSettings,
-    other: RunSettings,
-    folder: Path,
-    out: Path,
+    config: ConfigSource,
+    other: ConfigSource,
+    classifier: PathLike,
+    out: PathLike,
+    *,
     log: Callable[[str], None] = lambda _: None,
 ) -> External:
-    """Score a classifier on its own test split and on that of other data.
+    """Validate a classifier externally: score it on its own test set and on that of other data.
 
     Both test evaluations are recorded in the ledger of the run that contains the classifier folder, or else in `out`.
 
     Args:
-        settings: Settings of the classifier's data and the protocol.
+        config: Settings of the classifier's data and the protocol, see `load_config`.
         other: Settings of the other data: manifest, root and labels, which must include those of the classifier.
-        folder: Classifier folder.
+        classifier: Folder written by `evaluate` or `finetune`.
         out: Folder in which to save the results.
         log: Receives progress messages.
 
@@ -69,18 +71,24 @@ def external(
         ManifestError: a manifest cannot be used, or the two test splits share patients or images.
         CheckpointError: the classifier cannot be loaded, or the ledger not written.
         DataError: an image cannot be used.
+
+    Example:
+        >>> import medmoco
+        >>> found = medmoco.external("ours.yaml", "theirs.yaml", "runs/tuned/classifier", "external")  # doctest: +SKIP
+        >>> found.to_frame()  # doctest: +SKIP
     """
-    classifier = load_classifier(folder)
-    for side, tree in zip(SIDES, (settings, other), strict=True):
-        _check_labels(side, tree, classifier.labels)
+    settings, theirs, out = load(config), load(other), Path(out)
+    folder, loaded = Path(classifier), load_classifier(classifier)
+    for side, tree in zip(SIDES, (settings, theirs), strict=True):
+        _check_labels(side, tree, loaded.labels)
     make_folder(out)
-    splits = [load_splits(tree, ["test"])["test"] for tree in (settings, other)]
+    splits = [load_splits(tree, ["test"])["test"] for tree in (settings, theirs)]
     _refuse_overlap(settings, splits[1], log)
     sides: list[_Side] = []
-    for name, tree, split in zip(SIDES, (settings, other), splits, strict=True):
+    for name, tree, split in zip(SIDES, (settings, theirs), splits, strict=True):
         log("; ".join([f"{name}: {len(split)} images", *split.notices]))
-        sides.append(_Side(name, tree, split, classifier.score(split, tree)))
-    compared = {label: _compare(label, column, sides, settings) for column, label in enumerate(classifier.labels)}
+        sides.append(_Side(name, tree, split, loaded.score(split, tree)))
+    compared = {label: _compare(label, column, sides, settings) for column, label in enumerate(loaded.labels)}
     ledger = ledger_of(str(run_around(folder) or folder), out)
     assert ledger  # `out` is given
     for name, tree, split, _ in sides:
@@ -88,14 +96,14 @@ def external(
         record_test_evaluation(ledger, "external", split, tree, [name], aurocs)
     clinical = join(
         apply_operating_points(
-            OperatingPoints(classifier.calibrations[label], classifier.operating_points[label]),
-            Key(label, side.name, classifier.facts.trained, UNNAMED),
+            OperatingPoints(loaded.calibrations[label], loaded.operating_points[label]),
+            Key(label, side.name, loaded.facts.trained, UNNAMED),
             side.scores[:, column],
             side.split,
             settings,
         )
         for side in sides
-        for column, label in enumerate(classifier.labels)
+        for column, label in enumerate(loaded.labels)
     )
     found = External(compared, *clinical, _layout(compared, clinical.operating_points, sides, settings), out)
     found.save(out)

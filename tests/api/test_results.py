@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import medmoco
-from medmoco.api.evidence import sources_of
 from medmoco.errors import SettingsError
+from medmoco.evaluation.features.encoder import sources_of
 
 
 def test_sources_of__every_form_of_an_encoder(workspace: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medmoco.api.data import Log
 from medmoco.utils.files import PathLike
 
 if TYPE_CHECKING:
@@ -52,27 +51,3 @@ def export(
         is_classifier = (Path(network) / FACTS).is_file()
         network = load_classifier(network) if is_classifier else load_encoder(network)
     return write(network, Path(out), formats, licence=licence)
-
-
-def verify(folder: PathLike, *, trust: bool = False, log: Log = lambda _: None) -> dict[str, str]:
-    """Check an export anywhere: the hashes of all files, then the outputs of each format, loaded in a new process.
-
-    Args:
-        folder: Folder that `export` wrote.
-        trust: Also load formats that can execute code: program and monai-bundle.
-        log: Receives a table with a line for each format.
-
-    Returns:
-        For each format "verified", or why it was not checked.
-
-    Raises:
-        CheckpointError: a file is changed, missing or not part of the export, or gives other outputs.
-
-    Example:
-        >>> import medmoco
-        >>> medmoco.verify("export")
-        {'safetensors': 'verified', 'onnx': 'verified'}
-    """
-    from medmoco.exporting.verify import verify as check_export
-
-    return check_export(Path(folder), log, trust=trust)
