@@ -31,7 +31,7 @@ def test_verify__says_what_was_checked_and_notices_damage(workspace: Path, tmp_p
     shutil.copytree("export", tmp_path / "copy")
     file = tmp_path / "copy" / "encoder.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    with pytest.raises(CheckpointError, match=r"encoder\.safetensors is changed"):
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors has changed"):
         medmoco.verify(tmp_path / "copy")
 
 
