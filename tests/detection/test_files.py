@@ -45,7 +45,7 @@ def test_read_detections__refuses_others_images_boxes_and_labels(annotations: An
     facts = json.loads((tmp_path / FACTS).read_text())
     for change in ({"labels": ["Mass"]}, {"boxes_sha256": "0"}, {"splits": {}}):
         (tmp_path / FACTS).write_text(json.dumps(facts | change))
-        with pytest.raises(SettingsError, match="was scored on other images, boxes or labels"):
+        with pytest.raises(SettingsError, match="was evaluated on other images, boxes or labels"):
             read_detections(tmp_path, annotations, ["val"])
     (tmp_path / FACTS).write_text(json.dumps(facts))
     text = (tmp_path / DETECTIONS).read_text()
