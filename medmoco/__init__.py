@@ -40,7 +40,7 @@ detection/          boxes
 reporting/          runs to one offline page
 exporting/          encoder to files that other software loads
     formats/        one module for each format
-api/                what `import medmoco` offers: the functions behind the commands
+api/                public functions that join several rooms; `__init__.pyi` lists all public names
 cli/                arguments in, exit codes out
 """
 

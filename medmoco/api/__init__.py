@@ -1,1 +1,1 @@
-"""What `import medmoco` offers: the functions behind the commands, with the same names and the same defaults."""
+"""Public functions that join several rooms; the others are public where they are, see `medmoco/__init__.pyi`."""
