@@ -218,12 +218,14 @@ def test_modules__are_short() -> None:
 
 
 def test_functions__are_short() -> None:
+    """A function is long by its code; public docstrings have to describe every argument, and an example."""
     long = set()
     for path in MODULES:
         for node in ast.walk(_tree(path)):
-            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_function and (node.end_lineno or 0) - node.lineno + 1 > 60:
-                long.add(f"{_name(path)}:{node.name}")
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = len((ast.get_docstring(node, clean=False) or "").splitlines())
+                if (node.end_lineno or 0) - node.lineno + 1 - lines > 60:
+                    long.add(f"{_name(path)}:{node.name}")
     assert long == set(LONG_FUNCTIONS)
 
 

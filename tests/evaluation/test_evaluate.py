@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import doctest
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
-from medmoco.config import RunSettings, as_tree, load, to_yaml
+from medmoco.config import RunSettings, load
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
@@ -616,12 +615,3 @@ def test_evaluate__without_a_folder_nothing_is_written_but_the_ledger(splits: An
     assert [path.name for path in sorted(tmp_path.rglob("*")) if path not in before] == [
         "cxr", "config.yaml", "ledger.jsonl",
     ]  # fmt: skip
-
-
-def test_evaluate__its_example_runs_as_written(
-    real: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cxr.yaml").write_text(to_yaml(as_tree(real())))
-    monkeypatch.chdir(tmp_path)
-    found = doctest.testmod(module)
-    assert (found.attempted, found.failed) == (5, 0)

@@ -105,11 +105,11 @@ def test_external__says_what_it_knows_of_patients(data: Callable[[str], Path], t
     said: list[str] = []
     settings = settings_of(other, f"data.manifest={folder}")
     external(
-        settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", said.append
+        settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", log=said.append
     )
     assert "50 of 50 external images have a PatientID that also occurs in the classifier's own data" in said[0]
     test.drop(columns="PatientID").to_csv(folder / "test.csv", index=False)
     external(
-        settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", said.append
+        settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", log=said.append
     )
     assert "external: 50 images; test: no PatientID column; every row counts as its own patient" in said
