@@ -99,8 +99,7 @@ class Run(os.PathLike[str]):
 @contextmanager
 def _group(settings: RunSettings) -> Iterator[Group]:
     """Join the processes that torchrun or srun started, if any."""
-    from medmoco.training.distributed import joined
-    from medmoco.training.launch import find_placement
+    from medmoco.training.launch import find_placement, joined
 
     with joined(settings.train, find_placement(os.environ)) as group:
         yield group

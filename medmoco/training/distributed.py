@@ -1,30 +1,21 @@
-"""A group of processes that train together: how it forms and exchanges tensors. A single process exchanges nothing.
+"""A group of processes that train together, and how it exchanges tensors. A single process exchanges nothing.
 
 Tensors of a step go over NCCL on GPUs and gloo on CPUs; for texts and decisions between the hosts see `agreement`.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from medmoco.config import TrainSettings
 from medmoco.data.loading.sampler import Share
-from medmoco.errors import DistributedError, SettingsError
 from medmoco.models.batch_norm import split_batch_norm, sync_batch_norm
-from medmoco.training.launch import Placement
-from medmoco.training.lost_processes import explaining_lost
-
-_PATIENCE = timedelta(hours=2)  # the others wait for the first process to pack, read or score
 
 
 @dataclass
@@ -121,60 +112,3 @@ def join_batch_norm(module: nn.Module, group: Group) -> None:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-@contextmanager
-def joined(train: TrainSettings, placement: Placement | None) -> Iterator[Group]:
-    """Join the other processes of the run and leave them at the end; a process without a placement is alone.
-
-    Raises:
-        DistributedError: not all processes join in time.
-        SettingsError: there are more processes on this machine than GPUs.
-    """
-    if placement is None or placement.size == 1:
-        yield ALONE
-        return
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = placement.address, str(placement.port)
-    on_gpu = train.device != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        gpus = torch.cuda.device_count()
-        if placement.local_rank >= gpus > 1:  # each process may see only its own GPU
-            raise SettingsError(
-                f"process {placement.local_rank} of this machine has no GPU: torch sees {gpus}; start one for each"
-            )
-        torch.cuda.set_device(placement.local_rank % gpus)
-    timeout = timedelta(seconds=train.hang_seconds)
-    try:
-        rendezvous = dist.rendezvous("env://", placement.rank, placement.size, timeout=timeout)  # type: ignore[attr-defined]
-        store, _, _ = next(rendezvous)
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", store=store, timeout=timeout,
-            rank=placement.rank, world_size=placement.size,
-        )  # fmt: skip
-        control = dist.new_group(backend="gloo", timeout=timeout)
-        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise DistributedError(_meeting_failed(str(error), placement, train)) from None
-    group = Group(placement.rank, placement.size, train.hang_seconds, Counter(), control, patient, store)
-    try:
-        with explaining_lost(group):
-            yield group
-    except DistributedError:
-        raise  # leaving the group would wait for the lost processes
-    except BaseException:
-        dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
-
-
-def _meeting_failed(text: str, placement: Placement, train: TrainSettings) -> str:
-    if "EADDRINUSE" in text or "address already in use" in text:
-        return (
-            f"port {placement.port} is in use on this machine, so the processes cannot meet there.\n"
-            "Set MASTER_PORT to a free one (with torchrun: --rdzv-endpoint=HOST:PORT), or end the program that uses it."
-        )
-    return (
-        f"the {placement.size} processes did not meet at {placement.address}:{placement.port}, waiting up to "
-        f"{train.hang_seconds:g} s.\nStart all of them; that machine must be reachable from the others. Where it has "
-        "several networks,\nset GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the right one (docs/cluster.md)."
-    )

@@ -13,8 +13,8 @@ import pytest
 from medmoco.config import TrainSettings
 from medmoco.errors import Stopped
 from medmoco.training.agreement import exchange
-from medmoco.training.distributed import Group, joined
-from medmoco.training.launch import Placement
+from medmoco.training.distributed import Group
+from medmoco.training.launch import Placement, joined
 
 # Forked from a server that has imported PyTorch already, which spares each of many processes the seconds that takes.
 _server = multiprocessing.get_context("forkserver")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,9 @@ import torch
 from medmoco.config import TrainSettings
 from medmoco.errors import DistributedError, SettingsError
 from medmoco.training import launch as module
-from medmoco.training.launch import Placement, count_processes, find_placement, first_host
+from medmoco.training.distributed import ALONE
+from medmoco.training.launch import Placement, count_processes, find_placement, first_host, joined
+from tests.helpers.together import free_port
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "4711"}
 SRUN = {
@@ -99,3 +103,44 @@ def test_launch__processes_look_for_no_modules_in_the_working_folder(monkeypatch
         monkeypatch.setenv(name, "1")
     assert module.launch(["pretrain"], 2) == 0
     assert started == [("-P", "-m", "medmoco.cli", "pretrain")]
+
+
+def test_joined__port_in_use() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        placement = Placement(0, 2, 0, "localhost", port)
+        with (
+            pytest.raises(DistributedError, match=rf"port {port} is in use.*\n.*MASTER_PORT"),
+            joined(TrainSettings(device="cpu", hang_seconds=2.0), placement),
+        ):
+            pass
+
+
+def test_joined__others_that_never_come() -> None:
+    port = free_port()
+    start = time.monotonic()
+    with (
+        pytest.raises(DistributedError, match=rf"the 2 processes did not meet at localhost:{port}, waiting up to 1 s"),
+        joined(TrainSettings(device="cpu", hang_seconds=1.0), Placement(0, 2, 0, "localhost", port)),
+    ):
+        pass
+    assert time.monotonic() - start < 30
+
+
+def test_joined__one_process_meets_nobody() -> None:
+    for placement in (None, Placement(0, 1, 0, "localhost", 1)):
+        with joined(TrainSettings(device="cpu"), placement) as group:
+            assert group is ALONE
+
+
+def test_joined__more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    placement = Placement(2, 4, 2, "localhost", free_port())
+    with (
+        pytest.raises(SettingsError, match="process 2 of this machine has no GPU: torch sees 2"),
+        joined(TrainSettings(), placement),
+    ):
+        pass
