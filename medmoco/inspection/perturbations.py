@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import ViewSettings
-from medmoco.data.augment.views import Pixels, ViewParameters, draw, render, unchanged
+from medmoco.data.augment.parameters import ViewParameters
+from medmoco.data.augment.views import Pixels, draw, render, unchanged
 from medmoco.data.image_io.images import Canvas
 from medmoco.errors import SettingsError
 

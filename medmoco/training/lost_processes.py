@@ -6,14 +6,11 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from medmoco.errors import DistributedError
-
-if TYPE_CHECKING:
-    from medmoco.training.distributed import Group
+from medmoco.training.distributed import Group
 
 _NOTICED_WITHIN = 3.0  # seconds after the first process notices that another is lost
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from medmoco.config import RECIPES, ViewSettings
 from medmoco.data.augment.noise import noise_tile
-from medmoco.data.augment.views import ViewParameters, draw, render, toned, whole_view
+from medmoco.data.augment.parameters import ViewParameters
+from medmoco.data.augment.views import draw, render, toned, whole_view
 from medmoco.data.augment.warps import geometry_of
 from medmoco.data.image_io.images import Canvas, to_canvas
 from medmoco.data.image_io.intensity import GrayImage

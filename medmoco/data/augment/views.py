@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from medmoco.config import ViewSettings
 from medmoco.data.augment.color import LUMA_WEIGHTS, recolour
 from medmoco.data.augment.noise import add_noise, noise_windows
+from medmoco.data.augment.parameters import ViewParameters
 from medmoco.data.augment.warps import Pyramid, geometry_of, warp
 from medmoco.data.image_io.images import Canvas
 from medmoco.utils.portable_math import POWER_STEP, exp, log, power
@@ -40,28 +40,6 @@ _PARAMETERS = (
 )  # fmt: skip
 
 REFERENCE_SIZE = 224  # view size to which views.blur_sigma and views.noise refer
-
-
-@dataclass(frozen=True)
-class ViewParameters:
-    """The drawn parameters of B views; every array is (B,)."""
-
-    centre_x: Floats  # pixels of the canvas
-    centre_y: Floats
-    width: Floats
-    height: Floats
-    mirrored: NDArray[np.bool_]
-    angle: Floats  # radians
-    brightness: Floats  # factor
-    contrast: Floats  # factor, about the image's mean
-    gamma: Floats  # exponent, a multiple of POWER_STEP
-    sigma: Floats  # pixels of the view, 0 is no blur
-    noise: Floats  # standard deviation as a fraction of white, 0 is none
-    noise_at: NDArray[np.int64]  # (B, 2), corner of the window in the noise tile
-    cutout: NDArray[np.int64]  # (B, 4), x0 y0 x1 y1 in pixels of the view, all 0 is none
-    saturation: Floats  # factor; this and the next two for rgb only
-    hue: Floats  # fraction of the colour circle
-    grayscale: NDArray[np.bool_]
 
 
 def draw(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medmoco.data.augment.parameters import ViewParameters
 from medmoco.data.image_io.images import Canvas
 from medmoco.utils.portable_math import cos_sin
-
-if TYPE_CHECKING:
-    from medmoco.data.augment.views import ViewParameters
 
 Pixels = NDArray[Any]  # uint8 or uint16; OpenCV's stubs cannot tell
 Floats = NDArray[np.float64]

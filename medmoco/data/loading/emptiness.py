@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, DecoderSettings
-from medmoco.data.augment.views import Pixels, ViewParameters, render_weights
+from medmoco.data.augment.parameters import ViewParameters
+from medmoco.data.augment.views import Pixels, render_weights
 from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.manifest.file_checks import check_files
 from medmoco.data.manifest.manifest import Split, path_fault, require_column

@@ -148,9 +148,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             for number, (view, _) in enumerate(self.plan.views)
         ]
 
-    def _draw(
-        self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int
-    ) -> view_maker.ViewParameters:
+    def _draw(self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int) -> ViewParameters:
         return view_maker.draw(
             self.settings.views, [canvases[i] for i in places],
             seed=self.settings.seed, epoch=epoch, samples=used[places], view=view,

@@ -14,7 +14,8 @@ from PIL import Image
 from scipy import ndimage
 
 from medmoco.config import RECIPES, ViewSettings
-from medmoco.data.augment.views import ViewParameters, draw, render, toned, unchanged, whole_view
+from medmoco.data.augment.parameters import ViewParameters
+from medmoco.data.augment.views import draw, render, toned, unchanged, whole_view
 from medmoco.data.image_io.images import Canvas
 from tests.helpers.cpus import instruction_sets
 from tests.helpers.made_views import canvases, drawn, numbers, pictures
