@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medmoco.config import DataSettings, RunSettings
 from medmoco.data.augment import views as view_maker
+from medmoco.data.augment.parameters import ViewParameters
 from medmoco.data.image_io.fingerprints import canvas_digest
 from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.image_io.intensity import relevant_notices
