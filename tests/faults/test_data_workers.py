@@ -195,7 +195,7 @@ def command(settings: Path, out: Path, *more: str) -> str:
 def test_shared_memory__too_small_is_said_before_anything_is_done(settings: Path, tmp_path: Path) -> None:
     done = with_shared_memory(2**16, command(settings, tmp_path / "run", "data.workers=3"))
     assert done.returncode == 2, done.stderr
-    assert "takes up to 0.229 MB of shared memory, but /dev/shm has 0.0655 MB free" in done.stderr
+    assert "take up to 0.229 MB of shared memory, but /dev/shm has 0.0655 MB free" in done.stderr
     assert "docker --shm-size" in done.stderr
     assert "or set data.workers=0, which needs none" in done.stderr
     assert len(done.stderr.splitlines()) <= 5
