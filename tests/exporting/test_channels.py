@@ -108,7 +108,7 @@ def check_pictures(settings: config.RunSettings, folder: Path, *, coloured: bool
     """Look at what the encoder sees: pictures are as coloured as the images."""
     run = str(settings.out)
     saliency(settings, folder / "scores/classifier", folder / "saliency.png", [2, 3], "Finding")
-    placement(settings, {"run": run}, folder / "placement", twins=["flip"])
+    placement(settings, {"run": run}, folder / "placement", perturbations=["flip"])
     projection(settings, run, folder / "projection", split="train")
     neighbours(settings, run, folder / "neighbours.png", [2, 3], count=2)
     pixels = cv2.imread(str(folder / "neighbours.png"))
