@@ -2,7 +2,6 @@ from .api.data import Packed as Packed
 from .api.data import check as check
 from .api.data import load_config as load_config
 from .api.data import pack as pack
-from .api.exporting import export as export
 from .api.training import Run as Run
 from .api.training import detect as detect
 from .api.training import finetune as finetune
@@ -25,6 +24,7 @@ from .evaluation.results import External as External
 from .evaluation.supervised.classifier import Classifier as Classifier
 from .evaluation.supervised.classifier import load_classifier as load_classifier
 from .evaluation.supervised.external import external as external
+from .exporting.export import export as export
 from .exporting.verify import verify as verify
 from .inspection.neighbours import neighbours as neighbours
 from .inspection.projection import projection as projection

@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmoco.api.data import Log, load_config, pack_if_missing
-from medmoco.errors import CheckpointError
 from medmoco.utils.files import PathLike
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ class Run(os.PathLike[str]):
 
     Attributes:
         folder: The run folder.
+        settings: The settings of the run.
 
     Example:
         >>> import medmoco
@@ -44,6 +44,7 @@ class Run(os.PathLike[str]):
     """
 
     folder: Path
+    settings: RunSettings = field(compare=False)
 
     def __init__(self, folder: PathLike) -> None:
         """Open a run folder.
@@ -53,18 +54,15 @@ class Run(os.PathLike[str]):
 
         Raises:
             CheckpointError: it is not a run folder.
+            SettingsError: its config.yaml cannot be read.
         """
+        from medmoco.config import load_run
+
         object.__setattr__(self, "folder", Path(folder))
-        if not (self.folder / "config.yaml").is_file():
-            raise CheckpointError(f"{self.folder} is not a run folder: it has no config.yaml")
+        object.__setattr__(self, "settings", load_run(self.folder))
 
     def __fspath__(self) -> str:
         return str(self.folder)
-
-    @cached_property
-    def settings(self) -> RunSettings:
-        """The settings of the run."""
-        return load_config(self.folder / "config.yaml")
 
     @property
     def status(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from medmoco.config.evaluation import (
     Range,
     TuneSettings,
 )
-from medmoco.config.reading import ConfigSource, as_tree, field_of, flatten, load, to_yaml
+from medmoco.config.reading import ConfigSource, as_tree, field_of, flatten, is_run, load, load_run, to_yaml
 from medmoco.config.run import RETIRED, RunSettings
 from medmoco.config.training import (
     METHODS,
@@ -34,5 +34,5 @@ __all__ = [
     "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy",
     "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible", "Range", "RunSettings",
     "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree", "channel_count", "describe",
-    "field_of", "flatten", "load", "to_yaml",
+    "field_of", "flatten", "is_run", "load", "load_run", "to_yaml",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from medmoco.config.base import Tree
 from medmoco.config.data import RGB_RECIPES, LabelPolicy
 from medmoco.config.run import RunSettings
 from medmoco.config.yaml_text import dump, parse, shown
-from medmoco.errors import SettingsError
+from medmoco.errors import CheckpointError, SettingsError
 
 # Mappings whose keys are chosen by the user: a later layer replaces them as a whole instead of adding to them.
 _REPLACED = ("labels",)
@@ -205,6 +205,22 @@ def load(source: ConfigSource | None, overrides: Sequence[str] = (), changes: Tr
     except ValidationError as error:
         named += ["command line"] * bool(overrides)
         raise SettingsError(f"{' and '.join(named) or 'settings'}:\n{_explain(error, tree)}") from None
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run folder."""
+    return (folder / "config.yaml").is_file()
+
+
+def load_run(run: Path) -> RunSettings:
+    """Read the settings of a run from its folder.
+
+    Raises:
+        CheckpointError: the folder is not a run.
+    """
+    if not is_run(run):
+        raise CheckpointError(f"{run} is not a run folder: it has no config.yaml")
+    return load(run / "config.yaml")
 
 
 def _tree_of(source: ConfigSource | None) -> Tree:

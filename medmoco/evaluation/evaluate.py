@@ -74,17 +74,11 @@ def evaluate(
         ['ours', 'untrained', 'pixels']
         >>> figure = evaluation.plot_curve("Opacity")
     """
-    settings, sources, folder = load(config), sources_of(encoders), Path(out) if out else None
-    return _evaluate(settings, sources, folder, test=test, log=log)
-
-
-def _evaluate(
-    settings: RunSettings, encoders: Mapping[str, str], out: Path | None, *, test: bool, log: Callable[[str], None]
-) -> Evaluation:
-    _check_ledger(encoders, out, test)
+    settings, sources, out = load(config), sources_of(encoders), Path(out) if out else None
+    _check_ledger(sources, out, test)
     if out:
         make_folder(out)
-    study = begin(settings, encoders, test=test, log=log)
+    study = begin(settings, sources, test=test, log=log)
     draws = draw_labels(study.splits["train"], settings)
     predictions: dict[Key, Predictions] = {}
     for name in study.encoders:

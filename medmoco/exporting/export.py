@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from medmoco.data.augment.normalisation import to_float
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.features.encoder import Encoder
-from medmoco.evaluation.supervised.classifier import Classifier
+from medmoco.evaluation.features.encoder import Encoder, load_encoder
+from medmoco.evaluation.supervised.classifier import Classifier, load_classifier
+from medmoco.evaluation.supervised.classifier_folder import is_classifier
 from medmoco.exporting.contract import files_in, preprocessing
 from medmoco.exporting.formats import (
     Format,
@@ -33,7 +35,7 @@ from medmoco.exporting.sources import Surroundings, Warn, surroundings
 from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import NOT_STATED, Subject, subject_of
 from medmoco.training.runlog import print_warning, write_json
-from medmoco.utils.files import sha256_of
+from medmoco.utils.files import PathLike, sha256_of
 
 FORMATS: dict[str, Format] = {
     "safetensors": safetensors_file,
@@ -50,8 +52,8 @@ ALL = "all"
 
 
 def export(
-    network: Encoder | Classifier,
-    out: Path,
+    network: PathLike | Encoder | Classifier,
+    out: PathLike,
     formats: Sequence[str] = DEFAULT,
     *,
     licence: str = NOT_STATED,
@@ -63,17 +65,29 @@ def export(
     outputs, and none of them contains a name of a patient, image, user or machine.
 
     Args:
-        network: Encoder or classifier.
+        network: Run folder, classifier folder, or what `load_encoder` or `load_classifier` returned.
         out: New or empty folder.
         formats: Names in FORMATS, or "all" for every format that can hold the network.
         licence: Licence of the weights, for the card.
         warn: Receives a line for each format that "all" skips, and for a manifest that cannot be read.
 
+    Returns:
+        The files: weights, preprocessing.json, prepare.py, parity.json, MODEL_CARD.md and others.
+
     Raises:
         SettingsError: `out` is not empty or cannot be written, or a format cannot hold the network.
-        CheckpointError: an exported file does not reproduce the network's outputs, or contains a name.
+        CheckpointError: the network cannot be loaded, or an exported file does not reproduce its outputs, or contains a
+            name.
+
+    Example:
+        >>> import medmoco
+        >>> files = medmoco.export("runs/phantoms", "encoder-export", ["safetensors"])
+        >>> sorted(file.name for file in files)[0]
+        'MODEL_CARD.md'
     """
-    out = out.absolute()
+    if isinstance(network, str | os.PathLike):
+        network = load_classifier(network) if is_classifier(Path(network)) else load_encoder(network)
+    out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another for the export")
     subject = subject_of(network, licence)

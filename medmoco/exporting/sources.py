@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings, Tree
+from medmoco.config import RunSettings, Tree, load_run
 from medmoco.data.augment.views import channels_first, whole_view
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
 from medmoco.data.loading.preprocessing import NO_DATA
@@ -22,7 +22,6 @@ from medmoco.evaluation.supervised.classifier import Classifier, run_around
 from medmoco.exporting import card
 from medmoco.exporting.scan import Names, local_names, manifest_names
 from medmoco.exporting.subject import Subject
-from medmoco.training.checkpoint import load_run
 
 Warn = Callable[[str], None]
 

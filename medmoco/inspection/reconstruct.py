@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmoco.config import ConfigSource, RunSettings, load
+from medmoco.config import ConfigSource, RunSettings, load, load_run
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import unchanged
 from medmoco.data.loading.emptiness import Emptiness, check_masks
@@ -21,7 +21,7 @@ from medmoco.errors import CheckpointError
 from medmoco.evaluation.features.inputs import find_rows, load_splits, on_device
 from medmoco.models.moco import MoCo
 from medmoco.plotting.pictures import Tile, shown, write_picture
-from medmoco.training.checkpoint import load_checkpoint, load_run
+from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.context import RunContext
 from medmoco.training.moco_task import create_state
 from medmoco.utils.files import PathLike

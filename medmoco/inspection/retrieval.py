@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from medmoco.config import ConfigSource, RunSettings, ViewSettings, load
+from medmoco.config import ConfigSource, RunSettings, ViewSettings, is_run, load, load_run
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, ManifestError
 from medmoco.evaluation.features.encoder import Encoders, load_controls, sources_of
@@ -32,7 +32,7 @@ from medmoco.evaluation.scoring.table import name_width
 from medmoco.inspection.perturbations import AMOUNTS, Perturbation, parse_perturbation, perturb
 from medmoco.models.projectors import projector
 from medmoco.plotting.figures import Line, rank_figure, save
-from medmoco.training.checkpoint import is_run, load_checkpoint, load_run
+from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.runlog import write_json
 from medmoco.utils.files import PathLike
 

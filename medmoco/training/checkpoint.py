@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from medmoco.config import RunSettings, Tree, as_tree, flatten, load
+from medmoco.config import RunSettings, Tree, as_tree, flatten
 from medmoco.errors import CheckpointError, first_line
 from medmoco.utils.files import replacing, sha256_of
 
@@ -181,19 +181,3 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _hash_file(file: Path) -> Path:
     return file.with_suffix(".pt.sha256")
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run folder."""
-    return (folder / "config.yaml").is_file()
-
-
-def load_run(run: Path) -> RunSettings:
-    """Read the settings of a run from its folder.
-
-    Raises:
-        CheckpointError: the folder is not a run.
-    """
-    if not is_run(run):
-        raise CheckpointError(f"{run} is not a run folder: it has no config.yaml")
-    return load(run / "config.yaml")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import medmoco
 from medmoco.errors import SettingsError
@@ -35,3 +36,11 @@ def test_report__takes_one_run_or_several(workspace: Path) -> None:
     assert medmoco.report(run, "one.html") == Path("one.html")
     medmoco.report([run, "runs/phantoms"], "two.html")
     assert "phantoms (2)" in Path("two.html").read_text()
+
+
+def test_sources_of__refuses_an_encoder_that_was_trained_on(workspace: Path) -> None:
+    encoder = medmoco.Run("runs/phantoms").encoder
+    with torch.no_grad():
+        next(encoder.module.parameters()).add_(1)
+    with pytest.raises(SettingsError, match="weights of 'mine' have changed since it was loaded"):
+        sources_of({"mine": encoder})

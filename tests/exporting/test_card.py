@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from medmoco.config import load_run
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.exporting.card import gather, write_card, write_plain_card
 from medmoco.exporting.subject import subject_of
-from medmoco.training.checkpoint import load_run
 
 CONTRACT = {
     "input": {"shape": ["batch", 1, 32, 32]},

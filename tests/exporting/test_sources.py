@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from medmoco.config import load_run
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.supervised.classifier import load_classifier
@@ -14,7 +15,6 @@ from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting import sources
 from medmoco.exporting.sources import Surroundings
 from medmoco.exporting.subject import save_state, subject_of
-from medmoco.training.checkpoint import load_run
 
 
 def surroundings(network, warn=pytest.fail) -> Surroundings:

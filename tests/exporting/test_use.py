@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmoco import config
+from medmoco.config import load_run
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import whole_view
 from medmoco.data.image_io.images import read_canvas
@@ -37,7 +38,6 @@ from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import subject_of
 from medmoco.models.backbones import Backbone
-from medmoco.training.checkpoint import load_run
 
 PAGE = Path(__file__).parents[2] / "docs/use.md"
 LABELS = ("Opacity", "Edema")

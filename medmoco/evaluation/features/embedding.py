@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -33,9 +32,9 @@ from medmoco.errors import ImageError, MedmocoError, SettingsError, first_line
 from medmoco.evaluation.features.features import Features, encode, refuse_not_finite
 from medmoco.evaluation.features.image_sets import Images, ImageSet, image_set
 from medmoco.training.device import choose_device
+from medmoco.utils.files import PathLike
 from medmoco.utils.progress import track
 
-PathLike = str | os.PathLike[str]
 Unreadable = Literal["raise", "nan"]
 
 _SHOWN = 3  # unreadable images that an error message lists

@@ -19,7 +19,7 @@ from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.config.reading import merge
 from medmoco.data.loading.preprocessing import Image, Preprocessing
 from medmoco.errors import SettingsError
-from medmoco.evaluation.features.embedding import Options, PathLike, Unreadable, compute
+from medmoco.evaluation.features.embedding import Options, Unreadable, compute
 from medmoco.evaluation.features.encoder_files import (
     RANDOM,
     Kind,
@@ -34,6 +34,7 @@ from medmoco.evaluation.features.image_sets import Images
 from medmoco.evaluation.records import UNNAMED
 from medmoco.models.backbones import Backbone, check_size, create_backbone
 from medmoco.training.runlog import print_warning
+from medmoco.utils.files import PathLike
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,7 +226,8 @@ def sources_of(encoders: Encoders) -> dict[str, str]:
     """Return name -> run folder, export, import, weights file, or "random"; the name of a single one is UNNAMED.
 
     Raises:
-        SettingsError: an encoder was loaded from a weights file, whose path it does not know.
+        SettingsError: an encoder was loaded from a weights file, whose path it does not know, or its weights have
+            changed since it was loaded.
     """
     named = encoders if isinstance(encoders, Mapping) else {UNNAMED: encoders}
     return {name: _source(name, encoder) for name, encoder in named.items()}
@@ -234,6 +236,11 @@ def sources_of(encoders: Encoders) -> dict[str, str]:
 def _source(name: str, encoder: PathLike | Encoder) -> str:
     if not isinstance(encoder, Encoder):
         return os.fspath(encoder)
+    if fingerprint(encoder.module) != encoder.provenance.weights_sha256:
+        raise SettingsError(
+            f"encoders: the weights of {name!r} have changed since it was loaded, but its source is evaluated;\n"
+            "save its module's state dict to a file, and pass the file"
+        )
     if encoder.provenance.kind == RANDOM:
         return RANDOM
     if encoder.folder is None or encoder.provenance.kind == "file":
@@ -249,8 +256,6 @@ def load_controls(sources: Mapping[str, str], settings: RunSettings, log: Callab
 
 def _settings_for(kind: Kind, path: Path, config: ConfigSource | None) -> RunSettings:
     """Return the settings of a source, combined with those given."""
-    if isinstance(config, RunSettings):
-        return config
     if config is not None and not isinstance(config, Mapping):
         return load(config)
     if kind == "random" and config is None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from medmoco.config import RunSettings, Tree, as_tree, flatten
+from medmoco.config import RunSettings, Tree, as_tree, flatten, is_run, load_run
 from medmoco.data.loading.preprocessing import NO_DATA
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.backbones import Backbone, named_as_exported
@@ -24,7 +24,7 @@ from medmoco.models.interop.detect_format import find
 from medmoco.models.interop.naming import kind_of
 from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
-from medmoco.training.checkpoint import is_run, load_checkpoint, load_run, portable_settings
+from medmoco.training.checkpoint import load_checkpoint, portable_settings
 from medmoco.utils.files import sha256_of
 
 Kind = Literal["run", "export", "import", "file", "random"]

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from medmoco.config import RunSettings
+from medmoco.config import RunSettings, is_run, load_run
 from medmoco.data.loading.loading import trained_rows
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
@@ -27,7 +27,6 @@ from medmoco.data.pack.pack import RECIPE, RECIPE_OF_CHANNELS
 from medmoco.errors import DataError, ManifestError, SettingsError
 from medmoco.evaluation.features.features import Digests, Extracted, extract
 from medmoco.evaluation.records import Leakage, Overlap
-from medmoco.training.checkpoint import is_run, load_run
 
 Leaks = dict[str, Leakage]
 """Scored split -> its overlap with pretraining data and train."""

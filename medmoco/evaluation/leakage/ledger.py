@@ -14,11 +14,10 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from medmoco.config import RunSettings
+from medmoco.config import RunSettings, is_run
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, first_line
 from medmoco.evaluation.records import Part
-from medmoco.training.checkpoint import is_run
 
 LEDGER = "ledger.jsonl"
 

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from medmoco.config import ConfigSource, RunSettings, load
+from medmoco.config import ConfigSource, RunSettings, is_run, load
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import Split
-from medmoco.evaluation.features.embedding import Options, PathLike, Unreadable, compute
+from medmoco.evaluation.features.embedding import Options, Unreadable, compute
 from medmoco.evaluation.features.encoder import Encoder, as_html
 from medmoco.evaluation.features.encoder_files import Kind, Provenance
 from medmoco.evaluation.features.features import extract, fingerprint
@@ -22,8 +22,8 @@ from medmoco.evaluation.features.image_sets import Images
 from medmoco.evaluation.metrics.calibration import Calibration
 from medmoco.evaluation.supervised.classifier_folder import Facts, read_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
-from medmoco.training.checkpoint import is_run
 from medmoco.training.device import choose_device
+from medmoco.utils.files import PathLike
 
 Floats = NDArray[np.float64]
 
@@ -172,7 +172,7 @@ def load_classifier(folder: PathLike, config: ConfigSource | None = None) -> Cla
         Classifier(linear probe test_resnet, Opacity, Interstitial, one-channel images of 32 x 32 pixels)
     """
     network, facts = read_classifier(Path(folder))
-    settings = None if config is None else config if isinstance(config, RunSettings) else load(config)
+    settings = None if config is None else load(config)
     kind, step = cast(Kind, facts.encoder.get("kind", "file")), facts.encoder.get("step")
     provenance = Provenance(
         kind,

@@ -129,6 +129,11 @@ def describe_classifier(
 # The folder
 
 
+def is_classifier(folder: Path) -> bool:
+    """Return whether a folder is a classifier folder."""
+    return (folder / FACTS).is_file()
+
+
 def save_classifier(folder: Path, classifier: ClassifierNetwork, facts: Tree) -> None:
     """Write a classifier folder, replacing an existing one; `facts` are those of `describe_classifier`.
 
