@@ -199,12 +199,16 @@ def load(source: ConfigSource | None, overrides: Sequence[str] = (), changes: Tr
         return source
     named = [str(source)] if isinstance(source, str | os.PathLike) else []
     user = merge(merge(_tree_of(source), read_overrides(overrides)), _plain(changes or {}))
-    tree = merge(presets_for(user), user)
+    presets = presets_for(user)
+    tree = merge(presets, user)
     try:
-        return RunSettings.model_validate(tree)
+        settings = RunSettings.model_validate(tree)
     except ValidationError as error:
         named += ["command line"] * bool(overrides)
         raise SettingsError(f"{' and '.join(named) or 'settings'}:\n{_explain(error, tree)}") from None
+    for group, values in presets.items():  # what a preset says does not count as given
+        getattr(settings, group).model_fields_set.difference_update(values.keys() - user.get(group, {}).keys())
+    return settings
 
 
 def is_run(folder: Path) -> bool:
@@ -227,19 +231,8 @@ def _tree_of(source: ConfigSource | None) -> Tree:
     if source is None:
         return {}
     if isinstance(source, RunSettings):
-        return _without_presets(as_tree(source))
+        return source.model_dump(mode="json", exclude_unset=True)
     return _plain(source) if isinstance(source, Mapping) else read_file(Path(source))
-
-
-def _without_presets(tree: Tree) -> Tree:
-    """Leave out what defaults and presets say anyway, so that another preset can replace it."""
-    chosen, presets = dict(tree), presets_for(tree)
-    for group, preset in presets.items():
-        implied = {**as_tree(RunSettings.model_fields[group].default), **preset}
-        selector = RunSettings.PRESETS[group][0]
-        own = tree[group].items()
-        chosen[group] = {key: value for key, value in own if key == selector or value != implied[key]}
-    return chosen
 
 
 def _plain(tree: Mapping[str, Any]) -> Tree:

@@ -27,6 +27,13 @@ def test_load_config__another_preset_replaces_the_values_of_the_first(workspace:
     assert changed == direct
 
 
+def test_load_config__a_given_value_stays_when_the_preset_changes(workspace: Path) -> None:
+    given = {"name": "moco_v2", "temperature": 0.2}  # which is also what moco_v2 has
+    changed = medmoco.load_config(medmoco.load_config("config.yaml", method=given), method={"name": "moco_v1"})
+    assert changed == medmoco.load_config("config.yaml", method={**given, "name": "moco_v1"})
+    assert changed.method.temperature == 0.2
+
+
 def test_load_config__names_the_key(workspace: Path) -> None:
     with pytest.raises(SettingsError, match=r"'train\.epoch'.*train\.epochs"):
         medmoco.load_config("config.yaml", train={"epoch": 3})
