@@ -23,24 +23,22 @@ $(READY): pyproject.toml
 	$(VENV)/bin/python -m pip install --editable '.[dev]'
 	touch $@
 
-demo: $(READY) ## run the whole pipeline on synthetic phantoms in a few minutes; writes to demo/
+demo: $(READY) ## pretrain, evaluate and export on 1,500 real chest films in a few minutes; writes to demo/
 	rm -rf demo
-	medmoco phantom --out demo/data --patients 160
+	medmoco check --config configs/demo.yaml
+	medmoco preview --config configs/demo.yaml --out demo/views.png
 	medmoco pretrain --config configs/demo.yaml
 	medmoco evaluate --config configs/demo.yaml --encoder demo/run --out demo/run/evaluation --test
-	medmoco curve --config configs/demo.yaml --encoder demo/run --out demo/run/curve --draws 3
+	medmoco curve --config configs/demo.yaml --encoder demo/run --out demo/run/curve --test
 	medmoco export --run demo/run --out demo/export
 	medmoco verify demo/export
-	medmoco report demo/run --card demo/export/MODEL_CARD.md
 	@echo
-	@echo "The demo is complete. It shows that all parts work, not how well: the images are synthetic, and an encoder"
-	@echo "pretrained on about two hundred of them for a minute may not beat its baselines."
-	@echo "  demo/data              phantoms as DICOM and PNG, and their manifest"
-	@echo "  demo/run               settings, metrics.jsonl, TensorBoard, checkpoints"
-	@echo "  demo/run/evaluation    AUROC with intervals, next to an untrained encoder and raw pixels"
-	@echo "  demo/run/curve         label efficiency: 1 to 100 % of the patients labelled"
-	@echo "  demo/run/report.html   report; open it in a browser"
-	@echo "  demo/export            the encoder, its preprocessing, and the verification results"
+	@medmoco report demo/run --card demo/export/MODEL_CARD.md --pictures demo/views.png \
+	    --title "MoCo pretraining on 900 chest films without labels"
+	@echo "views:    demo/views.png, films and what the encoder sees of them"
+	@echo "figures:  demo/run/curve/*.svg, AUROC by the number of labelled patients"
+	@echo "encoder:  demo/export, with its preprocessing, model card and verification"
+	@echo "next:     medmoco init FOLDER starts with your own images"
 
 # `worksteal` keeps the tests of a file together, so that their shared fixtures are created once.
 test: lint ## linters, then all tests except the slow ones and those that need a GPU

@@ -121,4 +121,5 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page [default: the names of the folders].")] = "",
 ) -> None:
     """Write a self-contained HTML report of runs, with data, curves, scores and reporting checklists."""
-    print(medmoco.report(runs, out, card=card, pictures=pictures or (), title=title))
+    page = medmoco.report(runs, out, card=card, pictures=pictures or (), title=title, log=print)
+    print(f"report: {page}")

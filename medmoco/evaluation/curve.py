@@ -14,7 +14,7 @@ from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.records import UNTRAINED, CurveDifference, CurvePoint, Score
-from medmoco.evaluation.results import Curve
+from medmoco.evaluation.results import Curve, shown_split
 from medmoco.evaluation.scoring.scoring import (
     Key,
     LabelDraws,
@@ -27,6 +27,7 @@ from medmoco.evaluation.scoring.scoring import (
 from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, name_width, span
 from medmoco.evaluation.supervised.finetune import finetune
+from medmoco.evaluation.verdict import verdict
 from medmoco.training.run_folder import StartMode
 from medmoco.utils.files import PathLike
 
@@ -87,6 +88,8 @@ def curve(
     table = _layout(points, differences, study)
     if test:
         table += _record_test(study, points, settings, out)
+    if sentence := verdict(points, differences, shown_split(points)):
+        table += f"\n{sentence}\n"
     found = Curve(tuple(points), tuple(differences), table, out)
     found.save(out)
     return found

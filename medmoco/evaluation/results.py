@@ -31,6 +31,7 @@ from medmoco.evaluation.records import (
     primary_of,
 )
 from medmoco.evaluation.scoring.table import MACRO, span
+from medmoco.evaluation.verdict import verdict
 from medmoco.plotting.figures import Line, curve_figure, pr_figure, roc_figure, save, thinned
 
 Kind = Literal["roc", "precision_recall"]
@@ -237,6 +238,11 @@ class Curve(_Saved):
     def primary(self) -> str | None:
         """Name of the primary encoder; the others are controls."""
         return primary_of(self.points)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what the primary encoder gains over its strongest control with the fewest labels."""
+        return verdict(self.points, self.differences, shown_split(self.points))
 
     @classmethod
     def load(cls, folder: str | Path) -> Curve:

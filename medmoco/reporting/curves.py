@@ -171,6 +171,13 @@ def curve_section(runs: Sequence[Run]) -> Section:
     return Section("Label efficiency", missing(runs, lambda run: not run.curve, words), sections)
 
 
+def curve_plots(run: Run) -> list[Block]:
+    """Return the plots of a run's label efficiency, one for each label."""
+    split = shown_split(run.curve or ())
+    blocks = (block for label in labels_of(run.curve or ()) for block in _curve(run, label, split))
+    return [block for block in blocks if isinstance(block, Plot)]
+
+
 def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
     primary = primary_of(run.curve or ())
     points = [

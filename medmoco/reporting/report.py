@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -13,10 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from medmoco.errors import SettingsError
+from medmoco.evaluation.results import shown_split
+from medmoco.evaluation.verdict import verdict
 from medmoco.plotting.figures import inline_svg
 from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.blocks import Block, Html, Picture, Section, Text, number
-from medmoco.reporting.curves import curve_section, curves_section
+from medmoco.reporting.curves import curve_plots, curve_section, curves_section
 from medmoco.reporting.external import external_section
 from medmoco.reporting.runs import Run, missing, read_run
 from medmoco.reporting.scores import (
@@ -41,6 +43,7 @@ def report(
     card: PathLike | None = None,
     pictures: Sequence[PathLike] = (),
     title: str = "",
+    log: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write one HTML file about one or several runs, side by side; it works offline.
 
@@ -50,6 +53,7 @@ def report(
         card: Model card of the first run, instead of the one in its folder.
         pictures: PNG files to include; they may show patients.
         title: Title of the page.
+        log: Receives the main results, one sentence at a time.
 
     Returns:
         The file.
@@ -68,13 +72,17 @@ def report(
     own_card = Path(card) if card else None
     read = _numbered([read_run(run, own_card if at == 0 else None) for at, run in enumerate(folders)])
     sections = [*_sections(read), *([_pictures([Path(file) for file in pictures])] if pictures else [])]
-    page = render(title or ", ".join(run.name for run in read), _lead(read), sections)
+    sentences = [line for run in read for line in _headlines(run, read)]
+    lead = [*(Text(line, "lead") for line in sentences), *_first_figure(read), overview(read)]
+    page = render(title or ", ".join(run.name for run in read), lead, sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
             temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
+    for line in sentences:
+        log(line)
     return out
 
 
@@ -96,14 +104,15 @@ def _sections(runs: Sequence[Run]) -> list[Section]:
     return [part(runs) for part in parts]
 
 
-def _lead(runs: Sequence[Run]) -> list[Block]:
-    """Return the main results, then an overview of the runs."""
-    sentences = [Text(line, "lead") for run in runs for line in _headlines(run, runs)]
-    return [*sentences, overview(runs)]
+def _first_figure(runs: Sequence[Run]) -> list[Block]:
+    """Return the label efficiency of the first label, which shows the gain best, if there is one run."""
+    return [block for run in runs[:1] if len(runs) == 1 for block in curve_plots(run)][:1]
 
 
 def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
-    lines = []
+    """Return the gain with the fewest labels, then the scores with all of them."""
+    gain = verdict(run.curve or (), run.curve_differences or (), shown_split(run.curve or ()))
+    lines = [gain if len(runs) == 1 else f"{run.name}: {gain}"] if gain else []
     split, primary = run.evaluation.split, run.evaluation.primary
     scores = [
         score

@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parents[2] / "dataset_processing"
 @pytest.mark.parametrize("name", DATASETS)
 def test_scripts__one_for_each_data_set(name: str) -> None:
     assert f'main("prepare", "{name}")' in (SCRIPTS / f"{name}.py").read_text()
-    assert {file.stem for file in SCRIPTS.glob("*.py")} == {"__init__", *DATASETS}
+    assert {file.stem for file in SCRIPTS.glob("*.py")} == {"__init__", "chest_films", *DATASETS}
 
 
 def test_scripts__run_as_programs(tmp_path: Path) -> None:
