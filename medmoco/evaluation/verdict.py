@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from medmoco.evaluation.records import PIXELS, UNNAMED, UNTRAINED, CurveDifference, CurvePoint, primary_of
 from medmoco.evaluation.scoring.table import MACRO, span
@@ -24,30 +25,28 @@ def verdict(points: Sequence[CurvePoint], differences: Sequence[CurveDifference]
     Returns:
         The sentence; empty if the encoder and a control were not both scored.
     """
-    primary = primary_of(points)
-    scored = [
-        point
-        for point in points
-        if (point.split, point.method) == (split, "linear") and point.label != MACRO and point.auroc is not None
-    ]
-    if not scored:
-        return ""
-    label, fraction = scored[0].label, min(point.fraction for point in scored if point.label == scored[0].label)
-    fewest = {point.encoder: point for point in scored if (point.label, point.fraction) == (label, fraction)}
-    own = fewest.pop(primary or "", None)
-    gains = {
-        found.control: found
+    label = next((point.label for point in points if point.split == split and point.label != MACRO), None)
+    compared = [
+        found
         for found in differences
-        if (found.label, found.split, found.method, found.fraction) == (label, split, "linear", fraction)
-        and found.difference is not None
+        if (found.label, found.split, found.method) == (label, split, "linear") and found.difference is not None
+    ]
+    if not compared:
+        return ""
+    fraction = min(found.fraction for found in compared)
+    gains = {found.control: found for found in compared if found.fraction == fraction}
+    fewest = {
+        point.encoder: point
+        for point in points
+        if (point.label, point.split, point.method, point.fraction) == (label, split, "linear", fraction)
     }
-    controls = [point for point in fewest.values() if point.encoder in gains]
+    own, controls = fewest.get(primary_of(points) or ""), [fewest[name] for name in gains if name in fewest]
     if own is None or not controls:
         return ""
     best = max(controls, key=lambda point: point.auroc or 0.0)
     gain = gains[best.encoder]
-    name = "the pretrained encoder" if own.encoder == UNNAMED else own.encoder
-    other = _CONTROLS.get(best.encoder, best.encoder)
+    name = "the pretrained encoder" if own.encoder == UNNAMED else PurePath(own.encoder).name
+    other = _CONTROLS.get(best.encoder, PurePath(best.encoder).name)
     is_clear = gain.low is not None and gain.high is not None and not gain.low <= 0 <= gain.high
     doubt = "" if is_clear else "; this interval contains 0, so the difference may be due to chance"
     return (

@@ -72,8 +72,8 @@ def report(
     own_card = Path(card) if card else None
     read = _numbered([read_run(run, own_card if at == 0 else None) for at, run in enumerate(folders)])
     sections = [*_sections(read), *([_pictures([Path(file) for file in pictures])] if pictures else [])]
-    sentences = [line for run in read for line in _headlines(run, read)]
-    lead = [*(Text(line, "lead") for line in sentences), *_first_figure(read), overview(read)]
+    gains, scores = _gains(read), [line for run in read for line in _headlines(run, read)]
+    lead = [*_as_lead(gains), *_first_figure(read), *_as_lead(scores), overview(read)]
     page = render(title or ", ".join(run.name for run in read), lead, sections)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def report(
             temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
-    for line in sentences:
+    for line in gains or scores:
         log(line)
     return out
 
@@ -104,15 +104,25 @@ def _sections(runs: Sequence[Run]) -> list[Section]:
     return [part(runs) for part in parts]
 
 
+def _gains(runs: Sequence[Run]) -> list[str]:
+    """Return one sentence for each run with a label-efficiency curve: the gain with the fewest labels."""
+    found = {
+        run.name: verdict(run.curve or (), run.curve_differences or (), shown_split(run.curve or ())) for run in runs
+    }
+    return [line if len(runs) == 1 else f"{name}: {line}" for name, line in found.items() if line]
+
+
+def _as_lead(lines: Sequence[str]) -> list[Block]:
+    return [Text(line, "lead") for line in lines]
+
+
 def _first_figure(runs: Sequence[Run]) -> list[Block]:
     """Return the label efficiency of the first label, which shows the gain best, if there is one run."""
     return [block for run in runs[:1] if len(runs) == 1 for block in curve_plots(run)][:1]
 
 
 def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
-    """Return the gain with the fewest labels, then the scores with all of them."""
-    gain = verdict(run.curve or (), run.curve_differences or (), shown_split(run.curve or ()))
-    lines = [gain if len(runs) == 1 else f"{run.name}: {gain}"] if gain else []
+    lines = []
     split, primary = run.evaluation.split, run.evaluation.primary
     scores = [
         score

@@ -48,6 +48,12 @@ def test_verdict__a_named_encoder_may_be_the_strongest_control() -> None:
     assert "imagenet 0.950; the difference is -0.010 (95 % interval -0.030 to -0.001)." in sentence
 
 
+def test_verdict__is_about_the_fewest_labels_that_could_be_compared() -> None:
+    undefined = [_difference("untrained", 0.0, 0.0, 0.0, 0.01).model_copy(update={"difference": None})]
+    points = [_point("run", None, 0.01), _point("untrained", None, 0.01), *POINTS]
+    assert verdict(points, [*undefined, *DIFFERENCES], "test") == verdict(POINTS, DIFFERENCES, "test")
+
+
 def test_verdict__says_when_the_interval_contains_0() -> None:
     unclear = [_difference("untrained", 0.06, 0.03, 0.09), _difference("pixels", 0.04, -0.01, 0.07)]
     assert verdict(POINTS, unclear, "test").endswith(
@@ -59,9 +65,8 @@ def test_verdict__says_when_the_interval_contains_0() -> None:
     ("points", "differences"),
     [
         ([], []),
-        ([point for point in POINTS if point.encoder == "run"], DIFFERENCES),
+        ([point for point in POINTS if point.encoder == "run"], []),
         (POINTS, []),
-        ([_point("run", None), _point("pixels", 0.9)], DIFFERENCES),
         ([_point("random", 0.7, primary=True), _point("pixels", 0.9)], []),
     ],
 )

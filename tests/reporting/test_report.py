@@ -316,3 +316,27 @@ def test_report__an_encoder_of_any_name_has_its_headline_and_its_place_in_the_ch
     assert f"Viral: mine has an AUROC of {own['auroc']:.3f} on test" in text
     checklists = text.partition("Appendix: reporting checklists")[2]
     assert f"Viral {own['auroc']:.3f} (" in checklists
+
+
+def test_report__opens_with_the_gain_and_its_figure(run_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    page = report(run_folder, tmp_path / "page.html", log=said.append).read_text()
+    gain = "the pretrained encoder has an AUROC of"
+    assert [gain in line for line in said] == [True]
+    summary = page.split("<h2")[1]
+    first, figure, scores = (summary.index(text) for text in (gain, "<figure>", "Pneumonia: cxr-1 has an AUROC of"))
+    assert first < figure < scores < summary.index("The runs")
+
+
+def test_report__of_several_runs_names_the_run_of_each_gain(run_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    report([run_folder, run_folder], tmp_path / "page.html", log=said.append)
+    assert [line.partition(":")[0] for line in said] == ["cxr-1 (1)", "cxr-1 (2)"]
+
+
+def test_report__without_a_curve_gives_the_scores(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/curve")
+    said: list[str] = []
+    report(tmp_path / "run", log=said.append)
+    assert said[0].startswith("Pneumonia: run has an AUROC of ")
