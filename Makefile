@@ -29,7 +29,7 @@ demo: $(READY) ## pretrain, evaluate and export on 1,500 real chest films in a f
 	medmoco preview --config configs/demo.yaml --out demo/views.png
 	medmoco pretrain --config configs/demo.yaml
 	medmoco evaluate --config configs/demo.yaml --encoder demo/run --out demo/run/evaluation --test
-	medmoco curve --config configs/demo.yaml --encoder demo/run --out demo/run/curve --test
+	medmoco curve --config configs/demo.yaml --encoder demo/run --out demo/run/curve --draws 10 --test
 	medmoco export --run demo/run --out demo/export
 	medmoco verify demo/export
 	@echo
