@@ -1,0 +1,66 @@
+"""Columns under other names: `data.columns` says how the file calls the columns of a manifest."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from medmoco.data.manifest.row_filter import did_you_mean
+from medmoco.errors import ManifestError
+
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+def renamed(path: Path, table: pd.DataFrame, columns: Mapping[str, str], key: str = "data.columns") -> pd.DataFrame:
+    """Return a table of text cells with its columns under our names.
+
+    Args:
+        path: File of the table, for messages.
+        table: N records.
+        columns: Our name -> name in the file, or a text with such names in braces, which is filled in for each row.
+        key: Setting with these names, for messages.
+
+    Raises:
+        ManifestError: the file lacks a column, or a name would be given to two columns.
+    """
+    columns = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
+    if not columns:
+        return table
+    plain = {ours: theirs for ours, theirs in columns.items() if theirs in table or not _FIELD.search(theirs)}
+    composed = {ours: theirs for ours, theirs in columns.items() if ours not in plain}
+    for ours, theirs in columns.items():
+        for name in [theirs] if ours in plain else _FIELD.findall(theirs):
+            if name not in table:
+                raise ManifestError(_no_column(path, table, name, f"{key}.{ours}"))
+        if ours in table and ours not in plain.values():
+            raise ManifestError(
+                f"{path}: there is a column {ours!r} already, so {key}.{ours} cannot name another;\n"
+                f"drop {key}.{ours}, or rename that column of the file"
+            )
+    if twice := [theirs for theirs, count in Counter(plain.values()).items() if count > 1]:
+        raise ManifestError(f"{path}: {key} names the column {twice[0]!r} twice; keep one")
+    cells = {ours: _composed(table, template) for ours, template in composed.items()}
+    return table.rename(columns={theirs: ours for ours, theirs in plain.items()}).assign(**cells)
+
+
+def as_setting(ours: str, theirs: str) -> str:
+    """Return the setting that reads a column under our name, to paste into a command line."""
+    return f'data.columns={{{ours}: "{theirs}"}}'
+
+
+def _composed(table: pd.DataFrame, template: str) -> pd.Series[str]:
+    """Return the text that a template such as "{Folder}/{File}.png" makes of each row."""
+    cells = pd.Series("", table.index, dtype=str)
+    for position, part in enumerate(_FIELD.split(template)):  # text and names alternate
+        cells = cells + (table[part].astype(str).str.strip() if position % 2 else part)
+    return cells
+
+
+def _no_column(path: Path, table: pd.DataFrame, name: str, key: str) -> str:
+    names = [str(column) for column in table.columns]
+    shown = ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
+    return f"{path}: no column {name!r}, which {key} names{did_you_mean(name, names)}\nthe columns are: {shown}"
