@@ -8,7 +8,7 @@ of the top left pixel.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from medmoco.config import RunSettings
 from medmoco.data.manifest.csv_file import CsvFile, read_csv
 from medmoco.data.manifest.manifest import SPLITS, Split, load_manifest, present_splits
 from medmoco.data.manifest.row_filter import did_you_mean
+from medmoco.data.manifest.tables.described import split_cells
+from medmoco.data.manifest.tables.naming import renamed_if_there
+from medmoco.data.manifest.tables.paths import below_root, with_slashes
 from medmoco.detection.readers import agreed
 from medmoco.detection.sizes import image_sizes
 from medmoco.errors import ManifestError, SettingsError
@@ -93,7 +96,7 @@ def load_annotations(settings: RunSettings, names: Sequence[str]) -> Annotations
     data = settings.data.model_copy(update={"labels": {}})
     settings = settings.model_copy(update={"data": data})
     splits = load_splits(settings, names)
-    file = read_csv(_table_of(settings), ["Label"])
+    file = _read_table(settings)
     rows = _parse(file)
     rows["key"] = _keys(file, settings)
     everything = load_manifest(data, present_splits(data))
@@ -118,6 +121,14 @@ def _table_of(settings: RunSettings) -> Path:
     if not found:
         raise ManifestError(f"{folder} has no boxes.csv; set detection.boxes to the table of boxes")
     return found[0]
+
+
+def _read_table(settings: RunSettings) -> CsvFile:
+    """Return the table of boxes; its columns may have our names or those in the manifest's file."""
+    data = settings.data
+    file = read_csv(_table_of(settings), ["Label"])
+    file = with_slashes(replace(file, table=renamed_if_there(file.path, file.table, data.columns)))
+    return below_root(file, data.root, split_cells(file.table).tolist()) if "Path" in file.table else file
 
 
 # Rows of the table

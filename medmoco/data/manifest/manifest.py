@@ -140,7 +140,7 @@ def read_table(path: Path, labels: Sequence[str] | Mapping[str, LabelPolicy] = (
     return _with_labels(read_csv(path), labels)
 
 
-def readdescribed(path: Path, data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_described(path: Path, data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a table as the settings describe it, under our names, with joined columns and without other rows.
 
     See `read_table`.

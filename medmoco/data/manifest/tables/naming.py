@@ -47,6 +47,16 @@ def renamed(path: Path, table: pd.DataFrame, columns: Mapping[str, str], key: st
     return table.rename(columns={theirs: ours for ours, theirs in plain.items()}).assign(**cells)
 
 
+def renamed_if_there(path: Path, table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Return a table whose columns may have our names or those of the manifest's file, under our names."""
+    there = {
+        ours: theirs
+        for ours, theirs in columns.items()
+        if ours not in table and (theirs in table or set(_FIELD.findall(theirs) or [theirs]) <= set(table.columns))
+    }
+    return renamed(path, table, there)
+
+
 def as_setting(ours: str, theirs: str) -> str:
     """Return the setting that reads a column under our name, to paste into a command line."""
     return f'data.columns={{{ours}: "{theirs}"}}'
