@@ -1,12 +1,13 @@
 """JSON lines: each line is an object, the record of a row; its values become text cells.
 
-Numbers stay as they are written, true is 1, false is 0, and null, NaN and a missing key are blank cells. Rows are the
+Numbers stay as they are written, true is 1, false is 0, and null, NaN and a missing name are blank cells. Rows are the
 lines of the file, counted from 1, as there is no header.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ from medmoco.errors import ManifestError
 SUFFIXES = (".jsonl", ".ndjson")
 _WORDS = {True: "1", False: "0", None: ""}
 _EXAMPLE = 'each line must be an object such as {"Path": "a.png", "Edema": 1}'
-_ESCAPES = (b"\\ud", b"\\uD", b"\\u0000")  # of characters that are none
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # which escapes can produce, and text files cannot contain
+_ESCAPES = (b"\\u0000", b"\\ud", b"\\uD")
+_DECODER = json.JSONDecoder(
+    parse_int=str, parse_float=str, parse_constant=lambda text: "" if text == "NaN" else text, object_pairs_hook=list
+)
 
 
 def is_json_lines(path: Path) -> bool:
@@ -34,54 +39,47 @@ def read_json_lines(path: Path, raw: bytes) -> tuple[pd.DataFrame, NDArray[np.in
     Raises:
         ManifestError: a line is not an object of plain values; names the line.
     """
+    lines = raw.decode("utf-8-sig").split("\n")
+    filled = [number for number, line in enumerate(lines, 1) if line.strip()]
+    records = [_record(path, number, lines[number - 1]) for number in filled]
+    names = dict.fromkeys(chain.from_iterable(records))
+    columns = {name.strip(): [record.get(name) for record in records] for name in names}
+    if len(columns) < len(names) or "" in columns:
+        raise ManifestError(f"{path}: a name is blank, or two differ only in surrounding spaces; correct them")
     odd_escapes = any(escape in raw for escape in _ESCAPES)
-    records, lines = [], []
-    for number, line in enumerate(raw.decode("utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                record = _record(line)
-                if odd_escapes and ("\0" in (text := "".join(chain(*record.items()))) or not text.encode()):
-                    raise ValueError("a value contains the escape \\u0000, which is not allowed")
-            except UnicodeEncodeError:
-                raise ManifestError(
-                    f"{path}: line {number}: an escape such as \\ud800 stands for no character"
-                ) from None
-            except (ValueError, RecursionError) as error:
-                raise ManifestError(f"{path}: line {number}: {error}") from None
-            records.append(record)
-            lines.append(number)
-    columns = dict.fromkeys(chain.from_iterable(records))
-    table = pd.DataFrame({name: [record.get(name, "") for record in records] for name in columns}, dtype=str)
-    return table, np.array(lines, np.int64)
+    if odd_escapes and _NO_TEXT.search("".join(names)):
+        raise ManifestError(f"{path}: a name contains an escape such as \\u0000, which stands for no character")
+    for name, cells in columns.items():
+        kinds = set(map(type, cells))  # a million cells at once, as Python is slow with one at a time
+        if list in kinds:
+            line = filled[next(at for at, cell in enumerate(cells) if isinstance(cell, list))]
+            raise ManifestError(
+                f"{path}: line {line}: the value of {name!r} is a list or an object; values must be text, numbers,\n"
+                "true, false or null. Write parts as names of their own, and lists as text such as 'Edema|Mass'"
+            )
+        if kinds != {str}:
+            columns[name] = [cell if isinstance(cell, str) else _WORDS[cell] for cell in cells]
+        if odd_escapes:
+            _refuse_no_text(path, columns[name], filled)
+    return pd.DataFrame(columns, dtype=str), np.array(filled, np.int64)
 
 
-def _record(line: str) -> dict[str, str]:
-    """Return the cells of a line; raises ValueError."""
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+    """Return the values of a line by name."""
     try:
-        values = json.loads(line, parse_int=str, parse_float=str, parse_constant=_constant, object_pairs_hook=_object)
-    except json.JSONDecodeError:
-        raise ValueError(
-            'this is not JSON; each line must be an object such as {"Path": "a.png", "Edema": 1}'
-        ) from None
-    if not isinstance(values, dict):
-        raise ValueError(f"this is not an object; {_EXAMPLE}")
-    if any(not isinstance(value, str) for value in values.values()):
-        for name, value in values.items():
-            if isinstance(value, list | dict):
-                kind = "a list" if isinstance(value, list) else "an object"
-                raise ValueError(f"the value of {name!r} is {kind}; values must be text, numbers, true, false or null")
-        return {name: value if isinstance(value, str) else _WORDS[value] for name, value in values.items()}
-    return values
+        pairs = _DECODER.decode(line)
+    except (ValueError, RecursionError):
+        raise ManifestError(f"{path}: line {number} is not JSON; {_EXAMPLE}") from None
+    if not line.lstrip().startswith("{"):
+        raise ManifestError(f"{path}: line {number} is not an object; {_EXAMPLE}")
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        twice = next(name for before, (name, _) in enumerate(pairs) if name in dict(pairs[:before]))
+        raise ManifestError(f"{path}: line {number}: the name {twice!r} appears twice; keep one")
+    return record
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = {name.strip(): value for name, value in pairs}
-    if len(values) < len(pairs):
-        names = [name.strip() for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} appears twice; keep one")
-    return values
-
-
-def _constant(text: str) -> str:
-    return "" if text == "NaN" else text
+def _refuse_no_text(path: Path, cells: list[str], lines: list[int]) -> None:
+    for line, cell in zip(lines, cells, strict=True):
+        if _NO_TEXT.search(cell):
+            raise ManifestError(f"{path}: line {line}: an escape such as \\u0000 or \\ud800 stands for no character")
