@@ -33,7 +33,7 @@ RESERVED_COLUMNS = (
 )  # fmt: skip
 """Columns of a manifest with a fixed meaning."""
 
-NAMES = ("columns", "labels", "map")
+NAMES = ("labels", "map")
 """Mappings whose keys are chosen by the user: a later layer replaces them as a whole instead of adding to them."""
 
 

@@ -79,7 +79,8 @@ class CsvFile:
         if column not in self.table and (other := other_name(column, self.table.columns, labels)):
             raise ManifestError(
                 f"{self.path}: no column {column!r}; did you mean {other!r}? Then set"
-                f" {as_setting(column, other)}, {how};\nif it means something else, give it a name that says so"
+                f" {as_setting(column, self.table.columns, labels)}, {how};\n"
+                "if it means something else, give it a name that says so"
             )
 
     def require(self, column: str, remedy: str) -> None:
@@ -89,8 +90,7 @@ class CsvFile:
         columns = [name for name in self.table.columns if not name.startswith(UNNAMED)]
         shown = ", ".join(repr(name) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
         if close := did_you_mean(column, columns):
-            other = other_name(column, columns)
-            rename = f" Then set {as_setting(column, other)}" if other else ""
+            rename = f" Then set {as_setting(column, columns)}" if other_name(column, columns) else ""
             remedy = f"{close}{rename} ({remedy})"
         else:
             remedy = f"; {remedy}"

@@ -89,7 +89,7 @@ def load_manifest(
     for file in files.values():
         other = patient_column_meant(file.table, data.labels)
         if other and patients_matter:
-            raise ManifestError(f"{file.path}: {no_patients(other)}")
+            raise ManifestError(f"{file.path}: {_no_patients(other, file.table, data.labels)}")
     patients = _patient_codes([files[name].table for name in names])
     return {name: _make_split(name, files[name], own, data) for name, own in zip(names, patients, strict=True)}
 
@@ -106,11 +106,11 @@ def patient_column_meant(table: pd.DataFrame, labels: Collection[str] = ()) -> s
     return other_name(PATIENT, (name for name in table.columns if name != PATIENT), labels)
 
 
-def no_patients(other: str) -> str:
+def _no_patients(other: str, table: pd.DataFrame, labels: Collection[str]) -> str:
     """Return the error message for a manifest where `other` seems to be the patient column."""
     return (
         f"no row has a PatientID, but the column {other!r} seems to identify the patient;\n"
-        f"set {as_setting(PATIENT, other)}.\n"
+        f"set {as_setting(PATIENT, table.columns, labels)}.\n"
         "Otherwise every image counts as its own patient, and patients in two splits go undetected.\n"
         "If the column means something else, give it a clearer name"
     )
@@ -196,7 +196,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]
         )
     file = described([data.manifest], data)[0]
     file = _with_checked_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
-    return _by_split(file, names)
+    return _by_split(file, names, data)
 
 
 def _files_of(manifest: Path, name: str) -> list[Path]:
@@ -219,12 +219,17 @@ def _split_file(data: DataSettings, name: str) -> Path:
         remedy = f"'medmoco split --csv {manifest / others[0]}' draws splits by patient"
     else:
         remedy = "'medmoco split' draws splits by patient"
-    if others and name == "val" and data.labels:
-        remedy = f"labels are scored on val: {remedy},\nor set data.labels={{}} to pretrain without labels"
     raise ManifestError(
         f"data.manifest: {manifest} has no {name}.csv; it contains: {', '.join(others[:6]) or 'no CSV'}"
-        f"{', ...' * (len(others) > 6)}\n{remedy}"
+        f"{', ...' * (len(others) > 6)}\n{remedy}{_on_val(name, data)}"
     )
+
+
+def _on_val(name: str, data: DataSettings) -> str:
+    """Return why val is needed, if it is for the labels."""
+    if name != "val" or not data.labels:
+        return ""
+    return ";\nit is needed because labels are scored on val: set data.labels={} to pretrain without labels"
 
 
 def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
@@ -233,15 +238,21 @@ def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
     return described([_split_file(data, name) for name in others], data) if others else []
 
 
-def _by_split(file: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
-    file.require("Split", "a single CSV needs a Split column with train, val or test, or give a folder of three CSVs")
+def _by_split(file: CsvFile, names: Sequence[str], data: DataSettings) -> dict[str, CsvFile]:
+    file.require(
+        "Split",
+        f"to draw train, val and test by patient, run 'medmoco split --csv {file.path.name} --out FOLDER' and set"
+        " data.manifest=FOLDER",
+    )
     values = split_cells(file.table)
     file.refuse(~values.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
     parts = {name: file.select((values == name).to_numpy()) for name in names}
     for name, part in parts.items():
         if not len(part.rows):
             kept = " that data.where keeps" if file.left_out.get(name) else ""
-            raise ManifestError(f"{file.path}: no row{kept} has the Split {name}; add some or leave the split out")
+            raise ManifestError(
+                f"{file.path}: no row{kept} has the Split {name}; add some or leave the split out{_on_val(name, data)}"
+            )
         notices = file.notices if name == names[0] else ()
         parts[name] = replace(part, left_out={name: file.left_out.get(name, 0)}, notices=notices)
     return parts

@@ -182,14 +182,14 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
     elif unnamed:
         notes.append(f"{unnamed:,} rows have no patient ID: each study, or else each image, counts as one patient.")
     if unnamed and STUDY not in table and (study := other_name(STUDY, table.columns, labels)):
-        setting = as_setting(STUDY, study)
+        setting = as_setting(STUDY, table.columns, labels)
         notes.append(f"The column {study!r} is not read as StudyID: {setting} keeps the images of a study together.")
     if group and not names_patients(table):
         notes.append(
             f"The column PatientID was added as a copy of {group!r}, so that the other commands group by it too."
         )
-    if "Path" not in table and (path := other_name("Path", table.columns, labels)):
-        notes.append(f"Other commands read the files with {as_setting('Path', path)}.")
+    if "Path" not in table and other_name("Path", table.columns, labels):
+        notes.append(f"Other commands read the files with {as_setting('Path', table.columns, labels)}.")
     if keep:
         notes.append(f"The val and test rows of the column `{keep}` were kept; only the rest was split.")
     elif (official := other_name("Split", table.columns, labels)) and (_spelled(table[official]) == "test").any():

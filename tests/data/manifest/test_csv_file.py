@@ -81,7 +81,7 @@ def test_read_csv__spaces_around_names_and_ids_do_not_count(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["path", "Image Index", "filename", "image_path", "DicomPath"])
 def test_require__names_the_column_that_seems_meant(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ManifestError, match=f"; did you mean '{name}'. Then set data.columns={{Path: \"{name}\"}}"):
+    with pytest.raises(ManifestError, match=f"; did you mean '{name}'. Then set 'data.columns={{Path: \"{name}\"}}'"):
         read(tmp_path, f"{name},A\na,1\n").require("Path", "it must be there")
 
 

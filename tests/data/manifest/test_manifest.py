@@ -310,7 +310,7 @@ def test_load_manifest__a_decimal_comma_is_named(tmp_path: Path) -> None:
 def test_load_manifest__patients_under_another_name(tmp_path: Path, column: str) -> None:
     message = refusal(tmp_path, f"Path,{column},A\na,1,0\n", ("A",))
     assert f"the column '{column}' seems to identify the patient;" in message
-    assert f'set data.columns={{PatientID: "{column}"}}.' in message
+    assert f"set 'data.columns={{PatientID: \"{column}\"}}'." in message
     refusal(tmp_path, f"Path,{column},PatientID\na,1,\n")  # a column of blanks names nobody
     split = train(tmp_path, f"Path,{column},PatientID\na,1,2\nb,1,3\n")
     assert split.patients.tolist() == [0, 1]
@@ -345,11 +345,11 @@ def test_load_manifest__ids_that_differ_by_padding_or_a_point(tmp_path: Path) ->
 @pytest.mark.parametrize("column", ["frame", "Frame Number", "page"])
 def test_load_manifest__frames_under_another_name(tmp_path: Path, column: str) -> None:
     message = refusal(tmp_path, f"Path,{column}\na,1\na,2\n")
-    assert f"did you mean '{column}'? Then set data.columns={{Frame: \"{column}\"}}" in message
+    assert f"did you mean '{column}'? Then set 'data.columns={{Frame: \"{column}\"}}'" in message
 
 
 @pytest.mark.parametrize("column", ["split", "Set Id", "subset"])
 def test_load_manifest__split_under_another_name(tmp_path: Path, column: str) -> None:
     (tmp_path / "all.csv").write_text(f"Path,{column}\na,train\n")
-    with pytest.raises(ManifestError, match=f"did you mean '{column}'. Then set data.columns={{Split: \"{column}\"}}"):
+    with pytest.raises(ManifestError, match=f"mean '{column}'. Then set 'data.columns={{Split: \"{column}\"}}'"):
         load_manifest(settings(tmp_path / "all.csv"), ["train"])

@@ -177,7 +177,7 @@ def _no_column(file: CsvFile, label: str, column: str) -> str:
                 extra = "" if separator == "|" else ', separator: ","'
                 return (
                     f"{what}, but {name!r} contains {spelled!r}; to make it a label, set\n"
-                    f'data.labels={{{label}: {{column: "{name}", contains: "{spelled}"{extra}}}}}'
+                    f'\'data.labels={{{label}: {{column: "{name}", contains: "{spelled}"{extra}}}}}\''
                 )
     likely = [name for name in names if meaning(name) is None and _looks_like_label(table[name])]
     shown = ", ".join(map(repr, (likely or names)[:_MOST_TEXTS])) + ", ..." * (len(likely or names) > _MOST_TEXTS)
@@ -209,7 +209,7 @@ def _unknown_cell(file: CsvFile, label: str, policy: LabelPolicy, cells: _Cells,
     if classes := _classes_to_choose(texts):
         return (
             f"{usual}; its cells are lists of classes. Make a class a label, such as\n"
-            f'data.labels={{{classes[0]}: {{column: "{column}", contains: "{classes[0]}"}}}}'
+            f'\'data.labels={{{classes[0]}: {{column: "{column}", contains: "{classes[0]}"}}}}\''
             + (f"\nthe classes are: {', '.join(classes[:_MOST_CLASSES])}" + ", ..." * (len(classes) > _MOST_CLASSES))
         )
     if not _may_be_shown(file, column, texts, bad):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from medmoco.config import RESERVED_COLUMNS
+from medmoco.data.manifest.columns import other_name
 from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.errors import ManifestError
 
@@ -36,7 +38,7 @@ def renamed(path: Path, table: pd.DataFrame, columns: Mapping[str, str], key: st
         for name in [theirs] if ours in plain else _FIELD.findall(theirs):
             if name not in table:
                 raise ManifestError(_no_column(path, table, name, f"{key}.{ours}"))
-        if ours in table and ours not in plain.values():
+        if ours in table and ours not in plain.values() and not (table[ours].str.strip() == "").all():
             raise ManifestError(
                 f"{path}: there is a column {ours!r} already, so {key}.{ours} cannot name another;\n"
                 f"drop {key}.{ours}, or rename that column of the file"
@@ -44,7 +46,8 @@ def renamed(path: Path, table: pd.DataFrame, columns: Mapping[str, str], key: st
     if twice := [theirs for theirs, count in Counter(plain.values()).items() if count > 1]:
         raise ManifestError(f"{path}: {key} names the column {twice[0]!r} twice; keep one")
     cells = {ours: _composed(table, template) for ours, template in composed.items()}
-    return table.rename(columns={theirs: ours for ours, theirs in plain.items()}).assign(**cells)
+    blank = [ours for ours in columns if ours in table and ours not in plain.values()]
+    return table.drop(columns=blank).rename(columns={theirs: ours for ours, theirs in plain.items()}).assign(**cells)
 
 
 def renamed_if_there(path: Path, table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -57,9 +60,18 @@ def renamed_if_there(path: Path, table: pd.DataFrame, columns: Mapping[str, str]
     return renamed(path, table, there)
 
 
-def as_setting(ours: str, theirs: str) -> str:
-    """Return the setting that reads a column under our name, to paste into a command line."""
-    return f'data.columns={{{ours}: "{theirs}"}}'
+def as_setting(column: str, names: Collection[str], labels: Collection[str] = ()) -> str:
+    """Return the setting, to paste into a command line, that reads columns under the reserved names they seem to mean.
+
+    Args:
+        column: Reserved column that is needed; others that a table lacks are added.
+        names: Columns of the table.
+        labels: Columns that are labels, whatever their names.
+    """
+    lacking = [column, *(name for name in RESERVED_COLUMNS if name != column and name not in names)]
+    found = {ours: other_name(ours, [name for name in names if name != ours], labels) for ours in lacking}
+    pairs = ", ".join(f'{ours}: "{theirs}"' for ours, theirs in found.items() if theirs)
+    return f"'data.columns={{{pairs}}}'"
 
 
 def _composed(table: pd.DataFrame, template: str) -> pd.Series[str]:
