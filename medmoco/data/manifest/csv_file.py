@@ -26,6 +26,7 @@ from medmoco.errors import ManifestError
 from medmoco.utils.files import IMAGE_SUFFIXES
 from medmoco.utils.tables import read_bytes
 
+_OTHER_KINDS = {b"PK\3\4": "an Excel workbook", b"\xd0\xcf\x11\xe0": "an Excel workbook", b"PAR1": "a Parquet file"}
 UNNAMED = "Unnamed: "  # pandas' prefix for columns without a name
 
 
@@ -149,6 +150,8 @@ def _read_cells(path: Path, raw: bytes, columns: Mapping[str, str]) -> tuple[pd.
 def _check_text(path: Path, raw: bytes) -> None:
     if not raw.strip():
         raise ManifestError(f"{path}: the file is empty; its first row must name the columns, Path among them")
+    if kind := next((kind for start, kind in _OTHER_KINDS.items() if raw.startswith(start)), None):
+        raise ManifestError(f"{path}: this is {kind}; save it as 'CSV UTF-8'")
     try:
         raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -140,14 +140,11 @@ def read_table(path: Path, labels: Sequence[str] | Mapping[str, LabelPolicy] = (
     return _with_labels(read_csv(path), labels)
 
 
-def read_described(path: Path, data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a table as the settings describe it, under our names, with joined columns and without other rows.
-
-    See `read_table`.
-    """
+def read_described(path: Path, data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return a table as the settings describe it: as `read_table` does, and notices about rows that are left out."""
     file = described([path], data)[0]
     check_classes([file], data.labels, tuple)
-    return _with_labels(file, data.labels)
+    return *_with_labels(file, data.labels), [*file.notices, *_left_out_notices(path.name, file)]
 
 
 def _with_labels(file: CsvFile, labels: Sequence[str] | Mapping[str, LabelPolicy]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -229,7 +226,7 @@ def _on_val(name: str, data: DataSettings) -> str:
     """Return why val is needed, if it is for the labels."""
     if name != "val" or not data.labels:
         return ""
-    return ";\nit is needed because labels are scored on val: set data.labels={} to pretrain without labels"
+    return ";\nlabels are scored on val; to pretrain without labels, set data.labels={}"
 
 
 def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
@@ -326,6 +323,11 @@ def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels
             yield f"{name}: {count} rows have a PatientID {description}"
 
 
+def _left_out_notices(name: str, file: CsvFile) -> list[str]:
+    left_out = sum(file.left_out.values())
+    return [f"{name}: {left_out:,} of {left_out + len(file.rows):,} rows are left out by data.where"] * bool(left_out)
+
+
 def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSettings) -> Split:
     raw, labels = np.empty((2, len(file.rows), len(data.labels)), np.float32)
     for position, (label, policy) in enumerate(data.labels.items()):
@@ -333,9 +335,9 @@ def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSetting
         raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
     root = os.path.join(data.root.replace("{split}", name), "")
     sha256, notices = file.sha256, [*file.notices, *_patient_notices(name, file.table, patients, data.labels)]
-    if left_out := sum(file.left_out.values()):
+    if left_out := _left_out_notices(name, file):
         sha256 = hashlib.sha256(f"{sha256} {file.rows.tolist()}".encode()).hexdigest()
-        notices.append(f"{name}: {left_out:,} of {left_out + len(file.rows):,} rows are left out by data.where")
+        notices += left_out
     return Split(
         name=name,
         csv=file.path,

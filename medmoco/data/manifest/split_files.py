@@ -72,9 +72,9 @@ def split(
     file, out = Path(table), Path(out)
     check_new_folder(out)
     written, values = read_table(file, () if config else labels)
-    rows = written
+    rows, notices = written, list[str]()
     if config:
-        rows, values = _read_described(file, labels, load(config).data)
+        rows, values, notices = _read_described(file, labels, load(config).data)
         written, labels = written.loc[rows.index], [*values.columns]
     _check_table(file, rows, labels, group, keep)
     patients, unnamed = patient_ids(rows, group or PATIENT)
@@ -83,7 +83,7 @@ def split(
     fractions_of_rest = _shares({"val": val, "test": test}, official, keep)
     splits = assign(patients, values, official, fractions_of_rest, seed=seed)
     _refuse_empty(splits, patients, fractions_of_rest)
-    notes = [*_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
+    notes = [*notices, *_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
     if names_patients(rows):
         notes += _divided_notes(rows[PATIENT], splits)
     elif group:
@@ -101,8 +101,10 @@ def split(
     return "\n".join([f"{summary(files, patients)}; {out / 'README.md'} lists the label counts", *notes])
 
 
-def _read_described(file: Path, labels: Sequence[str], data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a table as the settings describe it, and its label values, of all labels if none are named."""
+def _read_described(
+    file: Path, labels: Sequence[str], data: DataSettings
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return a table as the settings describe it, its label values, of all labels if none are named, and notices."""
     if labels:
         data = data.model_copy(update={"labels": {name: data.labels.get(name, LabelPolicy()) for name in labels}})
     return read_described(file, data)
@@ -182,14 +184,14 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
     elif unnamed:
         notes.append(f"{unnamed:,} rows have no patient ID: each study, or else each image, counts as one patient.")
     if unnamed and STUDY not in table and (study := other_name(STUDY, table.columns, labels)):
-        setting = as_setting(STUDY, table.columns, labels)
+        setting = as_setting(STUDY, [study])
         notes.append(f"The column {study!r} is not read as StudyID: {setting} keeps the images of a study together.")
     if group and not names_patients(table):
         notes.append(
             f"The column PatientID was added as a copy of {group!r}, so that the other commands group by it too."
         )
-    if "Path" not in table and other_name("Path", table.columns, labels):
-        notes.append(f"Other commands read the files with {as_setting('Path', table.columns, labels)}.")
+    if "Path" not in table and (path := other_name("Path", table.columns, labels)):
+        notes.append(f"Other commands read the files with {as_setting('Path', [path])}.")
     if keep:
         notes.append(f"The val and test rows of the column `{keep}` were kept; only the rest was split.")
     elif (official := other_name("Split", table.columns, labels)) and (_spelled(table[official]) == "test").any():

@@ -19,6 +19,10 @@ from medmoco.data.manifest.csv_file import UNNAMED, CsvFile, Joined, read_csv
 from medmoco.data.manifest.tables.paths import with_slashes
 from medmoco.errors import ManifestError
 
+_AMBIGUOUS = (
+    "the label column {column!r} is also in {name}, with another cell;\n"
+    "to use that one, give it another name with data.join.columns={{New name: {column}}}"
+)
 _KEY = "\x1f"  # joins the cells of a key; no cell contains it
 
 
@@ -32,19 +36,19 @@ class _Second:
     rows: NDArray[np.int64]  # (M,) positions of the keys in the table
 
 
-def join(files: Sequence[CsvFile], settings: JoinSettings, repetitive: Collection[str] = ()) -> list[CsvFile]:
+def join(files: Sequence[CsvFile], settings: JoinSettings, labels: Collection[str] = ()) -> list[CsvFile]:
     """Return tables with the columns of the second table; cells of rows without a partner are blank.
 
     Args:
         files: Tables of the manifest.
         settings: The second table.
-        repetitive: See `read_csv`.
+        labels: Columns with labels.
 
     Raises:
-        ManifestError: a column is missing or in both tables with different cells, a key of the second table appears
-            twice, or no row has a partner.
+        ManifestError: a column is missing, a label has different cells in the two tables, a key of the second table
+            appears twice, or no row has a partner.
     """
-    second = _read(settings, repetitive)
+    second = _read(settings, labels)
     partners = [_partners(file, second) for file in files]
     used = np.zeros(len(second.file.rows), dtype=bool)
     for own in partners:
@@ -56,7 +60,7 @@ def join(files: Sequence[CsvFile], settings: JoinSettings, repetitive: Collectio
             f" {', '.join(file.path.name for file in files)};\ndata.join.on must name what identifies a row in both"
             " tables; cells are compared as text, so '007' is not '7'"
         )
-    joined = [_joined(file, second, own) for file, own in zip(files, partners, strict=True)]
+    joined = [_joined(file, second, own, labels) for file, own in zip(files, partners, strict=True)]
     if rest := int((~used).sum()):
         of = ", ".join(file.path.name for file in files)
         notice = f"{rest:,} of {len(used):,} rows of {name} have no partner in {of} and are not used"
@@ -102,39 +106,39 @@ def _partners(file: CsvFile, second: _Second) -> NDArray[np.int64]:
     return np.where(found < 0, -1, second.rows[found]) if len(second.rows) else np.full(len(found), -1)
 
 
-def _joined(file: CsvFile, second: _Second, partners: NDArray[np.int64]) -> CsvFile:
-    has = partners >= 0
+def _joined(file: CsvFile, second: _Second, partners: NDArray[np.int64], labels: Collection[str]) -> CsvFile:
+    has, name = partners >= 0, second.file.path.name
     added: dict[str, Any] = {}
+    notices = list(file.notices)
+    if not has.all():
+        lone = f"{(~has).sum():,} of {len(has):,} rows of {file.path.name} have no partner in {name}"
+        notices.append(f"{lone}; its columns are blank for them")
     for column in second.file.table.columns.difference(list(second.on), sort=False):
         if column.startswith(UNNAMED):
             continue
         cells = second.file.table[column].take(np.maximum(partners, 0)).set_axis(file.table.index)
         if column in file.table:
-            _refuse_difference(file, second, column, cells, has)
+            differ = has & (_texts(file.table[column]) != _texts(cells))
+            if column in labels:
+                file.refuse(differ, _AMBIGUOUS.format(column=column, name=name))
+            if differ.any():
+                notices.append(
+                    f"{file.path.name} and {name} have different cells of {column!r} in {differ.sum():,} rows; those of"
+                    f" {file.path.name} are used"
+                )
             continue
-        if isinstance(cells.dtype, pd.CategoricalDtype):
-            cells = cells.cat.add_categories([""]) if "" not in cells.cat.categories else cells
+        if isinstance(cells.dtype, pd.CategoricalDtype) and "" not in cells.cat.categories:
+            cells = cells.cat.add_categories([""])
         added[column] = cells.where(has, "")
-    notices = file.notices
-    if not has.all():
-        notice = f"{(~has).sum():,} of {len(has):,} rows of {file.path.name} have no partner in {second.file.path.name}"
-        notices = (*notices, f"{notice}; its columns are blank for them")
     return replace(
         file,
         table=pd.concat([file.table, pd.DataFrame(added, index=file.table.index)], axis=1),
         sha256=hashlib.sha256(f"{file.sha256} {second.file.sha256}".encode()).hexdigest(),
         joined=Joined(second.file.path, np.where(has, second.file.rows[np.maximum(partners, 0)], 0), frozenset(added)),
-        notices=notices,
+        notices=tuple(notices),
     )
 
 
-def _refuse_difference(
-    file: CsvFile, second: _Second, column: str, cells: pd.Series[str], has: NDArray[np.bool_]
-) -> None:
-    """Refuse a column that both tables have, unless its cells agree, so that it does not matter which is used."""
-    own, theirs = (each.astype(str).str.strip().to_numpy(object) for each in (file.table[column], cells))
-    file.refuse(
-        has & (own != theirs),
-        f"the column {column!r} is also in {second.file.path.name}, with another cell;\n"
-        f"read that one under another name with data.join.columns={{{column} 2: {column}}}, or add it to data.join.on",
-    )
+def _texts(cells: pd.Series[str]) -> NDArray[Any]:
+    texts: NDArray[Any] = cells.astype(str).str.strip().to_numpy(object)
+    return texts

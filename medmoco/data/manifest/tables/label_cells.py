@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,9 @@ _GUESSES = {
     **dict.fromkeys(("na", "n/a", "nan", "none", "null", "unknown", "missing", "-", "?"), "null"),
 }
 _OPEN = "..."  # stands in a map for a meaning that the user must fill in
+
+_ITEM = re.compile(r"""'([^']*)'|"([^"]*)"|([^,'"]+)""")  # of a list in square brackets
+_SEPARATORS = ("|", ";", ",", "/", "+")
 
 _MOST_TEXTS, _MOST_CLASSES, _LONGEST = 12, 15, 30  # shown
 _SMALL = 6  # rows in which even a label may have only distinct texts
@@ -91,25 +94,28 @@ def _number(text: str) -> float | None:
 
 
 def classes_in(text: str, separator: str) -> list[str]:
-    """Return the classes in a cell such as "Effusion|Mass" or "['effusion', 'mass']", without quotes and brackets."""
+    """Return the classes in a cell such as "Effusion|Mass", or "['effusion', 'mass']" as Python and JSON write lists."""
     text = text.strip()
     if text[:1] == "[" and text[-1:] == "]":
-        text = text[1:-1]
-    return [name for part in text.split(separator) if (name := part.strip().strip("'\"").strip())]
+        parts = ["".join(found) for found in _ITEM.findall(text[1:-1])]
+    else:
+        parts = text.split(separator)
+    return [name for part in parts if (name := part.strip())]
 
 
 def _listed(texts: Iterable[str], policy: LabelPolicy) -> dict[str, float]:
     wanted = cell_text(policy.contains or "")
-    return {
-        text: float(wanted in map(cell_text, classes_in(text, policy.separator))) if text.strip() else np.nan
-        for text in texts
-    }
+    return {text: float(_is_in(wanted, text, policy.separator)) if text.strip() else np.nan for text in texts}
+
+
+def _is_in(wanted: str, text: str, separator: str) -> bool:
+    return wanted in cell_text(text) and wanted in map(cell_text, classes_in(text, separator))
 
 
 def check_classes(
     files: Sequence[CsvFile], labels: Mapping[str, LabelPolicy], others: Callable[[], Sequence[CsvFile]]
 ) -> None:
-    """Refuse a label that names a class which is in none of the lists.
+    """Refuse a label that names a class which is in none of the lists, or in lists with another separator.
 
     Args:
         files: Tables that are read.
@@ -120,38 +126,47 @@ def check_classes(
         ManifestError: a class does not occur; names those that do.
     """
     for label, policy in labels.items():
-        if policy.contains is None:
-            continue
         column = policy.column or label
-        if _occurs(policy, column, files):
+        if policy.contains is None or any(column not in file.table for file in files):
             continue
-        rest = [file for file in others() if column in file.table]
-        if _occurs(policy, column, rest):
+        wanted = cell_text(policy.contains)
+        _refuse_other_separator(files, label, policy)
+        if any(_is_in(wanted, text, policy.separator) for text in _texts_of(files, column)):
             continue
-        found = _count_classes([*files, *rest], column, policy.separator)
-        names = [name for name, _ in found.most_common(_MOST_CLASSES)]
-        close = did_you_mean(policy.contains, list(found))
-        shown = f"the classes are: {', '.join(names)}" + (", ..." if len(found) > len(names) else "")
-        if len(found) == 1 or any(len(name) > 2 * _LONGEST for name in names):
-            shown = "cells may be separated by other than data.labels.NAME.separator"
+        every = [*files, *others()]
+        if any(_is_in(wanted, text, policy.separator) for text in _texts_of(every, column)):
+            continue
+        found = Counter(name for text in _texts_of(every, column) for name in classes_in(text, policy.separator))
+        names = [name for name, _ in found.most_common(_MOST_CLASSES) if len(name) <= _LONGEST]
         raise ManifestError(
             f"{files[0].path}: data.labels.{label}: no cell of {column!r} contains the class {policy.contains!r}"
-            f"{close}\n{shown}"
+            f"{did_you_mean(policy.contains, list(found))}\n"
+            f"the classes are: {', '.join(names)}{', ...' * (len(found) > len(names))}"
         )
 
 
-def _occurs(policy: LabelPolicy, column: str, files: Iterable[CsvFile]) -> bool:
-    return any(1.0 in _listed(map(str, file.table[column].unique()), policy).values() for file in files)
-
-
-def _count_classes(files: Iterable[CsvFile], column: str, separator: str) -> Counter[str]:
-    """Return how many cells contain each class."""
-    found: Counter[str] = Counter()
+def _texts_of(files: Iterable[CsvFile], column: str) -> Iterator[str]:
+    """Yield the distinct cells of a column of each table that has it."""
     for file in files:
-        for text, count in file.table[column].value_counts().items():
-            for name in set(classes_in(str(text), separator)):
-                found[name] += int(count)
-    return found
+        if column in file.table:
+            yield from map(str, file.table[column].unique())
+
+
+def _refuse_other_separator(files: Sequence[CsvFile], label: str, policy: LabelPolicy) -> None:
+    """Refuse lists in which the class is found only with another separator, which would count as negative."""
+    column, wanted = policy.column or label, cell_text(policy.contains or "")
+    for file in files:
+        codes, texts = pd.factorize(file.table[column])
+        for number, text in enumerate(map(str, texts)):
+            if wanted not in cell_text(text) or _is_in(wanted, text, policy.separator):
+                continue
+            if other := next((other for other in _SEPARATORS if _is_in(wanted, text, other)), None):
+                file.refuse(
+                    codes == number,
+                    f"the classes of {column!r} seem to be separated by {other!r} here, not by {policy.separator!r};\n"
+                    f'set data.labels.{label}.separator, such as separator: "{other}"',
+                    [column],
+                )
 
 
 # Messages
@@ -164,33 +179,34 @@ def _no_column(file: CsvFile, label: str, column: str) -> str:
     what = f"{file.path}: no column {column!r}"
     if column != label:
         return f"{what}, which data.labels.{label}.column names{did_you_mean(column, names)}"
-    if close := did_you_mean(label, names):
-        return f"{what}{close} (data.labels must name columns of the table)"
     parts = [part.strip() for part in label.split(",")]
     if len(parts) > 1 and table.columns.isin(parts).sum() == len(set(parts)):
         return f"{what}; for several labels write a list: data.labels=[{', '.join(parts)}]"
+    if close := did_you_mean(label, names):
+        return f"{what}{close} (data.labels must name columns of the table)"
     for name in names:
-        for separator in ("|", ","):
-            found = _count_classes_of(table[name], separator)
-            spelled = next((known for known in found if cell_text(known) == cell_text(label)), None)
-            if spelled is not None:
-                extra = "" if separator == "|" else ', separator: ","'
-                return (
-                    f"{what}, but {name!r} contains {spelled!r}; to make it a label, set\n"
-                    f'\'data.labels={{{label}: {{column: "{name}", contains: "{spelled}"{extra}}}}}\''
-                )
+        if found := _list_with(table[name], cell_text(label)):
+            spelled, separator = found
+            extra = "" if separator == "|" else f', separator: "{separator}"'
+            return (
+                f"{what}, but {name!r} contains {spelled!r}; to make it a label, set\n"
+                f'\'data.labels={{{label}: {{column: "{name}", contains: "{spelled}"{extra}}}}}\''
+            )
     likely = [name for name in names if meaning(name) is None and _looks_like_label(table[name])]
     shown = ", ".join(map(repr, (likely or names)[:_MOST_TEXTS])) + ", ..." * (len(likely or names) > _MOST_TEXTS)
     title = "the columns that look like labels are" if likely else "the columns are"
     return f"{what}; data.labels must name columns of the table\n{title}: {shown}"
 
 
-def _count_classes_of(cells: pd.Series[str], separator: str) -> set[str]:
-    """Return the classes in a column of lists; none if it has no lists, or too many different cells."""
-    texts = [str(text) for text in cells.unique()]
-    if len(texts) > 100_000 or not any(separator in text for text in texts):
-        return set()
-    return {name for text in texts for name in classes_in(text, separator)}
+def _list_with(cells: pd.Series[str], wanted: str) -> tuple[str, str] | None:
+    """Return how a class is spelled in a column of lists, and the separator; None if it is not in it."""
+    texts = [text for text in map(str, cells.unique()) if wanted in cell_text(text)]
+    for separator in _SEPARATORS:
+        if any(separator in text for text in texts) or any(text.startswith("[") for text in texts):
+            names = (name for text in texts for name in classes_in(text, separator) if cell_text(name) == wanted)
+            if spelled := next(names, None):
+                return spelled, separator
+    return None
 
 
 def _looks_like_label(cells: pd.Series[str]) -> bool:
@@ -228,7 +244,7 @@ def _unknown_cell(file: CsvFile, label: str, policy: LabelPolicy, cells: _Cells,
 
 def _classes_to_choose(texts: Collection[str]) -> list[str]:
     """Return the classes of a column of lists, the most frequent first; none if the column has no lists."""
-    lists = sum("|" in text for text in texts)
+    lists = sum("|" in text or text[:1] == "[" for text in texts)
     if lists < 0.3 * len(texts):
         return []
     found = Counter(name for text in texts for name in classes_in(text, "|"))
