@@ -94,7 +94,7 @@ def _number(text: str) -> float | None:
 
 
 def classes_in(text: str, separator: str) -> list[str]:
-    """Return the classes in a cell such as "Effusion|Mass", or "['effusion', 'mass']" as Python and JSON write lists."""
+    """Return the classes in a cell such as "Effusion|Mass", or a list as Python and JSON write it: "['effusion']"."""
     text = text.strip()
     if text[:1] == "[" and text[-1:] == "]":
         parts = ["".join(found) for found in _ITEM.findall(text[1:-1])]
@@ -249,7 +249,7 @@ def _classes_to_choose(texts: Collection[str]) -> list[str]:
         return []
     found = Counter(name for text in texts for name in classes_in(text, "|"))
     short = all(len(name) <= _LONGEST for name in found)
-    return [name for name, _ in found.most_common()] if short and len(found) < len(texts) else []
+    return [name for name, _ in found.most_common()] if short and len(found) < 2 * len(texts) else []
 
 
 def _may_be_shown(file: CsvFile, column: str, texts: Collection[str], bad: NDArray[np.bool_]) -> bool:
