@@ -274,7 +274,7 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
         SettingsError: a change is not allowed; shows the difference.
     """
     # A checkpoint from before a setting existed, or after it was retired, was trained with its default.
-    was, now_is = {**_defaults(), **saved["settings"]}, {**RETIRED, **now["settings"]}
+    was, now_is = {**portable_defaults(), **saved["settings"]}, {**RETIRED, **now["settings"]}
     changed = [
         key
         for key in sorted(saved["settings"].keys() | now_is.keys())
@@ -300,8 +300,8 @@ def _shown(key: str, settings: Tree) -> Any:
     return "a condition on ids" if is_private else value
 
 
-def _defaults() -> Tree:
-    """Return the defaults of all settings, as stored in checkpoints."""
+def portable_defaults() -> Tree:
+    """Return the defaults of all settings, and of those that were retired, as stored in checkpoints."""
     return RETIRED | portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
 
 

@@ -229,6 +229,16 @@ def _on_val(name: str, data: DataSettings) -> str:
     return ";\nlabels are scored on val; to pretrain without labels, set data.labels={}"
 
 
+def whole_tables(data: DataSettings) -> list[CsvFile]:
+    """Return the records of all splits, unchecked, including those that data.where leaves out; all have a Split."""
+    everything = data.model_copy(update={"where": None})
+    if not data.manifest.is_dir():
+        return described([data.manifest], everything)
+    names = [name for name in SPLITS if _files_of(data.manifest, name)]
+    files = described([_split_file(data, name) for name in names], everything)
+    return [replace(file, table=file.table.assign(Split=name)) for name, file in zip(names, files, strict=True)]
+
+
 def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
     """Return the tables of a folder other than those of some splits."""
     others = [name for name in SPLITS if name not in names and _files_of(data.manifest, name)]

@@ -43,7 +43,7 @@ def read_json_lines(path: Path, raw: bytes) -> tuple[pd.DataFrame, NDArray[np.in
     filled = [number for number, line in enumerate(lines, 1) if line.strip()]
     records = [_record(path, number, lines[number - 1]) for number in filled]
     names = dict.fromkeys(chain.from_iterable(records))
-    columns = {name.strip(): [record.get(name) for record in records] for name in names}
+    columns: dict[str, list[Any]] = {name.strip(): [record.get(name) for record in records] for name in names}
     if len(columns) < len(names) or "" in columns:
         raise ManifestError(f"{path}: a name is blank, or two differ only in surrounding spaces; correct them")
     odd_escapes = any(escape in raw for escape in _ESCAPES)
@@ -58,9 +58,9 @@ def read_json_lines(path: Path, raw: bytes) -> tuple[pd.DataFrame, NDArray[np.in
                 "true, false or null. Write parts as names of their own, and lists as text such as 'Edema|Mass'"
             )
         if kinds != {str}:
-            columns[name] = [cell if isinstance(cell, str) else _WORDS[cell] for cell in cells]
+            cells = columns[name] = [cell if isinstance(cell, str) else _WORDS[cell] for cell in cells]
         if odd_escapes:
-            _refuse_no_text(path, columns[name], filled)
+            _refuse_no_text(path, cells, filled)
     return pd.DataFrame(columns, dtype=str), np.array(filled, np.int64)
 
 
