@@ -45,7 +45,7 @@ def test_split__of_a_table_under_other_names(call: Call, tmp_path: Path) -> None
     words = ["--csv", tmp_path / "all.csv", "--out", tmp_path / "out", columns, where, labels]
     out = call("split", *words, "--val", 0.2).stdout
     assert (
-        "train 70 rows of 35 patients, val 10 rows of 5 patients, test 20 rows of 10 patients" in out
+        "train 60 rows of 30 patients, val 20 rows of 10 patients, test 20 rows of 10 patients" in out
     )
     assert "all.csv: 1 of 101 rows are left out by data.where" in out
     header, first, *_ = (tmp_path / "out/train.csv").read_text().splitlines()
