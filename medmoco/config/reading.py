@@ -162,7 +162,8 @@ def _hint(parent: Sequence[str], name: str) -> str:
     groups = [key for key in RunSettings.model_fields if _group(field_of([key]).annotation)]
     leaves = {leaf for group in groups for leaf in _known_keys([group])}
     meant = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
-    if close := [name] if name in leaves else difflib.get_close_matches(name, leaves, n=1, cutoff=0.7):
+    similar = [] if parent else difflib.get_close_matches(name, leaves, n=1, cutoff=0.7)
+    if close := [name] if name in leaves else similar:
         meant += [f"{group}.{close[0]}" for group in groups if close[0] in _known_keys([group])]
     if meant:
         *others, last = [f"'{key}'" for key in dict.fromkeys(meant)]
