@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,7 +190,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]
     if not data.manifest.is_file():
         raise ManifestError(
             f"data.manifest: {data.manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
-            "or one CSV with a Split column; 'medmoco init FOLDER' writes them for a folder of images"
+            "or one CSV with a Split column; `medmoco init FOLDER` writes them for a folder of images"
         )
     file = described([data.manifest], data)[0]
     file = _with_checked_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
@@ -211,11 +212,11 @@ def _split_file(data: DataSettings, name: str) -> Path:
         raise ManifestError(f"data.manifest: {manifest} has both {existing[0].name} and {existing[1].name}; remove one")
     others = sorted(path.name for path in manifest.iterdir() if path.name.lower().endswith((*_SUFFIXES, ".zip")))
     if not others:
-        remedy = "'medmoco init FOLDER' writes a manifest for a folder of images"
+        remedy = f"`medmoco init {shlex.quote(str(manifest))}` writes a manifest for a folder of images"
     elif len(others) == 1:
-        remedy = f"'medmoco split --csv {manifest / others[0]}' draws splits by patient"
+        remedy = f"`medmoco split --csv {shlex.quote(str(manifest / others[0]))} --out NEW` draws splits by patient"
     else:
-        remedy = "'medmoco split' draws splits by patient"
+        remedy = "`medmoco split` draws splits by patient"
     raise ManifestError(
         f"data.manifest: {manifest} has no {name}.csv; it contains: {', '.join(others[:6]) or 'no CSV'}"
         f"{', ...' * (len(others) > 6)}\n{remedy}{_on_val(name, data)}"
@@ -248,7 +249,7 @@ def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
 def _by_split(file: CsvFile, names: Sequence[str], data: DataSettings) -> dict[str, CsvFile]:
     file.require(
         "Split",
-        f"to draw train, val and test by patient, run 'medmoco split --csv {file.path.name} --out FOLDER' and set"
+        f"to draw train, val and test by patient, run `medmoco split --csv {file.path.name} --out FOLDER` and set"
         " data.manifest=FOLDER",
     )
     values = split_cells(file.table)

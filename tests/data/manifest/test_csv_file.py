@@ -86,6 +86,20 @@ def test_require__names_the_column_that_seems_meant(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"PK\3\4\x14\0", "an Excel workbook"),
+        (b"\xd0\xcf\x11\xe0\xa1", "an Excel workbook"),
+        (b"PAR1\x15", "a Parquet file"),
+    ],
+)
+def test_read_csv__names_files_of_other_programs(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "t.csv").write_bytes(start + b"\0\xff" * 50)
+    with pytest.raises(ManifestError, match=f"this is {kind}; save it as 'CSV UTF-8'"):
+        read_csv(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
     ("text", "part"),
     [
         ("Path,A\na,0,5\n", "a number with a decimal comma (0,5) counts as two cells: write 0.5"),
