@@ -15,7 +15,7 @@ errors.py           what is refused, and why
 config/             YAML to one typed tree of settings
 utils/              files, tables, signals, progress, counted randomness
 data/               CSV row to batch of views
-    manifest/       rows, labels, patients, splits
+    manifest/       rows, labels, patients, splits; `tables/` reads tables as people have them
     image_io/       image files to grey levels; `formats/` has one module for each
     augment/        canvas to augmented view
     pack/           canvases decoded once

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import medmoco
-from medmoco.cli.options import Config, Overrides, load, log, path
+from medmoco.cli.options import Config, Overrides, load, load_for_table, log, path
 from medmoco.datasets.prepare import DATASETS
 from medmoco.errors import DataError, SettingsError
 
@@ -71,6 +71,11 @@ def split(
         typer.Option(metavar="1,5,10,50", help="Percentages of training patients to write as train_01.csv and so on."),
     ] = "",
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", parser=path, help="YAML file whose data.columns, labels, join and where apply."),
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Split a CSV by patient, balanced by label and independent of the order of its rows."""
     try:
@@ -78,8 +83,10 @@ def split(
     except ValueError:
         raise SettingsError(f"--fractions: {fractions!r} is not a list of numbers such as 1,5,10,50") from None
     names = [name.strip() for name in labels.split(",") if name.strip()]
+    config = load_for_table(csv_file, config_file, overrides) if config_file or overrides else None
     print(medmoco.split(
-        csv_file, out, labels=names, group=group, keep=keep, val=val, test=test, fractions=percentages, seed=seed
+        csv_file, out, labels=names, group=group, keep=keep, val=val, test=test, fractions=percentages, seed=seed,
+        config=config,
     ))  # fmt: skip
 
 

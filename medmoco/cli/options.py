@@ -66,6 +66,15 @@ def load(config_file: Path, overrides: list[str] | None = None) -> RunSettings:
     return config.load(config_file, overrides or ())
 
 
+def load_for_table(table: Path, config_file: Path | None, overrides: list[str] | None) -> RunSettings:
+    """Return settings that describe a table; with no file, those that other commands need are filled in."""
+    from medmoco import config
+    from medmoco.config.paths import as_written
+
+    needed = {"out": ".", "data": {"manifest": as_written(table), "root": "."}}
+    return config.load(config_file, overrides or (), needed)
+
+
 def named(encoders: list[str]) -> dict[str, str]:
     """Return the sources by name; the first is named "run" unless it has a name."""
     sources: dict[str, str] = {}

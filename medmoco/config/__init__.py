@@ -8,7 +8,18 @@ anything the user sets overrides. This module does not import torch, so that the
 from __future__ import annotations
 
 from medmoco.config.base import Float, Fraction, Int, Positive, Settings, Tree
-from medmoco.config.data import RECIPES, RGB_RECIPES, Channels, DataSettings, LabelPolicy, ViewSettings, channel_count
+from medmoco.config.data import (
+    RECIPES,
+    RESERVED_COLUMNS,
+    RGB_RECIPES,
+    Channels,
+    DataSettings,
+    JoinSettings,
+    LabelPolicy,
+    ViewSettings,
+    cell_text,
+    channel_count,
+)
 from medmoco.config.describing import describe
 from medmoco.config.evaluation import (
     DetectionSettings,
@@ -30,9 +41,9 @@ from medmoco.config.training import (
 )
 
 __all__ = [
-    "METHODS", "RECIPES", "RETIRED", "RGB_RECIPES", "Channels", "ConfigSource", "DataSettings", "DecoderSettings",
-    "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int", "LabelPolicy",
-    "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible", "Range", "RunSettings",
-    "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree", "channel_count", "describe",
-    "field_of", "flatten", "is_run", "load", "load_run", "to_yaml",
+    "METHODS", "RECIPES", "RESERVED_COLUMNS", "RETIRED", "RGB_RECIPES", "Channels", "ConfigSource", "DataSettings",
+    "DecoderSettings", "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int",
+    "JoinSettings", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible",
+    "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree",
+    "cell_text", "channel_count", "describe", "field_of", "flatten", "is_run", "load", "load_run", "to_yaml",
 ]  # fmt: skip

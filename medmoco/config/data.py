@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medmoco.config.base import Count, Float, Fraction, Int, Positive, Seconds, Settings, Tree
 from medmoco.config.paths import PathSetting, PathText
@@ -27,8 +28,46 @@ def channel_count(channels: Channels) -> int:
     return channels if isinstance(channels, int) else {"gray": 1, "rgb": 3}[channels]
 
 
+RESERVED_COLUMNS = (
+    "Path", "PatientID", "StudyID", "Split", "Frame", "ViewPosition", "Sex", "Age", "Laterality",
+)  # fmt: skip
+"""Columns of a manifest with a fixed meaning."""
+
+NAMES = ("labels", "map")
+"""Mappings whose keys are chosen by the user: a later layer replaces them as a whole instead of adding to them."""
+
+
+def _refuse_other_text(value: Any) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{shown(value)} is not the name of a column; put it in quotes if it is")
+    return value.strip()
+
+
+ColumnName = Annotated[str, BeforeValidator(_refuse_other_text)]
+
+
+def cell_text(text: str) -> str:
+    """Return the text by which cells are compared with a map or a class: without case and surrounding spaces."""
+    return text.strip().casefold()
+
+
+def _as_map(value: Any) -> Any:
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"{shown(value)} is not a mapping from the text of cells to 1, 0, -1 or null")
+    texts = {str(key).lower() if isinstance(key, bool) else str(key): number for key, number in value.items()}
+    for text, number in texts.items():
+        if isinstance(number, bool) or number not in (1, 0, -1, None):
+            raise ValueError(f"{shown(text)}: {shown(number)} is not 1, 0, -1 (uncertain) or null (missing)")
+    if len({cell_text(text) for text in texts}) < len(value):
+        raise ValueError("a text appears twice; upper and lower case and surrounding spaces do not matter")
+    return {text: number if number is None else int(number) for text, number in texts.items()}
+
+
+CellMap = Annotated[dict[str, Literal[1, 0, -1] | None], BeforeValidator(_as_map)]
+
+
 class LabelPolicy(Settings):
-    """How label cells other than 0 and 1 are read: ignored, as 0 (zero) or as 1 (one)."""
+    """A label: the column with its cells, and how they are read."""
 
     uncertain: Literal["ignore", "zero", "one"] = "ignore"
     """How to read a cell of -1. Source: torchxrayvision ignores uncertain labels; MoCo-CXR reads them as one."""
@@ -36,18 +75,80 @@ class LabelPolicy(Settings):
     missing: Literal["ignore", "zero", "one"] = "ignore"
     """How to read a blank cell. Source: torchxrayvision ignores missing labels; MoCo-CXR reads them as zero."""
 
+    column: ColumnName | None = None
+    """Column with the cells; by default, the one with the label's name."""
+
+    map: CellMap | None = None
+    """What cells of other texts mean, such as {yes: 1, no: 0, unclear: -1, n/a: null}; null means missing."""
+
+    contains: ColumnName | None = None
+    """Class whose presence is the label, if the cells are lists of classes, such as "Effusion|Mass"."""
+
+    separator: Annotated[str, Field(min_length=1)] = "|"
+    """Text between the classes of a list. Source: ChestX-ray14; PadChest needs a comma."""
+
+    @property
+    def policy(self) -> dict[str, str]:
+        """What is written next to every score: how uncertain and missing cells are read."""
+        return {"uncertain": self.uncertain, "missing": self.missing}
+
+    @model_validator(mode="after")
+    def _one_way_to_read(self) -> LabelPolicy:
+        if self.contains and self.map:
+            raise ValueError("give contains (for lists of classes) or map (for single values), not both")
+        if self.separator != "|" and not self.contains:
+            raise ValueError("separator has no effect without contains")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> Tree:
+        """Leave out how cells are read if it is as usual, so that settings look as they did before it could differ."""
+        usual = {name: LabelPolicy.model_fields[name].default for name in ("column", "map", "contains", "separator")}
+        tree: Tree = serialize(self)
+        return {key: value for key, value in tree.items() if key not in usual or value != usual[key]}
+
+
+class JoinSettings(Settings):
+    """A second table, of labels for example, whose columns are added to the rows of the manifest."""
+
+    file: PathSetting
+    """The second table: CSV or JSON lines."""
+
+    on: tuple[ColumnName, ...] = Field(min_length=1)
+    """Columns whose cells identify the partner of a row: a name, or a list of names."""
+
+    columns: dict[str, ColumnName] = Field(default_factory=dict)
+    """Columns of the second table under another name: our name -> name in that file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_as_list(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("on"), str):
+            return {**tree, "on": [tree["on"]]}
+        return tree
+
 
 class DataSettings(Settings):
     """The images to read, and how a file becomes a canvas (the decoded image at pack size)."""
 
     manifest: PathSetting
-    """Folder with train.csv, val.csv and test.csv, or one CSV with a Split column."""
+    """Folder with train.csv, val.csv and test.csv, or one CSV with a Split column; JSON lines work too."""
 
     root: PathText
     """Folder to which the Path column is relative; {split} in it is replaced by train, val or test."""
 
     labels: dict[str, LabelPolicy] = Field(default_factory=dict)
-    """Label columns: a list of names, or a mapping from name to policy."""
+    """Label columns: a list of names, or a mapping from name to how its cells are read."""
+
+    columns: dict[str, ColumnName] = Field(default_factory=dict)
+    """Reserved columns under another name, such as {Path: "Image Index", PatientID: "Patient ID"}; a Path can also be
+    composed of columns, as in "{Folder}/{File}.png"."""
+
+    join: JoinSettings | None = None
+    """A second table with more columns: {file: labels.csv, on: StudyID}."""
+
+    where: str | None = None
+    """Condition on the rows to use, such as 'Modality == "MR"'; the grammar is that of `evaluate.where`."""
 
     canvas_size: Annotated[Int, Field(ge=16, le=4096)] = 256
     """Longer side, in pixels, of the canvas from which views are cropped. Source: 256 for views of 224."""
@@ -137,15 +238,28 @@ class DataSettings(Settings):
                 raise ValueError(f"band_ranges [{low:g}, {high:g}] must be [low, high] with {needs}")
         return self
 
+    @model_validator(mode="after")
+    def _reserved(self) -> DataSettings:
+        for name in self.columns:
+            if name not in RESERVED_COLUMNS:
+                close = difflib.get_close_matches(name, RESERVED_COLUMNS, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(RESERVED_COLUMNS)}"
+                raise ValueError(f"columns: {shown(name)} is not a reserved column; {hint}")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _labels_as_mapping(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and isinstance(tree.get("labels"), list):
-            for name in tree["labels"]:
-                if not isinstance(name, str):
-                    raise ValueError(f"labels: {shown(name)} is not text; put the name of a column in quotes")
-            return {**tree, "labels": {name: {} for name in tree["labels"]}}
-        return tree
+        labels = tree.get("labels") if isinstance(tree, dict) else None
+        if labels is None or isinstance(labels, dict):
+            return tree
+        names = [labels] if isinstance(labels, str) else labels
+        if not isinstance(names, list | tuple):
+            raise ValueError(f"labels: {shown(labels)} is not the name of a column, a list of names or a mapping")
+        for name in names:
+            if not isinstance(name, str):
+                raise ValueError(f"labels: {shown(name)} is not text; put the name of a column in quotes")
+        return {**tree, "labels": {name: {} for name in names}}
 
 
 RECIPES: dict[str, Tree] = {

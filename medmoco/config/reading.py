@@ -12,13 +12,11 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 
 from medmoco.config.base import Tree
-from medmoco.config.data import RGB_RECIPES, LabelPolicy
+from medmoco.config.data import NAMES, RGB_RECIPES, LabelPolicy
 from medmoco.config.run import RunSettings
 from medmoco.config.yaml_text import dump, parse, shown
 from medmoco.errors import CheckpointError, SettingsError
 
-# Mappings whose keys are chosen by the user: a later layer replaces them as a whole instead of adding to them.
-_REPLACED = ("labels",)
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | RunSettings
 """What `load` reads settings from."""
 
@@ -70,7 +68,7 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
                 outer = ".".join(parents[:depth])
                 raise SettingsError(f"{shown(text)}: {shown(outer)} was already set to {shown(node)}; drop one of them")
         given = parse(value, shown(text))
-        both = isinstance(given, dict) and isinstance(node.get(leaf), dict) and leaf not in _REPLACED
+        both = isinstance(given, dict) and isinstance(node.get(leaf), dict) and leaf not in NAMES
         node[leaf] = merge(node[leaf], given) if both else given
     return tree
 
@@ -79,7 +77,7 @@ def merge(base: Tree, over: Tree) -> Tree:
     """Return `base` with the values of `over` added or replaced."""
     merged = dict(base)
     for key, value in over.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in _REPLACED
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in NAMES
         merged[key] = merge(merged[key], value) if nested else value
     return merged
 
@@ -109,13 +107,22 @@ def presets_for(user: Tree) -> Tree:
 def _known_keys(location: Sequence[Any]) -> list[str]:
     node: Any = RunSettings
     for key in location:
-        field = node.model_fields.get(key) if isinstance(node, type) and issubclass(node, BaseModel) else None
-        annotation = field.annotation if field else None
-        candidates = [annotation, *get_args(annotation)]
-        node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), LabelPolicy)
+        field = node.model_fields.get(key)
+        node = (field and _group(field.annotation)) or LabelPolicy
     return list(node.model_fields)
 
 
+def _group(annotation: Any) -> type[BaseModel] | None:
+    """Return the group of settings that an annotation allows, if it allows one."""
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+# Names that people know from other programs.
+_ELSEWHERE = {
+    "batch_size": "train.global_batch_size", "batch": "train.global_batch_size", "learning_rate": "train.lr",
+    "num_workers": "data.workers", "image_size": "views.size",
+}  # fmt: skip
 _MOST_LINES = 4  # of problems, below the line that names the source
 
 
@@ -126,10 +133,7 @@ def _explain(error: ValidationError, tree: Tree) -> str:
         location = _location(finding, tree)
         parent, key = location[:-1], ".".join(map(_on_one_line, location))
         if finding["type"] == "extra_forbidden":
-            known = _known_keys(parent)
-            close = difflib.get_close_matches(location[-1], known, n=1)
-            hint = f"did you mean '{'.'.join([*parent, close[0]])}'?" if close else f"known: {', '.join(known)}"
-            texts.append(f"unknown key '{key}'; {hint}")
+            texts.append(f"unknown key '{key}'; {_hint(parent, location[-1])}")
         elif finding["type"] == "missing" and isinstance(finding["loc"][-1], int):
             texts.append(f"'{'.'.join(parent)}' has too few values")
         elif finding["type"] == "missing":
@@ -148,6 +152,23 @@ def _explain(error: ValidationError, tree: Tree) -> str:
             return "\n".join([*shown_lines, f"and {len(lines) - number} more"])
         shown_lines += own
     return "\n".join(shown_lines)
+
+
+def _hint(parent: Sequence[str], name: str) -> str:
+    """Return the keys that an unknown key probably means: one of its group, or else one of another group."""
+    known = _known_keys(parent)
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean '{'.'.join([*parent, close[0]])}'?"
+    groups = [key for key in RunSettings.model_fields if _group(field_of([key]).annotation)]
+    leaves = {leaf for group in groups for leaf in _known_keys([group])}
+    meant = [_ELSEWHERE[name]] if name in _ELSEWHERE else []
+    similar = [] if parent else difflib.get_close_matches(name, leaves, n=1, cutoff=0.7)
+    if close := [name] if name in leaves else similar:
+        meant += [f"{group}.{close[0]}" for group in groups if close[0] in _known_keys([group])]
+    if meant:
+        *others, last = [f"'{key}'" for key in dict.fromkeys(meant)]
+        return f"did you mean {', '.join(others)}{' or ' * bool(others)}{last}?"
+    return f"known: {', '.join(known)}"
 
 
 def _location(finding: Mapping[str, Any], tree: Tree) -> list[str]:
@@ -172,10 +193,10 @@ def field_of(dotted: Sequence[str]) -> Any:
     node: Any = RunSettings
     field = None
     for key in dotted:
-        if not (isinstance(node, type) and issubclass(node, BaseModel)) or key not in node.model_fields:
+        if node is None or key not in node.model_fields:
             return None
         field = node.model_fields[key]
-        node = field.annotation
+        node = _group(field.annotation)
     return field
 
 

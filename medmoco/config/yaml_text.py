@@ -1,7 +1,7 @@
 """Parse YAML into text, numbers, true, false, null, lists and mappings, and nothing else; write it back.
 
 PyYAML reads YAML 1.1, in which 010 is 8, 12:30 is 750 and 2024-01-01 is a date. Here these are text, and a setting
-that needs a number refuses them.
+that needs a number refuses them. Keys are always text, as written: `{yes: 1, 0: 0}` has the keys "yes" and "0".
 """
 
 from __future__ import annotations
@@ -140,20 +140,21 @@ class _Check:
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
+    """Check the keys of a mapping, and turn those that YAML reads as numbers or words such as yes and on into text."""
     seen = set()
-    for key, _ in node.value:
+    for number, (key, value) in enumerate(node.value):
         mark = key.start_mark
         if not isinstance(key, yaml.ScalarNode):
             raise _Refusal(f"a {_name(key)} is used as a key; keys must be text", mark)
-        if key.tag not in {f"{_TAG}str", _MERGE}:
-            raise _Refusal(
-                f"key {shown(key.value)} is read as {_name(key)}, but keys must be text; put it in quotes", mark
-            )
+        if key.tag not in _PLAIN | {_MERGE}:
+            raise _Refusal(_unknown_type(key), mark)
         if not _is_writable(key.value):
             raise _Refusal("a key contains an escape (such as \\0) that is not allowed in a name", mark)
         if key.value in seen:
             raise _Refusal(f"key {shown(key.value)} appears twice; keep one", mark)
         seen.add(key.value)
+        if key.tag != _MERGE:  # a new node, since an alias may use the same one as a value
+            node.value[number] = yaml.ScalarNode(f"{_TAG}str", key.value, mark, key.end_mark, key.style), value
 
 
 def _name(node: yaml.Node) -> str:

@@ -8,7 +8,7 @@ of the top left pixel.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest.csv_file import CsvFile, read_csv
-from medmoco.data.manifest.manifest import SPLITS, Split, load_manifest, present_splits
+from medmoco.data.manifest.manifest import SPLITS, Split, load_manifest, present_splits, whole_tables
 from medmoco.data.manifest.row_filter import did_you_mean
+from medmoco.data.manifest.tables.described import split_cells
+from medmoco.data.manifest.tables.naming import renamed_if_there
+from medmoco.data.manifest.tables.paths import below_root, with_slashes
 from medmoco.detection.readers import agreed
 from medmoco.detection.sizes import image_sizes
 from medmoco.errors import ManifestError, SettingsError
@@ -93,13 +96,17 @@ def load_annotations(settings: RunSettings, names: Sequence[str]) -> Annotations
     data = settings.data.model_copy(update={"labels": {}})
     settings = settings.model_copy(update={"data": data})
     splits = load_splits(settings, names)
-    file = read_csv(_table_of(settings), ["Label"])
+    file = _read_table(settings)
     rows = _parse(file)
     rows["key"] = _keys(file, settings)
     everything = load_manifest(data, present_splits(data))
-    _refuse_unknown_images(file, rows["key"], everything, settings)
+    known = rows["key"].isin(np.concatenate([_keys_of(split, settings) for split in everything.values()]))
+    left_out = ~known & rows["key"].isin(_keys_left_out(settings))
+    file.refuse(
+        (~known & ~left_out).to_numpy(), "no row of the manifest has its Path (and Frame); correct or remove it"
+    )
     labels = _labels(file, rows, splits["train"], settings)
-    notes = []
+    notes = [f"{left_out.sum()} rows of images that data.where leaves out are not used"] * bool(left_out.any())
     annotated = {}
     for name, split in splits.items():
         annotated[name], found = _annotate(file, rows, split, labels, settings)
@@ -118,6 +125,14 @@ def _table_of(settings: RunSettings) -> Path:
     if not found:
         raise ManifestError(f"{folder} has no boxes.csv; set detection.boxes to the table of boxes")
     return found[0]
+
+
+def _read_table(settings: RunSettings) -> CsvFile:
+    """Return the table of boxes; its columns may have our names or those in the manifest's file."""
+    data = settings.data
+    file = read_csv(_table_of(settings), ["Label"])
+    file = with_slashes(replace(file, table=renamed_if_there(file.path, file.table, data.columns)))
+    return below_root(file, data.root, split_cells(file.table).tolist()) if "Path" in file.table else file
 
 
 # Rows of the table
@@ -169,14 +184,12 @@ def _keys_of(split: Split, settings: RunSettings) -> NDArray[Any]:
     return keys
 
 
-def _refuse_unknown_images(
-    file: CsvFile, keys: pd.Series[Any], everything: Mapping[str, Split], settings: RunSettings
-) -> None:
-    known = np.concatenate([_keys_of(split, settings) for split in everything.values()])
-    file.refuse(
-        ~keys.isin(known).to_numpy(),
-        "no row of the manifest has its Path (and Frame); correct or remove it",
-    )
+def _keys_left_out(settings: RunSettings) -> NDArray[Any]:
+    """Return keys of the images of the manifest, including those that data.where leaves out; none without it."""
+    data = settings.data
+    tables = whole_tables(data) if data.where else []
+    below = [below_root(table, data.root, split_cells(table.table).tolist()) for table in tables]
+    return np.concatenate([np.array([], object), *(_keys(table, settings) for table in below)])
 
 
 def _labels(file: CsvFile, rows: pd.DataFrame, train: Split, settings: RunSettings) -> tuple[str, ...]:

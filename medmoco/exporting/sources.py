@@ -84,7 +84,7 @@ def _read_splits(settings: RunSettings, warn: Warn) -> dict[str, Split]:
     data = settings.data
     try:
         return load_manifest(data, present_splits(data), patients_matter=False)
-    except DataError:
+    except (DataError, SettingsError):
         warn("the manifest cannot be read, so the export is not searched for its Paths and IDs")
         return {}
 

@@ -77,7 +77,11 @@ def _of_data(run: Run) -> dict[str, str]:
     left_out = sum(run.quarantine.values())
     if left_out:
         facts["quality"] += f" {several(left_out, 'training image')} could not be read and were replaced."
-    policies = {key.removeprefix("data.labels."): value for key, value in chosen.items() if "data.labels." in key}
+    policies = {
+        key.removeprefix("data.labels."): value
+        for key, value in chosen.items()
+        if "data.labels." in key and key.endswith((".uncertain", ".missing"))
+    }
     if policies:
         words = "; ".join(f"{key.replace('.', ', ')} cells: {value}" for key, value in policies.items())
         facts["missing"] = f"By label: {words}. A row excluded for one label still counts for the others."

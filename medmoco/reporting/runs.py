@@ -279,17 +279,18 @@ def _read_settings(file: Path) -> Tree:
     return tree
 
 
-_PATHS = ("out", "manifest", "root", "pack", "pack_cache", "init", "weights", "boxes", "encoder", "run")
+_PATHS = ("out", "manifest", "root", "pack", "pack_cache", "init", "weights", "boxes", "encoder", "run", "file")
 
 
 def _portable(tree: Tree) -> Tree:
     """Return the settings without paths, and without conditions on IDs."""
     portable = {}
     for key, value in flatten(tree):
-        is_name = key in ("model.backbone", "evaluate.where") or key.startswith("data.labels")
+        is_where = key in ("evaluate.where", "data.where")
+        is_name = is_where or key == "model.backbone" or key.startswith(("data.labels", "data.columns"))
         if key.split(".")[-1] in _PATHS or (isinstance(value, str) and not is_name and _is_path(value)):
             continue
-        portable[key] = where_words(value) if key == "evaluate.where" and value else value
+        portable[key] = where_words(value) if is_where and value else value
     return portable
 
 

@@ -25,7 +25,10 @@ FORMAT = 1
 KEPT = 3
 
 # Checkpoints do not contain the paths of this machine.
-_LOCAL = ("out", "data.manifest", "data.root", "data.pack", "data.pack_cache", "model.init", "detection.boxes")
+_LOCAL = (
+    "out", "data.manifest", "data.root", "data.join.file", "data.pack", "data.pack_cache", "model.init",
+    "detection.boxes",
+)  # fmt: skip
 
 
 def portable_settings(settings: RunSettings) -> Tree:

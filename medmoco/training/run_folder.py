@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from medmoco.config import RETIRED, RunSettings, Tree, as_tree, to_yaml
+from medmoco.data.manifest.columns import PATIENT, STUDY
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training.agreement import on_first, together
@@ -273,13 +274,13 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
         SettingsError: a change is not allowed; shows the difference.
     """
     # A checkpoint from before a setting existed, or after it was retired, was trained with its default.
-    was, now_is = {**_defaults(), **saved["settings"]}, {**RETIRED, **now["settings"]}
+    was, now_is = {**portable_defaults(), **saved["settings"]}, {**RETIRED, **now["settings"]}
     changed = [
         key
         for key in sorted(saved["settings"].keys() | now_is.keys())
         if was.get(key) != now_is.get(key) and not key.startswith(harmless)
     ]
-    lines = {key: f"{key}: was {was.get(key, 'not set')}, now {now_is.get(key, 'not set')}" for key in changed}
+    lines = {key: f"{key}: was {_shown(key, was)}, now {_shown(key, now_is)}" for key in changed}
     if saved["manifest_sha256"] != now["manifest_sha256"]:
         before = saved.get("manifest_rows", "an unknown number of")
         lines["manifest"] = f"training manifest: was {before} rows, now {now['manifest_rows']}; its SHA-256 differs"
@@ -292,8 +293,15 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
     return [f"changed since the run was started, and alters the result: {line}" for line in lines.values()]
 
 
-def _defaults() -> Tree:
-    """Return the defaults of all settings, as stored in checkpoints."""
+def _shown(key: str, settings: Tree) -> Any:
+    """Return the value of a setting for a message, which must not contain ids."""
+    value = settings.get(key, "not set")
+    is_private = key == "data.where" and any(name in str(value) for name in (PATIENT, STUDY, "Path"))
+    return "a condition on ids" if is_private else value
+
+
+def portable_defaults() -> Tree:
+    """Return the defaults of all settings, and of those that were retired, as stored in checkpoints."""
     return RETIRED | portable_settings(RunSettings.model_validate({"out": ".", "data": {"manifest": ".", "root": "."}}))
 
 

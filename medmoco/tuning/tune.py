@@ -39,6 +39,7 @@ from medmoco.training.run_folder import (
     describe_run,
     facts_of,
     holding,
+    portable_defaults,
 )
 from medmoco.training.runlog import explaining_disk_errors, write_json
 from medmoco.tuning.proposals import Trial, ends_of, propose, require_optuna
@@ -298,7 +299,8 @@ class _Search:
 
 def _refuse_changes(saved: Tree, now: Tree) -> None:
     """Raise SettingsError if new trials of a resumed search could not be compared with its previous ones."""
-    before, after = (config.RETIRED | described["settings"] | described["manifests"] for described in (saved, now))
+    # A search from before a setting existed, or after it was retired, used its default.
+    before, after = (portable_defaults() | described["settings"] | described["manifests"] for described in (saved, now))
     changed = [
         f"{key}: was {before.get(key, 'not set')}, now {after.get(key, 'not set')}"
         for key in sorted(before.keys() | after.keys())

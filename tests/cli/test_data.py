@@ -37,6 +37,23 @@ def test_split__writes_the_files_and_says_their_sizes(call: Call, tmp_path: Path
     assert names == {"train.csv", "val.csv", "test.csv", "train_10.csv", "train_50.csv", "README.md"}
 
 
+def test_split__of_a_table_under_other_names(call: Call, tmp_path: Path) -> None:
+    rows = "".join(f"{number}.png,{number // 2},{'Mass|Cyst' if number % 3 else 'Cyst'},MR\n" for number in range(100))
+    (tmp_path / "all.csv").write_text(f"File,Person,Findings,Modality\n{rows}x.png,7,Mass,CT\n")
+    columns, where = "data.columns={Path: File, PatientID: Person}", "data.where=Modality == MR"
+    labels = "data.labels={Mass: {column: Findings, contains: mass}}"
+    words = ["--csv", tmp_path / "all.csv", "--out", tmp_path / "out", columns, where, labels]
+    out = call("split", *words, "--val", 0.2).stdout
+    assert "train 60 rows of 30 patients, val 20 rows of 10 patients, test 20 rows of 10 patients" in out
+    assert "all.csv: 1 of 101 rows are left out by data.where" in out
+    header, first, *_ = (tmp_path / "out/train.csv").read_text().splitlines()
+    assert header == "File,Person,Findings,Modality"  # so that the same settings describe it
+    assert first.endswith(",MR")
+    page = (tmp_path / "out/README.md").read_text()
+    assert "balanced by label: Mass." in page
+    assert "| Mass |" in page
+
+
 @pytest.mark.parametrize(
     "command",
     ["check", "pack", "pretrain", "tune", "bench", "evaluate", "curve", "finetune", "detect", "neighbours --rows 2",
@@ -57,7 +74,8 @@ def test_commands__never_take_each_image_for_a_patient_in_silence(call: Call, tm
     if command not in ("check", "pack", "pretrain", "tune", "bench", "preview"):
         arguments += ["--encoder", "random"]
     said = call(*arguments, *settings, code=3).stderr
-    assert "no row has a PatientID, but the column 'Patient ID' seems to identify the patient; rename it" in said
+    assert "no row has a PatientID, but the column 'Patient ID' seems to identify the patient;" in said
+    assert 'PatientID: "Patient ID"' in said
 
 
 def test_check__ends_with_exit_code_3_after_the_whole_report(call: Call, tmp_path: Path) -> None:

@@ -58,9 +58,8 @@ def test_parse__what_only_yaml_1_1_takes_for_a_number_or_a_date_is_text(text: st
         ("a: <<", "<< is the key that merges mappings"),
         ("\n? [1, 2]\n: 3", "line 2: a list is used as a key"),
         ("a:\n  ? {b: 1}\n  : 3", "line 2: a mapping is used as a key"),
-        ("5: a", "key '5' is read as a number, but keys must be text; put it in quotes"),
-        ("yes: a", "key 'yes' is read as true or false"),
-        ("~: a", "key '~' is read as null"),
+        ("!foo 5: a", "cannot be of type '!foo'"),
+        ("yes: a\n'yes': b", "line 2: key 'yes' appears twice"),
         ("a: &a [*a]", "an alias (*name) refers to something that contains it"),
         ("&a a: &b {c: *b}", "an alias (*name) refers to something that contains it"),
         ("a: *b", "found undefined alias 'b'"),
@@ -92,6 +91,12 @@ def test_parse__what_only_yaml_1_1_takes_for_a_number_or_a_date_is_text(text: st
 )  # fmt: skip
 def test_parse__refuses_in_a_sentence(text: str, words: str) -> None:
     assert words in refusal(text)
+
+
+def test_parse__keys_are_text_as_written() -> None:
+    text = "{yes: 1, No: 0, on: x, 5: 2, 1.0: 3, ~: 4, -1: yes}"
+    assert parse(text, "s.yaml") == {"yes": 1, "No": 0, "on": "x", "5": 2, "1.0": 3, "~": 4, "-1": True}
+    assert parse("a: &x 5\n*x : *x", "s.yaml") == {"a": 5, "5": 5}
 
 
 def test_parse__one_line_needs_no_number() -> None:

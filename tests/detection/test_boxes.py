@@ -172,5 +172,25 @@ def test_annotated__images_without_boxes_have_an_empty_slice(manifest: Path) -> 
 def test_load_annotations__frames_under_another_name(manifest: Path) -> None:
     lines = ["Split,Path,Label,x_min,y_min,x_max,y_max,frame", f"train,{IMAGE},Mass,1,1,5,9,2"]
     (manifest / "boxes.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(ManifestError, match=r"no column 'Frame'; did you mean 'frame'\? Then rename it to Frame"):
+    with pytest.raises(ManifestError, match=r"did you mean 'frame'\? Then set 'data.columns={Frame:"):
         load(manifest)
+
+
+def test_load_annotations__a_table_with_the_names_of_the_manifest(manifest: Path) -> None:
+    plain = load(manifest)
+    for file in manifest.glob("*.csv"):
+        text = file.read_text().replace("Path,", "Image Index,", 1).replace(SECRET, f".\\{SECRET}")
+        file.write_text(text)
+    found = load(manifest, "data.columns={Path: Image Index}")
+    for name, annotated in plain.splits.items():
+        np.testing.assert_array_equal(found.splits[name].corners, annotated.corners)
+        np.testing.assert_array_equal(found.splits[name].images, annotated.images)
+
+
+def test_load_annotations__boxes_of_images_that_are_left_out(manifest: Path) -> None:
+    found = load(manifest, "data.where=Mass == 1")
+    assert (len(found.splits["train"]), len(found.splits["val"])) == (8, 5)
+    assert found.notes[0] == "9 rows of images that data.where leaves out are not used"
+    write_boxes(manifest, [*read_boxes(manifest), ["train", "other.png", "Mass", 1, 1, 5, 5]])
+    with pytest.raises(ManifestError, match="no row of the manifest has its Path"):
+        load(manifest, "data.where=Mass == 1")

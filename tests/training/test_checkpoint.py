@@ -133,7 +133,8 @@ def make_settings(tmp_path: Path, *overrides: str) -> config.RunSettings:
 
 
 def test_portable_settings__name_no_folder(tmp_path: Path) -> None:
-    found = portable_settings(make_settings(tmp_path, "model.init=/secret/w.pth"))
+    second = "data.join={file: /secret/labels.csv, on: StudyID}"
+    found = portable_settings(make_settings(tmp_path, "model.init=/secret/w.pth", second))
     assert "secret" not in str(found)
     assert found["train.epochs"] == 200
 

@@ -271,6 +271,12 @@ def test_check_changes__a_retired_setting_at_its_default_is_no_change() -> None:
         check_changes(facts(method__queue_sharded=True), facts(), allow=False)
 
 
+def test_check_changes__of_the_rows_show_no_ids() -> None:
+    for where, words in (("Age > 3", "Age > 3"), ("PatientID != P17", "a condition on ids")):
+        [said] = check_changes(facts(), facts(data__where=where), allow=True)
+        assert said.endswith(f"data.where: was None, now {words}")
+
+
 def test_check_changes__many_fit_in_five_lines() -> None:
     now = facts(**{f"views__v{number}": number for number in range(9)})
     with pytest.raises(SettingsError, match="and 7 more") as caught:

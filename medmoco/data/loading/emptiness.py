@@ -16,7 +16,8 @@ from medmoco.data.augment.parameters import ViewParameters
 from medmoco.data.augment.views import Pixels, render_weights
 from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.manifest.file_checks import check_files
-from medmoco.data.manifest.manifest import Split, path_fault, require_column
+from medmoco.data.manifest.manifest import Split, require_column
+from medmoco.data.manifest.tables.paths import path_fault
 from medmoco.errors import ImageError, ManifestError
 
 Samples = NDArray[np.int64]
@@ -31,7 +32,7 @@ def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Spli
     if decoder.mask is None:
         return None
     require_column(split, decoder.mask, "decoder.mask names")
-    paths = split.table[decoder.mask].astype(str).tolist()
+    paths = [path.replace("\\", "/") for path in split.table[decoder.mask].astype(str)]
     faults = np.array([path_fault(path) for path in paths], dtype=object)
     if (faults != "").any():
         row = int(np.argmax(faults != ""))

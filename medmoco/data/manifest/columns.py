@@ -65,4 +65,4 @@ def other_name(column: str, names: Iterable[str], labels: Collection[str] = ()) 
     ranks = {
         name: means[1] for name in names if name not in labels and (means := meaning(name)) and means[0] == target[0]
     }
-    return min(ranks, key=lambda name: ranks[name], default=None)
+    return min(ranks, key=lambda name: (ranks[name], name != target[0]), default=None)

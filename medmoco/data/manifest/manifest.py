@@ -1,4 +1,4 @@
-"""Read and check manifests, the CSV files that list the images; no row is dropped silently.
+"""Read and check manifests, the tables that list the images; no row is dropped silently.
 
 Rows are numbered as in a spreadsheet: the header is row 1 and the first record row 2. A record whose quoted cells
 contain line breaks is one row. Messages and notices contain row numbers, never a Path or an ID.
@@ -6,9 +6,10 @@ contain line breaks is one row. Messages and notices contain row numbers, never 
 
 from __future__ import annotations
 
+import hashlib
 import os
-import posixpath
-from collections.abc import Collection, Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,14 @@ from medmoco.data.manifest.columns import PATIENT, other_name
 from medmoco.data.manifest.csv_file import CsvFile, read_csv
 from medmoco.data.manifest.ids import DOUBTS, doubts
 from medmoco.data.manifest.row_filter import did_you_mean, matching_rows
+from medmoco.data.manifest.tables.described import described, split_cells
+from medmoco.data.manifest.tables.label_cells import check_classes, label_values
+from medmoco.data.manifest.tables.naming import as_setting
+from medmoco.data.manifest.tables.paths import below_root, path_fault
 from medmoco.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
-_CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 _FILLS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
 _PATH_ALARMS = ("..", ":", "\n/", "\n\\", "\n\n", "\n ", "\n\t")
 
@@ -47,7 +52,8 @@ class Split:
     labels: NDArray[np.float32]  # (N, L) float32, 0, 1 or NaN, after the policy of each label
     raw_labels: NDArray[np.float32]  # (N, L) float32, 0, 1, -1 (uncertain) or NaN (blank), as in the file
     table: pd.DataFrame  # N records, with every column as text; label columns as pandas categories of text
-    sha256: str  # SHA-256 of the file
+    # SHA-256 of the file; combined with that of the joined table, and with the rows if data.where leaves some out
+    sha256: str
     notices: tuple[str, ...]  # warnings about these rows for the user
 
     def __len__(self) -> int:
@@ -80,10 +86,11 @@ def load_manifest(
         ManifestError: a file, split, column or cell is missing or invalid; names the file and the row.
     """
     files = _split_files(data, names)
+    check_classes([*files.values()], data.labels, lambda: _other_files(data, names))
     for file in files.values():
         other = patient_column_meant(file.table, data.labels)
         if other and patients_matter:
-            raise ManifestError(f"{file.path}: {no_patients(other)}")
+            raise ManifestError(f"{file.path}: {_no_patients(other, file.table, data.labels)}")
     patients = _patient_codes([files[name].table for name in names])
     return {name: _make_split(name, files[name], own, data) for name, own in zip(names, patients, strict=True)}
 
@@ -100,10 +107,11 @@ def patient_column_meant(table: pd.DataFrame, labels: Collection[str] = ()) -> s
     return other_name(PATIENT, (name for name in table.columns if name != PATIENT), labels)
 
 
-def no_patients(other: str) -> str:
+def _no_patients(other: str, table: pd.DataFrame, labels: Collection[str]) -> str:
     """Return the error message for a manifest where `other` seems to be the patient column."""
     return (
-        f"no row has a PatientID, but the column {other!r} seems to identify the patient; rename it to PatientID.\n"
+        f"no row has a PatientID, but the column {other!r} seems to identify the patient;\n"
+        f"set {as_setting(PATIENT, table.columns, labels)}.\n"
         "Otherwise every image counts as its own patient, and patients in two splits go undetected.\n"
         "If the column means something else, give it a clearer name"
     )
@@ -111,15 +119,18 @@ def no_patients(other: str) -> str:
 
 def present_splits(data: DataSettings) -> tuple[str, ...]:
     """Return the splits that the manifest has; all three if it has none, so that `load_manifest` refuses it."""
-    if data.manifest.is_file() and "Split" in (table := read_csv(data.manifest).table):
-        named = set(table["Split"].str.strip().str.lower())
+    if data.manifest.is_file():
+        named = [*split_cells(described([data.manifest], data)[0].table)]
     else:
-        named = {file.name.removesuffix(".gz").removesuffix(".csv") for file in data.manifest.glob("*.csv*")}
-    return tuple(name for name in SPLITS if name in named) or SPLITS
+        named = [name for name in SPLITS if _files_of(data.manifest, name)]
+        if data.where:  # which may leave out all rows of a split
+            files = described([_split_file(data, name) for name in named], data)
+            named = [name for name, file in zip(named, files, strict=True) if len(file.rows)]
+    return tuple(name for name in SPLITS if name in set(named)) or SPLITS
 
 
-def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a CSV as text, and its label columns also as numbers; the index of both is the row in the file.
+def read_table(path: Path, labels: Sequence[str] | Mapping[str, LabelPolicy] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a CSV as text, and its labels as numbers; the index of both is the row in the file.
 
     Returns:
         The N records with every column as text, and (N, L) labels: 1, 0, -1 (uncertain) or nan (missing).
@@ -127,10 +138,19 @@ def read_table(path: Path, labels: Sequence[str] = ()) -> tuple[pd.DataFrame, pd
     Raises:
         ManifestError: the file, a row or a label cell is invalid; names the file and the row.
     """
-    file = read_csv(path)
-    for label in labels:
-        file.require(label, "labels must name columns of the CSV")
-    values = {label: _label_values(file, label) for label in labels}
+    return _with_labels(read_csv(path), labels)
+
+
+def read_described(path: Path, data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return a table as the settings describe it: as `read_table` does, and notices about rows that are left out."""
+    file = described([path], data)[0]
+    check_classes([file], data.labels, tuple)
+    return *_with_labels(file, data.labels), [*file.notices, *_left_out_notices(path.name, file)]
+
+
+def _with_labels(file: CsvFile, labels: Sequence[str] | Mapping[str, LabelPolicy]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    policies = labels if isinstance(labels, Mapping) else {label: LabelPolicy() for label in labels}
+    values = {label: label_values(file, label, policy) for label, policy in policies.items()}
     return file.table.set_axis(file.rows), pd.DataFrame(values, index=file.rows, dtype=float)
 
 
@@ -154,52 +174,107 @@ def select_where(split: Split, expression: str) -> Split:
 
 def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]:
     """Return the records of each split, after checking their Paths."""
-    manifest = data.manifest
-    if manifest.is_dir():
-        files = {name: read_csv(_split_file(manifest, name), data.labels) for name in names}
-        for file in files.values():
-            _check_paths(file, ["Path", "Frame"], data)
+    if data.manifest.is_dir():
+        read = described([_split_file(data, name) for name in names], data)
+        files = dict(zip(names, read, strict=True))
+        for name, file in files.items():
+            files[name] = _with_checked_paths(file, ["Path", "Frame"], data, name)
             if not len(file.rows):
-                raise ManifestError(f"{file.path}: there are no rows below the header; add rows or leave the split out")
+                empty = "add rows or leave the split out"
+                if file.left_out:
+                    empty = "that data.where keeps; relax the condition"
+                raise ManifestError(
+                    f"{file.path}: there are no rows below the header{' ' if file.left_out else '; '}{empty}"
+                )
         return files
-    if not manifest.is_file():
+    if not data.manifest.is_file():
         raise ManifestError(
-            f"data.manifest: {manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
-            "or one CSV with a Split column"
+            f"data.manifest: {data.manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
+            "or one CSV with a Split column; `medmoco init FOLDER` writes them for a folder of images"
         )
-    file = read_csv(manifest, data.labels)
-    _check_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
-    return _by_split(file, names)
+    file = described([data.manifest], data)[0]
+    file = _with_checked_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
+    return _by_split(file, names, data)
 
 
-def _split_file(manifest: Path, name: str) -> Path:
-    """Return NAME.csv or NAME.csv.gz, whichever exists."""
-    existing = [file for file in (manifest / f"{name}.csv", manifest / f"{name}.csv.gz") if file.is_file()]
+def _files_of(manifest: Path, name: str) -> list[Path]:
+    """Return the files that may hold a split."""
+    return [file for suffix in _SUFFIXES if (file := manifest / f"{name}{suffix}").is_file()]
+
+
+def _split_file(data: DataSettings, name: str) -> Path:
+    """Return the file of a split, such as NAME.csv or NAME.csv.gz."""
+    manifest = data.manifest
+    existing = _files_of(manifest, name)
     if len(existing) == 1:
         return existing[0]
     if existing:
-        raise ManifestError(f"data.manifest: {manifest} has both {name}.csv and {name}.csv.gz; remove one")
-    others = sorted(path.name for path in manifest.glob("*.csv*"))
-    raise ManifestError(f"data.manifest: {manifest} has no {name}.csv; it contains: {', '.join(others) or 'no CSV'}")
+        raise ManifestError(f"data.manifest: {manifest} has both {existing[0].name} and {existing[1].name}; remove one")
+    others = sorted(path.name for path in manifest.iterdir() if path.name.lower().endswith((*_SUFFIXES, ".zip")))
+    if not others:
+        remedy = f"`medmoco init {shlex.quote(str(manifest))}` writes a manifest for a folder of images"
+    elif len(others) == 1:
+        remedy = f"`medmoco split --csv {shlex.quote(str(manifest / others[0]))} --out NEW` draws splits by patient"
+    else:
+        remedy = "`medmoco split` draws splits by patient"
+    raise ManifestError(
+        f"data.manifest: {manifest} has no {name}.csv; it contains: {', '.join(others[:6]) or 'no CSV'}"
+        f"{', ...' * (len(others) > 6)}\n{remedy}{_on_val(name, data)}"
+    )
 
 
-def _by_split(file: CsvFile, names: Sequence[str]) -> dict[str, CsvFile]:
-    file.require("Split", "a single CSV needs a Split column with train, val or test, or give a folder of three CSVs")
-    values = file.table["Split"].str.strip().str.lower()
+def _on_val(name: str, data: DataSettings) -> str:
+    """Return why val is needed, if it is for the labels."""
+    if name != "val" or not data.labels:
+        return ""
+    return ";\nlabels are scored on val; to pretrain without labels, set data.labels={}"
+
+
+def whole_tables(data: DataSettings) -> list[CsvFile]:
+    """Return the records of all splits, unchecked, including those that data.where leaves out; all have a Split."""
+    everything = data.model_copy(update={"where": None})
+    if not data.manifest.is_dir():
+        return described([data.manifest], everything)
+    names = [name for name in SPLITS if _files_of(data.manifest, name)]
+    files = described([_split_file(data, name) for name in names], everything)
+    return [replace(file, table=file.table.assign(Split=name)) for name, file in zip(names, files, strict=True)]
+
+
+def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
+    """Return the tables of a folder other than those of some splits."""
+    others = [name for name in SPLITS if name not in names and _files_of(data.manifest, name)]
+    return described([_split_file(data, name) for name in others], data) if others else []
+
+
+def _by_split(file: CsvFile, names: Sequence[str], data: DataSettings) -> dict[str, CsvFile]:
+    file.require(
+        "Split",
+        f"to draw train, val and test by patient, run `medmoco split --csv {file.path.name} --out FOLDER` and set"
+        " data.manifest=FOLDER",
+    )
+    values = split_cells(file.table)
     file.refuse(~values.isin(SPLITS).to_numpy(), "Split must be train, val or test ('valid' is not read as val)")
     parts = {name: file.select((values == name).to_numpy()) for name in names}
     for name, part in parts.items():
         if not len(part.rows):
-            raise ManifestError(f"{file.path}: no row has the Split {name}; add some or leave the split out")
+            kept = " that data.where keeps" if file.left_out.get(name) else ""
+            raise ManifestError(
+                f"{file.path}: no row{kept} has the Split {name}; add some or leave the split out{_on_val(name, data)}"
+            )
+        notices = file.notices if name == names[0] else ()
+        parts[name] = replace(part, left_out={name: file.left_out.get(name, 0)}, notices=notices)
     return parts
 
 
 # Checking
 
 
-def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
+def _with_checked_paths(file: CsvFile, key: list[str], data: DataSettings, name: str = "") -> CsvFile:
+    """Return the records with Paths relative to data.root; refuse Paths that are not, or occur twice."""
     file.require("Path", "it must contain each image's path below data.root")
     file.refuse_other_name("Frame", "with frames counted from 1", data.labels)
+    splits = name or split_cells(file.table).tolist()
+    file = below_root(file, data.root, splits)
     paths = file.table["Path"].tolist()
     joined = "\n".join(["", *paths, ""])  # one search of the whole column is ten times faster than one for each row
     if any(alarm in joined for alarm in _PATH_ALARMS):
@@ -211,6 +286,7 @@ def _check_paths(file: CsvFile, key: list[str], data: DataSettings) -> None:
     if repeated.any():
         first = (columns == columns[repeated].iloc[0]).all(axis=1).to_numpy().argmax()
         file.refuse(repeated, f"the same {' and '.join(columns.columns)} as row {file.rows[first]}; remove one")
+    return file
 
 
 def require_column(split: Split, column: str, reason: str) -> None:
@@ -223,36 +299,14 @@ def require_column(split: Split, column: str, reason: str) -> None:
         )
 
 
-def path_fault(path: str) -> str:
-    """Return what is wrong with a Path; blank if nothing is."""
-    path = path.strip().replace("\\", "/")
-    if not path:
-        return "Path is blank; fill it or remove the row"
-    if path.startswith("/") or (path[:1].isalpha() and path[1:2] == ":"):
-        return "Path is absolute; write it relative to data.root"
-    if posixpath.normpath(path).split("/")[0] == "..":
-        return "Path leaves data.root by '..'; move data.root up instead"
-    return ""
-
-
-def _cell_values(file: CsvFile, column: str, known: dict[str, float], what: str) -> NDArray[np.float64]:
-    """Return the values of a column's cells according to `known`, looked up once per distinct text."""
-    codes, texts = pd.factorize(file.table[column])
-    cells = [text.strip() for text in texts.tolist()]
-    file.refuse(np.array([cell not in known for cell in cells], dtype=bool)[codes], what, [column])
-    return np.array([known[cell] for cell in cells], np.float64)[codes]
-
-
-def _label_values(file: CsvFile, label: str) -> NDArray[np.float64]:
-    return _cell_values(file, label, _CELLS, f"the label {label!r} must be 1, 0, -1 (uncertain) or blank (missing)")
-
-
 def _frames(file: CsvFile) -> NDArray[np.int64]:
     if "Frame" not in file.table.columns:
         return np.ones(len(file.rows), np.int64)
-    texts = {text.strip() for text in file.table["Frame"].unique()}
-    known = {text: float(text) for text in texts if text.removesuffix(".0").isdecimal() and float(text) >= 1}
-    return _cell_values(file, "Frame", {"": 1.0, **known}, "Frame must be a whole number from 1").astype(np.int64)
+    codes, texts = pd.factorize(file.table["Frame"])
+    cells = [text.strip().removesuffix(".0") if text.strip() else "1" for text in texts.tolist()]
+    bad = np.array([not cell.isdecimal() or int(cell) < 1 for cell in cells], dtype=bool)
+    file.refuse(bad[codes], "Frame must be a whole number from 1", ["Frame"])
+    return np.array([int(cell) for cell in cells], np.int64)[codes]
 
 
 def _apply_policy(raw: NDArray[np.float64], policy: LabelPolicy) -> NDArray[np.float64]:
@@ -280,13 +334,21 @@ def _patient_notices(name: str, table: pd.DataFrame, patients: _Patients, labels
             yield f"{name}: {count} rows have a PatientID {description}"
 
 
+def _left_out_notices(name: str, file: CsvFile) -> list[str]:
+    left_out = sum(file.left_out.values())
+    return [f"{name}: {left_out:,} of {left_out + len(file.rows):,} rows are left out by data.where"] * bool(left_out)
+
+
 def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSettings) -> Split:
     raw, labels = np.empty((2, len(file.rows), len(data.labels)), np.float32)
     for position, (label, policy) in enumerate(data.labels.items()):
-        file.require(label, "data.labels must name columns of the CSV")
-        values = _label_values(file, label)
+        values = label_values(file, label, policy)
         raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
     root = os.path.join(data.root.replace("{split}", name), "")
+    sha256, notices = file.sha256, [*file.notices, *_patient_notices(name, file.table, patients, data.labels)]
+    if left_out := _left_out_notices(name, file):
+        sha256 = hashlib.sha256(f"{sha256} {file.rows.tolist()}".encode()).hexdigest()
+        notices += left_out
     return Split(
         name=name,
         csv=file.path,
@@ -298,8 +360,8 @@ def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSetting
         labels=labels,
         raw_labels=raw,
         table=file.table,
-        sha256=file.sha256,
-        notices=tuple(_patient_notices(name, file.table, patients, data.labels)),
+        sha256=sha256,
+        notices=tuple(notices),
     )
 
 

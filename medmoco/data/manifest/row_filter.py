@@ -57,20 +57,24 @@ class _Condition:
     values: tuple[_Word, ...]
 
 
-def matching_rows(table: pd.DataFrame, rows: NDArray[np.int64], expression: str) -> NDArray[np.bool_]:
+def matching_rows(
+    table: pd.DataFrame, rows: NDArray[np.int64], expression: str, key: str = "where"
+) -> NDArray[np.bool_]:
     """Return the mask (N,) of the records of text cells that meet every condition; `rows` (N,) are for messages.
+
+    `key` is the setting with the expression, for messages.
 
     Raises:
         SettingsError: the expression is invalid, or the table lacks one of its columns.
         ManifestError: an ordered comparison meets a cell that is not a number; gives the row.
     """
     mask = np.ones(len(table), dtype=bool)
-    for condition in _parse(expression):
+    for condition in _parse(expression, key):
         if condition.column not in table.columns:
             raise SettingsError(
-                f"where: no column {condition.column!r}{did_you_mean(condition.column, list(table.columns))}"
+                f"{key}: no column {condition.column!r}{did_you_mean(condition.column, list(table.columns))}"
             )
-        mask &= _meets(table[condition.column], rows, condition)
+        mask &= _meets(table[condition.column], rows, condition, key)
     return mask
 
 
@@ -92,7 +96,7 @@ def decimal_comma(cell: str) -> str:
     )
 
 
-def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition) -> NDArray[np.bool_]:
+def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition, key: str) -> NDArray[np.bool_]:
     codes, distinct = pd.factorize(cells)  # each distinct text is compared once
     texts = [text.strip() for text in distinct]
     if condition.sign in _ORDERS:
@@ -102,7 +106,7 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
         if bad.any():
             more = f" ({bad.sum()} rows in all)" if bad.sum() > 1 else ""
             raise ManifestError(
-                f"where: '{condition.column} {condition.sign} ...' needs numbers, but row {rows[bad.argmax()]}{more}"
+                f"{key}: '{condition.column} {condition.sign} ...' needs numbers, but row {rows[bad.argmax()]}{more}"
                 f" does not have one{decimal_comma(cells.iloc[bad.argmax()])}"
             )
         compare = _ORDERS[condition.sign]
@@ -125,7 +129,7 @@ def _number(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
 
 
-def _parse(expression: str) -> list[_Condition]:
+def _parse(expression: str, key: str) -> list[_Condition]:
     text = expression.strip()
     words: dict[tuple[int, int | None], _Word] = {}
 
@@ -139,7 +143,7 @@ def _parse(expression: str) -> list[_Condition]:
     def word(node: ast.expr) -> _Word:
         place = (node.col_offset, node.end_col_offset)
         if place not in words:
-            raise _unreadable(expression, f"expected a name or value, found {text[slice(*place)]!r}")
+            raise _unreadable(key, expression, f"expected a name or value, found {text[slice(*place)]!r}")
         return words[place]
 
     def condition(node: ast.expr) -> _Condition:
@@ -150,10 +154,10 @@ def _parse(expression: str) -> list[_Condition]:
                 pass
             case _:
                 place = text[node.col_offset : node.end_col_offset]
-                raise _unreadable(expression, f"{place!r} does not compare a column with a value")
+                raise _unreadable(key, expression, f"{place!r} does not compare a column with a value")
         found = _Condition(word(node.left).text, _SIGNS[type(node.ops[0])], tuple(map(word, values)))
         if found.sign in _ORDERS and _number(found.values[0].text) is None:
-            raise _unreadable(expression, f"{found.sign} needs a number, found {found.values[0].text!r}")
+            raise _unreadable(key, expression, f"{found.sign} needs a number, found {found.values[0].text!r}")
         return found
 
     # Brackets, unlike parentheses, remain in the tree around a single value.
@@ -162,12 +166,12 @@ def _parse(expression: str) -> list[_Condition]:
         tree = ast.parse(code, mode="eval").body
     except SyntaxError as error:
         rest = text[error.offset - 1 :] if error.offset else ""
-        raise _unreadable(expression, f"stopped at {rest!r}" if rest else "it ends too early") from None
+        raise _unreadable(key, expression, f"stopped at {rest!r}" if rest else "it ends too early") from None
     return [condition(node) for node in (tree.values if isinstance(tree, ast.BoolOp) else [tree])]
 
 
-def _unreadable(expression: str, reason: str) -> SettingsError:
+def _unreadable(key: str, expression: str, reason: str) -> SettingsError:
     return SettingsError(
-        f"where: cannot read {expression!r}: {reason};\n"
+        f"{key}: cannot read {expression!r}: {reason};\n"
         "write for example: Pneumonia == 1 and 'View Position' in (PA, AP); quote names with spaces"
     )

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from medmoco.config import ConfigSource, DataSettings, LabelPolicy, load
 from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
 from medmoco.data.manifest.ids import BLANK, DOUBTS, POINT, ROUNDED, doubts
-from medmoco.data.manifest.manifest import SPLITS, names_patients, patient_column_meant, read_table
+from medmoco.data.manifest.manifest import SPLITS, names_patients, patient_column_meant, read_described, read_table
 from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.data.manifest.splits import draw_splits, fraction_size, nested_places, text_keys
+from medmoco.data.manifest.tables.naming import as_setting
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.utils.files import PathLike
 from medmoco.utils.tables import write_table
@@ -34,11 +36,12 @@ def split(
     test: float | None = None,
     fractions: Sequence[float] = (),
     seed: int = 0,
+    config: ConfigSource | None = None,
 ) -> str:
     """Split a CSV by patient, balanced by label; write train.csv, val.csv, test.csv, train_NN.csv and README.md.
 
     Args:
-        table: Any CSV with label cells of 1, 0, -1 or blank; may be compressed (.csv.gz).
+        table: Any CSV with label cells of 1, 0, -1 or blank, or JSON lines; may be compressed (.csv.gz).
         out: New or empty folder.
         labels: Columns to balance.
         group: Column that identifies the patient. None means PatientID, or one patient per row if no column seems to
@@ -48,6 +51,9 @@ def split(
         test: Fraction of the remaining patients in test; None means 0.2.
         fractions: Percentages of the training patients to write as separate files, smaller ones nested in larger ones.
         seed: Seed of the draw.
+        config: Settings that describe the table, see `load_config`: its columns, labels, joined table and condition.
+            Rows that `data.where` leaves out are not written; the others are written as they are in the table, so that
+            the same settings describe the new files. Without `labels`, all labels of the settings are balanced.
 
     Returns:
         Lines of text with the sizes of the splits and notes for the user.
@@ -65,7 +71,11 @@ def split(
     """
     file, out = Path(table), Path(out)
     check_new_folder(out)
-    rows, values = read_table(file, labels)
+    written, values = read_table(file, () if config else labels)
+    rows, notices = written, list[str]()
+    if config:
+        rows, values, notices = _read_described(file, labels, load(config).data)
+        written, labels = written.loc[rows.index], [*values.columns]
     _check_table(file, rows, labels, group, keep)
     patients, unnamed = patient_ids(rows, group or PATIENT)
     _refuse_ids_with_and_without_point(file, patients, group or PATIENT)
@@ -73,12 +83,12 @@ def split(
     fractions_of_rest = _shares({"val": val, "test": test}, official, keep)
     splits = assign(patients, values, official, fractions_of_rest, seed=seed)
     _refuse_empty(splits, patients, fractions_of_rest)
-    notes = [*_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
+    notes = [*notices, *_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
     if names_patients(rows):
         notes += _divided_notes(rows[PATIENT], splits)
     elif group:
-        rows[PATIENT] = rows[group].str.strip()
-    files = {name: rows[splits == name] for name in SPLITS}
+        written = written.assign(**{PATIENT: rows[group].str.strip()})
+    files = {name: written[splits == name] for name in SPLITS}
     files |= _fraction_files(files["train"], patients, fractions, seed)
     about = f"Seed {seed}. Fractions are of patients, balanced by label: {', '.join(labels) or 'none'}."
     page = ["# Splits by patient", about, *notes, counts_page(files, patients, values)]
@@ -89,6 +99,15 @@ def split(
         )
     write_folder(out, files, "\n\n".join(page))
     return "\n".join([f"{summary(files, patients)}; {out / 'README.md'} lists the label counts", *notes])
+
+
+def _read_described(
+    file: Path, labels: Sequence[str], data: DataSettings
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Return a table as the settings describe it, its label values, of all labels if none are named, and notices."""
+    if labels:
+        data = data.model_copy(update={"labels": {name: data.labels.get(name, LabelPolicy()) for name in labels}})
+    return read_described(file, data)
 
 
 def check_new_folder(out: Path) -> None:
@@ -165,13 +184,14 @@ def _notes(table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: 
     elif unnamed:
         notes.append(f"{unnamed:,} rows have no patient ID: each study, or else each image, counts as one patient.")
     if unnamed and STUDY not in table and (study := other_name(STUDY, table.columns, labels)):
-        notes.append(f"The column {study!r} is not read as StudyID: rename it to keep the images of a study together.")
+        setting = as_setting(STUDY, [study])
+        notes.append(f"The column {study!r} is not read as StudyID: {setting} keeps the images of a study together.")
     if group and not names_patients(table):
         notes.append(
             f"The column PatientID was added as a copy of {group!r}, so that the other commands group by it too."
         )
     if "Path" not in table and (path := other_name("Path", table.columns, labels)):
-        notes.append(f"Rename the column {path!r} to Path so that other commands can read the files.")
+        notes.append(f"Other commands read the files with {as_setting('Path', [path])}.")
     if keep:
         notes.append(f"The val and test rows of the column `{keep}` were kept; only the rest was split.")
     elif (official := other_name("Split", table.columns, labels)) and (_spelled(table[official]) == "test").any():

@@ -96,8 +96,9 @@ def audit(
 def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Split, bool]]:
     """Return the training rows of other settings files or manifests, and whether they have the same root."""
     others = []
+    whole = data.model_copy(update={"join": None, "where": None})  # a bare manifest is compared as a whole
     for number, path in enumerate(against, 1):
-        theirs = load(path).data if path.suffix in (".yaml", ".yml") else data.model_copy(update={"manifest": path})
+        theirs = load(path).data if path.suffix in (".yaml", ".yml") else whole.model_copy(update={"manifest": path})
         split = load_manifest(theirs.model_copy(update={"labels": {}}), ("train",))["train"]
         name = f"pretraining {number}" if len(against) > 1 else "pretraining"
         others.append((replace(split, name=name), os.path.abspath(theirs.root) == os.path.abspath(data.root)))

@@ -74,7 +74,7 @@ def find_pretraining(encoder: str) -> Pretraining:
     try:
         data = settings.data.model_copy(update={"labels": {}})
         split = load_manifest(data, ("train",), patients_matter=False)["train"]
-    except ManifestError:
+    except (ManifestError, SettingsError):  # the latter if data.where names a column that is gone
         return Pretraining(notes=(f"the manifest of the run can no longer be read: {unchecked}",))
     split = trained_rows(split, settings.data)
     notes = []

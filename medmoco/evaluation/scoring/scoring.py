@@ -195,7 +195,7 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
         strength=tuple(fit.strength for fit in predictions.fits) if predictions else (),
         n_train=tuple(int(rows.sum()) for rows in used),
         n_train_patients=tuple(int(np.unique(train.patients[rows]).size) for rows in used),
-        label_policy=settings.data.labels[key.label].model_dump(),
+        label_policy=settings.data.labels[key.label].policy,
         leakage=study.leaks[key.split],
     )
     return Scored(score, bootstrap, independent)

@@ -111,7 +111,7 @@ def describe_classifier(
         "exclusive": exclusive,
         "head": "linear" if top_patches is None else "patches",
         "top_patches": top_patches,
-        "label_policies": {name: policy.model_dump() for name, policy in settings.data.labels.items()},
+        "label_policies": {name: policy.policy for name, policy in settings.data.labels.items()},
         "backbone": settings.model.backbone,
         "size": settings.evaluate.size or settings.views.size,
         "mirror": settings.evaluate.mirror,

@@ -81,8 +81,22 @@ def test_read_csv__spaces_around_names_and_ids_do_not_count(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["path", "Image Index", "filename", "image_path", "DicomPath"])
 def test_require__names_the_column_that_seems_meant(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ManifestError, match=f"; did you mean '{name}'. Then rename it to Path"):
+    with pytest.raises(ManifestError, match=f"; did you mean '{name}'. Then set 'data.columns={{Path: \"{name}\"}}'"):
         read(tmp_path, f"{name},A\na,1\n").require("Path", "it must be there")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"PK\3\4\x14\0", "an Excel workbook"),
+        (b"\xd0\xcf\x11\xe0\xa1", "an Excel workbook"),
+        (b"PAR1\x15", "a Parquet file"),
+    ],
+)
+def test_read_csv__names_files_of_other_programs(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "t.csv").write_bytes(start + b"\0\xff" * 50)
+    with pytest.raises(ManifestError, match=f"this is {kind}; save it as 'CSV UTF-8'"):
+        read_csv(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(

@@ -198,13 +198,13 @@ def test_similar_file_hint__sees_what_has_changed_since(scans: Path, monkeypatch
 
 
 def test_check_files__says_where_the_first_missing_ones_are(scans: Path) -> None:
-    paths = ["top.png", "Top.png", "Scans/p1/A.png", "Scans\\p1\\bare", "absent.png"]
+    paths = ["top.png", "Top.png", "Scans/p1/A.png", "Scans\\p1\\bare.png", "absent.png"]
     (scans / "train.csv").write_text("\n".join(["Path", *paths]) + "\n")
     data = settings(scans, root=str(scans))
     with pytest.raises(ManifestError) as caught:
         check_files(load_manifest(data, ["train"])["train"], data)
     assert str(caught.value).splitlines()[1:] == [
         "rows 3, 4: the file exists with different upper and lower case;",
-        "row 5: the file exists with / instead of each backslash;",
+        "row 5: the file exists with another suffix (file extension);",
         "check data.root and the Path column",
     ]

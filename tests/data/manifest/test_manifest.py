@@ -309,7 +309,8 @@ def test_load_manifest__a_decimal_comma_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["Patient ID", "patient_id", "PatientId", "subject_id", "MRN"])
 def test_load_manifest__patients_under_another_name(tmp_path: Path, column: str) -> None:
     message = refusal(tmp_path, f"Path,{column},A\na,1,0\n", ("A",))
-    assert f"the column '{column}' seems to identify the patient; rename it to PatientID" in message
+    assert f"the column '{column}' seems to identify the patient;" in message
+    assert f"set 'data.columns={{PatientID: \"{column}\"}}'." in message
     refusal(tmp_path, f"Path,{column},PatientID\na,1,\n")  # a column of blanks names nobody
     split = train(tmp_path, f"Path,{column},PatientID\na,1,2\nb,1,3\n")
     assert split.patients.tolist() == [0, 1]
@@ -343,11 +344,55 @@ def test_load_manifest__ids_that_differ_by_padding_or_a_point(tmp_path: Path) ->
 
 @pytest.mark.parametrize("column", ["frame", "Frame Number", "page"])
 def test_load_manifest__frames_under_another_name(tmp_path: Path, column: str) -> None:
-    assert f"did you mean '{column}'? Then rename it to Frame" in refusal(tmp_path, f"Path,{column}\na,1\na,2\n")
+    message = refusal(tmp_path, f"Path,{column}\na,1\na,2\n")
+    assert f"did you mean '{column}'? Then set 'data.columns={{Frame: \"{column}\"}}'" in message
 
 
 @pytest.mark.parametrize("column", ["split", "Set Id", "subset"])
 def test_load_manifest__split_under_another_name(tmp_path: Path, column: str) -> None:
     (tmp_path / "all.csv").write_text(f"Path,{column}\na,train\n")
-    with pytest.raises(ManifestError, match=f"did you mean '{column}'. Then rename it to Split"):
+    with pytest.raises(ManifestError, match=f"mean '{column}'. Then set 'data.columns={{Split: \"{column}\"}}'"):
+        load_manifest(settings(tmp_path / "all.csv"), ["train"])
+
+
+def test_load_manifest__paths_of_other_systems(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(f"Path\np\\a.png\n{tmp_path}/images/p/b.png\n")
+    split = load_manifest(settings(tmp_path, root=f"{tmp_path}/images"), ["train"])["train"]
+    assert split.table["Path"].tolist() == ["p/a.png", "p/b.png"]
+    assert split.files.tolist() == [f"{tmp_path}/images/p/a.png", f"{tmp_path}/images/p/b.png"]
+    (tmp_path / "train.csv").write_text(f"Path\np\\a.png\n{tmp_path}/images/p/a.png\n")
+    with pytest.raises(ManifestError, match="row 3: the same Path as row 2"):
+        load_manifest(settings(tmp_path, root=f"{tmp_path}/images"), ["train"])
+
+
+def test_load_manifest__jsonl_and_tsv_in_a_folder_or_alone(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("Path\tA\na.png\t1\n")
+    (tmp_path / "val.jsonl").write_text('{"Path": "b.png", "A": false}\n')
+    splits = load_manifest(settings(tmp_path, ("A",)), ("train", "val"))
+    assert [split.labels.tolist() for split in splits.values()] == [[[1]], [[0]]]
+    assert present_splits(settings(tmp_path)) == ("train", "val")
+    (tmp_path / "train.csv").write_text("Path\na\n")
+    with pytest.raises(ManifestError, match=re.escape("has both train.csv and train.tsv")):
+        load_manifest(settings(tmp_path), ["train"])
+    (tmp_path / "all.jsonl").write_text('{"Path": "a", "Split": "val"}\n{"Path": "b", "Split": "train"}\n')
+    assert load_manifest(settings(tmp_path / "all.jsonl"), ["train"])["train"].rows.tolist() == [2]
+
+
+def test_load_manifest__what_to_do_without_a_split(tmp_path: Path) -> None:
+    (tmp_path / "my images").mkdir()
+    with pytest.raises(ManifestError, match=re.escape(f"`medmoco init '{tmp_path}/my images'` writes a manifest")):
+        load_manifest(settings(tmp_path / "my images"), ["train"])
+    with pytest.raises(ManifestError, match="`medmoco init FOLDER`"):
+        load_manifest(settings(tmp_path / "absent"), ["train"])
+    (tmp_path / "train.csv").write_text("Path,A\na,1\n")
+    for labels in ((), ("A",)):
+        with pytest.raises(ManifestError) as caught:
+            load_manifest(settings(tmp_path, labels), ("train", "val"))
+        assert f"`medmoco split --csv {tmp_path}/train.csv --out NEW` draws splits by patient" in str(caught.value)
+        assert ("labels are scored on val" in str(caught.value)) == bool(labels)
+    (tmp_path / "all.csv").write_text("Path,A,Split\na,1,train\n")
+    with pytest.raises(ManifestError, match=r"no row has the Split val.*;\nlabels are scored on val"):
+        load_manifest(settings(tmp_path / "all.csv", ("A",)), ("train", "val"))
+    (tmp_path / "all.csv").write_text("Path,A\na,1\n")
+    with pytest.raises(ManifestError, match=r"no column 'Split'; to draw .*`medmoco split --csv all.csv --out FOLDER`"):
         load_manifest(settings(tmp_path / "all.csv"), ["train"])

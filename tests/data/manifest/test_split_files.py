@@ -228,7 +228,8 @@ def test_split__says_what_it_did_not_group_by(tmp_path: Path) -> None:
     said = split(tmp_path / "all.csv", tmp_path / "out").splitlines()
     assert said[1].startswith("There is no PatientID column: each image counts as its own patient")
     assert said[2:] == [
-        "The column 'study_id' is not read as StudyID: rename it to keep the images of a study together.",
+        "The column 'study_id' is not read as StudyID:"
+        " 'data.columns={StudyID: \"study_id\"}' keeps the images of a study together.",
         "The column 'split' was not used; `--keep split` keeps its val and test rows.",
     ]
     assert all(line in (tmp_path / "out" / "README.md").read_text() for line in said[1:])

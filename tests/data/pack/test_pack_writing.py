@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from medmoco.data.image_io.images import Canvas, read_image, to_canvas
+from medmoco.data.loading.loading import check_images
+from medmoco.data.manifest.manifest import load_manifest
 from medmoco.data.pack import pack_shards, pack_writing
 from medmoco.data.pack.pack import INDEX
 from medmoco.data.pack.pack_shards import RECORDS
@@ -333,3 +335,22 @@ def test_make_pack__sixteen_bits(images: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(shard[0], expected.pixels)
     assert (tmp_path / "pack" / INDEX).is_file()
     assert settings_for(images).data.pack is None
+
+
+def test_make_pack__of_some_rows_serves_a_manifest_of_those(images: Path, tmp_path: Path) -> None:
+    for split, count in (("train", 7), ("val", 2), ("test", 1)):
+        rows = "".join(f"{split}-{number}.png,{'MR' if number % 2 else 'CT'}\n" for number in range(count))
+        (images / f"{split}.csv").write_text(f"File,Modality\n{rows}")
+    columns, some = "data.columns={Path: File}", "data.where=Modality == MR"
+    assert pack(images, tmp_path / "some", columns, some)[1][-1].startswith("the pack is complete: 4 of 4 images")
+    assert pack(images, tmp_path / "all", columns)[1][-1].startswith("the pack is complete: 10 of 10 images")
+    loaded = load_manifest(settings_for(images, columns, some).data, ["train"])["train"]
+    assert len(check_images(loaded, settings_for(images, columns, some, f"data.pack={tmp_path / 'all'}").data)) == 3
+    assert pack(images, tmp_path / "all", columns, some)[1][-1] == (
+        "the pack is complete: it contains all 4 images of this manifest"
+    )
+    with pytest.raises(SettingsError, match="lacks 6 of the manifest's 10 images"):
+        pack(images, tmp_path / "some", columns)
+    everything = settings_for(images, columns, f"data.pack={tmp_path / 'some'}").data
+    with pytest.raises(DataError, match="4 of 7"):
+        check_images(load_manifest(everything, ["train"])["train"], everything)
