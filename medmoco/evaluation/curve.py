@@ -66,7 +66,7 @@ def curve(
     """
     settings, out = load(config), Path(out)
     make_folder(out)
-    study = begin(settings, sources_of(encoders), test=test, log=log)
+    study = begin(settings, sources_of(encoders), test=test, out=out, log=log)
     methods = ["linear", *(["finetune"] if finetune else [])]
     points: list[CurvePoint] = []
     differences: list[CurveDifference] = []
