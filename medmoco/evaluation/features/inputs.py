@@ -189,7 +189,7 @@ def _pack(name: str, found: Extracted) -> Arrays:
 
 
 def _unpack(name: str, arrays: Arrays | None, count: int) -> Extracted | None:
-    """Return the kept features of one encoder; None if there are none for so many images."""
+    """Return the kept features of one encoder; None if there are none, or not for this number of images."""
     if not arrays or not {"features", "digests", "notices"} <= arrays.keys():
         return None
     features, digests, notices = (arrays[part] for part in ("features", "digests", "notices"))
