@@ -70,6 +70,10 @@ def split(
         str,
         typer.Option(metavar="1,5,10,50", help="Percentages of training patients to write as train_01.csv and so on."),
     ] = "",
+    merge_duplicates: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="Folder written by check: patients with the same image come into one split."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Split a CSV by patient, balanced by label and independent of the order of its rows."""
@@ -79,7 +83,8 @@ def split(
         raise SettingsError(f"--fractions: {fractions!r} is not a list of numbers such as 1,5,10,50") from None
     names = [name.strip() for name in labels.split(",") if name.strip()]
     print(medmoco.split(
-        csv_file, out, labels=names, group=group, keep=keep, val=val, test=test, fractions=percentages, seed=seed
+        csv_file, out, labels=names, group=group, keep=keep, val=val, test=test, fractions=percentages,
+        merge_duplicates=merge_duplicates, seed=seed,
     ))  # fmt: skip
 
 

@@ -12,7 +12,14 @@ from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
 from medmoco.data.manifest.ids import BLANK, DOUBTS, POINT, ROUNDED, doubts
 from medmoco.data.manifest.manifest import SPLITS, names_patients, patient_column_meant, read_table
 from medmoco.data.manifest.row_filter import did_you_mean
-from medmoco.data.manifest.splits import draw_splits, fraction_size, nested_places, text_keys
+from medmoco.data.manifest.splits import (
+    DUPLICATES,
+    draw_splits,
+    fraction_size,
+    merge_patients,
+    nested_places,
+    text_keys,
+)
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.utils.files import PathLike
 from medmoco.utils.tables import write_table
@@ -33,6 +40,7 @@ def split(
     val: float | None = None,
     test: float | None = None,
     fractions: Sequence[float] = (),
+    merge_duplicates: PathLike | None = None,
     seed: int = 0,
 ) -> str:
     """Split a CSV by patient, balanced by label; write train.csv, val.csv, test.csv, train_NN.csv and README.md.
@@ -47,6 +55,8 @@ def split(
         val: Fraction of the remaining patients in val; None means 0.1.
         test: Fraction of the remaining patients in test; None means 0.2.
         fractions: Percentages of the training patients to write as separate files, smaller ones nested in larger ones.
+        merge_duplicates: Folder of `check`, or the duplicates.csv in it: patients with the same image, or nearly the
+            same, come into one split.
         seed: Seed of the draw.
 
     Returns:
@@ -71,9 +81,17 @@ def split(
     _refuse_ids_with_and_without_point(file, patients, group or PATIENT)
     official = _official(rows, keep, file)
     fractions_of_rest = _shares({"val": val, "test": test}, official, keep)
-    splits = assign(patients, values, official, fractions_of_rest, seed=seed)
-    _refuse_empty(splits, patients, fractions_of_rest)
     notes = [*_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
+    together = patients
+    if merge_duplicates is not None:
+        together, note = _merge(file, rows, patients, Path(merge_duplicates))
+        notes.append(note)
+    try:
+        splits = assign(together, values, official, fractions_of_rest, seed=seed)
+    except ManifestError as error:
+        hint = "" if together is patients else "\nPatients that share duplicates count as one (--merge-duplicates)"
+        raise ManifestError(f"{error}{hint}") from None
+    _refuse_empty(splits, patients, fractions_of_rest)
     if names_patients(rows):
         notes += _divided_notes(rows[PATIENT], splits)
     elif group:
@@ -113,6 +131,38 @@ def patient_ids(table: pd.DataFrame, column: str = PATIENT) -> tuple[pd.Series[s
         studies = table[STUDY].str.strip()
         own = own.where(studies == "", _MARK + studies)
     return named.mask(blank, _MARK + own), int(blank.sum())
+
+
+def _merge(file: Path, table: pd.DataFrame, patients: pd.Series[str], listed: Path) -> tuple[pd.Series[str], str]:
+    """Return the patients, as one if they share duplicates, and a note on how many were merged."""
+    listed = listed / DUPLICATES if listed.is_dir() else listed
+    try:
+        duplicates = pd.read_csv(listed, dtype=str, keep_default_na=False)[["group", "Path"]]
+    except (OSError, ValueError, KeyError):
+        raise SettingsError(
+            f"--merge-duplicates: {listed} cannot be read, or is not a list of duplicates;\n"
+            f"give the folder that `medmoco check` writes, or the {DUPLICATES} in it"
+        ) from None
+    path = "Path" if "Path" in table else other_name("Path", table.columns)
+    paths = table[path].str.strip() if path else pd.Series("", table.index)
+    known = duplicates["Path"].isin(paths)
+    if len(known) and not known.any():
+        raise ManifestError(
+            f"{file}: it has none of the {len(known):,} Paths in {listed.name}; check a manifest that has the same\n"
+            "Paths, such as the folder of an earlier split of this table"
+        )
+    together = merge_patients(patients, paths, duplicates)
+    sizes = patients.groupby(together).nunique()
+    several = sizes[sizes > 1]
+    note = f"Duplicates: {int(paths.isin(duplicates['Path']).sum()):,} rows have a duplicate; "
+    if len(several):
+        note += f"{several.sum():,} patients that share some form {len(several):,} groups, each in one split; "
+        note += f"the largest has {several.max():,} patients."
+    else:
+        note += "no two patients share one."
+    if not known.all():
+        note += f" {int((~known).sum()):,} Paths of {listed.name} are not in this table."
+    return together, note
 
 
 def _check_table(file: Path, table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: str | None) -> None:
