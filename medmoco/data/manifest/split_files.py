@@ -98,12 +98,13 @@ def split(
         rows[PATIENT] = rows[group].str.strip()
     files = {name: rows[splits == name] for name in SPLITS}
     files |= _fraction_files(files["train"], patients, fractions, seed)
-    about = f"Seed {seed}. Fractions are of patients, balanced by label: {', '.join(labels) or 'none'}."
-    page = ["# Splits by patient", about, *notes, counts_page(files, patients, values)]
+    unit, units = _unit(files)
+    about = f"Seed {seed}. Fractions are of {units}, balanced by label: {', '.join(labels) or 'none'}."
+    page = [f"# Splits by {unit}", about, *notes, counts_page(files, patients, values)]
     if fractions:
         page.insert(
             2,
-            "`train_NN.csv` contains the rows of NN % of the training patients; smaller files are part of larger ones.",
+            f"`train_NN.csv` contains the rows of NN % of the training {units}; smaller files are part of larger ones.",
         )
     write_folder(out, files, "\n\n".join(page))
     return "\n".join([f"{summary(files, patients)}; {out / 'README.md'} lists the label counts", *notes])
@@ -319,9 +320,21 @@ def _fraction_files(
 
 
 def summary(files: Mapping[str, pd.DataFrame], patients: pd.Series[str]) -> str:
-    """Return a line with the size of each split."""
-    sizes = {name: (len(table), patients[table.index].nunique()) for name, table in files.items()}
-    return ", ".join(f"{name} {rows:,} rows of {people:,} patients" for name, (rows, people) in sizes.items())
+    """Return a line with the size of each split; patients are counted only if the tables name them."""
+    _, units = _unit(files)
+    sizes = []
+    for name, table in files.items():
+        rows, count = len(table), patients[table.index].nunique()
+        is_same = units == "images" and rows == count
+        sizes.append(f"{name} {rows:,} images" if is_same else f"{name} {rows:,} rows of {count:,} {units}")
+    return ", ".join(sizes) + ("" if units == "patients" else " (patients unknown)")
+
+
+def _unit(files: Mapping[str, pd.DataFrame]) -> tuple[str, str]:
+    """Return what a split keeps together, singular and plural: patients, or else studies, or else images."""
+    if any(names_patients(table) for table in files.values()):
+        return "patient", "patients"
+    return ("study", "studies") if any(STUDY in table for table in files.values()) else ("image", "images")
 
 
 def counts_page(files: Mapping[str, pd.DataFrame], patients: pd.Series[str], labels: pd.DataFrame) -> str:
@@ -329,7 +342,7 @@ def counts_page(files: Mapping[str, pd.DataFrame], patients: pd.Series[str], lab
     tables = files.values()
     header = [_line("", files), "|---|" + "---:|" * len(files)]
     lines = [*header, _line("rows", (f"{len(table):,}" for table in tables))]
-    lines.append(_line("patients", (f"{patients[table.index].nunique():,}" for table in tables)))
+    lines.append(_line(_unit(files)[1], (f"{patients[table.index].nunique():,}" for table in tables)))
     if labels.empty:
         return "\n".join(lines)
     lines += ["", "Label cells: positive (1) / negative (0) / uncertain (-1) / missing (blank).", "", *header]

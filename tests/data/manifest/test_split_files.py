@@ -200,7 +200,7 @@ def test_assign__official_rows_are_not_drawn() -> None:
 
 
 def test_counts_page__without_labels_is_two_lines() -> None:
-    table = pd.DataFrame({"Path": ["a", "b"]})
+    table = pd.DataFrame({"Path": ["a", "b"], "PatientID": ["1", "1"]})
     page = counts_page({"train": table}, pd.Series(["1", "1"]), pd.DataFrame(index=table.index))
     assert page.splitlines()[2:] == ["| rows | 2 |", "| patients | 1 |"]
 
@@ -379,3 +379,21 @@ def test_split__refuses_what_does_not_list_duplicates(tmp_path: Path) -> None:
     )
     with pytest.raises(ManifestError, match="Patients that share duplicates count as one"):
         run(tmp_path, keep="Official", merge_duplicates=duplicates(tmp_path / "check", {0: official}))
+
+
+def test_split__without_patients_counts_images_or_studies(tmp_path: Path) -> None:
+    table = make_table(100).drop(columns="PatientID")
+    table.to_csv(tmp_path / "all.csv", index=False)
+    text = split(tmp_path / "all.csv", tmp_path / "images", val=0.1, test=0.2, fractions=[10]).splitlines()[0]
+    assert text.startswith("train 70 images, val 10 images, test 20 images, train_10 7 images (patients unknown); ")
+    page = (tmp_path / "images" / "README.md").read_text()
+    assert page.startswith("# Splits by image\n\nSeed 0. Fractions are of images, ")
+    assert "10 % of the training" not in page
+    assert "| images | 70 | 10 | 20 | 7 |" in page
+    assert "patients |" not in page
+    table.assign(StudyID=[f"s{number // 2}" for number in range(100)]).to_csv(tmp_path / "all.csv", index=False)
+    text = split(tmp_path / "all.csv", tmp_path / "studies", val=0.1, test=0.2).splitlines()[0]
+    assert text.startswith(
+        "train 70 rows of 35 studies, val 10 rows of 5 studies, test 20 rows of 10 studies (patients"
+    )
+    assert "| studies | 35 | 5 | 10 |" in (tmp_path / "studies" / "README.md").read_text()
