@@ -87,6 +87,7 @@ def audit(
         *findings.in_two_splits(rows, pixels),
         *findings.in_pretraining(rows, pixels, [same_root for _, same_root in others]),
         *findings.odd_images(rows, examined, data.canvas_size),
+        findings.elongated(rows, examined, settings),
         *findings.mixed_formats(rows, examined),
         findings.same_pixels(rows, pixels),
         *findings.nearly_same(rows, examined, pixels, groups),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medmoco.config import RunSettings
 from medmoco.data.image_io.fingerprints import near_duplicates
 from medmoco.data.image_io.images import FileFormat
 from medmoco.data.manifest.file_checks import FOUND
@@ -20,6 +21,7 @@ from medmoco.data.manifest.manifest import SPLITS, Split
 from medmoco.data.manifest.overlap import image_keys, patient_ids, study_ids
 from medmoco.data.quality.duplicates import Groups
 from medmoco.data.quality.examine import FILE_FAULTS, Examined
+from medmoco.data.quality.shapes import ELONGATED, elongation
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -146,6 +148,16 @@ def odd_images(rows: Rows, files: Examined, canvas_size: int) -> Iterator[Findin
         noticed[at] = True
         affected = np.flatnonzero(rows.own & noticed[rows.file])
         yield Finding("warning", re.split("[:;]", notice)[0], affected, [notice] * len(affected))
+
+
+def elongated(rows: Rows, files: Examined, settings: RunSettings) -> Finding:
+    """Report elongated images if most are, and the canvas keeps too little of their shorter side."""
+    known = np.flatnonzero(rows.own & files.readable[rows.file])
+    sizes = files.sizes[rows.file[known]]
+    remark = elongation(sizes, settings)
+    at = known[sizes.max(axis=1) > ELONGATED * sizes.min(axis=1)] if remark else known[:0]
+    details = [f"{height} x {width} pixels" for height, width in files.sizes[rows.file[at]]]
+    return Finding("warning", "elongated", at, details, remark)
 
 
 def mixed_formats(rows: Rows, files: Examined) -> Iterator[Finding]:
