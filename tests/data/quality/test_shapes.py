@@ -70,3 +70,4 @@ def test_audit__warns_of_elongated_images(tmp_path: Path) -> None:
     (elongated,) = [finding for finding in found.findings if finding.kind == "elongated"]
     assert elongated.rows.tolist() == [0, 1, 2]
     assert "set data.canvas_size=240" in found.text
+    assert max(map(len, found.text.splitlines())) < 120
