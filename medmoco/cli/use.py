@@ -28,7 +28,13 @@ def predict(
         list[str] | None,
         typer.Option(metavar="PATH...", help="Files, such as *.png, and folders of images, in place of a manifest."),
     ] = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH|KEY=VALUE]...",
+            help="More files after --images, or settings such as data.workers=4.",
+        ),
+    ] = None,
     split: ScoredSplit = "test",
     with_path: Annotated[
         bool, typer.Option("--with-path", help="Add the Path of each row of a manifest, which may identify patients.")
