@@ -70,6 +70,10 @@ def split(
         str,
         typer.Option(metavar="1,5,10,50", help="Percentages of training patients to write as train_01.csv and so on."),
     ] = "",
+    merge_duplicates: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="Folder written by check: patients with the same image come into one split."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     config_file: Annotated[
         Path | None,
@@ -85,8 +89,8 @@ def split(
     names = [name.strip() for name in labels.split(",") if name.strip()]
     config = load_for_table(csv_file, config_file, overrides) if config_file or overrides else None
     print(medmoco.split(
-        csv_file, out, labels=names, group=group, keep=keep, val=val, test=test, fractions=percentages, seed=seed,
-        config=config,
+        csv_file, out, labels=names, group=group, keep=keep, val=val, test=test, fractions=percentages,
+        merge_duplicates=merge_duplicates, seed=seed, config=config,
     ))  # fmt: skip
 
 

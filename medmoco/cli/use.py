@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 import medmoco
 from medmoco.cli import options
 from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
-from medmoco.errors import SettingsError
+from medmoco.errors import ImageError, SettingsError
 
 PANEL = "Use"
 commands = typer.Typer()
@@ -18,22 +19,57 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def predict(
-    config_file: Config,
     classifier: Annotated[Path, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")],
-    out: Annotated[Path, typer.Option(parser=path, help="CSV file for row numbers and probabilities.")],
-    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(parser=path, help="CSV file for the probabilities.")],
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", parser=path, help="YAML file with the settings of a manifest.")
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH...", help="Files, such as *.png, and folders of images, in place of a manifest."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH|KEY=VALUE]...",
+            help="More files after --images, or settings such as data.workers=4.",
+        ),
+    ] = None,
     split: ScoredSplit = "test",
     with_path: Annotated[
-        bool, typer.Option("--with-path", help="Add the Path of each row, which may identify patients.")
+        bool, typer.Option("--with-path", help="Add the Path of each row of a manifest, which may identify patients.")
     ] = False,
 ) -> None:
-    """Apply a classifier to the images of a manifest; writes a calibrated probability per row and label."""
+    """Apply a classifier to the rows of a manifest, or to files; writes a calibrated probability for each label."""
+    if images:
+        _predict_files(images, classifier, out, config_file, overrides or [])
+        return
+    if config_file is None:
+        raise SettingsError("give --images with files or folders, or --config for the rows of a manifest")
     settings = load(config_file, overrides)
     name = split_name(split)
     from medmoco.evaluation.supervised.predict import predict as apply
 
     rows = apply(settings, classifier, out, split=name, with_path=with_path, log=log)
     print(f"{rows} rows of {name} were written to {out}")
+
+
+def _predict_files(
+    images: list[str], classifier: Path, out: Path, config_file: Path | None, arguments: list[str]
+) -> None:
+    """Apply a classifier to files. Those that a shell puts in place of *.png arrive as arguments, next to overrides."""
+    overrides = [text for text in arguments if re.match(r"[\w.]+=", text) and not Path(text).exists()]
+    names = [*images, *(text for text in arguments if text not in overrides)]
+    settings = load(config_file, overrides) if config_file else None
+    from medmoco.evaluation.supervised.predict import predict_files
+
+    files = [Path(name) if Path(name).exists() else path(name) for name in names]
+    count, unread = predict_files(files, classifier, out, settings=settings, overrides=overrides, log=log)
+    print(f"{count} files were written to {out}, with their names as given")
+    if unread:
+        raise ImageError(
+            f"{unread} of {count} files cannot be read: they have no probability, and the reason is in the column error"
+        )
 
 
 @commands.command(rich_help_panel=PANEL)

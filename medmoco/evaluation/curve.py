@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medmoco.config import ConfigSource, RunSettings, load
+from medmoco.data.manifest.overlap import patient_ids
 from medmoco.evaluation.features.encoder import Encoders, sources_of
 from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
@@ -67,7 +68,7 @@ def curve(
     """
     settings, out = load(config), Path(out)
     make_folder(out)
-    study = begin(settings, sources_of(encoders), test=test, log=log)
+    study = begin(settings, sources_of(encoders), test=test, out=out, log=log)
     methods = ["linear", *(["finetune"] if finetune else [])]
     points: list[CurvePoint] = []
     differences: list[CurveDifference] = []
@@ -157,6 +158,7 @@ def _order(point: CurvePoint, study: Study, methods: Sequence[str]) -> tuple[flo
 def _layout(points: Sequence[CurvePoint], differences: Sequence[CurveDifference], study: Study) -> str:
     """Return a block of text per split and label, with a line per method, encoder and fraction of labels."""
     primary, labels = study.encoders[0], {point.label for point in points}
+    drawn = "images" if patient_ids(study.splits["train"]) is None else "patients"
     against = {(d.split, d.label, d.method, d.control, d.fraction): d for d in differences}
     width = name_width(point.encoder for point in points)
     lines: list[str] = []
@@ -165,7 +167,7 @@ def _layout(points: Sequence[CurvePoint], differences: Sequence[CurveDifference]
             continue  # the mean over one label repeats it
         lines += [
             f"{split}: {label}",
-            f"  {'method':<9}{'encoder':<{width}}{'labels':<8}{'patients':<10}{'draws':<7}{'AUROC':<8}"
+            f"  {'method':<9}{'encoder':<{width}}{'labels':<8}{drawn:<10}{'draws':<7}{'AUROC':<8}"
             f"{'95 % interval':<18}{primary} minus it, 95 % interval",
         ]
         for (method, encoder), cells in groupby(block, lambda point: (point.method, point.encoder)):

@@ -78,7 +78,7 @@ def evaluate(
     _check_ledger(sources, out, test)
     if out:
         make_folder(out)
-    study = begin(settings, sources, test=test, log=log)
+    study = begin(settings, sources, test=test, out=out, log=log)
     draws = draw_labels(study.splits["train"], settings)
     predictions: dict[Key, Predictions] = {}
     for name in study.encoders:

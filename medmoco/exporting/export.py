@@ -69,7 +69,8 @@ def export(
         out: New or empty folder.
         formats: Names in FORMATS, or "all" for every format that can hold the network.
         licence: Licence of the weights, for the card.
-        warn: Receives a line for each format that "all" skips, and for a manifest that cannot be read.
+        warn: Receives a line for each format that "all" skips, for a manifest that cannot be read, and for an encoder
+            with `evaluate.mirror`.
 
     Returns:
         The files: weights, preprocessing.json, prepare.py, parity.json, MODEL_CARD.md and others.
@@ -92,6 +93,11 @@ def export(
         raise SettingsError(f"{out} is not an empty folder; choose another for the export")
     subject = subject_of(network, licence)
     chosen = _chosen(formats, subject, warn)
+    if subject.head is None and subject.preprocessing.mirror:
+        warn(
+            "the scores of this encoder are of the mean features of each image and its mirror image (evaluate.mirror); "
+            "the exported files return those of the image alone, so average both to reproduce the scores"
+        )
     known = surroundings(network, subject, warn)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

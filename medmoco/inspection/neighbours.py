@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
-from medmoco.evaluation.features.inputs import features_of, find_rows, load_splits, writing
+from medmoco.evaluation.features.inputs import feature_cache, features_of, find_rows, load_splits, writing
 from medmoco.plotting.pictures import Tile, positives, read_views, shown, write_picture
 from medmoco.utils.files import PathLike
 
@@ -74,9 +75,11 @@ def neighbours(
         log(notice)
     chosen = splits[split].select(find_rows(splits[split], rows))
     model = load_encoder(encoder, settings, log=log).as_evaluated
-    log(f"extracting features of {bank}: {len(splits[bank])} images")
-    keys = features_of(splits[bank], model, settings)
-    queries = features_of(chosen, model, settings)
+    cache = feature_cache(os.fspath(encoder), None, log)
+    keys, queries = (
+        features_of({"encoder": model}, part, settings, cache, log).features["encoder"]
+        for part in (splits[bank], chosen)
+    )
     table = nearest(chosen, queries, splits[bank], keys, count=count, same_patient=same_patient)
     with writing(out.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False, float_format=f"%.{_DIGITS}f")

@@ -5,6 +5,7 @@ Neighbouring points have similar features. Distances between groups and the size
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
-from medmoco.evaluation.features.inputs import features_of, find_label, load_splits, make_folder
+from medmoco.evaluation.features.inputs import feature_cache, features_of, find_label, load_splits, make_folder
 from medmoco.utils.files import PathLike
 
 MOST = 4000
@@ -87,8 +88,8 @@ def projection(
         )
     sample = _sample(loaded, settings.seed)
     model = load_encoder(encoder, settings, log=log).as_evaluated
-    log(f"extracting features of {split}: {len(sample)} images")
-    features = features_of(sample, model, settings)
+    cache = feature_cache(os.fspath(encoder), out, log)
+    features = features_of({"encoder": model}, sample, settings, cache, log).features["encoder"]
     log("computing the projection")
     points, trust = project(features, settings.seed)
     labels = dict(zip(sample.label_names, sample.labels.T, strict=True))

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from medmoco.config import ConfigSource, RunSettings, ViewSettings, is_run, load, load_run
 from medmoco.data.manifest.manifest import Split
+from medmoco.data.manifest.overlap import counted
 from medmoco.errors import CheckpointError, ManifestError
 from medmoco.evaluation.features.encoder import Encoders, load_controls, sources_of
 from medmoco.evaluation.features.features import Features, extract, thumbnails
@@ -154,7 +155,7 @@ def placement(
         lines = [_line(name, found, colour) for colour, (name, found) in enumerate(of_kind)]
         figure = rank_figure(lines, f"{perturbation}, {rows.name}: {len(rows)} images")
         save(figure, out / f"ranks_{perturbation.replace(':', '_')}.svg")
-    table = layout(records, settings.model.backbone)
+    table = layout(records, settings.model.backbone, counted(rows))
     (out / "table.txt").write_text(table, encoding="utf-8")
     return table
 
@@ -348,14 +349,19 @@ def _line(name: str, placed: Placed, colour: int) -> Line:
     return Line(name, ranks.tolist(), shares.tolist(), colour=colour, stepped=True)
 
 
-def layout(records: Sequence[Placement], backbone: str) -> str:
-    """Return records as text, with a block for each perturbation and a line for each encoder."""
+def layout(records: Sequence[Placement], backbone: str, images: str) -> str:
+    """Return records as text, with a block for each perturbation and a line for each encoder.
+
+    Args:
+        records: At least one.
+        backbone: Name of the network.
+        images: Number of images and patients, in words.
+    """
     first = records[0]
     where = f", where {first.where}" if first.where else ""
     head = "".join(f"{f'recall@{entry.k}':<25}" for entry in first.recall if entry.k in _SHOWN)
     lines = [
-        f"{backbone}, {first.split}: {first.n} images of {first.n_patients} patients{where}, "
-        f"{first.size} x {first.size}, seed {first.seed}",
+        f"{backbone}, {first.split}: {images}{where}, {first.size} x {first.size}, seed {first.seed}",
         f"rank of an image's perturbed copy among {first.n} candidates by cosine, 1 is the nearest; chance is "
         f"recall@k = k / {first.n} and a median rank of {(first.n + 1) / 2:g}",
         f"95 % intervals: {first.bootstrap} bootstrap samples of patients",

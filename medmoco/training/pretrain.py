@@ -17,6 +17,7 @@ from medmoco.data.loading.quarantine import check_pairs
 from medmoco.data.loading.workers import check_shared_memory, shared_memory_place
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import overlap_notices
+from medmoco.data.quality.shapes import training_elongation
 from medmoco.errors import ImageError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
@@ -57,7 +58,7 @@ def pretrain(
         split=train,
         facts=facts_of(settings, train),
         create_state=lambda: create_state(context),
-        notices=[*train.notices, *overlap_notices(splits)],
+        notices=[*train.notices, *overlap_notices(splits), *filter(None, [training_elongation(train, settings)])],
     )
     with memory_explained(settings.train), ExitStack() as stack:
         session = open_session(stack, context, job, start)

@@ -45,7 +45,7 @@ def require_optuna() -> None:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        raise SettingsError("medmoco tune needs an extra; install it with: pip install 'medmoco[tune]'") from None
+        raise SettingsError("medmoco tune needs Optuna: pip install 'optuna>=5'") from None
 
 
 def ends_of(key: str, possible: Possible) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,15 +15,31 @@ Item = TypeVar("Item")
 _SECONDS = 30.0  # between two printed lines
 
 
-def track(items: Iterable[Item], total: int, what: str, console: Console | None = None) -> Iterator[Item]:
-    """Yield `total` items and show their number, the rate and the time left, by default on standard error."""
+def track(
+    items: Iterable[Item],
+    total: int,
+    what: str,
+    console: Console | None = None,
+    size: Callable[[Item], int] = lambda _: 1,
+) -> Iterator[Item]:
+    """Yield items and show progress.
+
+    Args:
+        items: Items whose sizes add up to `total`.
+        total: What is counted, such as 600 images in 10 batches.
+        what: The word for it.
+        console: By default standard error.
+        size: Returns the size of an item.
+    """
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     start = printed = time.monotonic()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.0f}/s"), TimeRemainingColumn())
     with Progress(TextColumn(what), *columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, rate=0.0)
-        for done, item in enumerate(items, 1):
+        done = 0
+        for item in items:
             yield item
+            done += size(item)
             now = time.monotonic()
             rate = done / max(now - start, 1e-9)
             bar.update(task, completed=done, rate=rate)

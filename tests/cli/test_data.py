@@ -16,7 +16,7 @@ def test_prepare__writes_a_manifest_and_prints_its_sizes(call: Call, tmp_path: P
         for number in range(20):
             (tmp_path / "source" / name / f"{number}.png").touch()
     arguments = ["prepare", "image_folder", "--source", tmp_path / "source", "--out", tmp_path / "out", "--gzip"]
-    assert call(*arguments).stdout.startswith("a folder of classes: train 28 rows")
+    assert call(*arguments).stdout.startswith("a folder of classes: train 28 images, ")
     assert (tmp_path / "out/train.csv.gz").is_file()
     assert "not an empty folder" in call(*arguments, code=2).stderr
 

@@ -132,7 +132,7 @@ def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Split]:
         return Encoder(Backbone("resnet18", nn.Linear(16, 16), 16), preprocessing, Provenance("run", 7))
 
     patch.setattr(study, "load_encoder", stand_in_encoder)
-    patch.setattr(study, "extract", extract)
+    patch.setattr(inputs, "extract", extract)
     return found
 
 
@@ -308,7 +308,7 @@ def test_evaluate__a_score_that_learned_nothing_is_flagged(
     def constant(encoders: dict[str, nn.Module], split: Split, *_: Any) -> Extracted:
         return Extracted(dict.fromkeys(encoders, np.ones((len(split), 16), np.float32)), (), digests_of(split))
 
-    monkeypatch.setattr(study, "extract", constant)
+    monkeypatch.setattr(inputs, "extract", constant)
     found = evaluate(settings_of(tmp_path), "run-folder", tmp_path / "scores")
     for method in ("linear", "knn"):
         record = record_of(found.scores, "Easy", "test", method, "run")

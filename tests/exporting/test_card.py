@@ -17,6 +17,7 @@ from medmoco.exporting.subject import subject_of
 CONTRACT = {
     "input": {"shape": ["batch", 1, 32, 32]},
     "outputs": [{"name": "features", "shape": ["batch", 512]}],
+    "mirror": {"average": False},
     "formats": {"onnx": {"load": ["features = session.run(None, {'image': images})[0]"]}},
     "files": {"encoder.onnx": {"bytes": 7000, "sha256": "ab" * 32}},
     "licence": "not stated",
@@ -30,9 +31,9 @@ def run(tmp_path: Path, make_run) -> Path:
     return folder
 
 
-def make_card(run: Path) -> str:
-    settings = load_run(run)
-    return write_card(gather(run, settings, 12, load_manifest(settings.data, ("train",))["train"]), CONTRACT, PARITY)
+def make_card(run: Path, *, mirror: bool = False) -> str:
+    settings, contract = load_run(run), CONTRACT | {"mirror": {"average": mirror}}
+    return write_card(gather(run, settings, 12, load_manifest(settings.data, ("train",))["train"]), contract, PARITY)
 
 
 def test_card__has_every_section_in_order(run: Path) -> None:
@@ -54,6 +55,11 @@ def test_card__says_what_it_must(run: Path) -> None:
         "Licence: not stated", "its features are not findings",
     ):  # fmt: skip
         assert text in card, text
+
+
+def test_card__says_that_scores_average_mirror_images(run: Path) -> None:
+    assert "average the features of both" not in make_card(run)
+    assert "To reproduce the scores, average the features of both." in make_card(run, mirror=True)
 
 
 def test_card__counts_data_without_names(run: Path) -> None:

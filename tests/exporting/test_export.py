@@ -290,3 +290,14 @@ def _comes_back_in(source: Encoder, out: Path, formats: Sequence[str] | set[str]
         with torch.inference_mode():
             features = backbone(torch.from_numpy(images)).numpy()
         np.testing.assert_allclose(features, expected["features"], rtol=0, atol=1e-6 * np.abs(features).max())
+
+
+@pytest.mark.usefixtures("unproved")
+def test_export__says_that_scores_average_mirror_images(tmp_path: Path, make_run) -> None:
+    lines: list[str] = []
+    run = make_run(tmp_path, "model.backbone=resnet10t", "evaluate.mirror=true")
+    export(run, tmp_path / "out", ONE, warn=lines.append)
+    assert [line for line in lines if "mirror image (evaluate.mirror)" in line]
+    lines.clear()
+    export(make_run(tmp_path / "other", "model.backbone=resnet10t"), tmp_path / "plain", ONE, warn=lines.append)
+    assert not [line for line in lines if "mirror" in line]

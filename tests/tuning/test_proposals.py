@@ -84,5 +84,5 @@ def test_ends_of__are_whole_where_the_setting_is() -> None:
 def test_require_optuna__names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     require_optuna()
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(SettingsError, match=r"pip install 'medmoco\[tune\]'"):
+    with pytest.raises(SettingsError, match=r"pip install 'optuna>=5'"):
         require_optuna()

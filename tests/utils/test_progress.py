@@ -35,3 +35,12 @@ def test_track__nothing_is_said_of_a_short_pass() -> None:
     assert list(track([], 0, "reading", Console(file=text))) == []
     assert list(track([1], 1, "reading", Console(file=text))) == [1]
     assert text.getvalue() == ""
+
+
+def test_track__counts_the_sizes_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    text = io.StringIO()
+    batches = ["aaaa", "bbbb", "cc"]
+    assert list(track(batches, 10, "images", Console(file=text, soft_wrap=True), size=len)) == batches
+    assert text.getvalue().startswith("images: 8/10, 0/s, 0:00:")

@@ -11,7 +11,7 @@ paths nor patient data; the caller adds the row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -131,6 +131,20 @@ def read_image(
 def _with_notices(image: GrayImage) -> GrayImage:
     is_constant = image.pixels.min() == image.pixels.max()
     return replace(image, notices=(*image.notices, CONSTANT)) if is_constant else image
+
+
+def size_in_header(file: str | Path) -> tuple[int, int] | None:
+    """Return the height and width in a file's header, without decoding it; None if it is not an image or of bands."""
+    found: list[tuple[int, int]] = []
+
+    def stop(width: int, height: int, _: int) -> None:
+        if (width, height) != (1, 1):  # as the reader of TIFF files calls it for the number of pages
+            found.append((height, width))
+            raise Unreadable("only the header is read")
+
+    with suppress(ImageError), reading(Path(file), DEFAULT_LIMITS):
+        preprocessing.read(Path(file), 1, "full", rgb=True, admit=stop, inflate_to=DEFAULT_LIMITS.inflated_bytes)
+    return found[0] if found else None
 
 
 def to_canvas(image: GrayImage, size: int, bit_depth: int) -> Canvas:

@@ -54,6 +54,9 @@ class Batch:
     weights: tuple[Tensor, ...] = ()
     unread: tuple[tuple[int, str], ...] = ()  # samples that cannot be read, with the reason; their canvases are blank
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
     def pin_memory(self) -> Batch:
         """Page-lock the views, so that copying to a GPU overlaps with computation; called by DataLoader."""
         self.views = [view.pin_memory() for view in self.views]

@@ -23,6 +23,13 @@ def patient_ids(split: Split) -> pd.Series[str] | None:
     return split.table[PATIENT] if names_patients(split.table) else None
 
 
+def counted(split: Split) -> str:
+    """Return the size of a split in words: "600 images of 240 patients", or "600 images (patients unknown)"."""
+    if patient_ids(split) is None:
+        return f"{len(split)} images (patients unknown)"
+    return f"{len(split)} images of {np.unique(split.patients).size} patients"
+
+
 def study_ids(split: Split) -> pd.Series[str] | None:
     """Return the study of every row, combined with its patient, since many data sets number studies per patient."""
     if STUDY not in split.table.columns:

@@ -13,7 +13,14 @@ from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
 from medmoco.data.manifest.ids import BLANK, DOUBTS, POINT, ROUNDED, doubts
 from medmoco.data.manifest.manifest import SPLITS, names_patients, patient_column_meant, read_described, read_table
 from medmoco.data.manifest.row_filter import did_you_mean
-from medmoco.data.manifest.splits import draw_splits, fraction_size, nested_places, text_keys
+from medmoco.data.manifest.splits import (
+    DUPLICATES,
+    draw_splits,
+    fraction_size,
+    merge_patients,
+    nested_places,
+    text_keys,
+)
 from medmoco.data.manifest.tables.naming import as_setting
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.utils.files import PathLike
@@ -35,6 +42,7 @@ def split(
     val: float | None = None,
     test: float | None = None,
     fractions: Sequence[float] = (),
+    merge_duplicates: PathLike | None = None,
     seed: int = 0,
     config: ConfigSource | None = None,
 ) -> str:
@@ -50,6 +58,8 @@ def split(
         val: Fraction of the remaining patients in val; None means 0.1.
         test: Fraction of the remaining patients in test; None means 0.2.
         fractions: Percentages of the training patients to write as separate files, smaller ones nested in larger ones.
+        merge_duplicates: Folder of `check`, or the duplicates.csv in it: patients with the same image, or nearly the
+            same, come into one split.
         seed: Seed of the draw.
         config: Settings that describe the table, see `load_config`: its columns, labels, joined table and condition.
             Rows that `data.where` leaves out are not written; the others are written as they are in the table, so that
@@ -81,21 +91,30 @@ def split(
     _refuse_ids_with_and_without_point(file, patients, group or PATIENT)
     official = _official(rows, keep, file)
     fractions_of_rest = _shares({"val": val, "test": test}, official, keep)
-    splits = assign(patients, values, official, fractions_of_rest, seed=seed)
-    _refuse_empty(splits, patients, fractions_of_rest)
     notes = [*notices, *_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
+    together = patients
+    if merge_duplicates is not None:
+        together, note = _merge(file, rows, patients, Path(merge_duplicates))
+        notes.append(note)
+    try:
+        splits = assign(together, values, official, fractions_of_rest, seed=seed)
+    except ManifestError as error:
+        hint = "" if together is patients else "\nPatients that share duplicates count as one (--merge-duplicates)"
+        raise ManifestError(f"{error}{hint}") from None
+    _refuse_empty(splits, patients, fractions_of_rest)
     if names_patients(rows):
         notes += _divided_notes(rows[PATIENT], splits)
     elif group:
         written = written.assign(**{PATIENT: rows[group].str.strip()})
     files = {name: written[splits == name] for name in SPLITS}
     files |= _fraction_files(files["train"], patients, fractions, seed)
-    about = f"Seed {seed}. Fractions are of patients, balanced by label: {', '.join(labels) or 'none'}."
-    page = ["# Splits by patient", about, *notes, counts_page(files, patients, values)]
+    unit, units = _unit(files)
+    about = f"Seed {seed}. Fractions are of {units}, balanced by label: {', '.join(labels) or 'none'}."
+    page = [f"# Splits by {unit}", about, *notes, counts_page(files, patients, values)]
     if fractions:
         page.insert(
             2,
-            "`train_NN.csv` contains the rows of NN % of the training patients; smaller files are part of larger ones.",
+            f"`train_NN.csv` contains the rows of NN % of the training {units}; smaller files are part of larger ones.",
         )
     write_folder(out, files, "\n\n".join(page))
     return "\n".join([f"{summary(files, patients)}; {out / 'README.md'} lists the label counts", *notes])
@@ -132,6 +151,38 @@ def patient_ids(table: pd.DataFrame, column: str = PATIENT) -> tuple[pd.Series[s
         studies = table[STUDY].str.strip()
         own = own.where(studies == "", _MARK + studies)
     return named.mask(blank, _MARK + own), int(blank.sum())
+
+
+def _merge(file: Path, table: pd.DataFrame, patients: pd.Series[str], listed: Path) -> tuple[pd.Series[str], str]:
+    """Return the patients, as one if they share duplicates, and a note on how many were merged."""
+    listed = listed / DUPLICATES if listed.is_dir() else listed
+    try:
+        duplicates = pd.read_csv(listed, dtype=str, keep_default_na=False)[["group", "Path"]]
+    except (OSError, ValueError, KeyError):
+        raise SettingsError(
+            f"--merge-duplicates: {listed} cannot be read, or is not a list of duplicates;\n"
+            f"give the folder that `medmoco check` writes, or the {DUPLICATES} in it"
+        ) from None
+    path = "Path" if "Path" in table else other_name("Path", table.columns)
+    paths = table[path].str.strip() if path else pd.Series("", table.index)
+    known = duplicates["Path"].isin(paths)
+    if len(known) and not known.any():
+        raise ManifestError(
+            f"{file}: it has none of the {len(known):,} Paths in {listed.name}; check a manifest that has the same\n"
+            "Paths, such as the folder of an earlier split of this table"
+        )
+    together = merge_patients(patients, paths, duplicates)
+    sizes = patients.groupby(together).nunique()
+    several = sizes[sizes > 1]
+    note = f"Duplicates: {int(paths.isin(duplicates['Path']).sum()):,} rows have a duplicate; "
+    if len(several):
+        note += f"{several.sum():,} patients that share some form {len(several):,} groups, each in one split; "
+        note += f"the largest has {several.max():,} patients."
+    else:
+        note += "no two patients share one."
+    if not known.all():
+        note += f" {int((~known).sum()):,} Paths of {listed.name} are not in this table."
+    return together, note
 
 
 def _check_table(file: Path, table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: str | None) -> None:
@@ -289,9 +340,21 @@ def _fraction_files(
 
 
 def summary(files: Mapping[str, pd.DataFrame], patients: pd.Series[str]) -> str:
-    """Return a line with the size of each split."""
-    sizes = {name: (len(table), patients[table.index].nunique()) for name, table in files.items()}
-    return ", ".join(f"{name} {rows:,} rows of {people:,} patients" for name, (rows, people) in sizes.items())
+    """Return a line with the size of each split; patients are counted only if the tables name them."""
+    _, units = _unit(files)
+    sizes = []
+    for name, table in files.items():
+        rows, count = len(table), patients[table.index].nunique()
+        is_same = units == "images" and rows == count
+        sizes.append(f"{name} {rows:,} images" if is_same else f"{name} {rows:,} rows of {count:,} {units}")
+    return ", ".join(sizes) + ("" if units == "patients" else " (patients unknown)")
+
+
+def _unit(files: Mapping[str, pd.DataFrame]) -> tuple[str, str]:
+    """Return what a split keeps together, singular and plural: patients, or else studies, or else images."""
+    if any(names_patients(table) for table in files.values()):
+        return "patient", "patients"
+    return ("study", "studies") if any(STUDY in table for table in files.values()) else ("image", "images")
 
 
 def counts_page(files: Mapping[str, pd.DataFrame], patients: pd.Series[str], labels: pd.DataFrame) -> str:
@@ -299,7 +362,7 @@ def counts_page(files: Mapping[str, pd.DataFrame], patients: pd.Series[str], lab
     tables = files.values()
     header = [_line("", files), "|---|" + "---:|" * len(files)]
     lines = [*header, _line("rows", (f"{len(table):,}" for table in tables))]
-    lines.append(_line("patients", (f"{patients[table.index].nunique():,}" for table in tables)))
+    lines.append(_line(_unit(files)[1], (f"{patients[table.index].nunique():,}" for table in tables)))
     if labels.empty:
         return "\n".join(lines)
     lines += ["", "Label cells: positive (1) / negative (0) / uncertain (-1) / missing (blank).", "", *header]

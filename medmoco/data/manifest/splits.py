@@ -13,10 +13,15 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from medmoco.utils.rng import SPLIT, SUBSET, hashed, uniform
 
 Integers = NDArray[np.int64]
+
+DUPLICATES = "duplicates.csv"
+"""File in the folder of `medmoco check` that lists rows with the same image, or nearly the same, by group."""
 
 
 def text_keys(texts: Iterable[str]) -> Integers:
@@ -53,6 +58,26 @@ def draw_splits(
     fractions = np.array([*shares.values(), 1 - sum(shares.values())])
     splits = _assign_strata(_strata(codes, labels), _positions(text_keys(ids), seed, SPLIT), fractions, seed)
     return pd.Series(np.array(names, object)[splits[codes]], index=patients.index)
+
+
+def merge_patients(patients: pd.Series[str], paths: pd.Series[str], duplicates: pd.DataFrame) -> pd.Series[str]:
+    """Return the patient of every row, as one for patients with images in the same group of duplicates.
+
+    Such patients get the ID that comes first in alphabetical order, so that the result does not depend on the rows'.
+
+    Args:
+        patients: (N,) IDs.
+        paths: (N,) Paths.
+        duplicates: Columns `group` and `Path`.
+    """
+    codes, ids = pd.factorize(patients)
+    members = pd.DataFrame({"patient": codes, "Path": paths}).merge(duplicates, on="Path")
+    groups = pd.factorize(members["group"])[0] + len(ids)
+    size = len(ids) + len(members)
+    links = coo_array((np.ones(len(members), bool), (members["patient"], groups)), shape=(size, size))
+    merged = connected_components(links, directed=False)[1][: len(ids)]
+    first = pd.Series(ids).groupby(merged).transform("min")
+    return pd.Series(first.to_numpy()[codes], patients.index)
 
 
 def nested_places(keys: Integers, *, seed: int, draw: int = 0) -> Integers:

@@ -38,7 +38,7 @@ def on_cluster(address: str) -> Iterator[Writer]:
     try:
         from distributed import Client
     except ImportError:
-        raise SettingsError("--dask needs an extra; install it with: pip install 'medmoco[dask]'") from None
+        raise SettingsError("--dask needs Dask's distributed: pip install distributed") from None
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:

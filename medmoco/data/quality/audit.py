@@ -16,7 +16,9 @@ from medmoco.config import DataSettings, RunSettings, load
 from medmoco.data.image_io.intensity import FIRST_OF_SEVERAL
 from medmoco.data.manifest.file_checks import FileFault, check_files
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
+from medmoco.data.manifest.splits import DUPLICATES
 from medmoco.data.quality import findings
+from medmoco.data.quality.duplicates import Groups
 from medmoco.data.quality.examine import Examined, examine
 from medmoco.data.quality.findings import Finding, Rows, Shortcut, gather_rows, pixel_codes
 from medmoco.data.quality.report_text import format_report
@@ -37,7 +39,7 @@ class Audit:
     findings: list[Finding]  # results of all checks; those without rows found nothing
     shortcuts: list[Shortcut]  # the trait that best predicts each label
     text: str
-    folder: Path  # contains report.txt and rows.csv
+    folder: Path  # contains report.txt, rows.csv and duplicates.csv
 
     @property
     def faults(self) -> list[Finding]:
@@ -48,11 +50,11 @@ class Audit:
 def audit(
     settings: RunSettings, out: Path, against: Sequence[Path] = (), find_shortcuts: FindShortcuts | None = None
 ) -> Audit:
-    """Check every row and file of the manifest; write report.txt, and rows.csv with the rows to correct.
+    """Check every row and file of the manifest; write report.txt, rows.csv (rows to correct) and duplicates.csv.
 
     Args:
         settings: Settings of the data; `data.workers` processes read the files.
-        out: Folder for the two files. rows.csv contains Paths and must be kept where the data may be stored.
+        out: Folder for the files. The CSVs contain Paths and must be kept where the data may be stored.
         against: YAML files or manifests of other pretraining data, whose training rows are sought in val and test.
         find_shortcuts: Finds traits that predict labels without the image content.
 
@@ -76,20 +78,25 @@ def audit(
         examined.notices.pop(FIRST_OF_SEVERAL, None)
     pixels = pixel_codes(rows, examined)
     every = [*splits, *(split for split, _ in others)]
+    groups = Groups(len(rows.file))
+    groups.join_equal(rows.file, rows.own)
+    groups.join_equal(pixels, rows.own)
     results = [
         *findings.unreadable(rows, examined),
         *findings.doubtful_ids(rows, every),
         *findings.in_two_splits(rows, pixels),
         *findings.in_pretraining(rows, pixels, [same_root for _, same_root in others]),
         *findings.odd_images(rows, examined, data.canvas_size),
+        findings.elongated(rows, examined, settings),
         *findings.mixed_formats(rows, examined),
         findings.same_pixels(rows, pixels),
-        *findings.nearly_same(rows, examined, pixels),
+        *findings.nearly_same(rows, examined, pixels, groups),
     ]
     shortcuts = find_shortcuts(splits, _traits(rows, examined)) if find_shortcuts and data.labels else []
     content = (splits, rows, examined, results, shortcuts)
     (out / "report.txt").write_text(format_report(*content, all_labels=True), encoding="utf-8")
     _list_rows(rows, results, every).to_csv(out / "rows.csv", index=False)
+    groups.table(splits).to_csv(out / DUPLICATES, index=False)
     return Audit(results, shortcuts, format_report(*content), out)
 
 

@@ -12,16 +12,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medmoco.config import RunSettings
 from medmoco.data.image_io.fingerprints import near_duplicates
 from medmoco.data.image_io.images import FileFormat
 from medmoco.data.manifest.file_checks import FOUND
 from medmoco.data.manifest.ids import DOUBTS, doubts
 from medmoco.data.manifest.manifest import SPLITS, Split
 from medmoco.data.manifest.overlap import image_keys, patient_ids, study_ids
+from medmoco.data.quality.duplicates import Groups
 from medmoco.data.quality.examine import FILE_FAULTS, Examined
+from medmoco.data.quality.shapes import ELONGATED, elongation
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+
+_MERGE = "'medmoco split --merge-duplicates' with this folder keeps them in one split"
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,16 @@ def odd_images(rows: Rows, files: Examined, canvas_size: int) -> Iterator[Findin
         yield Finding("warning", re.split("[:;]", notice)[0], affected, [notice] * len(affected))
 
 
+def elongated(rows: Rows, files: Examined, settings: RunSettings) -> Finding:
+    """Report elongated images if most are, and the canvas keeps too little of their shorter side."""
+    known = np.flatnonzero(rows.own & files.readable[rows.file])
+    sizes = files.sizes[rows.file[known]]
+    remark = elongation(sizes, settings)
+    at = known[sizes.max(axis=1) > ELONGATED * sizes.min(axis=1)] if remark else known[:0]
+    details = [f"{height} x {width} pixels" for height, width in files.sizes[rows.file[at]]]
+    return Finding("warning", "elongated", at, details, remark)
+
+
 def mixed_formats(rows: Rows, files: Examined) -> Iterator[Finding]:
     """Report rows whose files store pixels in another format than the majority."""
     yield _minority(rows, files, "bit depth", lambda file_format: file_format.bits)
@@ -218,8 +233,11 @@ def same_pixels(rows: Rows, pixels: Codes) -> Finding:
     return replace(_shared(rows, "same pixels twice", "pixels", pixels, later, first), severity="warning")
 
 
-def nearly_same(rows: Rows, files: Examined, pixels: Codes) -> Iterator[Finding]:
-    """Report near duplicates: within the splits by the later row, and rows of val and test in pretraining data."""
+def nearly_same(rows: Rows, files: Examined, pixels: Codes, groups: Groups) -> Iterator[Finding]:
+    """Report near duplicates: within the splits by the later row, and rows of val and test in pretraining data.
+
+    Near duplicates within the splits are joined in `groups`.
+    """
     usable = np.flatnonzero(pixels >= 0)
     representative = usable[np.unique(pixels[usable], return_index=True)[1]]  # the first row of each distinct image
     nothing = len(rows.file)
@@ -228,6 +246,7 @@ def nearly_same(rows: Rows, files: Examined, pixels: Codes) -> Iterator[Finding]
         one, other = np.sort(representative[pairs], axis=1).T
         own = rows.own[other]  # other is the later one, and own rows come first
         np.minimum.at(partner, other[own], one[own])
+        groups.join(other[own], one[own])
         mixed = rows.held_out[one] & ~own
         np.minimum.at(elsewhere, one[mixed], other[mixed])
     alike = np.flatnonzero(partner < nothing)
@@ -236,7 +255,8 @@ def nearly_same(rows: Rows, files: Examined, pixels: Codes) -> Iterator[Finding]
     if not rows.own.all():
         kinds.append(("near duplicate in pretraining data", np.flatnonzero(elsewhere < nothing), elsewhere))
     for kind, at, partners in kinds:
-        yield Finding("warning", kind, at, [f"nearly the same as {rows.name(one)}" for one in partners[at]])
+        details = [f"nearly the same as {rows.name(one)}" for one in partners[at]]
+        yield Finding("warning", kind, at, details, _MERGE if kind.endswith("two splits") else "")
 
 
 def pixel_codes(rows: Rows, files: Examined) -> Codes:
@@ -266,5 +286,8 @@ def _first_with(codes: Codes, among: Mask) -> Codes:
 def _shared(rows: Rows, kind: str, what: str, codes: Codes, at: Codes, first: Codes) -> Finding:
     details = [f"same {what} as {rows.name(one)}" for one in first[at]]
     count = np.unique(codes[at]).size
-    remark = {"patient": f"{count:,} patients", "study": f"{count:,} studies"}.get(what, "") if count else ""
+    remarks = {"patient": f"{count:,} patients", "study": f"{count:,} studies"}
+    if kind == "pixels in two splits":
+        remarks["pixels"] = _MERGE
+    remark = remarks.get(what, "") if count else ""
     return Finding("fault", kind, at, details, remark)

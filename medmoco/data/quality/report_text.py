@@ -41,7 +41,8 @@ def format_report(
         lines.append(f"{'severity':<10}{'rows':>9}  {'what':<{width}}  row numbers")
         for one in present:
             line = f"{one.severity:<10}{len(one.rows):>9,}  {one.kind:<{width}}  {_examples(one, rows)}"
-            lines += [line, " " * 21 + one.remark] if one.remark else [line]
+            indent = " " * 21
+            lines += [line, *textwrap.wrap(one.remark, _WIDTH, initial_indent=indent, subsequent_indent=indent)]
     if absent:
         lines += _wrapped(f"checked and not found: {', '.join(absent)}")
     if splits[0].label_names:

@@ -83,7 +83,7 @@ def compute(
     with closing(whole_batches(dataset, count, settings)) as batches:
         checked = _collect_errors(batches, found, errors, options.unreadable)
         if options.progress:
-            checked = track(checked, -(-count // settings.evaluate.batch_size), "batches")
+            checked = track(checked, count, "images", size=len)
         values = encode({"encoder": module}, checked, settings, device).features["encoder"]
     bad = list(errors)
     refuse_not_finite("encoder", np.delete(values, bad, 0), np.delete(found.rows, bad), f"images ({found.what})")

@@ -93,4 +93,4 @@ def _check_format(out: Path) -> None:
     if out.is_dir():
         raise SettingsError(f"{out} is a folder; name a file")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise SettingsError("Parquet files need pyarrow: pip install 'medmoco[parquet]'. Or write .npz or .csv")
+        raise SettingsError("Parquet files need pyarrow: pip install pyarrow. Or write .npz or .csv")

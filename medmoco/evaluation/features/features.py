@@ -18,6 +18,7 @@ from medmoco.data.loading.loading import Batch, ViewMaker, evaluation_batches
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.training.device import autocast
+from medmoco.utils.progress import track
 
 Features = NDArray[np.float32]
 Digests = tuple[bytes, ...]
@@ -64,10 +65,12 @@ def extract(
     settings: RunSettings,
     device: torch.device,
     precision: str = "fp32",
-    stop_asked: Callable[[], bool] = lambda: False,
+    stop_asked: Callable[[], bool] | None = None,
     make: ViewMaker | None = None,
 ) -> Extracted:
     """Compute the features of every row; each image is decoded once for all encoders.
+
+    Progress is shown unless `stop_asked` is given, as in training, which shows its own.
 
     Copies of an image get the features of the first of them: in batches of another size, their own would differ in the
     last bits, and copies would seem to have an order.
@@ -88,7 +91,9 @@ def extract(
         RuntimeError: an encoder changed while it was used; a bug.
     """
     size = settings.evaluate.size or settings.views.size
-    batches = evaluation_batches(split, settings, size, make)
+    batches: Iterable[Batch] = evaluation_batches(split, settings, size, make)
+    if stop_asked is None:
+        batches = track(batches, len(split), "images", size=len)
     found = encode(encoders, batches, settings, device, precision, stop_asked, copies=make is None)
     if len(found.digests) != len(split):
         raise RuntimeError("evaluation batches are not the split's rows in order")
@@ -103,7 +108,7 @@ def encode(
     settings: RunSettings,
     device: torch.device,
     precision: str = "fp32",
-    stop_asked: Callable[[], bool] = lambda: False,
+    stop_asked: Callable[[], bool] | None = None,
     *,
     copies: bool = True,
 ) -> Extracted:
@@ -117,7 +122,7 @@ def encode(
     digests: list[bytes] = []
     with _frozen(encoders), torch.inference_mode(), autocast(device, precision):
         for batch in batches:
-            if stop_asked():
+            if stop_asked and stop_asked():
                 raise Stopped("stopped while features were computed")
             views = to_float(batch.views[0], settings.views, device, channels_last=settings.train.channels_last)
             for name, encoder in encoders.items():

@@ -66,7 +66,7 @@ def image_set(images: Images, root: str | os.PathLike[str] | None, settings: Run
     if isinstance(images, pd.DataFrame):
         images, frames = _paths_and_frames(images)
     elif isinstance(images, str | os.PathLike):
-        images = _files_in(Path(root or "") / images, bands=isinstance(settings.data.channels, int))
+        images = files_in(Path(root or "") / images, bands=isinstance(settings.data.channels, int))
     elif isinstance(images, np.ndarray) and images.ndim not in (3, 4):
         raise SettingsError(
             f"an array of shape {images.shape} is not (N, H, W) or (N, H, W, C); pass one image as [image]"
@@ -109,7 +109,7 @@ def _paths_and_frames(table: pd.DataFrame) -> tuple[list[str], list[int] | None]
     return paths, frames.astype(int).tolist()
 
 
-def _files_in(path: Path, *, bands: bool) -> list[Path]:
+def files_in(path: Path, *, bands: bool) -> list[Path]:
     """Return a file itself, or the images in a folder and its subfolders, sorted by name."""
     if not path.is_dir():
         return [path]

@@ -13,8 +13,8 @@ from medmoco.data.manifest.manifest import Split, present_splits
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
 from medmoco.evaluation.features.encoder_files import RANDOM, Provenance, implied_settings, kind_of_source
-from medmoco.evaluation.features.features import Extracted, Features, Mirrored, extract, thumbnails
-from medmoco.evaluation.features.inputs import load_splits, on_device
+from medmoco.evaluation.features.features import Extracted, Features, Mirrored, thumbnails
+from medmoco.evaluation.features.inputs import feature_cache, features_of, load_splits
 from medmoco.evaluation.leakage.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
 from medmoco.evaluation.records import CONTROLS, PIXELS, UNTRAINED
 from medmoco.evaluation.scoring.table import MACRO
@@ -55,15 +55,21 @@ class Study:
 
 
 def begin(
-    settings: RunSettings, encoders: Mapping[str, str], *, test: bool, log: Callable[[str], None] = lambda _: None
+    settings: RunSettings,
+    encoders: Mapping[str, str],
+    *,
+    test: bool,
+    out: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Study:
-    """Load splits and encoders, and compute all features.
+    """Load splits and encoders, and compute the features that no earlier command has kept.
 
     Args:
         settings: Settings of the data, the image size and the protocol.
         encoders: Name -> run folder, weights file, or "random"; the first is the primary one. The untrained network and
             raw pixels are added as controls.
         test: Whether to evaluate on the test set, and not only on val.
+        out: Folder of the results, in which features are kept if the primary encoder is not a run.
         log: Receives progress messages.
 
     Raises:
@@ -82,7 +88,9 @@ def begin(
     modules: dict[str, nn.Module] = {
         name: Mirrored(backbone) if settings.evaluate.mirror else backbone for name, backbone in backbones.items()
     }
-    extracted = _extract_all({**modules, PIXELS: thumbnails()}, splits, settings, log)
+    cache = feature_cache(encoders.get(next(iter(modules)), RANDOM), out, log)
+    networks = {**modules, PIXELS: thumbnails()}
+    extracted = {name: features_of(networks, split, settings, cache, log) for name, split in splits.items()}
     leaks: Leaks = {}
     seen: dict[str, Sequence[bytes]] = {}
     for number, pretraining in enumerate(trained):
@@ -143,18 +151,6 @@ def _with_network_of(folder: Path, settings: RunSettings) -> RunSettings:
     tree = implied_settings(kind_of_source(folder), folder)
     model = settings.model.model_copy(update={"backbone": tree["model"]["backbone"]})
     return settings.model_copy(update={"model": model})
-
-
-def _extract_all(
-    encoders: Mapping[str, nn.Module], splits: Mapping[str, Split], settings: RunSettings, log: Callable[[str], None]
-) -> dict[str, Extracted]:
-    """Return the features of every split; each image is decoded once for all encoders."""
-    (device,) = {on_device(module, settings) for module in encoders.values()}
-    extracted = {}
-    for name, split in splits.items():
-        log(f"features of {name}: {len(split)} images")
-        extracted[name] = extract(encoders, split, settings, device)
-    return extracted
 
 
 def _remarks(extracted: Mapping[str, Extracted]) -> list[str]:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
+from medmoco.data.manifest.overlap import counted, patient_ids
 from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.records import Difference, Score
 
@@ -30,14 +29,14 @@ def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], 
     size = chosen.size or settings.views.size
     views = "images and their mirror images" if chosen.mirror else "images"
     what = ", ".join(f"{name} {value}" for name, value in source.items())
-    patients = {name: np.unique(split.patients).size for name, split in splits.items()}
-    counts = [f"{name} {len(split)} images of {patients[name]} patients" for name, split in splits.items()]
+    counts = [f"{name} {counted(split)}" for name, split in splits.items()]
+    drawn = "images" if all(patient_ids(split) is None for split in splits.values()) else "patients"
     draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
     return [
         f"{settings.model.backbone} ({what}), {width} frozen features, {views} {size} x {size}, seed {settings.seed}",
         "; ".join(counts) + (f"; where {chosen.where}" if chosen.where else ""),
-        f"labels of {100 * chosen.label_fraction:g} % of the training patients{draws}; strength chosen on val; "
-        f"95 % intervals: {chosen.bootstrap} draws of patients",
+        f"labels of {100 * chosen.label_fraction:g} % of the training {drawn}{draws}; strength chosen on val; "
+        f"95 % intervals: {chosen.bootstrap} draws of {drawn}",
     ]
 
 
@@ -77,7 +76,9 @@ def _block_head(rows: Sequence[Score], width: int) -> list[str]:
         remark = ", ".join(f"{cell}: {policy}" for cell, policy in first.label_policy.items())
     if first.bootstrap_left_out and not first.undefined:
         remark += f"; {first.bootstrap_left_out} of {first.bootstrap} draws had one class and were left out"
-    counts = f"{first.n} images, {first.n_positive} positive, {first.n_patients} patients"
+    counts = f"{first.n} images, {first.n_positive} positive"
+    if first.n_patients != first.n:  # otherwise each image has its own patient, or patients are unknown
+        counts += f", {first.n_patients} patients"
     return [
         f"{first.split}: {first.label}  ({counts}; {remark})",
         *(f"  ! {line}" for line in leak_lines({first.split: first.leakage})),

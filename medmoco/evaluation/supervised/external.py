@@ -14,7 +14,7 @@ import numpy as np
 
 from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.manifest.manifest import Split, load_manifest
-from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
+from medmoco.data.manifest.overlap import also_in, counted, image_keys, patient_ids
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.inputs import load_splits, make_folder
 from medmoco.evaluation.leakage.ledger import ledger_of, record_test_evaluation
@@ -175,9 +175,7 @@ def _layout(
     sides: Sequence[_Side],
     settings: RunSettings,
 ) -> str:
-    counts = [
-        f"{side.name} {len(side.split)} images of {np.unique(side.split.patients).size} patients" for side in sides
-    ]
+    counts = [f"{side.name} {counted(side.split)}" for side in sides]
     lines = [
         f"the frozen classifier on two test splits: {'; '.join(counts)}",
         f"95 % intervals: {settings.evaluate.bootstrap} draws of patients",
@@ -186,9 +184,9 @@ def _layout(
     for label, score in compared.items():
         lines.append(label)
         for side, found in (("internal", score.internal), ("external", score.external)):
-            counted = f"{found.n} images, {found.n_positive} positive, {found.n_patients} patients"
+            scored = f"{found.n} images, {found.n_positive} positive, {found.n_patients} patients"
             words = found.undefined or f"AUROC {found.auroc:.3f}  {span(found.low, found.high)}"
-            lines.append(f"  {side:<10}{words}  ({counted})")
+            lines.append(f"  {side:<10}{words}  ({scored})")
         if score.drop is not None:
             lines.append(f"  {'drop':<10}      {score.drop:+.3f}  {span(score.drop_low, score.drop_high, '+')}")
         for point in (point for point in points if point.label == label):

@@ -226,7 +226,7 @@ class _Scorer:
         values |= {f"val_{name}": value for name, value in self.accuracies("val", scores).items()}
         return mean, values
 
-    def scores(self, split: str, precision: str, stop_asked: Callable[[], bool] = lambda: False) -> Floats:
+    def scores(self, split: str, precision: str, stop_asked: Callable[[], bool] | None = None) -> Floats:
         """Return the scores of a split, (N, L)."""
         settings, device = self.context.settings, self.context.device
         found = extract({"classifier": self.model}, self.splits[split], settings, device, precision, stop_asked)

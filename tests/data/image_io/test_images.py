@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medmoco.config import DataSettings
-from medmoco.data.image_io.images import FileFormat, file_format, read_canvas, read_image, to_canvas
+from medmoco.data.image_io.images import FileFormat, file_format, read_canvas, read_image, size_in_header, to_canvas
 from medmoco.data.image_io.intensity import GrayImage
 from medmoco.data.image_io.limits import Limits
 from medmoco.errors import ImageError
@@ -400,3 +400,18 @@ def test_file_format__of_white_is_zero_and_of_dicom(tmp_path: Path) -> None:
 def test_file_format__of_an_array_is_its_type(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.float32))
     assert file_format(tmp_path / "a.npy") == ("NPY", 32, "float32")
+
+
+def test_size_in_header__of_every_kind_without_decoding(tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30), np.uint8)
+    for kind in ("PNG", "TIFF", "JPEG"):
+        Image.fromarray(pixels).save(tmp_path / kind, kind)
+        assert size_in_header(tmp_path / kind) == (20, 30)
+    save_dicom(tmp_path / "dicom", RAMP12)
+    assert size_in_header(tmp_path / "dicom") == RAMP12.shape
+    content = (tmp_path / "PNG").read_bytes()
+    (tmp_path / "cut").write_bytes(content[:50])  # its pixels are gone
+    assert size_in_header(tmp_path / "cut") == (20, 30)
+    (tmp_path / "text").write_text("not an image")
+    np.save(tmp_path / "bands.npy", pixels)
+    assert [size_in_header(tmp_path / name) for name in ("text", "gone", "bands.npy", "")] == [None] * 4

@@ -7,7 +7,7 @@ import pytest
 
 from medmoco.config import DataSettings
 from medmoco.data.manifest.manifest import Split, load_manifest
-from medmoco.data.manifest.overlap import also_in, image_keys, overlap_notices, patient_ids, study_ids
+from medmoco.data.manifest.overlap import also_in, counted, image_keys, overlap_notices, patient_ids, study_ids
 
 
 def load(folder: Path, root: str = "images", **tables: str) -> dict[str, Split]:
@@ -25,6 +25,12 @@ def test_patient_ids__are_text_and_blank_ones_are_nobody(tmp_path: Path) -> None
     assert ids[1] is not None
     assert also_in(ids[0], ids[1]).tolist() == [False, True, False, False]
     assert patient_ids(load(tmp_path / "c", train="Path\na\n")["train"]) is None
+
+
+def test_counted__calls_no_image_a_patient(tmp_path: Path) -> None:
+    named = load(tmp_path / "a", train="Path,PatientID\na,007\nb,007\nc,\n")["train"]
+    assert counted(named) == "3 images of 2 patients"
+    assert counted(load(tmp_path / "b", train="Path\na\nb\n")["train"]) == "2 images (patients unknown)"
 
 
 def test_study_ids__belong_to_their_patient(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_assign__official_rows_are_not_drawn() -> None:
 
 
 def test_counts_page__without_labels_is_two_lines() -> None:
-    table = pd.DataFrame({"Path": ["a", "b"]})
+    table = pd.DataFrame({"Path": ["a", "b"], "PatientID": ["1", "1"]})
     page = counts_page({"train": table}, pd.Series(["1", "1"]), pd.DataFrame(index=table.index))
     assert page.splitlines()[2:] == ["| rows | 2 |", "| patients | 1 |"]
 
@@ -324,3 +324,77 @@ def test_split__never_parts_a_patient_in_silence(
                 places.setdefault(patients[int(path.removesuffix(".png"))], set()).add(name)
     assert all(len(found) == 1 for found in places.values()) or "each image counts as its own patient" in said
     assert ("own patient" in said) == (header == "Who" and not named)
+
+
+def duplicates(folder: Path, groups: dict[int, list[str]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    lines = [f"{group},train,2,{path}" for group, paths in groups.items() for path in paths]
+    (folder / "duplicates.csv").write_text("\n".join(["group,split,row,Path", *lines]) + "\n")
+    return folder
+
+
+def owners(table: pd.DataFrame, patients: list[str]) -> list[str]:
+    """Return the first Path of each patient."""
+    return [table.loc[table["PatientID"] == patient, "Path"].iloc[0] for patient in patients]
+
+
+def test_split__keeps_duplicates_in_one_split(tmp_path: Path) -> None:
+    table = make_table()
+    plain = run(tmp_path, table, "plain")
+    ids = [sorted(people(plain[name]))[:3] for name in ("train", "val", "test")]
+    one, two, three = (owners(table, list(patients)) for patients in zip(*ids, strict=True))
+    folder = duplicates(tmp_path / "check", {0: one, 1: [*two[:2], "elsewhere.png"], 2: [two[1], *three]})
+    files = run(tmp_path, table, merge_duplicates=folder)
+    for group in (one, [*two[:2], *three]):
+        assert sum(bool(set(group) & set(part["Path"])) for part in files.values()) == 1
+    assert sum(map(len, files.values())) == len(table)
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "Duplicates: 8 rows have a duplicate; 8 patients that share some form 2 groups" in page
+    assert "the largest has 5 patients. 1 Paths of duplicates.csv are not in this table." in page
+    assert not re.search(r"\d{5}|\.png", page)
+    again = run(tmp_path, table.sample(frac=1, random_state=1), "again", merge_duplicates=folder / "duplicates.csv")
+    for name, part in files.items():
+        assert set(part["Path"]) == set(again[name]["Path"])
+
+
+def test_split__without_duplicates_is_the_same(tmp_path: Path) -> None:
+    plain = run(tmp_path, name="plain", labels=["A"])
+    merged = run(tmp_path, labels=["A"], merge_duplicates=duplicates(tmp_path / "check", {}))
+    for name, table in plain.items():
+        pd.testing.assert_frame_equal(table, merged[name])
+    assert "no two patients share one" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_split__refuses_what_does_not_list_duplicates(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read, or is not a list of duplicates"):
+        run(tmp_path, merge_duplicates=tmp_path / "nothing")
+    (tmp_path / "duplicates.csv").write_text("row,Path\n1,0.png\n")
+    with pytest.raises(SettingsError, match="give the folder that `medmoco check` writes"):
+        run(tmp_path, merge_duplicates=tmp_path)
+    with pytest.raises(ManifestError, match=r"none of the 2 Paths in duplicates\.csv"):
+        run(tmp_path, merge_duplicates=duplicates(tmp_path / "check", {0: ["train/0.png", "train/1.png"]}))
+    table = make_table()
+    official = (
+        table.loc[table["Official"] == "test", "Path"].iloc[0],
+        table.loc[table["Official"] == "", "Path"].iloc[0],
+    )
+    with pytest.raises(ManifestError, match="Patients that share duplicates count as one"):
+        run(tmp_path, keep="Official", merge_duplicates=duplicates(tmp_path / "check", {0: official}))
+
+
+def test_split__without_patients_counts_images_or_studies(tmp_path: Path) -> None:
+    table = make_table(100).drop(columns="PatientID")
+    table.to_csv(tmp_path / "all.csv", index=False)
+    text = split(tmp_path / "all.csv", tmp_path / "images", val=0.1, test=0.2, fractions=[10]).splitlines()[0]
+    assert text.startswith("train 70 images, val 10 images, test 20 images, train_10 7 images (patients unknown); ")
+    page = (tmp_path / "images" / "README.md").read_text()
+    assert page.startswith("# Splits by image\n\nSeed 0. Fractions are of images, ")
+    assert "10 % of the training" not in page
+    assert "| images | 70 | 10 | 20 | 7 |" in page
+    assert "patients |" not in page
+    table.assign(StudyID=[f"s{number // 2}" for number in range(100)]).to_csv(tmp_path / "all.csv", index=False)
+    text = split(tmp_path / "all.csv", tmp_path / "studies", val=0.1, test=0.2).splitlines()[0]
+    assert text.startswith(
+        "train 70 rows of 35 studies, val 10 rows of 5 studies, test 20 rows of 10 studies (patients"
+    )
+    assert "| studies | 35 | 5 | 10 |" in (tmp_path / "studies" / "README.md").read_text()

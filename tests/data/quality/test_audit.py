@@ -121,6 +121,14 @@ def test_audit__the_list_of_rows_says_what_and_where(planted: Path) -> None:
     assert found["train", "11", "smaller than the canvas"] == ("40 x 30 pixels", "small.png")
     assert found["train", "13", "file unreadable"][0].startswith("a web page or XML instead of the file;")
     assert [line["severity"] for line in lines] == sorted(line["severity"] for line in lines)  # faults first
+    with (planted / "report/duplicates.csv").open() as file:
+        duplicates = [(line["group"], line["split"], line["row"], line["Path"]) for line in csv.DictReader(file)]
+    assert duplicates == [
+        ("0", "train", "2", "secret0.png"), ("0", "val", "5", "again.tif"),
+        ("1", "train", "3", "secret1.png"), ("1", "test", "6", "brighter.jpg"),
+        ("2", "train", "4", "secret2.png"), ("2", "train", "8", "copy.png"),
+        ("3", "val", "3", "secret7.png"), ("3", "test", "5", "secret7.png"),
+    ]  # fmt: skip
 
 
 def test_audit__same_answer_whatever_the_workers(planted: Path) -> None:

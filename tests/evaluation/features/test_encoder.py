@@ -172,7 +172,7 @@ def test_embed__is_what_evaluation_computes_to_the_last_bit(manifest: Path, mirr
     encoder = load_encoder("random", settings)
     split = load_manifest(settings.data, ("test",))["test"]
     module = Mirrored(encoder.module) if mirror == "true" else encoder.module
-    expected = features_of(split, module, settings)
+    expected = features_of({"encoder": module}, split, settings, None, print).features["encoder"]
     files = [str(file) for file in split.files]
     table = pd.DataFrame({"Path": split.table["Path"]})
     pixels = [np.asarray(Image.open(file)) for file in files]
@@ -189,7 +189,7 @@ def test_embed__films_of_a_manifest_by_path_are_those_of_the_split(shared: Path)
     settings = make_settings(data, f"data.root={data}/{{split}}", "data.labels={}", "data.canvas_size=64")
     encoder = load_encoder("random", settings)
     few = load_manifest(settings.data, ("val",))["val"].select(np.arange(8))
-    expected = features_of(few, encoder.as_evaluated, settings)
+    expected = features_of({"encoder": encoder.as_evaluated}, few, settings, None, print).features["encoder"]
     np.testing.assert_array_equal(encoder.embed(few), expected)
     np.testing.assert_array_equal(encoder.embed(few.table, root=data / "val"), expected)
 

@@ -77,7 +77,7 @@ def test_write_features__refuses_before_any_work(manifest: Path, monkeypatch: py
     with pytest.raises(SettingsError, match="is a folder"):
         embed_split(settings, "random", manifest / "f.csv")
     monkeypatch.setattr(feature_tables, "find_spec", lambda _: None)
-    with pytest.raises(SettingsError, match=r"pip install 'medmoco\[parquet\]'"):
+    with pytest.raises(SettingsError, match=r"pip install pyarrow"):
         embed_split(settings, "random", manifest / "f.parquet")
 
 

@@ -1,11 +1,26 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
+from medmoco.config import RunSettings, as_tree, load
+from medmoco.data.manifest.manifest import Split
+from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import ManifestError, SettingsError
+from medmoco.evaluation.features import inputs
+from medmoco.evaluation.features.encoder import load_encoder
+from medmoco.evaluation.features.features import Extracted, Mirrored, extract, thumbnails
 from medmoco.evaluation.features.inputs import (
+    feature_cache,
+    features_of,
     find_label,
     find_rows,
     load_splits,
@@ -60,3 +75,119 @@ def test_make_folder__a_place_that_cannot_be_one(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "in")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+class _Setting:
+    """A split of real files, its encoders, and a count of what was computed."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+        self.folder = folder
+        self.settings = make_data(folder, *overrides)
+        self.encoders = {"run": load_encoder("random", self.settings).module, "pixels": thumbnails()}
+        self.computed: list[list[str]] = []
+        self.log: list[str] = []
+        monkeypatch.setattr(inputs, "extract", self.extract)
+
+    def extract(self, encoders: dict[str, nn.Module], split: Split, *more: Any) -> Extracted:
+        self.computed.append(list(encoders))
+        return extract(encoders, split, *more)
+
+    def changed(self, *overrides: str) -> RunSettings:
+        return load(as_tree(self.settings), overrides)
+
+    def features(self, settings: RunSettings | None = None, **encoders: nn.Module) -> Extracted:
+        chosen = settings or self.settings
+        split = load_splits(chosen, ("val",))["val"]
+        cache = feature_cache("random", self.folder, self.log.append)
+        self.log.clear()
+        self.computed.clear()
+        return features_of(encoders or self.encoders, split, chosen, cache, self.log.append)
+
+
+def assert_same(one: Extracted, other: Extracted) -> None:
+    assert list(one.features) == list(other.features)
+    for name, values in one.features.items():
+        np.testing.assert_array_equal(values, other.features[name])
+    assert (one.notices, one.digests) == (other.notices, other.digests)
+
+
+def test_features_of__computes_only_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = _Setting(tmp_path, monkeypatch)
+    val = load_splits(case.settings, ("val",))["val"]
+    plain = features_of(case.encoders, val, case.settings, None, print)
+    case.computed.clear()
+    assert_same(case.features(), plain)
+    assert case.computed == [["run", "pixels"]]
+    assert case.log == [f"features of val: {len(val)} images"]
+    assert_same(case.features(), plain)
+    assert not case.computed
+    assert case.log == [f"features of val: {len(val)} images, kept in {tmp_path / 'features'}"]
+    case.features(run=case.encoders["run"], mirrored=Mirrored(case.encoders["run"]))
+    assert case.computed == [["mirrored"]]
+
+
+def test_features_of__every_change_that_matters_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = _Setting(tmp_path, monkeypatch)
+    case.features()
+    other = (
+        "evaluate.batch_size=3",
+        "evaluate.size=40",
+        "data.canvas_size=40",
+        "views.mean=0.4",
+        "evaluate.where=Easy == 1",
+    )
+    for change in other:
+        case.features(case.changed(change))
+        assert case.computed == [["run", "pixels"]], change
+        case.features(case.changed(change))
+        assert not case.computed, change
+    with torch.no_grad():
+        next(case.encoders["run"].parameters())[0] += 1
+    case.features()
+    assert case.computed == [["run"]]
+    file = tmp_path / "secret-data/val/secret-3.png"
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    case.features()
+    assert case.computed == [["run", "pixels"]]
+
+
+def test_features_of__a_pack_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = _Setting(tmp_path, monkeypatch)
+    files = case.features()
+    make_pack(case.settings.data, tmp_path / "pack", print)
+    packed = case.changed(f"data.pack={tmp_path / 'pack'}")
+    assert_same(case.features(packed), files)
+    assert case.computed == [["run", "pixels"]]
+    (tmp_path / "pack").rename(tmp_path / "moved")
+    assert_same(case.features(case.changed(f"data.pack={tmp_path / 'moved'}")), files)
+    assert not case.computed
+
+
+def test_features_of__the_files_contain_no_path_and_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = _Setting(tmp_path, monkeypatch)
+    case.features()
+    kept = list((tmp_path / "features").iterdir())
+    assert len(kept) == 2
+    for file in kept:
+        assert b"secret" not in file.read_bytes()
+        np.savez(file, other=np.zeros(3))  # a readable file with other arrays
+    case.features()
+    assert case.computed == [["run", "pixels"]]
+
+
+def test_feature_cache__is_in_the_run_or_else_in_the_results(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("out: x\n")
+    (run / "environment.json").write_text(json.dumps({}))
+    log: Callable[[str], None] = print
+    places = [feature_cache(encoder, out, log) for encoder, out in
+              ((str(run), tmp_path), ("random", tmp_path), (str(tmp_path / "w.pth"), tmp_path))]  # fmt: skip
+    assert [place and place.folder for place in places] == [
+        run / "features",
+        tmp_path / "features",
+        tmp_path / "features",
+    ]
+    assert feature_cache("random", None, log) is None

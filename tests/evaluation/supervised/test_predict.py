@@ -10,11 +10,11 @@ from torch import nn
 
 from medmoco.config import ModelSettings
 from medmoco.data.manifest.manifest import load_manifest
-from medmoco.errors import CheckpointError, SettingsError
+from medmoco.errors import CheckpointError, ImageError, SettingsError
 from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
-from medmoco.evaluation.supervised.predict import predict
+from medmoco.evaluation.supervised.predict import predict, predict_files
 from medmoco.models.backbones import create_backbone
 from tests.helpers.supervised import SECRET, make_settings, write_images
 
@@ -98,3 +98,47 @@ def test_predict__needs_no_patients(manifest: Path) -> None:
     settings = make_settings(manifest)
     assert predict(settings, manifest.parent / "classifier", manifest.parent / "p.csv", log=said.append) == 10
     assert "test: 'Patient ID' is not read as PatientID; every row counts as its own patient" in said
+
+
+def test_predict_files__needs_only_the_classifier_and_names_files_as_given(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(manifest)
+    folder = manifest.parent / "classifier"
+    log: list[str] = []
+    Path("val").mkdir()
+    for file in Path().glob("val-*.png"):
+        file.rename("val" / file)
+    images = [Path("val"), *sorted(Path().glob("test-*.png"))]
+    found = predict_files([*images, images[-1]], folder, manifest / "p.csv", log=log.append)
+    table = read(manifest / "p.csv")
+    assert found == (len(table), 0)
+    assert list(table[0]) == ["Path", *LABELS, "error"]
+    assert [row["Path"] for row in table[-10:]] == list(map(str, images[1:]))
+    assert {Path(row["Path"]).parent for row in table[:-10]} == {Path("val")}
+    expected = load_classifier(folder).predict(images[1:])
+    assert [float(row["Sick"]) for row in table[-10:]] == pytest.approx(expected["Sick"], rel=1e-5)
+    assert log == ["not calibrated, since validation had only one class: Tube", f"scoring {len(table)} files"]
+
+
+def test_predict_files__says_why_a_file_has_no_probability(manifest: Path) -> None:
+    (manifest / "broken.png").write_bytes(b"nothing")
+    good = next(manifest.glob("val-*.png"))
+    files = [manifest / "broken.png", good, manifest / "gone.png"]
+    found = predict_files(files, manifest.parent / "classifier", manifest / "p.csv", overrides=["train.device=cpu"])
+    assert found == (3, 2)
+    broken, read_well, gone = read(manifest / "p.csv")
+    assert broken["Sick"] == gone["Tube"] == read_well["error"] == ""
+    assert broken["error"].startswith("its content is not PNG")
+    assert gone["error"] == "the file does not exist"
+    assert 0 < float(read_well["Sick"]) < 1
+
+
+def test_predict_files__refuses_a_folder_without_images(manifest: Path) -> None:
+    (manifest / "empty").mkdir()
+    classifier = manifest.parent / "classifier"
+    with pytest.raises(ImageError, match=r"--images .*/empty: the folder holds no image"):
+        predict_files([manifest, manifest / "empty"], classifier, manifest / "p.csv")
+    with pytest.raises(SettingsError, match=r"train\.devise.*device"):
+        predict_files([manifest], classifier, manifest / "p.csv", overrides=["train.devise=cpu"])
+    assert not (manifest / "p.csv").exists()
