@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from medmoco.errors import SettingsError
-from medmoco.plotting.figures import inline_svg
+from medmoco.plotting.style import inline_svg
 from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.blocks import Block, Html, Picture, Section, Text, number
 from medmoco.reporting.curves import curve_section, curves_section

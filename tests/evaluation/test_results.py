@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pytest
 
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.results import Curve, Evaluation, External, Kind, discrimination
+from medmoco.evaluation.discrimination import Kind
+from medmoco.evaluation.results import Curve, Evaluation, External
 from tests.helpers.made_runs import make_run
 
 
@@ -50,18 +50,6 @@ def test_plot_curve__a_curve_for_each_encoder_or_label(evaluation: Evaluation, k
 def test_plot_curve__refuses_what_was_not_scored(evaluation: Evaluation) -> None:
     with pytest.raises(SettingsError, match="no curve of 'Edema'"):
         evaluation.plot_curve("Edema")
-
-
-def test_discrimination__grows_along_x_and_has_the_area_of_its_name() -> None:
-    generator = np.random.default_rng(0)
-    targets = np.repeat([0.0, 1.0], 50)
-    scores = generator.normal(size=100) + targets
-    x, y, value = discrimination("roc", targets, scores)
-    assert (np.diff(x) >= 0).all()
-    assert np.trapezoid(y, x) == pytest.approx(value)
-    x, y, value = discrimination("precision_recall", targets, scores)
-    assert (np.diff(x) >= 0).all()
-    assert float(np.sum(np.diff(x) * y[1:])) == pytest.approx(value)
 
 
 def test_curve__is_drawn_and_refuses_what_was_not_scored(folder: Path) -> None:
