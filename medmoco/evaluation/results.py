@@ -194,7 +194,9 @@ class Evaluation(_WithTargets):
         for score in sorted(chosen, key=lambda score: score.encoder != self.primary):
             for name, text in summary_cells(score).items():
                 cells.setdefault(score.encoder, {})[score.split, f"{score.label} {name}".strip()] = text
-        rows = pd.MultiIndex.from_tuples(dict.fromkeys(chain(*cells.values())), names=["split", "label"])
+        splits = [score.split for score in chosen]
+        ordered = sorted(dict.fromkeys(chain(*cells.values())), key=lambda row: splits.index(row[0]))
+        rows = pd.MultiIndex.from_tuples(ordered, names=["split", "label"])
         columns = {name: [column.get(row, "") for row in rows] for name, column in cells.items()}
         return pd.DataFrame(columns, index=rows)
 

@@ -28,6 +28,7 @@ from medmoco.reporting.scores import (
     scores_section,
     subgroups_section,
 )  # fmt: skip
+from medmoco.reporting.targets import targets_section
 from medmoco.reporting.training import data_section, overview, settings_section, training_section, versions_section
 from medmoco.utils.files import PathLike, replacing
 
@@ -89,11 +90,12 @@ def _numbered(runs: Sequence[Run]) -> list[Run]:
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
     parts = (
-        data_section, training_section, scores_section, curve_section, curves_section, operating_section,
-        subgroups_section, external_section, ledger_section, settings_section, versions_section, _cards,
-        appendix_section,
+        data_section, training_section, scores_section, targets_section, curve_section, curves_section,
+        operating_section, subgroups_section, external_section, ledger_section, settings_section, versions_section,
+        _cards, appendix_section,
     )  # fmt: skip
-    return [part(runs) for part in parts]
+    sections = [part(runs) for part in parts]
+    return [section for section in sections if section.blocks or section.sections]
 
 
 def _lead(runs: Sequence[Run]) -> list[Block]:
