@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn import metrics
 
 from medmoco.evaluation.metrics.auroc import Floats, Integers, Reals, bootstrap_sums, ratio
 
@@ -36,10 +34,9 @@ def confusion_matrix(targets: Reals, scores: Reals) -> Floats:
         scores: (K, N, C), finite.
     """
     known = ~np.isnan(targets[:, 0])
-    truth, classes = targets[known].argmax(axis=1), np.arange(targets.shape[1])
-    found = [metrics.confusion_matrix(truth, own[known].argmax(axis=1), labels=classes) for own in scores]
-    mean: Floats = np.mean(found, axis=0)
-    return mean
+    predicted = np.mean([_one_hot(own[known]) for own in scores], axis=0)
+    confusion: Floats = targets[known].astype(np.float64).T @ predicted
+    return confusion
 
 
 def class_report(confusion: Floats) -> Report:
@@ -75,11 +72,13 @@ def bootstrap_accuracies(
     The draws are those of `bootstrap_auroc`, the other arguments those of `confusion_matrix`.
     """
     actual = np.nan_to_num(targets).astype(np.float64)
-    correct = np.mean([actual * (np.arange(targets.shape[1]) == _predicted(own)) for own in scores], axis=0)
+    correct = actual * np.mean([_one_hot(own) for own in scores], axis=0)
     sums = bootstrap_sums(np.concatenate([correct, actual], axis=1), patients, draws=draws, seed=seed)
     of_correct, of_actual = np.split(sums, 2, axis=1)
     return accuracies(of_correct, of_actual)
 
 
-def _predicted(scores: Reals) -> NDArray[np.int64]:
-    return scores.argmax(axis=1)[:, None]
+def _one_hot(scores: Reals) -> Floats:
+    """Return 1 for the class that a row is predicted to be of and 0 for the others, (N, C)."""
+    predicted: Floats = np.eye(scores.shape[1])[scores.argmax(axis=1)]
+    return predicted
