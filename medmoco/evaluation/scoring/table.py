@@ -90,7 +90,7 @@ def class_blocks(scores: Sequence[ClassScore], *, fractions: bool = False) -> li
         scores: Scores, ordered by split.
         fractions: Show the fraction of labels of each score instead of the report, for a label-efficiency curve.
     """
-    width, lines = name_width(score.encoder for score in scores) if scores else 0, list[str]()
+    width, lines = name_width(score.encoder for score in scores), list[str]()
     for split, group in groupby(scores, lambda score: score.split):
         rows = list(group)
         first = rows[0]
@@ -147,7 +147,7 @@ def regression_blocks(
         fractions: Show the fraction of labels of each score, for a label-efficiency curve.
     """
     against = {(d.split, d.label, d.metric, d.control, d.label_fraction): d for d in differences}
-    width, lines = name_width(score.encoder for score in scores) if scores else 0, list[str]()
+    width, lines = name_width(score.encoder for score in scores), list[str]()
     for (split, label), group in groupby(scores, lambda score: (score.split, score.label)):
         rows = list(group)
         first, primary = rows[0], next(row.encoder for row in rows if row.primary)
@@ -178,7 +178,7 @@ def figure(value: float, sign: str = "") -> str:
 
 def name_width(names: Iterable[str]) -> int:
     """Return the width of a column of encoder names."""
-    return max(12, 2 + max(map(len, names)))
+    return max(12, 2 + max(map(len, names), default=0))
 
 
 def _block_head(rows: Sequence[Score], width: int) -> list[str]:
