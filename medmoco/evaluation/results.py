@@ -189,7 +189,8 @@ class Evaluation(_WithTargets):
             method: linear (probe; numeric targets by ridge regression) or knn.
         """
         methods = (method, RIDGE) if method == "linear" else (method,)
-        chosen = [score for score in (*self.scores, *self.classes, *self.regression) if score.method in methods]
+        every: tuple[Score | ClassScore | RegressionScore, ...] = (*self.scores, *self.classes, *self.regression)
+        chosen = [score for score in every if score.method in methods]
         cells: dict[str, dict[tuple[str, str], str]] = {}
         for score in sorted(chosen, key=lambda score: score.encoder != self.primary):
             for name, text in summary_cells(score).items():

@@ -134,11 +134,13 @@ def curve_figure(points: Sequence[Point], label: str, split: str, metric: Litera
         # Points are shifted, so that intervals do not overlap.
         shift = 1.07 ** (number - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
         name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
+        low, high = ([_or(getattr(p, f"{metric}_{end}"), value) for p, value in own] for end in ("low", "high"))
         _draw(axes, Line(
             name,
             [100 * p.fraction * shift for p, _ in own],
             [value for _, value in own],
-            *([_or(getattr(p, f"{metric}_{end}"), value) for p, value in own] for end in ("low", "high")),
+            low,
+            high,
             colour=number, dash=methods.index(method), marked=True,
         ))  # fmt: skip
     axes.set_xscale("log")

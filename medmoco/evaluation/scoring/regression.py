@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,21 +98,24 @@ def _score(
     split, train, chosen = study.splits[key.split], study.splits["train"], settings.evaluate
     targets = study.values[key.label][key.split]
     known = ~np.isnan(targets)
-    values, bootstrap = dict.fromkeys(METRICS, np.nan), dict.fromkeys(METRICS, np.full(chosen.bootstrap, np.nan))
+    bootstrap = dict.fromkeys(METRICS, np.full(chosen.bootstrap, np.nan))
+    errors: dict[str, Any] = dict.fromkeys(f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high"))
     if predictions:
-        own = predictions.scores
-        values = dict(zip(METRICS, errors_of(targets, own), strict=True))
-        drawn = bootstrap_errors(targets, own, split.patients, draws=chosen.bootstrap, seed=settings.seed)
+        values = errors_of(targets, predictions.scores)
+        drawn = bootstrap_errors(
+            targets, predictions.scores, split.patients, draws=chosen.bootstrap, seed=settings.seed
+        )
         bootstrap = dict(zip(METRICS, drawn, strict=True))
-    ends = {metric: interval(bootstrap[metric]) if values[metric] == values[metric] else None for metric in METRICS}
+        for metric, value in zip(METRICS, values, strict=True):
+            if not np.isnan(value):
+                low, high, _ = interval(bootstrap[metric])
+                errors |= {metric: value, f"{metric}_low": or_none(low), f"{metric}_high": or_none(high)}
     used = [~np.isnan(own) for own in draws.targets]
     score = RegressionScore(
         **protocol_of(key, study, settings),
         n=int(known.sum()),
         n_patients=int(np.unique(split.patients[known]).size),
-        **{metric: or_none(value) for metric, value in values.items()},
-        **{f"{metric}_low": found and or_none(found.low) for metric, found in ends.items()},
-        **{f"{metric}_high": found and or_none(found.high) for metric, found in ends.items()},
+        **errors,
         bootstrap_left_out=interval(bootstrap["r2"]).left_out,
         undefined=draws.undefined or undefined_values(targets),
         note=count_each(predictions.notes, len(predictions.scores)) or None if predictions else None,
@@ -133,12 +136,12 @@ def _differences(scored: Mapping[Key, _Scored], order: Sequence[Key], study: Stu
         own, other = scored[key._replace(encoder=primary)], scored[key]
         shared = ("bootstrap", "where", "label_fraction", "draws", "seed", "leakage")
         for metric in METRICS:
-            values = (getattr(entry.score, metric) for entry in (own, other))
+            value, control = (getattr(entry.score, metric) for entry in (own, other))
             found.append(RegressionDifference(
                 **key._replace(encoder=primary)._asdict(),
                 metric=metric,
                 control=key.encoder,
-                **compare(*values, own.bootstrap[metric] - other.bootstrap[metric]),
+                **compare(value, control, own.bootstrap[metric] - other.bootstrap[metric]),
                 **{name: getattr(own.score, name) for name in shared},
             ))  # fmt: skip
     return adjusted(found, lambda difference: (difference.split, difference.metric))

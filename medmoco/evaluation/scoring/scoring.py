@@ -208,7 +208,10 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
     precision = float(np.mean([average_precision(targets, row) for row in scores] or [math.nan]))
     low, high, _ = share_interval(precision, precisions)
     each = [auroc(targets, row) for row in scores]
-    threshold = None if settings.evaluate.classes else THRESHOLDS[key.method]
+    policy: dict[str, Any] = {}
+    threshold = None
+    if not settings.evaluate.classes:
+        policy, threshold = {"label_policy": settings.data.labels[key.label].model_dump()}, THRESHOLDS[key.method]
     flags = [flag for row in scores if (flag := majority_flag(targets, row, threshold))]
     used = [~np.isnan(row) for row in draws.targets]
     n_patients = int(np.unique(split.patients[known]).size)
@@ -231,7 +234,7 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
         strength=tuple(fit.strength for fit in predictions.fits) if predictions else (),
         n_train=tuple(int(rows.sum()) for rows in used),
         n_train_patients=tuple(int(np.unique(train.patients[rows]).size) for rows in used),
-        **({} if settings.evaluate.classes else {"label_policy": settings.data.labels[key.label].model_dump()}),
+        **policy,
     )
     return Scored(score, bootstrap, independent)
 
