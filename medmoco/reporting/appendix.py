@@ -128,8 +128,11 @@ def _start(run: Run) -> str:
 
 def _of_scores(run: Run) -> dict[str, str]:
     found, facts = run.evaluation, {}
-    if found.scores:
-        measures = ["AUROC", "average precision"]
+    first = next(iter(found.scores or found.regression or ()), None)
+    if first:
+        measures = ["AUROC", "average precision"] if found.scores else []
+        measures += ["top-1 and balanced accuracy, confusion matrix, precision, recall, F1"] if found.classes else []
+        measures += ["R2 and mean absolute error of numeric targets"] if found.regression else []
         measures += (
             ["sensitivity, specificity, PPV and NPV at thresholds chosen on validation"] if found.operating else []
         )
@@ -137,12 +140,12 @@ def _of_scores(run: Run) -> dict[str, str]:
         facts["measures"] = f"{'; '.join(measures)}."
         holm = ", p values adjusted by Holm" if any(d.p_holm for d in found.differences or ()) else ""
         facts["uncertainty"] = (
-            f"95 % intervals from {count(found.scores[0].bootstrap)} bootstrap draws of patients; paired differences "
+            f"95 % intervals from {count(first.bootstrap)} bootstrap draws of patients; paired differences "
             f"on the same draws{holm}."
         )
         own = [
             score
-            for score in found.scores
+            for score in found.scores or ()
             if (score.split, score.encoder) == (found.split, found.primary) and score.auroc is not None
         ]
         best = [score for score in own if score.method == "linear"] or own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.curves import curve_section
 from medmoco.reporting.runs import Run
 from medmoco.reporting.scores import scores_section
@@ -71,3 +72,9 @@ def test_scores_section__targets_alone_are_an_evaluation(target_run: Run) -> Non
     assert not missing_of(scores_section([replace(target_run, evaluation=found)]))
     assert found.primary == "run"
     assert "ridge" not in set(found.predictions["method"])  # type: ignore[index]
+
+
+def test_appendix_section__names_the_measures_of_targets(target_run: Run) -> None:
+    words = words_of(appendix_section([target_run]))
+    assert "top-1 and balanced accuracy" in words
+    assert "R2 and mean absolute error of numeric targets" in words

@@ -407,6 +407,16 @@ def test_ridge_probe__is_the_closed_form_at_the_strength_that_is_best_on_val() -
     assert not chosen.notes
 
 
+def test_ridge_probe__many_rows_of_similar_features_lose_no_digits() -> None:
+    generator = np.random.default_rng(0)
+    x = (generator.normal(size=(20000, 1)) + 0.02 * generator.normal(size=(20000, 8))).astype(np.float32)
+    y = x[:, 0] - x[:, 1] + 0.01 * generator.normal(size=20000)
+    wide = np.column_stack([x.astype(float), np.ones(20000)])
+    *weights, bias = np.linalg.solve(wide.T @ wide + np.diag([1.0] * 8 + [0]), wide.T @ y)
+    found = ridge_probe({"train": x}, y, None, [1.0])
+    np.testing.assert_allclose([*found.weights, found.bias], [*weights, bias], rtol=1e-6, atol=1e-9)
+
+
 def test_ridge_probe__without_val_the_strength_is_the_middle_one() -> None:
     values, targets = numbers(50, 0)
     probe = ridge_probe({"train": values, "test": values}, targets, None, STRENGTHS)
