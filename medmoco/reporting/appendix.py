@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medmoco.evaluation.records import Protocol
 from medmoco.reporting.blocks import Block, Fold, Section, Table, Text, count, number, several, with_interval
 from medmoco.reporting.runs import Run
 
@@ -128,8 +129,8 @@ def _start(run: Run) -> str:
 
 def _of_scores(run: Run) -> dict[str, str]:
     found, facts = run.evaluation, {}
-    first = next(iter(found.scores or found.regression or ()), None)
-    if first:
+    protocols: Sequence[Protocol] = found.scores or found.regression or ()
+    if protocols:
         measures = ["AUROC", "average precision"] if found.scores else []
         measures += ["top-1 and balanced accuracy, confusion matrix, precision, recall, F1"] if found.classes else []
         measures += ["R2 and mean absolute error of numeric targets"] if found.regression else []
@@ -140,7 +141,7 @@ def _of_scores(run: Run) -> dict[str, str]:
         facts["measures"] = f"{'; '.join(measures)}."
         holm = ", p values adjusted by Holm" if any(d.p_holm for d in found.differences or ()) else ""
         facts["uncertainty"] = (
-            f"95 % intervals from {count(first.bootstrap)} bootstrap draws of patients; paired differences "
+            f"95 % intervals from {count(protocols[0].bootstrap)} bootstrap draws of patients; paired differences "
             f"on the same draws{holm}."
         )
         own = [
