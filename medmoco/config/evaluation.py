@@ -36,6 +36,12 @@ class EvaluateSettings(Settings):
     where: str | None = None
     """Condition that rows must meet, such as "Pneumonia == 1" or "ViewPosition in (PA, AP) and Age >= 18"."""
 
+    classes: str | None = None
+    """Text column with the class of each image, of which one probe predicts all; it replaces `data.labels`."""
+
+    targets: tuple[str, ...] = ()
+    """Columns of numbers to predict by ridge regression, such as [Age], in addition to the labels or classes."""
+
     label_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Fraction of the training patients whose labels are used."""
 
@@ -43,7 +49,8 @@ class EvaluateSettings(Settings):
     """Number of independent draws of that fraction; scores are averaged over them."""
 
     strengths: tuple[Positive, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    """Candidate values of the probe's inverse regularisation strength C; the best on the validation split is used."""
+    """Candidate values of the probe's inverse regularisation strength C; the best on the validation split is used. The
+    penalty of ridge regression is 1 / C."""
 
     neighbours: Count = 20
     """Number of neighbours k of the kNN classifier."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from dataclasses import replace
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
 
 from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.manifest.overlap import patient_ids
+from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import Encoders, sources_of
 from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.records import UNTRAINED, CurveDifference, CurvePoint, Score
-from medmoco.evaluation.results import Curve, shown_split
+from medmoco.evaluation.results import Curve
+from medmoco.evaluation.scoring.classes import score_classes
+from medmoco.evaluation.scoring.regression import RIDGE, evaluate_targets
 from medmoco.evaluation.scoring.scoring import (
     Key,
     LabelDraws,
@@ -26,9 +30,9 @@ from medmoco.evaluation.scoring.scoring import (
     score_all,
 )
 from medmoco.evaluation.scoring.study import Study, begin
-from medmoco.evaluation.scoring.table import MACRO, name_width, span
+from medmoco.evaluation.scoring.table import MACRO, class_blocks, name_width, regression_blocks, span
 from medmoco.evaluation.supervised.finetune import finetune
-from medmoco.evaluation.verdict import verdict
+from medmoco.evaluation.target_records import TRAINING_MEAN, ClassScore, RegressionScore
 from medmoco.training.run_folder import StartMode
 from medmoco.utils.files import PathLike
 
@@ -54,7 +58,8 @@ def curve(
         encoders: As of `evaluate`.
         out: Folder in which to save the results and fine-tuning runs; existing runs are resumed.
         draws: Draws of patients, for fractions below 1.
-        finetune: Also train end to end on the same draws, from the primary encoder and from scratch.
+        finetune: Also train end to end on the same draws of labels or classes, from the primary encoder and from
+            scratch.
         test: Evaluate on the test set too, which is recorded in the run's ledger.
         log: Receives progress messages.
 
@@ -67,11 +72,12 @@ def curve(
         >>> figure = curve.plot("Opacity")
     """
     settings, out = load(config), Path(out)
+    if finetune and not settings.data.labels and not settings.evaluate.classes:
+        raise SettingsError("--finetune has no labels to learn; set data.labels or evaluate.classes, or leave it out")
     make_folder(out)
     study = begin(settings, sources_of(encoders), test=test, out=out, log=log)
     methods = ["linear", *(["finetune"] if finetune else [])]
-    points: list[CurvePoint] = []
-    differences: list[CurveDifference] = []
+    shares: list[Curve] = []
     for fraction in sorted(set(settings.evaluate.fractions)):
         log(f"labels of {100 * fraction:g} % of the patients")
         chosen = settings.evaluate.model_copy(update={"label_fraction": fraction, "label_draws": draws})
@@ -82,18 +88,40 @@ def curve(
             predictions |= predict_linear(study, name, label_draws, share)
         if finetune:
             predictions |= _predict_finetuned(study, share, out, log)
-        scored, compared = _score(study, methods, predictions, label_draws, share)
-        points += scored
-        differences += compared
-    points.sort(key=lambda point: _order(point, study, methods))
-    table = _layout(points, differences, study)
+        shares.append(_score(study, methods, predictions, label_draws, share))
+    found = _join(shares, study, methods, settings)
     if test:
-        table += _record_test(study, points, settings, out)
-    if sentence := verdict(points, differences, shown_split(points)):
-        table += f"\n{sentence}\n"
-    found = Curve(tuple(points), tuple(differences), table, out)
+        found = replace(found, table=found.table + _record_test(study, found, settings, out))
+    found = replace(found, folder=out)
+    if found.verdict:
+        found = replace(found, table=f"{found.table}\n{found.verdict}\n")
     found.save(out)
     return found
+
+
+def _join(shares: Sequence[Curve], study: Study, methods: Sequence[str], settings: RunSettings) -> Curve:
+    """Return the results of all fractions together, in the order of the table, with the table."""
+    chosen = settings.evaluate
+    labels = [*study.splits["train"].label_names, MACRO]
+
+    def place(record: CurvePoint | ClassScore | RegressionScore, labels: Sequence[str]) -> tuple[float, ...]:
+        return (
+            study.scored.index(record.split), labels.index(record.label), [*methods, RIDGE].index(record.method),
+            [*study.encoders, TRAINING_MEAN].index(record.encoder), record.fraction,
+        )  # fmt: skip
+
+    points = sorted(chain(*(share.points for share in shares)), key=lambda point: place(point, labels))
+    differences = tuple(chain(*(share.differences for share in shares)))
+    classes = sorted(
+        chain(*(share.classes for share in shares)), key=lambda score: place(score, [chosen.classes or ""])
+    )
+    regression = sorted(chain(*(share.regression for share in shares)), key=lambda score: place(score, chosen.targets))
+    errors = tuple(chain(*(share.regression_differences for share in shares)))
+    blocks = [*class_blocks(classes, fractions=True), *regression_blocks(regression, errors, fractions=True)]
+    return Curve(
+        tuple(points), differences, _layout(points, differences, blocks, study),
+        classes=tuple(classes), regression=tuple(regression), regression_differences=errors,
+    )  # fmt: skip
 
 
 def _predict_finetuned(
@@ -106,7 +134,9 @@ def _predict_finetuned(
     for name, source in sources.items():
         for draw in range(chosen.label_draws if chosen.label_fraction < 1 else 1):
             log(f"fine-tuning {name}, draw {draw}")
-            how = share.finetune.model_copy(update={"label_fraction": chosen.label_fraction, "label_draw": draw})
+            how = share.finetune.model_copy(
+                update={"classes": chosen.classes, "label_fraction": chosen.label_fraction, "label_draw": draw}
+            )
             folder = out / "finetune" / f"{name}_{100 * chosen.label_fraction:g}_percent_draw_{draw}"
             resumed = StartMode(resume=True)
             own = share.model_copy(update={"finetune": how})
@@ -124,11 +154,12 @@ def _score(
     predictions: Mapping[Key, Predictions],
     draws: Mapping[str, LabelDraws],
     share: RunSettings,
-) -> tuple[list[CurvePoint], list[CurveDifference]]:
+) -> Curve:
     """Score one fraction of labels; for each method, the primary encoder is compared with the others."""
     primary = study.encoders[0]
     points: list[CurvePoint] = []
     differences: list[CurveDifference] = []
+    classes: list[ClassScore] = []
     for method in methods:
         encoders = study.encoders if method == "linear" else list(dict.fromkeys([primary, UNTRAINED]))
         scored = score_all(study, [method], encoders, predictions, draws, share)
@@ -137,7 +168,12 @@ def _score(
         compared = differences_of(scored, [(primary, other) for other in encoders if other != primary])
         kept = set(CurveDifference.model_fields)
         differences += [CurveDifference(**found.model_dump(include=kept), fraction=fraction) for found in compared]
-    return points, differences
+        classes += score_classes(study, [method], encoders, predictions, share)
+    errors = evaluate_targets(study, share)
+    return Curve(
+        tuple(points), tuple(differences), "",
+        classes=tuple(classes), regression=errors.scores, regression_differences=errors.differences,
+    )  # fmt: skip
 
 
 def _point(score: Score, fraction: float) -> CurvePoint:
@@ -147,20 +183,14 @@ def _point(score: Score, fraction: float) -> CurvePoint:
     return CurvePoint(**fields, fraction=fraction)
 
 
-def _order(point: CurvePoint, study: Study, methods: Sequence[str]) -> tuple[float, ...]:
-    labels = [*study.splits["train"].label_names, MACRO]
-    return (
-        study.scored.index(point.split), labels.index(point.label), methods.index(point.method),
-        study.encoders.index(point.encoder), point.fraction,
-    )  # fmt: skip
-
-
-def _layout(points: Sequence[CurvePoint], differences: Sequence[CurveDifference], study: Study) -> str:
-    """Return a block of text per split and label, with a line per method, encoder and fraction of labels."""
+def _layout(
+    points: Sequence[CurvePoint], differences: Sequence[CurveDifference], others: Sequence[str], study: Study
+) -> str:
+    """Return a block of text per split and label, with a line per method, encoder and fraction, and other blocks."""
     primary, labels = study.encoders[0], {point.label for point in points}
     drawn = "images" if patient_ids(study.splits["train"]) is None else "patients"
     against = {(d.split, d.label, d.method, d.control, d.fraction): d for d in differences}
-    width = name_width(point.encoder for point in points)
+    width = name_width(study.encoders)
     lines: list[str] = []
     for (split, label), block in groupby(points, lambda point: (point.split, point.label)):
         if label == MACRO and len(labels) == 2:
@@ -176,7 +206,7 @@ def _layout(points: Sequence[CurvePoint], differences: Sequence[CurveDifference]
                 difference = against.get((split, label, method, encoder, point.fraction))
                 lines.append(f"  {name:<{9 + width}}{_cells(point, difference)}".rstrip())
         lines.append("")
-    return "\n".join(lines + study.notes) + "\n"
+    return "\n".join([*lines, *others, *study.notes]) + "\n"
 
 
 def _cells(point: CurvePoint, difference: CurveDifference | None) -> str:
@@ -191,14 +221,20 @@ def _cells(point: CurvePoint, difference: CurveDifference | None) -> str:
     return text
 
 
-def _record_test(study: Study, points: Sequence[CurvePoint], settings: RunSettings, out: Path) -> str:
-    chosen = ("test", "linear", max(point.fraction for point in points))
+def _record_test(study: Study, found: Curve, settings: RunSettings, out: Path) -> str:
+    largest = max(settings.evaluate.fractions)
     aurocs = {
         point.label: point.auroc
-        for point in points
-        if (point.split, point.method, point.fraction) == chosen and point.primary and point.label != MACRO
+        for point in found.points
+        if (point.split, point.method, point.fraction) == ("test", "linear", largest)
+        and point.primary and point.label != MACRO
+    }  # fmt: skip
+    r2 = {
+        score.label: score.r2
+        for score in found.regression
+        if (score.split, score.fraction) == ("test", largest) and score.primary
     }
     ledger = ledger_of(study.encoder, out)
     assert ledger  # `out` is given
-    count = record_test_evaluation(ledger, "curve", study.splits["test"], settings, study.encoders, aurocs)
+    count = record_test_evaluation(ledger, "curve", study.splits["test"], settings, study.encoders, aurocs, r2)
     return f"{note_on_test(count, ledger)}\n"

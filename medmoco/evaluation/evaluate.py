@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from medmoco.config import ConfigSource, RunSettings, load
-from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import Encoders, sources_of
 from medmoco.evaluation.features.inputs import make_folder
@@ -17,7 +16,9 @@ from medmoco.evaluation.features.probes import standardise
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import auroc
 from medmoco.evaluation.results import PREDICTIONS, Evaluation
+from medmoco.evaluation.scoring.classes import score_classes
 from medmoco.evaluation.scoring.clinical import describe_operating_points, fit_operating_points, score_clinically
+from medmoco.evaluation.scoring.regression import RIDGE, Regression, evaluate_targets
 from medmoco.evaluation.scoring.scoring import (
     Key,
     Predictions,
@@ -46,7 +47,7 @@ def evaluate(
     test: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Score the frozen features of encoders on the labels, next to an untrained network and raw pixels.
+    """Score the frozen features of encoders on labels, classes or numbers, next to an untrained network and raw pixels.
 
     Args:
         config: Settings of the data, the image size and the protocol, see `load_config`.
@@ -90,10 +91,16 @@ def evaluate(
     scores = tuple(entry.score for entry in scored.values())
     differences = differences_of(scored, [(primary, other) for other in others])
     clinical = score_clinically(study.splits, predictions, settings)
-    notes = [*study.notes, _record_test(ledger_of(study.encoder, out), study, scored, settings)]
-    width = study.features[primary]["train"].shape[1]
-    table = layout(scores, differences, heading(study.source.record(), width, study.splits, settings), notes)
-    found = Evaluation(scores, tuple(differences), *clinical, _as_frame(predictions, study.splits), table, out)
+    classes = score_classes(study, METHODS, study.encoders, predictions, settings)
+    regression = evaluate_targets(study, settings)
+    notes = [*study.notes, _record_test(ledger_of(study.encoder, out), study, scored, regression, settings)]
+    head = heading(study.source.record(), study.features[primary]["train"].shape[1], study.splits, settings)
+    table = layout(scores, differences, head, notes, classes, regression.scores, regression.differences)
+    frame = _as_frame({**predictions, **regression.predictions}, study)
+    found = Evaluation(
+        scores, tuple(differences), *clinical, frame, table, out,
+        classes=tuple(classes), regression=regression.scores, regression_differences=regression.differences,
+    )  # fmt: skip
     if out:
         found.save(out)
         _save_probe(out / "classifier", study, predictions, settings)
@@ -110,7 +117,9 @@ def _check_ledger(encoders: Mapping[str, str], out: Path | None, test: bool) -> 
         )
 
 
-def _record_test(ledger: Path | None, study: Study, scored: Mapping[Key, Scored], settings: RunSettings) -> str:
+def _record_test(
+    ledger: Path | None, study: Study, scored: Mapping[Key, Scored], regression: Regression, settings: RunSettings
+) -> str:
     """Record a test evaluation in the ledger before any score is shown; return the note about it."""
     if "test" not in study.splits:
         return "the test set was not evaluated; --test evaluates on it, and records that in the ledger"
@@ -120,7 +129,8 @@ def _record_test(ledger: Path | None, study: Study, scored: Mapping[Key, Scored]
         for key, entry in scored.items()
         if (key.split, key.method) == ("test", "linear") and entry.score.primary and key.label != MACRO
     }
-    count = record_test_evaluation(ledger, "evaluate", study.splits["test"], settings, study.encoders, aurocs)
+    r2 = {score.label: score.r2 for score in regression.scores if score.split == "test" and score.primary}
+    count = record_test_evaluation(ledger, "evaluate", study.splits["test"], settings, study.encoders, aurocs, r2)
     return note_on_test(count, ledger)
 
 
@@ -146,20 +156,24 @@ def _save_probe(folder: Path, study: Study, predictions: Mapping[Key, Prediction
         trained="linear probe",
         encoder=study.source.record(),
         val_auroc=aurocs,
+        exclusive=settings.evaluate.classes is not None,
         **describe_operating_points(points, settings.evaluate),
     )
-    save_classifier(folder, ClassifierNetwork(study.backbones[primary], head, mirror=settings.evaluate.mirror), facts)
+    network = ClassifierNetwork(
+        study.backbones[primary], head, mirror=settings.evaluate.mirror, exclusive=facts["exclusive"]
+    )
+    save_classifier(folder, network, facts)
 
 
-def _as_frame(predictions: Mapping[Key, Predictions], splits: Mapping[str, Split]) -> pd.DataFrame:
-    """Return the scores of all rows with a known label."""
+def _as_frame(predictions: Mapping[Key, Predictions], study: Study) -> pd.DataFrame:
+    """Return the scores of all rows with a known label, class or value."""
     frames = []
     for key, own in predictions.items():
-        split = splits[key.split]
-        targets = label_targets(split, key.label)
+        split = study.splits[key.split]
+        targets = study.values[key.label][key.split] if key.method == RIDGE else label_targets(split, key.label)
         known = ~np.isnan(targets)
         for draw, scores in enumerate(own.scores):
             columns = {"row": split.rows, "draw": draw, "target": targets, "score": scores}
-            frames.append(pd.DataFrame({**key._asdict(), **columns})[known].astype({"target": int}))
+            frames.append(pd.DataFrame({**key._asdict(), **columns})[known])
     order = list(PREDICTIONS)
     return pd.concat(frames, ignore_index=True)[order] if frames else pd.DataFrame(columns=order)

@@ -1,19 +1,16 @@
 """Records of results: a class for each kind, with a description and a unit for each field.
 
-`medmoco.evaluation.record_files` writes and reads them. None means that a value could not be computed, or was not
-recorded by an older version.
+`record_files` writes and reads them. None is a value that could not be computed, or that an older version lacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 VERSION = 1
-
 UNTRAINED, PIXELS = "untrained", "pixels"
 CONTROLS = (UNTRAINED, PIXELS)
 """Names of the controls that are always scored: the untrained network and raw pixels."""
@@ -27,27 +24,29 @@ def _check_version(version: int) -> int:
     return version
 
 
-def _unit(name: str) -> Any:
+def unit_of(name: str) -> Any:
+    """Return the field of a number with a unit."""
     return Field(json_schema_extra={"unit": name})
 
 
-def _end(name: str, unit: str) -> Any:
+def end_of(name: str, unit: str) -> Any:
+    """Return the field of the lower or upper end of an interval."""
     return Field(description=f"{name} end of the 95 % interval.", json_schema_extra={"unit": unit})
 
 
-Text = Annotated[str, _unit("text")]
-Flag = Annotated[bool, _unit("yes or no")]
-Share = Annotated[float, _unit("0 to 1")]
-Low = Annotated[float, _end("Lower", "0 to 1")]
-High = Annotated[float, _end("Upper", "0 to 1")]
-Gap = Annotated[float, _unit("-1 to 1")]
-GapLow = Annotated[float, _end("Lower", "-1 to 1")]
-GapHigh = Annotated[float, _end("Upper", "-1 to 1")]
-Real = Annotated[float, _unit("none")]
-LogOdds = Annotated[float, _unit("log-odds")]
-Images = Annotated[int, _unit("images")]
-Patients = Annotated[int, _unit("patients")]
-Count = Annotated[int, _unit("count")]
+Text = Annotated[str, unit_of("text")]
+Flag = Annotated[bool, unit_of("yes or no")]
+Share = Annotated[float, unit_of("0 to 1")]
+Low = Annotated[float, end_of("Lower", "0 to 1")]
+High = Annotated[float, end_of("Upper", "0 to 1")]
+Gap = Annotated[float, unit_of("-1 to 1")]
+GapLow = Annotated[float, end_of("Lower", "-1 to 1")]
+GapHigh = Annotated[float, end_of("Upper", "-1 to 1")]
+Real = Annotated[float, unit_of("none")]
+LogOdds = Annotated[float, unit_of("log-odds")]
+Images = Annotated[int, unit_of("images")]
+Patients = Annotated[int, unit_of("patients")]
+Count = Annotated[int, unit_of("count")]
 
 
 class Part(BaseModel):
@@ -61,7 +60,7 @@ class Part(BaseModel):
 class Record(Part):
     """Base of every record."""
 
-    version: Annotated[int, _unit("none"), AfterValidator(_check_version)] = VERSION
+    version: Annotated[int, unit_of("none"), AfterValidator(_check_version)] = VERSION
     """Version of the record's format."""
 
 
@@ -87,7 +86,7 @@ class MethodRecord(EncoderRecord):
     """A record about one encoder and one method."""
 
     method: Text
-    """linear (probe), knn or finetune."""
+    """linear (probe), knn or finetune; ridge for numeric targets."""
 
 
 class Overlap(Part):
@@ -152,7 +151,7 @@ class Protocol(Part):
 class Score(Protocol, Area, Counts, MethodRecord, PrimaryRecord):
     """One score of scores.json, with 95 % intervals from draws of patients."""
 
-    size: Annotated[int, _unit("pixels")] | None = None
+    size: Annotated[int, unit_of("pixels")] | None = None
     """Side of the input images."""
     neighbours: Count | None = None
     """Neighbours that vote in kNN; None for other methods."""
@@ -178,6 +177,8 @@ class Score(Protocol, Area, Counts, MethodRecord, PrimaryRecord):
     """Patients of these images, for each draw."""
     label_policy: dict[str, Text] = {}
     """Meaning of uncertain and missing label cells."""
+    class_column: Text | None = None
+    """Column of the classes, if the label is a class of images; the others are its negatives."""
     n_labels: Count | None = None
     """Number of labels, for the macro average."""
     n_labels_defined: Count | None = None
@@ -315,9 +316,9 @@ class CurvePoint(Area, Counts, MethodRecord, PrimaryRecord):
     """Fraction of the training patients whose labels were used."""
     draws: Count | None = None
     """Draws of these patients."""
-    n_train: Annotated[float, _unit("images")] | None = None
+    n_train: Annotated[float, unit_of("images")] | None = None
     """Training images whose label was used, mean over draws."""
-    n_train_patients: Annotated[float, _unit("patients")] | None = None
+    n_train_patients: Annotated[float, unit_of("patients")] | None = None
     """Patients of these images, mean over draws."""
     average_precision: Share | None = None
     """Average precision, mean over draws."""
@@ -371,7 +372,7 @@ class DetectionScore(PrimaryRecord):
     """Images."""
     n_patients: Patients
     """Patients of the images."""
-    n_boxes: Annotated[int, _unit("boxes")]
+    n_boxes: Annotated[int, unit_of("boxes")]
     """Boxes of the label."""
     n_positive: Images
     """Images with a box of the label."""
@@ -396,4 +397,4 @@ def primary_of(records: Sequence[EncoderRecord]) -> str | None:
     """Return the name of the primary encoder: the marked one, else the first that is not a control."""
     encoders = dict.fromkeys(record.encoder for record in records)
     marked = (record.encoder for record in records if isinstance(record, PrimaryRecord) and record.primary)
-    return next(chain(marked, (name for name in encoders if name not in CONTROLS), encoders), None)
+    return next(iter([*marked, *(name for name in encoders if name not in CONTROLS), *encoders]), None)

@@ -6,16 +6,15 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.metrics.auroc import Floats, auroc, average_precision
+from medmoco.evaluation.discrimination import Kind, discrimination_figure
 from medmoco.evaluation.record_files import read_named_records, read_records, to_frame, write_records
 from medmoco.evaluation.records import (
     CalibrationScore,
@@ -30,16 +29,24 @@ from medmoco.evaluation.records import (
     Subgroup,
     primary_of,
 )
-from medmoco.evaluation.scoring.table import MACRO, span
+from medmoco.evaluation.scoring.regression import RIDGE
+from medmoco.evaluation.scoring.table import MACRO, summary_cells
+from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 from medmoco.evaluation.verdict import verdict
-from medmoco.plotting.figures import Line, curve_figure, pr_figure, roc_figure, save, thinned
-
-Kind = Literal["roc", "precision_recall"]
+from medmoco.plotting.figures import confusion_figure, curve_figure
+from medmoco.plotting.style import save
 
 PREDICTIONS = {
-    "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": int, "score": float,
+    "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": float, "score": float,
 }  # fmt: skip
-"""Columns of predictions.csv. Rows are counted as in a spreadsheet; target is 1 or 0."""
+"""Columns of predictions.csv. Rows are counted as in a spreadsheet; target is 1 or 0, or with method ridge a number."""
+
+_TARGET_FILES: tuple[tuple[str, str, type[Record]], ...] = (
+    ("classes", "classes.json", ClassScore),
+    ("regression", "regression.json", RegressionScore),
+    ("regression_differences", "regression_differences.json", RegressionDifference),
+)
+"""Files that are written only if there are classes or numeric targets."""
 
 _CURVE_CSV = [
     "label", "split", "method", "encoder", "fraction", "draws", "n_train", "n_train_patients", "auroc", "auroc_low",
@@ -65,15 +72,33 @@ class _Saved:
         return {**fields, "table": text.read_text(encoding="utf-8") if text.is_file() else "", "folder": folder}
 
     def save(self, folder: Path) -> None:
-        """Write the JSON files of the records and table.txt."""
-        for field, name, _ in self._FILES:
-            write_records(folder / name, getattr(self, field))
+        """Write the JSON files of the records and table.txt; those that do not apply are removed."""
+        for field, name, kind in self._FILES:
+            if getattr(self, field) or (field, name, kind) not in _TARGET_FILES:
+                write_records(folder / name, getattr(self, field))
+            else:
+                (folder / name).unlink(missing_ok=True)
         (folder / "table.txt").write_text(self.table, encoding="utf-8")
 
 
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class _WithTargets(_Saved):
+    """Base of results that may have classes and numeric targets.
+
+    Attributes:
+        classes: Accuracies of `evaluate.classes`, with confusion matrix and report by class.
+        regression: R2 and mean absolute error of `evaluate.targets`.
+        regression_differences: Differences between the primary encoder and each control, the training mean included.
+    """
+
+    classes: tuple[ClassScore, ...] = ()
+    regression: tuple[RegressionScore, ...] = ()
+    regression_differences: tuple[RegressionDifference, ...] = ()
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(_Saved):
-    """Scores of an encoder and its controls.
+class Evaluation(_WithTargets):
+    """Scores of an encoder and its controls; `classes` and `regression` have those of `evaluate.classes` and `targets`.
 
     Attributes:
         scores: Scores of every label, split, method and encoder, with intervals.
@@ -100,6 +125,7 @@ class Evaluation(_Saved):
         ("operating_points", "operating.json", OperatingPoint),
         ("calibration", "calibration.json", CalibrationScore),
         ("subgroups", "subgroups.json", Subgroup),
+        *_TARGET_FILES,
     )
 
     scores: tuple[Score, ...]
@@ -114,7 +140,7 @@ class Evaluation(_Saved):
     @property
     def primary(self) -> str | None:
         """Name of the primary encoder; the others are controls."""
-        return primary_of(self.scores)
+        return primary_of(self.scores or self.regression)
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
@@ -144,7 +170,7 @@ class Evaluation(_Saved):
         self.predictions.to_csv(folder / "predictions.csv", index=False, float_format="%.9g")
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each score.
+        """Return one row for each score; those of classes and of numeric targets follow, with columns of their own.
 
         Example:
             >>> import medmoco
@@ -152,22 +178,29 @@ class Evaluation(_Saved):
             >>> frame.query("split == 'test' and method == 'linear'")[["label", "encoder", "auroc"]].shape
             (9, 3)
         """
-        return to_frame(self.scores)
+        return to_frame([*self.scores, *self.classes, *self.regression])
 
     def summary(self, method: str = "linear") -> pd.DataFrame:
-        """Return the AUROCs with their intervals as text: a row for each split and label, a column for each encoder.
+        """Return scores with their intervals as text: a row for each split and label, a column for each encoder.
 
-        The primary encoder comes first.
+        They are AUROCs, and in rows that name them the accuracies of classes, R2 and mean absolute errors. The primary
+        encoder comes first.
 
         Args:
-            method: linear (probe) or knn.
+            method: linear (probe; numeric targets by ridge regression) or knn.
         """
-        chosen = [score for score in self.scores if score.method == method]
+        methods = (method, RIDGE) if method == "linear" else (method,)
+        every: tuple[Score | ClassScore | RegressionScore, ...] = (*self.scores, *self.classes, *self.regression)
+        chosen = [score for score in every if score.method in methods]
         cells: dict[str, dict[tuple[str, str], str]] = {}
         for score in sorted(chosen, key=lambda score: score.encoder != self.primary):
-            cells.setdefault(score.encoder, {})[score.split, score.label] = _cell(score)
-        rows = pd.MultiIndex.from_tuples(next(iter(cells.values()), ()), names=["split", "label"])
-        return pd.DataFrame({name: list(column.values()) for name, column in cells.items()}, index=rows)
+            for name, text in summary_cells(score).items():
+                cells.setdefault(score.encoder, {})[score.split, f"{score.label} {name}".strip()] = text
+        splits = [score.split for score in chosen]
+        ordered = sorted(dict.fromkeys(chain(*cells.values())), key=lambda row: splits.index(row[0]))
+        rows = pd.MultiIndex.from_tuples(ordered, names=["split", "label"])
+        columns = {name: [column.get(row, "") for row in rows] for name, column in cells.items()}
+        return pd.DataFrame(columns, index=rows)
 
     def plot_curve(
         self, label: str | None = None, kind: Kind = "roc", *, split: str | None = None, method: str = "linear"
@@ -197,18 +230,36 @@ class Evaluation(_Saved):
             raise SettingsError(f"there is no curve of {value!r} by method {method!r} on split {split!r}")
         return discrimination_figure(kind, groups)
 
+    def plot_confusion(self, *, split: str | None = None, method: str = "linear", encoder: str | None = None) -> Figure:
+        """Draw the confusion matrix of classes.
+
+        Args:
+            split: By default test if it was evaluated, else val.
+            method: linear (probe) or knn.
+            encoder: By default the primary one.
+
+        Raises:
+            SettingsError: there are no classes with these names.
+        """
+        key = (split or shown_split(self.classes), method, encoder or self.primary)
+        found = next((score for score in self.classes if (score.split, score.method, score.encoder) == key), None)
+        if found is None:
+            raise SettingsError("there is no confusion matrix of {1!r} of {2!r} on split {0!r}".format(*key))
+        return confusion_figure(found.confusion, [each.name for each in found.classes], f"{found.label}, {key[0]}")
+
     def _repr_html_(self) -> str:
         return f"<p>AUROC (95 % interval)</p>{self.summary().to_html()}"
 
     def __repr__(self) -> str:
-        labels = list(dict.fromkeys(score.label for score in self.scores if score.label != MACRO))
-        splits = list(dict.fromkeys(score.split for score in self.scores))
+        scores = [*self.scores, *self.regression]
+        labels = list(dict.fromkeys(score.label for score in scores if score.label != MACRO))
+        splits = list(dict.fromkeys(score.split for score in scores))
         return f"Evaluation(primary={self.primary!r}, labels={labels}, splits={splits})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Curve(_Saved):
-    """Label efficiency: scores by the fraction of labelled patients.
+class Curve(_WithTargets):
+    """Label efficiency: scores by the fraction of labelled patients, also in `classes` and `regression`.
 
     Attributes:
         points: Scores of every label, split, method, encoder and fraction.
@@ -227,6 +278,7 @@ class Curve(_Saved):
     _FILES = (
         ("points", "curve.json", CurvePoint),
         ("differences", "curve_differences.json", CurveDifference),
+        *_TARGET_FILES,
     )
 
     points: tuple[CurvePoint, ...]
@@ -237,7 +289,7 @@ class Curve(_Saved):
     @property
     def primary(self) -> str | None:
         """Name of the primary encoder; the others are controls."""
-        return primary_of(self.points)
+        return primary_of(self.points or self.regression)
 
     @property
     def verdict(self) -> str:
@@ -254,33 +306,43 @@ class Curve(_Saved):
         return cls(**cls._read(Path(folder)))
 
     def save(self, folder: Path) -> None:
-        """Write curve.json, curve_differences.json, curve.csv, table.txt, and a figure for each split and label."""
+        """Write the JSON files of the records, curve.csv, table.txt, and a figure for each split and label."""
         super().save(folder)
-        self.to_frame().to_csv(folder / "curve.csv", columns=_CURVE_CSV, index=False, float_format="%.6g")
-        for split, label in dict.fromkeys((p.split, p.label) for p in self.points if p.label != MACRO):
-            name = re.sub(r"[^0-9A-Za-z]+", "_", label)
-            save(curve_figure(self.points, label, split), folder / f"curve_{split}_{name}.svg")
+        frame = self.to_frame().reindex(columns=_CURVE_CSV)
+        frame.to_csv(folder / "curve.csv", index=False, float_format="%.6g")
+        for split, label in dict.fromkeys((p.split, p.label) for p in self._points()):
+            if label != MACRO or self.classes:
+                name = re.sub(r"[^0-9A-Za-z]+", "_", label)
+                save(self._figure(label, split), folder / f"curve_{split}_{name}.svg")
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each point."""
         return to_frame(self.points)
 
     def plot(self, label: str | None = None, *, split: str | None = None) -> Figure:
-        """Draw AUROC against the fraction of labelled patients, with a curve for each encoder and method.
+        """Draw AUROC, or R2 of a target, by fraction of labelled patients, with a curve for each encoder and method.
 
         Args:
-            label: Label to draw; by default the mean over labels, or the only label.
+            label: Label, class or target to draw; by default the mean over labels, or the only label.
             split: By default test if it was evaluated, else val.
 
         Raises:
             SettingsError: there are no scores with these names.
         """
-        labels = list(dict.fromkeys(point.label for point in self.points))
+        labels = list(dict.fromkeys(point.label for point in self._points()))
         label = label or (MACRO if MACRO in labels else labels[0])
-        split = split or shown_split(self.points)
-        if not any((p.label, p.split) == (label, split) and p.auroc is not None for p in self.points):
+        split = split or shown_split(self._points())
+        defined = (p for p in self.points if p.auroc is not None), (p for p in self.regression if p.r2 is not None)
+        if not any((p.label, p.split) == (label, split) for p in chain(*defined)):
             raise SettingsError(f"there is no curve of {label!r} on split {split!r}")
-        return curve_figure(self.points, label, split)
+        return self._figure(label, split)
+
+    def _points(self) -> tuple[CurvePoint | RegressionScore, ...]:
+        return (*self.points, *self.regression)
+
+    def _figure(self, label: str, split: str) -> Figure:
+        is_target = label not in {point.label for point in self.points}
+        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc")
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table)}</pre>"
@@ -341,43 +403,3 @@ def shown_split(records: Sequence[MethodRecord]) -> str:
     """Return the split to show by default: test if it was evaluated, else val."""
     present = {record.split for record in records}
     return "test" if "test" in present or "val" not in present else "val"
-
-
-def discrimination(kind: Kind, targets: Floats, scores: Floats) -> tuple[Floats, Floats, float]:
-    """Return x, in ascending order, and y of a ROC or precision-recall curve, and the AUROC or average precision.
-
-    Args:
-        kind: roc or precision_recall.
-        targets: (N,), 1 or 0, both classes present.
-        scores: (N,), any unit, higher is more positive.
-    """
-    if kind == "roc":
-        false, true, _ = roc_curve(targets, scores)
-        return false, true, auroc(targets, scores)
-    precision, recall, _ = precision_recall_curve(targets, scores)
-    return recall[::-1], precision[::-1], average_precision(targets, scores)
-
-
-def discrimination_figure(
-    kind: Kind, groups: Mapping[str, tuple[Floats, Floats]], points: Sequence[tuple[float, float]] = ()
-) -> Figure:
-    """Draw a curve for each group.
-
-    Args:
-        kind: roc or precision_recall.
-        groups: Name -> targets (N,) and scores (N,).
-        points: Operating points for a ROC, (1 - specificity, sensitivity).
-    """
-    lines = []
-    for number, (name, (targets, scores)) in enumerate(groups.items()):
-        x, y, value = discrimination(kind, targets, scores)
-        lines.append(Line(f"{name} {value:.3f}", *thinned(x, y), colour=number))
-    if kind == "roc":
-        return roc_figure(lines, points)
-    return pr_figure(lines, float(np.mean(next(iter(groups.values()))[0])))
-
-
-def _cell(score: Score) -> str:
-    if score.auroc is None:
-        return "undefined"
-    return f"{score.auroc:.3f} ({span(score.auroc_low, score.auroc_high)})"

@@ -32,7 +32,8 @@ from medmoco.evaluation.records import Part
 from medmoco.evaluation.scoring.table import name_width
 from medmoco.inspection.perturbations import AMOUNTS, Perturbation, parse_perturbation, perturb
 from medmoco.models.projectors import projector
-from medmoco.plotting.figures import Line, rank_figure, save
+from medmoco.plotting.figures import Line, rank_figure
+from medmoco.plotting.style import save
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.runlog import write_json
 from medmoco.utils.files import PathLike

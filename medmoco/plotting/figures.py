@@ -6,15 +6,10 @@ print. Every function returns a matplotlib Figure, for `inline_svg` to embed in 
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import matplotlib
 import numpy as np
@@ -23,32 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
+from medmoco.plotting.style import STYLE, ShownFigure
+
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6100", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#595959"
 _GRID = 400  # cells a side in which a curve is drawn, finer than a screen shows
-
-_STYLE: Any = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "text.parse_math": False,  # labels may contain dollar signs
-    "svg.fonttype": "none",  # keeps text as text, which can be searched, read aloud and enlarged
-    "svg.hashsalt": "medmoco",  # so that the same figure gives the same file
-}
-# Verdana has the width of DejaVu Sans, which matplotlib uses to place text, and is installed on most machines.
-_FONTS = "'DejaVu Sans', Verdana, sans-serif"
 
 
 @dataclass(frozen=True)
@@ -100,7 +76,7 @@ class Estimate:
 
 
 class Point(Protocol):
-    """One point of a label-efficiency curve, as in curve.json."""
+    """One point of a label-efficiency curve, as in curve.json, with a metric and its interval, such as auroc_low."""
 
     @property
     def label(self) -> str: ...  # noqa: D102
@@ -112,15 +88,9 @@ class Point(Protocol):
     def encoder(self) -> str: ...  # noqa: D102
     @property
     def fraction(self) -> float: ...  # noqa: D102
-    @property
-    def auroc(self) -> float | None: ...  # noqa: D102
-    @property
-    def auroc_low(self) -> float | None: ...  # noqa: D102
-    @property
-    def auroc_high(self) -> float | None: ...  # noqa: D102
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | None = None, named: str = "") -> Figure:
     """Draw lines over steps or epochs.
 
@@ -141,17 +111,19 @@ def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | Non
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
-def curve_figure(points: Sequence[Point], label: str, split: str) -> Figure:
-    """Draw AUROC against the fraction of the training patients whose labels were used.
+@matplotlib.rc_context(STYLE)
+def curve_figure(points: Sequence[Point], label: str, split: str, metric: Literal["auroc", "r2"] = "auroc") -> Figure:
+    """Draw a metric against the fraction of the training patients whose labels were used.
 
     Args:
         points: Points of all labels and splits.
         label: Label to draw.
         split: Split of the scores.
+        metric: Metric to draw.
     """
     figure, axes = _new()
-    chosen = [(p, p.auroc) for p in points if (p.label, p.split) == (label, split) and p.auroc is not None]
+    found = [(p, getattr(p, metric, None)) for p in points if (p.label, p.split) == (label, split)]
+    chosen = [(p, float(value)) for p, value in found if value is not None]
     encoders, methods = (list(dict.fromkeys(getattr(p, key) for p, _ in chosen)) for key in ("encoder", "method"))
     for encoder, method in dict.fromkeys((p.encoder, p.method) for p, _ in chosen):
         own = sorted(
@@ -162,12 +134,13 @@ def curve_figure(points: Sequence[Point], label: str, split: str) -> Figure:
         # Points are shifted, so that intervals do not overlap.
         shift = 1.07 ** (number - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
         name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
+        low, high = ([_or(getattr(p, f"{metric}_{end}"), value) for p, value in own] for end in ("low", "high"))
         _draw(axes, Line(
             name,
             [100 * p.fraction * shift for p, _ in own],
             [value for _, value in own],
-            [_or(p.auroc_low, value) for p, value in own],
-            [_or(p.auroc_high, value) for p, value in own],
+            low,
+            high,
             colour=number, dash=methods.index(method), marked=True,
         ))  # fmt: skip
     axes.set_xscale("log")
@@ -175,12 +148,13 @@ def curve_figure(points: Sequence[Point], label: str, split: str) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=0)
-    axes.set(xlabel="labelled training patients, %", ylabel="AUROC", title=f"{label}, {split}")
+    name = {"auroc": "AUROC", "r2": "R²"}[metric]
+    axes.set(xlabel="labelled training patients, %", ylabel=name, title=f"{label}, {split}")
     _legend(figure, axes)
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def rank_figure(lines: Sequence[Line], title: str) -> Figure:
     """Draw the cumulative distribution of the ranks of perturbed copies.
 
@@ -200,7 +174,7 @@ def rank_figure(lines: Sequence[Line], title: str) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def roc_figure(lines: Sequence[Line], points: Sequence[tuple[float, float]] = ()) -> Figure:
     """Draw receiver operating characteristics.
 
@@ -220,7 +194,7 @@ def roc_figure(lines: Sequence[Line], points: Sequence[tuple[float, float]] = ()
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def pr_figure(lines: Sequence[Line], prevalence: float) -> Figure:
     """Draw precision against recall.
 
@@ -237,7 +211,7 @@ def pr_figure(lines: Sequence[Line], prevalence: float) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def calibration_figure(lines: Sequence[Line]) -> Figure:
     """Draw observed fractions of positives against predicted probabilities.
 
@@ -253,7 +227,7 @@ def calibration_figure(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def forest_figure(rows: Sequence[Estimate], *, x: str, reference: float | None = None) -> Figure:
     """Draw a forest plot: estimates with their intervals, below the headings of their groups.
 
@@ -264,7 +238,7 @@ def forest_figure(rows: Sequence[Estimate], *, x: str, reference: float | None =
     """
     heads = [group for group, _ in groupby(rows, lambda row: row.group)]
     lines = len(rows) + sum(bool(head) for head in heads)
-    figure = _ShownFigure(figsize=(4.6, 0.75 + 0.25 * lines), layout="constrained")
+    figure = ShownFigure(figsize=(4.6, 0.75 + 0.25 * lines), layout="constrained")
     axes = figure.subplots()
     at, ticks, names = 0, list[int](), list[str]()
     for group, members in groupby(rows, lambda row: row.group):
@@ -288,6 +262,36 @@ def forest_figure(rows: Sequence[Estimate], *, x: str, reference: float | None =
     return figure
 
 
+@matplotlib.rc_context(STYLE)
+def confusion_figure(confusion: Sequence[Sequence[float]], names: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix, shaded by the fraction of each true class.
+
+    Args:
+        confusion: Images by true class (rows) and predicted class (columns).
+        names: Names of the classes.
+        title: Title of the figure.
+    """
+    counts = np.array(confusion, float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-9)
+    side = max(3.6, 1.4 + 0.62 * len(names))
+    figure = ShownFigure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    edges = np.arange(len(names) + 1) - 0.5
+    axes.pcolormesh(edges, edges, shares, cmap="Blues", vmin=0, vmax=1)  # shapes; a picture in an SVG is a data: URL
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    for (row, column), value in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour)
+    shown = [_shortened(name) for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), shown)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    return figure
+
+
 def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Leave out points that lie in the same cell of a fine grid as the one before, which would not be visible.
 
@@ -303,24 +307,17 @@ def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[list[float]
 
 def method_words(method: str) -> str:
     """Return the name of a method in prose."""
-    return {"linear": "linear probe", "knn": "kNN", "finetune": "fine-tuned"}.get(method, method)
+    return {"linear": "linear probe", "knn": "kNN", "finetune": "fine-tuned", "ridge": "ridge regression"}.get(
+        method, method
+    )
 
 
 def _or(value: float | None, other: float) -> float:
     return other if value is None else value
 
 
-class _ShownFigure(Figure):
-    """A figure that notebooks show without pyplot."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=150)
-        return buffer.getvalue()
-
-
 def _new(*, square: bool = False) -> tuple[Figure, Axes]:
-    figure = _ShownFigure(figsize=(4.6, 4.8 if square else 3.4), layout="constrained")
+    figure = ShownFigure(figsize=(4.6, 4.8 if square else 3.4), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -346,51 +343,3 @@ def _shortened(name: str) -> str:
     clean = "".join(letter if letter.isprintable() else " " for letter in name)
     clean = clean if len(clean) <= 34 else f"{clean[:33]}…"
     return f" {clean}" if clean.startswith("_") else clean  # matplotlib omits names that start with _ from legends
-
-
-# ---- output ----
-
-
-@matplotlib.rc_context(_STYLE)
-def save(figure: Figure, file: Path) -> None:
-    """Write a figure as SVG, PNG or PDF, according to the suffix; the same figure gives the same SVG."""
-    metadata = _NO_METADATA if file.suffix == ".svg" else {}
-    with _quiet():
-        figure.savefig(file, metadata=metadata, dpi=200)
-
-
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-
-
-@matplotlib.rc_context(_STYLE)
-def inline_svg(figure: Figure, key: str, alt: str) -> str:
-    """Return a figure as an SVG element for HTML, which adapts to the available width and has alternative text.
-
-    Args:
-        figure: Figure to draw.
-        key: Prefix of all ids, so that they are unique within a page.
-        alt: Alternative text, not escaped.
-    """
-    stream = io.StringIO()
-    with _quiet():
-        figure.savefig(stream, format="svg", metadata=_NO_METADATA)
-    content = stream.getvalue()
-    head, _, body = content[content.index("<svg") :].partition(">")
-    box = re.search(r'viewBox="[^"]*"', head)
-    assert box  # matplotlib writes it
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # it would apply to the whole page
-    body = re.sub(r'\bid="', f'id="{key}-', body)
-    body = re.sub(r"url\(#", f"url(#{key}-", body)
-    body = re.sub(r'xlink:href="#', f'href="#{key}-', body)
-    body = body.replace("font-family: 'DejaVu Sans'", f"font-family: {_FONTS}")
-    name = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
-    return f'<svg role="img" aria-label="{name}" {box[0]} stroke-linejoin="round">{body.strip()}'
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress warnings about missing glyphs: text stays text, and the reader's fonts have them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        yield

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medmoco.evaluation.records import Protocol
 from medmoco.reporting.blocks import Block, Fold, Section, Table, Text, count, number, several, with_interval
 from medmoco.reporting.runs import Run
 
@@ -132,8 +133,11 @@ def _start(run: Run) -> str:
 
 def _of_scores(run: Run) -> dict[str, str]:
     found, facts = run.evaluation, {}
-    if found.scores:
-        measures = ["AUROC", "average precision"]
+    protocols: Sequence[Protocol] = found.scores or found.regression or ()
+    if protocols:
+        measures = ["AUROC", "average precision"] if found.scores else []
+        measures += ["top-1 and balanced accuracy, confusion matrix, precision, recall, F1"] if found.classes else []
+        measures += ["R2 and mean absolute error of numeric targets"] if found.regression else []
         measures += (
             ["sensitivity, specificity, PPV and NPV at thresholds chosen on validation"] if found.operating else []
         )
@@ -141,12 +145,12 @@ def _of_scores(run: Run) -> dict[str, str]:
         facts["measures"] = f"{'; '.join(measures)}."
         holm = ", p values adjusted by Holm" if any(d.p_holm for d in found.differences or ()) else ""
         facts["uncertainty"] = (
-            f"95 % intervals from {count(found.scores[0].bootstrap)} bootstrap draws of patients; paired differences "
+            f"95 % intervals from {count(protocols[0].bootstrap)} bootstrap draws of patients; paired differences "
             f"on the same draws{holm}."
         )
         own = [
             score
-            for score in found.scores
+            for score in found.scores or ()
             if (score.split, score.encoder) == (found.split, found.primary) and score.auroc is not None
         ]
         best = [score for score in own if score.method == "linear"] or own

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from medmoco.evaluation.discrimination import discrimination, discrimination_figure
 from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.records import Bin, CalibrationScore, primary_of
-from medmoco.evaluation.results import discrimination, discrimination_figure, shown_split
+from medmoco.evaluation.results import shown_split
 from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words
 from medmoco.reporting.blocks import Block, Fold, Plot, Section, Table, count, number, plots_first, with_interval
 from medmoco.reporting.runs import Run, missing
 from medmoco.reporting.scores import Rows, by_label, difference_cells, encoder_name, label_words, labels_of, method_of
+from medmoco.reporting.targets import regression_curves
 
 _SPECIFICITIES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 _SENSITIVITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -166,9 +168,13 @@ def curve_section(runs: Sequence[Run]) -> Section:
     for run in runs:
         for label in labels_of(run.curve or ()):
             parts.setdefault(label_words(label), []).extend(_curve(run, label, shown_split(run.curve or ())))
+        for target, blocks in regression_curves(run).items():
+            parts.setdefault(target, []).extend(blocks)
     sections = [Section(title, plots_first(found)) for title, found in parts.items()]
     words = "{run} has no label-efficiency curve: `medmoco curve --out {run}/curve` computes it."
-    return Section("Label efficiency", missing(runs, lambda run: not run.curve, words), sections)
+    return Section(
+        "Label efficiency", missing(runs, lambda run: not run.curve and not run.curve_regression, words), sections
+    )
 
 
 def curve_plots(run: Run) -> list[Block]:

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from medmoco.errors import SettingsError
 from medmoco.evaluation.results import shown_split
 from medmoco.evaluation.verdict import verdict
-from medmoco.plotting.figures import inline_svg
+from medmoco.plotting.style import inline_svg
 from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.blocks import Block, Html, Picture, Section, Text, number
 from medmoco.reporting.curves import curve_plots, curve_section, curves_section
@@ -30,6 +30,7 @@ from medmoco.reporting.scores import (
     scores_section,
     subgroups_section,
 )  # fmt: skip
+from medmoco.reporting.targets import targets_section
 from medmoco.reporting.training import data_section, overview, settings_section, training_section, versions_section
 from medmoco.utils.files import PathLike, replacing
 
@@ -97,11 +98,12 @@ def _numbered(runs: Sequence[Run]) -> list[Run]:
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
     parts = (
-        data_section, training_section, scores_section, curve_section, curves_section, operating_section,
-        subgroups_section, external_section, ledger_section, settings_section, versions_section, _cards,
-        appendix_section,
+        data_section, training_section, scores_section, targets_section, curve_section, curves_section,
+        operating_section, subgroups_section, external_section, ledger_section, settings_section, versions_section,
+        _cards, appendix_section,
     )  # fmt: skip
-    return [part(runs) for part in parts]
+    sections = [part(runs) for part in parts]
+    return [section for section in sections if section.blocks or section.sections]
 
 
 def _gains(runs: Sequence[Run]) -> list[str]:

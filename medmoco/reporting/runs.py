@@ -33,6 +33,8 @@ from medmoco.evaluation.records import (
     primary_of,
 )
 from medmoco.evaluation.results import PREDICTIONS, shown_split
+from medmoco.evaluation.scoring.regression import RIDGE
+from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 from medmoco.reporting.blocks import ID_COLUMNS, Block, Text, where_words
 
 _PREDICTION = [column for column in PREDICTIONS if column != "row"]
@@ -49,7 +51,10 @@ class Scores:
         operating: operating.json.
         calibration: calibration.json.
         subgroups: subgroups.json, without ID columns.
-        predictions: First draw of predictions.csv on the split shown, without row numbers.
+        classes: classes.json.
+        regression: regression.json.
+        regression_differences: regression_differences.json.
+        predictions: First draw of predictions.csv on the split shown, without row numbers and numeric targets.
         split: test, or val if test was not scored.
     """
 
@@ -58,6 +63,9 @@ class Scores:
     operating: Sequence[OperatingPoint] | None
     calibration: Sequence[CalibrationScore] | None
     subgroups: Sequence[Subgroup] | None
+    classes: Sequence[ClassScore] | None
+    regression: Sequence[RegressionScore] | None
+    regression_differences: Sequence[RegressionDifference] | None
     predictions: pd.DataFrame | None
     split: str
 
@@ -65,7 +73,7 @@ class Scores:
     def primary(self) -> str | None:
         """Name of the primary encoder; external validation scores one encoder, and has no scores.json."""
         files: tuple[Sequence[EncoderRecord] | None, ...] = (
-            self.scores, self.operating, self.calibration, self.subgroups,
+            self.scores, self.operating, self.calibration, self.subgroups, self.regression,
         )  # fmt: skip
         return primary_of(next((records for records in files if records), ()))
 
@@ -91,6 +99,7 @@ class Run:
         evaluation: Results of `medmoco evaluate`.
         curve: curve.json.
         curve_differences: curve_differences.json.
+        curve_regression: regression.json of the curve.
         external: external.json.
         external_scores: Other files of the external folder.
         ledger: ledger.jsonl.
@@ -114,6 +123,7 @@ class Run:
     evaluation: Scores
     curve: Sequence[CurvePoint] | None
     curve_differences: Sequence[CurveDifference] | None
+    curve_regression: Sequence[RegressionScore] | None
     external: dict[str, ExternalScore] | None
     external_scores: Scores
     ledger: list[LedgerEntry] | None
@@ -163,6 +173,7 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
         evaluation=_read_scores(folder / "evaluation"),
         curve=_read_records(folder / "curve" / "curve.json", CurvePoint),
         curve_differences=_read_records(folder / "curve" / "curve_differences.json", CurveDifference),
+        curve_regression=_read_records(folder / "curve" / "regression.json", RegressionScore),
         external=read_named_records(other, ExternalScore) if other.is_file() else None,
         external_scores=_read_scores(other.parent),
         ledger=read_ledger(folder / LEDGER) if (folder / LEDGER).is_file() else None,
@@ -237,13 +248,17 @@ def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def _read_scores(folder: Path) -> Scores:
     scores, subgroups = _read_records(folder / "scores.json", Score), _read_records(folder / "subgroups.json", Subgroup)
-    split = shown_split(scores or ())
+    regression = _read_records(folder / "regression.json", RegressionScore)
+    split = shown_split(scores or regression or ())
     return Scores(
         scores=scores,
         differences=_read_records(folder / "differences.json", Difference),
         operating=_read_records(folder / "operating.json", OperatingPoint),
         calibration=_read_records(folder / "calibration.json", CalibrationScore),
         subgroups=None if subgroups is None else [row for row in subgroups if row.column not in ID_COLUMNS],
+        classes=_read_records(folder / "classes.json", ClassScore),
+        regression=regression,
+        regression_differences=_read_records(folder / "regression_differences.json", RegressionDifference),
         predictions=_read_predictions(folder / "predictions.csv", split),
         split=split,
     )
@@ -257,7 +272,8 @@ def _read_predictions(file: Path, split: str) -> pd.DataFrame | None:
     try:
         with pd.read_csv(file, usecols=_PREDICTION, dtype=text, keep_default_na=False, chunksize=_LINES) as chunks:
             for chunk in chunks:
-                parts.append(chunk[(chunk["split"] == split) & (chunk["draw"] == 0)])
+                chosen = (chunk["split"] == split) & (chunk["draw"] == 0) & (chunk["method"] != RIDGE)
+                parts.append(chunk[chosen])
         table = pd.concat(parts).astype({"target": int, "score": float})
     except (ValueError, OSError) as error:
         raise _damaged(file, f"it cannot be read ({type(error).__name__})") from None

@@ -85,7 +85,7 @@ def label_words(label: str) -> str:
 def scores_section(runs: Sequence[Run]) -> Section:
     """Show every score with its interval, next to the controls."""
     words = "{run} has not been evaluated: `medmoco evaluate --encoder {run} --out {run}/evaluation`."
-    blocks = missing(runs, lambda run: not run.evaluation.scores, words)
+    blocks = missing(runs, lambda run: not run.evaluation.scores and not run.evaluation.regression, words)
     rows = [row for run in runs for row in rows_of(run, run.evaluation.scores or (), run.evaluation.primary)]
     if not rows:
         return Section("Scores", blocks)
@@ -306,5 +306,11 @@ def _ledger_cells(entry: LedgerEntry) -> list[str]:
         entry.time[:19].replace("T", " ") or NOTHING,
         words[0] if words else NOTHING,
         f"{count(entry.rows)} ({where_words(entry.where)})",
-        "; ".join(f"{label} {number(value)}" for label, value in entry.auroc.items()) or NOTHING,
+        "; ".join(
+            [
+                *(f"{label} {number(value)}" for label, value in entry.auroc.items()),
+                *(f"{target} R2 {number(value)}" for target, value in entry.r2.items()),
+            ]
+        )
+        or NOTHING,
     ]

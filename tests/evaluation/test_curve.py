@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from medmoco.config import RunSettings, load
+from medmoco.errors import SettingsError
 from medmoco.evaluation.curve import curve
 from medmoco.evaluation.evaluate import evaluate
 from medmoco.evaluation.leakage.ledger import read_ledger
@@ -92,3 +93,43 @@ def test_curve__without_test_only_val_is_scored(settings: Callable[..., RunSetti
     result = curve(settings("evaluate.fractions=[1.0]"), {"run": "random"}, tmp_path, draws=1)
     assert {row.split for row in result.points} == {"val"}
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_curve__classes_and_targets(settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    more = ("evaluate.classes=Bright", "evaluate.targets=[Bright]", "data.labels={}")
+    result = curve(settings(*more, *FINETUNE), {"run": "random"}, tmp_path, draws=2, finetune=True, test=True)
+    again = Curve.load(tmp_path)
+    for name in ("points", "classes", "regression", "regression_differences"):
+        assert getattr(again, name) == getattr(result, name)
+    assert {point.label for point in result.points} == {"0", "1", "macro"}
+    keys = {(s.method, s.encoder, s.fraction) for s in result.classes if s.split == "test"}
+    assert {("linear", "pixels", 0.2), ("finetune", "untrained", 0.2), ("finetune", "untrained", 1.0)} <= keys
+    point, score = (
+        next(r for r in records if (r.split, r.method, r.encoder, r.fraction) == ("test", "linear", "pixels", 0.2))
+        for records in (result.points, result.classes)
+    )
+    alone = evaluate(
+        settings(*more, "evaluate.label_fraction=0.2", "evaluate.label_draws=2"), {"run": "random"}, tmp_path / "alone"
+    )
+    val = next(s for s in alone.classes if (s.method, s.encoder) == ("linear", "pixels"))
+    assert val == next(s for s in result.classes if (s.split, s.method, s.encoder, s.fraction) == (
+        "val", "linear", "pixels", 0.2))  # fmt: skip
+    assert (point.draws, score.draws) == (2, 2)
+    assert [s for s in result.regression if s.split == "val" and s.fraction == 0.2] == list(alone.regression)
+    for name in ("macro", "0", "Bright"):
+        assert (tmp_path / f"curve_test_{name}.svg").is_file()
+    assert again.plot().axes[0].get_title() == "macro, test"
+    assert again.plot("Bright").axes[0].get_ylabel() == "R²"
+    (entry,) = read_ledger(tmp_path / "ledger.jsonl")
+    assert set(entry.r2) == {"Bright"}
+    assert max(map(len, result.table.splitlines())) <= 120
+
+
+def test_curve__targets_alone_and_nothing_to_fine_tune(settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    chosen = settings("evaluate.targets=[Bright]", "data.labels={}", "evaluate.fractions=[1.0]")
+    result = curve(chosen, {"run": "random"}, tmp_path, draws=1)
+    assert (result.points, result.primary) == ((), "untrained")
+    assert result.plot().axes[0].get_title() == "Bright, val"
+    assert (tmp_path / "curve.csv").read_text().startswith("label,split")
+    with pytest.raises(SettingsError, match="no labels to learn"):
+        curve(chosen, {"run": "random"}, tmp_path, finetune=True)

@@ -615,3 +615,70 @@ def test_evaluate__without_a_folder_nothing_is_written_but_the_ledger(splits: An
     assert [path.name for path in sorted(tmp_path.rglob("*")) if path not in before] == [
         "cxr", "config.yaml", "ledger.jsonl",
     ]  # fmt: skip
+
+
+# ---- classes and numeric targets ----
+
+
+def test_evaluate__classes_take_the_place_of_labels_and_targets_join_them(
+    real: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    """Two classes are a label; a target of 0 and 1 is one too."""
+    binary = evaluate(real(), "random", tmp_path / "binary")
+    settings = real("data.labels=[Bright, PatientID]", "evaluate.classes=Bright", "evaluate.targets=[Bright]")
+    found = evaluate(settings, "random", tmp_path / "scores")
+    assert list(dict.fromkeys(score.label for score in found.scores)) == ["0", "1", "macro"]
+    for method in ("linear", "knn"):
+        before = record_of(binary.scores, "Bright", "test", method, "pixels")
+        score = record_of(found.scores, "1", "test", method, "pixels")
+        assert score.auroc == pytest.approx(before.auroc, abs=0.01)
+        assert (score.n, score.n_positive, score.class_column) == (before.n, before.n_positive, "Bright")
+    assert "label_policy" not in json.loads((tmp_path / "scores/scores.json").read_text())[0]
+    assert "class_column" not in json.loads((tmp_path / "binary/scores.json").read_text())[0]
+    assert {(s.label, s.method) for s in found.classes} == {("Bright", "linear"), ("Bright", "knn")}
+    assert {(s.label, s.encoder) for s in found.regression} == {
+        ("Bright", name) for name in ("untrained", "pixels", "training mean")
+    }
+    for text in ("a class of the column Bright", "mean of 2 of 2 classes", "top-1", "Bright, R2", "training mean"):
+        assert text in found.table
+    assert max(map(len, found.table.splitlines())) <= 120
+    (entry,) = read_ledger(tmp_path / "scores/ledger.jsonl")
+    assert set(entry.auroc) == {"0", "1"}
+    assert entry.r2 == {"Bright": record_of(found.regression, "Bright", "test", "ridge", "untrained").r2}
+    again = Evaluation.load(tmp_path / "scores")
+    for name in ("scores", "classes", "regression", "regression_differences"):
+        assert getattr(again, name) == getattr(found, name)
+    ridge = again.predictions[again.predictions["method"] == "ridge"]
+    assert set(ridge["encoder"]) == {"untrained", "pixels", "training mean"}
+    assert set(ridge["target"]) == {0, 1}
+    for file in (tmp_path / "scores").glob("*.*"):
+        assert not any(word in file.read_text() for word in ("secret", "confidential", str(tmp_path)))
+    evaluate(real(), "random", tmp_path / "scores")  # labels again: the other files do not match these scores
+    assert {file.name for file in (tmp_path / "scores").glob("*.json")} == {
+        file.name for file in (tmp_path / "binary").glob("*.json")
+    }
+
+
+def test_evaluate__the_probe_of_classes_is_kept_as_a_classifier_that_scores_the_same(
+    real: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    settings = real("evaluate.classes=Bright")
+    evaluate(settings, "random", tmp_path / "scores")
+    classifier = load_classifier(tmp_path / "scores/classifier")
+    assert (classifier.labels, classifier.facts.exclusive) == (("0", "1"), True)
+    table = pd.read_csv(tmp_path / "scores/predictions.csv", dtype={"label": str})
+    split = load_manifest(settings.data, ("test",))["test"]
+    scores = pd.DataFrame(classifier.score(split, settings), index=split.rows, columns=classifier.labels)
+    chosen = table[(table["split"] == "test") & (table["method"] == "linear") & (table["encoder"] == "untrained")]
+    for label, rows in chosen.groupby("label"):
+        np.testing.assert_allclose(scores.loc[rows["row"], label], rows["score"], rtol=1e-3, atol=1e-3)
+
+
+def test_evaluate__targets_alone(real: Callable[..., RunSettings], tmp_path: Path) -> None:
+    found = evaluate(real("data.labels={}", "evaluate.targets=[Bright]"), "random", tmp_path / "scores")
+    assert (found.scores, found.classes, found.primary) == ((), (), "untrained")
+    assert record_of(found.regression, "Bright", "test", "ridge", "pixels").r2 > 0.2
+    assert not (tmp_path / "scores/classifier").exists()
+    assert found.summary().index.tolist()[-2:] == [("test", "Bright R2"), ("test", "Bright mean absolute error")]
+    assert "only test scores are unbiased" in found.table
+    assert repr(found) == "Evaluation(primary='untrained', labels=['Bright'], splits=['val', 'test'])"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pytest
 
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.results import Curve, Evaluation, External, Kind, discrimination
+from medmoco.evaluation.discrimination import Kind
+from medmoco.evaluation.results import Curve, Evaluation, External
 from tests.helpers.made_runs import make_run
 
 
@@ -52,18 +52,6 @@ def test_plot_curve__refuses_what_was_not_scored(evaluation: Evaluation) -> None
         evaluation.plot_curve("Edema")
 
 
-def test_discrimination__grows_along_x_and_has_the_area_of_its_name() -> None:
-    generator = np.random.default_rng(0)
-    targets = np.repeat([0.0, 1.0], 50)
-    scores = generator.normal(size=100) + targets
-    x, y, value = discrimination("roc", targets, scores)
-    assert (np.diff(x) >= 0).all()
-    assert np.trapezoid(y, x) == pytest.approx(value)
-    x, y, value = discrimination("precision_recall", targets, scores)
-    assert (np.diff(x) >= 0).all()
-    assert float(np.sum(np.diff(x) * y[1:])) == pytest.approx(value)
-
-
 def test_curve__is_drawn_and_refuses_what_was_not_scored(folder: Path) -> None:
     curve = Curve.load(folder / "curve")
     assert curve.primary == "run"
@@ -85,3 +73,59 @@ def test_load__a_folder_without_results_is_refused(tmp_path: Path) -> None:
     for kind in (Curve, External):
         with pytest.raises(CheckpointError, match="cannot be read"):
             kind.load(tmp_path)
+
+
+# ---- classes and numeric targets ----
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("targets") / "cxr", targets=True)
+
+
+def test_load__folders_of_older_versions_have_no_targets(evaluation: Evaluation, folder: Path) -> None:
+    curve = Curve.load(folder / "curve")
+    for found in (evaluation, curve):
+        assert (found.classes, found.regression, found.regression_differences) == ((), (), ())
+    with pytest.raises(SettingsError, match="no confusion matrix of 'linear' of 'run' on split 'test'"):
+        evaluation.plot_confusion()
+
+
+def test_summary__has_rows_for_classes_and_targets(targets: Path) -> None:
+    summary = Evaluation.load(targets / "evaluation").summary()
+    assert summary.columns.tolist() == ["run", "untrained", "pixels", "training mean"]
+    assert summary.loc[("test", "Finding top-1"), "pixels"] == "0.750 (0.700 to 0.800)"
+    assert summary.loc[("test", "Finding balanced accuracy"), "run"] == "0.740 (no interval)"
+    assert summary.loc[("test", "Age mean absolute error"), "training mean"] == "8.500 (7.000 to 10.25)"
+    assert summary.loc[("test", "Viral"), "training mean"] == ""
+    knn = Evaluation.load(targets / "evaluation").summary("knn")
+    assert ("test", "Finding top-1") in knn.index
+    assert ("test", "Age R2") not in knn.index
+
+
+def test_to_frame__has_rows_for_classes_and_targets(targets: Path) -> None:
+    found = Evaluation.load(targets / "evaluation")
+    frame = found.to_frame()
+    assert len(frame) == len(found.scores) + len(found.classes) + len(found.regression)
+    assert frame["r2"].notna().sum() == 4
+    assert frame["top1"].notna().sum() == 6
+
+
+def test_plot_confusion__of_the_primary_encoder_or_another(targets: Path) -> None:
+    found = Evaluation.load(targets / "evaluation")
+    assert found.plot_confusion().axes[0].get_title() == "Finding, test"
+    assert found.plot_confusion(method="knn", encoder="pixels").axes
+    with pytest.raises(SettingsError, match="no confusion matrix"):
+        found.plot_confusion(encoder="other")
+
+
+def test_curve__of_a_target_shows_r2(targets: Path, tmp_path: Path) -> None:
+    curve = Curve.load(targets / "curve")
+    (axes,) = curve.plot("Age").axes
+    assert axes.get_ylabel() == "R²"
+    assert len(axes.get_lines()) == 4
+    (tmp_path / "classes.json").touch()  # of an earlier curve
+    curve.save(tmp_path)
+    assert (tmp_path / "curve_test_Age.svg").is_file()
+    assert not (tmp_path / "classes.json").exists()
+    assert Curve.load(tmp_path).regression == curve.regression

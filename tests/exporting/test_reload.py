@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from medmoco.evaluation.supervised.heads import one_versus_rest
+from medmoco.evaluation.features.probes import one_versus_rest
 from medmoco.exporting import reload
 
 SCRIPT = Path(reload.__file__)

@@ -24,14 +24,18 @@ COMMAND = "medmoco evaluate"
 PATIENTS = 160
 
 
-def make_run(folder: Path, *, seed: int = 0, labels: tuple[str, ...] = LABELS, finetuned: bool = False) -> Path:
-    """Write a whole run: training, evaluation, curve, external test, ledger, audit, card."""
+def make_run(
+    folder: Path, *, seed: int = 0, labels: tuple[str, ...] = LABELS, finetuned: bool = False, targets: bool = False
+) -> Path:
+    """Write a whole run: training, evaluation, curve, external test, ledger, audit, card; on request, targets."""
     folder.mkdir(parents=True)
     manifest = _manifest(folder.with_name(f"{folder.name}-data"), labels, seed)
     _training(folder, manifest, labels, seed, finetuned)
     _evaluation(folder / "evaluation", labels, ("val", "test"), seed)
     _curve(folder / "curve", labels, seed)
     _external(folder / "external", labels, seed)
+    if targets:
+        _targets(folder, labels)
     _lines(folder / "ledger.jsonl", [
         {
             "time": f"2026-11-2{day}T08:30:00Z", "command": "evaluate", "manifest_sha256": "0" * 64,
@@ -276,3 +280,40 @@ def _external(folder: Path, labels: tuple[str, ...], seed: int) -> None:
     _write(folder / "subgroups.json", [
         {"label": label, **key, **group} for label in labels for group in groups(targets, answers["run"], patients)
     ])  # fmt: skip
+
+
+def _targets(folder: Path, classes: tuple[str, ...]) -> None:
+    """Write the accuracies of classes, and the errors of an age, of the evaluation and the curve."""
+    key = {"split": "test", "n": 200, "n_patients": 100}
+    reports = [{"name": name, "precision": 0.75, "recall": 0.75, "f1": 0.75, "support": 100} for name in classes]
+    counts = [[75 if row == column else 25 for column in range(len(classes))] for row in range(len(classes))]
+    _write(folder / "evaluation" / "classes.json", [
+        {
+            **key, "label": "Finding", "method": method, "encoder": encoder, "top1": 0.75, "top1_low": 0.7,
+            "top1_high": 0.8, "balanced_accuracy": 0.74, "balanced_accuracy_low": 0.69, "balanced_accuracy_high": None,
+            "classes": reports, "confusion": counts,
+        }
+        for method in ("linear", "knn")
+        for encoder in SKILL
+    ])  # fmt: skip
+    scores = [
+        {
+            **key, "label": "Age", "method": "ridge", "encoder": encoder, "label_fraction": fraction,
+            "r2": 0.3 * skill + 0.01 * fraction, "r2_low": 0.2, "r2_high": 0.7, "mae": 8.5, "mae_low": 7.0,
+            "mae_high": 10.25, "draws": 3,
+        }
+        for encoder, skill in {**SKILL, "training mean": 0.0}.items()
+        for fraction in (1.0, 0.1)
+    ]  # fmt: skip
+    _write(folder / "evaluation" / "regression.json", [row for row in scores if row["label_fraction"] == 1])
+    _write(folder / "curve" / "regression.json", scores)
+    _write(folder / "evaluation" / "regression_differences.json", [
+        {
+            "label": "Age", "split": "test", "method": "ridge", "encoder": "run", "metric": metric, "control": control,
+            "difference": -3.25, "low": -12.5, "high": 1.0, "p": 0.01, "p_holm": 0.03,
+        }
+        for control in ("untrained", "pixels", "training mean")
+        for metric in ("r2", "mae")
+    ])  # fmt: skip
+    with (folder / "evaluation" / "predictions.csv").open("a") as file:
+        file.write("test,2,Age,ridge,run,0,63.5,60.25\n")

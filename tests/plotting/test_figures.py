@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import re
-import warnings
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
@@ -10,23 +7,21 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
 
 from medmoco.plotting.figures import (
     Estimate,
     Line,
     calibration_figure,
+    confusion_figure,
     curve_figure,
     forest_figure,
-    inline_svg,
     line_figure,
     method_words,
     pr_figure,
     roc_figure,
-    save,
     thinned,
 )  # fmt: skip
+from medmoco.plotting.style import inline_svg
 
 LINES = [Line("a", [0.0, 0.5, 1.0], [0.1, 0.7, 1.0]), Line("b", [0.0, 1.0], [0.0, 1.0], [0, 0.9], [0.1, 1], 1)]
 
@@ -46,6 +41,7 @@ FIGURES = {
     "roc": lambda: roc_figure(LINES, [(0.1, 0.6)]),
     "pr": lambda: pr_figure(LINES, 0.3),
     "calibration": lambda: calibration_figure(LINES),
+    "confusion": lambda: confusion_figure([[5, 0], [0.5, 0]], ["cat", "$dog"], "Class, test"),
     "forest": lambda: forest_figure(
         [
             Estimate("Sex", "F", 0.8, 0.7, 0.9),
@@ -95,32 +91,6 @@ def test_curve_figure__leaves_out_what_is_undefined_or_of_others() -> None:
     assert not curve_figure([], "Viral", "test").axes[0].lines
 
 
-def test_inline_svg__ids_of_two_figures_differ_and_all_are_found() -> None:
-    svgs = [inline_svg(FIGURES["curve"](), key, "alt") for key in ("one", "two")]
-    ids = [set(re.findall(r'id="([^"]+)"', svg)) for svg in svgs]
-    assert ids[0]
-    assert not ids[0] & ids[1]
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svgs[0]))
-    assert used
-    assert used <= ids[0]
-
-
-def test_inline_svg__needs_nothing_from_elsewhere() -> None:
-    svg = inline_svg(FIGURES["roc"](), "k", "alt")
-    assert "http" not in svg
-    assert "<style" not in svg
-    assert "<text" in svg
-
-
-def test_inline_svg__what_users_write_is_escaped() -> None:
-    hostile = '<script>alert(1)</script>&"$x^2$'
-    svg = inline_svg(line_figure([Line(hostile[:30], [0, 1], [0, 1])], x=hostile, y="_y"), "k", hostile)
-    assert "<script" not in svg
-    root = ElementTree.fromstring(svg)
-    assert root.attrib["aria-label"] == hostile
-    assert hostile in {"".join(element.itertext()).strip() for element in root.iter("text")}
-
-
 @pytest.mark.parametrize("name", ["_hidden", "a\x00b\nc", "x" * 90, "肺炎", "$\\frac{"])
 def test_line_figure__any_name_is_drawn(name: str) -> None:
     svg = inline_svg(line_figure([Line(name, [0, 1], [0, 1])], x="x", y="y"), "k", "alt")
@@ -128,23 +98,22 @@ def test_line_figure__any_name_is_drawn(name: str) -> None:
     assert name.strip("_")[:1] in svg
 
 
-def test_save__svg_is_reproducible_and_png_has_pixels(tmp_path: Path) -> None:
-    for name in ("a.svg", "b.svg", "c.png"):
-        save(FIGURES["curve"](), tmp_path / name)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert b"<dc:date>" not in (tmp_path / "a.svg").read_bytes()
-    with Image.open(tmp_path / "c.png") as image:
-        assert image.width > 800
-        assert len(image.convert("L").getcolors() or []) > 2
+def test_curve_figure__of_another_metric() -> None:
+    ends = {"label": "Age", "split": "test", "method": "ridge", "encoder": "run", "r2_low": -0.5, "r2_high": 0.5}
+    points = [SimpleNamespace(**ends, fraction=fraction, r2=r2) for fraction, r2 in ((0.1, 0.2), (1.0, None))]
+    (axes,) = curve_figure([*points, *curve_points()], "Age", "test", "r2").axes
+    assert axes.get_ylabel() == "R²"
+    assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[0.2]]
 
 
-def test_save__other_warnings_still_come_through(tmp_path: Path) -> None:
-    class Loud(Figure):
-        def draw(self, renderer: Any) -> None:
-            warnings.warn("something else", UserWarning, stacklevel=1)
-
-    with pytest.warns(UserWarning, match="something else"):
-        save(Loud(), tmp_path / "x.png")
+def test_confusion_figure__rows_are_true_classes() -> None:
+    (axes,) = confusion_figure([[30, 10], [2, 58]], ["cat", "dog"], "Class, test").axes
+    assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
+        ((0, 0), "30"), ((1, 0), "10"), ((0, 1), "2"), ((1, 1), "58"),
+    ]  # fmt: skip
+    assert axes.collections[0].get_array().tolist()[0] == [0.75, 0.25]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
 
 
 def test_method_words__unknown_ones_stay() -> None:

@@ -38,3 +38,14 @@ def bare_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def bare_run(bare_folder: Path) -> Run:
     return read_run(bare_folder)
+
+
+@pytest.fixture(scope="session")
+def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with classes and an age."""
+    return make_run(tmp_path_factory.mktemp("runs") / "cxr-3", targets=True)
+
+
+@pytest.fixture(scope="session")
+def target_run(target_folder: Path) -> Run:
+    return read_run(target_folder)

@@ -28,7 +28,9 @@ FLAGS = (
 
 
 @pytest.fixture(scope="session")  # a worker that steals tests comes back to this file, and would make them again
-def pages(run_folder: Path, bare_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(
+    run_folder: Path, bare_folder: Path, target_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Reports of a full run, of several of two kinds, of one with nothing, and of one whose names are an attack."""
     folder = tmp_path_factory.mktemp("reports")
     picture = folder / "patient.png"
@@ -39,6 +41,7 @@ def pages(run_folder: Path, bare_folder: Path, tmp_path_factory: pytest.TempPath
         "one": report([run_folder], folder / "one.html", pictures=[picture]),
         "several": report([run_folder, tuned, run_folder], folder / "several.html", title="Three runs"),
         "bare": report([bare_folder], folder / "bare.html"),
+        "targets": report([target_folder], folder / "targets.html"),
         "attack": report([attack], folder / "attack.html", title=HOSTILE),
     }
 

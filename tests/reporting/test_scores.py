@@ -186,6 +186,11 @@ def test_ledger_section__every_test_evaluation(run: Run) -> None:
     assert "2026-11-21 08:30:00 | evaluate | 200 (all) | Pneumonia 0.870; Viral 0.870" in words
 
 
+def test_ledger_section__shows_r2_of_numeric_targets(run: Run) -> None:
+    entry = LedgerEntry(auroc={"Viral": 0.8}, r2={"Age": -0.25, "Width": None})
+    assert "Viral 0.800; Age R2 -0.250; Width R2 –" in words_of(ledger_section([replace(run, ledger=[entry])]))
+
+
 @pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None}])
 def test_ledger_section__odd_entries_show_no_path(run: Run, entry: dict[str, Any]) -> None:
     words = words_of(ledger_section([replace(run, ledger=[LedgerEntry(**entry)])]))

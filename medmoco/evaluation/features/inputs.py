@@ -1,17 +1,20 @@
-"""Inputs and outputs that evaluation and inspection share: splits, rows, labels, the device, features, result files."""
+"""What evaluation and inspection share: splits, rows, labels and targets, the device, features, result files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -19,10 +22,12 @@ from torch import nn
 from medmoco.config import DataSettings, RunSettings, is_run
 from medmoco.data.loading.loading import check_images
 from medmoco.data.manifest.manifest import Split, load_manifest, select_where
+from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
 from medmoco.data.pack.pack import open_pack, recipe_of
 from medmoco.data.pack.pack_cache import local_folder
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.features import Extracted, extract, fingerprint
+from medmoco.evaluation.metrics.subgroups import years_in
 from medmoco.training.device import choose_device
 from medmoco.utils.array_cache import ArrayCache, Arrays
 from medmoco.utils.files import replacing, sha256_of
@@ -33,6 +38,8 @@ FEATURES = "features"
 
 _LIBRARIES = ("medmoco", "torch", "timm", "numpy", "cv2", "PIL", "pydicom")  # can change features in the last bits
 _HASH_THREADS = 8
+
+_IDENTIFYING = ("Path", "PatientID", "StudyID")  # their cells must not be printed, as classes and values are
 
 
 def load_splits(settings: RunSettings, names: Sequence[str], *, patients_matter: bool = True) -> dict[str, Split]:
@@ -52,6 +59,96 @@ def load_unlabelled(settings: RunSettings, name: str) -> Split:
     """Load a split without its labels, which may be missing; raises as `load_splits`."""
     data = settings.data.model_copy(update={"labels": {}})
     return load_splits(settings.model_copy(update={"data": data}), [name], patients_matter=False)[name]
+
+
+def class_names(train: Split, column: str, setting: str) -> tuple[str, ...]:
+    """Return the classes that a text column of train names, sorted; blank cells name none.
+
+    Args:
+        train: Rows of train.
+        column: Column with the class of each image.
+        setting: Setting that names the column, for errors.
+
+    Raises:
+        SettingsError: the column is missing, or identifies patients or images.
+        ManifestError: it names fewer than two classes.
+    """
+    names = tuple(sorted(set(_cells(train, column, setting)) - {""}))
+    if len(names) < 2:
+        raise ManifestError(f"{train.csv.name}: the column '{column}' names {len(names)} classes; 2 or more are needed")
+    return names
+
+
+def class_codes(split: Split, column: str, names: tuple[str, ...], setting: str) -> NDArray[np.int64]:
+    """Return the class number of each row, (N,); -1 for blank cells. Arguments are those of `class_names`.
+
+    Raises:
+        ManifestError: a row has a class that is not in `names`, which are those of train.
+    """
+    cells = _cells(split, column, setting)
+    known: Mapping[str, int] = {"": -1, **{name: number for number, name in enumerate(names)}}
+    unknown = ~cells.isin(known).to_numpy()
+    if unknown.any():
+        raise ManifestError(
+            f"{split.csv.name} row {split.rows[unknown.argmax()]}: train has no rows of its class in '{column}'"
+            f" ({unknown.sum()} such rows in all);\nadd such rows to train, or leave their cells blank"
+        )
+    return np.array([known[cell] for cell in cells], np.int64)
+
+
+def with_classes(splits: Mapping[str, Split], column: str) -> dict[str, Split]:
+    """Return the splits with a label for each class of train: 1 for the rows of the class, 0 for those of others.
+
+    Raises:
+        SettingsError, ManifestError: as `class_names` and `class_codes`.
+    """
+    names = class_names(splits["train"], column, "evaluate.classes")
+    found = {}
+    for name, split in splits.items():
+        codes = class_codes(split, column, names, "evaluate.classes")[:, None]
+        labels = np.where(codes < 0, np.nan, codes == np.arange(len(names))).astype(np.float32)
+        found[name] = replace(split, label_names=names, labels=labels, raw_labels=labels)
+    return found
+
+
+def read_values(split: Split, column: str) -> NDArray[np.float64]:
+    """Return the numbers in a column (N,), nan for blank cells; those of `Age` may be DICOM ages, in years.
+
+    Raises:
+        SettingsError: the column is missing, or identifies patients or images.
+        ManifestError: a cell is not a number.
+    """
+    cells = _cells(split, column, "evaluate.targets")
+    known = {cell: years_in(cell) if column == "Age" else _number_in(cell) for cell in cells.unique()}
+    wrong = np.array([bool(cell) and math.isnan(known[cell]) for cell in cells], bool)
+    if wrong.any():
+        first = int(wrong.argmax())
+        remedy = "a number of years, or a DICOM age such as 034Y" if column == "Age" else "a number without its unit"
+        raise ManifestError(
+            f"{split.csv.name} row {split.rows[first]}: the target '{column}' is {cells.iloc[first]!r}, which is not a"
+            f" number ({wrong.sum()} such rows in all){decimal_comma(cells.iloc[first])};\n"
+            f"write {remedy}, or leave the cell blank"
+        )
+    return np.array([known[cell] for cell in cells], np.float64)
+
+
+def _number_in(cell: str) -> float:
+    """Return the number in a cell; nan if it is not one, or not finite."""
+    try:
+        value = float(cell) if "_" not in cell else math.nan
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def _cells(split: Split, column: str, setting: str) -> pd.Series[str]:
+    """Return the text of a column."""
+    if column not in split.table.columns:
+        guess = did_you_mean(column, list(split.table.columns))
+        raise SettingsError(f"{setting}: {split.csv.name} has no column '{column}'{guess}")
+    if column in _IDENTIFYING:
+        raise SettingsError(f"{setting}: '{column}' identifies patients or images; name another column")
+    return split.table[column].astype(str).str.strip()
 
 
 def find_rows(split: Split, rows: Sequence[int]) -> NDArray[np.int64]:

@@ -1,20 +1,21 @@
-"""Linear probe and kNN on frozen features, and the draws of labelled patients for their training.
+"""Linear probes and kNN on frozen features, and the draws of labelled patients for their training.
 
-Targets are 1, 0 or nan. nan is a missing label or a patient that was not drawn; such rows are not used.
+Targets are 1, 0 or nan, or for regression numbers or nan. nan is a missing label or a patient that was not drawn; such
+rows are not used.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,6 +23,7 @@ from torch.nn.functional import normalize
 from medmoco.data.manifest.splits import fraction_size, nested_places
 from medmoco.evaluation.features.features import Features
 from medmoco.evaluation.metrics.auroc import as_scores, auroc, undefined
+from medmoco.evaluation.metrics.regression import errors_of, undefined_values
 
 Floats = NDArray[np.float64]
 
@@ -39,10 +41,10 @@ class Probe:
 
     Attributes:
         strength: Chosen value of C.
-        weights: (F,) coefficients of the standardised features.
+        weights: (F,) coefficients of the standardised features; for a class, those of its logit.
         bias: Intercept.
         scores: Log-odds (N,) by split, see `metrics.as_scores`; probabilities would round to ties near 0 and 1. The
-            threshold of decisions is 0.
+            threshold of decisions is 0. For regression, predicted numbers.
         notes: Remarks on the fit.
     """
 
@@ -89,6 +91,42 @@ def draw_patients(patients: NDArray[np.int64], targets: Floats, *, fraction: flo
     return np.where(ranks < count, targets, np.nan)
 
 
+def draw_classes(
+    patients: NDArray[np.int64], codes: NDArray[np.int64], *, fraction: float, seed: int, draw: int
+) -> NDArray[np.int64]:
+    """Return the classes (N,) of a random fraction of each class's patients, at least one; the others become -1.
+
+    Smaller fractions are subsets of larger ones. All labelled rows of a drawn patient are kept.
+
+    Args:
+        patients: (N,) patient codes.
+        codes: (N,) class numbers, -1 if missing.
+        fraction: Fraction of the patients of each class, rounded.
+        seed: Seed of the run.
+        draw: Number of the draw.
+    """
+    if fraction == 1:
+        return codes
+    names, inverse = np.unique(patients, return_inverse=True)
+    ranks = nested_places(names, seed=seed, draw=draw)
+    kept = np.zeros(names.size, bool)
+    for number in np.unique(codes[codes >= 0]):
+        own = np.unique(inverse[codes == number])
+        kept[own[np.argsort(ranks[own])][: fraction_size(fraction, own.size)]] = True
+    return np.where(kept[inverse], codes, -1)
+
+
+def draw_values(patients: NDArray[np.int64], targets: Floats, *, fraction: float, seed: int, draw: int) -> Floats:
+    """Return the numeric targets (N,) of a random fraction of patients, the others as nan.
+
+    As in `draw_patients`, with numbers above the mean and others in place of the classes, so that a draw always has
+    different numbers. Arguments are those of `draw_patients`; the targets are not all equal.
+    """
+    above = np.where(np.isnan(targets), np.nan, targets > np.nanmean(targets))
+    drawn = draw_patients(patients, above, fraction=fraction, seed=seed, draw=draw)
+    return np.where(np.isnan(drawn), np.nan, targets)
+
+
 def standardise(features: Mapping[str, Features]) -> Standard:
     """Standardise features (N, F) by split, by the mean and variance of `train`."""
     scaler = StandardScaler().fit(features["train"])
@@ -110,28 +148,132 @@ def linear_probe(
         strengths: Values of C.
     """
     rows = ~np.isnan(train)
-    x, y = features["train"][rows], train[rows]
-    ordered = sorted(strengths)
-    notes = []
     reason = "no such split" if validation is None else undefined(validation)
-    if reason:
-        notes.append(f"strength not chosen on val: {reason}")
-        ordered = [ordered[len(ordered) // 2]]
+    tried, notes = _candidates(strengths, reason)
     fits = []
-    model = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)  # lbfgs; each fit starts from the one before
-    for strength in ordered:
-        model.set_params(C=strength)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # noted below
-            model.fit(x, y)
-        weights, bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
+    for strength, coefficients, biases, iterations in _logistic_fits(features["train"][rows], train[rows], tried):
+        weights, bias = coefficients[0], float(biases[0])
         score = 0.0 if reason or validation is None else auroc(validation, as_scores(features["val"] @ weights + bias))
-        fits.append((score, strength, weights, bias, int(model.n_iter_[0])))
+        fits.append((score, strength, weights, bias, iterations))
     _, strength, weights, bias, iterations = max(fits, key=lambda fit: fit[0])  # the first of equals
-    if iterations >= _MAX_ITERATIONS:
-        notes.append(f"not converged in {_MAX_ITERATIONS} iterations")
+    notes += _convergence(iterations)
     scores = {split: as_scores(values @ weights + bias) for split, values in features.items() if split != "train"}
     return Probe(strength, weights, bias, scores, tuple(notes))
+
+
+def softmax_probe(
+    features: Mapping[str, Features], train: Floats, validation: Floats | None, strengths: Sequence[float]
+) -> list[Probe]:
+    """Fit multinomial logistic regression on `train`, and return a probe for each of C classes.
+
+    C is chosen as in `linear_probe`, by the mean one-versus-rest AUROC of the classes that have one on `val`. The
+    scores of a class are the log-odds of its softmax probability.
+
+    Args:
+        features: (N, F) by split, standardised.
+        train: (N, C), 1 for the class of a row and 0 for the others, or nan for a row without class; every class has
+            rows.
+        validation: (M, C) of `val`; None if there is no such split.
+        strengths: Values of the regularisation strength C.
+    """
+    rows = ~np.isnan(train[:, 0])
+    defined = [] if validation is None else [column for column in validation.T if not undefined(column)]
+    reason = None if defined else "no such split" if validation is None else undefined(validation[:, 0])
+    tried, notes = _candidates(strengths, reason)
+    fits = []
+    for strength, weights, bias, iterations in _logistic_fits(
+        features["train"][rows], train[rows].argmax(axis=1), tried
+    ):
+        if len(weights) == 1:  # two classes: their logits have opposite signs
+            weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+        score = 0.0
+        if defined and validation is not None:
+            found = _class_scores(features["val"], weights, bias)
+            score = float(np.nanmean([auroc(*pair) for pair in zip(validation.T, found.T, strict=True)]))
+        fits.append((score, strength, weights, bias, iterations))
+    _, strength, weights, bias, iterations = max(fits, key=lambda fit: fit[0])
+    notes += _convergence(iterations)
+    scores = {split: _class_scores(values, weights, bias) for split, values in features.items() if split != "train"}
+    return [
+        Probe(strength, weights[c], float(bias[c]), {split: own[:, c] for split, own in scores.items()}, tuple(notes))
+        for c in range(len(weights))
+    ]
+
+
+def ridge_probe(
+    features: Mapping[str, Features], train: Floats, validation: Floats | None, strengths: Sequence[float]
+) -> Probe:
+    """Fit ridge regression on `train`; C, whose inverse is the penalty, is chosen by R2 on `val`, never on `test`.
+
+    Source: Hoerl and Kennard 1970 (doi:10.1080/00401706.1970.10488634).
+
+    Args:
+        features: (N, F) by split, standardised.
+        train: Numbers or nan of `train`, not all equal.
+        validation: Numbers or nan of `val`; None if there is no such split.
+        strengths: Values of C.
+    """
+    rows = ~np.isnan(train)
+    reason = "no such split" if validation is None else undefined_values(validation)
+    tried, notes = _candidates(strengths, reason)
+    x, y = features["train"][rows].astype(np.float64), train[rows]  # in float32, the normal equations are too coarse
+    fits = []
+    for strength in tried:
+        model = Ridge(alpha=1 / strength).fit(x, y)
+        weights, bias = model.coef_, float(model.intercept_)
+        score = 0.0
+        if not reason and validation is not None:
+            score, _ = errors_of(validation, as_scores(features["val"] @ weights + bias)[None])
+        fits.append((score, strength, weights, bias))
+    _, strength, weights, bias = max(fits, key=lambda fit: fit[0])
+    scores = {split: as_scores(values @ weights + bias) for split, values in features.items() if split != "train"}
+    return Probe(strength, weights, bias, scores, tuple(notes))
+
+
+def _candidates(strengths: Sequence[float], reason: str | None) -> tuple[list[float], list[str]]:
+    """Return the values of C to try, in ascending order, and notes; only the middle one if `val` cannot choose."""
+    ordered = sorted(strengths)
+    if not reason:
+        return ordered, []
+    return [ordered[len(ordered) // 2]], [f"strength not chosen on val: {reason}"]
+
+
+def _logistic_fits(
+    x: Features, y: NDArray[Any], strengths: Sequence[float]
+) -> Iterator[tuple[float, Floats, Floats, int]]:
+    """Yield each strength, the coefficients (C, F) and intercepts (C,), one of each for two classes, and iterations."""
+    model = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)  # lbfgs; each fit starts from the one before
+    for strength in strengths:
+        model.set_params(C=strength)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # noted by the caller
+            model.fit(x, y)
+        yield strength, model.coef_.astype(np.float64), model.intercept_.astype(np.float64), int(model.n_iter_[0])
+
+
+def _convergence(iterations: int) -> list[str]:
+    return [f"not converged in {_MAX_ITERATIONS} iterations"] if iterations >= _MAX_ITERATIONS else []
+
+
+def _class_scores(features: Features, weights: Floats, bias: Floats) -> Floats:
+    """Return the log-odds of each class, (N, C)."""
+    return as_scores(one_versus_rest(torch.from_numpy(features @ weights.T + bias)).numpy())
+
+
+def one_versus_rest(logits: Tensor) -> Tensor:
+    """Return the log-odds log(p / (1 - p)) of softmax probabilities p.
+
+    Classes can then be scored, calibrated and thresholded like independent labels; their order is that of p.
+
+    Args:
+        logits: (B, L), L at least 2.
+    """
+    top = logits.argmax(1, keepdim=True)
+    others = logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+    log_p = logits.log_softmax(1)
+    # For the largest p, 1 - p would lose precision; the others are at most one half.
+    rest = log_p - torch.log1p(-log_p.exp().clamp(max=0.5))
+    return rest.scatter(1, top, logits.gather(1, top) - others)
 
 
 def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: int) -> Floats:

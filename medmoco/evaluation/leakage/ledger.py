@@ -40,7 +40,9 @@ class LedgerEntry(Part):
     encoders: tuple[str, ...] = ()
     """Names of the encoders, the primary one first."""
     auroc: dict[str, float | None] = Field(default_factory=dict)
-    """AUROC of the primary encoder by label, 0 to 1."""
+    """AUROC of the primary encoder by label or class, 0 to 1."""
+    r2: dict[str, float | None] = Field(default_factory=dict)
+    """R2 of the primary encoder by numeric target, at most 1."""
 
 
 def ledger_of(encoder: str, out: Path | None) -> Path | None:
@@ -57,6 +59,7 @@ def record_test_evaluation(
     settings: RunSettings,
     encoders: Sequence[str],
     aurocs: Mapping[str, float | None],
+    r2: Mapping[str, float | None] | None = None,
 ) -> int:
     """Add a line to the ledger, see `LedgerEntry`; return its number of lines.
 
@@ -72,6 +75,7 @@ def record_test_evaluation(
         rows=len(test),
         encoders=tuple(encoders),
         auroc=dict(aurocs),
+        r2=dict(r2 or {}),
     )
     try:
         with ledger.open("a", encoding="utf-8") as file:

@@ -137,6 +137,19 @@ def draw_counts(patients: int, *, draws: int, seed: int, cells: int) -> Iterator
         yield slice(start, start + size), counts.astype(np.int32)
 
 
+def bootstrap_sums(columns: Reals, patients: Integers, *, draws: int, seed: int) -> Floats:
+    """Return the sums of columns (N, k) over the rows of D bootstrap draws of patients, (D, k).
+
+    The draws are those of `bootstrap_auroc`.
+    """
+    names, codes = np.unique(patients, return_inverse=True)
+    totals = np.stack([np.bincount(codes, column, minlength=names.size) for column in columns.T], axis=1)
+    sums = np.empty((draws, columns.shape[1]))
+    for block, counts in draw_counts(names.size, draws=draws, seed=seed, cells=names.size):
+        sums[block] = counts @ totals
+    return sums
+
+
 class _Ranks(NamedTuple):
     """The order of P positives and Q negatives, by ascending score."""
 
@@ -241,11 +254,23 @@ def share_interval(value: float, bootstrap: Floats) -> Interval:
     return Interval(low, high, left_out)
 
 
+def proportion_interval(value: float, bootstrap: Floats, patients: int) -> Interval:
+    """Return `share_interval`, or an exact interval for a proportion of 0 or 1, which does not vary between draws.
+
+    Source: Clopper and Pearson 1934 (doi:10.1093/biomet/26.4.404), with every patient as one case.
+    """
+    low, high, left_out = share_interval(value, bootstrap)
+    if value in (0, 1):
+        bound = 0.025 ** (1 / patients)
+        low, high = (bound, 1.0) if value else (0.0, 1 - bound)
+    return Interval(low, high, left_out)
+
+
 def _log_odds(shares: Any) -> Any:
     return np.log(shares) - np.log1p(-shares)
 
 
-def majority_flag(targets: Reals, scores: Reals, threshold: float) -> str | None:
+def majority_flag(targets: Reals, scores: Reals, threshold: float | None) -> str | None:
     """Return a warning if nothing may have been learned, else None.
 
     Either all scores are equal, or the accuracy is exactly that of always predicting the majority class. For a rare
@@ -254,7 +279,7 @@ def majority_flag(targets: Reals, scores: Reals, threshold: float) -> str | None
     Args:
         targets: (N,), 1, 0 or nan.
         scores: (N,).
-        threshold: Scores at or above it are positive predictions.
+        threshold: Scores at or above it are positive predictions; None if there is none, as for one of several classes.
     """
     known = ~np.isnan(targets)
     targets, scores = targets[known], scores[known]
@@ -262,6 +287,8 @@ def majority_flag(targets: Reals, scores: Reals, threshold: float) -> str | None
         return None
     if (scores == scores[0]).all():
         return "all scores are equal"
+    if threshold is None:
+        return None
     correct = int(((scores >= threshold) == (targets == 1)).sum())
     positives = int((targets == 1).sum())
     return "accuracy equals the majority share" if correct == max(positives, targets.size - positives) else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medmoco.evaluation.metrics.auroc import Integers, Reals, draw_counts, or_none, ratio, share_interval
+from medmoco.evaluation.metrics.auroc import Integers, Reals, draw_counts, or_none, proportion_interval, ratio
 from medmoco.evaluation.records import Decisions
 
 _OUTCOMES = ("tp", "fp", "tn", "fn")
@@ -43,8 +43,7 @@ def threshold_at(targets: Reals, scores: Reals, specificity: float) -> float:
 def decide(targets: Reals, scores: Reals, patients: Integers, threshold: float, *, draws: int, seed: int) -> Decisions:
     """Return the confusion matrix of a split and its rates, with 95 % bootstrap intervals.
 
-    Draws and intervals are those of `metrics.auroc`. A rate of 0 or 1 does not vary between draws; its interval is the
-    exact one of Clopper and Pearson 1934 (doi:10.1093/biomet/26.4.404), with every patient as one case.
+    Draws and intervals are those of `metrics.auroc`, see `proportion_interval`.
 
     Args:
         targets: (N,), 1, 0 or nan.
@@ -66,10 +65,8 @@ def decide(targets: Reals, scores: Reals, patients: Integers, threshold: float, 
     for name, (one, other) in _SHARES.items():
         own, both = _OUTCOMES.index(one), [_OUTCOMES.index(one), _OUTCOMES.index(other)]
         rate = float(ratio(cells[:, own].sum(), cells[:, both].sum()))
-        low, high, _ = share_interval(rate, ratio(drawn[:, own], drawn[:, both].sum(axis=1)))
-        if rate in (0, 1):
-            bound = 0.025 ** (1 / int(cells[:, both].any(axis=1).sum()))
-            low, high = (bound, 1.0) if rate else (0.0, 1 - bound)
+        cases = int(cells[:, both].any(axis=1).sum())
+        low, high, _ = proportion_interval(rate, ratio(drawn[:, own], drawn[:, both].sum(axis=1)), cases)
         found |= {name: or_none(rate), f"{name}_low": or_none(low), f"{name}_high": or_none(high)}
     return Decisions(threshold=or_none(threshold), **found)
 

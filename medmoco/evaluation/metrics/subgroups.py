@@ -73,10 +73,16 @@ def _bands(cells: pd.Series[str], starts: Sequence[float]) -> tuple[pd.Series[st
     ]
 
     def band(cell: str) -> str:
-        found = re.fullmatch(r"([+-]?\d+(?:\.\d*)?)([DWMY]?)", cell)
-        return names[bisect_right(starts, float(found[1]) * _YEARS_IN[found[2]])] if found else NOT_AN_AGE
+        years = years_in(cell)
+        return NOT_AN_AGE if math.isnan(years) else names[bisect_right(starts, years)]
 
     return cells.map(band), [*names, NOT_AN_AGE]
+
+
+def years_in(age: str) -> float:
+    """Return a number of years, or a DICOM age such as "045Y" or "006M" (PS3.5, section 6.2, AS), in years; or nan."""
+    found = re.fullmatch(r"([+-]?\d+(?:\.\d*)?)([DWMY]?)", age)
+    return float(found[1]) * _YEARS_IN[found[2]] if found else math.nan
 
 
 def score_groups(

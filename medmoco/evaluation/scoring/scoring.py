@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
-from medmoco.evaluation.features.probes import Probe, draw_patients, knn_scores, linear_probe, standardise
+from medmoco.evaluation.features.probes import (
+    Probe,
+    draw_classes,
+    draw_patients,
+    knn_scores,
+    linear_probe,
+    softmax_probe,
+    standardise,
+)
 from medmoco.evaluation.metrics.auroc import (
     Floats,
     auroc,
@@ -28,6 +36,7 @@ from medmoco.evaluation.metrics.significance import bootstrap_p, delong, differe
 from medmoco.evaluation.records import Difference, Score
 from medmoco.evaluation.scoring.study import Study
 from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.target_records import RegressionDifference
 
 THRESHOLDS = {"linear": 0.0, "knn": 0.5, "finetune": 0.0}
 """Threshold of each method's scores: log-odds, or for kNN the share of positive neighbours."""
@@ -93,12 +102,23 @@ def label_targets(split: Split, label: str) -> Floats:
 
 
 def draw_labels(train: Split, settings: RunSettings) -> dict[str, LabelDraws]:
-    """Draw the patients whose labels are used, for every label."""
+    """Draw the patients whose labels are used, for every label, or for all classes together."""
     fraction, seed, drawn = settings.evaluate.label_fraction, settings.seed, {}
+    if settings.evaluate.classes:
+        known = ~np.isnan(train.labels[:, 0])
+        codes = np.where(known, train.labels.argmax(axis=1), -1).astype(np.int64)
+        kept = [
+            draw_classes(train.patients, codes, fraction=fraction, seed=seed, draw=draw)
+            for draw in range(count_draws(settings))
+        ]
+        return {
+            name: LabelDraws([np.where(own < 0, np.nan, own == number) for own in kept], None)
+            for number, name in enumerate(train.label_names)
+        }
     for label in settings.data.labels:
         targets = label_targets(train, label)
         reason = undefined(targets)
-        draws = range(0 if reason else settings.evaluate.label_draws if fraction < 1 else 1)
+        draws = range(0 if reason else count_draws(settings))
         drawn[label] = LabelDraws(
             [draw_patients(train.patients, targets, fraction=fraction, seed=seed, draw=draw) for draw in draws],
             reason and reason.replace(")", " in train)"),
@@ -106,17 +126,32 @@ def draw_labels(train: Split, settings: RunSettings) -> dict[str, LabelDraws]:
     return drawn
 
 
+def count_draws(settings: RunSettings) -> int:
+    """Return the number of draws of patients; all patients can be drawn only once."""
+    return settings.evaluate.label_draws if settings.evaluate.label_fraction < 1 else 1
+
+
 def predict_linear(
     study: Study, encoder: str, draws: Mapping[str, LabelDraws], settings: RunSettings
 ) -> dict[Key, Predictions]:
-    """Fit linear probes on the features of an encoder and apply them to every split; none for labels of one class."""
-    standard, splits = standardise(study.features[encoder]), study.splits
+    """Fit linear probes on the features of an encoder and apply them to every split; none for labels of one class.
+
+    There is one probe for each label, or one softmax probe for all classes.
+    """
+    features, strengths = standardise(study.features[encoder]).features, settings.evaluate.strengths
+    validation = study.splits.get("val")
+    found: dict[str, list[Probe]] = {}
+    if settings.evaluate.classes:
+        known = None if validation is None else validation.labels.astype(np.float64)
+        for targets in zip(*(own.targets for own in draws.values()), strict=True):
+            for label, fit in zip(draws, softmax_probe(features, np.stack(targets, 1), known, strengths), strict=True):
+                found.setdefault(label, []).append(fit)
+    else:
+        for label, own in draws.items():
+            known = None if validation is None else label_targets(validation, label)
+            found[label] = [linear_probe(features, targets, known, strengths) for targets in own.targets]
     predictions: dict[Key, Predictions] = {}
-    for label, own in draws.items():
-        validation = label_targets(splits["val"], label) if "val" in splits else None
-        fits = [
-            linear_probe(standard.features, targets, validation, settings.evaluate.strengths) for targets in own.targets
-        ]
+    for label, fits in found.items():
         for split in study.scored if fits else ():
             predictions[Key(label, split, "linear", encoder)] = Predictions(
                 np.stack([fit.scores[split] for fit in fits]), fits, [note for fit in fits for note in fit.notes]
@@ -155,7 +190,7 @@ def score_all(
         for label, own in draws.items():
             for key in (Key(label, split, method, encoder) for method in methods for encoder in encoders):
                 scored[key] = _score(key, predictions.get(key), own, study, settings)
-        for key in (Key(MACRO, split, method, encoder) for method in methods for encoder in encoders):
+        for key in (Key(MACRO, split, method, encoder) for method in methods for encoder in encoders if draws):
             parts = [scored[key._replace(label=label)] for label in draws]
             scored[key] = _macro(key, parts, study, settings)
     return scored
@@ -173,13 +208,17 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
     precision = float(np.mean([average_precision(targets, row) for row in scores] or [math.nan]))
     low, high, _ = share_interval(precision, precisions)
     each = [auroc(targets, row) for row in scores]
-    flags = [flag for row in scores if (flag := majority_flag(targets, row, THRESHOLDS[key.method]))]
+    policy: dict[str, Any] = {}
+    threshold = None
+    if not settings.evaluate.classes:
+        policy, threshold = {"label_policy": settings.data.labels[key.label].policy}, THRESHOLDS[key.method]
+    flags = [flag for row in scores if (flag := majority_flag(targets, row, threshold))]
     used = [~np.isnan(row) for row in draws.targets]
     n_patients = int(np.unique(split.patients[known]).size)
     independent = (targets[known], scores[0][known]) if len(scores) == 1 and n_patients == known.sum() else None
     exact_low, exact_high = _delong_interval(independent)
     score = Score(
-        **_protocol(key, study, settings, np.mean(each) if each else math.nan, bootstrap),
+        **_area(key, study, settings, np.mean(each) if each else math.nan, bootstrap),
         n=int(known.sum()),
         n_positive=int((targets == 1).sum()),
         n_patients=n_patients,
@@ -189,14 +228,13 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
         delong_low=exact_low,
         delong_high=exact_high,
         undefined=reason,
-        flag=_count_each(flags, len(scores)) or None,
-        note=_count_each(predictions.notes, len(predictions.scores)) or None if predictions else None,
+        flag=count_each(flags, len(scores)) or None,
+        note=count_each(predictions.notes, len(predictions.scores)) or None if predictions else None,
         auroc_of_draws=tuple(each),
         strength=tuple(fit.strength for fit in predictions.fits) if predictions else (),
         n_train=tuple(int(rows.sum()) for rows in used),
         n_train_patients=tuple(int(np.unique(train.patients[rows]).size) for rows in used),
-        label_policy=settings.data.labels[key.label].policy,
-        leakage=study.leaks[key.split],
+        **policy,
     )
     return Scored(score, bootstrap, independent)
 
@@ -230,7 +268,7 @@ def _macro(key: Key, parts: Sequence[Scored], study: Study, settings: RunSetting
     )
     known = ~np.isnan(split.labels).all(axis=1)
     score = Score(
-        **_protocol(key, study, settings, np.mean(aurocs), bootstrap),
+        **_area(key, study, settings, np.mean(aurocs), bootstrap),
         n=int(known.sum()),
         n_positive=int((split.labels == 1).any(axis=1).sum()),
         n_patients=int(np.unique(split.patients[known]).size),
@@ -240,34 +278,43 @@ def _macro(key: Key, parts: Sequence[Scored], study: Study, settings: RunSetting
         note=None,
         n_labels=len(parts),
         n_labels_defined=len(defined),
-        leakage=study.leaks[key.split],
     )
     return Scored(score, bootstrap)
 
 
-def _protocol(
+def _area(
     key: Key, study: Study, settings: RunSettings, value: float | np.floating[Any], bootstrap: Floats
 ) -> dict[str, Any]:
     """Return the fields of every score: its key, its AUROC, and the protocol."""
     (low, high, left_out), chosen = share_interval(float(value), bootstrap), settings.evaluate
     return {
-        **key._asdict(),
-        "primary": key.encoder == study.encoders[0],
+        **protocol_of(key, study, settings),
         "auroc": or_none(value),
         "auroc_low": or_none(low),
         "auroc_high": or_none(high),
         "size": chosen.size or settings.views.size,
-        "bootstrap": chosen.bootstrap,
         "bootstrap_left_out": left_out,
-        "where": chosen.where,
-        "label_fraction": chosen.label_fraction,
-        "draws": chosen.label_draws if chosen.label_fraction < 1 else 1,
         "neighbours": chosen.neighbours if key.method == "knn" else None,
-        "seed": settings.seed,
+        **({"class_column": chosen.classes} if chosen.classes else {}),
     }
 
 
-def _count_each(messages: Sequence[str], draws: int) -> str:
+def protocol_of(key: Key, study: Study, settings: RunSettings) -> dict[str, Any]:
+    """Return the fields that scores of labels, classes and numeric targets have in common."""
+    chosen = settings.evaluate
+    return {
+        **key._asdict(),
+        "primary": key.encoder == study.encoders[0],
+        "bootstrap": chosen.bootstrap,
+        "where": chosen.where,
+        "label_fraction": chosen.label_fraction,
+        "draws": count_draws(settings),
+        "seed": settings.seed,
+        "leakage": study.leaks[key.split],
+    }
+
+
+def count_each(messages: Sequence[str], draws: int) -> str:
     """Join messages, with the number of draws in which each occurs if there are several."""
     counted = {message: messages.count(message) for message in messages}
     return "; ".join(f"{text} in {n} of {draws} draws" if draws > 1 else text for text, n in counted.items())
@@ -288,20 +335,38 @@ def differences_of(scored: Mapping[Key, Scored], pairs: Sequence[tuple[str, str]
         for encoder, control in pairs
         if key.encoder == encoder and key._replace(encoder=control) in scored
     ]
-    families: dict[tuple[str, str, bool], list[int]] = {}
-    for index, found in enumerate(differences):
-        families.setdefault((found.split, found.method, found.label == MACRO), []).append(index)
-    for family in families.values():
-        for index, adjusted in zip(family, holm([differences[index].p for index in family]), strict=True):
-            differences[index] = differences[index].model_copy(update={"p_holm": adjusted})
-    return differences
+    return adjusted(differences, lambda found: (found.split, found.method, found.label == MACRO))
+
+
+AnyDifference = TypeVar("AnyDifference", Difference, RegressionDifference)
+
+
+def adjusted(differences: Sequence[AnyDifference], family: Callable[[AnyDifference], Hashable]) -> list[AnyDifference]:
+    """Return the differences with p-values adjusted by Holm's method within each family."""
+    result, families = list(differences), dict[Hashable, list[int]]()
+    for index, found in enumerate(result):
+        families.setdefault(family(found), []).append(index)
+    for members in families.values():
+        for index, p_holm in zip(members, holm([result[index].p for index in members]), strict=True):
+            result[index] = result[index].model_copy(update={"p_holm": p_holm})
+    return result
+
+
+def compare(value: float | None, control: float | None, draws: Floats) -> dict[str, Any]:
+    """Return the fields of a paired difference, with draws (D,) of it."""
+    low, high, left_out = interval(draws)
+    difference = None if value is None or control is None else value - control
+    return {
+        "difference": difference,
+        "low": or_none(low),
+        "high": or_none(high),
+        "excludes_zero": bool(low > 0 or high < 0),
+        "p": None if difference is None else or_none(bootstrap_p(draws)),
+        "bootstrap_left_out": left_out,
+    }
 
 
 def _difference(key: Key, entry: Scored, control: str, other: Scored) -> Difference:
-    draws = entry.bootstrap - other.bootstrap
-    low, high, left_out = interval(draws)
-    value, control_value = entry.score.auroc, other.score.auroc
-    difference = None if value is None or control_value is None else value - control_value
     exact = None
     if entry.independent and other.independent:
         aurocs, covariance = delong(entry.independent[0], np.stack([entry.independent[1], other.independent[1]]))
@@ -309,12 +374,7 @@ def _difference(key: Key, entry: Scored, control: str, other: Scored) -> Differe
     return Difference(
         **key._asdict(),
         control=control,
-        difference=difference,
-        low=or_none(low),
-        high=or_none(high),
-        excludes_zero=bool(low > 0 or high < 0),
-        p=None if difference is None else or_none(bootstrap_p(draws)),
+        **compare(entry.score.auroc, other.score.auroc, entry.bootstrap - other.bootstrap),
         delong_p=exact,
-        bootstrap_left_out=left_out,
         **{name: getattr(entry.score, name) for name in _SHARED},
     )

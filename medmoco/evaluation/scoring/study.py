@@ -10,14 +10,16 @@ from torch import nn
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split, present_splits
-from medmoco.errors import SettingsError
+from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
 from medmoco.evaluation.features.encoder_files import RANDOM, Provenance, implied_settings, kind_of_source
 from medmoco.evaluation.features.features import Extracted, Features, Mirrored, thumbnails
-from medmoco.evaluation.features.inputs import feature_cache, features_of, load_splits
+from medmoco.evaluation.features.inputs import feature_cache, features_of, load_splits, read_values, with_classes
 from medmoco.evaluation.leakage.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
+from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.records import CONTROLS, PIXELS, UNTRAINED
 from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.target_records import TRAINING_MEAN
 from medmoco.models.backbones import Backbone
 
 
@@ -27,6 +29,7 @@ class Study:
 
     Attributes:
         splits: train and the scored splits.
+        values: Numbers (N,) by target of `evaluate.targets` and split, nan where missing.
         features: (N, F) by encoder and split.
         backbones: Networks of the encoders that have one, without mirroring.
         encoder: Run folder or weights file of the primary encoder, or "random".
@@ -36,6 +39,7 @@ class Study:
     """
 
     splits: dict[str, Split]
+    values: dict[str, dict[str, Floats]]
     features: dict[str, dict[str, Features]]
     backbones: dict[str, Backbone]
     encoder: str
@@ -81,6 +85,8 @@ def begin(
     """
     _check_names(settings, encoders)
     splits, notes = _load_splits(settings, test)
+    targets = settings.evaluate.targets
+    values = {target: {name: read_values(split, target) for name, split in splits.items()} for target in targets}
     trained = [find_pretraining(encoder) for encoder in encoders.values()]
     for pretraining in trained:
         refuse_leaks(find_leaks(splits, pretraining), settings)  # by patient and file, before computing features
@@ -103,6 +109,7 @@ def begin(
     }
     return Study(
         splits,
+        values,
         features,
         backbones,
         encoders.get(next(iter(features)), "random"),
@@ -113,12 +120,16 @@ def begin(
 
 
 def _check_names(settings: RunSettings, encoders: Mapping[str, str]) -> None:
-    if not settings.data.labels:
-        raise SettingsError("data.labels names no label to score; set it, such as data.labels=[Pneumonia]")
+    chosen = settings.evaluate
+    if not settings.data.labels and not chosen.classes and not chosen.targets:
+        raise SettingsError(
+            "data.labels names no label to score; set it, such as data.labels=[Pneumonia], or evaluate.classes or"
+            " evaluate.targets"
+        )
     if MACRO in settings.data.labels:
         raise SettingsError(f"data.labels: '{MACRO}' is the mean over labels in every table; rename that column")
     for name in encoders:
-        if name in CONTROLS:
+        if name in CONTROLS or (name == TRAINING_MEAN and chosen.targets):
             raise SettingsError(f"'{name}' is the name of a control that is always scored; rename the encoder")
 
 
@@ -127,7 +138,17 @@ def _load_splits(settings: RunSettings, test: bool) -> tuple[dict[str, Split], l
     requested = ("val", "test") if test else ("val",)
     available = present_splits(settings.data)
     present = [name for name in requested if name in available] or requested  # if none, loading raises the error
+    classes = settings.evaluate.classes
+    if classes:
+        data = settings.data.model_copy(update={"labels": {}})
+        settings = settings.model_copy(update={"data": data})
     splits = load_splits(settings, ["train", *present])
+    if classes:
+        splits = with_classes(splits, classes)
+        if MACRO in splits["train"].label_names:
+            raise ManifestError(
+                f"evaluate.classes: '{MACRO}' is the mean over classes in every table; rename that class"
+            )
     notes = [f"{name}: the manifest has no {name} rows to score" for name in requested if name not in present]
     return splits, notes + [notice for split in splits.values() for notice in split.notices]
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
+
+import numpy as np
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import counted, patient_ids
 from medmoco.evaluation.leakage.leakage import leak_lines
-from medmoco.evaluation.records import Difference, Score
+from medmoco.evaluation.records import Difference, Record, Score
+from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 
 MACRO = "macro"
 """Name of the mean over labels, used like a label."""
+
+_ERRORS = (("r2", "R2", "R2", "higher"), ("mae", "mean absolute error", "error", "lower"))
+_CELL = 11  # characters of a column of the report by class
+_MOST_COLUMNS = 5  # classes whose confusion matrix fits next to the report by class
 
 
 def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
@@ -41,11 +48,24 @@ def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], 
 
 
 def layout(
-    scores: Sequence[Score], differences: Sequence[Difference], head: Sequence[str], notes: Sequence[str]
+    scores: Sequence[Score],
+    differences: Sequence[Difference],
+    head: Sequence[str],
+    notes: Sequence[str],
+    classes: Sequence[ClassScore] = (),
+    regression: Sequence[RegressionScore] = (),
+    regression_differences: Sequence[RegressionDifference] = (),
 ) -> str:
     """Return scores, ordered by split and label, as text: a block per split and label, a line per method and encoder.
 
-    `head` are the lines above the blocks, and `notes` those below them.
+    Args:
+        scores: Scores of labels or classes.
+        differences: Their differences.
+        head: Lines above the blocks.
+        notes: Lines below the blocks.
+        classes: Accuracies of classes.
+        regression: Errors of numeric targets.
+        regression_differences: Their differences.
     """
     against = {(d.label, d.split, d.method, d.control): d for d in differences}
     labels = {score.label for score in scores}
@@ -60,18 +80,114 @@ def layout(
             difference = against.get((label, row.split, row.method, row.encoder))
             lines.append(f"  {row.method:<8}{row.encoder:<{width}}{_cells(row, difference)}".rstrip())
         lines.append("")
-    return "\n".join([*lines, *_notes(scores), *notes]) + "\n"
+    lines += [*class_blocks(classes), *regression_blocks(regression, regression_differences)]
+    return "\n".join([*lines, *_notes([*scores, *regression]), *notes]) + "\n"
+
+
+def class_blocks(scores: Sequence[ClassScore], *, fractions: bool = False) -> list[str]:
+    """Return the accuracies of classes as lines, with the report of the primary encoder's first method.
+
+    Args:
+        scores: Scores, ordered by split.
+        fractions: Show the fraction of labels of each score instead of the report, for a label-efficiency curve.
+    """
+    width, lines = name_width(score.encoder for score in scores), list[str]()
+    for split, group in groupby(scores, lambda score: score.split):
+        rows = list(group)
+        first = rows[0]
+        counts = f"{first.n} images of {len(first.classes)} classes, {first.n_patients} patients"
+        left_out = f"; {first.bootstrap_left_out} of {first.bootstrap} draws lacked a class and were left out"
+        lines += [
+            f"{split}: {first.label}  ({counts}{left_out if first.bootstrap_left_out and not first.undefined else ''})",
+            f"  {'method':<10}{'encoder':<{width}}{'labels    ' if fractions else ''}"
+            f"{'top-1':<8}{'95 % interval':<18}{'balanced acc.':<15}95 % interval",
+        ]
+        for row in rows:
+            cells = row.undefined or (
+                f"{row.top1:<8.3f}{span(row.top1_low, row.top1_high):<18}{row.balanced_accuracy:<15.3f}"
+                f"{span(row.balanced_accuracy_low, row.balanced_accuracy_high)}"
+            )
+            share = _share(row) if fractions else ""
+            lines.append(f"  {row.method:<10}{row.encoder:<{width}}{share}{cells}")
+        shown = next((row for row in rows if row.primary and not row.undefined and not fractions), None)
+        lines += ["", *(_class_report(shown) if shown else [])]
+    return lines
+
+
+def _share(score: ClassScore | RegressionScore) -> str:
+    return f"{f'{100 * score.fraction:g} %':<10}"
+
+
+def _class_report(score: ClassScore) -> list[str]:
+    """Return precision, recall, F1 and support of each class, and the confusion matrix if it fits."""
+    names = [_short(found.name) for found in score.classes]
+    fits = len(names) <= _MOST_COLUMNS
+    head = "".join(f"{name:>{_CELL}}" for name in ["precision", "recall", "F1", "images", *(names if fits else [])])
+    note = "; the columns on the right: images by predicted class" if fits else ""
+    lines = [f"  {score.encoder} by {score.method}, a line for each true class{note}", f"    {'':<{_CELL}}{head}"]
+    for name, found, confused in zip(names, score.classes, score.confusion, strict=True):
+        measures = [f"{value:>{_CELL}.3f}" if value is not None else f"{'-':>{_CELL}}"
+                    for value in (found.precision, found.recall, found.f1)]  # fmt: skip
+        cells = "".join(f"{value:>{_CELL}g}" for value in np.round(confused, 1)) if fits else ""
+        lines.append(f"    {name:<{_CELL}}{''.join(measures)}{found.support:>{_CELL}}{cells}")
+    return [*lines, ""]
+
+
+def _short(name: str) -> str:
+    return name if len(name) < _CELL else f"{name[: _CELL - 2]}…"
+
+
+def regression_blocks(
+    scores: Sequence[RegressionScore], differences: Sequence[RegressionDifference], *, fractions: bool = False
+) -> list[str]:
+    """Return the errors of numeric targets as lines: a block for each split, target and metric.
+
+    Args:
+        scores: Scores, ordered by split and target.
+        differences: Their differences.
+        fractions: Show the fraction of labels of each score, for a label-efficiency curve.
+    """
+    against = {(d.split, d.label, d.metric, d.control, d.label_fraction): d for d in differences}
+    width, lines = name_width(score.encoder for score in scores), list[str]()
+    for (split, label), group in groupby(scores, lambda score: (score.split, score.label)):
+        rows = list(group)
+        first, primary = rows[0], next(row.encoder for row in rows if row.primary)
+        for metric, name, short, better in _ERRORS:
+            labels = f"{'labels':<10}" if fractions else ""
+            lines += [
+                f"{split}: {label}, {name}  ({first.n} images, {first.n_patients} patients; {better} is better)",
+                f"  {'encoder':<{width}}{labels}{short:<10}{'95 % interval':<22}{primary} minus control, 95 % interval",
+            ]
+            for row in rows:
+                share = _share(row) if fractions else ""
+                value = getattr(row, metric)
+                ends = span(getattr(row, f"{metric}_low"), getattr(row, f"{metric}_high"), written=figure)
+                cells = row.undefined or "undefined" if value is None else f"{figure(value):<10}{ends:<22}"
+                found = against.get((split, label, metric, row.encoder, row.label_fraction))
+                if value is not None and found and found.difference is not None:
+                    cells += f"{figure(found.difference, '+')}  {span(found.low, found.high, '+', written=figure)}"
+                lines.append(f"  {row.encoder:<{width}}{share}{cells}".rstrip())
+            lines.append("")
+    return lines
+
+
+def figure(value: float, sign: str = "") -> str:
+    """Return a number of any unit with at least three digits."""
+    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    return f"{value:{sign}.{digits}f}"
 
 
 def name_width(names: Iterable[str]) -> int:
     """Return the width of a column of encoder names."""
-    return max(12, 2 + max(map(len, names)))
+    return max(12, 2 + max(map(len, names), default=0))
 
 
 def _block_head(rows: Sequence[Score], width: int) -> list[str]:
     first = rows[0]
     if first.label == MACRO:
-        remark = f"mean of {first.n_labels_defined} of {first.n_labels} labels"
+        remark = f"mean of {first.n_labels_defined} of {first.n_labels} {'classes' if first.class_column else 'labels'}"
+    elif first.class_column:
+        remark = f"a class of the column {first.class_column}, against all others"
     else:
         remark = ", ".join(f"{cell}: {policy}" for cell, policy in first.label_policy.items())
     if first.bootstrap_left_out and not first.undefined:
@@ -98,19 +214,42 @@ def _cells(row: Score, difference: Difference | None) -> str:
     return text
 
 
-def span(low: float | None, high: float | None, sign: str = "") -> str:
+def _three(value: float, sign: str) -> str:
+    return f"{value:{sign}.3f}"
+
+
+def span(
+    low: float | None, high: float | None, sign: str = "", *, written: Callable[[float, str], str] = _three
+) -> str:
     """Return an interval as text; bounds of None mean that there is none."""
-    return "no interval" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
+    return "no interval" if low is None or high is None else f"{written(low, sign)} to {written(high, sign)}"
 
 
-def _notes(scores: Sequence[Score]) -> list[str]:
+def summary_cells(score: Score | ClassScore | RegressionScore) -> dict[str, str]:
+    """Return the values of a score with their intervals as text, by the words that follow the label in a summary."""
+    if isinstance(score, Score):
+        return {"": _summary_cell(score, "auroc")}
+    if isinstance(score, ClassScore):
+        return {
+            "top-1": _summary_cell(score, "top1"),
+            "balanced accuracy": _summary_cell(score, "balanced_accuracy"),
+        }
+    return {name: _summary_cell(score, metric, figure) for metric, name, _, _ in _ERRORS}
+
+
+def _summary_cell(score: Record, metric: str, written: Callable[[float, str], str] = _three) -> str:
+    value, low, high = (getattr(score, f"{metric}{end}") for end in ("", "_low", "_high"))
+    return "undefined" if value is None else f"{written(value, '')} ({span(low, high, written=written)})"
+
+
+def _notes(scores: Sequence[Score | RegressionScore]) -> list[str]:
     """Return notes on the scores and their marks."""
     lines = []
     if any(score.split == "val" for score in scores):
         lines.append("the linear probe's strength was also chosen on val; only test scores are unbiased")
     for score in scores:
         name = f"{score.split}, {score.label}, {score.method}, {score.encoder}"
-        if score.flag:
+        if isinstance(score, Score) and score.flag:
             lines.append(f"! {name}: {score.flag}; possibly nothing was learned")
         if score.note:
             lines.append(f"{name}: {score.note}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medmoco.evaluation.features.probes import Probe, Standard
+from medmoco.evaluation.features.probes import Probe, Standard, one_versus_rest
 from medmoco.models.backbones import Backbone
 from medmoco.models.patches import patch_features
 
@@ -75,22 +75,6 @@ class ClassifierNetwork(nn.Module):
         assert self.top_patches is not None
         logits = patches.flatten(2).topk(self.top_patches).values.mean(2)
         return one_versus_rest(logits) if self.exclusive else logits
-
-
-def one_versus_rest(logits: Tensor) -> Tensor:
-    """Return the log-odds log(p / (1 - p)) of softmax probabilities p.
-
-    Classes can then be scored, calibrated and thresholded like independent labels; their order is that of p.
-
-    Args:
-        logits: (B, L), L at least 2.
-    """
-    top = logits.argmax(1, keepdim=True)
-    others = logits.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
-    log_p = logits.log_softmax(1)
-    # For the largest p, 1 - p would lose precision; the others are at most one half.
-    rest = log_p - torch.log1p(-log_p.exp().clamp(max=0.5))
-    return rest.scatter(1, top, logits.gather(1, top) - others)
 
 
 def fold_probe(standard: Standard, probes: Sequence[Probe]) -> nn.Linear:

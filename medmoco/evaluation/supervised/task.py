@@ -88,7 +88,7 @@ def cell_losses(scores: Tensor, targets: Tensor, weights: Tensor, *, gamma: floa
         targets: (B, L), 1, 0 or nan.
         weights: (2, L) weights w of negatives and positives.
         gamma: Exponent of the focal loss.
-        exclusive: Whether the labels are classes, see `heads.one_versus_rest`.
+        exclusive: Whether the labels are classes, see `probes.one_versus_rest`.
 
     Returns:
         (B, L), nats.

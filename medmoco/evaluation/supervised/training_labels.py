@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.evaluation.features.inputs import load_splits
-from medmoco.evaluation.features.probes import draw_patients
+from medmoco.evaluation.features.inputs import class_codes, class_names, load_splits
+from medmoco.evaluation.features.probes import draw_classes, draw_patients
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.metrics.auroc import undefined
 
 Targets = NDArray[np.float32]  # (N, L), 1, 0 or nan
-
-_IDENTIFYING = ("Path", "PatientID", "StudyID")  # must not be printed, as classes are
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,11 @@ def choose_training_labels(train: Split, settings: RunSettings) -> TrainingLabel
     if not chosen.classes and not settings.data.labels:
         raise SettingsError("data.labels names no label to learn; set it, or finetune.classes")
     if chosen.classes:
-        names = _class_names(train, chosen.classes)
-        codes = _codes(train, chosen.classes, names)
-        drawn = _drawn_classes(train, codes, len(names), settings)
+        names = class_names(train, chosen.classes, "finetune.classes")
+        drawn = draw_classes(
+            train.patients, class_codes(train, chosen.classes, names, "finetune.classes"),
+            fraction=chosen.label_fraction, seed=settings.seed, draw=chosen.label_draw,
+        )  # fmt: skip
         targets: NDArray[Any] = drawn
         known: NDArray[np.bool_] = drawn >= 0
         masks = {name: drawn == number for number, name in enumerate(names)}
@@ -134,7 +133,7 @@ def targets_of(split: Split, labels: TrainingLabels) -> Targets:
     """
     if labels.classes is None:
         return split.labels
-    codes = _codes(split, labels.classes, labels.names)[:, None]
+    codes = class_codes(split, labels.classes, labels.names, "finetune.classes")[:, None]
     one_hot: Targets = np.where(codes < 0, np.nan, codes == np.arange(len(labels.names))).astype(np.float32)
     return one_hot
 
@@ -146,52 +145,8 @@ def _drawn_label(train: Split, number: int, settings: RunSettings) -> Targets:
             f"{train.csv.name}: the label '{train.label_names[number]}' cannot be learned, it is {reason}.\n"
             "Remove it from data.labels, or change its policy for missing and uncertain cells."
         )
-    drawn: Targets = _draw(train, targets, settings).astype(np.float32)
-    return drawn
-
-
-def _draw(train: Split, targets: NDArray[np.float64], settings: RunSettings) -> NDArray[np.float64]:
     chosen = settings.finetune
-    return draw_patients(
+    drawn = draw_patients(
         train.patients, targets, fraction=chosen.label_fraction, seed=settings.seed, draw=chosen.label_draw
     )
-
-
-def _class_cells(split: Split, column: str) -> pd.Series[str]:
-    if column not in split.table.columns:
-        raise SettingsError(f"finetune.classes: {split.csv.name} has no column '{column}'")
-    if column in _IDENTIFYING:
-        raise SettingsError(f"finetune.classes: '{column}' identifies patients or images, not classes")
-    return split.table[column].astype(str).str.strip()
-
-
-def _class_names(train: Split, column: str) -> tuple[str, ...]:
-    names = tuple(sorted(set(_class_cells(train, column)) - {""}))
-    if len(names) < 2:
-        raise ManifestError(f"{train.csv.name}: the column '{column}' names {len(names)} classes; 2 or more are needed")
-    return names
-
-
-def _codes(split: Split, column: str, names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return the class number of each row, (N,); -1 for blank cells."""
-    cells = _class_cells(split, column)
-    known: Mapping[str, int] = {"": -1, **{name: number for number, name in enumerate(names)}}
-    unknown = ~cells.isin(known).to_numpy()
-    if unknown.any():
-        raise ManifestError(
-            f"{split.csv.name} row {split.rows[unknown.argmax()]}: train has no rows of its class in '{column}'"
-            f" ({unknown.sum()} such rows in all)"
-        )
-    return np.array([known[cell] for cell in cells], np.int64)
-
-
-def _drawn_classes(train: Split, codes: NDArray[np.int64], classes: int, settings: RunSettings) -> NDArray[np.int64]:
-    """Keep the classes of a fraction of the patients, large enough to include every class; the others become -1."""
-    if settings.finetune.label_fraction == 1:
-        return codes
-    kept = np.zeros(len(codes), bool)
-    for number in range(classes):
-        targets = np.where(codes < 0, np.nan, codes == number)
-        kept |= ~np.isnan(_draw(train, targets, settings))
-    drawn: NDArray[np.int64] = np.where(kept, codes, -1).astype(np.int64)
-    return drawn
+    return drawn.astype(np.float32)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from medmoco.config import RunSettings, as_tree, load
-from medmoco.data.manifest.manifest import Split
+from medmoco.config import DataSettings, RunSettings, as_tree, load
+from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features import inputs
@@ -25,6 +25,8 @@ from medmoco.evaluation.features.inputs import (
     find_rows,
     load_splits,
     make_folder,
+    read_values,
+    with_classes,
 )
 from tests.helpers.looks import make_data
 
@@ -191,3 +193,76 @@ def test_feature_cache__is_in_the_run_or_else_in_the_results(tmp_path: Path) -> 
         tmp_path / "features",
     ]
     assert feature_cache("random", None, log) is None
+
+
+# ---- classes and numeric targets ----
+
+
+def with_column(folder: Path, column: str, cells: dict[str, list[str]]) -> dict[str, Split]:
+    """A manifest whose splits have these cells in a column."""
+    for split, own in cells.items():
+        lines = [f"{split}{number}.png,secret-{split}-{number},{cell}" for number, cell in enumerate(own)]
+        (folder / f"{split}.csv").write_text("\n".join([f"Path,PatientID,{column}", *lines]))
+    return load_manifest(DataSettings.model_validate({"manifest": folder, "root": str(folder)}), tuple(cells))
+
+
+def test_with_classes__a_label_for_each_class_of_train(tmp_path: Path) -> None:
+    splits = with_column(tmp_path, "Class", {"train": ["dog", "cat", "", " dog"], "val": ["cat", "bird", ""]})
+    with pytest.raises(ManifestError, match=r"val\.csv row 3: train has no rows of its class in 'Class' \(1 such rows"):
+        with_classes(splits, "Class")
+    splits = with_column(tmp_path, "Class", {"train": ["dog", "cat", "", " dog"], "val": ["cat", ""]})
+    found = with_classes(splits, "Class")
+    assert found["train"].label_names == found["val"].label_names == ("cat", "dog")
+    nan = np.nan
+    np.testing.assert_array_equal(found["train"].labels, [[0, 1], [1, 0], [nan, nan], [0, 1]])
+    np.testing.assert_array_equal(found["val"].labels, [[1, 0], [nan, nan]])
+    assert not splits["val"].label_names
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "message"),
+    [
+        ("Klass", SettingsError, "evaluate.classes: train.csv has no column 'Klass'; did you mean 'Class'?"),
+        ("PatientID", SettingsError, "evaluate.classes: 'PatientID' identifies patients or images"),
+        ("Class", ManifestError, "train.csv: the column 'Class' names 1 classes; 2 or more are needed"),
+    ],
+)
+def test_with_classes__refuses_a_column_without_classes(
+    tmp_path: Path, column: str, error: type[Exception], message: str
+) -> None:
+    splits = with_column(tmp_path, "Class", {"train": ["dog", "", "dog"]})
+    with pytest.raises(error) as caught:
+        with_classes(splits, column)
+    assert str(caught.value).startswith(message)
+    assert "secret" not in str(caught.value)
+
+
+def test_read_values__numbers_and_ages_as_dicom_writes_them(tmp_path: Path) -> None:
+    cells = ["34", " 7.5", "", "034Y", "006M", "-1"]
+    ages = with_column(tmp_path, "Age", {"train": cells})["train"]
+    np.testing.assert_allclose(read_values(ages, "Age"), [34, 7.5, np.nan, 34, 0.5, -1])
+    other = with_column(tmp_path, "Width", {"train": ["34", "1e3", "", "-2.5"]})["train"]
+    np.testing.assert_allclose(read_values(other, "Width"), [34, 1000, np.nan, -2.5])
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("Age", "34 years", "write a number of years, or a DICOM age such as 034Y, or leave the cell blank"),
+        ("Width", "034Y", "write a number without its unit, or leave the cell blank"),
+        ("Width", "nan", "the target 'Width' is 'nan', which is not a number (2 such rows in all)"),
+        ("Width", "inf", "the target 'Width' is 'inf', which is not a number"),
+        ("Width", "1_000", "the target 'Width' is '1_000', which is not a number"),
+        ("Width", "3,5", "it has a decimal comma"),
+    ],
+)
+def test_read_values__refuses_other_cells(tmp_path: Path, column: str, cell: str, message: str) -> None:
+    quoted = f'"{cell}"'
+    split = with_column(tmp_path, column, {"train": ["1", "", quoted, quoted]})["train"]
+    with pytest.raises(ManifestError) as caught:
+        read_values(split, column)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("train.csv row 4: the target ")
+    assert len(str(caught.value).splitlines()) <= 5
+    with pytest.raises(SettingsError, match=r"evaluate\.targets: train\.csv has no column 'Weight'"):
+        read_values(split, "Weight")

@@ -11,12 +11,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import r2_score, roc_auc_score
 
 from medmoco.evaluation.features import probes
 from medmoco.evaluation.features.features import Features
-from medmoco.evaluation.features.probes import draw_patients, knn_auroc, knn_scores, linear_probe, standardise
+from medmoco.evaluation.features.probes import (
+    draw_classes,
+    draw_patients,
+    draw_values,
+    knn_auroc,
+    knn_scores,
+    linear_probe,
+    ridge_probe,
+    softmax_probe,
+    standardise,
+)
 from medmoco.evaluation.metrics.auroc import auroc
+from medmoco.evaluation.metrics.regression import errors_of
 
 Floats = NDArray[np.float64]
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -287,3 +298,141 @@ def test_probe__is_fast_at_the_size_of_the_development_set() -> None:
     linear_probe({"train": features, "val": features[:600]}, targets, targets[:600], STRENGTHS)
     knn_scores(features, targets[:, None], features[:600], 20)
     assert time.process_time() - start < 15
+
+
+# ---- classes ----
+
+
+def classes(rows: int, seed: int, count: int = 3) -> tuple[Features, Floats]:
+    """Features that tell `count` classes apart, and one-hot targets; some rows have no class."""
+    generator = np.random.default_rng([21, seed])
+    codes = np.concatenate([np.arange(count), generator.integers(count, size=rows - count)])
+    values = generator.normal(size=(rows, 8))
+    values[:, :count] += np.eye(count)[codes]
+    targets = np.eye(count)[codes]
+    targets[count:][generator.random(rows - count) < 0.1] = np.nan
+    return values.astype(np.float32), targets
+
+
+def class_splits(count: int = 3) -> tuple[dict[str, Features], dict[str, Floats]]:
+    parts = {name: classes(rows, seed, count) for seed, (name, rows) in enumerate({"train": 150, "val": 90}.items())}
+    return {name: part[0] for name, part in parts.items()}, {name: part[1] for name, part in parts.items()}
+
+
+def test_softmax_probe__scores_are_the_log_odds_of_scikit_learns_probabilities() -> None:
+    features, targets = class_splits()
+    found = softmax_probe(features, targets["train"], targets["val"], [0.1])
+    known = ~np.isnan(targets["train"][:, 0])
+    model = LogisticRegression(C=0.1, max_iter=2000).fit(features["train"][known], targets["train"][known].argmax(1))
+    p = model.predict_proba(features["val"])
+    np.testing.assert_allclose(np.stack([probe.scores["val"] for probe in found], 1), np.log(p / (1 - p)), atol=1e-3)
+    assert [probe.strength for probe in found] == [0.1] * 3
+
+
+def test_softmax_probe__two_classes_are_the_binary_probe() -> None:
+    features, targets = class_splits(2)
+    negative, positive = softmax_probe(features, targets["train"], targets["val"], STRENGTHS)
+    binary = linear_probe(features, targets["train"][:, 1], targets["val"][:, 1], STRENGTHS)
+    assert positive.strength == binary.strength
+    np.testing.assert_allclose(positive.scores["val"], binary.scores["val"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(negative.scores["val"], -binary.scores["val"], rtol=1e-5, atol=1e-6)
+
+
+def test_softmax_probe__strength_is_the_best_by_mean_auroc_on_val() -> None:
+    features, targets = class_splits()
+    targets["val"][targets["val"][:, 2] == 1] = np.nan  # class 2 has no AUROC there, and does not count
+    aurocs = []
+    for strength in STRENGTHS:
+        probes_ = softmax_probe(features, targets["train"], targets["val"], [strength])
+        aurocs.append(np.mean([auroc(targets["val"][:, c], probes_[c].scores["val"]) for c in (0, 1)]))
+    chosen = softmax_probe(features, targets["train"], targets["val"], STRENGTHS)[0]
+    assert chosen.strength == STRENGTHS[int(np.argmax(aurocs))]
+    assert not chosen.notes
+
+
+def test_softmax_probe__without_val_the_strength_is_the_middle_one() -> None:
+    features, targets = class_splits()
+    for validation, reason in ((None, "no such split"), (np.full((90, 3), np.nan), "undefined (no labelled rows)")):
+        probe = softmax_probe(features, targets["train"], validation, STRENGTHS)[0]
+        assert probe.strength == 1e-2
+        assert probe.notes == (f"strength not chosen on val: {reason}",)
+
+
+def test_draw_classes__keeps_the_share_of_every_class_and_grows() -> None:
+    generator = np.random.default_rng(0)
+    patients = np.arange(600) // 2
+    codes = np.repeat(generator.choice([0, 1, 2], p=[0.8, 0.15, 0.05], size=300), 2)
+    codes[generator.random(600) < 0.1] = -1
+    before: set[int] = set()
+    for fraction in (0.01, 0.1, 0.5):
+        drawn = draw_classes(patients, codes, fraction=fraction, seed=2, draw=1)
+        np.testing.assert_array_equal(drawn[drawn >= 0], codes[drawn >= 0])
+        kept = set(patients[drawn >= 0].tolist())
+        assert before <= kept
+        before = kept
+        np.testing.assert_array_equal(drawn[np.isin(patients, [*kept])], codes[np.isin(patients, [*kept])])
+        for number in range(3):
+            own = np.unique(patients[codes == number]).size
+            assert np.unique(patients[drawn == number]).size == max(1, round(fraction * own))
+    assert draw_classes(patients, codes, fraction=1, seed=2, draw=1) is codes
+    other = draw_classes(patients, codes, fraction=0.5, seed=2, draw=0)
+    assert (other != drawn).any()
+
+
+# ---- regression ----
+
+
+def numbers(rows: int, seed: int) -> tuple[Features, Floats]:
+    generator = np.random.default_rng([31, seed])
+    values = generator.normal(size=(rows, 6)).astype(np.float32)
+    targets = 40 + 10 * values[:, 0] + 5 * generator.normal(size=rows)
+    targets[generator.random(rows) < 0.1] = np.nan
+    return values, targets
+
+
+def test_ridge_probe__is_the_closed_form_at_the_strength_that_is_best_on_val() -> None:
+    (train, y), (val, truth) = numbers(80, 0), numbers(60, 1)
+    features, known = {"train": train, "val": val}, ~np.isnan(y)
+    x = np.column_stack([train[known].astype(float), np.ones(known.sum())])
+    best = -math.inf
+    for strength in STRENGTHS:
+        penalty = np.diag([1 / strength] * 6 + [0])
+        *weights, bias = np.linalg.solve(x.T @ x + penalty, x.T @ y[known])
+        predicted = val @ weights + bias
+        one = ridge_probe(features, y, truth, [strength])
+        np.testing.assert_allclose(one.scores["val"], predicted, rtol=1e-5)
+        best = max(best, r2_score(truth[~np.isnan(truth)], predicted[~np.isnan(truth)]))
+    chosen = ridge_probe(features, y, truth, STRENGTHS)
+    assert errors_of(truth, chosen.scores["val"][None])[0] == pytest.approx(best, rel=1e-5)
+    assert not chosen.notes
+
+
+def test_ridge_probe__many_rows_of_similar_features_lose_no_digits() -> None:
+    generator = np.random.default_rng(0)
+    x = (generator.normal(size=(20000, 1)) + 0.02 * generator.normal(size=(20000, 8))).astype(np.float32)
+    y = x[:, 0] - x[:, 1] + 0.01 * generator.normal(size=20000)
+    wide = np.column_stack([x.astype(float), np.ones(20000)])
+    *weights, bias = np.linalg.solve(wide.T @ wide + np.diag([1.0] * 8 + [0]), wide.T @ y)
+    found = ridge_probe({"train": x}, y, None, [1.0])
+    np.testing.assert_allclose([*found.weights, found.bias], [*weights, bias], rtol=1e-6, atol=1e-9)
+
+
+def test_ridge_probe__without_val_the_strength_is_the_middle_one() -> None:
+    values, targets = numbers(50, 0)
+    probe = ridge_probe({"train": values, "test": values}, targets, None, STRENGTHS)
+    assert (probe.strength, probe.notes) == (1e-2, ("strength not chosen on val: no such split",))
+    probe = ridge_probe({"train": values, "val": values}, targets, np.ones(50), STRENGTHS)
+    assert probe.notes == ("strength not chosen on val: undefined (all values are equal)",)
+
+
+def test_draw_values__draws_the_patients_of_labels_and_different_numbers() -> None:
+    patients, targets = np.arange(100) // 2, np.full(100, 5.0)
+    targets[[7, 40]] = 90, np.nan
+    for draw in range(5):
+        drawn = draw_values(patients, targets, fraction=0.02, seed=0, draw=draw)
+        known = ~np.isnan(drawn)
+        np.testing.assert_array_equal(drawn[known], targets[known])
+        assert len(set(drawn[known])) == 2
+    labels = np.where(np.arange(100) % 4 < 2, 0.0, 1.0)
+    same = draw_patients(patients, labels, fraction=0.3, seed=0, draw=0)
+    np.testing.assert_array_equal(draw_values(patients, labels, fraction=0.3, seed=0, draw=0), same)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from medmoco.config import RunSettings, as_tree, load, to_yaml
-from medmoco.errors import CheckpointError, SettingsError
+from medmoco.errors import CheckpointError, ManifestError, SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.scoring.study import begin
 from medmoco.models.moco import create_moco
@@ -60,3 +60,35 @@ def test_begin__a_weights_file_is_of_the_settings_network(real: Callable[..., Ru
     assert study.scored == ["val", "test"]
     np.testing.assert_array_equal(study.features["file"]["test"], study.features["untrained"]["test"])
     assert all(isinstance(value, torch.nn.Module) for value in study.backbones.values())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["data.labels={}"], "or evaluate.classes or evaluate.targets"),
+        (["evaluate.classes=Klass"], "evaluate.classes: train.csv has no column 'Klass'"),
+        (["evaluate.targets=[Brightt]"], "evaluate.targets: train.csv has no column 'Brightt'; did you mean 'Bright'"),
+    ],
+)
+def test_begin__refuses_columns_that_are_not_there(
+    real: Callable[..., RunSettings], more: list[str], message: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        begin(real(*more), {"run": "random"}, test=False)
+    assert message in str(caught.value)
+
+
+def test_begin__names_that_tables_need_are_refused(real: Callable[..., RunSettings], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'training mean' is the name of a control"):
+        begin(real("evaluate.targets=[Bright]"), {"training mean": "random"}, test=False)
+    for file in tmp_path.glob("*.csv"):
+        file.write_text(file.read_text().replace(",1\n", ",macro\n"))
+    with pytest.raises(ManifestError, match="'macro' is the mean over classes"):
+        begin(real("evaluate.classes=Bright"), {"run": "random"}, test=False)
+
+
+def test_begin__reads_classes_and_numbers_of_every_split(real: Callable[..., RunSettings]) -> None:
+    study = begin(real("evaluate.classes=Bright", "evaluate.targets=[Bright]"), {"run": "random"}, test=True)
+    for name, split in study.splits.items():
+        assert split.label_names == ("0", "1")
+        np.testing.assert_array_equal(study.values["Bright"][name], split.labels[:, 1])

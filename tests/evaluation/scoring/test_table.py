@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from medmoco.evaluation.records import Difference, Score
-from medmoco.evaluation.scoring.table import MACRO, layout
+from medmoco.evaluation.scoring.table import MACRO, class_blocks, figure, layout, regression_blocks, summary_cells
+from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 
 VAL_NOTE = "the linear probe's strength was also chosen on val; only test scores are unbiased"
 
@@ -155,3 +156,114 @@ def test_layout__flags_and_notes_are_explained_below() -> None:
 def test_layout__val_is_called_biased_where_it_is_scored() -> None:
     assert VAL_NOTE in layout([record(split="val"), record()], [], [], [])
     assert VAL_NOTE not in layout([record()], [], [], [])
+
+
+# ---- classes and numeric targets ----
+
+ACCURACIES = {
+    "top1": 0.75, "top1_low": 0.6, "top1_high": 0.85,
+    "balanced_accuracy": 0.7, "balanced_accuracy_low": 0.55, "balanced_accuracy_high": None,
+}  # fmt: skip
+
+
+def class_score(names: tuple[str, ...] = ("Normal", "Pneumonia"), **other: Any) -> ClassScore:
+    reports = [{"name": name, "precision": None, "recall": 0.5, "f1": 0.0, "support": 80} for name in names]
+    named = {"label": "Class", "split": "test", "method": "linear", "encoder": "run", "primary": True}
+    content = {"n": 160, "n_patients": 80, "classes": reports, "confusion": [[40.0] * len(names)] * len(names)}
+    return ClassScore.model_validate({**named, **content, **ACCURACIES, **other}, strict=False)
+
+
+def test_class_blocks__every_character() -> None:
+    records = [
+        class_score(bootstrap=200, bootstrap_left_out=3),
+        class_score(encoder="pixels", primary=False),
+        class_score(method="knn", confusion=((1.25, 0), (3, 4))),
+    ]
+    assert "\n".join(class_blocks(records)) == (
+        "test: Class  (160 images of 2 classes, 80 patients; 3 of 200 draws lacked a class and were left out)\n"
+        "  method    encoder     top-1   95 % interval     balanced acc.  95 % interval\n"
+        "  linear    run         0.750   0.600 to 0.850    0.700          no interval\n"
+        "  linear    pixels      0.750   0.600 to 0.850    0.700          no interval\n"
+        "  knn       run         0.750   0.600 to 0.850    0.700          no interval\n"
+        "\n"
+        "  run by linear, a line for each true class; the columns on the right: images by predicted class\n"
+        "                 precision     recall         F1     images     Normal  Pneumonia\n"
+        "    Normal               -      0.500      0.000         80         40         40\n"
+        "    Pneumonia            -      0.500      0.000         80         40         40\n"
+    )
+
+
+def test_class_blocks__many_classes_have_a_report_and_no_matrix() -> None:
+    names = tuple(f"Consolidation {number}" for number in range(14))
+    lines = class_blocks([class_score(names)])
+    assert max(map(len, lines)) <= 120
+    assert "  run by linear, a line for each true class" in lines
+    assert sum(line.startswith("    Consolida…") for line in lines) == 14
+
+
+def test_class_blocks__undefined_and_of_a_fraction() -> None:
+    nothing = dict.fromkeys(ACCURACIES)
+    lines = class_blocks([class_score(undefined="undefined (no rows with a class)", **nothing)])
+    assert lines[2:] == ["  linear    run         undefined (no rows with a class)", ""]
+    lines = class_blocks([class_score(label_fraction=0.05)], fractions=True)
+    assert lines[2:] == ["  linear    run         5 %       0.750   0.600 to 0.850    0.700          no interval", ""]
+
+
+def regression_score(**other: Any) -> RegressionScore:
+    named = {"label": "Age", "split": "test", "method": "ridge", "encoder": "run", "primary": True}
+    errors = {"r2": 0.61234, "r2_low": 0.5, "r2_high": 0.7, "mae": 8.25, "mae_low": 7.5, "mae_high": 9.125}
+    return RegressionScore.model_validate({**named, **errors, "n": 160, "n_patients": 80, **other})
+
+
+def test_regression_blocks__every_character() -> None:
+    nothing = dict.fromkeys(("r2", "r2_low", "r2_high"))
+    records = [
+        regression_score(),
+        regression_score(encoder="training mean", primary=False, undefined="undefined (why)", **nothing),
+    ]
+    named = {"label": "Age", "split": "test", "method": "ridge", "encoder": "run", "control": "training mean"}
+    values = {"metric": "mae", "difference": -3.5, "low": -12.25, "high": 1.0}
+    text = "\n".join(regression_blocks(records, [RegressionDifference.model_validate({**named, **values})]))
+    assert text == (
+        "test: Age, R2  (160 images, 80 patients; higher is better)\n"
+        "  encoder        R2        95 % interval         run minus control, 95 % interval\n"
+        "  run            0.612     0.500 to 0.700\n"
+        "  training mean  undefined (why)\n"
+        "\n"
+        "test: Age, mean absolute error  (160 images, 80 patients; lower is better)\n"
+        "  encoder        error     95 % interval         run minus control, 95 % interval\n"
+        "  run            8.250     7.500 to 9.125\n"
+        "  training mean  8.250     7.500 to 9.125        -3.500  -12.25 to +1.000\n"
+    )
+    lines = regression_blocks([regression_score(label_fraction=0.5)], [], fractions=True)
+    assert lines[2] == "  run         50 %      0.612     0.500 to 0.700"
+
+
+def test_layout__targets_alone_are_noted_too() -> None:
+    text = layout([], [], ["head"], ["last"], [], [regression_score(split="val", note="not chosen")])
+    assert text.startswith("head\n\nval: Age, R2")
+    assert text.endswith(f"{VAL_NOTE}\nval, Age, ridge, run: not chosen\nlast\n")
+
+
+def test_layout__a_class_names_its_column() -> None:
+    records = [record(name, class_column="Class", label_policy={}) for name in ("Normal", "Viral", MACRO)]
+    text = layout(records, [], [], [])
+    assert text.count("80 patients; a class of the column Class, against all others)") == 2
+    assert "mean of 2 of 3 classes" in text
+
+
+def test_figure__at_least_three_digits() -> None:
+    assert [figure(value) for value in (0.01234, 9.87654, 45.678, 123.456, 12345.6)] == [
+        "0.012", "9.877", "45.68", "123.5", "12346",
+    ]  # fmt: skip
+    assert figure(-0.5, "+") == "-0.500"
+
+
+def test_summary_cells__of_each_kind_of_score() -> None:
+    assert summary_cells(record(auroc_low=None)) == {"": "0.812 (no interval)"}
+    assert summary_cells(class_score()) == {
+        "top-1": "0.750 (0.600 to 0.850)", "balanced accuracy": "0.700 (no interval)",
+    }  # fmt: skip
+    assert summary_cells(regression_score(r2=None)) == {
+        "R2": "undefined", "mean absolute error": "8.250 (7.500 to 9.125)",
+    }  # fmt: skip

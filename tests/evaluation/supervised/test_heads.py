@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medmoco.config import ModelSettings
-from medmoco.evaluation.features.probes import Probe, Standard
-from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe, one_versus_rest
+from medmoco.evaluation.features.probes import Probe, Standard, one_versus_rest
+from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe
 from medmoco.models.backbones import create_backbone
 from medmoco.models.patches import patch_features
 

@@ -15,7 +15,8 @@ from medmoco.config import ModelSettings
 from medmoco.data.loading.loading import Batch
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.evaluation.features.features import fingerprint
-from medmoco.evaluation.supervised.heads import ClassifierNetwork, one_versus_rest
+from medmoco.evaluation.features.probes import one_versus_rest
+from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.evaluation.supervised.task import Supervision, accuracies, cell_losses, class_weights
 from medmoco.evaluation.supervised.training_labels import TrainingLabels, choose_training_labels
 from medmoco.models.backbones import create_backbone

@@ -92,7 +92,7 @@ def test_targets_of__refuses_a_class_without_training_rows(tmp_path: Path) -> No
         (["data.labels={}"], SettingsError, "names no label to learn"),
         (["finetune.classes=Breed"], SettingsError, "has no column 'Breed'"),
         (["finetune.classes=A"], ManifestError, "names 1 classes"),
-        (["finetune.classes=PatientID"], SettingsError, "identifies patients or images, not classes"),
+        (["finetune.classes=PatientID"], SettingsError, "identifies patients or images; name another"),
         (["data.labels=[A]"], ManifestError, "the label 'A' cannot be learned, it is undefined .no positives"),
     ],
 )
