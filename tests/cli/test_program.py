@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer
 
+import medmoco
 from medmoco import cli
 from tests.helpers.commands import Call, refused, start
 
@@ -53,6 +54,10 @@ evaluate: {{bootstrap: 100}}
     assert {"encoder.safetensors", "encoder.onnx", "preprocessing.json", "parity.json", "MODEL_CARD.md"} <= {
         path.name for path in (tmp_path / "export").iterdir()
     }
+
+
+def test_version__is_that_of_the_package(call: Call) -> None:
+    assert call("--version").stdout == f"medmoco {medmoco.__version__}\n"
 
 
 def test_main__an_unknown_command_is_refused(call: Call) -> None:
