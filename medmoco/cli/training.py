@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import medmoco
+from medmoco.cli.next_steps import after_pretraining
 from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, log, path
 from medmoco.cli.processes import in_processes
 
@@ -42,7 +43,7 @@ def pretrain(
     with in_processes(settings, devices, settings.out) as is_first:
         run = medmoco.pretrain(settings, resume=resume, overwrite=overwrite, allow_change=allow_change, log=log)
         if is_first:
-            print(f"run folder: {run.folder}")
+            print(f"run folder: {run.folder}\n{after_pretraining(settings, config_file, overrides)}")
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -24,6 +24,7 @@ from medmoco.training.agreement import count_sharing, on_first, together
 from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
+from medmoco.training.duration import estimate_lines, seconds_per_step
 from medmoco.training.engine import Hooks, Loop
 from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, negative_numbers, traffic
 from medmoco.training.run_folder import NEW, StartMode, facts_of
@@ -62,6 +63,7 @@ def pretrain(
     with memory_explained(settings.train), ExitStack() as stack:
         session = open_session(stack, context, job, start)
         _log_start(session)
+        _log_duration(session, train)
         state, order, model = session.state, session.order, session.state.model
         assert isinstance(model, MoCo)
         numbers = negative_numbers(train, settings.method)
@@ -120,6 +122,17 @@ def _log_start(session: TrainingSession) -> None:
         f" {f'{processes} processes on ' if processes > 1 else ''}{context.device.type}, {context.precision}"
         f" ({context.reason})"
     )
+
+
+def _log_duration(session: TrainingSession, train: Split) -> None:
+    left = session.order.steps - session.start_step
+    seconds = seconds_per_step(train, session.context) if left else None
+    if seconds is None:  # the record of the first steps says how much time is left
+        return
+    line, warning = estimate_lines(seconds, left, session.context)
+    session.log.info(line)
+    if warning:
+        session.log.warn(warning)
 
 
 def _after_epoch(

@@ -121,7 +121,8 @@ def test_slurm__names_the_file_by_its_whole_path(call: Call, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     call("phantom", "--out", "data", "--patients", 12, "--image-size", 64)
     Path("medmoco.yaml").write_text(
-        "{out: run, data: {manifest: data, root: 'data/{split}'}, method: {queue_size: 4}, train: {global_batch_size: 4}}"
+        "out: run\ndata: {manifest: data, root: 'data/{split}'}\n"
+        "method: {queue_size: 4}\ntrain: {global_batch_size: 4}\n"
     )
     call("slurm", "--out", "job.sbatch")
     assert f"pretrain --config {tmp_path / 'medmoco.yaml'} --resume" in Path("job.sbatch").read_text()

@@ -280,6 +280,18 @@ def test_pretrain__seed_decides_and_workers_do_not(manifest: Path) -> None:
     assert not torch.equal(final(runs["a"])["model"]["queue"], final(runs["c"])["model"]["queue"])
 
 
+def test_pretrain__the_estimate_of_its_duration_does_not_change_the_run(
+    manifest: Path, straight: config.RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "expected duration: about 1 second for 9 steps" in (straight.out / "log.txt").read_text()
+    monkeypatch.setattr(module, "seconds_per_step", lambda *_: None)
+    settings = make_settings(manifest)
+    run(settings)
+    assert "expected duration" not in (settings.out / "log.txt").read_text()
+    for part in ("model", "optimizer"):
+        assert_same(final(straight)[part], final(settings)[part])
+
+
 def test_pretrain__from_a_pack_gives_the_same_weights_to_the_bit(manifest: Path, straight: config.RunSettings) -> None:
     make_pack(make_settings(manifest).data, manifest.parent / "pack", lambda _: None)
     packed = make_settings(manifest, "packed", f"data.pack={manifest.parent / 'pack'}", "data.workers=2")
