@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from medmoco.config import RunSettings
+from medmoco.config import DataSettings, RunSettings
 from medmoco.data.loading.emptiness import check_masks
 from medmoco.data.loading.loading import Batch, check_images, training_batches
 from medmoco.data.loading.pairs import partner_notices, plan_of
@@ -17,7 +17,7 @@ from medmoco.data.loading.quarantine import check_pairs
 from medmoco.data.loading.workers import check_shared_memory, shared_memory_place
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import overlap_notices
-from medmoco.errors import ImageError, Stopped
+from medmoco.errors import ImageError, MedmocoError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.agreement import count_sharing, on_first, together
@@ -26,8 +26,17 @@ from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.duration import estimate_lines, seconds_per_step
 from medmoco.training.engine import Hooks, Loop
-from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, negative_numbers, traffic
-from medmoco.training.run_folder import NEW, StartMode, facts_of
+from medmoco.training.moco_task import (
+    Contrast,
+    batch_norm_groups,
+    check_sizes,
+    create_fitting_backbone,
+    create_state,
+    negative_numbers,
+    traffic,
+)
+from medmoco.training.refusals import Refusals
+from medmoco.training.run_folder import NEW, StartMode, facts_of, refuse_taken
 from medmoco.training.session import Job, TrainingSession, open_session
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
@@ -48,11 +57,12 @@ def pretrain(
         progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
 
     Raises:
-        SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
+        SettingsError: the queue or the batch exceeds the training split; the folder holds another run. All that can be
+            known before the run begins is in one message.
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: also recorded in status.json.
     """
     context = prepare_context(settings, group, progress=progress)
-    splits = _load_splits(context)
+    splits = _load_splits(context, start)
     train = splits["train"]
     job = Job(
         split=train,
@@ -82,21 +92,56 @@ def pretrain(
         return model.query_encoder.backbone  # type: ignore[return-value]
 
 
-def _load_splits(context: RunContext) -> dict[str, Split]:
-    """Return train, and val if features are scored, after checking that this machine can train on them."""
+def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
+    """Return train, and val if features are scored, after checking that this machine can train on them.
+
+    Whatever would stop the run is reported at once.
+    """
     settings, group = context.settings, context.group
+    data, refusals = settings.data, Refusals()
     sharing = count_sharing(group, shared_memory_place())
     with together(group):
-        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
-        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-        train = splits["train"]
-        notices = (*train.notices, *partner_notices(train, settings.positives))
-        splits["train"] = replace(train, notices=notices)
-        check_masks(train, settings.data, settings.decoder)
-        check_sizes(len(train), settings, group.size)
-        views = len(plan_of(settings.method, settings.decoder).views)
-        check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views)
+        loaded = _load_what_can_be(data, refusals)
+        splits = {}
+        for name, split in loaded.items():
+            with refusals.collecting():
+                splits[name] = check_images(split, data)
+        if train := splits.get("train", loaded.get("train")):
+            with refusals.collecting():
+                notices = (*train.notices, *partner_notices(train, settings.positives))
+                splits["train"] = replace(train, notices=notices)
+            with refusals.collecting():
+                check_masks(train, data, settings.decoder)
+            with refusals.collecting():
+                check_sizes(len(train), settings, group.size)
+        with refusals.collecting():
+            views = len(plan_of(settings.method, settings.decoder).views)
+            check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views)
+        if refusals:  # checks that a run makes later
+            with refusals.collecting():
+                create_fitting_backbone(settings)
+            with refusals.collecting():
+                refuse_taken(settings.out, start)
+        refusals.refuse()
     return splits
+
+
+def _load_what_can_be(data: DataSettings, refusals: Refusals) -> dict[str, Split]:
+    """Return the splits to train on, without those that cannot be read; train without labels rather than not at all."""
+    names = ("train", "val") if data.labels else ("train",)
+    with suppress(MedmocoError):
+        return load_manifest(data, names)
+    loaded: dict[str, Split] = {}
+    for name in names:
+        try:
+            loaded |= load_manifest(data, (name,))
+        except MedmocoError as error:
+            hint = "\nLabels are scored on val: add that split, or set data.labels={}" * ("train" in loaded)
+            refusals.add(type(error)(f"{error}{hint}"))
+    if "train" not in loaded:
+        with suppress(MedmocoError):
+            loaded |= load_manifest(data.model_copy(update={"labels": {}}), ("train",))
+    return loaded
 
 
 def _log_start(session: TrainingSession) -> None:

@@ -251,11 +251,12 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
     fitting = (n for n in range(workers, 0, -1) if shared_bytes(settings, share_of_batch, processes, n, views) <= free)
     fewer = next(fitting, 0)
     raise SettingsError(
-        f"data.workers {workers}: their prefetched batches take up to {needed / 1e6:.3g} MB of shared memory, but"
-        f" {SHARED_MEMORY} has {free / 1e6:.3g} MB free\n"
+        f"data.workers {workers}: their prefetched batches take up to {needed / 1e6:,.0f} MB of shared memory, but"
+        f" {SHARED_MEMORY} has {free / 1e6:,.0f} MB free\n"
         f"({f'{processes} processes x ' * (processes > 1)}{AHEAD * workers + _IN_HAND} batches of {share_of_batch}"
         f" {'pairs of ' * (views > 1)}views).\n"
-        f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which needs none' * (not fewer)}."
+        f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which needs none' * (not fewer)}.",
+        fix={"data.workers": fewer},
     )
 
 
