@@ -384,7 +384,7 @@ def test_pretrain__all_that_would_stop_a_run_is_said_at_once(
         "and 2 more",
         "Set train.global_batch_size=4 method.queue_size=16 data.workers=1",
     ]
-    labels = make_settings(manifest, "new", "data.labels=[Sickk]", "train.global_batch_size=25")
+    labels = make_settings(manifest, "new", "data.labels=[Sickk]", "train.global_batch_size=26")
     with pytest.raises(ManifestError, match=r"no column 'Sickk'(?s:.*)has no val(?s:.*)files do not(?s:.*)\nSet train"):
         run(labels)
     assert not labels.out.exists()
