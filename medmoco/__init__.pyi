@@ -2,6 +2,8 @@ from .api.data import Packed as Packed
 from .api.data import check as check
 from .api.data import load_config as load_config
 from .api.data import pack as pack
+from .api.dry_run import DryRun as DryRun
+from .api.dry_run import dry_run as dry_run
 from .api.training import Run as Run
 from .api.training import detect as detect
 from .api.training import finetune as finetune

@@ -45,7 +45,13 @@ its last argument from time to time, and raises Stopped if that returns True."""
 
 
 def pretrain(
-    settings: RunSettings, *, monitor: Monitor, start: StartMode = NEW, group: Group = ALONE, progress: bool = True
+    settings: RunSettings,
+    *,
+    monitor: Monitor,
+    start: StartMode = NEW,
+    group: Group = ALONE,
+    progress: bool = True,
+    steps: int | None = None,
 ) -> Backbone:
     """Pretrain an encoder on the training split, write a run folder, and return the query encoder's backbone.
 
@@ -55,6 +61,7 @@ def pretrain(
         start: What happens to a run that is in the folder already.
         group: The processes that train together; the first of them writes files and logs.
         progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
+        steps: End after this many steps, with a checkpoint, as a trial of the run.
 
     Raises:
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run. All that can be
@@ -73,7 +80,8 @@ def pretrain(
     with memory_explained(settings.train), ExitStack() as stack:
         session = open_session(stack, context, job, start)
         _log_start(session)
-        _log_duration(session, train)
+        if steps is None:
+            _log_duration(session, train)
         state, order, model = session.state, session.order, session.state.model
         assert isinstance(model, MoCo)
         numbers = negative_numbers(train, settings.method)
@@ -85,10 +93,12 @@ def pretrain(
             after_epoch=partial(_after_epoch, session, splits, monitor),
             skipped=session.skipped.list_skipped,
             replaced=partial(_list_replaced, session),
+            finished=lambda: steps is not None and state.step >= session.start_step + steps,
         )
         Loop(state, order, settings.train, session.log, hooks, group).fit(task, batches)
         session.skipped.log_total()
-        session.log.info(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+        if steps is None:
+            session.log.info(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
         return model.query_encoder.backbone  # type: ignore[return-value]
 
 
