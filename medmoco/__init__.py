@@ -35,6 +35,7 @@ evaluation/         encoders to evidence
     scoring/        scores and differences of encoders and controls
     supervised/     classifiers: fine-tuning, prediction, external validation
 starting/           folder of images to manifest and settings
+    health/         what `medmoco doctor` checks
 inspection/         neighbours, projection, retrieval, saliency, reconstruction
 tuning/             hyperparameter search
 detection/          boxes

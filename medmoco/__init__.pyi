@@ -36,5 +36,7 @@ from .inspection.saliency import saliency as saliency
 from .models.convert import import_weights as import_weights
 from .models.moco import MoCo as MoCo
 from .reporting.report import report as report
+from .starting.health.doctor import doctor as doctor
+from .starting.health.finding import Finding as Finding
 
 __version__: str
