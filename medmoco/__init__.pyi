@@ -34,6 +34,7 @@ from .inspection.reconstruct import reconstruct as reconstruct
 from .inspection.retrieval import placement as placement
 from .inspection.saliency import saliency as saliency
 from .models.convert import import_weights as import_weights
+from .models.listing import list_models as list_models
 from .models.moco import MoCo as MoCo
 from .reporting.report import report as report
 from .starting.health.doctor import doctor as doctor

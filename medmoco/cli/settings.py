@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 import medmoco
@@ -31,3 +33,27 @@ def doctor() -> None:
     if faults:
         print(f"{faults} problem{'s' * (faults > 1)} would stop a run")
         raise typer.Exit(1)
+
+
+_MOST = 30  # networks on the screen
+
+
+@commands.command(rich_help_panel=PANEL)
+def models(
+    pattern: Annotated[
+        str, typer.Argument(help="Part of the name, or a pattern such as 'vit_*_224' [default: a selection].")
+    ] = "",
+) -> None:
+    """List networks for model.backbone, with their parameters and the width of their features."""
+    from medmoco.models.listing import matching_names
+
+    table = medmoco.list_models(pattern, limit=_MOST)
+    width = table["name"].str.len().max()
+    print(f"{'model.backbone':{width}} {'parameters':>10} {'features':>9}")
+    for name, parameters, features, advice in table.astype(object).where(table.notna(), "").itertuples(index=False):
+        millions = f"{parameters:.1f} M" if parameters else ""
+        print(f"{name:{width}} {millions:>10} {features:>9}  {advice}".rstrip())
+    if not pattern:
+        print("medmoco models PATTERN lists others, such as: medmoco models resnet")
+    elif (more := len(matching_names(pattern)) - len(table)) > 0:
+        print(f"and {more} more; a longer pattern shows fewer")
