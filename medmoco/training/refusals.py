@@ -62,7 +62,7 @@ def _fix(errors: list[MedmocoError]) -> dict[str, object]:
     fix: dict[str, object] = {}
     for error in errors:
         if isinstance(error, SettingsError):
-            fix |= error.fix | fix  # the first proposal for a setting counts
+            fix = {**error.fix, **fix}  # the first proposal for a setting counts
     return fix
 
 

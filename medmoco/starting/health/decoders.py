@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -113,6 +113,6 @@ def _write(file: Path, pixels: np.ndarray[tuple[int, int], np.dtype[np.uint8]], 
         dataset["PixelData"].VR = "OB"
         meta.TransferSyntaxUID = syntax
     elif syntax in _ENCODED.values():
-        lossy = {uid.JPEG2000: {"j2k_cr": [5]}, uid.JPEGLSNearLossless: {"jls_error": 1}}
+        lossy: dict[str, dict[str, Any]] = {uid.JPEG2000: {"j2k_cr": [5]}, uid.JPEGLSNearLossless: {"jls_error": 1}}
         dataset.compress(syntax, generate_instance_uid=False, **lossy.get(syntax, {}))
     dataset.save_as(file, enforce_file_format=True)

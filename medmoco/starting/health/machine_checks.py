@@ -99,7 +99,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     precision, reason = choose_precision(train, choose_device(train))
     yield Finding("GPU", "ok", f"{text}; trains in {precision} ({reason})")
     if torch.distributed.is_available() and torch.distributed.is_nccl_available():
-        yield Finding("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))  # type: ignore[no-untyped-call]
+        yield Finding("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))
     elif len(machine.gpus) > 1:
         yield Finding("NCCL", "fault", "torch has none", "install torch with NCCL, or train with --devices 1")
 
