@@ -266,10 +266,12 @@ def traffic(context: RunContext, steps: int, model: MoCo) -> str:
 
 
 def check_sizes(images: int, settings: RunSettings, processes: int = 1) -> None:
-    """Raise SettingsError if the batch or the queue does not fit the training split or the processes.
+    """Raise SettingsError if the batch or the queue does not fit the training split or the processes."""
+    size_refusals(images, settings, processes).refuse()
 
-    It reports all problems, with settings that would fit.
-    """
+
+def size_refusals(images: int, settings: RunSettings, processes: int = 1) -> Refusals:
+    """Return why the batch or the queue does not fit the training split or the processes, with settings that would."""
     refusals = Refusals()
     queue, batch = settings.method.queue_size, settings.train.global_batch_size
     long_queue = queue > images and settings.method.negatives == "all"
@@ -286,7 +288,7 @@ def check_sizes(images: int, settings: RunSettings, processes: int = 1) -> None:
         refusals.add(SettingsError(text, fix))
     with refusals.collecting():
         batch_norm_groups(settings, processes)
-    refusals.refuse()
+    return refusals
 
 
 def _fitting_batch(images: int, settings: RunSettings, processes: int) -> dict[str, int]:

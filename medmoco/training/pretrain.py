@@ -29,10 +29,10 @@ from medmoco.training.engine import Hooks, Loop
 from medmoco.training.moco_task import (
     Contrast,
     batch_norm_groups,
-    check_sizes,
     create_fitting_backbone,
     create_state,
     negative_numbers,
+    size_refusals,
     traffic,
 )
 from medmoco.training.refusals import Refusals
@@ -122,8 +122,7 @@ def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
                 splits["train"] = replace(train, notices=notices)
             with refusals.collecting():
                 check_masks(train, data, settings.decoder)
-            with refusals.collecting():
-                check_sizes(len(train), settings, group.size)
+            refusals.add(*size_refusals(len(train), settings, group.size).errors)
         with refusals.collecting():
             views = len(plan_of(settings.method, settings.decoder).views)
             check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views)

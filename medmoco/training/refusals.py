@@ -11,19 +11,23 @@ _LINES = 5  # of an error message
 
 
 class Refusals:
-    """Errors that would stop a run."""
+    """Errors that would stop a run.
+
+    Attributes:
+        errors: The errors, in the order in which they were found.
+    """
 
     def __init__(self) -> None:
-        self._errors: list[MedmocoError] = []
+        self.errors: list[MedmocoError] = []
 
     def __bool__(self) -> bool:
-        return bool(self._errors)
+        return bool(self.errors)
 
-    def add(self, error: MedmocoError) -> None:
-        """Collect an error, unless it is there already; one that stands for several counts as these."""
-        for each in error.errors if isinstance(error, _Several) else [error]:
-            if str(each) not in map(str, self._errors):
-                self._errors.append(each)
+    def add(self, *errors: MedmocoError) -> None:
+        """Collect errors that are not there already."""
+        for error in errors:
+            if str(error) not in map(str, self.errors):
+                self.errors.append(error)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -40,29 +44,21 @@ class Refusals:
             MedmocoError: of the class of the first. Of each of several, the message has the first line and, in its last
                 line, the settings that would help.
         """
-        if not self._errors:
+        if not self.errors:
             return
-        first = self._errors[0]
-        if len(self._errors) == 1:
+        first = self.errors[0]
+        if len(self.errors) == 1:
             raise first
-        if isinstance(first, SettingsError):
-            raise _Several(self._errors)
-        raise type(first)(_text_of_several(self._errors))
-
-
-class _Several(SettingsError):
-    """Several errors in one."""
-
-    def __init__(self, errors: list[MedmocoError]) -> None:
-        self.errors = errors
-        super().__init__(_text_of_several(errors), _fix(errors))
+        text = _text_of_several(self.errors)
+        raise SettingsError(text, _fix(self.errors)) if isinstance(first, SettingsError) else type(first)(text)
 
 
 def _fix(errors: list[MedmocoError]) -> dict[str, object]:
     fix: dict[str, object] = {}
     for error in errors:
         if isinstance(error, SettingsError):
-            fix = {**error.fix, **fix}  # the first proposal for a setting counts
+            for key, value in error.fix.items():
+                fix.setdefault(key, value)
     return fix
 
 
