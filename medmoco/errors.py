@@ -19,6 +19,10 @@ from __future__ import annotations
 
 import re
 import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class MedmocoError(Exception):
@@ -38,6 +42,10 @@ class MedmocoError(Exception):
 
 class SettingsError(MedmocoError):
     exit_code = 2
+
+    def __init__(self, message: str = "", fix: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.fix = fix or {}  # settings that would help, such as {"data.workers": 1}
 
 
 class DataError(MedmocoError):

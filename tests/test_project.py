@@ -243,10 +243,11 @@ def test_modules__nothing_is_unpickled() -> None:
 
 
 PUBLIC = {
-    "Augmentation", "Classifier", "Curve", "Encoder", "Evaluation", "External", "MedmocoError", "MoCo", "Packed", "Run",
-    "TwoViews", "check", "curve", "detect", "evaluate", "export", "external", "finetune", "import_weights",
-    "load_classifier", "load_config", "load_encoder", "neighbours", "pack", "phantom", "placement", "prepare",
-    "pretrain", "preview", "projection", "reconstruct", "report", "saliency", "split", "tune", "verify",
+    "Augmentation", "Classifier", "Curve", "DryRun", "Encoder", "Evaluation", "External", "Finding", "MedmocoError",
+    "MoCo", "Packed", "Run", "TwoViews", "check", "curve", "detect", "doctor", "dry_run", "evaluate", "export",
+    "external", "finetune", "import_weights", "list_models", "load_classifier", "load_config", "load_encoder",
+    "neighbours", "pack", "phantom", "placement", "prepare", "pretrain", "preview", "projection", "reconstruct",
+    "report", "saliency", "split", "tune", "verify",
 }  # fmt: skip
 """What `import medmoco` offers. A name that goes, or changes its meaning, is a line in CHANGELOG.md."""
 

@@ -95,7 +95,7 @@ class Run(os.PathLike[str]):
 
 
 @contextmanager
-def _group(settings: RunSettings) -> Iterator[Group]:
+def joined_group(settings: RunSettings) -> Iterator[Group]:
     """Join the processes that torchrun or srun started, if any."""
     from medmoco.training.launch import find_placement, joined
 
@@ -144,7 +144,7 @@ def pretrain(
     from medmoco.training.run_folder import StartMode
 
     settings = load_config(config)
-    with _group(settings) as group:
+    with joined_group(settings) as group:
         on_first(group, lambda: pack_if_missing(settings, log), patiently=True)
         start = StartMode(resume, overwrite, allow_change)
         train(settings, monitor=knn_monitor, start=start, group=group, progress=progress)
@@ -190,7 +190,7 @@ def finetune(
     from medmoco.training.run_folder import StartMode
 
     settings, folder = load_config(config), Path(out)
-    with _group(settings) as group:
+    with joined_group(settings) as group:
         start = StartMode(resume, overwrite, allow_change)
         train(settings, os.fspath(encoder), folder, start=start, group=group, progress=progress)
     return load_classifier(folder / CLASSIFIER, settings)
@@ -242,7 +242,7 @@ def detect(
 
     settings = load_config(config)
     scoring = Scoring(test, Path(against) if against else None, Path(pictures) if pictures else None)
-    with _group(settings) as group:
+    with joined_group(settings) as group:
         start = StartMode(resume, overwrite, allow_change)
         return train(
             settings, os.fspath(encoder), Path(out), scoring=scoring, start=start, group=group, progress=progress
@@ -285,6 +285,6 @@ def tune(
 
     settings = load_config(config)
     folder = Path(out) if out else settings.out.with_name(f"{settings.out.name}-tune")
-    with _group(settings) as group:
+    with joined_group(settings) as group:
         on_first(group, lambda: pack_if_missing(settings, log), patiently=True)
         return search(settings, folder, start=StartMode(resume, overwrite), log=log, group=group)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import medmoco
+from medmoco.cli.next_steps import after_evaluation
 from medmoco.cli.options import (
     AllowChange,
     Config,
@@ -39,7 +40,10 @@ def evaluate(
 ) -> None:
     """Evaluate frozen encoders by AUROC on the labels, with baselines for comparison."""
     settings = load(config_file, overrides)
-    print(medmoco.evaluate(settings, named(encoder), out, test=test, log=log).table)
+    encoders = named(encoder)
+    print(medmoco.evaluate(settings, encoders, out, test=test, log=log).table)
+    if command := after_evaluation(next(iter(encoders.values())), out):
+        print(command)
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +31,16 @@ def source(text: str) -> str:
     return str(path(text))
 
 
-Config = Annotated[Path, typer.Option("--config", "-c", parser=path, help="YAML file with the settings.")]
+SETTINGS_FILE = "medmoco.yaml"
+"""In the working folder, read if --config is not given; `medmoco init` writes one."""
+
+Config = Annotated[
+    Path,
+    typer.Option(
+        "--config", "-c", parser=path, default_factory=lambda: SETTINGS_FILE, show_default=SETTINGS_FILE,
+        help="YAML file with the settings.",
+    ),
+]  # fmt: skip
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, such as train.epochs=10.")
 ]
@@ -63,6 +73,7 @@ def load(config_file: Path, overrides: list[str] | None = None) -> RunSettings:
     """Return the settings of a command."""
     from medmoco import config
 
+    check_given(config_file, overrides)
     return config.load(config_file, overrides or ())
 
 
@@ -73,6 +84,27 @@ def load_for_table(table: Path, config_file: Path | None, overrides: list[str] |
 
     needed = {"out": ".", "data": {"manifest": as_written(table), "root": "."}}
     return config.load(config_file, overrides or (), needed)
+
+
+def check_given(config_file: Path, overrides: list[str] | None) -> None:
+    """Check that there is a settings file, and that it was not given as an override.
+
+    Raises:
+        SettingsError: says how to name the file.
+    """
+    for text in overrides or ():
+        if "=" not in text and text.endswith((".yaml", ".yml")):
+            raise SettingsError(f"give the settings file as an option: --config {shlex.quote(text)}")
+    if str(config_file) == SETTINGS_FILE and not config_file.exists():
+        raise SettingsError(
+            f"there is no {SETTINGS_FILE} in the working folder: name a settings file with --config FILE,\n"
+            f"or let 'medmoco init FOLDER' write one for a folder of images"
+        )
+
+
+def config_option(config_file: Path) -> list[str]:
+    """Return the option for another command in the same working folder to read the same file; empty if it does so."""
+    return [] if str(config_file) == SETTINGS_FILE else ["--config", str(config_file)]
 
 
 def named(encoders: list[str]) -> dict[str, str]:

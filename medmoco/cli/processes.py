@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from medmoco.errors import DistributedError, MedmocoError, Stopped
 
 if TYPE_CHECKING:
     from medmoco.config import RunSettings
+
+DRY_RUN = "--dry-run"
 
 
 @contextmanager
@@ -56,5 +58,12 @@ def _with_resume_command(error: MedmocoError) -> MedmocoError:
     """Return the error, with the command that resumes the run if it was stopped."""
     if not isinstance(error, Stopped):
         return error
-    arguments = [text for text in sys.argv[1:] if text not in ("--resume", "--overwrite", "--allow-change")]
-    return Stopped(f"{error}\nResume with: medmoco {shlex.join(arguments)} --resume")
+    if DRY_RUN in sys.argv:
+        return Stopped("the dry run was stopped; it left nothing behind")
+    command = this_command(without=("--resume", "--overwrite", "--allow-change"))
+    return Stopped(f"{error}\nResume with: {command} --resume")
+
+
+def this_command(without: Collection[str]) -> str:
+    """Return the command that runs, for a shell, without some of its options."""
+    return f"medmoco {shlex.join(text for text in sys.argv[1:] if text not in without)}"

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -19,9 +20,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pretrain image encoders on unlabelled grayscale medical images with momentum contrast, "
     "and evaluate them with patient-level confidence intervals.",
-    epilog="images + CSV -> pretrain -> evaluate -> report, export. Every command takes the same YAML file and "
-    "key=value overrides.",
+    epilog="images + CSV -> pretrain -> evaluate -> report, export. Commands read their settings from "
+    "medmoco.yaml or another --config, and from key=value overrides.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"medmoco {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options without a command; the help is above."""
+
+
 for panel in (settings, data, training, evidence, use, insight):  # the order of the help
     app.add_typer(panel.commands)
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import medmoco
+from medmoco.cli.next_steps import after_pretraining
 from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, log, path
-from medmoco.cli.processes import in_processes
+from medmoco.cli.processes import DRY_RUN, in_processes, this_command
 
 PANEL = "Training"
 commands = typer.Typer()
@@ -36,13 +37,21 @@ def pretrain(
     overwrite: Overwrite = False,
     devices: Devices = None,
     allow_change: AllowChange = False,
+    dry_run: Annotated[
+        bool, typer.Option(DRY_RUN, help="Try two steps and an export, and estimate what the run takes.")
+    ] = False,
 ) -> None:
     """Pretrain an encoder on the training split."""
     settings = load(config_file, overrides)
     with in_processes(settings, devices, settings.out) as is_first:
+        if dry_run:
+            found = medmoco.dry_run(settings, overwrite=overwrite or resume, log=log)
+            if is_first:
+                print(f"{found.text}\nnext: {this_command(without=[DRY_RUN])}")
+            return
         run = medmoco.pretrain(settings, resume=resume, overwrite=overwrite, allow_change=allow_change, log=log)
         if is_first:
-            print(f"run folder: {run.folder}")
+            print(f"run folder: {run.folder}\n{after_pretraining(settings, config_file, overrides)}")
 
 
 @commands.command(rich_help_panel=PANEL)

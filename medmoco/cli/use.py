@@ -127,9 +127,17 @@ def export(
     classifier: Annotated[
         Path | None, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")
     ] = None,
-    encoder: Annotated[Path | None, typer.Option(parser=path, help="Weights file; needs --config.")] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(parser=path, help="Weights file, with the settings in --config.")
+    ] = None,
     config_file: Annotated[
-        Path | None, typer.Option("--config", "-c", parser=path, help="YAML file with the settings for --encoder.")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            parser=path,
+            help=f"YAML file with the settings for --encoder [default: {options.SETTINGS_FILE}].",
+        ),
     ] = None,
     formats: Annotated[
         str,
@@ -143,12 +151,14 @@ def export(
 ) -> None:
     """Export an encoder or classifier with everything needed to use it elsewhere; every file is verified."""
     given = [value for value in (run, classifier, encoder) if value is not None]
-    if len(given) != 1 or (encoder is None) != (config_file is None):
+    if len(given) != 1 or (config_file and not encoder):
         raise SettingsError("give exactly one of --run, --classifier, or --encoder with --config")
     if run is not None:
         network: Any = medmoco.Run(run)
+    elif encoder is not None:
+        network = medmoco.load_encoder(encoder, load(config_file or Path(options.SETTINGS_FILE)))
     else:
-        network = medmoco.load_encoder(encoder, config_file) if encoder else classifier
+        network = classifier
     for file in medmoco.export(network, out, [name.strip() for name in formats.split(",")], licence=licence):
         print(file)
 

@@ -21,7 +21,7 @@ from medmoco.models.interop.state_dicts import read_contents
 from medmoco.utils.rng import WEIGHTS, hashed
 
 # Some 2-D networks of MONAI: class names, and arguments other than the input channels.
-_MONAI: dict[str, tuple[str, dict[str, int]]] = {
+MONAI: dict[str, tuple[str, dict[str, int]]] = {
     "densenet121": ("DenseNet121", {"spatial_dims": 2, "out_channels": 1}),
     "seresnet50": ("SEResNet50", {"spatial_dims": 2, "num_classes": 1}),
 }
@@ -87,7 +87,7 @@ def named_as_exported(model: Mapping[str, Any]) -> str:
         KeyError, StopIteration: it describes none.
     """
     if model["library"] == "monai":
-        return next(f"monai/{name}" for name, (network, _) in _MONAI.items() if network == model["name"])
+        return next(f"monai/{name}" for name, (network, _) in MONAI.items() if network == model["name"])
     arguments, stem = model["arguments"].items(), "conv_stem" in model
     variants = (
         variant
@@ -98,15 +98,27 @@ def named_as_exported(model: Mapping[str, Any]) -> str:
 
 
 def _create(name: str, size: int, channels: int) -> Backbone:
+    net, width, fixed_size = build_network(name, size, channels)
+    if not name.startswith("monai/"):
+        _wake_branches(net)
+    return Backbone(name, net, width, fixed_size, channels)
+
+
+def build_network(name: str, size: int, channels: int) -> tuple[nn.Module, int, int | None]:
+    """Return a network as its library initialises it, the width of its features, and the only size it accepts, if any.
+
+    Raises:
+        SettingsError: no library has a network of that name, or it cannot be created for this size.
+    """
     family, _, rest = name.rpartition("/")
     if family == "monai":
-        if rest not in _MONAI:
-            raise SettingsError(f"model.backbone '{name}' is unknown; MONAI networks are: {', '.join(sorted(_MONAI))}")
+        if rest not in MONAI:
+            raise SettingsError(f"model.backbone '{name}' is unknown; MONAI networks are: {', '.join(sorted(MONAI))}")
         from monai.networks import nets  # not at the top, because importing MONAI takes seconds
 
-        class_name, arguments = _MONAI[rest]
+        class_name, arguments = MONAI[rest]
         network: nn.Module = getattr(nets, class_name)(**arguments, in_channels=channels)
-        return Backbone(name, network, _drop_classifier(network), channels=channels)
+        return network, _drop_classifier(network), None
     plain, other = timm_model(name)
     base, _, tag = plain.partition(".")
     if tag and timm.is_model(base):
@@ -117,8 +129,10 @@ def _create(name: str, size: int, channels: int) -> Backbone:
         )
     if not timm.is_model(plain) or "/" in plain:
         close = difflib.get_close_matches(name, [*VARIANTS, *timm.list_models()], n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names"
-        raise SettingsError(f"model.backbone '{name}' is not a timm model; {hint}")
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise SettingsError(
+            f"model.backbone '{name}' is not a timm model{hint}\n'medmoco models PATTERN' lists the names."
+        )
     pretrained = timm.models.get_pretrained_cfg(plain, allow_unregistered=True)
     # Transformers with a fixed grid of patches need the size of the views.
     fixed_size: dict[str, Any] = {"img_size": size} if pretrained and pretrained.fixed_input_size else {}
@@ -131,9 +145,8 @@ def _create(name: str, size: int, channels: int) -> Backbone:
             f"model.backbone {name} cannot be created for {channels} channels and views.size {size}:\n"
             f"{without_names(error)}\nChoose another size, such as 224, or another model.backbone."
         ) from None
-    _wake_branches(net)
     width = getattr(net, "head_hidden_size", net.num_features)  # some have layers between pooling and classifier
-    return Backbone(name, net, width, fixed_size=fixed_size.get("img_size"), channels=channels)
+    return net, width, fixed_size.get("img_size")
 
 
 def check_size(backbone: Backbone, size: int, key: str = "views.size") -> None:

@@ -8,12 +8,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -21,13 +20,13 @@ from medmoco.config import RunSettings
 from medmoco.data.augment import views as view_maker
 from medmoco.data.loading.emptiness import check_masks
 from medmoco.data.loading.loading import Batch, canvas_reader, check_images, training_batches
-from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import StepOrder
 from medmoco.data.loading.workers import AHEAD
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.models.moco import MoCo
 from medmoco.training.context import RunContext
 from medmoco.training.device import choose_device, choose_precision
+from medmoco.training.duration import one_thread, random_batch
 from medmoco.training.engine import Hooks, Loop
 from medmoco.training.moco_task import Contrast, check_sizes, create_state, negative_numbers
 from medmoco.training.runlog import RunLog
@@ -101,12 +100,14 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
     precision, _ = choose_precision(settings.train, device)
     best, _ = choose_precision(settings.train.model_copy(update={"precision": "device"}), device)
     log("1 of 4: reading and decoding, in one process")
-    with _one_thread():
+    with one_thread():
         read = _rate(_reading(split, settings), seconds)
         log("2 of 4: views, in one process")
         views = _rate(_view_making(split, settings), seconds)
     log("3 of 4: the training step, on random images")
-    step, _ = _train(repeat(_random_batch(settings)), split, settings, precision, seconds, skip=2)
+    step, _ = _train(
+        repeat(random_batch(settings, settings.train.global_batch_size)), split, settings, precision, seconds, skip=2
+    )
     log("4 of 4: the whole training loop")
     batches = training_batches(split, settings, _order(split, settings), 0)
     prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
@@ -254,19 +255,6 @@ def _view_making(split: Split, settings: RunSettings) -> Callable[[], int]:
     return work
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread, as a data worker does."""
-    threads = cv2.getNumThreads(), torch.get_num_threads()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads[0])
-        torch.set_num_threads(threads[1])
-
-
 class _TimeIsUp(Exception):
     pass
 
@@ -328,12 +316,3 @@ class _Stopwatch:
 
 def _order(split: Split, settings: RunSettings) -> StepOrder:
     return StepOrder(settings.seed, len(split), settings.train.global_batch_size, _ENDLESS)
-
-
-def _random_batch(settings: RunSettings) -> Batch:
-    """Return a batch of noise: the time of a step does not depend on the content of images."""
-    size, batch = settings.views.size, settings.train.global_batch_size
-    dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16
-    planned = plan_of(settings.method, settings.decoder).views
-    views = [torch.randint(0, 256, (batch, settings.data.channel_count, size, size)).to(dtype) for _ in planned]
-    return Batch(views, torch.arange(batch), step=0, epoch=0)

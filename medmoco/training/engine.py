@@ -118,7 +118,7 @@ class Loop:
             while state.step < order.steps and not hooks.finished():
                 batch = self._next_batch(batches, interval, stop_asked)
                 measure = (state.step + 1) % self.train.log_every == 0 or state.step + 1 == order.steps
-                outputs, sound = self._step(task, batch, measure)
+                outputs, sound = self.step(task, batch, measure)
                 interval.add(outputs["loss"] if sound else None)
                 self.log.advance(state.step)
                 skips.count(sound, outputs["loss"], state, self.group, hooks)
@@ -159,7 +159,7 @@ class Loop:
         assert batch is not None
         return batch
 
-    def _step(self, task: Task, batch: Batch, measure: bool) -> tuple[dict[str, Tensor], bool]:
+    def step(self, task: Task, batch: Batch, measure: bool) -> tuple[dict[str, Tensor], bool]:
         """Do one optimiser step unless the gradient is not finite; return measurements, and whether it is finite."""
         state, train = self.state, self.train
         # Dropout draws from torch's generator: seeded by the step alone, so that resuming needs no generator state.

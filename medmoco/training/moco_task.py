@@ -15,7 +15,7 @@ from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import key_order
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
-from medmoco.models.backbones import check_size, create_backbone, fix_patches
+from medmoco.models.backbones import Backbone, check_size, create_backbone, fix_patches
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.decoder import weighted_squared_error
 from medmoco.models.moco import MoCo, Negatives, batch_negatives, create_moco, info_nce
@@ -24,6 +24,7 @@ from medmoco.training.device import autocast
 from medmoco.training.distributed import gradients_stay_here, join_batch_norm
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer, key_momentum
+from medmoco.training.refusals import Refusals, setting_words
 from medmoco.utils.rng import WEIGHTS, hashed
 
 
@@ -190,12 +191,7 @@ def embedding_diagnostics(q: Tensor) -> dict[str, Tensor]:
 def create_state(context: RunContext) -> TrainState:
     """Return the untrained model, on the device, with its optimiser."""
     settings, group = context.settings, context.group
-    backbone = create_backbone(
-        settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
-    )
-    check_size(backbone, settings.views.size)
-    if settings.evaluate.size and settings.data.labels and settings.train.knn_every:
-        check_size(backbone, settings.evaluate.size, "evaluate.size")
+    backbone = create_fitting_backbone(settings)
     seed = int(hashed(settings.seed, WEIGHTS, 1)[0] >> 1)
     model = create_moco(backbone, settings.method, seed=seed, decoder=settings.decoder, size=settings.views.size)
     model.gather = group.gather
@@ -213,6 +209,21 @@ def create_state(context: RunContext) -> TrainState:
     return TrainState(model, create_optimizer(settings.train, model.branches()), context.scaler())
 
 
+def create_fitting_backbone(settings: RunSettings) -> Backbone:
+    """Return the untrained backbone.
+
+    Raises:
+        SettingsError: it does not exist, or does not accept images of the sizes that training and scoring use.
+    """
+    backbone = create_backbone(
+        settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
+    )
+    check_size(backbone, settings.views.size)
+    if settings.evaluate.size and settings.data.labels and settings.train.knn_every:
+        check_size(backbone, settings.evaluate.size, "evaluate.size")
+    return backbone
+
+
 def batch_norm_groups(settings: RunSettings, processes: int) -> int:
     """Return the number of groups of the whole batch over which batch norm computes its statistics.
 
@@ -225,12 +236,14 @@ def batch_norm_groups(settings: RunSettings, processes: int) -> int:
     train, splits = settings.train, settings.method.batch_norm_splits
     passes = processes * train.accumulation_steps
     pieces = math.lcm(splits, passes)
+    fitting = max(2, round(train.global_batch_size / pieces)) * pieces
     if train.global_batch_size % pieces or train.global_batch_size // pieces < 2:
         raise SettingsError(
             f"train.global_batch_size {train.global_batch_size} does not divide into {pieces} equal groups of 2 or"
             f" more:\n{processes} processes x train.accumulation_steps {train.accumulation_steps}, and"
             f" method.batch_norm_splits {splits}.\nSet it to a multiple of {pieces}, such as"
-            f" {max(2, round(train.global_batch_size / pieces)) * pieces}."
+            f" {fitting}.",
+            fix={"train.global_batch_size": fitting},
         )
     return train.accumulation_steps if settings.method.batch_norm == "joined" else pieces
 
@@ -254,13 +267,38 @@ def traffic(context: RunContext, steps: int, model: MoCo) -> str:
 
 def check_sizes(images: int, settings: RunSettings, processes: int = 1) -> None:
     """Raise SettingsError if the batch or the queue does not fit the training split or the processes."""
+    size_refusals(images, settings, processes).refuse()
+
+
+def size_refusals(images: int, settings: RunSettings, processes: int = 1) -> Refusals:
+    """Return why the batch or the queue does not fit the training split or the processes, with settings that would."""
+    refusals = Refusals()
     queue, batch = settings.method.queue_size, settings.train.global_batch_size
-    if batch > images:
-        raise SettingsError(f"train.global_batch_size {batch} exceeds the {images} training images; lower it")
-    if queue > images and settings.method.negatives == "all":
-        raise SettingsError(
-            f"method.queue_size {queue} exceeds the {images} training images: the queue would contain earlier keys of\n"
-            f"the query's own image as negatives. Set method.queue_size to {images} or less, or method.negatives to\n"
-            "other_images, which excludes them."
+    long_queue = queue > images and settings.method.negatives == "all"
+    fix = _fitting_batch(images, settings, processes) if batch > images else {}
+    fix |= {"method.queue_size": _power_of_two(images)} if long_queue else {}
+    names = [f"train.global_batch_size {batch}"] * (batch > images) + [f"method.queue_size {queue}"] * long_queue
+    if names:
+        verb = "exceed" if len(names) > 1 else "exceeds"
+        reason = (
+            "A longer queue would hold keys of a query's own image as negatives;"
+            " method.negatives=other_images excludes these.\n"
         )
-    batch_norm_groups(settings, processes)
+        text = f"{' and '.join(names)} {verb} the {images} training images\n{reason * long_queue}{setting_words(fix)}"
+        refusals.add(SettingsError(text, fix))
+    with refusals.collecting():
+        batch_norm_groups(settings, processes)
+    return refusals
+
+
+def _fitting_batch(images: int, settings: RunSettings, processes: int) -> dict[str, int]:
+    """Return settings with a batch of a quarter of the images or less, so that an epoch has a few steps."""
+    passes = processes * settings.train.accumulation_steps
+    pieces, fix = math.lcm(settings.method.batch_norm_splits, passes), {}
+    if 2 * pieces > images:
+        pieces, fix = passes, {"method.batch_norm_splits": 1}
+    return {"train.global_batch_size": max(2, _power_of_two(images // 4) // pieces) * pieces, **fix}
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << max(most, 1).bit_length() - 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from medmoco.config import RunSettings
+from medmoco.config import DataSettings, RunSettings
 from medmoco.data.loading.emptiness import check_masks
 from medmoco.data.loading.loading import Batch, check_images, training_batches
 from medmoco.data.loading.pairs import partner_notices, plan_of
@@ -18,16 +18,26 @@ from medmoco.data.loading.workers import check_shared_memory, shared_memory_plac
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import overlap_notices
 from medmoco.data.quality.shapes import training_elongation
-from medmoco.errors import ImageError, Stopped
+from medmoco.errors import ImageError, MedmocoError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.agreement import count_sharing, on_first, together
 from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
+from medmoco.training.duration import estimate_lines, seconds_per_step
 from medmoco.training.engine import Hooks, Loop
-from medmoco.training.moco_task import Contrast, batch_norm_groups, check_sizes, create_state, negative_numbers, traffic
-from medmoco.training.run_folder import NEW, StartMode, facts_of
+from medmoco.training.moco_task import (
+    Contrast,
+    batch_norm_groups,
+    create_fitting_backbone,
+    create_state,
+    negative_numbers,
+    size_refusals,
+    traffic,
+)
+from medmoco.training.refusals import Refusals
+from medmoco.training.run_folder import NEW, StartMode, facts_of, refuse_taken
 from medmoco.training.session import Job, TrainingSession, open_session
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
@@ -36,7 +46,13 @@ its last argument from time to time, and raises Stopped if that returns True."""
 
 
 def pretrain(
-    settings: RunSettings, *, monitor: Monitor, start: StartMode = NEW, group: Group = ALONE, progress: bool = True
+    settings: RunSettings,
+    *,
+    monitor: Monitor,
+    start: StartMode = NEW,
+    group: Group = ALONE,
+    progress: bool = True,
+    steps: int | None = None,
 ) -> Backbone:
     """Pretrain an encoder on the training split, write a run folder, and return the query encoder's backbone.
 
@@ -46,13 +62,15 @@ def pretrain(
         start: What happens to a run that is in the folder already.
         group: The processes that train together; the first of them writes files and logs.
         progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
+        steps: End after this many steps, with a checkpoint, as a trial of the run.
 
     Raises:
-        SettingsError: the queue or the batch exceeds the training split; the folder holds another run.
+        SettingsError: the queue or the batch exceeds the training split; the folder holds another run. All that can be
+            known before the run begins is in one message.
         CheckpointError, DataError, DistributedError, DivergedError, Stopped: also recorded in status.json.
     """
     context = prepare_context(settings, group, progress=progress)
-    splits = _load_splits(context)
+    splits = _load_splits(context, start)
     train = splits["train"]
     job = Job(
         split=train,
@@ -63,6 +81,8 @@ def pretrain(
     with memory_explained(settings.train), ExitStack() as stack:
         session = open_session(stack, context, job, start)
         _log_start(session)
+        if steps is None:
+            _log_duration(session, train)
         state, order, model = session.state, session.order, session.state.model
         assert isinstance(model, MoCo)
         numbers = negative_numbers(train, settings.method)
@@ -74,28 +94,64 @@ def pretrain(
             after_epoch=partial(_after_epoch, session, splits, monitor),
             skipped=session.skipped.list_skipped,
             replaced=partial(_list_replaced, session),
+            finished=lambda: steps is not None and state.step >= session.start_step + steps,
         )
         Loop(state, order, settings.train, session.log, hooks, group).fit(task, batches)
         session.skipped.log_total()
-        session.log.info(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+        if steps is None:
+            session.log.info(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
         return model.query_encoder.backbone  # type: ignore[return-value]
 
 
-def _load_splits(context: RunContext) -> dict[str, Split]:
-    """Return train, and val if features are scored, after checking that this machine can train on them."""
+def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
+    """Return train, and val if features are scored, after checking that this machine can train on them.
+
+    Whatever would stop the run is reported at once.
+    """
     settings, group = context.settings, context.group
+    data, refusals = settings.data, Refusals()
     sharing = count_sharing(group, shared_memory_place())
     with together(group):
-        loaded = load_manifest(settings.data, ("train", "val") if settings.data.labels else ("train",))
-        splits = {name: check_images(split, settings.data) for name, split in loaded.items()}
-        train = splits["train"]
-        notices = (*train.notices, *partner_notices(train, settings.positives))
-        splits["train"] = replace(train, notices=notices)
-        check_masks(train, settings.data, settings.decoder)
-        check_sizes(len(train), settings, group.size)
-        views = len(plan_of(settings.method, settings.decoder).views)
-        check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views)
+        loaded = _load_what_can_be(data, refusals)
+        splits = {}
+        for name, split in loaded.items():
+            with refusals.collecting():
+                splits[name] = check_images(split, data)
+        if train := splits.get("train", loaded.get("train")):
+            with refusals.collecting():
+                notices = (*train.notices, *partner_notices(train, settings.positives))
+                splits["train"] = replace(train, notices=notices)
+            with refusals.collecting():
+                check_masks(train, data, settings.decoder)
+            refusals.add(*size_refusals(len(train), settings, group.size).errors)
+        with refusals.collecting():
+            views = len(plan_of(settings.method, settings.decoder).views)
+            check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views)
+        if refusals:  # checks that a run makes later
+            with refusals.collecting():
+                create_fitting_backbone(settings)
+            with refusals.collecting():
+                refuse_taken(settings.out, start)
+        refusals.refuse()
     return splits
+
+
+def _load_what_can_be(data: DataSettings, refusals: Refusals) -> dict[str, Split]:
+    """Return the splits to train on, without those that cannot be read; train without labels rather than not at all."""
+    names = ("train", "val") if data.labels else ("train",)
+    with suppress(MedmocoError):
+        return load_manifest(data, names)
+    loaded: dict[str, Split] = {}
+    for name in names:
+        try:
+            loaded |= load_manifest(data, (name,))
+        except MedmocoError as error:
+            hint = "\nLabels are scored on val: add that split, or set data.labels={}" * ("train" in loaded)
+            refusals.add(type(error)(f"{error}{hint}"))
+    if "train" not in loaded:
+        with suppress(MedmocoError):
+            loaded |= load_manifest(data.model_copy(update={"labels": {}}), ("train",))
+    return loaded
 
 
 def _log_start(session: TrainingSession) -> None:
@@ -121,6 +177,17 @@ def _log_start(session: TrainingSession) -> None:
         f" {f'{processes} processes on ' if processes > 1 else ''}{context.device.type}, {context.precision}"
         f" ({context.reason})"
     )
+
+
+def _log_duration(session: TrainingSession, train: Split) -> None:
+    left = session.order.steps - session.start_step
+    seconds = seconds_per_step(train, session.context) if left else None
+    if seconds is None:  # the record of the first steps says how much time is left
+        return
+    line, warning = estimate_lines(seconds, left, session.context)
+    session.log.info(line)
+    if warning:
+        session.log.warn(warning)
 
 
 def _after_epoch(

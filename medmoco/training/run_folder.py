@@ -136,14 +136,21 @@ def claim(folder: Path, start: StartMode) -> None:
     Raises:
         SettingsError: it contains a run and neither resume nor overwrite is set, or both are.
     """
+    refuse_taken(folder, start)
+    if start.overwrite and _holds_run(folder):
+        _empty(folder)
+
+
+def refuse_taken(folder: Path, start: StartMode) -> None:
+    """Check that a folder can be used for a run, without changing it.
+
+    Raises:
+        SettingsError: see `claim`.
+    """
     if start.resume and start.overwrite:
         raise SettingsError("--resume continues the run in the folder and --overwrite deletes it; use one of them")
     _refuse_foreign(folder)
-    if not _holds_run(folder):
-        return
-    if start.overwrite:
-        _empty(folder)
-    elif not start.resume:
+    if _holds_run(folder) and not (start.resume or start.overwrite):
         raise SettingsError(
             f"out: {folder} holds a run; continue it with --resume, replace it with --overwrite, or choose another"
             " folder"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -74,3 +75,54 @@ def test_split_name__is_one_of_three() -> None:
     assert split_name("val") == "val"
     with pytest.raises(SettingsError, match="'valid' is not a split"):
         split_name("valid")
+
+
+# ---- the settings file ----
+
+
+def test_config__medmoco_yaml_in_the_working_folder_is_the_default(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("medmoco.yaml").write_text("out: runs/mine\ndata: {manifest: m, root: r}\n")
+    said = call("config", "train.epochs=7").stdout
+    assert re.search(r"out: runs/mine +# medmoco\.yaml", said)
+    assert "epochs: 7" in said
+    Path("other.yaml").write_text("out: runs/other\ndata: {manifest: m, root: r}\n")
+    assert "runs/other" in call("config", "--config", "other.yaml").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain"],
+        ["config"],
+        ["evaluate", "--encoder", "random", "--out", "x"],
+        ["export", "--encoder", "w.safetensors", "--out", "x"],
+        ["slurm", "--out", "x"],
+    ],
+)
+def test_config__without_a_file_both_remedies_are_named(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = call(*words, code=2).stderr
+    assert "there is no medmoco.yaml in the working folder" in said
+    assert "--config FILE" in said
+    assert "medmoco init FOLDER" in said
+
+
+@pytest.mark.parametrize("command", ["pretrain", "config"])
+def test_config__a_file_without_its_option(call: Call, command: str) -> None:
+    assert "--config configs/cxr.yaml" in call(command, "configs/cxr.yaml", code=2).stderr
+
+
+def test_slurm__names_the_file_by_its_whole_path(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    call("phantom", "--out", "data", "--patients", 12, "--image-size", 64)
+    Path("medmoco.yaml").write_text(
+        "out: run\ndata: {manifest: data, root: 'data/{split}'}\n"
+        "method: {queue_size: 4}\ntrain: {global_batch_size: 4}\n"
+    )
+    call("slurm", "--out", "job.sbatch")
+    assert f"pretrain --config {tmp_path / 'medmoco.yaml'} --resume" in Path("job.sbatch").read_text()

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import medmoco
+from medmoco.errors import Stopped
+from tests.helpers.commands import Call
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_pretrain__a_signal_to_the_whole_process_group_saves_and_says_how_to_go_on(
@@ -45,3 +49,54 @@ def test_pretrain__a_signal_to_the_whole_process_group_saves_and_says_how_to_go_
     assert "Traceback" not in said
     assert json.loads((out / "status.json").read_text())["state"] == "stopped"
     assert len(list((out / "checkpoints").glob("*.pt"))) == 1
+
+
+TINY = """
+out: run
+data: {manifest: data, root: 'data/{split}', canvas_size: 40, workers: 1}
+views: {size: 32}
+model: {backbone: test_resnet}
+method: {queue_size: 16}
+train: {epochs: 5, global_batch_size: 8, device: cpu}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with phantoms and medmoco.yaml, which is the working folder meanwhile."""
+    monkeypatch.chdir(tmp_path)
+    medmoco.phantom("data", patients=24, image_size=64)
+    (tmp_path / "medmoco.yaml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_processes__without_config_all_of_them_read_medmoco_yaml(
+    tiny: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tiny / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    for words in (["pretrain", "--devices", "2", "--dry-run"], ["pretrain", "--devices", "2", "train.epochs=1"]):
+        command = [sys.executable, "-m", "medmoco.cli", *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        if "--dry-run" in words:
+            assert "expected duration: about " in done.stdout
+            assert done.stdout.splitlines()[-1] == "next: medmoco pretrain --devices 2"
+            assert not Path("run").exists()
+        else:
+            assert done.stdout.splitlines()[-1].startswith("next: medmoco export --run run")
+        assert not [path for path in temporary.iterdir() if path.name.startswith("medmoco")]
+
+
+def test_dry_run__that_is_stopped_cannot_be_resumed(call: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped("stopped after step 1 of 20; everything is saved")
+
+    monkeypatch.setattr("medmoco.training.pretrain.training_batches", stop)
+    assert call("pretrain", "--dry-run", code=75).stderr.endswith("the dry run was stopped; it left nothing behind\n")
+    assert "Resume with: medmoco pretrain --resume" in call("pretrain", code=75).stderr

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import typer
 
+import medmoco
 from medmoco import cli
 from tests.helpers.commands import Call, refused, start
 
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "tune", "slurm", "evaluate",
     "finetune", "predict", "embed", "curve", "external", "neighbours", "projection", "placement", "saliency",
-    "reconstruct", "prepare", "report", "export", "import", "verify", "detect",
+    "reconstruct", "prepare", "report", "export", "import", "verify", "detect", "doctor", "models",
 }  # fmt: skip
 
 
@@ -53,6 +54,10 @@ evaluate: {{bootstrap: 100}}
     assert {"encoder.safetensors", "encoder.onnx", "preprocessing.json", "parity.json", "MODEL_CARD.md"} <= {
         path.name for path in (tmp_path / "export").iterdir()
     }
+
+
+def test_version__is_that_of_the_package(call: Call) -> None:
+    assert call("--version").stdout == f"medmoco {medmoco.__version__}\n"
 
 
 def test_main__an_unknown_command_is_refused(call: Call) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from medmoco.starting.health.finding import Finding
 from tests.helpers.commands import Call, refused, start
 
 
@@ -21,3 +22,21 @@ def test_config__prints_the_tree() -> None:
 )
 def test_errors__are_short_and_have_their_exit_code(call: Call, arguments: list[str], code: int, expected: str) -> None:
     refused(call, arguments, code, expected)
+
+
+def test_doctor__its_exit_code_tells_whether_a_run_would_stop(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = [Finding("CPU", "ok", "2 cores"), Finding("locks", "warning", "none", "use a local disk")]
+    monkeypatch.setattr("medmoco.doctor", lambda: findings)
+    assert call("doctor").stdout.splitlines()[-1] == "         -> use a local disk"
+    findings.append(Finding("DICOM", "fault", "no decoder", "install one"))
+    assert call("doctor", code=1).stdout.splitlines()[-1] == "1 problem would stop a run"
+
+
+def test_models__lists_a_selection_and_what_matches(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = call("models").stdout.splitlines()
+    assert said[1].split()[:4] == ["resnet10t", "4.9", "M", "512"]
+    assert said[1].endswith("for a CPU, and for a few thousand images")
+    assert said[-1].startswith("medmoco models PATTERN lists others")
+    monkeypatch.setattr("medmoco.cli.settings._MOST", 1)
+    assert "and 6 more; a longer pattern" in call("models", "resnet10*").stdout
+    assert "did you mean resnet50" in call("models", "resnt50", code=2).stderr

@@ -108,7 +108,7 @@ def _interrupted(*_: Any, **__: Any) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-STEP, SAVE = "training.engine.Loop._step", "evaluation.supervised.finetune.save_classifier"
+STEP, SAVE = "training.engine.Loop.step", "evaluation.supervised.finetune.save_classifier"
 PRETRAIN, FINETUNE = ("pretrain",), ("finetune", "--encoder", "random", "--out")
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."
 

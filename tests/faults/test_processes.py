@@ -108,9 +108,10 @@ def test_processes__another_number_may_go_on(settings: Path, tmp_path: Path, bef
 
 @pytest.mark.slow
 def test_processes__bad_settings_are_said_once(settings: Path, tmp_path: Path) -> None:
-    run = pretrain(settings, tmp_path / "run", "--devices", 2, "method.queue_size=25")
+    run = pretrain(settings, tmp_path / "run", "--devices", 2, "method.queue_size=25", "model.backbone=resnt")
     assert run.wait(START) == 2
     assert run.said.count("exceeds the 24 training images") == 1
+    assert run.said.count("model.backbone 'resnt' is not a timm model") == 1
     assert "Traceback" not in run.said
 
 

@@ -215,7 +215,7 @@ def test_contrast__no_query_ever_meets_a_key_of_its_own_image() -> None:
         held = (held + 2 * key.samples.tolist())[-200:]
         assert sorted(model.queue_numbers[model.queue_numbers >= 0].tolist()) == sorted(held)
     check_sizes(24, settings)
-    with pytest.raises(SettingsError, match=r"method\.negatives to\nother_images, which excludes them"):
+    with pytest.raises(SettingsError, match=r"other_images excludes these\.\nSet method\.queue_size=16$"):
         check_sizes(24, make_settings("method.queue_size=200"))
 
 
@@ -244,6 +244,32 @@ def test_batch_norm_groups__are_those_asked_for_and_at_least_one_a_pass(
 def test_check_sizes__what_the_processes_cannot_divide() -> None:
     with pytest.raises(SettingsError, match=r"does not divide into 12 equal groups(?s:.*)multiple of 12, such as 24"):
         check_sizes(100, make_settings("train.global_batch_size=20"), processes=3)
+
+
+@pytest.mark.parametrize(
+    ("images", "overrides", "processes", "fix"),
+    [
+        (252, ("method.batch_norm_splits=1",), 1, {"train.global_batch_size": 32, "method.queue_size": 128}),
+        (252, ("train.accumulation_steps=3",), 2, {"train.global_batch_size": 24, "method.queue_size": 128}),
+        (252, ("method.queue_size=9", "method.batch_norm_splits=64"), 1, {"train.global_batch_size": 128}),
+        (20, ("method.queue_size=9", "method.batch_norm_splits=64"), 1,
+         {"train.global_batch_size": 4, "method.batch_norm_splits": 1}),
+        (252, ("train.global_batch_size=20", "method.batch_norm_splits=1", "method.queue_size=300"), 3,
+         {"train.global_batch_size": 21, "method.queue_size": 128}),
+        (252, ("method.negatives=other_images",), 1, {"train.global_batch_size": 32}),
+    ],
+)  # fmt: skip
+def test_check_sizes__proposes_settings_that_it_accepts(
+    images: int, overrides: tuple[str, ...], processes: int, fix: dict[str, int]
+) -> None:
+    settings = make_settings("train.global_batch_size=256", "method.queue_size=65536", *overrides)
+    with pytest.raises(SettingsError) as caught:
+        check_sizes(images, settings, processes)
+    assert caught.value.fix == fix
+    pasted = str(caught.value).rpartition("\nSet ")[2].rstrip(".").split()
+    if len(fix) > 1 or "does not divide" not in str(caught.value):
+        assert pasted == [f"{key}={value}" for key, value in caught.value.fix.items()]
+    check_sizes(images, config.load(settings, [f"{key}={value}" for key, value in fix.items()]), processes)
 
 
 def _tell_traffic(group: Group) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from medmoco import config
 from medmoco.data.pack.pack_writing import make_pack
-from medmoco.errors import DataError, ImageError, SettingsError, Stopped
+from medmoco.errors import DataError, ImageError, ManifestError, SettingsError, Stopped
 from medmoco.evaluation.features.monitor import knn_monitor
 from medmoco.models.backbones import create_backbone
 from medmoco.training import pretrain as module
@@ -280,6 +280,18 @@ def test_pretrain__seed_decides_and_workers_do_not(manifest: Path) -> None:
     assert not torch.equal(final(runs["a"])["model"]["queue"], final(runs["c"])["model"]["queue"])
 
 
+def test_pretrain__the_estimate_of_its_duration_does_not_change_the_run(
+    manifest: Path, straight: config.RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "expected duration: about 1 second for 9 steps" in (straight.out / "log.txt").read_text()
+    monkeypatch.setattr(module, "seconds_per_step", lambda *_: None)
+    settings = make_settings(manifest)
+    run(settings)
+    assert "expected duration" not in (settings.out / "log.txt").read_text()
+    for part in ("model", "optimizer"):
+        assert_same(final(straight)[part], final(settings)[part])
+
+
 def test_pretrain__from_a_pack_gives_the_same_weights_to_the_bit(manifest: Path, straight: config.RunSettings) -> None:
     make_pack(make_settings(manifest).data, manifest.parent / "pack", lambda _: None)
     packed = make_settings(manifest, "packed", f"data.pack={manifest.parent / 'pack'}", "data.workers=2")
@@ -351,6 +363,37 @@ def test_pretrain__impossible_sizes_are_refused_before_anything_is_written(
     with pytest.raises(SettingsError, match=expected):
         run(settings)
     assert not settings.out.exists()
+
+
+def test_pretrain__all_that_would_stop_a_run_is_said_at_once(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, straight: config.RunSettings
+) -> None:
+    needed = "medmoco.data.loading.workers.shared_bytes"
+    monkeypatch.setattr(needed, lambda _, __, ___, workers, ____: (workers > 1) * 10**15)
+    (manifest / "val.csv").unlink()
+    for image in list(manifest.glob("train-*.png"))[:3]:
+        image.unlink()
+    large = ("train.global_batch_size=256", "method.queue_size=65536")
+    settings = make_settings(manifest, "run", *large, "data.workers=4", f"out={straight.out}")
+    with pytest.raises(ManifestError) as caught:
+        run(settings)
+    assert [line.partition(" do")[0].rpartition("/")[2] for line in str(caught.value).splitlines()] == [
+        "data has no val.csv; it contains: train.csv",
+        "train.csv: 3 of 24 train files",
+        "train.global_batch_size 256 and method.queue_size 65536 exceed the 24 training images",
+        "and 2 more",
+        "Set train.global_batch_size=4 method.queue_size=16 data.workers=1",
+    ]
+    labels = make_settings(manifest, "new", "data.labels=[Sickk]", "train.global_batch_size=26")
+    with pytest.raises(ManifestError, match=r"no column 'Sickk'(?s:.*)has no val(?s:.*)files do not(?s:.*)\nSet train"):
+        run(labels)
+    assert not labels.out.exists()
+
+
+def test_pretrain__without_val_both_ways_out_are_named(manifest: Path) -> None:
+    (manifest / "val.csv").unlink()
+    with pytest.raises(ManifestError, match=r"no val\.csv(?s:.*)\nLabels are scored on val: .* set data\.labels={}$"):
+        run(make_settings(manifest))
 
 
 def test_pretrain__a_folder_in_use_is_refused(manifest: Path) -> None:

@@ -251,12 +251,17 @@ def check_shared_memory(settings: RunSettings, share_of_batch: int, processes: i
     fitting = (n for n in range(workers, 0, -1) if shared_bytes(settings, share_of_batch, processes, n, views) <= free)
     fewer = next(fitting, 0)
     raise SettingsError(
-        f"data.workers {workers}: their prefetched batches take up to {needed / 1e6:.3g} MB of shared memory, but"
-        f" {SHARED_MEMORY} has {free / 1e6:.3g} MB free\n"
+        f"data.workers {workers}: their prefetched batches take up to {_megabytes(needed)} of shared memory, but"
+        f" {SHARED_MEMORY} has {_megabytes(free)} free\n"
         f"({f'{processes} processes x ' * (processes > 1)}{AHEAD * workers + _IN_HAND} batches of {share_of_batch}"
         f" {'pairs of ' * (views > 1)}views).\n"
-        f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which needs none' * (not fewer)}."
+        f"{_MORE_SHARED_MEMORY}, or set data.workers={fewer}{', which needs none' * (not fewer)}.",
+        fix={"data.workers": fewer},
     )
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int, views: int = 2) -> int:

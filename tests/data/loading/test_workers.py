@@ -199,7 +199,7 @@ def test_check_shared_memory__counts_batches_under_way(
         return
     with pytest.raises(SettingsError, match=rf"set data\.workers={fewer}\b") as caught:
         check_shared_memory(settings, 64, processes)
-    assert f"up to {18 * processes * MEGABYTES:.3g} MB" in str(caught.value)
+    assert f"up to {18 * processes * MEGABYTES:,.0f} MB" in str(caught.value)
     assert "--shm-size" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
     check_shared_memory(make_settings(*BIG, f"data.workers={fewer}"), 64, processes)

@@ -65,7 +65,7 @@ NO_IMAGE_CLASSES = {
 }
 # One decoder per syntax, so that the result does not depend on which others are installed. GDCM, which pydicom would
 # prefer, is slower and terminates the process on some damaged streams; for lossless JPEG there is no other.
-_DECODERS = {
+DECODERS = {
     **dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "pillow"),
     **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "gdcm"),
     **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
@@ -81,7 +81,7 @@ _SAMPLES = {
     **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
 }
 _NEEDED = ("SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
-_JPEG_FAMILY = _DECODERS.keys() - {RLELossless}
+_JPEG_FAMILY = DECODERS.keys() - {RLELossless}
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _UNDEFINED = 0xFFFFFFFF
 _START_OF_CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
@@ -151,7 +151,7 @@ def _header(stream: BinaryIO, inflate_to: int) -> tuple[Dataset, BinaryIO, UID]:
     syntax = UID(str(meta.get("TransferSyntaxUID") or "").strip())
     if not syntax.is_valid or not syntax:
         raise Unreadable(f"the DICOM file does not state its transfer syntax; {DAMAGED}")
-    if syntax not in _DECODERS and syntax not in _NATIVE:
+    if syntax not in DECODERS and syntax not in _NATIVE:
         raise Unreadable(
             f"its pixels are stored as {syntax.name}{', a private transfer syntax' if syntax.is_private else ''},\n"
             "which is not supported; convert it first (DCMTK's dcmconv or dcmdjpeg, or the manufacturer's software)"
@@ -244,7 +244,7 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
     try:
         decoder = get_decoder(syntax)
         pixels: Pixels
-        pixels, _ = decoder.as_array(source, index=index, decoding_plugin=_DECODERS.get(syntax, ""), **options)
+        pixels, _ = decoder.as_array(source, index=index, decoding_plugin=DECODERS.get(syntax, ""), **options)
     except (RuntimeError, NotImplementedError):
         raise _undecodable_syntax(syntax) from None
     except BaseException as error:

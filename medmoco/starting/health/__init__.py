@@ -1,0 +1,1 @@
+"""What `medmoco doctor` checks."""
