@@ -34,6 +34,7 @@ evaluation/         encoders to evidence
     leakage/        test rows that training has seen; the ledger of test evaluations
     scoring/        scores and differences of encoders and controls
     supervised/     classifiers: fine-tuning, prediction, external validation
+starting/           folder of images to manifest and settings
 inspection/         neighbours, projection, retrieval, saliency, reconstruction
 tuning/             hyperparameter search
 detection/          boxes
