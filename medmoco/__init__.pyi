@@ -34,5 +34,6 @@ from .inspection.saliency import saliency as saliency
 from .models.convert import import_weights as import_weights
 from .models.moco import MoCo as MoCo
 from .reporting.report import report as report
+from .starting.init import init as init
 
 __version__: str
