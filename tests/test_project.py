@@ -243,7 +243,7 @@ def test_modules__nothing_is_unpickled() -> None:
 
 PUBLIC = {
     "Augmentation", "Classifier", "Curve", "Encoder", "Evaluation", "External", "MedmocoError", "MoCo", "Packed", "Run",
-    "TwoViews", "check", "curve", "detect", "evaluate", "export", "external", "finetune", "import_weights",
+    "TwoViews", "check", "curve", "detect", "evaluate", "export", "external", "finetune", "import_weights", "init",
     "load_classifier", "load_config", "load_encoder", "neighbours", "pack", "phantom", "placement", "prepare",
     "pretrain", "preview", "projection", "reconstruct", "report", "saliency", "split", "tune", "verify",
 }  # fmt: skip

@@ -50,7 +50,7 @@ def init(
     ask = _confirm if sys.stdin.isatty() and not yes else None
     print(medmoco.init(
         source, out or Path(), images=images, patient=patient, labels=chosen, minutes=time, seed=seed,
-        overwrite=overwrite, confirm=ask,
+        overwrite=overwrite, confirm=ask, log=log,
     ).text)  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Collection:
 
     @property
     def typical_size(self) -> tuple[int, int]:
-        """Width and height of an image with the median longer side and the median aspect ratio."""
+        """Width and height of the image closest to the median longer side and the median aspect ratio."""
         return _typical_size(self.headers)
 
     @property
@@ -98,13 +98,14 @@ class _Rows:
         return (self.faults == "").to_numpy()
 
 
-def collect(images: Images, machine: Machine, patient: str | None, seed: int) -> Collection:
+def collect(images: Images, machine: Machine, patient: str | None, seed: int, log: Callable[[str], None]) -> Collection:
     """Read the files of a source, leave out those that cannot be used, and divide the others into splits.
 
     Raises:
         ManifestError: no image can be used.
         SettingsError: the pattern for patients does not fit the file names.
     """
+    log(f"reading the headers of {len(images.table):,} files")
     rows = _read_headers(images, machine)
     is_other = (rows.faults == NO_IMAGE).to_numpy()
     rows = rows.take(~is_other)
@@ -113,6 +114,7 @@ def collect(images: Images, machine: Machine, patient: str | None, seed: int) ->
         rows.table[PATIENT] = found.reindex(rows.table.index).fillna("")
     _refuse_none(images, rows, int(is_other.sum()))
     shape = choose_shape(*_typical_size(rows.headers[rows.usable]), machine)
+    log("decoding a sample of the images")
     sample, in_pixels = _decode(rows, shape, machine.cores, seed)
     if images.manifest is None:
         for at, reason in in_pixels.items():
@@ -155,9 +157,10 @@ def _read_headers(images: Images, machine: Machine) -> _Rows:
         rows = rows.take(by_frame.index.to_numpy())
         if "Frame" in by_frame:
             rows.table["Frame"] = by_frame["Frame"].to_numpy()
-    for name in (name for name in COLUMNS if name != "Frames" and (rows.headers[name] != "").any()):
+    tags = rows.headers[COLUMNS].where(rows.headers["Kind"] == "DICOM", "")
+    for name in (name for name in COLUMNS if name != "Frames" and (tags[name] != "").any()):
         own = rows.table[name].str.strip() if name in rows.table else pd.Series("", rows.table.index)
-        rows.table[name] = own.where(own != "", rows.headers[name])
+        rows.table[name] = own.where(own != "", tags[name])
     first = [name for name in _FIRST if name in rows.table]
     return replace(rows, table=rows.table[[*first, *(name for name in rows.table if name not in first)]])
 
@@ -177,13 +180,14 @@ def _refuse_none(images: Images, rows: _Rows, others: int) -> None:
 
 
 def _typical_size(headers: pd.DataFrame) -> tuple[int, int]:
+    """Return width and height of the image closest to the median longer side and the median aspect ratio."""
     known = headers[(headers["Width"] > 0) & (headers["Height"] > 0)]
     if known.empty:
         return 1, 1
-    width, height = known["Width"], known["Height"]
-    longer = int(np.median(np.maximum(width, height)))
-    ratio = float((width / height).median())
-    return (longer, round(longer / ratio)) if ratio >= 1 else (round(longer * ratio), longer)
+    sizes = known[["Width", "Height"]].to_numpy(np.float64)
+    logs = np.log(np.stack([sizes.max(1), sizes.max(1) / sizes.min(1)], axis=1))
+    closest = np.abs(logs - np.median(logs, axis=0)).sum(1).argmin()
+    return int(sizes[closest, 0]), int(sizes[closest, 1])
 
 
 def _decode(rows: _Rows, shape: Shape, cores: int, seed: int) -> tuple[Sample, dict[int, str]]:
@@ -230,14 +234,18 @@ def _split(rows: _Rows, labels: tuple[str, ...], seed: int) -> tuple[pd.Series[s
     if not (splits == "train").any():
         raise ManifestError("no image is left for training; the source assigns all of them to val or test")
     if labels and not (splits == "val").any():
-        notes.append("There is no validation split, so features are not scored during training; the labels are unused.")
+        notes.append(
+            "there is no validation split, so features are not scored during training and labels are not used."
+        )
         labels = ()
     return splits, labels, notes
 
 
 def _patient_notes(table: pd.DataFrame) -> list[str]:
     if names_patients(table):
-        return []
+        unnamed = patient_ids(table)[1]
+        who = "one image has" if unnamed == 1 else f"{unnamed:,} images have"
+        return [f"{who} no PatientID: each such study, or else file, counts as a patient."] if unnamed else []
     text = "nothing identifies the patients, so each image counts as its own patient"
     if suggested := suggest_pattern(table["Path"]):
         pattern, count = suggested

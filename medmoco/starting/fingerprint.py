@@ -99,7 +99,9 @@ def _sizes(headers: pd.DataFrame) -> str:
     if width.nunique() == height.nunique() == 1:
         return f"all {width.iloc[0]:,} x {height.iloc[0]:,} pixels (width x height)"
     spans = [
-        f"{name} {side.min():,} to {side.max():,} (median {side.median():,.0f})"
+        f"{name} {side.min():,}"
+        if side.nunique() == 1
+        else f"{name} {side.min():,} to {side.max():,} (median {side.median():,.0f})"
         for name, side in (("width", width), ("height", height))
     ]
     ratios = width.clip(lower=1) / height.clip(lower=1)
@@ -113,7 +115,7 @@ def _duplicates(images: Collection) -> str:
     again = sum(len(group) - 1 for group in images.duplicates)
     across = sum(images.splits.iloc[list(group)].nunique() > 1 for group in images.duplicates)
     text = f"{again:,} file{'s repeat' if again > 1 else ' repeats'} the content of another one"
-    return f"{text}; {across:,} of these images are in two splits" if across else text
+    return f"{text}, {across:,} of them in another split" if across else text
 
 
 def _left_out(images: Collection) -> list[str]:
@@ -148,4 +150,6 @@ def _counts_of(counts: Mapping[str, int]) -> str:
     if len(most) == 1:
         return most[0][0]
     more = sum(count for _, count in most[_KINDS:])
-    return ", ".join([*(f"{count:,} {name}" for name, count in most[:_KINDS]), *([f"{more:,} others"] if more else [])])
+    return ", ".join(
+        [*(f"{count:,} x {name}" for name, count in most[:_KINDS]), *([f"{more:,} others"] if more else [])]
+    )

@@ -73,6 +73,7 @@ def init(
     seed: int = 0,
     overwrite: bool = False,
     confirm: Callable[[str], bool] | None = None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Started:
     """Write a manifest and settings that suit the images and this machine, ready for `medmoco pretrain`.
 
@@ -88,6 +89,7 @@ def init(
         seed: Seed of the splits, of the sample of images that is read, and of the run.
         overwrite: Replace the settings and the manifest of an earlier call.
         confirm: Asked with the meaning of a CSV's columns; nothing is written if it returns False.
+        log: Receives progress messages.
 
     Raises:
         SettingsError: `source` does not exist, an argument does not fit it, or `out` has settings already.
@@ -110,10 +112,11 @@ def init(
     listed = read_source(source, Path(images) if images else None, labels, [config, folder, out / "runs", out / "pack"])
     if confirm and listed.columns and not confirm("\n".join(listed.columns)):
         raise SettingsError("nothing was written; choose labels with --labels, or rename columns in the CSV")
-    found = collect(listed, machine, patient, seed)
+    found = collect(listed, machine, patient, seed, log)
     counts = {name: count for name in SPLITS if (count := int((found.splits == name).sum()))}
     if counts["train"] < 2:
         raise ManifestError(f"{source}: pretraining needs at least two images, but only {counts['train']} can be used")
+    log("timing a few training steps")
     plan = make_plan(_facts(found, out), machine, minutes, lambda tree: _images_per_second(tree, found, minutes))
     manifest = listed.manifest or folder
     choices = _choices(listed, found, plan, machine, manifest, out, seed)

@@ -151,7 +151,9 @@ def make_plan(facts: Facts, machine: Machine, minutes: float, images_per_second:
 def _channels(facts: Facts) -> list[Choice]:
     share = f"{facts.coloured:.0%} of the sampled images have colour"
     if facts.coloured >= 0.5:
-        return [Choice("data.channels", "rgb", share)]
+        reason = "so that colours alone do not identify an image; as in MoCo v2"
+        jitter = [Choice("views.saturation", 0.4, reason), Choice("views.hue", 0.1, "as in MoCo v2")]
+        return [Choice("data.channels", "rgb", share), *jitter]
     reason = f"{share}; they are converted to gray" if facts.coloured else "no sampled image has colour"
     return [Choice("data.channels", "gray", reason)]
 
@@ -168,9 +170,9 @@ def _batch(facts: Facts, machine: Machine, gpus: int) -> Choice:
     largest, why = 64, "as large as a CPU can use"
     if gpus:
         memory = min(gpu.memory for gpu in machine.gpus)
-        largest = 256 if memory > 20e9 else 128 if memory > 10e9 else 64
+        largest = 256 if memory > 30e9 else 128 if memory > 14e9 else 64
         why = f"fits into {memory / 1e9:.0f} GB of GPU memory"
-    share = largest // max(1, gpus)
+    share = _power_of_two(largest // max(1, gpus))
     quarter = facts.train // 4 // max(1, gpus)
     if quarter < share:
         share, why = max(2, _power_of_two(quarter)), f"at most a quarter of the {facts.train:,} training images"
