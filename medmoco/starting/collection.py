@@ -29,6 +29,7 @@ from medmoco.starting.sources import Images
 _DECODED = 2000  # images that are decoded at most
 _SAMPLED = 200  # images that are decoded even if that takes longer than `_SECONDS`
 _SECONDS = 30.0
+_LEAST_PATIENTS = 10  # for a validation split of a tenth of them
 _FIRST = ["Path", "Frame", "PatientID", "StudyID", "SeriesID", "ViewPosition", "Sex", "Age", "Laterality"]
 
 
@@ -122,7 +123,7 @@ def collect(images: Images, machine: Machine, patient: str | None, seed: int, lo
         _refuse_none(images, rows, int(is_other.sum()))
     left_out = pd.DataFrame({"Path": rows.table["Path"], "Reason": rows.faults.str.replace("\n", " ")})[~rows.usable]
     rows = rows.take(rows.usable)
-    splits, labels, notes = _split(rows, images.labels, seed)
+    splits, labels, notes = _split(rows, () if _names_people(images, rows.table) else images.labels, seed)
     if images.manifest is None and patient is None:
         notes += _patient_notes(rows.table)
     first = np.flatnonzero(~rows.files.duplicated())
@@ -222,6 +223,9 @@ def _split(rows: _Rows, labels: tuple[str, ...], seed: int) -> tuple[pd.Series[s
     table, official = rows.table, rows.official
     patients, _ = patient_ids(table)
     splits, rest = official.copy(), official == ""
+    if labels and rest.any() and (count := patients[rest].nunique()) < _LEAST_PATIENTS:
+        notes.append(f"{count} patients are too few for a validation and a test split, so labels are not used.")
+        labels = ()
     if labels and rest.any():
         cells = table.loc[rest, list(labels)].apply(pd.to_numeric, errors="coerce")
         shares = {name: share for name, share in SHARES.items() if not (official == name).any()}
@@ -239,6 +243,14 @@ def _split(rows: _Rows, labels: tuple[str, ...], seed: int) -> tuple[pd.Series[s
         )
         labels = ()
     return splits, labels, notes
+
+
+def _names_people(images: Images, table: pd.DataFrame) -> bool:
+    """Return whether the labels are folders with one patient each: such names must not be shown, and are no classes."""
+    if images.columns or images.manifest is not None or not names_patients(table):
+        return False
+    counts = [table.loc[(table[name] == "1") & (table[PATIENT] != ""), PATIENT].nunique() for name in images.labels]
+    return bool(counts) and max(counts) <= 1
 
 
 def _patient_notes(table: pd.DataFrame) -> list[str]:

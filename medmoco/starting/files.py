@@ -32,6 +32,7 @@ _OTHER_IMAGES = (
 )  # fmt: skip
 """Suffixes of images that medmoco does not read; they are left out, not ignored."""
 
+_VOLUME = "a NIfTI volume; export its slices to PNG, TIFF or DICOM first"
 _HEADER_SECONDS, _HEADER_MEGABYTES = 20.0, 1024
 _ENDS = 2**16  # bytes at either end of a file that are compared before its whole content
 _COLOURED = 4.0  # mean difference of the channels, of 255, above which an image has colour
@@ -88,7 +89,8 @@ def _header(root: Path, path: str) -> _Header:
                 return _Header(kind, *image.size, form.bits, form.photometric, size)
     except Unreadable as error:
         expected = path.lower().endswith((*IMAGE_SUFFIXES, *_OTHER_IMAGES))
-        return _Header(fault=str(error).splitlines()[0] if expected else NO_IMAGE)
+        reason = _VOLUME if path.lower().endswith((".nii", ".nii.gz")) else str(error).splitlines()[0]
+        return _Header(fault=reason if expected else NO_IMAGE)
     except OSError as error:
         return _Header(fault=f"the file cannot be opened: {error.strerror}" if error.strerror else DAMAGED)
     except Exception as error:  # of the libraries that read headers

@@ -106,7 +106,8 @@ def _sizes(headers: pd.DataFrame) -> str:
     ]
     ratios = width.clip(lower=1) / height.clip(lower=1)
     low, middle, high = np.percentile(ratios, [0, 50, 100])
-    return f"{', '.join(spans)} pixels; width / height {low:.2f} to {high:.2f} (median {middle:.2f})"
+    ratio = f"{low:.2f} to {high:.2f} (median {middle:.2f})" if high - low > 0.01 else f"{middle:.2f}"
+    return f"{', '.join(spans)} pixels; width / height {ratio}"
 
 
 def _duplicates(images: Collection) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from medmoco.data.manifest.columns import meaning
@@ -22,11 +23,12 @@ CELLS = (*_NUMBERS, "")
 """Cells that medmoco reads as a label without any change."""
 
 _BLANKS = {"", "nan", "na", "n/a", "none", "null", "unknown", "missing"}
-_MOST_CLASSES, _MOST_TERMS, _MOST_GRADES = 20, 40, 10
+_MOST_CLASSES, _MOST_TERMS, _MOST_GRADES = 20, 100, 10
 _LEAST_ROWS = 3  # of each class or term on average; a column with fewer holds free text
 _METADATA = re.compile(
     r"(?i)modality|manufacturer|vendor|scanner|device|detector|body.?part|hospital|site|cent(er|re)|institution"
-    r"|source|licen[cs]e|dataset|format|quality|reader|annotator|technique|protocol|race|ethnicity|country"
+    r"|source|licen[cs]e|dataset|format|quality|technique|protocol|race|ethnicity|country|method|pediatric"
+    r"|reader|annotator|rater|grader|rad(iologist)?.?id|dicom|pixel|instance|series|samples|bits|photometric|position"
 )
 
 
@@ -43,7 +45,8 @@ class _Reading:
     """How one column can be read as labels."""
 
     cells: pd.DataFrame
-    note: str
+    how: str  # how the column was read; the same for several columns of 0 and 1
+    of: str  # what `how` is about
     plain: bool  # whether the column states presence and absence itself; classes and grades may be metadata instead
 
 
@@ -90,14 +93,18 @@ def _chosen_labels(table: pd.DataFrame, chosen: Sequence[str]) -> Labels:
             if reading is None:
                 known = [*table.columns, *(label for one in of_lists for label in one.cells)]
                 raise SettingsError(f"--labels: no column or class {name!r}{did_you_mean(name, known)}")
-            reading = _Reading(reading.cells[[name]], f"{name!r} is 1 where a column names it", plain=True)
+            reading = _Reading(reading.cells[[name]], "1 where a column names it, else 0", repr(name), plain=True)
         readings.append(reading)
     return _joined(readings)
 
 
 def _joined(readings: Sequence[_Reading]) -> Labels:
     cells = pd.concat([reading.cells for reading in readings], axis=1) if readings else pd.DataFrame()
-    return Labels(cells.loc[:, ~cells.columns.duplicated()], tuple(reading.note for reading in readings))
+    names: dict[str, list[str]] = {}
+    for reading in readings:
+        names.setdefault(reading.how, []).append(reading.of)
+    notes = tuple(f"{how}: {_named(of)}" for how, of in names.items())
+    return Labels(cells.loc[:, ~cells.columns.duplicated()], notes)
 
 
 def _varies(cells: pd.Series[str]) -> bool:
@@ -116,53 +123,58 @@ def _read(table: pd.DataFrame, name: str) -> _Reading | None:
     if not 0 < len(distinct) <= max(_MOST_CLASSES, len(present) // _LEAST_ROWS) or present.empty:
         return None
     if distinct <= set(_NUMBERS):
-        return _mapped(name, cells, _NUMBERS, "holds 0 and 1")
+        return _mapped(name, cells, _NUMBERS, "labels of 0 and 1")
     if distinct <= {*_NUMBERS, *_WORDS}:
         words = [f"{word} = {_WORDS[word]}" for word in _WORDS if word in distinct]
-        return _mapped(name, cells, {**_NUMBERS, **_WORDS}, f"is read as {', '.join(words)}")
+        return _mapped(name, cells, {**_NUMBERS, **_WORDS}, f"labels in words ({', '.join(words)})")
     return _listed(table, name, cells) or _classes(table, name, cells, present)
 
 
 def _mapped(name: str, cells: pd.Series[str], values: dict[str, str], how: str) -> _Reading:
     mapped = cells.str.lower().map(values).fillna("")
-    return _Reading(pd.DataFrame({name: mapped}), f"{name!r} {how}", plain=True)
+    return _Reading(pd.DataFrame({name: mapped}), how, repr(name), plain=True)
 
 
 def _listed(table: pd.DataFrame, name: str, cells: pd.Series[str]) -> _Reading | None:
     """Read a column of lists, such as "Mass|Nodule"."""
+    codes, texts = pd.factorize(cells)
+    rows = np.bincount(codes, minlength=len(texts))
     for separator in "|;,":
-        parts = cells.map(lambda cell, separator=separator: [part.strip(" []'\"") for part in cell.split(separator)])
+        parts = [{part.strip(" []'\"") for part in text.split(separator)} for text in texts]
         terms = sorted({term for found in parts for term in found if term.lower() not in _BLANKS})
-        count = sum(map(len, parts))
-        if not (parts.map(len) > 1).any() or not 1 < len(terms) <= min(_MOST_TERMS, count / _LEAST_ROWS):
+        count = sum(len(found) * number for found, number in zip(parts, rows, strict=True))
+        if all(len(found) < 2 for found in parts) or not 1 < len(terms) <= min(_MOST_TERMS, count / _LEAST_ROWS):
             continue
+        blank = np.array([text.lower() in _BLANKS for text in texts])
         columns = {
-            _free_name(table, name, term): parts.map(lambda found, term=term: "1" if term in found else "0")
+            _free_name(table, name, term): np.where(blank, "", np.where([term in found for found in parts], "1", "0"))
             for term in terms
         }
-        marked = pd.DataFrame(columns).where(~cells.str.lower().isin(_BLANKS), "")
-        return _Reading(marked, f"{name!r} lists findings ({separator}): {_named(terms)}", plain=True)
+        marked = pd.DataFrame(columns).iloc[codes].set_axis(cells.index)
+        return _Reading(marked, f"findings listed in {name!r} ({separator})", _named(terms), plain=True)
     return None
 
 
 def _classes(table: pd.DataFrame, name: str, cells: pd.Series[str], present: pd.Series[str]) -> _Reading | None:
     """Read a column of a few classes, or of grades from 0 or 1."""
-    names = sorted(set(present))
+    names = sorted(present.unique())
+    if not 2 <= len(names) <= min(_MOST_CLASSES, len(present) / _LEAST_ROWS):
+        return None
     grades = all(text.isdecimal() for text in names)
-    numeric = any(re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?", text, re.IGNORECASE) for text in names)
     if grades:
         numbers = [int(text) for text in names]
         if len(names) > _MOST_GRADES or min(numbers) > 1 or max(numbers) >= 2 * len(names):
             return None
-    if (numeric and not grades) or not 2 <= len(names) <= min(_MOST_CLASSES, len(present) / _LEAST_ROWS):
+    elif any(re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?", text, re.IGNORECASE) for text in names):
         return None
-    known = cells.isin(names)
-    title: Callable[[str], str] = (
-        (lambda value: f"{name} {value}") if grades else (lambda value: _free_name(table, name, value))
-    )
-    columns = {title(value): cells.eq(value).map({True: "1", False: "0"}).where(known, "") for value in names}
-    kind = "grades" if grades else "classes"
-    return _Reading(pd.DataFrame(columns), f"{name!r} holds {len(names)} {kind}: {_named(list(columns))}", plain=False)
+    columns = {
+        f"{name} {value}" if grades else _free_name(table, name, value): cells.eq(value)
+        .map({True: "1", False: "0"})
+        .where(cells.isin(names), "")
+        for value in names
+    }
+    how = f"{'grades' if grades else 'classes'} in {name!r}"
+    return _Reading(pd.DataFrame(columns), how, _named(list(columns)), plain=False)
 
 
 def _free_name(table: pd.DataFrame, column: str, value: str) -> str:

@@ -194,13 +194,20 @@ def _from_table(
     places = _locate(renamed["Path"], files)
     if "Age" in renamed:
         renamed["Age"] = renamed["Age"].map({text: years(text) for text in renamed["Age"].unique()})
-    kept = renamed.assign(**{str(name): found.cells[name] for name in found.cells})
+    again = _is_repeated(renamed.assign(Path=places))
+    if again.any():
+        notes.append(f"{again.sum():,} rows repeat an image: a label of an image is 1 if any of its rows says so")
+    cells = _combined(found.cells, places, renamed.get("Frame"), again)
+    kept = renamed.assign(
+        Path=places.where(places != "", renamed["Path"]), **{str(name): cells[name] for name in cells}
+    )
+    faults = again.map({True: "same image as in an earlier row", False: ""})
     return Images(
         root=str(folder),
-        table=kept.assign(Path=places.where(places != "", renamed["Path"])),
-        labels=tuple(found.cells.columns),
+        table=kept,
+        labels=tuple(cells.columns),
         official=open_where_missing(official) if (official != "").any() else official,
-        faults=_repeated(kept.assign(Path=places)).where(places != "", "image file not found"),
+        faults=faults.where(places != "", "image file not found"),
         columns=tuple(notes),
     )
 
@@ -249,9 +256,22 @@ def _splits(cells: pd.Series[str]) -> pd.Series[str]:
     return plain.map(_SPLIT_NAMES).fillna(plain)
 
 
-def _repeated(table: pd.DataFrame) -> pd.Series[str]:
-    again = table.duplicated([name for name in ("Path", "Frame") if name in table])
-    return again.map({True: "same image as in an earlier row", False: ""})
+def _is_repeated(table: pd.DataFrame) -> pd.Series[bool]:
+    return table.duplicated([name for name in ("Path", "Frame") if name in table]) & (table["Path"] != "")
+
+
+def _combined(
+    labels: pd.DataFrame, places: pd.Series[str], frames: pd.Series[str] | None, again: pd.Series[bool]
+) -> pd.DataFrame:
+    """Return label cells in which the rows of one image agree: 1 if any of them is 1, else uncertain, 0 or blank."""
+    if labels.empty or not again.any():
+        return labels
+    images = [places] if frames is None else [places, frames]
+    order = {"": 0, "0": 1, "-1": 2, "1": 3}
+    ranks = labels.apply(lambda cells: cells.map(order)).groupby(images).transform("max")
+    texts = {rank: cell for cell, rank in order.items()}
+    combined: pd.DataFrame = ranks.apply(lambda cells: cells.map(texts))
+    return combined.where(places != "", labels)
 
 
 # Manifests

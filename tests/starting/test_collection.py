@@ -72,10 +72,25 @@ def test_collect__without_validation_images_labels_are_not_used(tmp_path: Path) 
     assert found.notes[0].startswith("there is no validation split")
 
 
+def test_collect__folders_of_one_patient_each_are_no_labels(tmp_path: Path) -> None:
+    for name in ("Ada", "Bob", "Cyd"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            save_dicom(tmp_path / name / f"{number}.dcm", RAMP12 // (number + 1), PatientID=name)
+    assert _collect(tmp_path).labels == ()
+
+
+def test_collect__too_few_patients_are_not_split(tmp_path: Path) -> None:
+    names = [f"{kind}/p{n % 3}_{n}.png" for kind in "AB" for n in range(12)]
+    found = _collect(write_images(tmp_path, names), patient=r"p(\d)")
+    assert (set(found.splits), found.labels) == ({"train"}, ())
+    assert found.notes[0].startswith("3 patients are too few for a validation and a test split")
+
+
 def test_collect__draws_validation_images_that_the_source_lacks(tmp_path: Path) -> None:
     names = [f"{split}/{kind}/{n}.png" for split in ("train", "test") for kind in "AB" for n in range(12)]
     found = _collect(write_images(tmp_path, names))
-    assert found.splits.value_counts().to_dict() == {"test": 24, "train": 22, "val": 2}
+    assert found.splits.value_counts().to_dict() == {"test": 24, "train": 21, "val": 3}
 
 
 def test_collect__finds_duplicates_once_per_file(tmp_path: Path) -> None:

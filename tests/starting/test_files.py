@@ -36,9 +36,10 @@ def test_read_file_headers__gives_each_fault(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / "cut.png").write_bytes(write_image(tmp_path / "a.png", 0).read_bytes()[:20])
     np.save(tmp_path / "bands.npy", np.zeros((2, 3)))
-    names = ["empty.png", "old.bmp", "notes.txt", "cut.png", "bands.npy", "missing.png"]
+    (tmp_path / "head.nii.gz").write_bytes(b"\x1f\x8b" + bytes(200))
+    names = ["empty.png", "old.bmp", "notes.txt", "cut.png", "bands.npy", "missing.png", "head.nii.gz"]
     faults = read_file_headers(tmp_path, names, 2)["Fault"].tolist()
-    expected = ["file is empty", "BMP", NO_IMAGE, "damaged", "NumPy array", "No such file"]
+    expected = ["file is empty", "BMP", NO_IMAGE, "damaged", "NumPy array", "No such file", "NIfTI volume"]
     assert all(words in fault for words, fault in zip(expected, faults, strict=True)), faults
 
 

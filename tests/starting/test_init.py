@@ -83,6 +83,7 @@ def test_init__of_coloured_images_trains(place: Path) -> None:
 
 
 def test_init__of_dicom_with_faults_trains(place: Path) -> None:
+    (place / "dicom").mkdir()
     for number in range(8):
         save_dicom(place / f"dicom/IM{number}", RAMP12 // (number + 1), PatientID=f"p{number}")
     cut = place / "dicom/IM3"
@@ -204,7 +205,7 @@ def test_init__writes_nothing_if_columns_are_not_confirmed(place: Path) -> None:
     asked: list[str] = []
     with pytest.raises(SettingsError, match="nothing was written"):
         medmoco.init("all.csv", "out", confirm=lambda text: bool(asked.append(text)))
-    assert asked == ["'image' is read as Path\n'Sick' holds 0 and 1"]
+    assert asked == ["'image' is read as Path\nlabels of 0 and 1: 'Sick'"]
     assert not Path("out").exists()
 
 

@@ -23,7 +23,7 @@ def test_find_labels__words() -> None:
     found = _find(A=["Yes", "no", "", "n/a"] * 3, B=["Positive", "Negative", "negative", "uncertain"] * 3)
     assert found.cells["A"].tolist() == ["1", "0", "", ""] * 3
     assert found.cells["B"].tolist() == ["1", "0", "0", "-1"] * 3
-    assert found.notes[0] == "'A' is read as yes = 1, no = 0"
+    assert found.notes[0] == "labels in words (yes = 1, no = 0): 'A'"
 
 
 def test_find_labels__lists() -> None:

@@ -128,10 +128,14 @@ def test_table__images_elsewhere(tmp_path: Path) -> None:
     assert _read(file, images=tmp_path / "films").root == str(tmp_path / "films")
 
 
-def test_table__repeated_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_table__rows_of_one_image_are_combined(tmp_path: Path) -> None:
     _empty(tmp_path, "a.png", "b.png")
-    found = _read(_csv(tmp_path / "all.csv", "Path,Reader", "a.png,1", "a.png,2", "b.png,1"))
-    assert found.faults.tolist() == ["", "same image as in an earlier row", ""]
+    rows = ["a.png,0,", "a.png,1,0", "a.png,0,-1", "b.png,0,1", "gone.png,0,1"]
+    found = _read(_csv(tmp_path / "all.csv", "Path,Mass,Edema", *rows))
+    assert found.faults.tolist() == ["", *["same image as in an earlier row"] * 2, "", "image file not found"]
+    assert found.table["Mass"].tolist() == ["1", "1", "1", "0", "0"]
+    assert found.table["Edema"].tolist() == ["-1", "-1", "-1", "1", "1"]
+    assert found.columns[-1].startswith("2 rows repeat an image")
 
 
 def test_table__official_split(tmp_path: Path) -> None:
