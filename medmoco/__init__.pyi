@@ -39,5 +39,6 @@ from .models.moco import MoCo as MoCo
 from .reporting.report import report as report
 from .starting.health.doctor import doctor as doctor
 from .starting.health.finding import Finding as Finding
+from .starting.init import init as init
 
 __version__: str

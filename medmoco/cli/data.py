@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,47 @@ from medmoco.errors import DataError, SettingsError
 
 PANEL = "Data"
 commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PANEL)
+def init(
+    source: Annotated[
+        Path,
+        typer.Argument(parser=path, metavar="SOURCE", help="Folder of images, CSV with images, or manifest."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder for medmoco.yaml and manifest/ [default: .].")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder with the images of a CSV [default: the folder of the CSV].")
+    ] = None,
+    patient: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help=r"Find the patient's ID in file names: '(\d+)_' takes 12 from 12_3.png."),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Label columns or classes [default: those that look like labels].")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for pretraining [default: 60].")] = None,
+    hours: Annotated[float | None, typer.Option(help="The same in hours.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether columns are read correctly.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier medmoco.yaml.")] = False,
+) -> None:
+    """Inspect your images and this machine, and write a manifest and settings for them."""
+    if minutes is not None and hours is not None:
+        raise SettingsError("--minutes and --hours exclude each other; give one")
+    time = 60 * hours if hours is not None else 60.0 if minutes is None else minutes
+    chosen = [name.strip() for name in labels.split(",") if name.strip()] if labels is not None else None
+    ask = _confirm if sys.stdin.isatty() and not yes else None
+    print(medmoco.init(
+        source, out or Path(), images=images, patient=patient, labels=chosen, minutes=time, seed=seed,
+        overwrite=overwrite, confirm=ask, log=log,
+    ).text)  # fmt: skip
+
+
+def _confirm(columns: str) -> bool:
+    return typer.confirm(f"{columns}\nIs this right?", default=True)
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -99,15 +99,23 @@ class Source:
         Returns:
             (N,) relative to the folder; blank if there is no such image, or if several could be meant.
         """
-        found = paths.where(paths.isin(self.images), "")
-        depths = paths.str.count("/") + 1
-        for depth in sorted({*depths.unique(), 1}, reverse=True):
-            ends = pd.Series(self.images, [_end(file, depth) for file in self.images], dtype=str)
-            ends = ends[~ends.index.duplicated(keep=False)]
-            sought = paths.map(lambda path, depth=depth: _end(path, depth))
-            missing = (found == "") & (depths >= depth) & ~sought.duplicated(keep=False)
-            found[missing] = ends.reindex(sought[missing]).fillna("").to_numpy()
-        return found
+        return locate(paths, self.images)
+
+
+def locate(paths: pd.Series[str], files: Sequence[str]) -> pd.Series[str]:
+    """Find paths (N,) among files at any depth and with any suffix; see `Source.locate`."""
+    found = paths.where(paths.isin(files), "")
+    depths = paths.str.count("/") + 1
+    for depth in range(int(depths.max()) if len(depths) else 0, 0, -1):
+        missing = (found == "") & (depths >= depth)
+        if not missing.any():
+            continue
+        ends = pd.Series(files, [_end(file, depth) for file in files], dtype=str)
+        ends = ends[~ends.index.duplicated(keep=False)]
+        sought = paths.map(lambda path, depth=depth: _end(path, depth))
+        missing &= ~sought.duplicated(keep=False)
+        found[missing] = ends.reindex(sought[missing]).fillna("").to_numpy()
+    return found
 
 
 def check_columns(table: pd.DataFrame, columns: Sequence[str], file: Path) -> None:

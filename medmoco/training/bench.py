@@ -105,18 +105,32 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
         log("2 of 4: views, in one process")
         views = _rate(_view_making(split, settings), seconds)
     log("3 of 4: the training step, on random images")
-    step, _ = _train(
-        repeat(random_batch(settings, settings.train.global_batch_size)), split, settings, precision, seconds, skip=2
-    )
+    step = step_rate(settings, len(split), seconds)
     log("4 of 4: the whole training loop")
     batches = training_batches(split, settings, _order(split, settings), 0)
     prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
-    together, waiting = _train(batches, split, settings, precision, seconds, skip=prefetched)
+    numbers = negative_numbers(split, settings.method)
+    together, waiting = _train(batches, _order(split, settings), numbers, settings, seconds, skip=prefetched)
     facts = Facts(
         read, views, step, together, waiting, settings.data.workers, len(os.sched_getaffinity(0)),
         bool(settings.data.pack), device.type, precision, best,
     )  # fmt: skip
     return "\n".join([*_table(facts), "", *advise(facts)])
+
+
+def step_rate(settings: RunSettings, images: int, seconds: float) -> Rate:
+    """Time the training step on random images, after two steps that do not count.
+
+    Args:
+        settings: Settings of the run.
+        images: Number of images in the training split.
+        seconds: Length of the measurement; it takes five steps at least.
+    """
+    order = StepOrder(settings.seed, images, settings.train.global_batch_size, _ENDLESS)
+    numbers = None if settings.method.negatives == "all" else torch.arange(images)
+    return _train(
+        repeat(random_batch(settings, settings.train.global_batch_size)), order, numbers, settings, seconds, skip=2
+    )[0]
 
 
 def advise(facts: Facts) -> list[str]:
@@ -260,24 +274,31 @@ class _TimeIsUp(Exception):
 
 
 def _train(
-    batches: Iterable[Batch], split: Split, settings: RunSettings, precision: str, seconds: float, *, skip: int
+    batches: Iterable[Batch],
+    order: StepOrder,
+    numbers: torch.Tensor | None,
+    settings: RunSettings,
+    seconds: float,
+    *,
+    skip: int,
 ) -> tuple[Rate, float]:
     """Run the training loop on batches for a while; return its rate and the share of time that it waited for them."""
     device = choose_device(settings.train)
+    precision, _ = choose_precision(settings.train, device)
     context = RunContext(settings, device, precision)
     state = create_state(context)
     stopwatch = _Stopwatch(device, seconds, skip)
     train = settings.train.model_copy(update={"log_every": _ENDLESS, "checkpoint_every": _ENDLESS})
     model = state.model
     assert isinstance(model, MoCo)
-    task = Contrast(model, context, numbers=negative_numbers(split, settings.method))
+    task = Contrast(model, context, numbers=numbers)
     hooks = Hooks(lambda _: None, lambda *_: {}, lambda *_: None)
     with (
         suppress(_TimeIsUp),
         tempfile.TemporaryDirectory() as folder,
-        RunLog(Path(folder), steps=_ENDLESS, start_step=0) as log,
+        RunLog(Path(folder), steps=_ENDLESS, start_step=0, quiet=True) as log,
     ):
-        Loop(state, _order(split, settings), train, log, hooks).fit(task, stopwatch.timed(batches))
+        Loop(state, order, train, log, hooks).fit(task, stopwatch.timed(batches))
     return _summary(stopwatch.rates), stopwatch.waited / stopwatch.total
 
 

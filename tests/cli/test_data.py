@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medmoco import config
 from medmoco.datasets.prepare import DATASETS
+from tests.helpers.collections import write_images
 from tests.helpers.commands import Call, refused
 
 
@@ -124,3 +127,64 @@ def test_pack__failed_images_are_exit_code_3_and_training_says_so_too(call: Call
 )
 def test_errors__are_short_and_have_their_exit_code(call: Call, arguments: list[str], code: int, expected: str) -> None:
     refused(call, arguments, code, expected)
+
+
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working folder with images and a CSV; nothing is timed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("medmoco.starting.init._images_per_second", lambda *_: 1000.0)
+    write_images(tmp_path / "films", [f"p{number // 2}_{number}.png" for number in range(40)])
+    rows = "".join(f"p{number // 2}_{number}.png,{'yes' if number % 2 else 'no'}\n" for number in range(40))
+    (tmp_path / "films" / "labels.csv").write_text(f"image,Sick\n{rows}")
+    return tmp_path
+
+
+def test_init__prints_the_fingerprint_and_the_next_command(call: Call, films: Path) -> None:
+    shown = call("init", "films", "--hours", 0.5, "--patient", r"^p(\d+)_")
+    lines = shown.stdout.splitlines()
+    assert [line.split() for line in lines[:3]] == [["train"], ["images", "40"], ["patients", "20"]]
+    assert lines[-1] == "next        medmoco pretrain"
+    assert "reading the headers of 41 files" in shown.stderr
+    assert config.load(films / "medmoco.yaml").train.epochs == 200
+
+
+def test_init__replaces_an_earlier_plan_only_with_overwrite(call: Call, films: Path) -> None:
+    call("init", "films", "--out", "plan")
+    assert "plan/medmoco.yaml and plan/manifest exist already" in call("init", "films", "--out", "plan", code=2).stderr
+    call("init", "films", "--out", "plan", "--overwrite", "--seed", 7)
+    assert config.load(films / "plan/medmoco.yaml").seed == 7
+
+
+@pytest.mark.parametrize(("answer", "written"), [("y", True), ("n", False)])
+def test_init__asks_on_a_terminal_whether_columns_are_read_correctly(
+    call: Call, films: Path, monkeypatch: pytest.MonkeyPatch, answer: str, written: bool
+) -> None:
+    terminal = io.StringIO(f"{answer}\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
+    shown = call("init", "films/labels.csv", code=0 if written else 2)
+    assert "'image' is read as Path\nlabels in words (yes = 1, no = 0): 'Sick'\nIs this right?" in shown.stdout
+    assert (films / "medmoco.yaml").exists() is written
+
+
+def test_init__does_not_ask_without_a_terminal_or_with_yes(
+    call: Call, films: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Is this right?" not in call("init", "films/labels.csv").stdout
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert "Is this right?" not in call("init", "films/labels.csv", "--yes", "--overwrite").stdout
+
+
+def test_init__chosen_labels(call: Call, films: Path) -> None:
+    assert (
+        "no column or class 'sick'; did you mean 'Sick'?"
+        in call("init", "films/labels.csv", "--labels", "sick", code=2).stderr
+    )
+    call("init", "films/labels.csv", "--labels", " Sick ")
+    assert list(config.load(films / "medmoco.yaml").data.labels) == ["Sick"]
+
+
+def test_init__time_is_given_once(call: Call, films: Path) -> None:
+    assert "exclude each other" in call("init", "films", "--minutes", 1, "--hours", 1, code=2).stderr

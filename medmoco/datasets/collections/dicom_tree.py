@@ -12,12 +12,7 @@ ABOUT = About(name="a DICOM tree")
 
 def prepare(source: Source) -> Prepared:
     """Read the header of every file; a multi-frame file becomes a row for each frame."""
-    headers = source.headers(source.files)
-    frames = pd.to_numeric(headers["Frames"]).where(headers["Fault"] == "", 1).astype(int)
-    table = headers.assign(Path=source.files).loc[headers.index.repeat(frames)]
-    frame = table.groupby(level=0).cumcount() + 1
-    if frame.max() > 1:
-        table["Frame"] = frame.astype(str)
+    table = one_row_per_frame(source.headers(source.files).assign(Path=source.files))
     return Prepared(
         table=table.drop(columns="Fault"),
         faults=table["Fault"],
@@ -27,3 +22,14 @@ def prepare(source: Source) -> Prepared:
             "`StudyID` is the StudyInstanceUID; `Age` comes from the header, or from the dates of birth and study.",
         ],
     )
+
+
+def one_row_per_frame(files: pd.DataFrame) -> pd.DataFrame:
+    """Repeat the row of each file, with its columns Frames and Fault, for its frames; add Frame if any has several.
+
+    The index still names the file.
+    """
+    frames = pd.to_numeric(files["Frames"]).where(files["Fault"] == "", 1).astype(int)
+    table = files.loc[files.index.repeat(frames)]
+    frame = table.groupby(level=0).cumcount() + 1
+    return table.assign(Frame=frame.astype(str)) if frame.max() > 1 else table
