@@ -67,10 +67,20 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
             if not isinstance(node, dict):
                 outer = ".".join(parents[:depth])
                 raise SettingsError(f"{shown(text)}: {shown(outer)} was already set to {shown(node)}; drop one of them")
-        given = parse(value, shown(text))
+        given = _given(leaf, value, shown(text))
         both = isinstance(given, dict) and isinstance(node.get(leaf), dict) and leaf not in NAMES
         node[leaf] = merge(node[leaf], given) if both else given
     return tree
+
+
+def _given(key: str, value: str, where: str) -> Any:
+    """Return the value of an override, read as YAML; a condition may begin with a quoted name."""
+    try:
+        return parse(value, where)
+    except SettingsError:
+        if key == "where" and value.lstrip()[:1] in ("'", '"'):
+            return value
+        raise
 
 
 def merge(base: Tree, over: Tree) -> Tree:

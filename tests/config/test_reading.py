@@ -15,6 +15,12 @@ from medmoco.errors import SettingsError
 from tests.helpers.written import MINIMAL, refusal, write
 
 
+@pytest.mark.parametrize("condition", ['"View Position" == PA', "'A b' in (1, 2)", "A == 1", 'A == "MR"', "A == ''"])
+def test_load__conditions_need_no_further_quotes(tmp_path: Path, condition: str) -> None:
+    settings = config.load(write(tmp_path, MINIMAL), [f"data.where={condition}", f'evaluate.where="{"A == 1"}"'])
+    assert (settings.data.where, settings.evaluate.where) == (condition, "A == 1")
+
+
 def test_load__defaults_file_and_command_line_in_rising_order(tmp_path: Path) -> None:
     file = write(tmp_path, MINIMAL + "train: {lr: 0.5, epochs: 7}\n")
     settings = config.load(file, ["train.lr=1e-3", "seed=3"])
