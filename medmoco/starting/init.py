@@ -99,7 +99,7 @@ def init(
         >>> import medmoco
         >>> started = medmoco.init("phantoms", "started", minutes=0.05)
         >>> started.config, started.counts["train"]
-        (PosixPath('started/medmoco.yaml'), 31)
+        (PosixPath('started/medmoco.yaml'), 39)
         >>> medmoco.load_config(started.config).model.backbone
         'resnet10t'
     """

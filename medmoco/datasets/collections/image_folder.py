@@ -34,7 +34,7 @@ def prepare(source: Source) -> Prepared:
     others = len(source.files) - len(source.images)
     return Prepared(
         table=table.join(labels),
-        labels=list(labels),
+        labels=[str(name) for name in labels],
         official=open_where_missing(splits),
         faults=classes.eq("").map({True: "not in a class folder", False: ""}).astype(str),
         scanned=True,
