@@ -124,6 +124,7 @@ def _first_figure(runs: Sequence[Run]) -> list[Block]:
 
 
 def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
+    """Return the scores of up to four labels; of more labels, only their mean."""
     lines = []
     split, primary = run.evaluation.split, run.evaluation.primary
     scores = [
@@ -131,7 +132,8 @@ def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
         for score in run.evaluation.scores or ()
         if (score.split, score.method) == (split, "linear") and score.auroc is not None
     ]
-    for label in labels_of(scores):
+    labels = labels_of(scores)
+    for label in labels if len(labels) <= 4 else labels[-1:]:
         by_encoder = {score.encoder: score for score in scores if score.label == label}
         own = by_encoder.pop(primary or "", None)
         if own is None:
@@ -142,7 +144,7 @@ def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
             line += f" (95 % interval {number(own.auroc_low)} to {number(own.auroc_high)})"
         others = [f"{encoder} {number(score.auroc)}" for encoder, score in by_encoder.items()]
         lines.append(f"{line}; {', '.join(others)}." if others else f"{line}.")
-    return lines[:4]
+    return lines
 
 
 def _cards(runs: Sequence[Run]) -> Section:
