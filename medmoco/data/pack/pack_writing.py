@@ -131,7 +131,7 @@ def make_pack(data: DataSettings, out: Path, log: Log, write: Writer | None = No
         Stopped: a signal has requested it; finished shards are kept.
     """
     write = write or _on_this_machine
-    plan = _make_plan(data)
+    plan = _make_plan(data, log)
     with _claimed(out):
         if (out / INFO).is_file():
             plan = replace(plan, per_shard=read_info(out)["canvases_per_shard"])
@@ -166,10 +166,12 @@ def _on_this_machine(
 # The plan
 
 
-def _make_plan(data: DataSettings) -> Plan:
+def _make_plan(data: DataSettings, log: Log) -> Plan:
     """Return the layout, with every image once, in the order of train, val and test."""
     splits = load_manifest(data, present_splits(data))
     for split in splits.values():
+        for notice in split.table_notices:
+            log(notice)
         _refuse_wrong_root(split, data)
     keys = np.concatenate([keys_of(split, data) for split in splits.values()])
     files = np.concatenate([split.files for split in splits.values()])
