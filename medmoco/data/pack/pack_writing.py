@@ -185,8 +185,7 @@ def _make_plan(data: DataSettings, log: Log) -> Plan:
     index["key"], index["row"], index["frame"] = keys[first], rows[first], frames[first]
     index["split"] = np.array(names, "S5")[first]
     manifest = {name: {"sha256": split.sha256, "rows": len(split)} for name, split in splits.items()}
-    frames_are_named = all(split.names_frames for split in splits.values())
-    return Plan(data, index, files[first], per_shard, manifest, frames_are_named)
+    return Plan(data, index, files[first], per_shard, manifest, all(split.names_frames for split in splits.values()))
 
 
 def _refuse_wrong_root(split: Split, data: DataSettings) -> None:
