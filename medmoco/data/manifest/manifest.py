@@ -55,6 +55,7 @@ class Split:
     # SHA-256 of the file; combined with that of the joined table, and with the rows if data.where leaves some out
     sha256: str
     notices: tuple[str, ...]  # warnings about these rows for the user
+    table_notices: tuple[str, ...] = ()  # those of them about rows that are left out or have no partner
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -345,10 +346,10 @@ def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSetting
         values = label_values(file, label, policy)
         raw[:, position], labels[:, position] = values, _apply_policy(values, policy)
     root = os.path.join(data.root.replace("{split}", name), "")
-    sha256, notices = file.sha256, [*file.notices, *_patient_notices(name, file.table, patients, data.labels)]
-    if left_out := _left_out_notices(name, file):
+    sha256, left_out = file.sha256, _left_out_notices(name, file)
+    if left_out:
         sha256 = hashlib.sha256(f"{sha256} {file.rows.tolist()}".encode()).hexdigest()
-        notices += left_out
+    table_notices = (*file.notices, *left_out)
     return Split(
         name=name,
         csv=file.path,
@@ -361,7 +362,8 @@ def _make_split(name: str, file: CsvFile, patients: _Patients, data: DataSetting
         raw_labels=raw,
         table=file.table,
         sha256=sha256,
-        notices=tuple(notices),
+        notices=(*_patient_notices(name, file.table, patients, data.labels), *table_notices),
+        table_notices=table_notices,
     )
 
 

@@ -131,7 +131,7 @@ def make_pack(data: DataSettings, out: Path, log: Log, write: Writer | None = No
         Stopped: a signal has requested it; finished shards are kept.
     """
     write = write or _on_this_machine
-    plan = _make_plan(data)
+    plan = _make_plan(data, log)
     with _claimed(out):
         if (out / INFO).is_file():
             plan = replace(plan, per_shard=read_info(out)["canvases_per_shard"])
@@ -166,10 +166,12 @@ def _on_this_machine(
 # The plan
 
 
-def _make_plan(data: DataSettings) -> Plan:
+def _make_plan(data: DataSettings, log: Log) -> Plan:
     """Return the layout, with every image once, in the order of train, val and test."""
     splits = load_manifest(data, present_splits(data))
     for split in splits.values():
+        for notice in split.table_notices:
+            log(notice)
         _refuse_wrong_root(split, data)
     keys = np.concatenate([keys_of(split, data) for split in splits.values()])
     files = np.concatenate([split.files for split in splits.values()])
@@ -183,8 +185,7 @@ def _make_plan(data: DataSettings) -> Plan:
     index["key"], index["row"], index["frame"] = keys[first], rows[first], frames[first]
     index["split"] = np.array(names, "S5")[first]
     manifest = {name: {"sha256": split.sha256, "rows": len(split)} for name, split in splits.items()}
-    frames_are_named = all(split.names_frames for split in splits.values())
-    return Plan(data, index, files[first], per_shard, manifest, frames_are_named)
+    return Plan(data, index, files[first], per_shard, manifest, all(split.names_frames for split in splits.values()))
 
 
 def _refuse_wrong_root(split: Split, data: DataSettings) -> None:

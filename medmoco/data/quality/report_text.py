@@ -56,6 +56,8 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
         patients = "" if patient_ids(split) is None else f" of {np.unique(split.patients).size:,} patients"
         counts.append(f"{split.name} {len(split):,}{patients}")
     yield from _wrapped(f"{rows.own.sum():,} rows: {', '.join(counts)}")
+    for notice in (notice for split in splits for notice in split.table_notices):
+        yield from _wrapped(notice)
     for number in range(len(splits), len(rows.sources)):
         yield f"{rows.sources[number]} data for comparison: {(rows.source == number).sum():,} rows"
     readable = rows.file[rows.own & files.readable[rows.file]]
@@ -74,8 +76,9 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
         )
     meant = {column: other for split in splits for column in _DESCRIBING if (other := _other_name(column, split))}
     if meant:
-        each = ", ".join(f"{other!r} to {column}" for column, other in meant.items())
-        yield from _wrapped(f"these columns are not recognised under their names; rename {each}")
+        each = ", ".join(f'{column}: "{other}"' for column, other in meant.items())
+        yield "these columns are not recognised under their names; to use them, set"
+        yield f"'data.columns={{{each}}}'"  # not wrapped, for copying
 
 
 def _other_name(column: str, split: Split) -> str | None:

@@ -342,7 +342,9 @@ def test_make_pack__of_some_rows_serves_a_manifest_of_those(images: Path, tmp_pa
         rows = "".join(f"{split}-{number}.png,{'MR' if number % 2 else 'CT'}\n" for number in range(count))
         (images / f"{split}.csv").write_text(f"File,Modality\n{rows}")
     columns, some = "data.columns={Path: File}", "data.where=Modality == MR"
-    assert pack(images, tmp_path / "some", columns, some)[1][-1].startswith("the pack is complete: 4 of 4 images")
+    said = pack(images, tmp_path / "some", columns, some)[1]
+    assert said[0] == "train: 4 of 7 rows are left out by data.where"
+    assert said[-1].startswith("the pack is complete: 4 of 4 images")
     assert pack(images, tmp_path / "all", columns)[1][-1].startswith("the pack is complete: 10 of 10 images")
     loaded = load_manifest(settings_for(images, columns, some).data, ["train"])["train"]
     assert len(check_images(loaded, settings_for(images, columns, some, f"data.pack={tmp_path / 'all'}").data)) == 3

@@ -117,6 +117,21 @@ def test_screen__is_one_screen_whatever_the_labels(tmp_path: Path) -> None:
     assert max(map(len, lines)) < 120
 
 
+def test_screen__rows_that_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("Path,PatientID,A\n1,p,1\n2,p,2\n3,p,3\n")
+    data = DataSettings.model_validate({"manifest": tmp_path, "root": "x", "where": "A > 2"})
+    splits = list(load_manifest(data, ("train",)).values())
+    rows, _, _ = gather_rows(splits, [])
+    one = Examined(
+        np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), np.zeros(1, bool),
+        np.full(1, -1, np.int16),
+    )  # fmt: skip
+    assert format_report(splits, rows, one, [], []).splitlines()[:2] == [
+        "1 rows: train 1 of 1 patients",
+        "train: 2 of 3 rows are left out by data.where",
+    ]
+
+
 def test_screen__columns_that_other_names_hide(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("Path,PatientID,study_id,View Position,age,Sex\n1,p,s,PA,1,F\n")
     data = DataSettings.model_validate({"manifest": tmp_path, "root": "x", "labels": ["age"]})
@@ -126,8 +141,8 @@ def test_screen__columns_that_other_names_hide(tmp_path: Path) -> None:
         np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), np.zeros(1, bool),
         np.full(1, -1, np.int16),
     )  # fmt: skip
-    assert format_report(splits, rows, one, [], []).splitlines()[1:3] == [
-        "these columns are not recognised under their names; rename 'study_id' to StudyID, 'View Position' to "
-        "ViewPosition",
+    assert format_report(splits, rows, one, [], []).splitlines()[1:4] == [
+        "these columns are not recognised under their names; to use them, set",
+        '\'data.columns={StudyID: "study_id", ViewPosition: "View Position"}\'',
         "",
     ]

@@ -73,7 +73,7 @@ def test_join__a_column_in_both_tables(tmp_path: Path) -> None:
     other = load(tmp_path, table, "Path,Age\na,5\nb,7\n", ["A"], on="Path")
     assert other.table["Age"].tolist() == ["5", "6"]
     assert (
-        other.notices[0]
+        other.table_notices[0]
         == "train.csv and labels.csv have different cells of 'Age' in 1 rows; those of train.csv are used"
     )
     message = refusal(tmp_path, table, "Path,A\na,1\nb,1\n", ["A"], on="Path")
