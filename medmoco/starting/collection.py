@@ -26,9 +26,9 @@ from medmoco.starting.patients import extract_patients, suggest_pattern
 from medmoco.starting.plan import Shape, choose_shape
 from medmoco.starting.sources import Images
 
-_DECODED = 2000  # images that are decoded at most
+_DECODED = 10_000  # images that are decoded at most
 _SAMPLED = 200  # images that are decoded even if that takes longer than `_SECONDS`
-_SECONDS = 30.0
+_SECONDS = 20.0
 _LEAST_PATIENTS = 10  # for a validation split of a tenth of them
 _FIRST = ["Path", "Frame", "PatientID", "StudyID", "SeriesID", "ViewPosition", "Sex", "Age", "Laterality"]
 

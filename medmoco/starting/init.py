@@ -38,6 +38,7 @@ CONFIG = "medmoco.yaml"
 
 _MANIFEST = "manifest"
 _OWN_FILES = (*MANIFEST_FILES, "left_out.csv", "README.md")
+_LONGEST = 60.0 * 24 * 365  # minutes
 _MEASURED = 5.0  # seconds of training steps; a twentieth of the time for pretraining, if that is less
 
 
@@ -104,12 +105,18 @@ def init(
         'resnet10t'
     """
     source, out = Path(source), Path(out)
-    if minutes <= 0:
-        raise SettingsError(f"--minutes {minutes:g} must be above 0")
+    if not 0 < minutes < _LONGEST:
+        raise SettingsError(f"--minutes {minutes:g} is not a time; give minutes above 0, such as 60")
     config, folder = out / CONFIG, out / _MANIFEST
-    _refuse_existing(config, folder, source, overwrite=overwrite)
+    if not overwrite:
+        _refuse_existing(config, folder, source)
     machine = inspect_machine()
     listed = read_source(source, Path(images) if images else None, labels, [config, folder, out / "runs", out / "pack"])
+    if patient is not None and listed.manifest is not None:
+        raise SettingsError(
+            f"--patient: {source} is a manifest, which is used as it is; add a column PatientID to it, or give the\n"
+            "folder of its images instead"
+        )
     if confirm and listed.columns and not confirm("\n".join(listed.columns)):
         raise SettingsError("nothing was written; choose labels with --labels, or rename columns in the CSV")
     found = collect(listed, machine, patient, seed, log)
@@ -133,15 +140,9 @@ def init(
     return Started(config, manifest, counts, left_out, plan.seconds, _text(listed, found, plan, config))
 
 
-def _refuse_existing(config: Path, folder: Path, source: Path, *, overwrite: bool) -> None:
-    """Refuse to replace settings or a manifest; with `overwrite`, delete the files of the manifest."""
-    if folder.resolve() == source.resolve():
-        existing = [config] if config.exists() else []
-    else:
-        existing = [path for path in (config, folder) if path.exists()]
-        for name in _OWN_FILES if overwrite else ():
-            (folder / name).unlink(missing_ok=True)
-    if existing and not overwrite:
+def _refuse_existing(config: Path, folder: Path, source: Path) -> None:
+    existing = [path for path in (config, folder) if path.exists() and path.resolve() != source.resolve()]
+    if existing:
         raise SettingsError(
             f"{' and '.join(map(str, existing))} exist{'s' if len(existing) == 1 else ''} already; give another folder"
             " with --out, or --overwrite to replace them"
@@ -153,6 +154,8 @@ def _write_manifest(folder: Path, found: Collection, seed: int) -> None:
     patients, _ = patient_ids(found.table)
     cells = found.table[list(found.labels)].apply(pd.to_numeric, errors="coerce")
     about = f"Written by `medmoco init` with seed {seed}. left_out.csv lists the images that cannot be used."
+    for name in _OWN_FILES:  # of an earlier call, which may have written other splits
+        (folder / name).unlink(missing_ok=True)
     page = ["# Manifest", about, *found.notes, counts_page(files, patients, cells)]
     write_folder(folder, files | {"left_out": found.left_out}, "\n\n".join(page))
 

@@ -189,7 +189,7 @@ def _recipe(facts: Facts, network: Choice, batch: Choice, queue: Choice, *, smal
     """Return the choices that the training step depends on; `small` is for runs of few steps."""
     groups = max(1, min(8, batch.value // 16))
     split = f"batch norm over groups of {batch.value // groups} images, so that it cannot reveal the key"
-    few = f"for less than {SMALL_RUN:,} steps; 0.999 would be too slow"
+    few = f"for fewer than {SMALL_RUN:,} steps; 0.999 would be too slow"
     choices = [
         Choice("views.crop_scale", [0.2, 1.0], "as in MoCo v2"),
         network,
@@ -243,7 +243,7 @@ def _epochs(facts: Facts, each: float, rate: float, minutes: float) -> tuple[Cho
     """Choose the number of epochs for the time, and how often to score the features during training."""
     seconds, epoch = 60 * minutes, facts.train * each
     scored = bool(facts.labels and facts.val)
-    scores = (5 if seconds / epoch >= 20 else 1) * scored
+    scores = (5 if seconds / epoch >= 20 else 3 if seconds / epoch >= 8 else 1) * scored
     possible = max(1, int((seconds - scores * _knn_seconds(facts, rate)) / epoch))
     count = min(_MOST_EPOCHS, possible)
     speed = f"{1 / each:,.0f} images/s measured here"

@@ -239,9 +239,27 @@ def test_init__few_images_on_several_gpus_start_on_one(place: Path, monkeypatch:
     assert medmoco.init("pngs").text.endswith("next        medmoco pretrain --devices 1")
 
 
+@pytest.mark.usefixtures("no_timing")
+def test_init__keeps_the_earlier_manifest_if_it_fails(place: Path) -> None:
+    _class_folders(place / "oct")
+    started = medmoco.init("oct")
+    with pytest.raises(SettingsError, match="no folder 'cnv'"):
+        medmoco.init("oct", overwrite=True, labels=["cnv"])
+    assert (started.manifest / "val.csv").is_file()
+    write_images(place / "flat", [f"{n}.png" for n in range(8)])
+    medmoco.init("flat", overwrite=True)
+    assert not (started.manifest / "val.csv").exists()
+
+
+def test_init__patients_of_a_manifest_are_its_own(place: Path) -> None:
+    medmoco.phantom("phantoms", patients=10, image_size=64)
+    with pytest.raises(SettingsError, match="is a manifest, which is used as it is; add a column PatientID"):
+        medmoco.init("phantoms", patient=r"(\d+)")
+
+
 def test_init__refuses_a_single_image_and_no_time(place: Path) -> None:
     write_images(place / "pngs", ["a.png"])
     with pytest.raises(ManifestError, match="needs at least two images, but only 1 can be used"):
         medmoco.init("pngs")
-    with pytest.raises(SettingsError, match="--minutes 0 must be above 0"):
+    with pytest.raises(SettingsError, match="--minutes 0 is not a time"):
         medmoco.init("pngs", minutes=0)
