@@ -33,8 +33,7 @@ demo: $(READY) ## pretrain, evaluate and export on 1,500 real chest films in a f
 	medmoco export --run demo/run --out demo/export
 	medmoco verify demo/export
 	@echo
-	@medmoco report demo/run --card demo/export/MODEL_CARD.md --pictures demo/views.png \
-	    --title "MoCo pretraining on 900 chest films without labels"
+	@medmoco report demo/run --card demo/export/MODEL_CARD.md --pictures demo/views.png --title "900 chest films"
 	@echo "views:    demo/views.png, films and what the encoder sees of them"
 	@echo "figures:  demo/run/curve/*.svg, AUROC by the number of labelled patients"
 	@echo "encoder:  demo/export, with its preprocessing, model card and verification"

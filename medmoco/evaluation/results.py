@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.discrimination import Kind, discrimination_figure
-from medmoco.evaluation.record_files import read_named_records, read_records, to_frame, write_records
+from medmoco.evaluation.record_files import read_named_records, read_records, shown_split, to_frame, write_records
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
     CurvePoint,
     Difference,
     ExternalScore,
-    MethodRecord,
     OperatingPoint,
     Record,
     Score,
@@ -397,9 +396,3 @@ class External(_Saved):
         frame = to_frame(self.scores.values())
         frame.insert(0, "label", list(self.scores))
         return frame
-
-
-def shown_split(records: Sequence[MethodRecord]) -> str:
-    """Return the split to show by default: test if it was evaluated, else val."""
-    present = {record.split for record in records}
-    return "test" if "test" in present or "val" not in present else "val"

@@ -8,8 +8,8 @@ import pandas as pd
 
 from medmoco.evaluation.discrimination import discrimination, discrimination_figure
 from medmoco.evaluation.metrics.auroc import Floats
+from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import Bin, CalibrationScore, primary_of
-from medmoco.evaluation.results import shown_split
 from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words
 from medmoco.reporting.blocks import Block, Fold, Plot, Section, Table, count, number, plots_first, with_interval
 from medmoco.reporting.runs import Run, missing

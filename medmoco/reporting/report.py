@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
 from medmoco.errors import SettingsError
-from medmoco.evaluation.results import shown_split
+from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.verdict import verdict
 from medmoco.plotting.style import inline_svg
 from medmoco.reporting.appendix import appendix_section

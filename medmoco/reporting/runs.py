@@ -19,7 +19,7 @@ from medmoco.config import DataSettings, Tree, flatten
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
 from medmoco.evaluation.leakage.ledger import LEDGER, LedgerEntry, read_ledger
-from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records
+from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records, shown_split
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
@@ -32,7 +32,7 @@ from medmoco.evaluation.records import (
     Subgroup,
     primary_of,
 )
-from medmoco.evaluation.results import PREDICTIONS, shown_split
+from medmoco.evaluation.results import PREDICTIONS
 from medmoco.evaluation.scoring.regression import RIDGE
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 from medmoco.reporting.blocks import ID_COLUMNS, Block, Text, where_words

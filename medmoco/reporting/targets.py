@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import Record, primary_of
-from medmoco.evaluation.results import shown_split
 from medmoco.evaluation.scoring.table import figure
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 from medmoco.plotting.figures import Estimate, confusion_figure, curve_figure, method_words

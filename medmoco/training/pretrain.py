@@ -113,9 +113,9 @@ def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
     sharing = count_sharing(group, shared_memory_place())
     with together(group):
         loaded = _load_what_can_be(data, refusals)
-        splits = {}
-        for name, split in loaded.items():
-            with refusals.collecting():
+        splits: dict[str, Split] = {}
+        with refusals.collecting():  # what is wrong with the files of train is usually wrong with those of val
+            for name, split in loaded.items():
                 splits[name] = check_images(split, data)
         if train := splits.get("train", loaded.get("train")):
             with refusals.collecting():
@@ -137,21 +137,14 @@ def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
 
 
 def _load_what_can_be(data: DataSettings, refusals: Refusals) -> dict[str, Split]:
-    """Return the splits to train on, without those that cannot be read; train without labels rather than not at all."""
-    names = ("train", "val") if data.labels else ("train",)
+    """Return the splits to train on; if they cannot be read, train without labels, so that it can be checked too."""
+    try:
+        return load_manifest(data, ("train", "val") if data.labels else ("train",))
+    except MedmocoError as error:
+        refusals.add(error)
     with suppress(MedmocoError):
-        return load_manifest(data, names)
-    loaded: dict[str, Split] = {}
-    for name in names:
-        try:
-            loaded |= load_manifest(data, (name,))
-        except MedmocoError as error:
-            hint = "\nLabels are scored on val: add that split, or set data.labels={}" * ("train" in loaded)
-            refusals.add(type(error)(f"{error}{hint}"))
-    if "train" not in loaded:
-        with suppress(MedmocoError):
-            loaded |= load_manifest(data.model_copy(update={"labels": {}}), ("train",))
-    return loaded
+        return load_manifest(data.model_copy(update={"labels": {}}), ("train",))
+    return {}
 
 
 def _log_start(session: TrainingSession) -> None:

@@ -60,9 +60,12 @@ def check_files(
         if len(rows):
             first = ", ".join(str(row) for row in rows[:_SHOWN]) + (", ..." if len(rows) > _SHOWN else "")
             hints = _hints(split, faults) if fault is FileFault.MISSING else ""
+            remedy = (hints + fault.value[1]).replace("Path", column)
+            if fault is FileFault.MISSING and not hints and not os.path.isdir(root):
+                remedy = f"data.root: there is no folder {data.root}"
             raise ManifestError(
                 f"{split.csv}: {len(rows)} of {len(split)} {split.name} files {fault.value[0]} (rows {first});\n"
-                f"{(hints + fault.value[1]).replace('Path', column)}"
+                f"{remedy}"
             )
 
 

@@ -73,11 +73,16 @@ def kind_of_source(source: str | os.PathLike[str]) -> Kind:
     """Return the kind of a source.
 
     Raises:
-        CheckpointError: the folder contains no encoder.
+        CheckpointError: it does not exist, or the folder contains no encoder.
     """
     path = Path(source)
     if str(source) == RANDOM:
         return "random"
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; name a run folder, a folder written by `medmoco export` or `import`, a weights\n"
+            f"file, or {RANDOM} for an untrained network"
+        )
     if not path.is_dir():
         return "file"
     if is_run(path):
