@@ -28,7 +28,8 @@ _LEAST_ROWS = 3  # of each class or term on average; a column with fewer holds f
 _METADATA = re.compile(
     r"(?i)modality|manufacturer|vendor|scanner|device|detector|body.?part|hospital|site|cent(er|re)|institution"
     r"|source|licen[cs]e|dataset|format|quality|technique|protocol|race|ethnicity|country|method|pediatric"
-    r"|reader|annotator|rater|grader|rad(iologist)?.?id|dicom|pixel|instance|series|samples|bits|photometric|position|syntax|signed|window|lut\b|_lut"
+    r"|reader|annotator|rater|grader|rad(iologist)?.?id|dicom|pixel|instance|series|samples|bits|photometric|position"
+    r"|syntax|signed|window|lut\b"
 )
 
 
