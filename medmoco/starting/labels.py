@@ -29,6 +29,7 @@ _METADATA = re.compile(
     r"(?i)modality|manufacturer|vendor|scanner|device|detector|body.?part|hospital|site|cent(er|re)|institution"
     r"|source|licen[cs]e|dataset|format|quality|technique|protocol|race|ethnicity|country|method|pediatric"
     r"|reader|annotator|rater|grader|rad(iologist)?.?id|dicom|pixel|instance|series|samples|bits|photometric|position"
+    r"|syntax|signed|window|lut\b"
 )
 
 
