@@ -14,7 +14,12 @@ from medmoco.data.manifest.ids import BLANK, DOUBTS, POINT, ROUNDED, doubts
 from medmoco.data.manifest.manifest import SPLITS, names_patients, patient_column_meant, read_described, read_table
 from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.data.manifest.splits import (
-    DUPLICATES, draw_splits, fraction_size, merge_patients, nested_places, text_keys,
+    DUPLICATES,
+    draw_splits,
+    fraction_size,
+    merge_patients,
+    nested_places,
+    text_keys,
 )  # fmt: skip
 from medmoco.data.manifest.tables.naming import as_setting
 from medmoco.errors import ManifestError, SettingsError
