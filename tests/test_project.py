@@ -71,10 +71,12 @@ def test_configs__load_and_are_short(path: Path) -> None:
 def _lines_of_code(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if path.name == "Makefile":
-        yield from (line.removeprefix("\t") for line in text.splitlines() if line.startswith("\t"))
+        recipes = (line for line in text.splitlines() if line.startswith("\t"))
+        yield from (re.sub(r"\$\([A-Z]+\)", "", line.removeprefix("\t")) for line in recipes)
         return
-    for block in re.findall(r"^```(?:bash|console|sh|shell)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
-        yield from (line.strip().removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines())
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        if language in ("", "bash", "console", "sh", "shell"):
+            yield from (line.strip().removeprefix("$ ") for line in block.replace("\\\n", " ").splitlines())
 
 
 def _shell_words(line: str) -> shlex.shlex:

@@ -149,7 +149,7 @@ def _train(trial: RunSettings, group: Group, progress: bool) -> None:
     from medmoco.evaluation.features.monitor import knn_monitor
     from medmoco.training.pretrain import pretrain
 
-    pretrain(trial, monitor=knn_monitor, group=group, progress=progress, steps=STEPS)
+    pretrain(trial, monitor=knn_monitor, group=group, progress=progress, steps=STEPS, estimate=False)
 
 
 def _peak_memory(context: RunContext) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
@@ -94,7 +95,7 @@ def curve(
         found = replace(found, table=found.table + _record_test(study, found, settings, out))
     found = replace(found, folder=out)
     if found.verdict:
-        found = replace(found, table=f"{found.table}\n{found.verdict}\n")
+        found = replace(found, table=f"{found.table}\n{textwrap.fill(found.verdict, 118)}\n")
     found.save(out)
     return found
 

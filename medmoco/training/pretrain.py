@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from medmoco.data.loading.workers import check_shared_memory, shared_memory_plac
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import overlap_notices
 from medmoco.data.quality.shapes import training_elongation
-from medmoco.errors import ImageError, MedmocoError, Stopped
+from medmoco.errors import ImageError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
 from medmoco.training.agreement import count_sharing, on_first, together
@@ -53,6 +53,7 @@ def pretrain(
     group: Group = ALONE,
     progress: bool = True,
     steps: int | None = None,
+    estimate: bool = True,
 ) -> Backbone:
     """Pretrain an encoder on the training split, write a run folder, and return the query encoder's backbone.
 
@@ -63,6 +64,7 @@ def pretrain(
         group: The processes that train together; the first of them writes files and logs.
         progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
         steps: End after this many steps, with a checkpoint, as a trial of the run.
+        estimate: Log the expected duration before the first step.
 
     Raises:
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run. All that can be
@@ -81,7 +83,7 @@ def pretrain(
     with memory_explained(settings.train), ExitStack() as stack:
         session = open_session(stack, context, job, start)
         _log_start(session)
-        if steps is None:
+        if estimate:
             _log_duration(session, train)
         state, order, model = session.state, session.order, session.state.model
         assert isinstance(model, MoCo)
@@ -138,12 +140,15 @@ def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
 
 def _load_what_can_be(data: DataSettings, refusals: Refusals) -> dict[str, Split]:
     """Return the splits to train on; if they cannot be read, train without labels, so that it can be checked too."""
-    try:
-        return load_manifest(data, ("train", "val") if data.labels else ("train",))
-    except MedmocoError as error:
-        refusals.add(error)
-    with suppress(MedmocoError):
-        return load_manifest(data.model_copy(update={"labels": {}}), ("train",))
+    without_labels = data.model_copy(update={"labels": {}})
+    attempts = (
+        (data, ("train", "val") if data.labels else ("train",)),
+        (data, ("train",)),
+        (without_labels, ("train",)),
+    )
+    for settings, names in attempts:
+        with refusals.collecting():
+            return load_manifest(settings, tried)
     return {}
 
 

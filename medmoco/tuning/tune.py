@@ -244,7 +244,9 @@ class _Search:
         try:
             settings = self.trial_settings(values)
             resume = from_first(self.group, (settings.out / CONFIG).is_file)
-            backbone = pretrain(settings, monitor=knn_monitor, start=StartMode(resume=resume), group=self.group)
+            backbone = pretrain(
+                settings, monitor=knn_monitor, start=StartMode(resume=resume), group=self.group, estimate=False
+            )
         except (DivergedError, SettingsError) as error:
             if number == 0 and isinstance(error, SettingsError):
                 raise

@@ -13,14 +13,7 @@ from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
 from medmoco.data.manifest.ids import BLANK, DOUBTS, POINT, ROUNDED, doubts
 from medmoco.data.manifest.manifest import SPLITS, names_patients, patient_column_meant, read_described, read_table
 from medmoco.data.manifest.row_filter import did_you_mean
-from medmoco.data.manifest.splits import (
-    DUPLICATES,
-    draw_splits,
-    fraction_size,
-    merge_patients,
-    nested_places,
-    text_keys,
-)  # fmt: skip
+from medmoco.data.manifest.splits import draw_splits, fraction_size, merged_by_image, nested_places, text_keys
 from medmoco.data.manifest.tables.naming import as_setting
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.utils.files import PathLike
@@ -94,7 +87,7 @@ def split(
     notes = [*notices, *_notes(rows, labels, group, keep, unnamed), *_doubt_notes(patients, group or PATIENT)]
     together = patients
     if merge_duplicates is not None:
-        together, note = _merge(file, rows, patients, Path(merge_duplicates))
+        together, note = merged_by_image(file, rows, patients, Path(merge_duplicates))
         notes.append(note)
     try:
         splits = assign(together, values, official, fractions_of_rest, seed=seed)
@@ -105,19 +98,21 @@ def split(
     if names_patients(rows):
         notes += _divided_notes(rows[PATIENT], splits)
     elif group:
-        written = written.assign(**{PATIENT: rows[group].str.strip()})
+        ids = {PATIENT: rows[group].str.strip()}
+        rows, written = rows.assign(**ids), written.assign(**ids)
     files = {name: written[splits == name] for name in SPLITS}
     files |= _fraction_files(files["train"], patients, fractions, seed)
-    unit, units = _unit(files)
+    counted = {name: rows.loc[table.index] for name, table in files.items()}
+    unit, units = _unit(counted)
     about = f"Seed {seed}. Fractions are of {units}, balanced by label: {', '.join(labels) or 'none'}."
-    page = [f"# Splits by {unit}", about, *notes, counts_page(files, patients, values)]
+    page = [f"# Splits by {unit}", about, *notes, counts_page(counted, patients, values)]
     if fractions:
         page.insert(
             2,
             f"`train_NN.csv` contains the rows of NN % of the training {units}; smaller files are part of larger ones.",
         )
     write_folder(out, files, "\n\n".join(page))
-    return "\n".join([f"{summary(files, patients)}; {out / 'README.md'} lists the label counts", *notes])
+    return "\n".join([f"{summary(counted, patients)}; {out / 'README.md'} lists the label counts", *notes])
 
 
 def _read_described(
@@ -151,38 +146,6 @@ def patient_ids(table: pd.DataFrame, column: str = PATIENT) -> tuple[pd.Series[s
         studies = table[STUDY].str.strip()
         own = own.where(studies == "", _MARK + studies)
     return named.mask(blank, _MARK + own), int(blank.sum())
-
-
-def _merge(file: Path, table: pd.DataFrame, patients: pd.Series[str], listed: Path) -> tuple[pd.Series[str], str]:
-    """Return the patients, as one if they share duplicates, and a note on how many were merged."""
-    listed = listed / DUPLICATES if listed.is_dir() else listed
-    try:
-        duplicates = pd.read_csv(listed, dtype=str, keep_default_na=False)[["group", "Path"]]
-    except (OSError, ValueError, KeyError):
-        raise SettingsError(
-            f"--merge-duplicates: {listed} cannot be read, or is not a list of duplicates;\n"
-            f"give the folder that `medmoco check` writes, or the {DUPLICATES} in it"
-        ) from None
-    path = "Path" if "Path" in table else other_name("Path", table.columns)
-    paths = table[path].str.strip() if path else pd.Series("", table.index)
-    known = duplicates["Path"].isin(paths)
-    if len(known) and not known.any():
-        raise ManifestError(
-            f"{file}: it has none of the {len(known):,} Paths in {listed.name}; check a manifest that has the same\n"
-            "Paths, such as the folder of an earlier split of this table"
-        )
-    together = merge_patients(patients, paths, duplicates)
-    sizes = patients.groupby(together).nunique()
-    several = sizes[sizes > 1]
-    note = f"Duplicates: {int(paths.isin(duplicates['Path']).sum()):,} rows have a duplicate; "
-    if len(several):
-        note += f"{several.sum():,} patients that share some form {len(several):,} groups, each in one split; "
-        note += f"the largest has {several.max():,} patients."
-    else:
-        note += "no two patients share one."
-    if not known.all():
-        note += f" {int((~known).sum()):,} Paths of {listed.name} are not in this table."
-    return together, note
 
 
 def _check_table(file: Path, table: pd.DataFrame, labels: Sequence[str], group: str | None, keep: str | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from medmoco.data.manifest.columns import other_name
+from medmoco.errors import ManifestError, SettingsError
 from medmoco.utils.rng import SPLIT, SUBSET, hashed, uniform
 
 Integers = NDArray[np.int64]
@@ -58,6 +61,51 @@ def draw_splits(
     fractions = np.array([*shares.values(), 1 - sum(shares.values())])
     splits = _assign_strata(_strata(codes, labels), _positions(text_keys(ids), seed, SPLIT), fractions, seed)
     return pd.Series(np.array(names, object)[splits[codes]], index=patients.index)
+
+
+def merged_by_image(
+    file: Path, table: pd.DataFrame, patients: pd.Series[str], listed: Path
+) -> tuple[pd.Series[str], str]:
+    """Return the patient of every row, as one for patients that share duplicates, and a note on how many were merged.
+
+    Args:
+        file: The table's file, for messages.
+        table: N rows of text.
+        patients: (N,) IDs.
+        listed: Folder of `medmoco check`, or the list of duplicates in it.
+
+    Raises:
+        SettingsError: the list cannot be read.
+        ManifestError: it has no Paths of the table.
+    """
+    listed = listed / DUPLICATES if listed.is_dir() else listed
+    try:
+        duplicates = pd.read_csv(listed, dtype=str, keep_default_na=False)[["group", "Path"]]
+    except (OSError, ValueError, KeyError):
+        raise SettingsError(
+            f"--merge-duplicates: {listed} cannot be read, or is not a list of duplicates;\n"
+            f"give the folder that `medmoco check` writes, or the {DUPLICATES} in it"
+        ) from None
+    path = "Path" if "Path" in table else other_name("Path", table.columns)
+    paths = table[path].str.strip() if path else pd.Series("", table.index)
+    known = duplicates["Path"].isin(paths)
+    if len(known) and not known.any():
+        raise ManifestError(
+            f"{file}: it has none of the {len(known):,} Paths in {listed.name}; check a manifest that has the same\n"
+            "Paths, such as the folder of an earlier split of this table"
+        )
+    together = merge_patients(patients, paths, duplicates)
+    sizes = patients.groupby(together).nunique()
+    several = sizes[sizes > 1]
+    note = f"Duplicates: {int(paths.isin(duplicates['Path']).sum()):,} rows have a duplicate; "
+    if len(several):
+        note += f"{several.sum():,} patients that share some form {len(several):,} groups, each in one split; "
+        note += f"the largest has {several.max():,} patients."
+    else:
+        note += "no two patients share one."
+    if not known.all():
+        note += f" {int((~known).sum()):,} Paths of {listed.name} are not in this table."
+    return together, note
 
 
 def merge_patients(patients: pd.Series[str], paths: pd.Series[str], duplicates: pd.DataFrame) -> pd.Series[str]:
