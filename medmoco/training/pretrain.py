@@ -148,7 +148,7 @@ def _load_what_can_be(data: DataSettings, refusals: Refusals) -> dict[str, Split
     )
     for settings, names in attempts:
         with refusals.collecting():
-            return load_manifest(settings, tried)
+            return load_manifest(settings, names)
     return {}
 
 
