@@ -218,10 +218,8 @@ def _split_file(data: DataSettings, name: str) -> Path:
         remedy = f"`medmoco split --csv {shlex.quote(str(manifest / others[0]))} --out NEW` draws splits by patient"
     else:
         remedy = "`medmoco split` draws splits by patient"
-    raise ManifestError(
-        f"data.manifest: {manifest} has no {name}.csv; it contains: {', '.join(others[:6]) or 'no CSV'}"
-        f"{', ...' * (len(others) > 6)}\n{remedy}{_on_val(name, data)}"
-    )
+    listed = f"; it contains: {', '.join(others[:6])}{', ...' * (len(others) > 6)}" if others else " and no other table"
+    raise ManifestError(f"data.manifest: {manifest} has no {name}.csv{listed}\n{remedy}{_on_val(name, data)}")
 
 
 def _on_val(name: str, data: DataSettings) -> str:
