@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,8 +76,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_processes__without_config_all_of_them_read_medmoco_yaml(
     tiny: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    temporary = tiny / "tmp"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
     for words in (["pretrain", "--devices", "2", "--dry-run"], ["pretrain", "--devices", "2", "train.epochs=1"]):
         command = [sys.executable, "-m", "medmoco.cli", *words]
@@ -91,6 +92,7 @@ def test_processes__without_config_all_of_them_read_medmoco_yaml(
         else:
             assert done.stdout.splitlines()[-1].startswith("next: medmoco export --run run")
         assert not [path for path in temporary.iterdir() if path.name.startswith("medmoco")]
+    shutil.rmtree(temporary)
 
 
 def test_dry_run__that_is_stopped_cannot_be_resumed(call: Call, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """Data workers: their start, their shared memory, and errors when they die or hang.
 
-DataLoader has three gaps. When a worker dies, it raises from a signal handler, which may be in the middle of an
-optimiser step; it waits forever for a worker that hangs; and a batch that does not fit into shared memory is lost in a
-thread of the worker. Here, the end of a worker is handled where the next batch is awaited, and nowhere else.
+DataLoader has four gaps. When a worker dies, it raises from a signal handler, which may be in the middle of an
+optimiser step; it waits forever for a worker that hangs; and a batch that does not fit into shared memory, or cannot be
+sent because the path of the temporary folder is too long for a socket, is lost in a thread of the worker. Here, the end
+of a worker is handled where the next batch is awaited, and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,6 +42,9 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - not a temporary file
 _SHARE_OF_HANG = 0.75  # of train.hang_seconds, so that the cause is reported before other processes give this one up
 
 _GOODBYE_SECONDS = 60.0
+
+_LONGEST_SOCKET = 107  # bytes of a path that a Unix socket can have; Source: unix(7)
+_SOCKET = "/pymp-xxxxxxxx/listener-xxxxxxxx"  # below the temporary folder; Source: multiprocessing.connection
 
 _MORE_SHARED_MEMORY = "Give the container more shared memory (docker --shm-size=2g, or --ipc=host)"
 
@@ -96,12 +101,25 @@ _TOO_MANY_FILES = (
 # Waiting, in the training process
 
 
+def _check_sockets() -> None:
+    """Refuse a temporary folder in which workers could not open a socket, as they would lose every batch."""
+    length = len(os.fsencode(tempfile.gettempdir() + _SOCKET))
+    if length > _LONGEST_SOCKET:
+        raise SettingsError(
+            f"the path of the temporary folder is {length - _LONGEST_SOCKET} bytes too long for the sockets of data"
+            " workers.\nSet the environment variable TMPDIR to a shorter one, such as /tmp, or set data.workers=0."
+        )
+
+
 def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, None, None]:
     """Yield the items of a loader and always end its workers; close the generator if it may not be exhausted.
 
     Raises:
+        SettingsError: the path of the temporary folder is too long for the sockets of workers.
         DataError: a worker was killed or hangs, or memory ran out.
     """
+    if loader.num_workers:
+        _check_sockets()
     others = active_children()
     handler = signal.getsignal(signal.SIGCHLD)
     try:

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -104,6 +105,18 @@ def test_items_of__too_many_open_files_says_so() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of DataLoader, half made
+def test_items_of__a_temporary_folder_too_long_for_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = "/" + "x" * (107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx") - 1)
+    monkeypatch.setattr(tempfile, "tempdir", longest)
+    module._check_sockets()
+    monkeypatch.setattr(tempfile, "tempdir", f"{longest}x")
+    with pytest.raises(SettingsError, match=r"is 1 bytes too long for the sockets(?s:.*)TMPDIR"):
+        next(load(list))
+    assert len(list(load(list, count=6, workers=0))) == 6
+
+
+# Whenever the loader that DataLoader did not finish is collected, it lacks an attribute that its __del__ needs.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_items_of__a_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     fork, started = os.fork, []
 
