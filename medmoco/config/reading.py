@@ -255,21 +255,34 @@ def load_run(run: Path) -> RunSettings:
     """
     if not is_run(run):
         raise CheckpointError(f"{run} is not a run folder: it has no config.yaml")
-    return load(run / "config.yaml")
+    settings = load(run / "config.yaml")
+    tree = as_tree(settings)
+    # The file states every value. Those that defaults and presets imply do not count as given: another preset replaces
+    # them if the settings are loaded again with changes.
+    for group, preset in presets_for(tree).items():
+        implied = {**as_tree(RunSettings.model_fields[group].default), **preset}
+        selector = RunSettings.PRESETS[group][0]
+        stated = {key for key, value in tree[group].items() if key != selector and value == implied[key]}
+        getattr(settings, group).model_fields_set.difference_update(stated)
+    return settings
 
 
 def _tree_of(source: ConfigSource | None) -> Tree:
     if source is None:
         return {}
-    if isinstance(source, RunSettings):
-        return source.model_dump(mode="json", exclude_unset=True)
-    return _plain(source) if isinstance(source, Mapping) else read_file(Path(source))
+    if isinstance(source, str | os.PathLike):
+        return read_file(Path(source))
+    tree: Tree = _plain(source)
+    return tree
 
 
-def _plain(tree: Mapping[str, Any]) -> Tree:
-    """Return a tree as YAML would hold it: folders as text."""
-    values = ((key, os.fspath(value) if isinstance(value, os.PathLike) else value) for key, value in tree.items())
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in values}
+def _plain(value: Any) -> Any:
+    """Return settings as YAML would hold them: folders as text, and of settings objects only what was given."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def as_tree(settings: BaseModel) -> Tree:

@@ -218,3 +218,20 @@ def test_load__any_text(tmp_path: Path, text: str) -> None:
 )
 def test_load__any_words(tmp_path: Path, words: list[tuple[str, str]]) -> None:
     _is_read_or_refused(write(tmp_path, MINIMAL), *(f"{key}={value}" for key, value in words))
+
+
+def test_load_run__another_preset_replaces_what_the_file_states_because_of_the_first(tmp_path: Path) -> None:
+    own = config.load(write(tmp_path, MINIMAL + "views: {recipe: moco_v2, rotation: 4.0}\n"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.to_yaml(config.as_tree(own)))
+    run = config.load_run(tmp_path / "run")
+    assert run == own
+    changed = config.load(run, ["views.recipe=moco_cxr"])
+    assert (changed.views.crop_scale, changed.views.brightness) == ((1.0, 1.0), 0.0)
+    assert changed.views.rotation == 4.0
+
+
+def test_load__settings_objects_inside_a_mapping_count_with_what_was_given(tmp_path: Path) -> None:
+    file = write(tmp_path, MINIMAL)
+    changed = config.load(file, changes={"views": config.ViewSettings(size=64), "data": {"canvas_size": 64}})
+    assert changed == config.load(file, ["views.size=64", "data.canvas_size=64"])
