@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader
 
 from medmoco.config import RunSettings, Tree, as_tree, flatten, to_yaml
 from medmoco.data.manifest.manifest import Split
+from medmoco.data.manifest.row_filter import where_words
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.record_files import read_records
@@ -32,7 +33,6 @@ _SETTINGS = (
     "train.global_batch_size", "train.optimizer", "train.lr", "train.sgd_momentum", "train.weight_decay",
     "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision",
 )  # fmt: skip
-_ID_COLUMNS = ("Path", "PatientID", "StudyID")
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ def _compute(run: RunFacts) -> list[str]:
 
 
 def _score_cells(score: Score) -> list[Any]:
-    where, fraction = score.where, score.label_fraction or 1.0
-    rows = "all" if not where else "some, chosen by id" if any(name in where for name in _ID_COLUMNS) else where
+    fraction = score.label_fraction or 1.0
+    rows = where_words(score.where)
     if fraction < 1:
         rows += f"; labels of {100 * fraction:g} % of training patients"
     auroc = _number(score.auroc) + (" (predicts the majority)" if score.flag else "")

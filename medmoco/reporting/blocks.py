@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 NOTHING = "–"
 NO_BREAK = "\N{NO-BREAK SPACE}"
-ID_COLUMNS = ("Path", "PatientID", "StudyID")
 
 
 @dataclass(frozen=True)
@@ -139,13 +138,6 @@ def p_value(value: Any) -> str:
     if not isinstance(value, int | float):
         return NOTHING
     return unbroken("< 0.001") if value < 0.001 else f"{value:.3f}"
-
-
-def where_words(where: Any) -> str:
-    """Describe which rows were scored, without the IDs in a condition."""
-    if not where:
-        return "all"
-    return "some, chosen by id" if any(name in str(where) for name in ID_COLUMNS) else str(where)
 
 
 def several(amount: int, thing: str) -> str:

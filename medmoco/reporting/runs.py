@@ -16,7 +16,9 @@ import yaml
 from pydantic import ValidationError
 
 from medmoco.config import DataSettings, Tree, flatten
+from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
+from medmoco.data.manifest.row_filter import where_words
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
 from medmoco.evaluation.leakage.ledger import LEDGER, LedgerEntry, read_ledger
 from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records, shown_split
@@ -35,7 +37,7 @@ from medmoco.evaluation.records import (
 from medmoco.evaluation.results import PREDICTIONS
 from medmoco.evaluation.scoring.regression import RIDGE
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
-from medmoco.reporting.blocks import ID_COLUMNS, Block, Text, where_words
+from medmoco.reporting.blocks import Block, Text
 
 _PREDICTION = [column for column in PREDICTIONS if column != "row"]
 _LINES = 1_000_000  # of predictions.csv that are in memory at a time
@@ -255,7 +257,7 @@ def _read_scores(folder: Path) -> Scores:
         differences=_read_records(folder / "differences.json", Difference),
         operating=_read_records(folder / "operating.json", OperatingPoint),
         calibration=_read_records(folder / "calibration.json", CalibrationScore),
-        subgroups=None if subgroups is None else [row for row in subgroups if row.column not in ID_COLUMNS],
+        subgroups=None if subgroups is None else [row for row in subgroups if row.column not in IDENTIFYING],
         classes=_read_records(folder / "classes.json", ClassScore),
         regression=regression,
         regression_differences=_read_records(folder / "regression_differences.json", RegressionDifference),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
 from typing import Generic, NamedTuple, TypeVar
 
+from medmoco.data.manifest.row_filter import where_words
 from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.leakage.ledger import LedgerEntry
 from medmoco.evaluation.records import UNNAMED, Compared, EncoderRecord, MethodRecord, OperatingPoint, Score, Subgroup
@@ -24,7 +25,6 @@ from medmoco.reporting.blocks import (
     p_value,
     several,
     unbroken,
-    where_words,
     with_interval,
 )  # fmt: skip
 from medmoco.reporting.runs import Run, Scores, missing

@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import torch
 
 from medmoco.config import RETIRED, RunSettings, Tree, as_tree, to_yaml
-from medmoco.data.manifest.columns import PATIENT, STUDY
 from medmoco.data.manifest.manifest import Split
+from medmoco.data.manifest.row_filter import names_ids
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training.agreement import on_first, together
 from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
@@ -287,7 +287,7 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
         for key in sorted(saved["settings"].keys() | now_is.keys())
         if was.get(key) != now_is.get(key) and not key.startswith(harmless)
     ]
-    lines = {key: f"{key}: was {_shown(key, was)}, now {_shown(key, now_is)}" for key in changed}
+    lines = {key: f"{key}: was {shown(key, was)}, now {shown(key, now_is)}" for key in changed}
     if saved["manifest_sha256"] != now["manifest_sha256"]:
         before = saved.get("manifest_rows", "an unknown number of")
         lines["manifest"] = f"training manifest: was {before} rows, now {now['manifest_rows']}; its SHA-256 differs"
@@ -300,11 +300,10 @@ def check_changes(saved: dict[str, Any], now: Tree, *, allow: bool, harmless: tu
     return [f"changed since the run was started, and alters the result: {line}" for line in lines.values()]
 
 
-def _shown(key: str, settings: Tree) -> Any:
-    """Return the value of a setting for a message, which must not contain ids."""
+def shown(key: str, settings: Tree) -> Any:
+    """Return the value of a setting for a message, without the IDs in a condition."""
     value = settings.get(key, "not set")
-    is_private = key == "data.where" and any(name in str(value) for name in (PATIENT, STUDY, "Path"))
-    return "a condition on ids" if is_private else value
+    return "a condition on ids" if key.endswith(".where") and names_ids(value) else value
 
 
 def portable_defaults() -> Tree:

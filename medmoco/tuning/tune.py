@@ -40,6 +40,7 @@ from medmoco.training.run_folder import (
     facts_of,
     holding,
     portable_defaults,
+    shown,
 )
 from medmoco.training.runlog import explaining_disk_errors, write_json
 from medmoco.tuning.proposals import Trial, ends_of, propose, require_optuna
@@ -304,7 +305,7 @@ def _refuse_changes(saved: Tree, now: Tree) -> None:
     # A search from before a setting existed, or after it was retired, used its default.
     before, after = (portable_defaults() | described["settings"] | described["manifests"] for described in (saved, now))
     changed = [
-        f"{key}: was {before.get(key, 'not set')}, now {after.get(key, 'not set')}"
+        f"{key}: was {shown(key, before)}, now {shown(key, after)}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(_HARMLESS)
     ]

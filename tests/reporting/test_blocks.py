@@ -16,7 +16,6 @@ from medmoco.reporting.blocks import (
     p_value,
     plots_first,
     several,
-    where_words,
     with_interval,
 )  # fmt: skip
 
@@ -44,15 +43,6 @@ def test_with_interval__without_ends_or_value() -> None:
 def test_p_value__small_ones_are_not_zero() -> None:
     assert p_value(0.0).replace(NO_BREAK, " ") == "< 0.001"
     assert [p_value(0.02), p_value(None)] == ["0.020", "–"]
-
-
-@pytest.mark.parametrize("where", ["PatientID == 00123", "Path in (a.png)", "StudyID == 7"])
-def test_where_words__ids_are_not_repeated(where: str) -> None:
-    assert where_words(where) == "some, chosen by id"
-
-
-def test_where_words__other_conditions_are() -> None:
-    assert [where_words(None), where_words("Age >= 18")] == ["all", "Age >= 18"]
 
 
 def test_several__one_and_more() -> None:

@@ -182,6 +182,8 @@ def test_tune__a_folder_holds_one_search(file: Path, tmp_path: Path) -> None:
         tune(config.load(file, ["tune.trials=1"]), out)
     with pytest.raises(SettingsError, match=r"evaluate\.neighbours: was 3, now 5"):
         tune(config.load(file, ["tune.label=Sick", "evaluate.neighbours=5"]), out, start=RESUME)
+    with pytest.raises(SettingsError, match=r"evaluate\.where: was None, now a condition on ids"):
+        tune(config.load(file, ["tune.label=Sick", "evaluate.where=PatientID != P17"]), out, start=RESUME)
     before = trials_of(out)
     tune(config.load(file, ["tune.trials=2", "tune.label=Sick", "data.workers=1"]), out, start=RESUME)
     assert trials_of(out)[:1] == before

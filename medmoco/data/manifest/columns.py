@@ -12,6 +12,9 @@ from collections.abc import Collection, Iterable
 
 PATIENT, STUDY = "PatientID", "StudyID"
 
+IDENTIFYING = ("Path", PATIENT, STUDY)
+"""Columns whose cells must not be shown."""
+
 _PERSON = r"patients?|patienten|paciente|subjects?|participants?"
 _NUMBER = r"s?(?:id|ids|no|nr|num|number|nummer|code|key|uid|uuid|guid|identifier|index|idx|hash|pseudonym|name)"
 _HIDDEN = r"anon|anonymi[sz]ed|deid|deidentified|pseudo|pseudonymi[sz]ed|hashed|hash"

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
+from medmoco.data.manifest.columns import IDENTIFYING, other_name
 from medmoco.errors import ManifestError, SettingsError
 
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
@@ -39,7 +39,6 @@ _SIGNS: dict[type[ast.cmpop], str] = {
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.In: "in",
     ast.NotIn: "not in",
 }  # fmt: skip
-_TEXT_COLUMNS = ("Path", PATIENT, STUDY)
 _KEYWORD = r"""and(?![^\s"'=!<>(),])|(?:not\s+)?in(?=\s*\()"""
 _WORD = re.compile(rf"""({_KEYWORD})|"([^"]*)"|'([^']*)'|([^\s"'=!<>(),]+)""")
 
@@ -87,6 +86,18 @@ def did_you_mean(name: str, columns: Sequence[str]) -> str:
     return f"; did you mean {plain[close[0]]!r}?" if close else ""
 
 
+def where_words(expression: object) -> str:
+    """Describe in a report which rows a condition selects, without the IDs in it."""
+    if not expression:
+        return "all"
+    return "some, chosen by id" if names_ids(expression) else str(expression)
+
+
+def names_ids(expression: object) -> bool:
+    """Return whether a condition is on a column whose cells must not be shown, so that it contains some of them."""
+    return any(name in str(expression) for name in IDENTIFYING)
+
+
 def decimal_comma(cell: str) -> str:
     """Return advice for a number such as "0,5", else an empty text."""
     return (
@@ -111,7 +122,7 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
             )
         compare = _ORDERS[condition.sign]
         return np.array([number is not None and bool(compare(number, limit)) for number in numbers], dtype=bool)[codes]
-    as_text = condition.column in _TEXT_COLUMNS
+    as_text = condition.column in IDENTIFYING
     equal = np.array([any(_equal(text, value, as_text) for value in condition.values) for text in texts], dtype=bool)
     if condition.sign in ("!=", "not in"):
         equal = ~equal & np.array([text != "" for text in texts], dtype=bool)

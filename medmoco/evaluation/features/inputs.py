@@ -21,6 +21,7 @@ from torch import nn
 
 from medmoco.config import DataSettings, RunSettings, is_run
 from medmoco.data.loading.loading import check_images
+from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, select_where
 from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
 from medmoco.data.pack.pack import open_pack, recipe_of
@@ -38,8 +39,6 @@ FEATURES = "features"
 
 _LIBRARIES = ("medmoco", "torch", "timm", "numpy", "cv2", "PIL", "pydicom")  # can change features in the last bits
 _HASH_THREADS = 8
-
-_IDENTIFYING = ("Path", "PatientID", "StudyID")  # their cells must not be printed, as classes and values are
 
 
 def load_splits(settings: RunSettings, names: Sequence[str], *, patients_matter: bool = True) -> dict[str, Split]:
@@ -146,7 +145,7 @@ def _cells(split: Split, column: str, setting: str) -> pd.Series[str]:
     if column not in split.table.columns:
         guess = did_you_mean(column, list(split.table.columns))
         raise SettingsError(f"{setting}: {split.csv.name} has no column '{column}'{guess}")
-    if column in _IDENTIFYING:
+    if column in IDENTIFYING:
         raise SettingsError(f"{setting}: '{column}' identifies patients or images; name another column")
     return split.table[column].astype(str).str.strip()
 

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import EvaluateSettings
+from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.errors import SettingsError
@@ -24,7 +25,6 @@ Masks = dict[tuple[str, str], NDArray[np.bool_]]
 
 NOT_GIVEN, NOT_AN_AGE = "not given", "not an age"
 
-_IDENTIFYING = ("Path", "PatientID", "StudyID")
 _MOST_GROUPS = 50
 _YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
@@ -56,7 +56,7 @@ def groups_of(split: Split, columns: Sequence[str], age_bands: Sequence[float]) 
 
 
 def _column(split: Split, column: str) -> pd.Series[Any]:
-    if column in _IDENTIFYING:
+    if column in IDENTIFYING:
         raise SettingsError(f"evaluate.subgroups: {column} identifies patients or files; name a column of groups")
     if column not in split.table:
         guess = did_you_mean(column, list(split.table.columns))

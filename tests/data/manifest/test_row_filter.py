@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medmoco.data.manifest.row_filter import did_you_mean, matching_rows
+from medmoco.data.manifest.row_filter import did_you_mean, matching_rows, where_words
 from medmoco.errors import ManifestError, SettingsError
 
 CELLS = """Path,PatientID,Age,View Position,A
@@ -165,3 +165,12 @@ def test_did_you_mean__a_column_that_means_the_same() -> None:
 def test_matching_rows__a_decimal_comma_is_named() -> None:
     with pytest.raises(ManifestError, match=r"row 3 does not have one; it has a decimal comma"):
         meeting("A > 1", 'A\n1\n"1,5"\n')
+
+
+@pytest.mark.parametrize("where", ["PatientID == 00123", "Path in (a.png)", "StudyID == 7"])
+def test_where_words__ids_are_not_repeated(where: str) -> None:
+    assert where_words(where) == "some, chosen by id"
+
+
+def test_where_words__other_conditions_are() -> None:
+    assert [where_words(None), where_words("Age >= 18")] == ["all", "Age >= 18"]
