@@ -14,7 +14,7 @@ from medmoco.data.loading.emptiness import check_masks
 from medmoco.data.loading.loading import Batch, check_images, training_batches
 from medmoco.data.loading.pairs import partner_notices, plan_of
 from medmoco.data.loading.quarantine import check_pairs
-from medmoco.data.loading.workers import check_shared_memory, shared_memory_place
+from medmoco.data.loading.workers import check_shared_memory, check_sockets, shared_memory_place
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import overlap_notices
 from medmoco.data.quality.shapes import training_elongation
@@ -126,6 +126,9 @@ def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
             with refusals.collecting():
                 check_masks(train, data, settings.decoder)
             refusals.add(*size_refusals(len(train), settings, group.size).errors)
+        if data.workers:
+            with refusals.collecting():
+                check_sockets()
         with refusals.collecting():
             views = len(plan_of(settings.method, settings.decoder).views)
             check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views)
@@ -140,12 +143,9 @@ def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
 
 def _load_what_can_be(data: DataSettings, refusals: Refusals) -> dict[str, Split]:
     """Return the splits to train on; if they cannot be read, train without labels, so that it can be checked too."""
-    without_labels = data.model_copy(update={"labels": {}})
-    attempts = (
-        (data, ("train", "val") if data.labels else ("train",)),
-        (data, ("train",)),
-        (without_labels, ("train",)),
-    )
+    attempts: list[tuple[DataSettings, tuple[str, ...]]] = [(data, ("train",))]
+    if data.labels:
+        attempts = [(data, ("train", "val")), *attempts, (data.model_copy(update={"labels": {}}), ("train",))]
     for settings, names in attempts:
         with refusals.collecting():
             return load_manifest(settings, names)

@@ -101,13 +101,18 @@ _TOO_MANY_FILES = (
 # Waiting, in the training process
 
 
-def _check_sockets() -> None:
-    """Refuse a temporary folder in which workers could not open a socket, as they would lose every batch."""
+def check_sockets() -> None:
+    """Refuse a temporary folder in which data workers could not open a socket, as they would lose every batch.
+
+    Raises:
+        SettingsError: its path is too long.
+    """
     length = len(os.fsencode(tempfile.gettempdir() + _SOCKET))
     if length > _LONGEST_SOCKET:
         raise SettingsError(
             f"the path of the temporary folder is {length - _LONGEST_SOCKET} bytes too long for the sockets of data"
-            " workers.\nSet the environment variable TMPDIR to a shorter one, such as /tmp, or set data.workers=0."
+            " workers.\nSet the environment variable TMPDIR to a shorter one, such as /tmp, or set data.workers=0.",
+            fix={"data.workers": 0},
         )
 
 
@@ -119,7 +124,7 @@ def items_of(loader: DataLoader[Any], settings: RunSettings) -> Generator[Any, N
         DataError: a worker was killed or hangs, or memory ran out.
     """
     if loader.num_workers:
-        _check_sockets()
+        check_sockets()
     others = active_children()
     handler = signal.getsignal(signal.SIGCHLD)
     try:

@@ -108,7 +108,7 @@ def test_items_of__too_many_open_files_says_so() -> None:
 def test_items_of__a_temporary_folder_too_long_for_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     longest = "/" + "x" * (107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx") - 1)
     monkeypatch.setattr(tempfile, "tempdir", longest)
-    module._check_sockets()
+    module.check_sockets()
     monkeypatch.setattr(tempfile, "tempdir", f"{longest}x")
     with pytest.raises(SettingsError, match=r"is 1 bytes too long for the sockets(?s:.*)TMPDIR"):
         next(load(list))
