@@ -12,6 +12,7 @@ from typing import Any
 
 from medmoco.config import Tree
 from medmoco.config.yaml_text import dump
+from medmoco.data.quality.shapes import ELONGATED, least_canvas
 from medmoco.starting.machine import Machine
 
 SMALL_RUN = 20_000
@@ -20,7 +21,6 @@ SMALL_RUN = 20_000
 WIDE = 1.8
 """Ratio of the longer to the shorter side above which squeezing a whole image to a square distorts it much."""
 
-_LIMITED = 1.5  # ratio above which the canvas is enlarged so that the shorter side keeps enough pixels
 _MOST_EPOCHS = 200  # Source: He et al. 2020
 _LARGEST_QUEUE = 65536  # Source: He et al. 2020
 _LEAST_FOR_RESNET50 = 5000
@@ -94,8 +94,8 @@ def choose_shape(width: int, height: int, machine: Machine) -> Shape:
     base = max(32, min(full, _multiple(longer)))
     view = max(32, _multiple(base * share, math.floor))
     canvas = base
-    if longer / shorter >= _LIMITED:
-        canvas = max(base, min(_multiple(view * longer / shorter), _multiple(longer), 4 * full))
+    if longer / shorter > ELONGATED:  # whole images in evaluation are as large as `base`
+        canvas = max(base, min(least_canvas(base, longer / shorter), _multiple(longer)))
     if canvas > base:
         why = f"a typical image is {width} x {height}: its shorter side keeps {canvas * shorter // longer} pixels"
     elif base < full:

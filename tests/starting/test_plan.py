@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medmoco.config import load
+from medmoco.data.quality.shapes import elongation
 from medmoco.starting.machine import Gpu, Machine
 from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, choose_shape, duration, make_plan
 from medmoco.training.moco_task import check_sizes
@@ -112,6 +114,16 @@ def test_choose_shape__long_images_keep_enough_of_their_shorter_side() -> None:
     shape = choose_shape(1408, 573, CPU)
     assert shape.canvas * 573 / 1408 >= shape.view == 96
     assert shape.whole == 128
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU])
+@pytest.mark.parametrize("ratio", [1.0, 1.59, 1.61, 1.8, 2.5, 5.0])
+def test_choose_shape__is_not_contradicted_when_training_starts(machine: Machine, ratio: float) -> None:
+    height, width = 1000, round(1000 * ratio)
+    shape = choose_shape(width, height, machine)
+    given = [f"data.canvas_size={shape.canvas}", f"views.size={shape.view}", f"evaluate.size={shape.whole}"]
+    settings = load(None, ["out=a", "data.manifest=a", "data.root=a", *given])
+    assert not elongation(np.array([[height, width]]), settings)
 
 
 def test_as_yaml__reads_back_with_its_reasons(tmp_path: Path) -> None:

@@ -18,8 +18,14 @@ Sizes = NDArray[np.integer]
 ELONGATED = 1.6
 """Ratio of the sides above which an image is elongated; 3:2 and the golden ratio are not."""
 
-_SAMPLE = 32  # files of which the header is read
+_SAMPLE = 32  # images whose size is read
 _STEP = 16  # recommended canvases are multiples of it
+_MOST = 4096  # pixels of a canvas; Source: data.canvas_size
+
+
+def least_canvas(size: int, ratio: float) -> int:
+    """Return the smallest canvas that keeps `size` pixels of the shorter side of images with this ratio of sides."""
+    return min(_MOST, _STEP * math.ceil(size * ratio / _STEP))
 
 
 def elongation(sizes: Sizes, settings: RunSettings) -> str:
@@ -33,10 +39,9 @@ def elongation(sizes: Sizes, settings: RunSettings) -> str:
         return ""
     canvas, view = settings.data.canvas_size, max(settings.views.size, settings.evaluate.size or 0)
     ratio = float(np.median(sizes.max(axis=1) / np.maximum(sizes.min(axis=1), 1)))
-    kept = round(canvas / ratio)
-    if ratio <= ELONGATED or kept >= view:
+    kept, larger = round(canvas / ratio), least_canvas(view, ratio)
+    if ratio <= ELONGATED or kept >= view or larger <= canvas:
         return ""
-    larger = _STEP * math.ceil(view * ratio / _STEP)
     return (
         f"most images are elongated, the median ratio of their sides is {ratio:.1f}: of the shorter side, a canvas of"
         f" {canvas} keeps {kept} pixels, which views of {view} x {view} enlarge; set data.canvas_size={larger}"
@@ -44,16 +49,16 @@ def elongation(sizes: Sizes, settings: RunSettings) -> str:
 
 
 def training_elongation(split: Split, settings: RunSettings) -> str:
-    """Return the warning of `elongation` for a split, from its pack or the headers of a few files.
+    """Return the warning of `elongation` for a split, from a few images in its pack or the headers of a few files.
 
     Raises:
         SettingsError, DataError: the pack cannot be used.
     """
     data = settings.data
+    few = split.select(np.unique(np.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).astype(int)))
     if data.pack:
         pack = open_pack(local_folder(data), data)
-        records = pack.index[pack.find(split, data)]
+        records = pack.index[pack.find(few, data)]
         return elongation(np.stack([records["height"], records["width"]], axis=1), settings)
-    sample = np.unique(np.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).astype(int))
-    found = [size for at in sample if (size := size_in_header(split.files[at]))]
+    found = [size for file in few.files if (size := size_in_header(file))]
     return elongation(np.array(found).reshape(-1, 2), settings)
