@@ -71,8 +71,9 @@ def test_configs__load_and_are_short(path: Path) -> None:
 def _lines_of_code(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if path.name == "Makefile":
-        recipes = (line for line in text.splitlines() if line.startswith("\t"))
-        yield from (re.sub(r"\$\([A-Z]+\)", "", line.removeprefix("\t")) for line in recipes)
+        recipes = (re.sub(r"^\t@?", "", line) for line in text.splitlines() if line.startswith("\t"))
+        plain = (re.sub(r"^\$\(if \$\([A-Z]+\),(.*)\)$", r"\1", line) for line in recipes)
+        yield from (line.replace("$(CONTROL)", "").replace("$(IMAGENET)", "weights.pth") for line in plain)
         return
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
         if language in ("", "bash", "console", "sh", "shell"):
@@ -105,6 +106,12 @@ COMMANDS = [
     for path in [*DOCUMENTS, ROOT / "Makefile"]
     for words in _medmoco_commands(path)
 ]
+
+
+def test_documented_commands__are_all_found_in_the_makefile() -> None:
+    found = [words[0] for words in _medmoco_commands(ROOT / "Makefile")]
+    steps = ["check", "preview", "pretrain", "import", "evaluate", "curve", "export", "verify", "report"]
+    assert found == steps
 
 
 def _parse(words: list[str]) -> dict[str, Any]:

@@ -125,6 +125,7 @@ CODES = {
 
 def test_page__lists_at_least_fifteen_mistakes_and_each_setup() -> None:
     assert len(MISTAKES) >= 15
+    assert list(MISTAKES) == re.findall(r"^## (.+)$", PAGE, flags=re.MULTILINE)
     assert SETUPS.keys() <= MISTAKES.keys()
 
 
@@ -136,6 +137,7 @@ def test_mistake__is_answered_as_the_page_says(
         pytest.skip("this machine has a GPU")
     first, *message = MISTAKES[title].splitlines()
     assert first.startswith("$ medmoco ")
+    assert message[0].startswith("medmoco: ")
     _write_films(tmp_path)
     monkeypatch.chdir(tmp_path)
     if title in SETUPS:
