@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medmoco.config import LabelPolicy, cell_text
 from medmoco.data.manifest.columns import PATIENT, STUDY, meaning
 from medmoco.data.manifest.csv_file import CsvFile
-from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
+from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean, number_in
 from medmoco.errors import ManifestError
 
 _USUAL = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
@@ -75,19 +75,15 @@ def _known(texts: Iterable[str], chosen: Mapping[str, int | None] | None) -> dic
     if chosen is None:
         return {text: _USUAL[text.strip()] for text in texts if text.strip() in _USUAL}
     values = {"": np.nan} | {cell_text(text): np.nan if value is None else value for text, value in chosen.items()}
-    numbers = {number: values[text] for text in values if (number := _number(text)) is not None}
+    numbers = {number: values[text] for text in values if (number := number_in(text)) is not None}
     known = {}
     for text in texts:
         plain = cell_text(text)
         if plain in values:
             known[text] = values[plain]
-        elif (number := _number(plain)) in numbers:
+        elif (number := number_in(plain)) in numbers:
             known[text] = numbers[number]
     return known
-
-
-def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?", text) else None
 
 
 # Lists of classes
@@ -272,13 +268,13 @@ def _suggest(texts: Collection[str], chosen: Mapping[str, int | None] | None) ->
     """Return a map of all texts to paste: meanings that are known or obvious, and `...` for those to fill in."""
     given = {cell_text(text): "null" if value is None else str(value) for text, value in (chosen or {}).items()}
     distinct = sorted(
-        {text for text in texts if text}, key=lambda text: (_number(text) is None, _number(text) or 0, text)
+        {text for text in texts if text}, key=lambda text: (number_in(text) is None, number_in(text) or 0, text)
     )
-    graded = any(_number(text) not in (None, 1, 0, -1) for text in distinct)  # so 1 need not mean positive
+    graded = any(number_in(text) not in (None, 1, 0, -1) for text in distinct)  # so 1 need not mean positive
     parts = []
     for text in {cell_text(text): text for text in distinct}.values():
         guess = _GUESSES.get(cell_text(text).removesuffix(".0"), _OPEN)
-        if graded and guess == "1" and _number(text) is not None:
+        if graded and guess == "1" and number_in(text) is not None:
             guess = _OPEN
         parts.append(f"{_as_key(text)}: {given.get(cell_text(text), guess)}")
     return f"{{{', '.join(parts)}}}"

@@ -41,6 +41,7 @@ def refusal(folder: Path, cells: list[str], labels: Any) -> str:
         ({0: 0, 1: 0, 2: 1, 3: 1}, ["0", "1.0", "2", "03", ""], [0, 0, 1, 1, None]),
         ({True: 1, False: 0}, ["TRUE", "false"], [1, 0]),
         ({"stra\u00dfe": 1, "x|y": 0}, ["STRASSE", "x|Y"], [1, 0]),
+        ({0.5: 1, 100: 0}, [".5", "1e2"], [1, 0]),
     ],
 )
 def test_label_values__by_a_map(tmp_path: Path, mapping: Any, cells: list[str], expected: list[float | None]) -> None:
