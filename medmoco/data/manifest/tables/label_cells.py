@@ -126,7 +126,7 @@ def check_classes(
         if policy.contains is None or any(column not in file.table for file in files):
             continue
         wanted = cell_text(policy.contains)
-        _refuse_other_separator(files, label, policy)
+        _refuse_other_separator(files, label, policy, others)
         if any(_is_in(wanted, text, policy.separator) for text in _texts_of(files, column)):
             continue
         every = [*files, *others()]
@@ -148,8 +148,13 @@ def _texts_of(files: Iterable[CsvFile], column: str) -> Iterator[str]:
             yield from map(str, file.table[column].unique())
 
 
-def _refuse_other_separator(files: Sequence[CsvFile], label: str, policy: LabelPolicy) -> None:
-    """Refuse lists in which the class is found only with another separator, which would count as negative."""
+def _refuse_other_separator(
+    files: Sequence[CsvFile], label: str, policy: LabelPolicy, others: Callable[[], Sequence[CsvFile]]
+) -> None:
+    """Refuse lists in which the class is found only with another separator, which would count as negative.
+
+    If the column does use the separator of the label, other ones are part of a class such as "Fracture, rib".
+    """
     column, wanted = policy.column or label, cell_text(policy.contains or "")
     for file in files:
         codes, texts = pd.factorize(file.table[column])
@@ -157,6 +162,8 @@ def _refuse_other_separator(files: Sequence[CsvFile], label: str, policy: LabelP
             if wanted not in cell_text(text) or _is_in(wanted, text, policy.separator):
                 continue
             if other := next((other for other in _SEPARATORS if _is_in(wanted, text, other)), None):
+                if any(policy.separator in each for each in _texts_of([*files, *others()], column)):
+                    return
                 file.refuse(
                     codes == number,
                     f"the classes of {column!r} seem to be separated by {other!r} here, not by {policy.separator!r};\n"

@@ -40,8 +40,8 @@ def refusal(folder: Path, cells: list[str], labels: Any) -> str:
         ({"Positive": 1, "": 0, "n/a": None, "?": -1}, ["positive", "", "N/A", "?"], [1, 0, None, None]),
         ({0: 0, 1: 0, 2: 1, 3: 1}, ["0", "1.0", "2", "03", ""], [0, 0, 1, 1, None]),
         ({True: 1, False: 0}, ["TRUE", "false"], [1, 0]),
-        ({"stra\u00dfe": 1, "x|y": 0}, ["STRASSE", "x|Y"], [1, 0]),
         ({0.5: 1, 100: 0}, [".5", "1e2"], [1, 0]),
+        ({"stra\u00dfe": 1, "x|y": 0}, ["STRASSE", "x|Y"], [1, 0]),
     ],
 )
 def test_label_values__by_a_map(tmp_path: Path, mapping: Any, cells: list[str], expected: list[float | None]) -> None:
@@ -166,6 +166,14 @@ def test_check_classes__lists_with_another_separator(tmp_path: Path, separator: 
     label = {"E": {"column": "A", "contains": "effusion"}}
     message = refusal(tmp_path, ["effusion", f"mass{separator} effusion"], label)
     assert f"row 3: the classes of 'A' seem to be separated by '{separator}' here, not by '|'" in message
+
+
+def test_check_classes__the_class_may_contain_another_separator(tmp_path: Path) -> None:
+    label = {"F": {"column": "A", "contains": "Fracture"}}
+    cells = ["Fracture|Mass", "Fracture, rib", "Mass|Fracture, rib", "Mass"]
+    assert values(tmp_path, cells, label) == [1, 0, 0, 0]
+    (tmp_path / "test.csv").write_text("Path,A\nx.png,Fracture|Mass\n")  # the separator may be in another split
+    assert values(tmp_path, ["Fracture, rib", "Mass"], label) == [0, 0]
 
 
 def test_label_values__a_column_of_lists_is_no_label(tmp_path: Path) -> None:
