@@ -33,7 +33,7 @@ from medmoco.errors import ManifestError
 SPLITS = ("train", "val", "test")
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 _FILLS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
-_PATH_ALARMS = ("..", ":", "\n/", "\n\\", "\n\n", "\n ", "\n\t")
+_PATH_ALARMS = ("..", ":", "\n/", "\n\n", "\n ", "\n\t")
 
 
 @dataclass(frozen=True)
