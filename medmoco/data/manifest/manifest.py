@@ -145,6 +145,8 @@ def read_table(path: Path, labels: Sequence[str] | Mapping[str, LabelPolicy] = (
 def read_described(path: Path, data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Return a table as the settings describe it: as `read_table` does, and notices about rows that are left out."""
     file = described([path], data)[0]
+    if "Path" in file.table:
+        file = below_root(file, data.root, split_cells(file.table).tolist())
     check_classes([file], data.labels, tuple)
     return *_with_labels(file, data.labels), [*file.notices, *_left_out_notices(path.name, file)]
 
