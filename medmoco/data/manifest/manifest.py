@@ -74,7 +74,7 @@ class Split:
 
 
 def load_manifest(
-    data: DataSettings, names: Sequence[str] = SPLITS, *, patients_matter: bool = True
+    data: DataSettings, names: Sequence[str] = SPLITS, *, patients_matter: bool = True, if_there: bool = False
 ) -> dict[str, Split]:
     """Read and check splits of a manifest; the image files are checked by `medmoco.data.manifest.file_checks`.
 
@@ -82,11 +82,12 @@ def load_manifest(
         data: Data settings: manifest, root and labels.
         names: Splits to load, from train, val and test.
         patients_matter: Refuse a manifest whose PatientID seems to have another name, instead of warning.
+        if_there: Accept a manifest without columns that `data.columns` names; they may have our names.
 
     Raises:
         ManifestError: a file, split, column or cell is missing or invalid; names the file and the row.
     """
-    files = _split_files(data, names)
+    files = _split_files(data, names, if_there)
     check_classes([*files.values()], data.labels, lambda: _other_files(data, names))
     for file in files.values():
         other = patient_column_meant(file.table, data.labels)
@@ -175,10 +176,10 @@ def select_where(split: Split, expression: str) -> Split:
 # Reading
 
 
-def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]:
+def _split_files(data: DataSettings, names: Sequence[str], if_there: bool) -> dict[str, CsvFile]:
     """Return the records of each split, after checking their Paths."""
     if data.manifest.is_dir():
-        read = described([_split_file(data, name) for name in names], data)
+        read = described([_split_file(data, name) for name in names], data, if_there=if_there)
         files = dict(zip(names, read, strict=True))
         for name, file in files.items():
             files[name] = _with_checked_paths(file, ["Path", "Frame"], data, name)
@@ -195,7 +196,7 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]
             f"data.manifest: {data.manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
             "or one CSV with a Split column; `medmoco init FOLDER` writes them for a folder of images"
         )
-    file = described([data.manifest], data)[0]
+    file = described([data.manifest], data, if_there=if_there)[0]
     file = _with_checked_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
     return _by_split(file, names, data)
 
