@@ -100,7 +100,9 @@ def load_annotations(settings: RunSettings, names: Sequence[str]) -> Annotations
     rows["key"] = _keys(file, settings)
     everything = load_manifest(data, present_splits(data))
     known = rows["key"].isin(np.concatenate([_keys_of(split, settings) for split in everything.values()]))
-    left_out = ~known & rows["key"].isin(_keys_left_out(settings))
+    left_out = ~known
+    if left_out.any():  # else the manifest need not be read again
+        left_out &= rows["key"].isin(_keys_left_out(settings))
     file.refuse(
         (~known & ~left_out).to_numpy(), "no row of the manifest has its Path (and Frame); correct or remove it"
     )
