@@ -31,7 +31,7 @@ from medmoco.data.manifest.tables.paths import below_root, path_fault
 from medmoco.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
-_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 _FILLS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
 _PATH_ALARMS = ("..", ":", "\n/", "\n\n", "\n ", "\n\t")
 
@@ -124,7 +124,7 @@ def present_splits(data: DataSettings) -> tuple[str, ...]:
     if data.manifest.is_file():
         named = [*split_cells(described([data.manifest], data)[0].table)]
     else:
-        named = [name for name in SPLITS if _files_of(data.manifest, name)]
+        named = [name for name in SPLITS if files_of(data.manifest, name)]
         if data.where:  # which may leave out all rows of a split
             files = described([_split_file(data, name) for name in named], data)
             named = [name for name, file in zip(named, files, strict=True) if len(file.rows)]
@@ -201,20 +201,20 @@ def _split_files(data: DataSettings, names: Sequence[str], if_there: bool) -> di
     return _by_split(file, names, data)
 
 
-def _files_of(manifest: Path, name: str) -> list[Path]:
+def files_of(manifest: Path, name: str) -> list[Path]:
     """Return the files that may hold a split."""
-    return [file for suffix in _SUFFIXES if (file := manifest / f"{name}{suffix}").is_file()]
+    return [file for suffix in TABLE_SUFFIXES if (file := manifest / f"{name}{suffix}").is_file()]
 
 
 def _split_file(data: DataSettings, name: str) -> Path:
     """Return the file of a split, such as NAME.csv or NAME.csv.gz."""
     manifest = data.manifest
-    existing = _files_of(manifest, name)
+    existing = files_of(manifest, name)
     if len(existing) == 1:
         return existing[0]
     if existing:
         raise ManifestError(f"data.manifest: {manifest} has both {existing[0].name} and {existing[1].name}; remove one")
-    others = sorted(path.name for path in manifest.iterdir() if path.name.lower().endswith((*_SUFFIXES, ".zip")))
+    others = sorted(path.name for path in manifest.iterdir() if path.name.lower().endswith((*TABLE_SUFFIXES, ".zip")))
     if not others:
         remedy = f"`medmoco init {shlex.quote(str(manifest))}` writes a manifest for a folder of images"
     elif len(others) == 1:
@@ -237,14 +237,14 @@ def whole_tables(data: DataSettings) -> list[CsvFile]:
     everything = data.model_copy(update={"where": None})
     if not data.manifest.is_dir():
         return described([data.manifest], everything)
-    names = [name for name in SPLITS if _files_of(data.manifest, name)]
+    names = [name for name in SPLITS if files_of(data.manifest, name)]
     files = described([_split_file(data, name) for name in names], everything)
     return [replace(file, table=file.table.assign(Split=name)) for name, file in zip(names, files, strict=True)]
 
 
 def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
     """Return the tables of a folder other than those of some splits."""
-    others = [name for name in SPLITS if name not in names and _files_of(data.manifest, name)]
+    others = [name for name in SPLITS if name not in names and files_of(data.manifest, name)]
     return described([_split_file(data, name) for name in others], data) if others else []
 
 
