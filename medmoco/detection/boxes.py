@@ -8,7 +8,7 @@ of the top left pixel.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from medmoco.data.manifest.csv_file import CsvFile, read_csv
 from medmoco.data.manifest.manifest import SPLITS, Split, load_manifest, present_splits, whole_tables
 from medmoco.data.manifest.row_filter import did_you_mean
 from medmoco.data.manifest.tables.described import split_cells
-from medmoco.data.manifest.tables.naming import renamed_if_there
 from medmoco.data.manifest.tables.paths import below_root, with_slashes
 from medmoco.detection.readers import agreed
 from medmoco.detection.sizes import image_sizes
@@ -101,7 +100,9 @@ def load_annotations(settings: RunSettings, names: Sequence[str]) -> Annotations
     rows["key"] = _keys(file, settings)
     everything = load_manifest(data, present_splits(data))
     known = rows["key"].isin(np.concatenate([_keys_of(split, settings) for split in everything.values()]))
-    left_out = ~known & rows["key"].isin(_keys_left_out(settings))
+    left_out = ~known
+    if left_out.any():  # else the manifest need not be read again
+        left_out &= rows["key"].isin(_keys_left_out(settings))
     file.refuse(
         (~known & ~left_out).to_numpy(), "no row of the manifest has its Path (and Frame); correct or remove it"
     )
@@ -130,8 +131,7 @@ def _table_of(settings: RunSettings) -> Path:
 def _read_table(settings: RunSettings) -> CsvFile:
     """Return the table of boxes; its columns may have our names or those in the manifest's file."""
     data = settings.data
-    file = read_csv(_table_of(settings), ["Label"])
-    file = with_slashes(replace(file, table=renamed_if_there(file.path, file.table, data.columns)))
+    file = with_slashes(read_csv(_table_of(settings), ["Label"], data.columns, if_there=True))
     return below_root(file, data.root, split_cells(file.table).tolist()) if "Path" in file.table else file
 
 

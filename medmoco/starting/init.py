@@ -28,7 +28,7 @@ from medmoco.starting.collection import Collection, collect
 from medmoco.starting.fingerprint import describe, warnings_about, wrapped
 from medmoco.starting.machine import Machine, inspect_machine
 from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, duration, make_plan
-from medmoco.starting.sources import MANIFEST_FILES, Images, read_source
+from medmoco.starting.sources import Images, read_source
 from medmoco.training.bench import step_rate
 from medmoco.training.device import memory_explained
 from medmoco.utils.files import PathLike
@@ -37,7 +37,7 @@ CONFIG = "medmoco.yaml"
 """File that init writes, and that commands without --config read in the working folder."""
 
 _MANIFEST = "manifest"
-_OWN_FILES = (*MANIFEST_FILES, "left_out.csv", "README.md")
+_OWN_FILES = (*(f"{name}.csv{packed}" for name in SPLITS for packed in ("", ".gz")), "left_out.csv", "README.md")
 _LONGEST = 60.0 * 24 * 365  # minutes
 _MEASURED = 5.0  # seconds of training steps; a twentieth of the time for pretraining, if that is less
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
-from medmoco.data.manifest.manifest import SPLITS, read_table
+from medmoco.data.manifest.manifest import SPLITS, TABLE_SUFFIXES, files_of, read_table
 from medmoco.datasets.collections.image_folder import MOST_LABELS, label_columns, open_where_missing, read_folders
 from medmoco.datasets.headers import years
 from medmoco.datasets.source import Source, locate
@@ -18,8 +18,6 @@ from medmoco.errors import ManifestError, SettingsError
 from medmoco.starting.labels import find_labels
 from medmoco.utils.files import IMAGE_SUFFIXES
 
-MANIFEST_FILES = tuple(f"{name}.csv{packed}" for name in SPLITS for packed in ("", ".gz"))
-_TABLES = (".csv", ".tsv", ".csv.gz")
 _RENAMED = ("Path", PATIENT, STUDY, "Frame", "ViewPosition", "Sex", "Age", "Laterality")
 _SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -76,13 +74,16 @@ def read_source(
     if images is not None and not images.is_dir():
         raise SettingsError(f"--images {images} is not a folder; give the folder that holds the images")
     if source.is_file():
-        if not source.name.lower().endswith(_TABLES):
-            raise SettingsError(f"{source} is neither a folder nor a CSV file; give the folder that holds the images")
+        if not source.name.lower().endswith(TABLE_SUFFIXES):
+            raise SettingsError(
+                f"{source} is neither a folder nor a CSV file or JSON lines ({', '.join(TABLE_SUFFIXES)});\n"
+                "give the folder that holds the images"
+            )
         table = read_table(source)[0].reset_index(drop=True)
         if {"Path", "Split"} <= set(table.columns) and set(_splits(table["Split"])) <= set(SPLITS):
             return _manifest(source, table, images, chosen)
         return _from_table(source, table, images or source.parent, chosen, ignored)
-    if files := [source / name for name in MANIFEST_FILES if (source / name).is_file()]:
+    if files := [file for name in SPLITS for file in files_of(source, name)]:
         tables = [(file, read_table(file)[0].reset_index(drop=True)) for file in files]
         if all("Path" in table for _, table in tables):
             parts = [table.assign(Split=file.name.partition(".")[0]) for file, table in tables]
@@ -112,7 +113,7 @@ def _from_folder(folder: Path, chosen: Sequence[str] | None, ignored: Sequence[P
         if missing := [name for name in chosen if name not in known]:
             raise SettingsError(f"--labels: there is no folder {missing[0]!r}; the folders are: {_few(known)}")
         labels = known[list(chosen)]
-    tables = [file for file in files if file.lower().endswith(_TABLES) and "/" not in file]
+    tables = [file for file in files if file.lower().endswith(TABLE_SUFFIXES) and "/" not in file]
     if tables:
         notes.append(
             f"The folder also holds {'a table' if len(tables) == 1 else f'{len(tables)} tables'}, which was not read:"

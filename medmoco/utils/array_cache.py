@@ -66,7 +66,11 @@ class ArrayCache(NamedTuple):
 
     def _prune(self) -> None:
         """Delete the least recently used files beyond the limit, among them remains of interrupted writers."""
-        states = [(file, file.stat()) for file in self.folder.iterdir() if file.suffix in (".npz", ".tmp")]
+        states = []
+        for file in self.folder.iterdir():
+            if file.suffix in (".npz", ".tmp"):
+                with suppress(FileNotFoundError):  # another process has just deleted or renamed it
+                    states.append((file, file.stat()))
         total = 0
         for file, state in sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True):
             total += state.st_size

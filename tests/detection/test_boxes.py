@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medmoco.datasets.preparation import BOXES
+from medmoco.detection import boxes
 from medmoco.detection.boxes import CORNERS, load_annotations
 from medmoco.errors import ManifestError, SettingsError
 from tests.helpers.rectangles import HEADER, SECRET, make_settings, read_boxes, write_boxes, write_images
@@ -194,3 +195,11 @@ def test_load_annotations__boxes_of_images_that_are_left_out(manifest: Path) -> 
     write_boxes(manifest, [*read_boxes(manifest), ["train", "other.png", "Mass", 1, 1, 5, 5]])
     with pytest.raises(ManifestError, match="no row of the manifest has its Path"):
         load(manifest, "data.where=Mass == 1")
+
+
+def test_load_annotations__reads_the_whole_manifest_only_for_images_it_does_not_know(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load(manifest)
+    monkeypatch.setattr(boxes, "whole_tables", lambda _: pytest.fail("read again"))
+    assert len(load(manifest, "data.where=Path != absent").splits["train"]) == len(plain.splits["train"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,19 @@ def test_manifest__is_used_as_it_is(tmp_path: Path, layout: str) -> None:
 def test_manifest__as_one_file_with_a_split_column(tmp_path: Path) -> None:
     _empty(tmp_path, "a.png", "b.png")
     assert _read(_csv(tmp_path / "all.csv", "Path,Split", "a.png,train", "b.png,val")).manifest == tmp_path / "all.csv"
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz"])
+def test_manifest__of_any_kind_of_table(tmp_path: Path, suffix: str) -> None:
+    pack = gzip.compress if suffix.endswith(".gz") else bytes
+    _empty(tmp_path, "a.png", "b.png")
+    for name, rows in {"train": ["a.png\ttrain"], "all": ["a.png\ttrain", "b.png\tval"]}.items():
+        lines = ["Path\tSplit", *rows]
+        if "jsonl" in suffix:
+            lines = [json.dumps(dict(zip(["Path", "Split"], row.split("\t"), strict=True))) for row in rows]
+        (tmp_path / f"{name}{suffix}").write_bytes(pack("\n".join(lines).encode()))
+    for source in (tmp_path, tmp_path / f"all{suffix}"):
+        assert _read(source).manifest == source
 
 
 def test_manifest__without_its_images_is_refused(tmp_path: Path) -> None:

@@ -76,6 +76,18 @@ def test_array_cache__deletes_what_was_not_used_for_longest(tmp_path: Path) -> N
     assert sorted(file.name for file in (tmp_path / "features").iterdir()) == ["a.npz", "c.npz", "notes.txt"]
 
 
+def test_array_cache__files_that_others_delete_meanwhile_do_not_matter(tmp_path: Path) -> None:
+    log: list[str] = []
+    cache = ArrayCache(tmp_path / "features", log.append, limit=20_000)
+    for number, key in enumerate("abc"):
+        cache.put(key, one(number))
+        os.utime(tmp_path / f"features/{key}.npz", (number, number))
+        if key == "a":
+            (tmp_path / "features/gone.npz").symlink_to("deleted")  # listed, but without a state
+    assert not log
+    assert sorted(file.name for file in (tmp_path / "features").iterdir()) == ["b.npz", "c.npz", "gone.npz"]
+
+
 def test_array_cache__keeps_nothing_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     ArrayCache(tmp_path / "features", log.append, limit=1000).put("a", one(1))

@@ -17,7 +17,7 @@ from medmoco.data.augment.views import Pixels, render_weights
 from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.manifest.file_checks import check_files
 from medmoco.data.manifest.manifest import Split, require_column
-from medmoco.data.manifest.tables.paths import path_fault
+from medmoco.data.manifest.tables.paths import path_fault, relative, slashed
 from medmoco.errors import ImageError, ManifestError
 
 Samples = NDArray[np.int64]
@@ -32,7 +32,7 @@ def masks_of(split: Split, data: DataSettings, decoder: DecoderSettings) -> Spli
     if decoder.mask is None:
         return None
     require_column(split, decoder.mask, "decoder.mask names")
-    paths = [path.replace("\\", "/") for path in split.table[decoder.mask].astype(str)]
+    paths = relative(slashed(split.table[decoder.mask].astype(str).tolist()), data.root, split.name)
     faults = np.array([path_fault(path) for path in paths], dtype=object)
     if (faults != "").any():
         row = int(np.argmax(faults != ""))

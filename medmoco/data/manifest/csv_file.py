@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
 from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
 from medmoco.data.manifest.tables.json_lines import is_json_lines, read_json_lines
-from medmoco.data.manifest.tables.naming import as_setting, renamed
+from medmoco.data.manifest.tables.naming import as_setting, renamed, renamed_if_there
 from medmoco.errors import ManifestError
 from medmoco.utils.files import IMAGE_SUFFIXES
 from medmoco.utils.tables import read_bytes
@@ -99,7 +99,12 @@ class CsvFile:
 
 
 def read_csv(
-    path: Path, repetitive: Iterable[str] = (), columns: Mapping[str, str] | None = None, key: str = "data.columns"
+    path: Path,
+    repetitive: Iterable[str] = (),
+    columns: Mapping[str, str] | None = None,
+    key: str = "data.columns",
+    *,
+    if_there: bool = False,
 ) -> CsvFile:
     """Read a CSV as text cells, and refuse rows that other readers would pad, truncate or guess.
 
@@ -108,6 +113,7 @@ def read_csv(
         repetitive: Columns with few distinct values, whose cells are stored in one byte instead of eight.
         columns: Columns under another name: our name -> name in the file.
         key: Setting with these names, for messages.
+        if_there: Whether `columns` applies only to columns that are there; the file may have our names instead.
 
     Raises:
         ManifestError: the file cannot be opened, is not UTF-8 text, has a row whose width differs from the header, or
@@ -116,7 +122,8 @@ def read_csv(
     raw = read_bytes(path)
     _check_text(path, raw)
     table, rows = read_json_lines(path, raw) if is_json_lines(path) else _read_cells(path, raw, columns or {})
-    table = renamed(path, table, columns or {}, key)
+    columns = columns or {}
+    table = renamed_if_there(path, table, columns) if if_there else renamed(path, table, columns, key)
     for name in table.columns.intersection([PATIENT, STUDY]):
         table[name] = table[name].str.strip()
     for name in table.columns.intersection(list(repetitive)):
@@ -126,7 +133,8 @@ def read_csv(
 
 def _read_cells(path: Path, raw: bytes, columns: Mapping[str, str]) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     """Return the N records in the content of a CSV, and the row of each."""
-    header, separator = _header(path, raw[:1_000_000].decode("utf-8-sig", errors="ignore"), columns.get("Path", "Path"))
+    start = raw[:1_000_000].decode("utf-8-sig", errors="ignore")
+    header, separator = _header(path, start, {"Path", columns.get("Path", "Path")})
     widths = _record_widths(path, raw, separator)
     odd = (widths != len(header)) & (widths != 0)  # 0 is an empty line
     if odd.any():
@@ -169,8 +177,8 @@ def _bare(name: str) -> str:
     return name.strip("\ufeff").strip()
 
 
-def _header(path: Path, start: str, path_column: str) -> tuple[list[str], str]:
-    """Return the column names and the separator, chosen to yield the column of Paths or else the most columns."""
+def _header(path: Path, start: str, path_columns: set[str]) -> tuple[list[str], str]:
+    """Return the column names and the separator, chosen to yield a column of Paths or else the most columns."""
     if start[:4].lower() == "sep=":
         raise ManifestError(
             f"{path}: row 1 is an instruction for Excel, {start[:5]!r}; delete it, row 1 must name the columns"
@@ -184,7 +192,7 @@ def _header(path: Path, start: str, path_column: str) -> tuple[list[str], str]:
         headers[separator] = list(map(_bare, cells))
     if not headers:
         raise ManifestError(f"{path}: row 1 has an unclosed quote; it must name the columns")
-    separator, header = max(headers.items(), key=lambda item: (path_column in item[1], len(item[1])))
+    separator, header = max(headers.items(), key=lambda item: (not path_columns.isdisjoint(item[1]), len(item[1])))
     if not header:
         raise ManifestError(f"{path}: row 1 is an empty line; it must name the columns, Path among them")
     if any(name.lower().endswith(IMAGE_SUFFIXES) for name in header):

@@ -31,9 +31,9 @@ from medmoco.data.manifest.tables.paths import below_root, path_fault
 from medmoco.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
-_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 _FILLS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
-_PATH_ALARMS = ("..", ":", "\n/", "\n\\", "\n\n", "\n ", "\n\t")
+_PATH_ALARMS = ("..", ":", "\n/", "\n\n", "\n ", "\n\t")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Split:
 
 
 def load_manifest(
-    data: DataSettings, names: Sequence[str] = SPLITS, *, patients_matter: bool = True
+    data: DataSettings, names: Sequence[str] = SPLITS, *, patients_matter: bool = True, if_there: bool = False
 ) -> dict[str, Split]:
     """Read and check splits of a manifest; the image files are checked by `medmoco.data.manifest.file_checks`.
 
@@ -82,11 +82,12 @@ def load_manifest(
         data: Data settings: manifest, root and labels.
         names: Splits to load, from train, val and test.
         patients_matter: Refuse a manifest whose PatientID seems to have another name, instead of warning.
+        if_there: Accept a manifest without columns that `data.columns` names; they may have our names.
 
     Raises:
         ManifestError: a file, split, column or cell is missing or invalid; names the file and the row.
     """
-    files = _split_files(data, names)
+    files = _split_files(data, names, if_there)
     check_classes([*files.values()], data.labels, lambda: _other_files(data, names))
     for file in files.values():
         other = patient_column_meant(file.table, data.labels)
@@ -123,7 +124,7 @@ def present_splits(data: DataSettings) -> tuple[str, ...]:
     if data.manifest.is_file():
         named = [*split_cells(described([data.manifest], data)[0].table)]
     else:
-        named = [name for name in SPLITS if _files_of(data.manifest, name)]
+        named = [name for name in SPLITS if files_of(data.manifest, name)]
         if data.where:  # which may leave out all rows of a split
             files = described([_split_file(data, name) for name in named], data)
             named = [name for name, file in zip(named, files, strict=True) if len(file.rows)]
@@ -145,6 +146,8 @@ def read_table(path: Path, labels: Sequence[str] | Mapping[str, LabelPolicy] = (
 def read_described(path: Path, data: DataSettings) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Return a table as the settings describe it: as `read_table` does, and notices about rows that are left out."""
     file = described([path], data)[0]
+    if "Path" in file.table:
+        file = below_root(file, data.root, split_cells(file.table).tolist())
     check_classes([file], data.labels, tuple)
     return *_with_labels(file, data.labels), [*file.notices, *_left_out_notices(path.name, file)]
 
@@ -173,10 +176,10 @@ def select_where(split: Split, expression: str) -> Split:
 # Reading
 
 
-def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]:
+def _split_files(data: DataSettings, names: Sequence[str], if_there: bool) -> dict[str, CsvFile]:
     """Return the records of each split, after checking their Paths."""
     if data.manifest.is_dir():
-        read = described([_split_file(data, name) for name in names], data)
+        read = described([_split_file(data, name) for name in names], data, if_there=if_there)
         files = dict(zip(names, read, strict=True))
         for name, file in files.items():
             files[name] = _with_checked_paths(file, ["Path", "Frame"], data, name)
@@ -193,25 +196,25 @@ def _split_files(data: DataSettings, names: Sequence[str]) -> dict[str, CsvFile]
             f"data.manifest: {data.manifest} does not exist; give a folder with train.csv, val.csv and test.csv,\n"
             "or one CSV with a Split column; `medmoco init FOLDER` writes them for a folder of images"
         )
-    file = described([data.manifest], data)[0]
+    file = described([data.manifest], data, if_there=if_there)[0]
     file = _with_checked_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
     return _by_split(file, names, data)
 
 
-def _files_of(manifest: Path, name: str) -> list[Path]:
+def files_of(manifest: Path, name: str) -> list[Path]:
     """Return the files that may hold a split."""
-    return [file for suffix in _SUFFIXES if (file := manifest / f"{name}{suffix}").is_file()]
+    return [file for suffix in TABLE_SUFFIXES if (file := manifest / f"{name}{suffix}").is_file()]
 
 
 def _split_file(data: DataSettings, name: str) -> Path:
     """Return the file of a split, such as NAME.csv or NAME.csv.gz."""
     manifest = data.manifest
-    existing = _files_of(manifest, name)
+    existing = files_of(manifest, name)
     if len(existing) == 1:
         return existing[0]
     if existing:
         raise ManifestError(f"data.manifest: {manifest} has both {existing[0].name} and {existing[1].name}; remove one")
-    others = sorted(path.name for path in manifest.iterdir() if path.name.lower().endswith((*_SUFFIXES, ".zip")))
+    others = sorted(path.name for path in manifest.iterdir() if path.name.lower().endswith((*TABLE_SUFFIXES, ".zip")))
     if not others:
         remedy = f"`medmoco init {shlex.quote(str(manifest))}` writes a manifest for a folder of images"
     elif len(others) == 1:
@@ -234,14 +237,14 @@ def whole_tables(data: DataSettings) -> list[CsvFile]:
     everything = data.model_copy(update={"where": None})
     if not data.manifest.is_dir():
         return described([data.manifest], everything)
-    names = [name for name in SPLITS if _files_of(data.manifest, name)]
+    names = [name for name in SPLITS if files_of(data.manifest, name)]
     files = described([_split_file(data, name) for name in names], everything)
     return [replace(file, table=file.table.assign(Split=name)) for name, file in zip(names, files, strict=True)]
 
 
 def _other_files(data: DataSettings, names: Sequence[str]) -> list[CsvFile]:
     """Return the tables of a folder other than those of some splits."""
-    others = [name for name in SPLITS if name not in names and _files_of(data.manifest, name)]
+    others = [name for name in SPLITS if name not in names and files_of(data.manifest, name)]
     return described([_split_file(data, name) for name in others], data) if others else []
 
 

@@ -111,8 +111,8 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
     codes, distinct = pd.factorize(cells)  # each distinct text is compared once
     texts = [text.strip() for text in distinct]
     if condition.sign in _ORDERS:
-        limit = _number(condition.values[0].text)
-        numbers = [_number(text) for text in texts]
+        limit = number_in(condition.values[0].text)
+        numbers = [number_in(text) for text in texts]
         bad = np.array([text != "" and number is None for text, number in zip(texts, numbers, strict=True)])[codes]
         if bad.any():
             more = f" ({bad.sum()} rows in all)" if bad.sum() > 1 else ""
@@ -132,11 +132,12 @@ def _meets(cells: pd.Series[str], rows: NDArray[np.int64], condition: _Condition
 def _equal(text: str, value: _Word, as_text: bool) -> bool:
     if text == value.text:
         return True
-    number = None if as_text or value.quoted else _number(value.text)
-    return number is not None and _number(text) == number
+    number = None if as_text or value.quoted else number_in(value.text)
+    return number is not None and number_in(text) == number
 
 
-def _number(text: str) -> float | None:
+def number_in(text: str) -> float | None:
+    """Return the number that a text is, such as "03", ".5" or "1e3"; None if it is none."""
     return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
 
 
@@ -167,7 +168,7 @@ def _parse(expression: str, key: str) -> list[_Condition]:
                 place = text[node.col_offset : node.end_col_offset]
                 raise _unreadable(key, expression, f"{place!r} does not compare a column with a value")
         found = _Condition(word(node.left).text, _SIGNS[type(node.ops[0])], tuple(map(word, values)))
-        if found.sign in _ORDERS and _number(found.values[0].text) is None:
+        if found.sign in _ORDERS and number_in(found.values[0].text) is None:
             raise _unreadable(key, expression, f"{found.sign} needs a number, found {found.values[0].text!r}")
         return found
 

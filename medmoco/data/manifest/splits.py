@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from medmoco.data.manifest.columns import other_name
+from medmoco.data.manifest.tables.paths import slashed
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.utils.rng import SPLIT, SUBSET, hashed, uniform
 
@@ -76,19 +77,26 @@ def merged_by_image(
 
     Raises:
         SettingsError: the list cannot be read.
-        ManifestError: it has no Paths of the table.
+        ManifestError: it has no Paths of the table, or some are absolute in the table and not found.
     """
     listed = listed / DUPLICATES if listed.is_dir() else listed
     try:
         duplicates = pd.read_csv(listed, dtype=str, keep_default_na=False)[["group", "Path"]]
+        duplicates["Path"] = _plain_paths(duplicates["Path"])
     except (OSError, ValueError, KeyError):
         raise SettingsError(
             f"--merge-duplicates: {listed} cannot be read, or is not a list of duplicates;\n"
             f"give the folder that `medmoco check` writes, or the {DUPLICATES} in it"
         ) from None
     path = "Path" if "Path" in table else other_name("Path", table.columns)
-    paths = table[path].str.strip() if path else pd.Series("", table.index)
+    paths = _plain_paths(table[path]) if path else pd.Series("", table.index)
     known = duplicates["Path"].isin(paths)
+    absolute = int(paths.str.startswith("/").sum())
+    if absolute and not known.all():
+        raise ManifestError(
+            f"{file}: {absolute:,} of its Paths are absolute, so that they cannot be found in {listed.name};\n"
+            "give --config FILE with the data.root that they lie below, as for `medmoco check`"
+        )
     if len(known) and not known.any():
         raise ManifestError(
             f"{file}: it has none of the {len(known):,} Paths in {listed.name}; check a manifest that has the same\n"
@@ -106,6 +114,11 @@ def merged_by_image(
     if not known.all():
         note += f" {int((~known).sum()):,} Paths of {listed.name} are not in this table."
     return together, note
+
+
+def _plain_paths(paths: pd.Series[str]) -> pd.Series[str]:
+    """Return Paths in the spelling in which the table and the list of duplicates are compared."""
+    return pd.Series(slashed(paths.str.strip().tolist()), paths.index, dtype=str)
 
 
 def merge_patients(patients: pd.Series[str], paths: pd.Series[str], duplicates: pd.DataFrame) -> pd.Series[str]:

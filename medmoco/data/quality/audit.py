@@ -105,8 +105,9 @@ def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Spli
     others = []
     whole = data.model_copy(update={"join": None, "where": None})  # a bare manifest is compared as a whole
     for number, path in enumerate(against, 1):
-        theirs = load(path).data if path.suffix in (".yaml", ".yml") else whole.model_copy(update={"manifest": path})
-        split = load_manifest(theirs.model_copy(update={"labels": {}}), ("train",))["train"]
+        bare = path.suffix not in (".yaml", ".yml")
+        theirs = whole.model_copy(update={"manifest": path}) if bare else load(path).data
+        split = load_manifest(theirs.model_copy(update={"labels": {}}), ("train",), if_there=bare)["train"]
         name = f"pretraining {number}" if len(against) > 1 else "pretraining"
         others.append((replace(split, name=name), os.path.abspath(theirs.root) == os.path.abspath(data.root)))
     return others

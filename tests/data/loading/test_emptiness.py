@@ -10,7 +10,7 @@ import torch
 from medmoco import config
 from medmoco.data.augment.views import draw, unchanged
 from medmoco.data.image_io.images import Canvas
-from medmoco.data.loading.emptiness import Emptiness, check_masks
+from medmoco.data.loading.emptiness import Emptiness, check_masks, masks_of
 from medmoco.data.loading.loading import read_canvases, training_batches
 from medmoco.data.loading.sampler import StepOrder
 from medmoco.data.manifest.manifest import Split, load_manifest
@@ -133,3 +133,18 @@ def test_check_masks__what_cannot_be_used_is_said_before_training(folder: Path, 
     with pytest.raises(ManifestError, match=expected) as caught:
         check_masks(train_split(settings), settings.data, settings.decoder)
     assert "secret-" not in str(caught.value)
+
+
+def test_check_masks__paths_of_masks_are_read_like_those_of_images(folder: Path) -> None:
+    cells = [
+        "masks\\secret-0.png",
+        f"{folder}/masks/secret-1.png",
+        str(folder / "masks/secret-2.png").replace("/", "\\"),
+    ]
+    rows = "".join(f"secret-{number}.png,{cell}\n" for number, cell in enumerate(cells))
+    (folder / "train.csv").write_text(f"Path,Mask\n{rows}")
+    settings = make_settings(folder, "decoder.empty=mask", "decoder.mask=Mask")
+    masks = masks_of(train_split(settings), settings.data, settings.decoder)
+    assert masks is not None
+    assert masks.files.tolist() == [f"{folder}/masks/secret-{number}.png" for number in range(3)]
+    check_masks(train_split(settings), settings.data, settings.decoder)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -12,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from medmoco.config import load
+from medmoco.data.manifest.split_files import split
 from medmoco.data.manifest.splits import draw_splits, fraction_size, nested_places, text_keys
+from medmoco.errors import ManifestError
 from medmoco.utils.rng import SPLIT, SUBSET, hashed, uniform
 
 SHARES = {"val": 0.1, "test": 0.2}
@@ -158,3 +162,32 @@ def test_nested_places__smaller_inside_larger_whoever_else_is_there() -> None:
 def test_fraction_size__rounds_to_at_least_one() -> None:
     cases = [(0.01, 30), (0.01, 250), (0.1, 999), (0.5, 3), (1.0, 7)]
     assert [fraction_size(fraction, patients) for fraction, patients in cases] == [1, 2, 100, 2, 7]
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_split__finds_duplicates_however_paths_are_spelled(tmp_path: Path, configured: bool) -> None:
+    spelled = ["a\\{}.png", "a/{}.png ", " a/{}.png", f"{tmp_path}/a/{{}}.png" if configured else "a/{}.png"]
+    rows = [(f'"{spelled[n % 4].format(n)}"', f"p{n}") for n in range(40)]
+    text = "Path,PatientID\n" + "".join(f"{path},{person}\n" for path, person in rows)
+    (tmp_path / "all.csv").write_text(text)
+    listed = "".join(f"0,train,2,a{'/' if n % 2 else chr(92)}{n}.png \n" for n in range(8))
+    (tmp_path / "duplicates.csv").write_text(f"group,split,row,Path\n{listed}")
+    config = None
+    if configured:
+        config = load(None, [f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels={}", "out=x"])
+    said = split(tmp_path / "all.csv", tmp_path / "out", merge_duplicates=tmp_path, config=config)
+    assert "8 rows have a duplicate; 8 patients that share some form 1 groups" in said
+    assert "are not in this table" not in said
+    files = [(tmp_path / "out" / f"{name}.csv").read_text().splitlines() for name in ("train", "val", "test")]
+    assert sum(any(line.endswith(",p0") for line in lines) for lines in files) == 1
+    assert sorted(line.replace('"', "") for lines in files for line in lines[1:]) == sorted(
+        line.replace('"', "") for line in text.splitlines()[1:]
+    )
+
+
+def test_split__absolute_paths_of_duplicates_need_the_root(tmp_path: Path) -> None:
+    rows = "".join(f"{tmp_path if n % 2 else '.'}/{n}.png,p{n}\n".replace("./", "") for n in range(40))
+    (tmp_path / "all.csv").write_text(f"Path,PatientID\n{rows}")
+    (tmp_path / "duplicates.csv").write_text("group,split,row,Path\n0,train,2,0.png\n0,train,3,1.png\n")
+    with pytest.raises(ManifestError, match=r"20 of its Paths are absolute.*\n.*--config FILE with the data\.root"):
+        split(tmp_path / "all.csv", tmp_path / "out", merge_duplicates=tmp_path)

@@ -214,6 +214,21 @@ def test_audit__other_pretraining_data_by_path(tmp_path: Path) -> None:
     assert report.faults
 
 
+def test_audit__other_manifests_have_our_column_names_or_those_of_the_settings(tmp_path: Path) -> None:
+    plain = clean(tmp_path / "own", {"train": 3, "val": 2, "test": 3})
+    named = tmp_path / "named"
+    named.mkdir()
+    for file in plain.glob("*.csv"):
+        (named / file.name).write_text(file.read_text().replace("Path,PatientID", "file;name,subject", 1))
+    columns = "data.columns={Path: file;name, PatientID: subject}"
+    report = audit(settings_of(named, plain / "images", columns), tmp_path / "report", [plain, named])
+    assert "pretraining 2 data for comparison: 3 rows" in report.text
+    assert not report.faults
+    (plain / "train.csv").write_text("Path\n7.png\n")  # the last row of test
+    report = audit(settings_of(named, plain / "images", columns), tmp_path / "again", [plain])
+    assert ("test", 4, "fault", "file in pretraining data") in listed(tmp_path / "again")
+
+
 def test_audit__what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     folder = clean(tmp_path / "good", {"train": 2})
     settings = settings_of(folder, folder / "images")

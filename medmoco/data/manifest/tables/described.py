@@ -17,15 +17,15 @@ from medmoco.data.manifest.tables.label_cells import label_columns
 from medmoco.data.manifest.tables.paths import with_slashes
 
 
-def described(paths: Sequence[Path], data: DataSettings) -> list[CsvFile]:
-    """Read tables of a manifest.
+def described(paths: Sequence[Path], data: DataSettings, *, if_there: bool = False) -> list[CsvFile]:
+    """Read tables of a manifest; `if_there`: `data.columns` applies only to columns that a table has.
 
     Raises:
         ManifestError: a file, a column or a joined table cannot be used; names the file and the row.
         SettingsError: `data.where` cannot be parsed, or names a missing column.
     """
     repetitive = label_columns(data.labels)
-    files = [with_slashes(read_csv(path, repetitive, data.columns)) for path in paths]
+    files = [with_slashes(read_csv(path, repetitive, data.columns, if_there=if_there)) for path in paths]
     if data.join:
         files = join(files, data.join, repetitive)
     return [_kept(file, data.where) for file in files] if data.where else files

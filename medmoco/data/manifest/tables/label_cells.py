@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medmoco.config import LabelPolicy, cell_text
 from medmoco.data.manifest.columns import PATIENT, STUDY, meaning
 from medmoco.data.manifest.csv_file import CsvFile
-from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
+from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean, number_in
 from medmoco.errors import ManifestError
 
 _USUAL = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
@@ -33,6 +33,7 @@ _OPEN = "..."  # stands in a map for a meaning that the user must fill in
 _ITEM = re.compile(r"""'([^']*)'|"([^"]*)"|([^,'"]+)""")  # of a list in square brackets
 _SEPARATORS = ("|", ";", ",", "/", "+")
 
+_IDS = (PATIENT, STUDY, "Path")  # columns whose cells are never shown
 _MOST_TEXTS, _MOST_CLASSES, _LONGEST = 12, 15, 30  # shown
 _SMALL = 6  # rows in which even a label may have only distinct texts
 
@@ -75,19 +76,15 @@ def _known(texts: Iterable[str], chosen: Mapping[str, int | None] | None) -> dic
     if chosen is None:
         return {text: _USUAL[text.strip()] for text in texts if text.strip() in _USUAL}
     values = {"": np.nan} | {cell_text(text): np.nan if value is None else value for text, value in chosen.items()}
-    numbers = {number: values[text] for text in values if (number := _number(text)) is not None}
+    numbers = {number: values[text] for text in values if (number := number_in(text)) is not None}
     known = {}
     for text in texts:
         plain = cell_text(text)
         if plain in values:
             known[text] = values[plain]
-        elif (number := _number(plain)) in numbers:
+        elif (number := number_in(plain)) in numbers:
             known[text] = numbers[number]
     return known
-
-
-def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?", text) else None
 
 
 # Lists of classes
@@ -130,18 +127,16 @@ def check_classes(
         if policy.contains is None or any(column not in file.table for file in files):
             continue
         wanted = cell_text(policy.contains)
-        _refuse_other_separator(files, label, policy)
+        _refuse_other_separator(files, label, policy, others)
         if any(_is_in(wanted, text, policy.separator) for text in _texts_of(files, column)):
             continue
         every = [*files, *others()]
         if any(_is_in(wanted, text, policy.separator) for text in _texts_of(every, column)):
             continue
-        found = Counter(name for text in _texts_of(every, column) for name in classes_in(text, policy.separator))
-        names = [name for name, _ in found.most_common(_MOST_CLASSES) if len(name) <= _LONGEST]
+        shown = _shown_classes(every, column, policy.separator)
         raise ManifestError(
             f"{files[0].path}: data.labels.{label}: no cell of {column!r} contains the class {policy.contains!r}"
-            f"{did_you_mean(policy.contains, list(found))}\n"
-            f"the classes are: {', '.join(names)}{', ...' * (len(found) > len(names))}"
+            f"{did_you_mean(policy.contains, shown)}\n{_classes_line(shown)}"
         )
 
 
@@ -152,8 +147,13 @@ def _texts_of(files: Iterable[CsvFile], column: str) -> Iterator[str]:
             yield from map(str, file.table[column].unique())
 
 
-def _refuse_other_separator(files: Sequence[CsvFile], label: str, policy: LabelPolicy) -> None:
-    """Refuse lists in which the class is found only with another separator, which would count as negative."""
+def _refuse_other_separator(
+    files: Sequence[CsvFile], label: str, policy: LabelPolicy, others: Callable[[], Sequence[CsvFile]]
+) -> None:
+    """Refuse lists in which the class is found only with another separator, which would count as negative.
+
+    If the column does use the separator of the label, other ones are part of a class such as "Fracture, rib".
+    """
     column, wanted = policy.column or label, cell_text(policy.contains or "")
     for file in files:
         codes, texts = pd.factorize(file.table[column])
@@ -161,6 +161,8 @@ def _refuse_other_separator(files: Sequence[CsvFile], label: str, policy: LabelP
             if wanted not in cell_text(text) or _is_in(wanted, text, policy.separator):
                 continue
             if other := next((other for other in _SEPARATORS if _is_in(wanted, text, other)), None):
+                if any(policy.separator in each for each in _texts_of([*files, *others()], column)):
+                    return
                 file.refuse(
                     codes == number,
                     f"the classes of {column!r} seem to be separated by {other!r} here, not by {policy.separator!r};\n"
@@ -222,11 +224,12 @@ def _unknown_cell(file: CsvFile, label: str, policy: LabelPolicy, cells: _Cells,
     texts = [each.strip() for each in cells.texts]
     if decimal_comma(text):
         return usual
-    if classes := _classes_to_choose(texts):
+    if _are_lists(texts):
+        shown = _shown_classes([file], column, "|")
+        name = shown[0] if shown else "NAME"
         return (
             f"{usual}; its cells are lists of classes. Make a class a label, such as\n"
-            f'\'data.labels={{{classes[0]}: {{column: "{column}", contains: "{classes[0]}"}}}}\''
-            + (f"\nthe classes are: {', '.join(classes[:_MOST_CLASSES])}" + ", ..." * (len(classes) > _MOST_CLASSES))
+            f'\'data.labels={{{name}: {{column: "{column}", contains: "{name}"}}}}\'\n{_classes_line(shown)}'
         )
     if not _may_be_shown(file, column, texts, bad):
         count = len(set(texts))
@@ -242,28 +245,55 @@ def _unknown_cell(file: CsvFile, label: str, policy: LabelPolicy, cells: _Cells,
     )
 
 
-def _classes_to_choose(texts: Collection[str]) -> list[str]:
-    """Return the classes of a column of lists, the most frequent first; none if the column has no lists."""
+def _are_lists(texts: Collection[str]) -> bool:
+    """Return whether the texts of a column are lists of few, short classes."""
     lists = sum("|" in text or text[:1] == "[" for text in texts)
     if lists < 0.3 * len(texts):
+        return False
+    found = {name for text in texts for name in classes_in(text, "|")}
+    return 0 < len(found) < 2 * len(texts) and max(map(len, found)) <= _LONGEST
+
+
+def _shown_classes(files: Sequence[CsvFile], column: str, separator: str) -> list[str]:
+    """Return the classes in a column of lists, the most frequent first, without those that may be ids or prose."""
+    if _is_id(column):
         return []
-    found = Counter(name for text in texts for name in classes_in(text, "|"))
-    short = all(len(name) <= _LONGEST for name in found)
-    return [name for name, _ in found.most_common()] if short and len(found) < 2 * len(texts) else []
+    found: Counter[str] = Counter()
+    ids: set[str] = set()
+    for file in files:
+        for name in map(str, file.table.columns):
+            if _is_id(name):
+                ids.update(text.strip() for text in _texts_of([file], name))
+        if column in file.table:
+            codes, texts = pd.factorize(file.table[column])
+            for text, count in zip(map(str, texts), np.bincount(codes, minlength=len(texts)), strict=True):
+                found.update(dict.fromkeys(classes_in(text, separator), int(count)))
+    least = 1 if sum(len(file.rows) for file in files) <= _SMALL else 2
+    return [name for name, count in found.most_common() if count >= least and len(name) <= _LONGEST and name not in ids]
+
+
+def _classes_line(shown: Sequence[str]) -> str:
+    if not shown:
+        return "its classes are not shown, as they may be ids"
+    return f"the classes are: {', '.join(shown[:_MOST_CLASSES])}{', ...' * (len(shown) > _MOST_CLASSES)}"
+
+
+def _is_id(column: str) -> bool:
+    means = meaning(column)
+    return means is not None and means[0] in _IDS
 
 
 def _may_be_shown(file: CsvFile, column: str, texts: Collection[str], bad: NDArray[np.bool_]) -> bool:
     """Return whether the texts of a column are few and short, and not ids."""
     distinct, rows = set(texts), len(file.rows)
-    means = meaning(column)
-    if means and means[0] in (PATIENT, STUDY, "Path"):
+    if _is_id(column):
         return False
     if len(distinct) > _MOST_TEXTS or max(map(len, distinct)) > _LONGEST or (rows > _SMALL and len(distinct) == rows):
         return False
     own: NDArray[Any] = file.table[column].astype(str).str.strip().to_numpy(object)[bad]
     return not any(
         (own == file.table[name].astype(str).to_numpy(object)[bad]).mean() > 0.5
-        for name in (PATIENT, STUDY, "Path")
+        for name in _IDS
         if name in file.table and name != column
     )
 
@@ -272,13 +302,13 @@ def _suggest(texts: Collection[str], chosen: Mapping[str, int | None] | None) ->
     """Return a map of all texts to paste: meanings that are known or obvious, and `...` for those to fill in."""
     given = {cell_text(text): "null" if value is None else str(value) for text, value in (chosen or {}).items()}
     distinct = sorted(
-        {text for text in texts if text}, key=lambda text: (_number(text) is None, _number(text) or 0, text)
+        {text for text in texts if text}, key=lambda text: (number_in(text) is None, number_in(text) or 0, text)
     )
-    graded = any(_number(text) not in (None, 1, 0, -1) for text in distinct)  # so 1 need not mean positive
+    graded = any(number_in(text) not in (None, 1, 0, -1) for text in distinct)  # so 1 need not mean positive
     parts = []
     for text in {cell_text(text): text for text in distinct}.values():
         guess = _GUESSES.get(cell_text(text).removesuffix(".0"), _OPEN)
-        if graded and guess == "1" and _number(text) is not None:
+        if graded and guess == "1" and number_in(text) is not None:
             guess = _OPEN
         parts.append(f"{_as_key(text)}: {given.get(cell_text(text), guess)}")
     return f"{{{', '.join(parts)}}}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 
@@ -16,26 +17,41 @@ def with_slashes(file: CsvFile) -> CsvFile:
     """Return a table whose Paths have / where they had the backslashes of Windows."""
     if "Path" not in file.table:
         return file
-    paths = file.table["Path"].tolist()
-    if "\\" not in "\n".join(paths):  # one search of the whole column is much faster than one for each row
-        return file
-    return replace(file, table=file.table.assign(Path=[path.replace("\\", "/") for path in paths]))
+    return _changed(file, slashed)
 
 
 def below_root(file: CsvFile, root: str, splits: Sequence[str] | str) -> CsvFile:
-    """Return a table in which absolute Paths below the root are relative to it.
+    """Return a table in which absolute Paths below the root are relative to it; see `relative`."""
+    return _changed(file, partial(relative, root=root, splits=splits))
+
+
+def slashed(paths: list[str]) -> list[str]:
+    """Return paths with / where they had the backslashes of Windows."""
+    if "\\" not in "\n".join(paths):  # one search of the whole column is much faster than one for each row
+        return paths
+    return [path.replace("\\", "/") for path in paths]
+
+
+def relative(paths: list[str], root: str, splits: Sequence[str] | str) -> list[str]:
+    """Return paths, those that are absolute and below the root relative to it.
 
     Args:
-        file: N records.
+        paths: N paths with /.
         root: `data.root`.
-        splits: Split of each record, or of all, for a root with {split}.
+        splits: Split of each path, or of all, for a root with {split}.
     """
-    paths = file.table["Path"].tolist()
     if "\n/" not in "\n".join(["", *paths]):
-        return file
+        return paths
     own = [splits] * len(paths) if isinstance(splits, str) else splits
     roots = {split: _spellings(root.replace("{split}", split)) for split in dict.fromkeys(own)}
-    cells = [_relative(path, roots[split]) for path, split in zip(paths, own, strict=True)]
+    return [_relative(path, roots[split]) for path, split in zip(paths, own, strict=True)]
+
+
+def _changed(file: CsvFile, change: Callable[[list[str]], list[str]]) -> CsvFile:
+    paths = file.table["Path"].tolist()
+    cells = change(paths)
+    if cells is paths:
+        return file
     return replace(file, table=file.table.assign(Path=pd.Series(cells, file.table.index, dtype=str)))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def refusal(folder: Path, cells: list[str], labels: Any) -> str:
         ({"Positive": 1, "": 0, "n/a": None, "?": -1}, ["positive", "", "N/A", "?"], [1, 0, None, None]),
         ({0: 0, 1: 0, 2: 1, 3: 1}, ["0", "1.0", "2", "03", ""], [0, 0, 1, 1, None]),
         ({True: 1, False: 0}, ["TRUE", "false"], [1, 0]),
+        ({0.5: 1, 100: 0}, [".5", "1e2"], [1, 0]),
         ({"stra\u00dfe": 1, "x|y": 0}, ["STRASSE", "x|Y"], [1, 0]),
     ],
 )
@@ -167,10 +169,43 @@ def test_check_classes__lists_with_another_separator(tmp_path: Path, separator: 
     assert f"row 3: the classes of 'A' seem to be separated by '{separator}' here, not by '|'" in message
 
 
+def test_check_classes__the_class_may_contain_another_separator(tmp_path: Path) -> None:
+    label = {"F": {"column": "A", "contains": "Fracture"}}
+    cells = ["Fracture|Mass", "Fracture, rib", "Mass|Fracture, rib", "Mass"]
+    assert values(tmp_path, cells, label) == [1, 0, 0, 0]
+    (tmp_path / "test.csv").write_text("Path,A\nx.png,Fracture|Mass\n")  # the separator may be in another split
+    assert values(tmp_path, ["Fracture, rib", "Mass"], label) == [0, 0]
+
+
 def test_label_values__a_column_of_lists_is_no_label(tmp_path: Path) -> None:
     message = refusal(tmp_path, ["Mass|Effusion", "Mass|Hernia", "Mass"], ["A"])
     assert '\'data.labels={Mass: {column: "A", contains: "Mass"}}\'' in message
     assert message.endswith("the classes are: Mass, Effusion, Hernia")
+
+
+def test_check_classes__ids_are_not_shown(tmp_path: Path) -> None:
+    rows = "".join(f"{n}.png,MRN{n % 5},MRN{n % 5},P{n:03}|AP,P{n:03}|MRN{n % 5}\n" for n in range(20))
+    (tmp_path / "train.csv").write_text(f"Path,PatientID,Report,View,Key\n{rows}")
+
+    def said(labels: Any) -> str:
+        data = DataSettings.model_validate({"manifest": tmp_path, "root": "r", "labels": labels})
+        with pytest.raises(ManifestError) as caught:
+            load_manifest(data, ["train"])
+        return str(caught.value)
+
+    hidden = "its classes are not shown, as they may be ids"
+    for column, wanted in [("PatientID", "Fracture"), ("Path", "1.pn"), ("Report", "MRN"), ("Key", "P00")]:
+        message = said({"F": {"column": column, "contains": wanted}})
+        assert message.endswith(f"no cell of {column!r} contains the class {wanted!r}\n{hidden}")
+    message = said({"F": {"column": "View", "contains": "PA"}})
+    assert message.endswith("contains the class 'PA'\nthe classes are: AP")
+    message = said(["View"])
+    assert '\'data.labels={AP: {column: "View", contains: "AP"}}\'\nthe classes are: AP' in message
+    message = said(["Key"])
+    assert message.endswith(hidden)
+    assert 'data.labels={NAME: {column: "Key", contains: "NAME"}}' in message
+    for column in ("View", "Key"):
+        assert not re.search(r"MRN\d|P\d{3}|\d\.png", said([column]))
 
 
 # Missing columns
