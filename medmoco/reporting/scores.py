@@ -87,12 +87,17 @@ def scores_section(runs: Sequence[Run]) -> Section:
     words = "{run} has not been evaluated: `medmoco evaluate --encoder {run} --out {run}/evaluation`."
     blocks = missing(runs, lambda run: not run.evaluation.scores and not run.evaluation.regression, words)
     rows = [row for run in runs for row in rows_of(run, run.evaluation.scores or (), run.evaluation.primary)]
+    leaks = [
+        f"{run.name}: {line}."
+        for run in runs
+        for record in (*(run.evaluation.scores or ()), *(run.evaluation.regression or ()))
+        for line in leak_lines({record.split: record.leakage})
+    ]
+    blocks += [Text(line, "warning") for line in dict.fromkeys(leaks)]
     if not rows:
         return Section("Scores", blocks)
     splits = sorted({row.record.split for row in rows}, key=lambda split: (split != "test", split))
     shown, *others = splits
-    leaks = [f"{row.run.name}: {line}." for row in rows for line in leak_lines({row.record.split: row.record.leakage})]
-    blocks += [Text(line, "warning") for line in dict.fromkeys(leaks)]
     blocks.append(Text(_protocol(rows[0].record)))
     scored = [run for run in runs if run.evaluation.scores]
     forest = _forest(scored, [row for row in rows if row.record.split == shown], shown)

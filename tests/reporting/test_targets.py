@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from medmoco.evaluation.records import Leakage, Overlap
 from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.curves import curve_section
 from medmoco.reporting.runs import Run
@@ -72,6 +73,14 @@ def test_scores_section__targets_alone_are_an_evaluation(target_run: Run) -> Non
     assert not missing_of(scores_section([replace(target_run, evaluation=found)]))
     assert found.primary == "run"
     assert "ridge" not in set(found.predictions["method"])  # type: ignore[index]
+
+
+def test_scores_section__leaks_are_said_if_targets_alone_are_scored(target_run: Run) -> None:
+    leakage = Leakage(train=Overlap(patients=3, images=0), pretraining=None)
+    regression = [score.model_copy(update={"leakage": leakage}) for score in target_run.evaluation.regression or ()]
+    found = replace(target_run.evaluation, scores=(), regression=regression)
+    words = words_of(scores_section([replace(target_run, evaluation=found)]))
+    assert words.count("cxr-3: test shares 3 patients and 0 images with train: its scores are inflated.") == 1
 
 
 def test_appendix_section__names_the_measures_of_targets(target_run: Run) -> None:

@@ -156,6 +156,7 @@ def regression_blocks(
             labels = f"{'labels':<10}" if fractions else ""
             lines += [
                 f"{split}: {label}, {name}  ({first.n} images, {first.n_patients} patients; {better} is better)",
+                *_leaks(first),
                 f"  {'encoder':<{width}}{labels}{short:<10}{'95 % interval':<22}{primary} minus control, 95 % interval",
             ]
             for row in rows:
@@ -197,10 +198,14 @@ def _block_head(rows: Sequence[Score], width: int) -> list[str]:
         counts += f", {first.n_patients} patients"
     return [
         f"{first.split}: {first.label}  ({counts}; {remark})",
-        *(f"  ! {line}" for line in leak_lines({first.split: first.leakage})),
+        *_leaks(first),
         f"  {'method':<8}{'encoder':<{width}}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
         f"{first.encoder} minus control, 95 % interval",
     ]
+
+
+def _leaks(score: Score | RegressionScore) -> list[str]:
+    return [f"  ! {line}" for line in leak_lines({score.split: score.leakage})]
 
 
 def _cells(row: Score, difference: Difference | None) -> str:

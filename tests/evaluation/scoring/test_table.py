@@ -73,6 +73,17 @@ def test_layout__leaks_stand_above_the_scores_they_spoil() -> None:
     assert max(map(len, lines)) <= 120
 
 
+def test_regression_blocks__leaks_stand_above_the_errors_they_spoil() -> None:
+    leak = {"pretraining": {"patients": 12, "images": 3}, "train": {"patients": None, "images": 1}}
+    lines = regression_blocks([regression_score(leakage=leak), regression_score(split="val")], [])
+    warnings = [
+        "  ! test shares 12 patients and 3 images with the data the encoder was pretrained on: its scores are inflated",
+        "  ! test shares 1 images with train: its scores are inflated",
+    ]
+    assert lines[1:3] == lines[7:9] == warnings
+    assert sum("shares" in line for line in lines) == 4
+
+
 @pytest.mark.parametrize("other", ["pixels", "a_name_that_users_chose"])
 def test_layout__columns_stand_below_their_heads(other: str) -> None:
     encoders = ("run", "untrained", other)
