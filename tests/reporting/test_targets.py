@@ -58,6 +58,33 @@ def test_targets_section__two_runs_side_by_side(target_run: Run, run: Run) -> No
     assert "pixels (cxr-4), kNN" in words_of(section)
 
 
+def test_targets_section__the_forest_shows_one_split_and_a_colour_for_each_encoder(target_run: Run) -> None:
+    def with_targets(run: Run, split: str, targets: tuple[str, ...]) -> Run:
+        scores = [
+            score.model_copy(update={"label": target, "split": split})
+            for target in targets
+            for score in run.evaluation.regression or ()
+        ]
+        return replace(run, evaluation=replace(run.evaluation, classes=None, regression=scores, split=split))
+
+    other, third = replace(target_run, name="cxr-4"), replace(target_run, name="cxr-5")
+    runs = [
+        with_targets(third, "val", ("Age",)),
+        with_targets(target_run, "test", ("Age", "Width")),
+        with_targets(other, "test", ("Age", "Width")),
+    ]
+    (forest,) = plots_of(targets_section(runs))
+    assert forest.caption == "R2 by ridge regression on test, with 95 % intervals."
+    axes = forest.figure.axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    encoders = ["cxr-3", "untrained (cxr-3)", "pixels (cxr-3)", "training mean (cxr-3)"]
+    both = [*encoders, *(name.replace("cxr-3", "cxr-4") for name in encoders)]
+    assert names == ["Age", *both, "Width", *both]
+    looks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() not in ("None", None)]
+    assert looks[:8] == looks[8:]
+    assert looks[0] != looks[4]  # of two runs
+
+
 def test_regression_curves__are_part_of_label_efficiency(target_run: Run) -> None:
     section = curve_section([target_run])
     assert "Age" in [part.title for part in section.sections]
