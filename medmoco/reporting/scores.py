@@ -8,8 +8,18 @@ from typing import Generic, NamedTuple, TypeVar
 
 from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.leakage.ledger import LedgerEntry
-from medmoco.evaluation.records import UNNAMED, Compared, EncoderRecord, MethodRecord, OperatingPoint, Score, Subgroup
+from medmoco.evaluation.records import (
+    UNNAMED,
+    Compared,
+    Counts,
+    EncoderRecord,
+    MethodRecord,
+    OperatingPoint,
+    Score,
+    Subgroup,
+)
 from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.target_records import ClassScore, RegressionScore
 from medmoco.plotting.figures import Estimate, forest_figure, method_words
 from medmoco.reporting.blocks import (
     NOTHING,
@@ -174,16 +184,21 @@ def _label(runs: Sequence[Run], rows: Rows[Score], label: str, split: str) -> It
             with_interval(score.average_precision, score.ap_low, score.ap_high),
             *difference_cells(difference),
         ])  # fmt: skip
-    counts = f"{count(first.n)} images of {several(first.n_patients, 'patient')}, {count(first.n_positive)}"
     head = ["features", "AUROC", *(["AUROC, DeLong"] if has_delong else []), "average precision",
             "primary minus this", "p (Holm)"]  # fmt: skip
-    yield Table(f"{label_words(label)} on {split}: {counts} positive", head, cells)
+    yield Table(f"{label_words(label)} on {split}: {images_in(first)}, {count(first.n_positive)} positive", head, cells)
     for row in chosen:
         name = f"{row.name(runs)}, {method_words(row.record.method)}"
         if row.record.flag:
             yield Text(f"{name}: {row.record.flag}; it may have learned nothing.", "warning")
         if row.record.note:
             yield Text(f"{name}: {row.record.note}.")
+
+
+def images_in(score: Counts | ClassScore | RegressionScore) -> str:
+    """Return "200 images of 100 patients", without the patients if each image has its own, as if they are unknown."""
+    images = f"{count(score.n)} images"
+    return images if score.n_patients == score.n else f"{images} of {several(score.n_patients, 'patient')}"
 
 
 def difference_cells(found: Compared | None) -> list[str]:

@@ -18,12 +18,11 @@ from medmoco.reporting.blocks import (
     count,
     number,
     p_value,
-    several,
     unbroken,
     with_interval,
 )
 from medmoco.reporting.runs import Run
-from medmoco.reporting.scores import Rows, encoder_name, forest_plot, rows_of
+from medmoco.reporting.scores import Rows, encoder_name, forest_plot, images_in, rows_of
 
 
 def targets_section(runs: Sequence[Run]) -> Section:
@@ -71,7 +70,7 @@ def _classes(run: Run, runs: Sequence[Run], scores: Sequence[ClassScore]) -> Ite
             f"Confusion matrix, {title}. Share of each class that is recognised: {'; '.join(words)}.",
             Table(f"Confusion matrix, {title}", ["true class", *(f"predicted {name}" for name in names)], cells),
         )
-    counts = f"{count(score.n)} images of {several(score.n_patients, 'patient')}, {len(names)} classes"
+    counts = f"{images_in(score)}, {len(names)} classes"
     yield Table(
         f"{score.label} on {score.split}: {counts}",
         ["features", "top-1 accuracy", "balanced accuracy"],
@@ -115,10 +114,9 @@ def _regression(run: Run, runs: Sequence[Run], rows: Rows[RegressionScore]) -> T
             _in_unit(row.record.mae, row.record.mae_low, row.record.mae_high),
             *(cell for metric in ("r2", "mae") for cell in _difference(against.get((metric, row.record.encoder)))),
         ])  # fmt: skip
-    counts = f"{count(first.n)} images of {several(first.n_patients, 'patient')}"
     head = ["features", "R2", "mean absolute error", "R2: primary minus this", "p (Holm)",
             "error: primary minus this", "p (Holm)"]  # fmt: skip
-    caption = f"{first.label} on {first.split}: {counts}; the error has the unit of the target"
+    caption = f"{first.label} on {first.split}: {images_in(first)}; the error has the unit of the target"
     return Table(caption, head, cells)
 
 

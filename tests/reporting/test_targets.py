@@ -110,6 +110,20 @@ def test_scores_section__leaks_are_said_if_targets_alone_are_scored(target_run: 
     assert words.count("cxr-3: test shares 3 patients and 0 images with train: its scores are inflated.") == 1
 
 
+def test_sections__images_are_not_called_patients_if_these_are_unknown(target_run: Run) -> None:
+    found = target_run.evaluation
+    files = {name: [score.model_copy(update={"n_patients": score.n}) for score in getattr(found, name) or ()]
+             for name in ("scores", "classes", "regression")}  # fmt: skip
+    runs = [replace(target_run, evaluation=replace(found, **files))]  # type: ignore[arg-type]
+    captions = [
+        table.caption for section in (scores_section(runs), targets_section(runs)) for table in tables_of(section)
+    ]
+    assert any(caption.startswith("Viral on test: 200 images, ") for caption in captions)
+    assert "Finding on test: 200 images, 2 classes" in captions
+    assert "Age on test: 200 images; the error has the unit of the target" in captions
+    assert not any("patient" in caption for caption in captions)
+
+
 def test_appendix_section__names_the_measures_of_targets(target_run: Run) -> None:
     words = words_of(appendix_section([target_run]))
     assert "top-1 and balanced accuracy" in words

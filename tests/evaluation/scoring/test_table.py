@@ -256,6 +256,15 @@ def test_layout__targets_alone_are_noted_too() -> None:
     assert text.endswith(f"{VAL_NOTE}\nval, Age, ridge, run: not chosen\nlast\n")
 
 
+def test_layout__images_are_not_called_patients_if_these_are_unknown() -> None:
+    alone = {"n": 160, "n_patients": 160}
+    text = layout([record(**alone)], [], [], [], [class_score(**alone)], [regression_score(**alone)])
+    assert "test: Effusion  (160 images, 31 positive; " in text
+    assert "test: Class  (160 images of 2 classes)" in text
+    assert "test: Age, R2  (160 images; higher is better)" in text
+    assert "patients" not in text
+
+
 def test_layout__a_class_names_its_column() -> None:
     records = [record(name, class_column="Class", label_policy={}) for name in ("Normal", "Viral", MACRO)]
     text = layout(records, [], [], [])
