@@ -279,6 +279,13 @@ def test_api__import_loads_nothing_heavy(statement: str) -> None:
 HEAVY = ["cv2", "monai", "onnxruntime", "pandas", "pydantic", "pydicom", "sklearn", "timm", "torch", "torchvision"]
 
 
+@pytest.mark.parametrize("module", ["reporting.report", "evaluation.results"])
+def test_results__are_read_without_networks(module: str) -> None:
+    program = f"import sys, medmoco.{module}; print(*sorted(set(sys.modules) & {{'monai', 'timm'}}))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not run.stdout.split()
+
+
 def test_help__imports_nothing_heavy() -> None:
     program = (
         "import sys; from medmoco.cli import main; sys.argv = ['medmoco', '--help']\n"

@@ -20,7 +20,7 @@ from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.records import UNTRAINED, CurveDifference, CurvePoint, Score
 from medmoco.evaluation.results import Curve
 from medmoco.evaluation.scoring.classes import score_classes
-from medmoco.evaluation.scoring.regression import RIDGE, evaluate_targets
+from medmoco.evaluation.scoring.regression import evaluate_targets
 from medmoco.evaluation.scoring.scoring import (
     Key,
     LabelDraws,
@@ -33,7 +33,7 @@ from medmoco.evaluation.scoring.scoring import (
 from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, class_blocks, name_width, regression_blocks, span
 from medmoco.evaluation.supervised.finetune import finetune
-from medmoco.evaluation.target_records import TRAINING_MEAN, ClassScore, RegressionScore
+from medmoco.evaluation.target_records import RIDGE, TRAINING_MEAN, ClassScore, RegressionScore
 from medmoco.training.run_folder import StartMode
 from medmoco.utils.files import PathLike
 

@@ -18,7 +18,7 @@ from medmoco.evaluation.metrics.auroc import auroc
 from medmoco.evaluation.results import PREDICTIONS, Evaluation
 from medmoco.evaluation.scoring.classes import score_classes
 from medmoco.evaluation.scoring.clinical import describe_operating_points, fit_operating_points, score_clinically
-from medmoco.evaluation.scoring.regression import RIDGE, Regression, evaluate_targets
+from medmoco.evaluation.scoring.regression import Regression, evaluate_targets
 from medmoco.evaluation.scoring.scoring import (
     Key,
     Predictions,
@@ -34,6 +34,7 @@ from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.scoring.table import MACRO, heading, layout
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, remove_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe
+from medmoco.evaluation.target_records import RIDGE
 from medmoco.utils.files import PathLike
 
 METHODS = ("linear", "knn")

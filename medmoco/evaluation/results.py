@@ -28,9 +28,8 @@ from medmoco.evaluation.records import (
     Subgroup,
     primary_of,
 )
-from medmoco.evaluation.scoring.regression import RIDGE
 from medmoco.evaluation.scoring.table import MACRO, summary_cells
-from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
+from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
 from medmoco.evaluation.verdict import verdict
 from medmoco.plotting.figures import confusion_figure, curve_figure
 from medmoco.plotting.style import save

@@ -21,6 +21,8 @@ from medmoco.evaluation.records import (
     unit_of,
 )
 
+RIDGE = "ridge"
+"""Name of the method of numeric targets."""
 TRAINING_MEAN = "training mean"
 """Name of the control that predicts the mean of the training targets for every image."""
 

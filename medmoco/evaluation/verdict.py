@@ -60,4 +60,5 @@ def _patients(point: CurvePoint) -> str:
     share = f"{100 * point.fraction:g} %"
     if point.n_train_patients is None:
         return f"{share} of the patients"
-    return f"{point.n_train_patients:.0f} patients ({share})"
+    what = "images" if point.n_train_patients == point.n_train else "patients"
+    return f"{point.n_train_patients:.0f} {what} ({share})"

@@ -53,6 +53,10 @@ class Backbone(nn.Module):
         self.net = net
         self.feature_dim = feature_dim
 
+    def extra_repr(self) -> str:
+        """Return what the layers do not show: two names may differ only in the number of attention heads."""
+        return f"{self.name}, feature_dim={self.feature_dim}"
+
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, (B, C, H, W) -> (B, F)."""
         features: Tensor = self.net(images)

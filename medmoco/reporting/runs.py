@@ -35,8 +35,7 @@ from medmoco.evaluation.records import (
     primary_of,
 )
 from medmoco.evaluation.results import PREDICTIONS
-from medmoco.evaluation.scoring.regression import RIDGE
-from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
+from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
 from medmoco.reporting.blocks import Block, Text
 
 _PREDICTION = [column for column in PREDICTIONS if column != "row"]

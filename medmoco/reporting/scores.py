@@ -9,8 +9,18 @@ from typing import Generic, NamedTuple, TypeVar
 from medmoco.data.manifest.row_filter import where_words
 from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.leakage.ledger import LedgerEntry
-from medmoco.evaluation.records import UNNAMED, Compared, EncoderRecord, MethodRecord, OperatingPoint, Score, Subgroup
+from medmoco.evaluation.records import (
+    UNNAMED,
+    Compared,
+    Counts,
+    EncoderRecord,
+    MethodRecord,
+    OperatingPoint,
+    Score,
+    Subgroup,
+)
 from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.target_records import ClassScore, RegressionScore
 from medmoco.plotting.figures import Estimate, forest_figure, method_words
 from medmoco.reporting.blocks import (
     NOTHING,
@@ -87,12 +97,17 @@ def scores_section(runs: Sequence[Run]) -> Section:
     words = "{run} has not been evaluated: `medmoco evaluate --encoder {run} --out {run}/evaluation`."
     blocks = missing(runs, lambda run: not run.evaluation.scores and not run.evaluation.regression, words)
     rows = [row for run in runs for row in rows_of(run, run.evaluation.scores or (), run.evaluation.primary)]
+    leaks = [
+        f"{run.name}: {line}."
+        for run in runs
+        for record in (*(run.evaluation.scores or ()), *(run.evaluation.regression or ()))
+        for line in leak_lines({record.split: record.leakage})
+    ]
+    blocks += [Text(line, "warning") for line in dict.fromkeys(leaks)]
     if not rows:
         return Section("Scores", blocks)
     splits = sorted({row.record.split for row in rows}, key=lambda split: (split != "test", split))
     shown, *others = splits
-    leaks = [f"{row.run.name}: {line}." for row in rows for line in leak_lines({row.record.split: row.record.leakage})]
-    blocks += [Text(line, "warning") for line in dict.fromkeys(leaks)]
     blocks.append(Text(_protocol(rows[0].record)))
     scored = [run for run in runs if run.evaluation.scores]
     forest = _forest(scored, [row for row in rows if row.record.split == shown], shown)
@@ -169,16 +184,21 @@ def _label(runs: Sequence[Run], rows: Rows[Score], label: str, split: str) -> It
             with_interval(score.average_precision, score.ap_low, score.ap_high),
             *difference_cells(difference),
         ])  # fmt: skip
-    counts = f"{count(first.n)} images of {several(first.n_patients, 'patient')}, {count(first.n_positive)}"
     head = ["features", "AUROC", *(["AUROC, DeLong"] if has_delong else []), "average precision",
             "primary minus this", "p (Holm)"]  # fmt: skip
-    yield Table(f"{label_words(label)} on {split}: {counts} positive", head, cells)
+    yield Table(f"{label_words(label)} on {split}: {images_in(first)}, {count(first.n_positive)} positive", head, cells)
     for row in chosen:
         name = f"{row.name(runs)}, {method_words(row.record.method)}"
         if row.record.flag:
             yield Text(f"{name}: {row.record.flag}; it may have learned nothing.", "warning")
         if row.record.note:
             yield Text(f"{name}: {row.record.note}.")
+
+
+def images_in(score: Counts | ClassScore | RegressionScore) -> str:
+    """Return "200 images of 100 patients", without the patients if each image has its own, as if they are unknown."""
+    images = f"{count(score.n)} images"
+    return images if score.n_patients == score.n else f"{images} of {several(score.n_patients, 'patient')}"
 
 
 def difference_cells(found: Compared | None) -> list[str]:

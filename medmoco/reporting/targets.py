@@ -18,18 +18,16 @@ from medmoco.reporting.blocks import (
     count,
     number,
     p_value,
-    several,
     unbroken,
     with_interval,
 )
 from medmoco.reporting.runs import Run
-from medmoco.reporting.scores import Rows, encoder_name, forest_plot, rows_of
+from medmoco.reporting.scores import Rows, encoder_name, forest_plot, images_in, rows_of
 
 
 def targets_section(runs: Sequence[Run]) -> Section:
     """Show accuracies of classes and errors of numeric targets; without content if there are neither."""
     sections: list[Section] = []
-    drawn: list[Estimate] = []
     for run in runs:
         split, suffix = run.evaluation.split, f", {run.name}" if len(runs) > 1 else ""
         if classes := [score for score in run.evaluation.classes or () if score.split == split]:
@@ -37,13 +35,22 @@ def targets_section(runs: Sequence[Run]) -> Section:
         scores = [score for score in run.evaluation.regression or () if score.split == split]
         for target in dict.fromkeys(score.label for score in scores):
             rows = rows_of(run, [score for score in scores if score.label == target], run.evaluation.primary)
-            drawn += [
-                Estimate(target, row.name(runs), row.record.r2, row.record.r2_low, row.record.r2_high, at)
-                for at, row in enumerate(rows)
-            ]
             sections.append(Section(f"{target}, {split}{suffix}", [_regression(run, runs, rows)]))
-    forest = forest_plot(drawn, f"R2 by ridge regression on {runs[0].evaluation.split}, with 95 % intervals", "R²")
+    forest = _forest(runs)
     return Section("Classes and numeric targets", [forest] if forest else [], sections)
+
+
+def _forest(runs: Sequence[Run]) -> Plot | None:
+    rows = [row for run in runs for row in rows_of(run, run.evaluation.regression or (), run.evaluation.primary)]
+    split, drawn, colours = shown_split([row.record for row in rows]), [], dict[str, int]()
+    for target in dict.fromkeys(row.record.label for row in rows):
+        for row in rows:
+            score = row.record
+            if (score.label, score.split) == (target, split):
+                name = row.name(runs)
+                colour = colours.setdefault(name, len(colours))
+                drawn.append(Estimate(target, name, score.r2, score.r2_low, score.r2_high, colour))
+    return forest_plot(drawn, f"R2 by ridge regression on {split}, with 95 % intervals", "R²")
 
 
 # ---- classes ----
@@ -63,7 +70,7 @@ def _classes(run: Run, runs: Sequence[Run], scores: Sequence[ClassScore]) -> Ite
             f"Confusion matrix, {title}. Share of each class that is recognised: {'; '.join(words)}.",
             Table(f"Confusion matrix, {title}", ["true class", *(f"predicted {name}" for name in names)], cells),
         )
-    counts = f"{count(score.n)} images of {several(score.n_patients, 'patient')}, {len(names)} classes"
+    counts = f"{images_in(score)}, {len(names)} classes"
     yield Table(
         f"{score.label} on {score.split}: {counts}",
         ["features", "top-1 accuracy", "balanced accuracy"],
@@ -107,10 +114,9 @@ def _regression(run: Run, runs: Sequence[Run], rows: Rows[RegressionScore]) -> T
             _in_unit(row.record.mae, row.record.mae_low, row.record.mae_high),
             *(cell for metric in ("r2", "mae") for cell in _difference(against.get((metric, row.record.encoder)))),
         ])  # fmt: skip
-    counts = f"{count(first.n)} images of {several(first.n_patients, 'patient')}"
     head = ["features", "R2", "mean absolute error", "R2: primary minus this", "p (Holm)",
             "error: primary minus this", "p (Holm)"]  # fmt: skip
-    caption = f"{first.label} on {first.split}: {counts}; the error has the unit of the target"
+    caption = f"{first.label} on {first.split}: {images_in(first)}; the error has the unit of the target"
     return Table(caption, head, cells)
 
 

@@ -42,6 +42,13 @@ def test_verdict__compares_with_the_strongest_control_at_the_fewest_labels() -> 
     )
 
 
+def test_verdict__counts_images_if_patients_are_unknown() -> None:
+    points = [point.model_copy(update={"n_train": point.n_train_patients}) for point in POINTS]
+    assert verdict(points, DIFFERENCES, "test").startswith("Pneumonia, with the labels of 10 images (2 %): ")
+    points = [point.model_copy(update={"n_train": 30.0}) for point in POINTS]
+    assert verdict(points, DIFFERENCES, "test") == verdict(POINTS, DIFFERENCES, "test")
+
+
 def test_verdict__a_named_encoder_may_be_the_strongest_control() -> None:
     points = [*POINTS, _point("imagenet", 0.95)]
     sentence = verdict(points, [*DIFFERENCES, _difference("imagenet", -0.01, -0.03, -0.001)], "test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from medmoco.evaluation.records import Leakage, Overlap
 from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.curves import curve_section
 from medmoco.reporting.runs import Run
@@ -57,6 +58,33 @@ def test_targets_section__two_runs_side_by_side(target_run: Run, run: Run) -> No
     assert "pixels (cxr-4), kNN" in words_of(section)
 
 
+def test_targets_section__the_forest_shows_one_split_and_a_colour_for_each_encoder(target_run: Run) -> None:
+    def with_targets(run: Run, split: str, targets: tuple[str, ...]) -> Run:
+        scores = [
+            score.model_copy(update={"label": target, "split": split})
+            for target in targets
+            for score in run.evaluation.regression or ()
+        ]
+        return replace(run, evaluation=replace(run.evaluation, classes=None, regression=scores, split=split))
+
+    other, third = replace(target_run, name="cxr-4"), replace(target_run, name="cxr-5")
+    runs = [
+        with_targets(third, "val", ("Age",)),
+        with_targets(target_run, "test", ("Age", "Width")),
+        with_targets(other, "test", ("Age", "Width")),
+    ]
+    (forest,) = plots_of(targets_section(runs))
+    assert forest.caption == "R2 by ridge regression on test, with 95 % intervals."
+    axes = forest.figure.axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    encoders = ["cxr-3", "untrained (cxr-3)", "pixels (cxr-3)", "training mean (cxr-3)"]
+    both = [*encoders, *(name.replace("cxr-3", "cxr-4") for name in encoders)]
+    assert names == ["Age", *both, "Width", *both]
+    looks = [(line.get_color(), line.get_marker()) for line in axes.lines if line.get_marker() not in ("None", None)]
+    assert looks[:8] == looks[8:]
+    assert looks[0] != looks[4]  # of two runs
+
+
 def test_regression_curves__are_part_of_label_efficiency(target_run: Run) -> None:
     section = curve_section([target_run])
     assert "Age" in [part.title for part in section.sections]
@@ -72,6 +100,28 @@ def test_scores_section__targets_alone_are_an_evaluation(target_run: Run) -> Non
     assert not missing_of(scores_section([replace(target_run, evaluation=found)]))
     assert found.primary == "run"
     assert "ridge" not in set(found.predictions["method"])  # type: ignore[index]
+
+
+def test_scores_section__leaks_are_said_if_targets_alone_are_scored(target_run: Run) -> None:
+    leakage = Leakage(train=Overlap(patients=3, images=0), pretraining=None)
+    regression = [score.model_copy(update={"leakage": leakage}) for score in target_run.evaluation.regression or ()]
+    found = replace(target_run.evaluation, scores=(), regression=regression)
+    words = words_of(scores_section([replace(target_run, evaluation=found)]))
+    assert words.count("cxr-3: test shares 3 patients and 0 images with train: its scores are inflated.") == 1
+
+
+def test_sections__images_are_not_called_patients_if_these_are_unknown(target_run: Run) -> None:
+    found = target_run.evaluation
+    files = {name: [score.model_copy(update={"n_patients": score.n}) for score in getattr(found, name) or ()]
+             for name in ("scores", "classes", "regression")}  # fmt: skip
+    runs = [replace(target_run, evaluation=replace(found, **files))]  # type: ignore[arg-type]
+    captions = [
+        table.caption for section in (scores_section(runs), targets_section(runs)) for table in tables_of(section)
+    ]
+    assert any(caption.startswith("Viral on test: 200 images, ") for caption in captions)
+    assert "Finding on test: 200 images, 2 classes" in captions
+    assert "Age on test: 200 images; the error has the unit of the target" in captions
+    assert not any("patient" in caption for caption in captions)
 
 
 def test_appendix_section__names_the_measures_of_targets(target_run: Run) -> None:

@@ -37,7 +37,7 @@ from medmoco.utils.progress import track
 FEATURES = "features"
 """Subfolder with the features that earlier commands computed."""
 
-_LIBRARIES = ("medmoco", "torch", "timm", "numpy", "cv2", "PIL", "pydicom")  # can change features in the last bits
+_LIBRARIES = ("medmoco", "torch", "timm", "numpy", "cv2", "PIL", "pydicom", "openjpeg")  # can change the last bits
 _HASH_THREADS = 8
 
 

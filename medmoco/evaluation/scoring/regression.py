@@ -22,9 +22,8 @@ from medmoco.evaluation.scoring.scoring import (
     protocol_of,
 )
 from medmoco.evaluation.scoring.study import Study
-from medmoco.evaluation.target_records import TRAINING_MEAN, RegressionDifference, RegressionScore
+from medmoco.evaluation.target_records import RIDGE, TRAINING_MEAN, RegressionDifference, RegressionScore
 
-RIDGE = "ridge"
 METRICS = ("r2", "mae")
 
 

@@ -12,7 +12,7 @@ from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import counted, patient_ids
 from medmoco.evaluation.leakage.leakage import leak_lines
-from medmoco.evaluation.records import Difference, Record, Score
+from medmoco.evaluation.records import Counts, Difference, Record, Score
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 
 MACRO = "macro"
@@ -95,7 +95,7 @@ def class_blocks(scores: Sequence[ClassScore], *, fractions: bool = False) -> li
     for split, group in groupby(scores, lambda score: score.split):
         rows = list(group)
         first = rows[0]
-        counts = f"{first.n} images of {len(first.classes)} classes, {first.n_patients} patients"
+        counts = f"{first.n} images of {len(first.classes)} classes{patients_in(first)}"
         left_out = f"; {first.bootstrap_left_out} of {first.bootstrap} draws lacked a class and were left out"
         lines += [
             f"{split}: {first.label}  ({counts}{left_out if first.bootstrap_left_out and not first.undefined else ''})",
@@ -155,7 +155,8 @@ def regression_blocks(
         for metric, name, short, better in _ERRORS:
             labels = f"{'labels':<10}" if fractions else ""
             lines += [
-                f"{split}: {label}, {name}  ({first.n} images, {first.n_patients} patients; {better} is better)",
+                f"{split}: {label}, {name}  ({first.n} images{patients_in(first)}; {better} is better)",
+                *_leaks(first),
                 f"  {'encoder':<{width}}{labels}{short:<10}{'95 % interval':<22}{primary} minus control, 95 % interval",
             ]
             for row in rows:
@@ -182,6 +183,11 @@ def name_width(names: Iterable[str]) -> int:
     return max(12, 2 + max(map(len, names), default=0))
 
 
+def patients_in(score: Counts | ClassScore | RegressionScore) -> str:
+    """Return ", 80 patients", to follow the images; empty if each has its own patient, as if patients are unknown."""
+    return f", {score.n_patients} patients" if score.n_patients != score.n else ""
+
+
 def _block_head(rows: Sequence[Score], width: int) -> list[str]:
     first = rows[0]
     if first.label == MACRO:
@@ -192,15 +198,17 @@ def _block_head(rows: Sequence[Score], width: int) -> list[str]:
         remark = ", ".join(f"{cell}: {policy}" for cell, policy in first.label_policy.items())
     if first.bootstrap_left_out and not first.undefined:
         remark += f"; {first.bootstrap_left_out} of {first.bootstrap} draws had one class and were left out"
-    counts = f"{first.n} images, {first.n_positive} positive"
-    if first.n_patients != first.n:  # otherwise each image has its own patient, or patients are unknown
-        counts += f", {first.n_patients} patients"
+    counts = f"{first.n} images, {first.n_positive} positive{patients_in(first)}"
     return [
         f"{first.split}: {first.label}  ({counts}; {remark})",
-        *(f"  ! {line}" for line in leak_lines({first.split: first.leakage})),
+        *_leaks(first),
         f"  {'method':<8}{'encoder':<{width}}{'AUROC':>7}   {'95 % interval':<17}{'avg. precision':<17}"
         f"{first.encoder} minus control, 95 % interval",
     ]
+
+
+def _leaks(score: Score | RegressionScore) -> list[str]:
+    return [f"  ! {line}" for line in leak_lines({score.split: score.leakage})]
 
 
 def _cells(row: Score, difference: Difference | None) -> str:

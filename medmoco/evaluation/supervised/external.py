@@ -31,7 +31,7 @@ from medmoco.evaluation.records import UNNAMED, ExternalScore, OperatingPoint, S
 from medmoco.evaluation.results import External
 from medmoco.evaluation.scoring.clinical import OperatingPoints, apply_operating_points, join
 from medmoco.evaluation.scoring.scoring import Key, label_targets
-from medmoco.evaluation.scoring.table import span
+from medmoco.evaluation.scoring.table import patients_in, span
 from medmoco.evaluation.supervised.classifier import load_classifier, run_around
 from medmoco.utils.files import PathLike
 
@@ -184,7 +184,7 @@ def _layout(
     for label, score in compared.items():
         lines.append(label)
         for side, found in (("internal", score.internal), ("external", score.external)):
-            scored = f"{found.n} images, {found.n_positive} positive, {found.n_patients} patients"
+            scored = f"{found.n} images, {found.n_positive} positive{patients_in(found)}"
             words = found.undefined or f"AUROC {found.auroc:.3f}  {span(found.low, found.high)}"
             lines.append(f"  {side:<10}{words}  ({scored})")
         if score.drop is not None:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from medmoco.config import DataSettings, RunSettings, as_tree, load
+from medmoco.config import DataSettings, ModelSettings, RunSettings, as_tree, load
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features import inputs
 from medmoco.evaluation.features.encoder import load_encoder
-from medmoco.evaluation.features.features import Extracted, Mirrored, extract, thumbnails
+from medmoco.evaluation.features.features import Extracted, Mirrored, extract, fingerprint, thumbnails
 from medmoco.evaluation.features.inputs import (
     feature_cache,
     features_of,
@@ -28,6 +28,7 @@ from medmoco.evaluation.features.inputs import (
     read_values,
     with_classes,
 )
+from medmoco.models.backbones import create_backbone
 from tests.helpers.looks import make_data
 
 
@@ -153,6 +154,22 @@ def test_features_of__every_change_that_matters_is_computed_again(
     Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
     case.features()
     assert case.computed == [["run", "pixels"]]
+
+
+def test_features_of__networks_that_differ_only_in_their_heads_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the weights nor the layers show how many heads attend, which changes the features."""
+    case = _Setting(tmp_path, monkeypatch)
+    size = case.settings.evaluate.size or case.settings.views.size
+    plain, moco = (
+        create_backbone(ModelSettings(backbone=name), seed=0, size=size)
+        for name in ("vit_small_patch16_224", "moco-v3/vit_small")
+    )
+    assert fingerprint(plain) == fingerprint(moco)
+    first, second = case.features(run=plain).features["run"], case.features(run=moco).features["run"]
+    assert case.computed == [["run"]]
+    assert not np.array_equal(first, second)
 
 
 def test_features_of__a_pack_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

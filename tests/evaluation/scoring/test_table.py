@@ -73,6 +73,17 @@ def test_layout__leaks_stand_above_the_scores_they_spoil() -> None:
     assert max(map(len, lines)) <= 120
 
 
+def test_regression_blocks__leaks_stand_above_the_errors_they_spoil() -> None:
+    leak = {"pretraining": {"patients": 12, "images": 3}, "train": {"patients": None, "images": 1}}
+    lines = regression_blocks([regression_score(leakage=leak), regression_score(split="val")], [])
+    warnings = [
+        "  ! test shares 12 patients and 3 images with the data the encoder was pretrained on: its scores are inflated",
+        "  ! test shares 1 images with train: its scores are inflated",
+    ]
+    assert lines[1:3] == lines[7:9] == warnings
+    assert sum("shares" in line for line in lines) == 4
+
+
 @pytest.mark.parametrize("other", ["pixels", "a_name_that_users_chose"])
 def test_layout__columns_stand_below_their_heads(other: str) -> None:
     encoders = ("run", "untrained", other)
@@ -243,6 +254,15 @@ def test_layout__targets_alone_are_noted_too() -> None:
     text = layout([], [], ["head"], ["last"], [], [regression_score(split="val", note="not chosen")])
     assert text.startswith("head\n\nval: Age, R2")
     assert text.endswith(f"{VAL_NOTE}\nval, Age, ridge, run: not chosen\nlast\n")
+
+
+def test_layout__images_are_not_called_patients_if_these_are_unknown() -> None:
+    alone = {"n": 160, "n_patients": 160}
+    text = layout([record(**alone)], [], [], [], [class_score(**alone)], [regression_score(**alone)])
+    assert "test: Effusion  (160 images, 31 positive; " in text
+    assert "test: Class  (160 images of 2 classes)" in text
+    assert "test: Age, R2  (160 images; higher is better)" in text
+    assert "patients" not in text
 
 
 def test_layout__a_class_names_its_column() -> None:

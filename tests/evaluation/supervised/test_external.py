@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,4 +114,6 @@ def test_external__says_what_it_knows_of_patients(data: Callable[[str], Path], t
         settings_of(data("own")), settings, data("own") / "run/evaluation/classifier", tmp_path / "out", log=said.append
     )
     assert "external: 50 images; test: no PatientID column; every row counts as its own patient" in said
-    assert "external 50 images (patients unknown)" in (tmp_path / "out/table.txt").read_text()
+    table = (tmp_path / "out/table.txt").read_text()
+    assert "external 50 images (patients unknown)" in table
+    assert re.search(r"external +AUROC .*\(50 images, \d+ positive\)", table)
