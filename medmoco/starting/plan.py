@@ -13,6 +13,7 @@ from typing import Any
 from medmoco.config import Tree
 from medmoco.config.yaml_text import dump
 from medmoco.starting.machine import Machine
+from medmoco.utils.quantities import power_of_two
 
 SMALL_RUN = 20_000
 """Steps below which the recipe for few steps is used."""
@@ -172,15 +173,15 @@ def _batch(facts: Facts, machine: Machine, gpus: int) -> Choice:
         memory = min(gpu.memory for gpu in machine.gpus)
         largest = 256 if memory > 30e9 else 128 if memory > 14e9 else 64
         why = f"fits into {memory / 1e9:.0f} GB of GPU memory"
-    share = _power_of_two(largest // max(1, gpus))
+    share = power_of_two(largest // max(1, gpus))
     quarter = facts.train // 4 // max(1, gpus)
     if quarter < share:
-        share, why = max(2, _power_of_two(quarter)), f"at most a quarter of the {facts.train:,} training images"
+        share, why = max(2, power_of_two(quarter)), f"at most a quarter of the {facts.train:,} training images"
     return Choice("train.global_batch_size", share * max(1, gpus), why)
 
 
 def _queue(facts: Facts) -> Choice:
-    size = max(1, min(_LARGEST_QUEUE, _power_of_two(facts.train // 2)))
+    size = min(_LARGEST_QUEUE, power_of_two(facts.train // 2))
     why = "the published size" if size == _LARGEST_QUEUE else f"at most half of the {facts.train:,} training images"
     return Choice("method.queue_size", size, why)
 
@@ -263,11 +264,6 @@ def _epochs(facts: Facts, each: float, rate: float, minutes: float) -> tuple[Cho
 def _multiple(size: float, rounded: Callable[[float], int] = math.ceil) -> int:
     """Return a multiple of 16."""
     return 16 * rounded(size / 16)
-
-
-def _power_of_two(size: int) -> int:
-    """Return the largest power of two up to a size; 0 for less than one."""
-    return 1 << size.bit_length() - 1 if size > 0 else 0
 
 
 def duration(seconds: float) -> str:
