@@ -13,6 +13,7 @@ from typing import Any
 from medmoco.config import Tree
 from medmoco.config.yaml_text import dump
 from medmoco.starting.machine import Machine
+from medmoco.training.duration import step_with_loading
 from medmoco.utils.quantities import power_of_two
 
 SMALL_RUN = 20_000
@@ -129,10 +130,12 @@ def make_plan(facts: Facts, machine: Machine, minutes: float, images_per_second:
     if steps >= SMALL_RUN and facts.train * _MOST_EPOCHS // batch.value >= SMALL_RUN:
         recipe = _recipe(facts, network, batch, queue, small=False)
     workers, pack, load = _loading(facts, machine, rate, gpus)
-    each = 1 / rate + load if not gpus else max(1 / rate, load)
+    each = step_with_loading(
+        1 / rate, load, workers=workers.value * max(1, gpus), cores=machine.cores, on_gpu=bool(gpus)
+    )
     epochs, knn, notes = _epochs(facts, each, rate, minutes)
     warmup = min(1.0, round(epochs.value / 10, 2))
-    order = (*facts.shape.choices, *_channels(facts), *workers, *pack, *recipe, epochs)
+    order = (*facts.shape.choices, *_channels(facts), workers, *pack, *recipe, epochs)
     choices = [*order, Choice("train.warmup_epochs", warmup, "the learning rate rises from 0"), *knn]
     choices += [
         Choice("evaluate.size", facts.shape.whole, "views are magnified crops; whole images at a similar scale"),
@@ -210,8 +213,8 @@ def _recipe(facts: Facts, network: Choice, batch: Choice, queue: Choice, *, smal
     return [choice for choice in choices if choice.key not in shape]
 
 
-def _loading(facts: Facts, machine: Machine, rate: float, gpus: int) -> tuple[list[Choice], list[Choice], float]:
-    """Choose workers and pack; return them, and the seconds per image that loading takes."""
+def _loading(facts: Facts, machine: Machine, rate: float, gpus: int) -> tuple[Choice, list[Choice], float]:
+    """Choose workers and pack; return them, and the seconds that loading an image takes one core."""
     step = 1 / rate
     cores = machine.cores
     decode = facts.decode_seconds
@@ -228,10 +231,10 @@ def _loading(facts: Facts, machine: Machine, rate: float, gpus: int) -> tuple[li
     if gpus:
         count = max(1, min(spare, max(2, math.ceil(1.2 * each * rate / gpus))))
         reason = f"per GPU; loading takes {1000 * each:.2g} ms per image and core, a step {1000 * step:.2g} ms"
-        return [Choice("data.workers", count, reason)], pack, each / (count * gpus)
+        return Choice("data.workers", count, reason), pack, each
     count = 1 if cores < 8 else 2
     reason = f"training itself needs the {cores} cores" if cores > 1 else "there is one core"
-    return [Choice("data.workers", count, reason)], pack, each / cores
+    return Choice("data.workers", count, reason), pack, each
 
 
 def _knn_seconds(facts: Facts, rate: float) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from medmoco.config import load
 from medmoco.starting.machine import Gpu, Machine
@@ -62,6 +63,16 @@ def test_make_plan__epochs_fill_the_time() -> None:
     assert _values(plan)["train.epochs"] == pytest.approx(120, rel=0.1)
     assert _values(_plan(minutes=1))["train.epochs"] == 1
     assert _values(_plan(minutes=6000))["train.epochs"] == 200
+
+
+def test_make_plan__expects_the_duration_that_training_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    images: dict[str, Any] = {"labels": (), "decode_seconds": 0.0}
+    for view_seconds, each in ((0.004, 0.012), (0.05, 0.05)):  # sharing the two cores, and waiting for one worker
+        plan = _plan(**images, view_seconds=view_seconds)
+        assert plan.seconds == pytest.approx(_values(plan)["train.epochs"] * 2800 * each)
+    several = _plan(replace(GPU, cores=4, gpus=GPU.gpus * 4), **images, view_seconds=0.05)
+    assert several.seconds == pytest.approx(_values(several)["train.epochs"] * 2800 * 0.05 / 4)
 
 
 def test_make_plan__warns_if_an_epoch_exceeds_the_time() -> None:
