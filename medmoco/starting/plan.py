@@ -13,8 +13,8 @@ from typing import Any
 from medmoco.config import Tree
 from medmoco.config.yaml_text import dump
 from medmoco.starting.machine import Machine
-from medmoco.training.duration import step_with_loading
-from medmoco.utils.quantities import power_of_two
+from medmoco.training.duration import duration_words, step_with_loading
+from medmoco.utils.quantities import power_of_two, size_words
 
 SMALL_RUN = 20_000
 """Steps below which the recipe for few steps is used."""
@@ -223,8 +223,8 @@ def _loading(facts: Facts, machine: Machine, rate: float, gpus: int) -> tuple[Ch
     fits = facts.pack_bytes < facts.free_bytes / 2
     pack = []
     if slow and fits:
-        size = f"{facts.pack_bytes / 1e9:.1f} GB" if facts.pack_bytes > 5e7 else f"{facts.pack_bytes / 1e6:.0f} MB"
-        why = f"decoding takes {1000 * decode:.3g} ms, a step {1000 * step:.3g} ms per image; decoded once, {size}"
+        why = f"decoding takes {1000 * decode:.3g} ms, a step {1000 * step:.3g} ms per image; decoded once,"
+        why += f" {size_words(facts.pack_bytes)}"
         pack = [Choice("data.pack", "", why)]
         decode = 0.0
     each = decode + facts.view_seconds
@@ -253,12 +253,13 @@ def _epochs(facts: Facts, each: float, rate: float, minutes: float) -> tuple[Cho
     speed = f"{1 / each:,.0f} images/s measured here"
     notes = []
     if epoch > 1.2 * seconds:
-        why = f"a single epoch takes about {duration(epoch)} ({speed})"
-        notes.append(f"One epoch takes about {duration(epoch)}, longer than the {duration(seconds)} that you gave.")
+        why = f"a single epoch takes {duration_words(epoch)} ({speed})"
+        given = duration_words(seconds).removeprefix("about ")
+        notes.append(f"One epoch takes {duration_words(epoch)}, longer than the {given} that you gave.")
     elif possible > _MOST_EPOCHS:
-        why = f"as published; about {duration(count * epoch)} ({speed})"
+        why = f"as published; {duration_words(count * epoch)} ({speed})"
     else:
-        why = f"about {duration(count * epoch)} ({speed})"
+        why = f"{duration_words(count * epoch)} ({speed})"
     every = math.ceil(count / scores) if scores else 0
     knn = [Choice("train.knn_every", every, "epochs between two kNN scores on the validation split")] if scored else []
     return Choice("train.epochs", count, why), knn, notes
@@ -267,13 +268,6 @@ def _epochs(facts: Facts, each: float, rate: float, minutes: float) -> tuple[Cho
 def _multiple(size: float, rounded: Callable[[float], int] = math.ceil) -> int:
     """Return a multiple of 16."""
     return 16 * rounded(size / 16)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words, such as "40 s", "12 min" or "3.5 h"."""
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # The file

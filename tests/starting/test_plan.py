@@ -11,7 +11,7 @@ import torch
 
 from medmoco.config import load
 from medmoco.starting.machine import Gpu, Machine
-from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, choose_shape, duration, make_plan
+from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, choose_shape, make_plan
 from medmoco.training.moco_task import check_sizes
 
 CPU = Machine(2, 16 * 10**9, (), 10**9, has_amx=False)
@@ -142,10 +142,3 @@ def test_as_yaml__reads_back_with_its_reasons(tmp_path: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.count("a reason") == 7
     assert text.startswith("# one\n# two\nout: run\n")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (120, "2 min"), (3600, "60 min"), (9000, "2.5 h")]
-)
-def test_duration__in_words(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
