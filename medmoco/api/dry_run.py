@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from medmoco.api.data import Log, load_config
 from medmoco.api.training import joined_group
 from medmoco.errors import SettingsError, first_line
+from medmoco.utils.files import free_space
+from medmoco.utils.quantities import size_words
 
 if TYPE_CHECKING:
     from medmoco.config import ConfigSource, RunSettings
@@ -63,13 +64,13 @@ class DryRun:
         from medmoco.training.duration import duration_words
 
         where = "the data worker" if self.workers == 1 else f"each of the {self.workers} data workers"
-        worker = f", and {_size(self.worker_memory)} in {where}" * bool(self.workers)
+        worker = f", and {size_words(self.worker_memory)} in {where}" * bool(self.workers)
         return "\n".join(
             [
                 f"expected duration: {duration_words(self.seconds)} for {self.steps:,} steps",
-                f"peak memory: {_size(self.memory)} in the training process{worker}",
-                *([f"peak GPU memory: {_size(self.gpu_memory)}"] if self.gpu_memory else []),
-                f"disk: {_size(self.checkpoint)} for each checkpoint, of which the last {KEPT} are kept",
+                f"peak memory: {size_words(self.memory)} in the training process{worker}",
+                *([f"peak GPU memory: {size_words(self.gpu_memory)}"] if self.gpu_memory else []),
+                f"disk: {size_words(self.checkpoint)} for each checkpoint, of which the last {KEPT} are kept",
                 f"tried: {STEPS} training steps, a checkpoint, features of images, an export and its verification",
                 *(f"warning: {warning}" for warning in self.warnings),
             ]
@@ -202,9 +203,11 @@ def _found(
     _, slow = estimate_lines(seconds, steps, context)
     size = checkpoint_files(trial.out / CHECKPOINTS)[-1].stat().st_size
     warnings = [*_logged(trial.out / "log.txt"), *notices, *([slow] if slow else [])]
-    free = _free_space(settings.out)
+    free = free_space(settings.out)
     if free < (KEPT + 1) * size:
-        warnings.append(f"out: the disk has {_size(free)} free, but checkpoints need {_size((KEPT + 1) * size)}")
+        warnings.append(
+            f"out: the disk has {size_words(free)} free, but checkpoints need {size_words((KEPT + 1) * size)}"
+        )
     return DryRun(steps=steps, seconds=seconds * steps, checkpoint=size, warnings=tuple(warnings), **memory)
 
 
@@ -230,12 +233,3 @@ def _about_folder(settings: RunSettings, overwrite: bool) -> list[str]:
     except SettingsError as error:
         return [first_line(error)]
     return []
-
-
-def _free_space(out: Path) -> int:
-    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

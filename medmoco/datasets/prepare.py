@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medmoco.errors import SettingsError
+from medmoco.utils.available import available_cores
 
 if TYPE_CHECKING:
     from medmoco.datasets.preparation import PreparedManifest
@@ -70,5 +70,5 @@ def prepare(
     if not Path(source).exists():
         raise SettingsError(f"the source {source} does not exist; name the folder that you downloaded the data set to")
     module = import_module(f"medmoco.datasets.{'radiographs' if name in RADIOGRAPHS else 'collections'}.{name}")
-    place = Source(Path(source), Path(out), workers or os.cpu_count() or 1)
+    place = Source(Path(source), Path(out), workers or available_cores())
     return write(module.ABOUT, module.prepare(place), place, seed=seed, compressed=gzip)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ from medmoco.errors import ManifestError, SettingsError
 from medmoco.starting.collection import Collection, collect
 from medmoco.starting.fingerprint import describe, warnings_about, wrapped
 from medmoco.starting.machine import Machine, inspect_machine
-from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, duration, make_plan
+from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, make_plan
 from medmoco.starting.sources import Images, read_source
 from medmoco.training.bench import step_rate
 from medmoco.training.device import memory_explained
-from medmoco.utils.files import PathLike
+from medmoco.utils.files import PathLike, free_space
 
 CONFIG = "medmoco.yaml"
 """File that init writes, and that commands without --config read in the working folder."""
@@ -166,7 +165,6 @@ def _write_manifest(folder: Path, found: Collection, seed: int) -> None:
 def _facts(found: Collection, out: Path) -> Facts:
     counts = found.splits.value_counts()
     train = int(counts["train"])
-    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     coloured = found.sample.coloured / max(1, found.sample.readable)
     data = DataSettings(manifest=Path(), root=".", canvas_size=found.shape.canvas)
     return Facts(
@@ -178,7 +176,7 @@ def _facts(found: Collection, out: Path) -> Facts:
         decode_seconds=found.sample.seconds,
         view_seconds=_view_seconds(found.sample.canvases, found.shape.view),
         pack_bytes=len(found.table) * bytes_of_canvas(data) * (3 if coloured >= 0.5 else 1),
-        free_bytes=shutil.disk_usage(existing).free,
+        free_bytes=free_space(out),
     )
 
 
@@ -262,8 +260,8 @@ def _free(path: Path) -> Path:
 
 
 def _about(plan: Plan) -> str:
-    packing = f", after about {duration(plan.pack_seconds)} of packing" if plan.pack_seconds >= 1 else ""
-    return f"Pretraining takes about {duration(plan.seconds)}{packing}. Change any value; `#` gives the reason for it."
+    packing = f", after {duration_words(plan.pack_seconds)} of packing" if plan.pack_seconds >= 1 else ""
+    return f"Pretraining takes {duration_words(plan.seconds)}{packing}. Change any value; `#` gives the reason for it."
 
 
 def _text(listed: Images, found: Collection, plan: Plan, config: Path) -> str:

@@ -14,6 +14,8 @@ from medmoco.config import Tree
 from medmoco.config.yaml_text import dump
 from medmoco.data.quality.shapes import ELONGATED, least_canvas
 from medmoco.starting.machine import Machine
+from medmoco.training.duration import duration_words, step_with_loading
+from medmoco.utils.quantities import power_of_two, size_words
 
 SMALL_RUN = 20_000
 """Steps below which the recipe for few steps is used."""
@@ -128,10 +130,12 @@ def make_plan(facts: Facts, machine: Machine, minutes: float, images_per_second:
     if steps >= SMALL_RUN and facts.train * _MOST_EPOCHS // batch.value >= SMALL_RUN:
         recipe = _recipe(facts, network, batch, queue, small=False)
     workers, pack, load = _loading(facts, machine, rate, gpus)
-    each = 1 / rate + load if not gpus else max(1 / rate, load)
+    each = step_with_loading(
+        1 / rate, load, workers=workers.value * max(1, gpus), cores=machine.cores, on_gpu=bool(gpus)
+    )
     epochs, knn, notes = _epochs(facts, each, rate, minutes)
     warmup = min(1.0, round(epochs.value / 10, 2))
-    order = (*facts.shape.choices, *_channels(facts), *workers, *pack, *recipe, epochs)
+    order = (*facts.shape.choices, *_channels(facts), workers, *pack, *recipe, epochs)
     choices = [*order, Choice("train.warmup_epochs", warmup, "the learning rate rises from 0"), *knn]
     choices += [
         Choice("evaluate.size", facts.shape.whole, "views are magnified crops; whole images at a similar scale"),
@@ -172,15 +176,15 @@ def _batch(facts: Facts, machine: Machine, gpus: int) -> Choice:
         memory = min(gpu.memory for gpu in machine.gpus)
         largest = 256 if memory > 30e9 else 128 if memory > 14e9 else 64
         why = f"fits into {memory / 1e9:.0f} GB of GPU memory"
-    share = _power_of_two(largest // max(1, gpus))
+    share = power_of_two(largest // max(1, gpus))
     quarter = facts.train // 4 // max(1, gpus)
     if quarter < share:
-        share, why = max(2, _power_of_two(quarter)), f"at most a quarter of the {facts.train:,} training images"
+        share, why = max(2, power_of_two(quarter)), f"at most a quarter of the {facts.train:,} training images"
     return Choice("train.global_batch_size", share * max(1, gpus), why)
 
 
 def _queue(facts: Facts) -> Choice:
-    size = max(1, min(_LARGEST_QUEUE, _power_of_two(facts.train // 2)))
+    size = min(_LARGEST_QUEUE, power_of_two(facts.train // 2))
     why = "the published size" if size == _LARGEST_QUEUE else f"at most half of the {facts.train:,} training images"
     return Choice("method.queue_size", size, why)
 
@@ -209,8 +213,8 @@ def _recipe(facts: Facts, network: Choice, batch: Choice, queue: Choice, *, smal
     return [choice for choice in choices if choice.key not in shape]
 
 
-def _loading(facts: Facts, machine: Machine, rate: float, gpus: int) -> tuple[list[Choice], list[Choice], float]:
-    """Choose workers and pack; return them, and the seconds per image that loading takes."""
+def _loading(facts: Facts, machine: Machine, rate: float, gpus: int) -> tuple[Choice, list[Choice], float]:
+    """Choose workers and pack; return them, and the seconds that loading an image takes one core."""
     step = 1 / rate
     cores = machine.cores
     decode = facts.decode_seconds
@@ -219,18 +223,18 @@ def _loading(facts: Facts, machine: Machine, rate: float, gpus: int) -> tuple[li
     fits = facts.pack_bytes < facts.free_bytes / 2
     pack = []
     if slow and fits:
-        size = f"{facts.pack_bytes / 1e9:.1f} GB" if facts.pack_bytes > 5e7 else f"{facts.pack_bytes / 1e6:.0f} MB"
-        why = f"decoding takes {1000 * decode:.3g} ms, a step {1000 * step:.3g} ms per image; decoded once, {size}"
+        why = f"decoding takes {1000 * decode:.3g} ms, a step {1000 * step:.3g} ms per image; decoded once,"
+        why += f" {size_words(facts.pack_bytes)}"
         pack = [Choice("data.pack", "", why)]
         decode = 0.0
     each = decode + facts.view_seconds
     if gpus:
         count = max(1, min(spare, max(2, math.ceil(1.2 * each * rate / gpus))))
         reason = f"per GPU; loading takes {1000 * each:.2g} ms per image and core, a step {1000 * step:.2g} ms"
-        return [Choice("data.workers", count, reason)], pack, each / (count * gpus)
+        return Choice("data.workers", count, reason), pack, each
     count = 1 if cores < 8 else 2
     reason = f"training itself needs the {cores} cores" if cores > 1 else "there is one core"
-    return [Choice("data.workers", count, reason)], pack, each / cores
+    return Choice("data.workers", count, reason), pack, each
 
 
 def _knn_seconds(facts: Facts, rate: float) -> float:
@@ -249,12 +253,13 @@ def _epochs(facts: Facts, each: float, rate: float, minutes: float) -> tuple[Cho
     speed = f"{1 / each:,.0f} images/s measured here"
     notes = []
     if epoch > 1.2 * seconds:
-        why = f"a single epoch takes about {duration(epoch)} ({speed})"
-        notes.append(f"One epoch takes about {duration(epoch)}, longer than the {duration(seconds)} that you gave.")
+        why = f"a single epoch takes {duration_words(epoch)} ({speed})"
+        given = duration_words(seconds).removeprefix("about ")
+        notes.append(f"One epoch takes {duration_words(epoch)}, longer than the {given} that you gave.")
     elif possible > _MOST_EPOCHS:
-        why = f"as published; about {duration(count * epoch)} ({speed})"
+        why = f"as published; {duration_words(count * epoch)} ({speed})"
     else:
-        why = f"about {duration(count * epoch)} ({speed})"
+        why = f"{duration_words(count * epoch)} ({speed})"
     every = math.ceil(count / scores) if scores else 0
     knn = [Choice("train.knn_every", every, "epochs between two kNN scores on the validation split")] if scored else []
     return Choice("train.epochs", count, why), knn, notes
@@ -263,18 +268,6 @@ def _epochs(facts: Facts, each: float, rate: float, minutes: float) -> tuple[Cho
 def _multiple(size: float, rounded: Callable[[float], int] = math.ceil) -> int:
     """Return a multiple of 16."""
     return 16 * rounded(size / 16)
-
-
-def _power_of_two(size: int) -> int:
-    """Return the largest power of two up to a size; 0 for less than one."""
-    return 1 << size.bit_length() - 1 if size > 0 else 0
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words, such as "40 s", "12 min" or "3.5 h"."""
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # The file

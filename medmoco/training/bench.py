@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from medmoco.training.duration import one_thread, random_batch
 from medmoco.training.engine import Hooks, Loop
 from medmoco.training.moco_task import Contrast, check_sizes, create_state, negative_numbers
 from medmoco.training.runlog import RunLog
+from medmoco.utils.available import available_cores
 from medmoco.utils.rng import permutation
 
 ROUNDS = 5
@@ -112,7 +112,7 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
     numbers = negative_numbers(split, settings.method)
     together, waiting = _train(batches, _order(split, settings), numbers, settings, seconds, skip=prefetched)
     facts = Facts(
-        read, views, step, together, waiting, settings.data.workers, len(os.sched_getaffinity(0)),
+        read, views, step, together, waiting, settings.data.workers, available_cores(),
         bool(settings.data.pack), device.type, precision, best,
     )  # fmt: skip
     return "\n".join([*_table(facts), "", *advise(facts)])

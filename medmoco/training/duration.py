@@ -6,7 +6,6 @@ The trial steps train a copy of the networks on noise, so the run itself stays b
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from medmoco.training.device import memory_explained
 from medmoco.training.engine import Hooks, Loop
 from medmoco.training.moco_task import Contrast, batch_norm_groups, create_state, negative_numbers
 from medmoco.training.runlog import SilentLog
+from medmoco.utils.available import available_cores
 
 _IMAGES = 8  # loaded to time loading
 _ENOUGH = 0.25  # seconds of a trial step from which its time says enough about larger batches
@@ -55,14 +55,27 @@ def seconds_per_step(split: Split, context: RunContext) -> float | None:
     finally:
         if context.device.type == "cuda":
             torch.cuda.empty_cache()
-    workers, cores = settings.data.workers, len(os.sched_getaffinity(0))
+    return step_with_loading(
+        training, loading, workers=settings.data.workers, cores=available_cores(), on_gpu=context.device.type == "cuda"
+    )
+
+
+def step_with_loading(step: float, loading: float, *, workers: int, cores: int, on_gpu: bool) -> float:
+    """Return the duration of a training step with the data workers at work.
+
+    Args:
+        step: Duration of the step alone, with torch's number of threads.
+        loading: Time that one core takes to load the batch.
+        workers: Data workers of all processes.
+        cores: Cores of the machine.
+        on_gpu: Whether the step leaves the cores to the workers.
+    """
     if not workers:
-        return training + loading
-    if context.device.type == "cuda":
-        return max(training, loading / min(workers, cores))
-    # On a CPU, the step and the workers share the cores.
-    together = (training * min(torch.get_num_threads(), cores) + loading) / cores
-    return max(training, loading / workers, together)
+        return step + loading
+    if on_gpu:
+        return max(step, loading / min(workers, cores))
+    together = (step * min(torch.get_num_threads(), cores) + loading) / cores
+    return max(step, loading / workers, together)
 
 
 def duration_words(seconds: float) -> str:

@@ -25,6 +25,7 @@ from medmoco.config import TrainSettings
 from medmoco.errors import DistributedError, SettingsError, Stopped
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.lost_processes import explaining_lost
+from medmoco.utils.available import available_cores
 
 _PATIENCE = timedelta(hours=2)  # the others wait for the first process to pack, read or score
 _SAVING_SECONDS = 600  # time for the processes to save after a signal, before the launcher kills them
@@ -97,7 +98,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     # Otherwise every process would start a thread for each core.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     plan = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         run_id="medmoco", max_restarts=0,

@@ -25,6 +25,7 @@ from medmoco.training.distributed import gradients_stay_here, join_batch_norm
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer, key_momentum
 from medmoco.training.refusals import Refusals, setting_words
+from medmoco.utils.quantities import power_of_two
 from medmoco.utils.rng import WEIGHTS, hashed
 
 
@@ -224,26 +225,33 @@ def create_fitting_backbone(settings: RunSettings) -> Backbone:
     return backbone
 
 
-def batch_norm_groups(settings: RunSettings, processes: int) -> int:
+def batch_norm_groups(settings: RunSettings, processes: int, images: int | None = None) -> int:
     """Return the number of groups of the whole batch over which batch norm computes its statistics.
 
     It is `method.batch_norm_splits`, but at least one per forward pass: per part of the batch and, unless processes are
     joined, per process.
 
+    Args:
+        settings: Settings of the run.
+        processes: Number of training processes.
+        images: Number of images in the training split, which the batch that an error proposes does not exceed.
+
     Raises:
         SettingsError: the batch does not divide into these groups.
     """
     train, splits = settings.train, settings.method.batch_norm_splits
-    passes = processes * train.accumulation_steps
-    pieces = math.lcm(splits, passes)
-    fitting = max(2, round(train.global_batch_size / pieces)) * pieces
+    pieces = math.lcm(splits, processes * train.accumulation_steps)
     if train.global_batch_size % pieces or train.global_batch_size // pieces < 2:
+        fitting = max(2, round(train.global_batch_size / pieces)) * pieces
+        fix, remedy = {"train.global_batch_size": fitting}, f"Set it to a multiple of {pieces}, such as {fitting}."
+        if images is not None and fitting > images:
+            fix = _fitting_batch(images, settings, processes)
+            remedy = setting_words(fix)
         raise SettingsError(
             f"train.global_batch_size {train.global_batch_size} does not divide into {pieces} equal groups of 2 or"
             f" more:\n{processes} processes x train.accumulation_steps {train.accumulation_steps}, and"
-            f" method.batch_norm_splits {splits}.\nSet it to a multiple of {pieces}, such as"
-            f" {fitting}.",
-            fix={"train.global_batch_size": fitting},
+            f" method.batch_norm_splits {splits}.\n{remedy}",
+            fix=fix,
         )
     return train.accumulation_steps if settings.method.batch_norm == "joined" else pieces
 
@@ -274,10 +282,13 @@ def size_refusals(images: int, settings: RunSettings, processes: int = 1) -> Ref
     """Return why the batch or the queue does not fit the training split or the processes, with settings that would."""
     refusals = Refusals()
     queue, batch = settings.method.queue_size, settings.train.global_batch_size
-    long_queue = queue > images and settings.method.negatives == "all"
-    fix = _fitting_batch(images, settings, processes) if batch > images else {}
-    fix |= {"method.queue_size": _power_of_two(images)} if long_queue else {}
-    names = [f"train.global_batch_size {batch}"] * (batch > images) + [f"method.queue_size {queue}"] * long_queue
+    enough = images >= 2 * processes
+    if not enough:
+        refusals.add(_too_few_images(images, processes))
+    long_queue, large_batch = queue > images and settings.method.negatives == "all", batch > images and enough
+    fix = _fitting_batch(images, settings, processes) if large_batch else {}
+    fix |= {"method.queue_size": power_of_two(images)} if long_queue else {}
+    names = [f"train.global_batch_size {batch}"] * large_batch + [f"method.queue_size {queue}"] * long_queue
     if names:
         verb = "exceed" if len(names) > 1 else "exceeds"
         reason = (
@@ -286,19 +297,34 @@ def size_refusals(images: int, settings: RunSettings, processes: int = 1) -> Ref
         )
         text = f"{' and '.join(names)} {verb} the {images} training images\n{reason * long_queue}{setting_words(fix)}"
         refusals.add(SettingsError(text, fix))
-    with refusals.collecting():
-        batch_norm_groups(settings, processes)
+    if enough:
+        with refusals.collecting():
+            batch_norm_groups(settings, processes, images)
     return refusals
 
 
+def _too_few_images(images: int, processes: int) -> SettingsError:
+    several = processes > 1
+    return SettingsError(
+        f"pretraining{f' with {processes} processes' * several} needs at least {2 * processes} training images; there"
+        f" {'is' if images == 1 else 'are'} only {images}.\n"
+        f"{'Start fewer processes, or add images' if several else 'Add images'}."
+    )
+
+
 def _fitting_batch(images: int, settings: RunSettings, processes: int) -> dict[str, int]:
-    """Return settings with a batch of a quarter of the images or less, so that an epoch has a few steps."""
-    passes = processes * settings.train.accumulation_steps
-    pieces, fix = math.lcm(settings.method.batch_norm_splits, passes), {}
-    if 2 * pieces > images:
-        pieces, fix = passes, {"method.batch_norm_splits": 1}
-    return {"train.global_batch_size": max(2, _power_of_two(images // 4) // pieces) * pieces, **fix}
+    """Return settings that differ, with a batch of a quarter of the images or less, so that an epoch has a few steps.
 
-
-def _power_of_two(most: int) -> int:
-    return 1 << max(most, 1).bit_length() - 1
+    Args:
+        images: Number of images in the training split, two or more for each process.
+        settings: Settings of the run.
+        processes: Number of training processes.
+    """
+    splits, parts = settings.method.batch_norm_splits, settings.train.accumulation_steps
+    changed = {}
+    if 2 * math.lcm(splits, processes * parts) > images and splits > 1:
+        splits = changed["method.batch_norm_splits"] = 1
+    if 2 * math.lcm(splits, processes * parts) > images:
+        parts = changed["train.accumulation_steps"] = 1
+    pieces = math.lcm(splits, processes * parts)
+    return {"train.global_batch_size": max(2, power_of_two(images // 4) // pieces) * pieces, **changed}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from medmoco.errors import MedmocoError, SettingsError
+from medmoco.errors import MedmocoError, SettingsError, first_line
 
 _LINES = 5  # of an error message
 
@@ -76,7 +76,7 @@ def _text_of_several(errors: list[MedmocoError]) -> str:
 
 
 def _first_line(error: MedmocoError) -> str:
-    return str(error).partition("\n")[0].rstrip(" ,;:")
+    return first_line(error).rstrip(" ,;:")
 
 
 def setting_words(fix: Mapping[str, object]) -> str:

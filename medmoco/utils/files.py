@@ -1,10 +1,11 @@
-"""Image suffixes, hashes of files, and atomic writing."""
+"""Image suffixes, hashes of files, atomic writing, and free space."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,12 @@ def replacing(file: Path, *, durable: bool = False, shared: bool = False) -> Ite
         raise
     if durable:
         _sync(file.parent)  # otherwise a crash may lose the new name
+
+
+def free_space(path: Path) -> int:
+    """Return the free bytes of the disk that a file or folder is on, or would be on if it were made."""
+    existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _sync(path: Path) -> None:

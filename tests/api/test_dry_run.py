@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 import medmoco
-from medmoco.api import dry_run as module
 from medmoco.errors import ManifestError, SettingsError
 
 
@@ -47,7 +46,7 @@ def test_dry_run__collects_all_warnings(workspace: Path, monkeypatch: pytest.Mon
         file.parent.mkdir(exist_ok=True)
         file.write_text((workspace / f"phantoms/{split}.csv").read_text().replace("PatientID", "Site"))
     settings = medmoco.load_config("config.yaml", data={"manifest": "nameless", "pack": "no-pack"})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     monkeypatch.setattr("medmoco.training.duration._LONG", 0)
     found = medmoco.dry_run(settings, progress=False)
     for words in (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from medmoco.starting import machine
 from medmoco.starting.machine import Gpu, Machine, inspect_machine
+from medmoco.utils import available
 
 
 def test_inspect_machine__of_this_machine() -> None:
@@ -20,7 +20,7 @@ def test_inspect_machine__of_this_machine() -> None:
 
 @pytest.fixture
 def limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(available, "_CGROUPS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     return tmp_path
 
@@ -30,7 +30,7 @@ def test_inspect_machine__without_limits(limits: Path) -> None:
     (limits / "memory.max").write_text("max\n")
     found = inspect_machine()
     assert found.cores == 8
-    assert found.memory == machine._all_memory()
+    assert found.memory == available._all_memory()
 
 
 def test_inspect_machine__in_a_container(limits: Path) -> None:

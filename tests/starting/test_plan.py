@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from medmoco.config import load
 from medmoco.data.quality.shapes import elongation
 from medmoco.starting.machine import Gpu, Machine
-from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, choose_shape, duration, make_plan
+from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, choose_shape, make_plan
 from medmoco.training.moco_task import check_sizes
 
 CPU = Machine(2, 16 * 10**9, (), 10**9, has_amx=False)
@@ -64,6 +65,16 @@ def test_make_plan__epochs_fill_the_time() -> None:
     assert _values(plan)["train.epochs"] == pytest.approx(120, rel=0.1)
     assert _values(_plan(minutes=1))["train.epochs"] == 1
     assert _values(_plan(minutes=6000))["train.epochs"] == 200
+
+
+def test_make_plan__expects_the_duration_that_training_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    images: dict[str, Any] = {"labels": (), "decode_seconds": 0.0}
+    for view_seconds, each in ((0.004, 0.012), (0.05, 0.05)):  # sharing the two cores, and waiting for one worker
+        plan = _plan(**images, view_seconds=view_seconds)
+        assert plan.seconds == pytest.approx(_values(plan)["train.epochs"] * 2800 * each)
+    several = _plan(replace(GPU, cores=4, gpus=GPU.gpus * 4), **images, view_seconds=0.05)
+    assert several.seconds == pytest.approx(_values(several)["train.epochs"] * 2800 * 0.05 / 4)
 
 
 def test_make_plan__warns_if_an_epoch_exceeds_the_time() -> None:
@@ -143,10 +154,3 @@ def test_as_yaml__reads_back_with_its_reasons(tmp_path: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.count("a reason") == 7
     assert text.startswith("# one\n# two\nout: run\n")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (120, "2 min"), (3600, "60 min"), (9000, "2.5 h")]
-)
-def test_duration__in_words(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -59,7 +59,7 @@ def test_seconds_per_step__grow_linearly_with_the_batch(
     # Data workers share the cores with the step, or keep a GPU waiting.
     monkeypatch.setattr(module, "_seconds_of_training", lambda *_: 1.0)
     monkeypatch.setattr(module, "_seconds_per_image", lambda *_: 0.1)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
     monkeypatch.setattr(module.torch, "get_num_threads", lambda: 2)
     of = [RunContext(config.load(large, [f"data.workers={workers}"])) for workers in (0, 1, 2)]
     assert [seconds_per_step(split, context) for context in of] == pytest.approx([21, 20, 11])

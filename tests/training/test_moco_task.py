@@ -257,6 +257,14 @@ def test_check_sizes__what_the_processes_cannot_divide() -> None:
         (252, ("train.global_batch_size=20", "method.batch_norm_splits=1", "method.queue_size=300"), 3,
          {"train.global_batch_size": 21, "method.queue_size": 128}),
         (252, ("method.negatives=other_images",), 1, {"train.global_batch_size": 32}),
+        (100, ("method.queue_size=9", "method.batch_norm_splits=1", "train.accumulation_steps=64"), 1,
+         {"train.global_batch_size": 16, "train.accumulation_steps": 1}),
+        (17, ("method.queue_size=9", "train.accumulation_steps=2"), 8,
+         {"train.global_batch_size": 16, "method.batch_norm_splits": 1, "train.accumulation_steps": 1}),
+        (30, ("train.global_batch_size=28", "method.batch_norm_splits=7", "method.queue_size=9"), 3,
+         {"train.global_batch_size": 6, "method.batch_norm_splits": 1}),
+        (100, ("train.global_batch_size=100", "method.queue_size=9", "train.accumulation_steps=64"), 1,
+         {"train.global_batch_size": 16, "method.batch_norm_splits": 1, "train.accumulation_steps": 1}),
     ],
 )  # fmt: skip
 def test_check_sizes__proposes_settings_that_it_accepts(
@@ -270,6 +278,23 @@ def test_check_sizes__proposes_settings_that_it_accepts(
     if len(fix) > 1 or "does not divide" not in str(caught.value):
         assert pasted == [f"{key}={value}" for key, value in caught.value.fix.items()]
     check_sizes(images, config.load(settings, [f"{key}={value}" for key, value in fix.items()]), processes)
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "text"),
+    [
+        (10, 8, "pretraining with 8 processes needs at least 16 training images; there are only 10.\n"
+         "Start fewer processes, or add images."),
+        (1, 1, "pretraining needs at least 2 training images; there is only 1.\nAdd images."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("batch", [2, 20, 256])
+def test_check_sizes__proposes_nothing_for_too_few_images(images: int, processes: int, text: str, batch: int) -> None:
+    settings = make_settings(f"train.global_batch_size={batch}", "method.batch_norm_splits=1", "method.queue_size=1")
+    with pytest.raises(SettingsError) as caught:
+        check_sizes(images, settings, processes)
+    assert str(caught.value) == text
+    assert not caught.value.fix
 
 
 def _tell_traffic(group: Group) -> str:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from medmoco.utils.files import replacing, sha256_of
+from medmoco.utils.files import free_space, replacing, sha256_of
 
 
 def test_sha256_of__known_value(tmp_path: Path) -> None:
@@ -13,6 +15,15 @@ def test_sha256_of__known_value(tmp_path: Path) -> None:
     file.write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-4, example
     assert sha256_of(file) == sha256_of(str(file)) == known
+
+
+def test_free_space__of_a_folder_that_does_not_exist_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: asked.append(place) or SimpleNamespace(free=7))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    assert [free_space(Path(place)) for place in ("made", "made/a/b", "c")] == [7, 7, 7]
+    assert asked == [tmp_path / "made", tmp_path / "made", tmp_path]
 
 
 def test_replacing__durable_syncs_the_content_and_then_the_folder(

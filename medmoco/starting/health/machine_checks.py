@@ -19,6 +19,7 @@ from medmoco.starting.health.finding import REINSTALL, Finding, State
 from medmoco.starting.machine import Machine, inspect_machine
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.run_folder import holding
+from medmoco.utils.quantities import size_words
 
 _LITTLE_SHARED, _LITTLE_MEMORY, _LITTLE_DISK = 1e9, 4e9, 10e9  # bytes
 _LEAST_DISK = 1e9  # bytes, for a few checkpoints
@@ -62,7 +63,7 @@ def _cpu(machine: Machine) -> Iterator[Finding]:
 
 
 def _memory(machine: Machine) -> Iterator[Finding]:
-    text = _size(machine.memory)
+    text = size_words(machine.memory)
     if machine.memory < _LITTLE_MEMORY:
         yield Finding(
             "memory", "warning", text, "lower train.global_batch_size and data.workers, or use another machine"
@@ -84,7 +85,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     if not machine.gpus:
         yield Finding("GPU", "ok", f"none ({build}); runs use the CPU")
         return
-    names = ", ".join(dict.fromkeys(f"{gpu.name} ({_size(gpu.memory)})" for gpu in machine.gpus))
+    names = ", ".join(dict.fromkeys(f"{gpu.name} ({size_words(gpu.memory)})" for gpu in machine.gpus))
     text = f"{len(machine.gpus)} x {names}, driver {driver or 'unknown'}, {build}"
     try:
         for number in range(len(machine.gpus)):
@@ -121,7 +122,7 @@ def _shared_memory(machine: Machine) -> Iterator[Finding]:
     if machine.shared_memory is None:
         return
     name, total = str(SHARED_MEMORY), shutil.disk_usage(SHARED_MEMORY).total
-    text = f"{_size(machine.shared_memory)} free of {_size(total)}"
+    text = f"{size_words(machine.shared_memory)} free of {size_words(total)}"
     remedy = "give the container more (docker --shm-size=2g, or --ipc=host), or set data.workers=0"
     try:
         torch.zeros(1000).share_memory_()
@@ -166,9 +167,11 @@ def _working_folder() -> Iterator[Finding]:
     free = shutil.disk_usage(".").free
     if free < _LITTLE_DISK:
         state: State = "fault" if free < _LEAST_DISK else "warning"
-        yield Finding("disk space", state, f"{_size(free)} free", "free some, or set out and data.pack to another disk")
+        yield Finding(
+            "disk space", state, f"{size_words(free)} free", "free some, or set out and data.pack to another disk"
+        )
     else:
-        yield Finding("disk space", "ok", f"{_size(free)} free")
+        yield Finding("disk space", "ok", f"{size_words(free)} free")
 
 
 def _decoders() -> Iterator[Finding]:
@@ -179,9 +182,3 @@ def _decoders() -> Iterator[Finding]:
         yield Finding("DICOM", "ok", f"decoder installed: {', '.join(present)}")
     for syntaxes, package in missing.items():
         yield Finding("DICOM", "fault", f"no working decoder for {syntaxes}", f"{REINSTALL} {package}")
-
-
-def _size(count: float) -> str:
-    if count < 1e9:
-        return f"{count / 1e6:.0f} MB"
-    return f"{count / 1e9:,.0f} GB" if count >= 10e9 else f"{count / 1e9:.1f} GB"
