@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
+from medmoco.data.manifest.csv_file import CsvFile
 from medmoco.data.manifest.manifest import SPLITS, read_table
+from medmoco.data.manifest.tables.paths import below_root, with_slashes
 from medmoco.datasets.collections.image_folder import MOST_LABELS, label_columns, open_where_missing, read_folders
 from medmoco.datasets.headers import years
 from medmoco.datasets.source import Source, locate
@@ -292,28 +296,34 @@ def _manifest(source: Path, table: pd.DataFrame, images: Path | None, chosen: Se
             raise SettingsError(f"--labels: the manifest has no column {missing[0]!r}; it has: {_few(table)}")
         labels = tuple(chosen)
     root = _root(source, table.assign(Split=official), images)
+    table = table.assign(Path=_relative(table["Path"], official, root))
     return Images(root, table, labels, official, pd.Series("", table.index), manifest=source)
 
 
 def _root(source: Path, table: pd.DataFrame, images: Path | None) -> str:
     """Return the folder, with or without {split}, in which the images of a manifest lie."""
     folder = source if source.is_dir() else source.parent
-    places = (
-        [images] if images else [folder, folder.parent, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    )
+    near = [images] if images else [folder, folder.parent, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    places = [root for place in near for root in (f"{place}/{{split}}", str(place))]
+    if not images and (absolute := [path for path in table["Path"].str.strip().unique() if os.path.isabs(path)]):
+        places.append(os.path.commonpath([os.path.dirname(path) for path in absolute]))
     sample = table.sample(min(len(table), 50), random_state=0)
-    for place in places:
-        for root in (f"{place}/{{split}}", str(place)):
-            files = (
-                Path(root.replace("{split}", split), path.strip().replace("\\", "/"))
-                for path, split in zip(sample["Path"], sample["Split"], strict=True)
-            )
-            if all(file.is_file() for file in files):
-                return root
+    for root in places:
+        paths = _relative(sample["Path"], sample["Split"], root)
+        files = (Path(root.replace("{split}", split), path) for path, split in zip(paths, sample["Split"], strict=True))
+        if not any(map(os.path.isabs, paths)) and all(file.is_file() for file in files):
+            return root
     raise ManifestError(
-        f"{source}: its images are not where Path says, below {' or '.join(map(str, places[:2]))};\n"
+        f"{source}: its images are not where Path says, below {' or '.join(map(str, near[:2]))};\n"
         "give the folder to which Path is relative with --images DIR"
     )
+
+
+def _relative(paths: pd.Series[str], splits: pd.Series[str], root: str) -> pd.Series[str]:
+    """Return the Paths of a manifest relative to its root, as `load_manifest` does; absolute ones outside it stay."""
+    table = pd.DataFrame({"Path": paths.str.strip()})
+    file = with_slashes(CsvFile(Path(), table, np.arange(len(table)), sha256=""))
+    return below_root(file, root, splits.tolist()).table["Path"]
 
 
 def _few(table: pd.DataFrame) -> str:

@@ -171,3 +171,24 @@ def test_manifest__without_its_images_is_refused(tmp_path: Path) -> None:
     _csv(tmp_path / "train.csv", "Path", "a.png")
     with pytest.raises(ManifestError, match="give the folder to which Path is relative with --images DIR"):
         _read(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["{split}/a/x.png", "films/{split}.png"])
+@pytest.mark.parametrize("place", ["mine", "elsewhere"])
+def test_manifest__with_absolute_paths(tmp_path: Path, layout: str, place: str) -> None:
+    names = {split: layout.format(split=split) for split in ("train", "val")}
+    images = _empty(tmp_path / place, *names.values())
+    for split, name in names.items():
+        _csv(tmp_path / "mine" / f"{split}.csv", "Path", f"{images / name}")
+    found = _read(tmp_path / "mine")
+    roots = [found.root.replace("{split}", split) for split in found.official]
+    assert not any(path.startswith("/") for path in found.table["Path"])
+    files = [Path(root, path) for root, path in zip(roots, found.table["Path"], strict=True)]
+    assert files == [images / name for name in names.values()]
+
+
+def test_manifest__absolute_paths_outside_the_given_folder_are_refused(tmp_path: Path) -> None:
+    images = _empty(tmp_path / "images", "a.png")
+    _csv(tmp_path / "mine" / "train.csv", "Path", f"{images / 'a.png'}")
+    with pytest.raises(ManifestError, match="its images are not where Path says, below .*mine;"):
+        _read(tmp_path / "mine", images=tmp_path / "mine")
