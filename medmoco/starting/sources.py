@@ -30,6 +30,7 @@ _SPLIT_NAMES = {
     "test": "test", "testing": "test", "": "",
 }  # fmt: skip
 _PATIENT_FOLDERS = re.compile(r"(?i)(pat(ient)?|sub(j(ect)?)?|p|case|participant|person|id)?[-_ ]?\d{2,}")
+_PLAIN_IMAGES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in {".dcm", ".dicom"})
 _MOST_CLASSES = 20  # folders; more are patients or studies
 _MATCHED = 0.5  # share of a column's cells that must name files for it to be the Path column
 _TRIED_ROWS = 1000  # cells of each column of a CSV that are compared with file names
@@ -114,7 +115,7 @@ def _from_folder(folder: Path, chosen: Sequence[str] | None, ignored: Sequence[P
     if chosen is not None:
         known = label_columns(classes, sorted(set(classes) - {""}))
         if missing := [name for name in chosen if name not in known]:
-            raise SettingsError(f"--labels: there is no folder {missing[0]!r}; the folders are: {_few(known)}")
+            raise SettingsError(f"--labels: there is no folder {missing[0]!r}{_classes(labels, known, images)}")
         labels = known[list(chosen)]
     tables = [file for file in files if file.lower().endswith(_TABLES) and "/" not in file]
     if tables:
@@ -165,6 +166,13 @@ def _class_labels(classes: pd.Series[str]) -> pd.DataFrame:
     if not few or people or len(classes) < 2 * len(names):
         names = []
     return label_columns(classes, names)
+
+
+def _classes(labels: pd.DataFrame, known: pd.DataFrame, images: Sequence[str]) -> str:
+    """Return what folders there are: their number if they may be patients, as of DICOM files, whose headers tell."""
+    if labels.empty or any(not file.lower().endswith(_PLAIN_IMAGES) for file in images):
+        return f" among the {known.shape[1]:,} folders"
+    return f"; the folders are: {_few(labels)}"
 
 
 # Tables

@@ -131,5 +131,5 @@ def test_collect__a_manifest_of_which_no_image_can_be_read_is_refused(tmp_path: 
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "train.csv").write_text("Path\n0.png\n1.png\n2.png\n")
-    with pytest.raises(ManifestError, match="none of the 3 images can be used; for 3 the reason is:\n.*damaged"):
+    with pytest.raises(ManifestError, match=r"none of the 3 images can be used; for 3 the reason is:\n.*damaged"):
         _collect(tmp_path)

@@ -60,6 +60,15 @@ def test_folder__chosen_classes(tmp_path: Path) -> None:
         _read(folder, chosen=["Dme"])
 
 
+@pytest.mark.parametrize("suffix", ["", ".dcm", ".png"])
+def test_folder__folders_that_may_be_patients_are_only_counted(tmp_path: Path, suffix: str) -> None:
+    names = ("DOE_JANE", "ROE_JOHN", "") if suffix != ".png" else ("patient01", "patient02", "")
+    folder = _empty(tmp_path, *(f"{name}/{n}{suffix}" for name in names for n in range(4)))
+    with pytest.raises(SettingsError) as caught:
+        _read(folder, chosen=["Mass"])
+    assert str(caught.value) == "--labels: there is no folder 'Mass' among the 2 folders"
+
+
 def test_folder__names_a_table_that_it_does_not_read(tmp_path: Path) -> None:
     found = _read(_empty(tmp_path, "a.png", "b.png", "labels.csv"))
     assert "`medmoco init" in found.notes[0]
@@ -190,5 +199,5 @@ def test_manifest__with_absolute_paths(tmp_path: Path, layout: str, place: str) 
 def test_manifest__absolute_paths_outside_the_given_folder_are_refused(tmp_path: Path) -> None:
     images = _empty(tmp_path / "images", "a.png")
     _csv(tmp_path / "mine" / "train.csv", "Path", f"{images / 'a.png'}")
-    with pytest.raises(ManifestError, match="its images are not where Path says, below .*mine;"):
+    with pytest.raises(ManifestError, match=r"its images are not where Path says, below .*mine;"):
         _read(tmp_path / "mine", images=tmp_path / "mine")
