@@ -235,16 +235,14 @@ def _choices(
     for choice in plan.choices:
         value = as_written(_free(out / "pack")) if choice.key == "data.pack" else choice.value
         chosen.append(Choice(choice.key, value, choice.reason))
-    return _fit_shared_memory(chosen, machine)
+    return _fit_shared_memory(chosen, plan.devices or max(1, len(machine.gpus)), machine.shared_memory)
 
 
-def _fit_shared_memory(choices: list[Choice], machine: Machine) -> list[Choice]:
-    """Lower data.workers until their batches take at most half of the shared memory."""
+def _fit_shared_memory(choices: list[Choice], processes: int, free: int | None) -> list[Choice]:
+    """Lower data.workers until the batches of all processes take at most half of the free shared memory, in bytes."""
     settings: RunSettings = load(as_tree(choices))
-    batch, processes = settings.train.global_batch_size, max(1, len(machine.gpus))
-    workers = settings.data.workers
-    free = machine.shared_memory
-    while workers and free is not None and shared_bytes(settings, batch, 1, processes * workers) > free / 2:
+    share, workers = settings.train.global_batch_size // processes, settings.data.workers
+    while workers and free is not None and shared_bytes(settings, share, processes, workers) > free / 2:
         workers -= 1
     if workers == settings.data.workers:
         return choices
