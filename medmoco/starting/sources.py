@@ -231,12 +231,13 @@ def _path_column(file: Path, table: pd.DataFrame, files: Sequence[str], folder: 
         ManifestError: no column does.
     """
     sample = table.sample(min(len(table), _TRIED_ROWS), random_state=0)
-    shares = {
-        name: float((_locate(sample[name], files) != "").mean()) for name in table.columns if table[name].nunique() > 1
-    } or {name: 1.0 for name in table.columns if len(table) == 1 and (_locate(table[name], files) != "").all()}
     titled = "Path" if "Path" in table else other_name("Path", table.columns)
-    if titled and shares.get(titled, 0) >= _MATCHED:
-        return titled
+    varying = [name for name in table.columns if table[name].nunique() > 1 or len(table) == 1]
+    shares: dict[str, float] = {}
+    for name in sorted(varying, key=lambda name: name != titled):  # the titled one first: each takes seconds
+        shares[name] = float((_locate(sample[name], files) != "").mean())
+        if name == titled and shares[name] >= _MATCHED:
+            return titled
     best = max(shares, key=lambda name: shares[name], default=None)
     if best is not None and shares[best] >= _MATCHED:
         return best

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.starting.sources import Images, read_source
+from medmoco.starting import sources
+from medmoco.starting.sources import Images, _locate, read_source
 from tests.helpers.collections import write_images
 
 
@@ -127,6 +130,26 @@ def test_table__finds_the_column_by_its_cells(tmp_path: Path) -> None:
     _empty(tmp_path / "images", *(f"{n}.jpg" for n in range(4)))
     file = _csv(tmp_path / "train.csv", "id_code,diagnosis,path", *(f"{n},{n},none" for n in range(4)))
     assert list(_read(file).table["Path"]) == [f"images/{n}.jpg" for n in range(4)]
+
+
+def test_table__looks_for_files_only_in_the_titled_column_if_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def locate(paths: pd.Series[str], files: Sequence[str]) -> pd.Series[str]:
+        tried.append(paths.name)
+        return _locate(paths, files)
+
+    monkeypatch.setattr(sources, "_locate", locate)
+    _empty(tmp_path, *(f"{n}.png" for n in range(4)))
+    _read(_csv(tmp_path / "all.csv", "copy,image,Sick", *(f"{n}.png,{n}.png,{n % 2}" for n in range(4))))
+    assert set(tried) == {"image", "Path"}
+
+
+def test_table__of_one_row(tmp_path: Path) -> None:
+    _empty(tmp_path, "a.png")
+    assert list(_read(_csv(tmp_path / "all.csv", "Sick,x", "1,a.png")).table["Path"]) == ["a.png"]
 
 
 def test_table__images_elsewhere(tmp_path: Path) -> None:
