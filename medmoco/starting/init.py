@@ -32,9 +32,7 @@ from medmoco.starting.sources import MANIFEST_FILES, Images, read_source
 from medmoco.training.bench import step_rate
 from medmoco.training.device import memory_explained
 from medmoco.utils.files import PathLike
-
-CONFIG = "medmoco.yaml"
-"""File that init writes, and that commands without --config read in the working folder."""
+from medmoco.utils.settings_file import SETTINGS_FILE, config_option
 
 _MANIFEST = "manifest"
 _OWN_FILES = (*MANIFEST_FILES, "left_out.csv", "README.md")
@@ -107,7 +105,7 @@ def init(
     source, out = Path(source), Path(out)
     if not 0 < minutes < _LONGEST:
         raise SettingsError(f"--minutes {minutes:g} is not a time; give minutes above 0, such as 60")
-    config, folder = out / CONFIG, out / _MANIFEST
+    config, folder = out / SETTINGS_FILE, out / _MANIFEST
     if not overwrite:
         _refuse_existing(config, folder, source)
     machine = inspect_machine()
@@ -266,11 +264,9 @@ def _about(plan: Plan) -> str:
 
 def _text(listed: Images, found: Collection, plan: Plan, config: Path) -> str:
     notes = [*listed.columns, *listed.notes, *found.notes, *warnings_about(found, found.shape.canvas), *plan.notes]
-    command = ["medmoco", "pretrain"]
-    if config.parent != Path():
-        command += ["--config", shlex.quote(str(config))]
+    command = ["medmoco", "pretrain", *config_option(config)]
     if plan.devices:
         command += ["--devices", str(plan.devices)]
     written = f"{config} and {config.parent / _MANIFEST}/" if listed.manifest is None else config
     lines = [describe(found), "", *(line for note in notes for line in wrapped("note", note))]
-    return "\n".join([*lines, *wrapped("wrote", f"{written}. {_about(plan)}"), *wrapped("next", " ".join(command))])
+    return "\n".join([*lines, *wrapped("wrote", f"{written}. {_about(plan)}"), *wrapped("next", shlex.join(command))])
