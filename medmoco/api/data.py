@@ -123,12 +123,17 @@ def pack(
         return Packed(Path(folder), make_pack(settings.data, Path(folder), log, write))
 
 
-def pack_if_missing(settings: RunSettings, log: Log) -> None:
-    """Make the pack that `data.pack` names, if it does not exist yet or is unfinished."""
+def pack_is_missing(settings: RunSettings) -> bool:
+    """Return whether `data.pack` names a folder in which there is no pack yet, or an unfinished one."""
     from medmoco.config.paths import is_url
     from medmoco.data.pack.pack import INFO
 
     place = settings.data.pack
-    if place and not is_url(place) and not Path(place, INFO).is_file():
-        log(f"data.pack: {place} does not exist yet or is unfinished; making it first")
+    return bool(place) and not is_url(str(place)) and not Path(str(place), INFO).is_file()
+
+
+def pack_if_missing(settings: RunSettings, log: Log) -> None:
+    """Make the pack that `data.pack` names, if it does not exist yet or is unfinished."""
+    if pack_is_missing(settings):
+        log(f"data.pack: {settings.data.pack} does not exist yet or is unfinished; making it first")
         pack(settings, log=log)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmoco.api.data import Log, load_config
+from medmoco.api.data import Log, load_config, pack_is_missing
 from medmoco.api.training import joined_group
 from medmoco.errors import SettingsError, first_line
 from medmoco.utils.files import free_space
@@ -18,6 +18,7 @@ from medmoco.utils.quantities import size_words
 
 if TYPE_CHECKING:
     from medmoco.config import ConfigSource, RunSettings
+    from medmoco.data.manifest.manifest import Split
     from medmoco.training.context import RunContext
     from medmoco.training.distributed import Group
 
@@ -102,6 +103,8 @@ def dry_run(
         >>> found.seconds < 60
         True
     """
+    from medmoco.data.loading.loading import check_images
+    from medmoco.data.manifest.manifest import load_manifest
     from medmoco.training.agreement import from_first
     from medmoco.training.context import prepare_context
 
@@ -115,9 +118,11 @@ def dry_run(
 
         def finish() -> dict[str, Any]:
             log("2 of 3: reload the checkpoint, compute features, and export")
-            notices.extend(_use(trial, folder, context))
+            train = check_images(load_manifest(trial.data, ("train",))["train"], trial.data)
+            notices.extend(_use(trial, folder, context, train))
             log("3 of 3: estimate the duration")
-            return asdict(_found(settings, trial, context, [*notices, *_about_folder(settings, overwrite)], memory))
+            notices.extend(_about_folder(settings, overwrite))
+            return asdict(_found(settings, trial, context, train, notices, memory))
 
         found = from_first(group, finish, patiently=True)
     return DryRun(**{**found, "warnings": tuple(found["warnings"])})
@@ -135,11 +140,8 @@ def _temporary_folder(group: Group) -> Iterator[Path]:
 
 def _trial_settings(settings: RunSettings, out: Path) -> tuple[RunSettings, list[str]]:
     """Return the settings of the trial, and notices about where they differ."""
-    from medmoco.config.paths import is_url
-    from medmoco.data.pack.pack import INFO
-
-    data, place, notices = settings.data, settings.data.pack, []
-    if place and not is_url(place) and not Path(place, INFO).is_file():
+    data, notices = settings.data, []
+    if pack_is_missing(settings):
         data = data.model_copy(update={"pack": None})
         notices.append("data.pack does not exist yet; the run makes it first, which is not part of this estimate")
     train = settings.train.model_copy(update={"log_every": 1})
@@ -165,11 +167,10 @@ def _peak_memory(context: RunContext) -> dict[str, int]:
     return {"memory": own, "worker_memory": workers if count else 0, "workers": count, "gpu_memory": gpu}
 
 
-def _use(trial: RunSettings, folder: Path, context: RunContext) -> list[str]:
+def _use(trial: RunSettings, folder: Path, context: RunContext, train: Split) -> list[str]:
     """Load the checkpoint, compute features of a few images, and export and verify the encoder; return warnings."""
     import numpy as np
 
-    from medmoco.data.manifest.manifest import load_manifest
     from medmoco.evaluation.features.encoder import load_encoder
     from medmoco.evaluation.features.features import extract
     from medmoco.exporting.export import export
@@ -177,7 +178,6 @@ def _use(trial: RunSettings, folder: Path, context: RunContext) -> list[str]:
 
     warnings: list[str] = []
     encoder = load_encoder(trial.out, log=warnings.append)
-    train = load_manifest(trial.data, ("train",))["train"]
     few = train.select(np.arange(min(_IMAGES, len(train))))
     features = extract({"trial": encoder.module}, few, trial, context.device, context.precision).features["trial"]
     if not np.isfinite(features).all():
@@ -188,16 +188,18 @@ def _use(trial: RunSettings, folder: Path, context: RunContext) -> list[str]:
 
 
 def _found(
-    settings: RunSettings, trial: RunSettings, context: RunContext, notices: list[str], memory: dict[str, int]
+    settings: RunSettings,
+    trial: RunSettings,
+    context: RunContext,
+    train: Split,
+    notices: list[str],
+    memory: dict[str, int],
 ) -> DryRun:
-    from medmoco.data.loading.loading import check_images
     from medmoco.data.loading.sampler import StepOrder
-    from medmoco.data.manifest.manifest import load_manifest
     from medmoco.training.checkpoint import KEPT, checkpoint_files
     from medmoco.training.duration import estimate_lines, seconds_per_step
     from medmoco.training.run_folder import CHECKPOINTS
 
-    train = check_images(load_manifest(trial.data, ("train",))["train"], trial.data)
     steps = StepOrder(settings.seed, len(train), settings.train.global_batch_size, settings.train.epochs).steps
     seconds = seconds_per_step(train, context) or _seconds_of_last_step(trial)
     _, slow = estimate_lines(seconds, steps, context)

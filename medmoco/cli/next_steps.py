@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medmoco.cli.options import config_option
+from medmoco.utils.settings_file import config_option
 
 if TYPE_CHECKING:
     from medmoco.config import RunSettings

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medmoco.errors import SettingsError
+from medmoco.utils.settings_file import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from medmoco.config import RunSettings
@@ -30,9 +31,6 @@ def source(text: str) -> str:
     """Return a path, expanded, or the word "random"."""
     return str(path(text))
 
-
-SETTINGS_FILE = "medmoco.yaml"
-"""In the working folder, read if --config is not given; `medmoco init` writes one."""
 
 Config = Annotated[
     Path,
@@ -100,11 +98,6 @@ def check_given(config_file: Path, overrides: list[str] | None) -> None:
             f"there is no {SETTINGS_FILE} in the working folder: name a settings file with --config FILE,\n"
             f"or let 'medmoco init FOLDER' write one for a folder of images"
         )
-
-
-def config_option(config_file: Path) -> list[str]:
-    """Return the option for another command in the same working folder to read the same file; empty if it does so."""
-    return [] if str(config_file) == SETTINGS_FILE else ["--config", str(config_file)]
 
 
 def named(encoders: list[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import medmoco
 from medmoco.cli import options
 from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
 from medmoco.errors import ImageError, SettingsError
+from medmoco.utils.settings_file import SETTINGS_FILE
 
 PANEL = "Use"
 commands = typer.Typer()
@@ -22,7 +23,13 @@ def predict(
     classifier: Annotated[Path, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")],
     out: Annotated[Path, typer.Option(parser=path, help="CSV file for the probabilities.")],
     config_file: Annotated[
-        Path | None, typer.Option("--config", "-c", parser=path, help="YAML file with the settings of a manifest.")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            parser=path,
+            help=f"YAML file with the settings of a manifest [default: {SETTINGS_FILE}, except with --images].",
+        ),
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -44,9 +51,12 @@ def predict(
     if images:
         _predict_files(images, classifier, out, config_file, overrides or [])
         return
-    if config_file is None:
-        raise SettingsError("give --images with files or folders, or --config for the rows of a manifest")
-    settings = load(config_file, overrides)
+    if config_file is None and not Path(SETTINGS_FILE).exists():
+        raise SettingsError(
+            f"there is no {SETTINGS_FILE} in the working folder:\n"
+            "give --images with files or folders, or --config FILE for the rows of a manifest"
+        )
+    settings = load(config_file or Path(SETTINGS_FILE), overrides)
     name = split_name(split)
     from medmoco.evaluation.supervised.predict import predict as apply
 
@@ -136,7 +146,7 @@ def export(
             "--config",
             "-c",
             parser=path,
-            help=f"YAML file with the settings for --encoder [default: {options.SETTINGS_FILE}].",
+            help=f"YAML file with the settings for --encoder [default: {SETTINGS_FILE}].",
         ),
     ] = None,
     formats: Annotated[
@@ -156,7 +166,7 @@ def export(
     if run is not None:
         network: Any = medmoco.Run(run)
     elif encoder is not None:
-        network = medmoco.load_encoder(encoder, load(config_file or Path(options.SETTINGS_FILE)))
+        network = medmoco.load_encoder(encoder, load(config_file or Path(SETTINGS_FILE)))
     else:
         network = classifier
     for file in medmoco.export(network, out, [name.strip() for name in formats.split(",")], licence=licence):

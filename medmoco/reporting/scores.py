@@ -100,7 +100,8 @@ def scores_section(runs: Sequence[Run]) -> Section:
     leaks = [
         f"{run.name}: {line}."
         for run in runs
-        for record in (*(run.evaluation.scores or ()), *(run.evaluation.regression or ()))
+        for scored in (run.evaluation.scores, run.evaluation.regression)
+        for record in scored or ()
         for line in leak_lines({record.split: record.leakage})
     ]
     blocks += [Text(line, "warning") for line in dict.fromkeys(leaks)]

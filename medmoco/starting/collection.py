@@ -113,14 +113,18 @@ def collect(images: Images, machine: Machine, patient: str | None, seed: int, lo
     if patient is not None:
         found = extract_patients(rows.table["Path"][rows.usable], patient)
         rows.table[PATIENT] = found.reindex(rows.table.index).fillna("")
-    _refuse_none(images, rows, int(is_other.sum()))
+    if not rows.usable.any():
+        raise _none_usable(images.root, rows.faults, int(is_other.sum()))
     shape = choose_shape(*_typical_size(rows.headers[rows.usable]), machine)
     log("decoding a sample of the images")
     sample, in_pixels = _decode(rows, shape, machine.cores, seed)
+    faults = rows.faults.copy()
+    for at, reason in in_pixels.items():
+        faults.iloc[at] = reason
+    if not sample.readable:
+        raise _none_usable(images.root, faults[faults != ""], int(is_other.sum()))
     if images.manifest is None:
-        for at, reason in in_pixels.items():
-            rows.faults.iloc[at] = reason
-        _refuse_none(images, rows, int(is_other.sum()))
+        rows = replace(rows, faults=faults)
     left_out = pd.DataFrame({"Path": rows.table["Path"], "Reason": rows.faults.str.replace("\n", " ")})[~rows.usable]
     rows = rows.take(rows.usable)
     splits, labels, notes = _split(rows, () if _names_people(images, rows.table) else images.labels, seed)
@@ -166,16 +170,13 @@ def _read_headers(images: Images, machine: Machine) -> _Rows:
     return replace(rows, table=rows.table[[*first, *(name for name in rows.table if name not in first)]])
 
 
-def _refuse_none(images: Images, rows: _Rows, others: int) -> None:
-    if rows.usable.any():
-        return
-    if rows.faults.empty:
-        raise ManifestError(
-            f"{images.root}: none of the {others:,} files is an image; give the folder that holds the images"
-        )
-    reasons = rows.faults.str.split("\n").str[0].value_counts()
-    raise ManifestError(
-        f"{images.root}: none of the {len(rows.faults):,} images can be used; for {reasons.iloc[0]:,} the reason is:\n"
+def _none_usable(root: str, faults: pd.Series[str], others: int) -> ManifestError:
+    """Return the error for a source in which every image that was read has a fault."""
+    if faults.empty:
+        return ManifestError(f"{root}: none of the {others:,} files is an image; give the folder that holds the images")
+    reasons = faults.str.split("\n").str[0].value_counts()
+    return ManifestError(
+        f"{root}: none of the {len(faults):,} images can be used; for {reasons.iloc[0]:,} the reason is:\n"
         f"{reasons.index[0]}"
     )
 

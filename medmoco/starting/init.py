@@ -30,10 +30,9 @@ from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, make_pl
 from medmoco.starting.sources import Images, read_source
 from medmoco.training.bench import step_rate
 from medmoco.training.device import memory_explained
+from medmoco.training.duration import duration_words
 from medmoco.utils.files import PathLike, free_space
-
-CONFIG = "medmoco.yaml"
-"""File that init writes, and that commands without --config read in the working folder."""
+from medmoco.utils.settings_file import SETTINGS_FILE, config_option
 
 _MANIFEST = "manifest"
 _OWN_FILES = (*(f"{name}.csv{packed}" for name in SPLITS for packed in ("", ".gz")), "left_out.csv", "README.md")
@@ -106,7 +105,7 @@ def init(
     source, out = Path(source), Path(out)
     if not 0 < minutes < _LONGEST:
         raise SettingsError(f"--minutes {minutes:g} is not a time; give minutes above 0, such as 60")
-    config, folder = out / CONFIG, out / _MANIFEST
+    config, folder = out / SETTINGS_FILE, out / _MANIFEST
     if not overwrite:
         _refuse_existing(config, folder, source)
     machine = inspect_machine()
@@ -233,16 +232,14 @@ def _choices(
     for choice in plan.choices:
         value = as_written(_free(out / "pack")) if choice.key == "data.pack" else choice.value
         chosen.append(Choice(choice.key, value, choice.reason))
-    return _fit_shared_memory(chosen, machine)
+    return _fit_shared_memory(chosen, plan.devices or max(1, len(machine.gpus)), machine.shared_memory)
 
 
-def _fit_shared_memory(choices: list[Choice], machine: Machine) -> list[Choice]:
-    """Lower data.workers until their batches take at most half of the shared memory."""
+def _fit_shared_memory(choices: list[Choice], processes: int, free: int | None) -> list[Choice]:
+    """Lower data.workers until the batches of all processes take at most half of the free shared memory, in bytes."""
     settings: RunSettings = load(as_tree(choices))
-    batch, processes = settings.train.global_batch_size, max(1, len(machine.gpus))
-    workers = settings.data.workers
-    free = machine.shared_memory
-    while workers and free is not None and shared_bytes(settings, batch, 1, processes * workers) > free / 2:
+    share, workers = settings.train.global_batch_size // processes, settings.data.workers
+    while workers and free is not None and shared_bytes(settings, share, processes, workers) > free / 2:
         workers -= 1
     if workers == settings.data.workers:
         return choices
@@ -266,11 +263,9 @@ def _about(plan: Plan) -> str:
 
 def _text(listed: Images, found: Collection, plan: Plan, config: Path) -> str:
     notes = [*listed.columns, *listed.notes, *found.notes, *warnings_about(found, found.shape.canvas), *plan.notes]
-    command = ["medmoco", "pretrain"]
-    if config.parent != Path():
-        command += ["--config", shlex.quote(str(config))]
+    command = ["medmoco", "pretrain", *config_option(config)]
     if plan.devices:
         command += ["--devices", str(plan.devices)]
     written = f"{config} and {config.parent / _MANIFEST}/" if listed.manifest is None else config
     lines = [describe(found), "", *(line for note in notes for line in wrapped("note", note))]
-    return "\n".join([*lines, *wrapped("wrote", f"{written}. {_about(plan)}"), *wrapped("next", " ".join(command))])
+    return "\n".join([*lines, *wrapped("wrote", f"{written}. {_about(plan)}"), *wrapped("next", shlex.join(command))])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from medmoco.data.manifest.columns import PATIENT, STUDY, other_name
+from medmoco.data.manifest.csv_file import CsvFile
 from medmoco.data.manifest.manifest import SPLITS, TABLE_SUFFIXES, files_of, read_table
+from medmoco.data.manifest.tables.paths import below_root, with_slashes
 from medmoco.datasets.collections.image_folder import MOST_LABELS, label_columns, open_where_missing, read_folders
 from medmoco.datasets.headers import years
 from medmoco.datasets.source import Source, locate
@@ -24,6 +28,7 @@ _SPLIT_NAMES = {
     "test": "test", "testing": "test", "": "",
 }  # fmt: skip
 _PATIENT_FOLDERS = re.compile(r"(?i)(pat(ient)?|sub(j(ect)?)?|p|case|participant|person|id)?[-_ ]?\d{2,}")
+_PLAIN_IMAGES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in {".dcm", ".dicom"})
 _MOST_CLASSES = 20  # folders; more are patients or studies
 _MATCHED = 0.5  # share of a column's cells that must name files for it to be the Path column
 _TRIED_ROWS = 1000  # cells of each column of a CSV that are compared with file names
@@ -111,7 +116,7 @@ def _from_folder(folder: Path, chosen: Sequence[str] | None, ignored: Sequence[P
     if chosen is not None:
         known = label_columns(classes, sorted(set(classes) - {""}))
         if missing := [name for name in chosen if name not in known]:
-            raise SettingsError(f"--labels: there is no folder {missing[0]!r}; the folders are: {_few(known)}")
+            raise SettingsError(f"--labels: there is no folder {missing[0]!r}{_classes(labels, known, images)}")
         labels = known[list(chosen)]
     tables = [file for file in files if file.lower().endswith(TABLE_SUFFIXES) and "/" not in file]
     if tables:
@@ -162,6 +167,13 @@ def _class_labels(classes: pd.Series[str]) -> pd.DataFrame:
     if not few or people or len(classes) < 2 * len(names):
         names = []
     return label_columns(classes, names)
+
+
+def _classes(labels: pd.DataFrame, known: pd.DataFrame, images: Sequence[str]) -> str:
+    """Return what folders there are: their number if they may be patients, as of DICOM files, whose headers tell."""
+    if labels.empty or any(not file.lower().endswith(_PLAIN_IMAGES) for file in images):
+        return f" among the {known.shape[1]:,} folders"
+    return f"; the folders are: {_few(labels)}"
 
 
 # Tables
@@ -220,12 +232,13 @@ def _path_column(file: Path, table: pd.DataFrame, files: Sequence[str], folder: 
         ManifestError: no column does.
     """
     sample = table.sample(min(len(table), _TRIED_ROWS), random_state=0)
-    shares = {
-        name: float((_locate(sample[name], files) != "").mean()) for name in table.columns if table[name].nunique() > 1
-    } or {name: 1.0 for name in table.columns if len(table) == 1 and (_locate(table[name], files) != "").all()}
     titled = "Path" if "Path" in table else other_name("Path", table.columns)
-    if titled and shares.get(titled, 0) >= _MATCHED:
-        return titled
+    varying = [name for name in table.columns if table[name].nunique() > 1 or len(table) == 1]
+    shares: dict[str, float] = {}
+    for name in sorted(varying, key=lambda name: name != titled):  # the titled one first: each takes seconds
+        shares[name] = float((_locate(sample[name], files) != "").mean())
+        if name == titled and shares[name] >= _MATCHED:
+            return titled
     best = max(shares, key=lambda name: shares[name], default=None)
     if best is not None and shares[best] >= _MATCHED:
         return best
@@ -293,28 +306,34 @@ def _manifest(source: Path, table: pd.DataFrame, images: Path | None, chosen: Se
             raise SettingsError(f"--labels: the manifest has no column {missing[0]!r}; it has: {_few(table)}")
         labels = tuple(chosen)
     root = _root(source, table.assign(Split=official), images)
+    table = table.assign(Path=_relative(table["Path"], official, root))
     return Images(root, table, labels, official, pd.Series("", table.index), manifest=source)
 
 
 def _root(source: Path, table: pd.DataFrame, images: Path | None) -> str:
     """Return the folder, with or without {split}, in which the images of a manifest lie."""
     folder = source if source.is_dir() else source.parent
-    places = (
-        [images] if images else [folder, folder.parent, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    )
+    near = [images] if images else [folder, folder.parent, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    places = [root for place in near for root in (f"{place}/{{split}}", str(place))]
+    if not images and (absolute := [path for path in table["Path"].str.strip().unique() if os.path.isabs(path)]):
+        places.append(os.path.commonpath([os.path.dirname(path) for path in absolute]))
     sample = table.sample(min(len(table), 50), random_state=0)
-    for place in places:
-        for root in (f"{place}/{{split}}", str(place)):
-            files = (
-                Path(root.replace("{split}", split), path.strip().replace("\\", "/"))
-                for path, split in zip(sample["Path"], sample["Split"], strict=True)
-            )
-            if all(file.is_file() for file in files):
-                return root
+    for root in places:
+        paths = _relative(sample["Path"], sample["Split"], root)
+        files = (Path(root.replace("{split}", split), path) for path, split in zip(paths, sample["Split"], strict=True))
+        if not any(map(os.path.isabs, paths)) and all(file.is_file() for file in files):
+            return root
     raise ManifestError(
-        f"{source}: its images are not where Path says, below {' or '.join(map(str, places[:2]))};\n"
+        f"{source}: its images are not where Path says, below {' or '.join(map(str, near[:2]))};\n"
         "give the folder to which Path is relative with --images DIR"
     )
+
+
+def _relative(paths: pd.Series[str], splits: pd.Series[str], root: str) -> pd.Series[str]:
+    """Return the Paths of a manifest relative to its root, as `load_manifest` does; absolute ones outside it stay."""
+    table = pd.DataFrame({"Path": paths.str.strip()})
+    file = with_slashes(CsvFile(Path(), table, np.arange(len(table)), sha256=""))
+    return below_root(file, root, splits.tolist()).table["Path"]
 
 
 def _few(table: pd.DataFrame) -> str:

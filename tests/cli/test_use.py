@@ -42,3 +42,13 @@ def test_predict__files_from_a_shell_and_overrides_are_told_apart(
     assert given["settings"] is None
     assert "3 files were written to y, with their names as given" in found.stdout
     assert "1 of 3 files cannot be read" in found.stderr
+
+
+def test_predict__reads_the_settings_file_of_the_working_folder(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["predict", "--classifier", "x", "--out", "y"]
+    assert "there is no medmoco.yaml in the working folder" in call(*words, code=2).stderr
+    Path("medmoco.yaml").write_text("out: run\ndata: {manifest: m, root: .}\n")
+    assert "not a classifier folder" in call(*words, code=4).stderr

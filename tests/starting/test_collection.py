@@ -125,3 +125,11 @@ def test_collect__without_images_refuses(tmp_path: Path, name: str, message: str
     (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" if name == "cut.png" else b"text")
     with pytest.raises(ManifestError, match=message):
         _collect(tmp_path)
+
+
+def test_collect__a_manifest_of_which_no_image_can_be_read_is_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "train.csv").write_text("Path\n0.png\n1.png\n2.png\n")
+    with pytest.raises(ManifestError, match=r"none of the 3 images can be used; for 3 the reason is:\n.*damaged"):
+        _collect(tmp_path)

@@ -10,10 +10,12 @@ import pytest
 
 import medmoco
 from medmoco.config import load
+from medmoco.data.loading.workers import shared_bytes
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.starting import init as init_module
 from medmoco.starting.init import Started
 from medmoco.starting.machine import Gpu, Machine
+from medmoco.starting.plan import Choice, as_tree
 from tests.helpers.collections import write_images
 from tests.helpers.dicom_files import RAMP12, save_dicom
 
@@ -229,6 +231,16 @@ def test_init__fits_the_workers_into_shared_memory(place: Path, monkeypatch: pyt
     started = medmoco.init("pngs")
     assert load(started.config).data.workers == 0
     assert "of shared memory are free" in started.config.read_text()
+
+
+def test_fit_shared_memory__counts_what_a_run_of_several_processes_takes() -> None:
+    values = {"out": "x", "data.manifest": "m", "data.root": ".", "data.labels": ["Sick"], "data.workers": 4,
+              "train.global_batch_size": 256}  # fmt: skip
+    choices = [Choice(key, value, "") for key, value in values.items()]
+    needed = 2 * shared_bytes(load(as_tree(choices)), 32, 8, 4)
+    assert init_module._fit_shared_memory(choices, 8, needed) == choices
+    fewer = load(as_tree(init_module._fit_shared_memory(choices, 8, needed - 1)))
+    assert fewer.data.workers == 3
 
 
 @pytest.mark.usefixtures("no_timing")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.starting.sources import Images, read_source
+from medmoco.starting import sources
+from medmoco.starting.sources import Images, _locate, read_source
 from tests.helpers.collections import write_images
 
 
@@ -60,6 +63,15 @@ def test_folder__chosen_classes(tmp_path: Path) -> None:
     assert _read(folder, chosen=["DME"]).labels == ("DME",)
     with pytest.raises(SettingsError, match="no folder 'Dme'; the folders are: CNV, DME, NORMAL"):
         _read(folder, chosen=["Dme"])
+
+
+@pytest.mark.parametrize("suffix", ["", ".dcm", ".png"])
+def test_folder__folders_that_may_be_patients_are_only_counted(tmp_path: Path, suffix: str) -> None:
+    names = ("DOE_JANE", "ROE_JOHN", "") if suffix != ".png" else ("patient01", "patient02", "")
+    folder = _empty(tmp_path, *(f"{name}/{n}{suffix}" for name in names for n in range(4)))
+    with pytest.raises(SettingsError) as caught:
+        _read(folder, chosen=["Mass"])
+    assert str(caught.value) == "--labels: there is no folder 'Mass' among the 2 folders"
 
 
 def test_folder__names_a_table_that_it_does_not_read(tmp_path: Path) -> None:
@@ -120,6 +132,26 @@ def test_table__finds_the_column_by_its_cells(tmp_path: Path) -> None:
     _empty(tmp_path / "images", *(f"{n}.jpg" for n in range(4)))
     file = _csv(tmp_path / "train.csv", "id_code,diagnosis,path", *(f"{n},{n},none" for n in range(4)))
     assert list(_read(file).table["Path"]) == [f"images/{n}.jpg" for n in range(4)]
+
+
+def test_table__looks_for_files_only_in_the_titled_column_if_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def locate(paths: pd.Series[str], files: Sequence[str]) -> pd.Series[str]:
+        tried.append(paths.name)
+        return _locate(paths, files)
+
+    monkeypatch.setattr(sources, "_locate", locate)
+    _empty(tmp_path, *(f"{n}.png" for n in range(4)))
+    _read(_csv(tmp_path / "all.csv", "copy,image,Sick", *(f"{n}.png,{n}.png,{n % 2}" for n in range(4))))
+    assert set(tried) == {"image", "Path"}
+
+
+def test_table__of_one_row(tmp_path: Path) -> None:
+    _empty(tmp_path, "a.png")
+    assert list(_read(_csv(tmp_path / "all.csv", "Sick,x", "1,a.png")).table["Path"]) == ["a.png"]
 
 
 def test_table__images_elsewhere(tmp_path: Path) -> None:
@@ -186,3 +218,24 @@ def test_manifest__without_its_images_is_refused(tmp_path: Path) -> None:
     _csv(tmp_path / "train.csv", "Path", "a.png")
     with pytest.raises(ManifestError, match="give the folder to which Path is relative with --images DIR"):
         _read(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["{split}/a/x.png", "films/{split}.png"])
+@pytest.mark.parametrize("place", ["mine", "elsewhere"])
+def test_manifest__with_absolute_paths(tmp_path: Path, layout: str, place: str) -> None:
+    names = {split: layout.format(split=split) for split in ("train", "val")}
+    images = _empty(tmp_path / place, *names.values())
+    for split, name in names.items():
+        _csv(tmp_path / "mine" / f"{split}.csv", "Path", f"{images / name}")
+    found = _read(tmp_path / "mine")
+    roots = [found.root.replace("{split}", split) for split in found.official]
+    assert not any(path.startswith("/") for path in found.table["Path"])
+    files = [Path(root, path) for root, path in zip(roots, found.table["Path"], strict=True)]
+    assert files == [images / name for name in names.values()]
+
+
+def test_manifest__absolute_paths_outside_the_given_folder_are_refused(tmp_path: Path) -> None:
+    images = _empty(tmp_path / "images", "a.png")
+    _csv(tmp_path / "mine" / "train.csv", "Path", f"{images / 'a.png'}")
+    with pytest.raises(ManifestError, match=r"its images are not where Path says, below .*mine;"):
+        _read(tmp_path / "mine", images=tmp_path / "mine")

@@ -18,7 +18,7 @@ _LIBRARIES = {
 
 
 def doctor() -> list[Finding]:
-    """Check versions, GPUs, image decoders, shared memory, limits, file locks, disk space, precision and threads.
+    """Check versions, GPUs, decoders, shared memory, limits, folders, file locks, disk space, precision and threads.
 
     It tries file locks in a temporary folder in the working folder. Names of the user, the machine or folders do not
     appear in the findings, so that they can be shared.

@@ -1,4 +1,4 @@
-"""Check the machine: CPU, memory, GPUs, shared memory, limits, file locks, disk space and image decoders."""
+"""Check the machine: CPU, memory, GPUs, shared memory, limits, folders, file locks, disk space and image decoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from medmoco.config import TrainSettings
-from medmoco.data.loading.workers import SHARED_MEMORY
+from medmoco.data.loading.workers import SHARED_MEMORY, check_sockets
 from medmoco.errors import CheckpointError, SettingsError, without_names
 from medmoco.starting.health.decoders import check_decoders
 from medmoco.starting.health.finding import REINSTALL, Finding, State
@@ -24,6 +24,7 @@ from medmoco.utils.quantities import size_words
 _LITTLE_SHARED, _LITTLE_MEMORY, _LITTLE_DISK = 1e9, 4e9, 10e9  # bytes
 _LEAST_DISK = 1e9  # bytes, for a few checkpoints
 _FEW_FILES = 1024
+_A_FILE = 2**16  # bytes, more than the test images of decoders
 
 
 def check_machine() -> Iterator[Finding]:
@@ -35,7 +36,10 @@ def check_machine() -> Iterator[Finding]:
     yield from _shared_memory(machine)
     yield from _open_files()
     yield from _working_folder()
-    yield from _decoders()
+    temporary = _temporary_folder()
+    yield temporary
+    if temporary.state == "ok":  # decoders are tried on files in it
+        yield from _decoders()
 
 
 def _cpu(machine: Machine) -> Iterator[Finding]:
@@ -172,6 +176,22 @@ def _working_folder() -> Iterator[Finding]:
         )
     else:
         yield Finding("disk space", "ok", f"{size_words(free)} free")
+
+
+def _temporary_folder() -> Finding:
+    name = "temporary folder"
+    try:
+        with tempfile.TemporaryDirectory(prefix="medmoco-doctor-") as folder:
+            (Path(folder) / "file").write_bytes(bytes(_A_FILE))
+        check_sockets()
+    except OSError:
+        return Finding(name, "fault", "is missing or full, or cannot be written", "set TMPDIR to a folder with space")
+    except SettingsError:
+        return Finding(
+            name, "fault", "its path is too long for the sockets of data workers",
+            "set TMPDIR to a folder with a shorter path, such as /tmp, or set data.workers=0",
+        )  # fmt: skip
+    return Finding(name, "ok", "can be written")
 
 
 def _decoders() -> Iterator[Finding]:

@@ -122,6 +122,31 @@ def test_working_folder__locks_and_space(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["missing", "full", "long"])
+def test_temporary_folder__a_fault_ends_the_checks_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = tmp_path / ("x" * 100 if kind == "long" else "x")
+    folder.mkdir()
+    monkeypatch.setattr(module.tempfile, "tempdir", str(folder))
+    monkeypatch.chdir(tmp_path)
+    if kind != "long":  # as tmp_path itself may be
+        monkeypatch.setattr(module, "check_sockets", lambda: None)
+    assert states([module._temporary_folder()]) == [("temporary folder", "ok" if kind != "long" else "fault")]
+    assert not list(folder.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    if kind == "missing":
+        folder.rmdir()
+    if kind == "full":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    found = list(module.check_machine())
+    assert states(found)[-1] == ("temporary folder", "fault")
+    assert str(tmp_path) not in found[-1].text + found[-1].remedy
+
+
 def test_decoders__each_package_that_is_missing_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Decoders(["RLE"], ["HTJ2K"], {"JPEG-LS": "pyjpegls"})
     monkeypatch.setattr(module, "check_decoders", lambda: found)
