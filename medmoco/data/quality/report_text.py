@@ -167,9 +167,10 @@ def _provenance(found: Provenance, most: int | None) -> Iterator[str]:
     weak = [one for one in found.shortcuts if one.label not in strong]
     if weak:
         best = max(weak, key=lambda one: one.auroc)
+        which = "no other label" if strong else "no label"
         yield from _wrapped(
-            f"sources predict {'no other' if strong else 'no'} label: at best {best.label} from {best.trait}, AUROC"
-            f" {best.auroc:.2f}, where chance gives up to {best.chance:.2f}"
+            f"sources predict {which} well enough for a warning: at best {best.label} from {best.trait}, AUROC"
+            f" {best.auroc:.2f}"
         )
     if found.tested:
         yield from _wrapped(f"tested as sources: {', '.join(found.tested)}")

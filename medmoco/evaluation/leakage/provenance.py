@@ -92,7 +92,7 @@ class Rows:
     def _of_files(self) -> Iterator[Predictor]:
         dates = np.array([_date(file) for file in self.files])
         if np.isfinite(dates).any() and np.nanmax(dates) - np.nanmin(dates) >= _DAY:
-            yield Predictor("file dates", "file dates", "numbers", dates[:, None] // _DAY)
+            yield Predictor("file dates", "file dates", "numbers", _ranks(dates[:, None] // _DAY))
 
     def _of_margins(self) -> Iterator[Predictor]:
         levels = np.where(self.readable[:, None], self.margins.astype(np.float64), np.nan)
@@ -123,7 +123,7 @@ def _of_texts(texts: Texts, name: str, about: str) -> Iterator[Predictor]:
         found = re.findall(r"\d+", text)[:_NUMBERS]
         numbers[row, : len(found)] = [float(number) for number in found]
     numbers[:, -1] = np.unique(texts.astype(str), return_inverse=True)[1]
-    yield Predictor(f"the numbers or order of {name}", about, "numbers", numbers)
+    yield Predictor(f"the numbers or order of {name}", about, "numbers", _ranks(numbers))
 
 
 def _of_cells(cells: Texts, column: str, *, is_age: bool) -> Predictor:
@@ -136,7 +136,7 @@ def _of_cells(cells: Texts, column: str, *, is_age: bool) -> Predictor:
     values = np.where(np.isfinite(numbers), numbers, np.nan)[codes]
     filled = ~blank[codes]
     if filled.any() and np.isfinite(values[filled]).mean() >= 0.9:
-        return Predictor(f"column {column}", f"column {column}", "numbers", values[:, None], column)
+        return Predictor(f"column {column}", f"column {column}", "numbers", _ranks(values[:, None]), column)
     return Predictor(f"column {column}", f"column {column}", "categories", _categories(cells), column)
 
 
@@ -145,6 +145,12 @@ def _categories(texts: Texts) -> NDArray[np.float64]:
     codes, _ = pd.factorize(texts)
     rare = np.bincount(codes) < max(2, _RARE * len(codes))
     return np.where(rare[codes], -1, codes)[:, None].astype(np.float64)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rank of each number in its column, nan if unknown; long ids exceed what trees can compare."""
+    ranks = [np.unique(column, return_inverse=True)[1].astype(np.float64) for column in values.T]
+    return np.where(np.isnan(values), np.nan, np.stack(ranks, axis=1))
 
 
 def _date(file: str) -> float:

@@ -90,7 +90,7 @@ def find_provenance(
         if (at := _sample(column, patients, seed)).size
     }
     if not samples:
-        return Provenance()
+        return Provenance(notes=tuple(_notes((), splits[0].label_names, samples)))
     at = np.unique(np.concatenate([*samples.values()]))
     rows = rows_at(splits, at, margins, readable)
     predictors = list(rows.predictors(settings))
@@ -140,9 +140,11 @@ def _folds(targets: Floats, patients: Integers, seed: int) -> list[Mask]:
 def _chance_bound(targets: Floats, patients: Integers, tests: int) -> float:
     """Return the AUROC that the best of some tests exceeds by chance with probability `_LEVEL` at most (Bonferroni).
 
-    Source: variance of the Mann-Whitney statistic without a difference (Mann and Whitney 1947), with patients as cases.
+    Source: variance of the Mann-Whitney statistic without a difference (Mann and Whitney 1947), for the effective
+    number of patients, which is smaller if some have many more images than others (Kish 1965, Survey Sampling).
     """
-    positives, negatives = (np.unique(patients[targets == value]).size for value in (1, 0))
+    images = [np.unique(patients[targets == value], return_counts=True)[1] for value in (1, 0)]
+    positives, negatives = (counts.sum() ** 2 / (counts**2).sum() for counts in images)
     deviation = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
     return 0.5 + NormalDist().inv_cdf(1 - _LEVEL / tests) * deviation
 
