@@ -84,8 +84,9 @@ def _judge(
     if pixels and PIXELS in gains and (pixels.auroc or 0) >= _HIGH and _do_as_well(pixels, gains[PIXELS], scores):
         return "pixels", (
             f"Raw pixels ({pixels.auroc:.3f}) do as well as every encoder: {name} minus raw pixels is"
-            f" {_with_interval(gains[PIXELS])}. Suspect a shortcut, or an easy label: `medmoco check` tests whether the"
-            " label can be told from sources, evaluate.where scores within one, and `medmoco curve` with fewer labels."
+            f" {_with_interval(gains[PIXELS])}. Suspect a shortcut, or an easy label: `medmoco check` tests whether"
+            " sources predict it, evaluate.where restricts scores to one source, and `medmoco curve` shows whether"
+            " pretraining helps with fewer labels."
         )
     control = max(scores.keys() & gains.keys(), key=lambda one: scores[one].auroc or 0.0)
     gain, compared = gains[control], f"{name} minus {_name(control)}, the strongest control, is"
