@@ -30,7 +30,7 @@ from medmoco.evaluation.records import (
 )
 from medmoco.evaluation.scoring.table import MACRO, summary_cells
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
-from medmoco.evaluation.verdict import verdict
+from medmoco.evaluation.verdict import Verdict, curve_verdict, verdicts
 from medmoco.plotting.figures import confusion_figure, curve_figure
 from medmoco.plotting.style import save
 
@@ -140,6 +140,11 @@ class Evaluation(_WithTargets):
         """Name of the primary encoder; the others are controls."""
         return primary_of(self.scores or self.regression)
 
+    @property
+    def verdict(self) -> tuple[Verdict, ...]:
+        """What the linear probes of each label show: a gain, no evidence of a difference, or a likely shortcut."""
+        return verdicts(self.scores, self.differences)
+
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
         """Load an evaluation from its folder; fields that its version did not write are empty.
@@ -214,16 +219,14 @@ class Evaluation(_WithTargets):
         Raises:
             SettingsError: there are no scores with these names.
         """
-        split = split or shown_split(self.scores)
-        table = self.predictions
+        table, split = self.predictions, split or shown_split(self.scores)
         table = table[(table["split"] == split) & (table["method"] == method) & (table["draw"] == 0)]
         column, value = ("encoder", label) if label else ("label", self.primary)
         chosen = table[table["label" if label else "encoder"] == value]
         groups = {
             str(name): (rows["target"].to_numpy(float), rows["score"].to_numpy(float))
-            for name, rows in chosen.groupby(column, sort=False)
-            if rows["target"].nunique() == 2
-        }
+            for name, rows in chosen.groupby(column, sort=False) if rows["target"].nunique() == 2
+        }  # fmt: skip
         if not groups:
             raise SettingsError(f"there is no curve of {value!r} by method {method!r} on split {split!r}")
         return discrimination_figure(kind, groups)
@@ -291,8 +294,8 @@ class Curve(_WithTargets):
 
     @property
     def verdict(self) -> str:
-        """One sentence: what the primary encoder gains over its strongest control with the fewest labels."""
-        return verdict(self.points, self.differences, shown_split(self.points))
+        """What the primary encoder gains over its strongest control with the fewest labels, and whether only then."""
+        return curve_verdict(self.points, self.differences, shown_split(self.points))
 
     @classmethod
     def load(cls, folder: str | Path) -> Curve:

@@ -421,6 +421,9 @@ def test_evaluate__table_fits_and_same_seed_same_bytes(splits: Any, tmp_path: Pa
     for folder in ("first", "second"):
         found = evaluate(settings, "run-folder", tmp_path / folder)
     assert max(len(line) for line in found.table.splitlines()) <= 120
+    assert [verdict.label for verdict in found.verdict] == ["Easy", "Hard"]
+    assert " ".join(found.table.split()).endswith(" ".join(map(str, found.verdict)))
+    assert Evaluation.load(tmp_path / "second").verdict == found.verdict
     for name in FILES:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
