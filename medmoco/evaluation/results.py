@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.discrimination import Kind, discrimination_figure
+from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.record_files import read_named_records, read_records, shown_split, to_frame, write_records
 from medmoco.evaluation.records import (
     CalibrationScore,
@@ -144,11 +145,6 @@ class Evaluation(_WithTargets):
     def load(cls, folder: str | Path) -> Evaluation:
         """Load an evaluation from its folder; fields that its version did not write are empty.
 
-        Example:
-            >>> import medmoco
-            >>> len(medmoco.Evaluation.load("runs/phantoms/evaluation").scores) > 0
-            True
-
         Raises:
             CheckpointError: the folder contains no evaluation, or a damaged one.
         """
@@ -263,6 +259,8 @@ class Curve(_WithTargets):
         points: Scores of every label, split, method, encoder and fraction.
         differences: Differences between the primary encoder and each other one.
         table: Table that `medmoco curve` prints.
+        forecast: Forecasts for more labels than there are; they assume more patients of the same kind.
+        labels_needed: Labels with which each control would have the scores of the primary encoder.
         folder: Folder in which the results are saved, if they are.
 
     Example:
@@ -276,6 +274,8 @@ class Curve(_WithTargets):
     _FILES = (
         ("points", "curve.json", CurvePoint),
         ("differences", "curve_differences.json", CurveDifference),
+        ("forecast", "forecast.json", Forecast),
+        ("labels_needed", "labels_needed.json", LabelsNeeded),
         *_TARGET_FILES,
     )
 
@@ -283,6 +283,8 @@ class Curve(_WithTargets):
     differences: tuple[CurveDifference, ...]
     table: str
     folder: Path | None = None
+    forecast: tuple[Forecast, ...] = ()
+    labels_needed: tuple[LabelsNeeded, ...] = ()
 
     @property
     def primary(self) -> str | None:
@@ -304,10 +306,11 @@ class Curve(_WithTargets):
         return cls(**cls._read(Path(folder)))
 
     def save(self, folder: Path) -> None:
-        """Write the JSON files of the records, curve.csv, table.txt, and a figure for each split and label."""
+        """Write the JSON files of the records, curve.csv, forecast.csv, table.txt, and a figure per split and label."""
         super().save(folder)
-        frame = self.to_frame().reindex(columns=_CURVE_CSV)
-        frame.to_csv(folder / "curve.csv", index=False, float_format="%.6g")
+        tables = {"curve": self.to_frame().reindex(columns=_CURVE_CSV), "forecast": to_frame(self.forecast)}
+        for name, frame in tables.items():
+            frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         for split, label in dict.fromkeys((p.split, p.label) for p in self._points()):
             if label != MACRO or self.classes:
                 name = re.sub(r"[^0-9A-Za-z]+", "_", label)
@@ -340,7 +343,7 @@ class Curve(_WithTargets):
 
     def _figure(self, label: str, split: str) -> Figure:
         is_target = label not in {point.label for point in self.points}
-        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc")
+        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", self.forecast)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table)}</pre>"

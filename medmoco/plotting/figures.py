@@ -90,6 +90,17 @@ class Point(Protocol):
     def fraction(self) -> float: ...  # noqa: D102
 
 
+class Forecast(Point, Protocol):
+    """A forecast AUROC with its interval, for a fraction above those of the points."""
+
+    @property
+    def auroc(self) -> float | None: ...  # noqa: D102
+    @property
+    def auroc_low(self) -> float | None: ...  # noqa: D102
+    @property
+    def auroc_high(self) -> float | None: ...  # noqa: D102
+
+
 @matplotlib.rc_context(STYLE)
 def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | None = None, named: str = "") -> Figure:
     """Draw lines over steps or epochs.
@@ -112,16 +123,26 @@ def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | Non
 
 
 @matplotlib.rc_context(STYLE)
-def curve_figure(points: Sequence[Point], label: str, split: str, metric: Literal["auroc", "r2"] = "auroc") -> Figure:
+def curve_figure(
+    points: Sequence[Point],
+    label: str,
+    split: str,
+    metric: Literal["auroc", "r2"] = "auroc",
+    forecasts: Sequence[Forecast] = (),
+) -> Figure:
     """Draw a metric against the fraction of the training patients whose labels were used.
+
+    A dotted line and a band extend each curve to its forecasts.
 
     Args:
         points: Points of all labels and splits.
         label: Label to draw.
         split: Split of the scores.
         metric: Metric to draw.
+        forecasts: Forecasts of AUROCs of all labels and splits.
     """
     figure, axes = _new()
+    ticks: set[float] = set()
     found = [(p, getattr(p, metric, None)) for p in points if (p.label, p.split) == (label, split)]
     chosen = [(p, float(value)) for p, value in found if value is not None]
     encoders, methods = (list(dict.fromkeys(getattr(p, key) for p, _ in chosen)) for key in ("encoder", "method"))
@@ -143,8 +164,13 @@ def curve_figure(points: Sequence[Point], label: str, split: str, metric: Litera
             high,
             colour=number, dash=methods.index(method), marked=True,
         ))  # fmt: skip
+        key = (label, split, encoder, method)
+        ahead = [f for f in forecasts if (f.label, f.split, f.encoder, f.method) == key and f.auroc is not None]
+        if ahead:
+            _draw_forecast(axes, own[-1], ahead, shift, number)
+        ticks |= {100 * p.fraction for p in (*(p for p, _ in own), *ahead)}
     axes.set_xscale("log")
-    axes.set_xticks(sorted({100 * p.fraction for p, _ in chosen}))
+    axes.set_xticks(sorted(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=0)
@@ -329,6 +355,17 @@ def _draw(axes: Axes, line: Line) -> None:
     axes.plot(line.x, line.y, color=colour, linestyle=dash, marker=marker, drawstyle=style, label=_shortened(line.name))
     if line.low:
         axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.0)
+
+
+def _draw_forecast(axes: Axes, last: tuple[Point, float], ahead: Sequence[Forecast], shift: float, number: int) -> None:
+    """Extend a curve from its last point by a dotted line to its forecasts, with a band for their intervals."""
+    colour, start = _COLOURS[number % len(_COLOURS)], last[1]
+    x = [100 * each.fraction * shift for each in (last[0], *ahead)]
+    middle, low, high = (
+        [start, *(_or(getattr(each, f"auroc{end}"), start) for each in ahead)] for end in ("", "_low", "_high")
+    )
+    axes.plot(x, middle, color=colour, linestyle=":")
+    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
