@@ -132,7 +132,7 @@ def curve_figure(
 ) -> Figure:
     """Draw a metric against the fraction of the training patients whose labels were used.
 
-    A dotted line and a band extend each curve to its forecasts.
+    Dotted lines extend the curves to their forecasts.
 
     Args:
         points: Points of all labels and splits.
@@ -169,6 +169,8 @@ def curve_figure(
         if ahead:
             _draw_forecast(axes, own[-1], ahead, shift, number)
         ticks |= {100 * p.fraction for p in (*(p for p, _ in own), *ahead)}
+    if len(ticks) > len({p.fraction for p, _ in chosen}):
+        axes.plot([], [], color=_GREY, linestyle=":", label="forecast")
     axes.set_xscale("log")
     axes.set_xticks(sorted(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -358,14 +360,13 @@ def _draw(axes: Axes, line: Line) -> None:
 
 
 def _draw_forecast(axes: Axes, last: tuple[Point, float], ahead: Sequence[Forecast], shift: float, number: int) -> None:
-    """Extend a curve from its last point by a dotted line to its forecasts, with a band for their intervals."""
-    colour, start = _COLOURS[number % len(_COLOURS)], last[1]
+    """Extend a curve from its last point to its forecasts, by a dotted line with hollow markers and intervals."""
+    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     x = [100 * each.fraction * shift for each in (last[0], *ahead)]
-    middle, low, high = (
-        [start, *(_or(getattr(each, f"auroc{end}"), start) for each in ahead)] for end in ("", "_low", "_high")
-    )
-    axes.plot(x, middle, color=colour, linestyle=":")
-    axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    y = [last[1], *(_or(each.auroc, last[1]) for each in ahead)]
+    low, high = ([_or(getattr(each, f"auroc_{end}"), last[1]) for each in ahead] for end in ("low", "high"))
+    axes.plot(x, y, color=colour, linestyle=":", marker=marker, markerfacecolor="white", markevery=slice(1, None))
+    axes.vlines(x[1:], low, high, color=colour, linewidth=1.0, linestyle=":")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

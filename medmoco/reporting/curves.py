@@ -216,7 +216,11 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
         words = [f"{point.encoder} by {method_words(point.method)} {number(point.auroc)}" for point in drawn
                  if point.fraction == least]  # fmt: skip
         alt = f"{title}. With {100 * least:g} %: {'; '.join(words)}."
-        ahead = [_renamed(run, found, primary) for found in run.curve_forecast or ()]
+        ahead = [
+            _renamed(run, found, primary)
+            for found in run.curve_forecast or ()
+            if (found.label, found.split) == (label, split)
+        ]
         bars = f"{title}; bars are 95 % intervals{', dotted lines forecasts' if ahead else ''}."
         yield Plot(curve_figure(points, label, split, forecasts=ahead), bars, alt, table)
     else:

@@ -22,7 +22,7 @@ LEAST_SIZES = 3
 
 # Of a power law; with other parametric learners, none is faster than 1. Source: Amari et al. 1992 (doi:10.1162/
 # neco.1992.4.4.605). 0 is a curve without slope.
-_EXPONENTS = np.concatenate([[0.0], np.geomspace(0.02, 1.0, 80)])
+_EXPONENTS = np.concatenate([[0.0], np.geomspace(0.02, 1.0, 200)])
 
 
 def refusal(sizes: Reals, errors: Reals) -> str | None:

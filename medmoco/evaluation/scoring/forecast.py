@@ -46,7 +46,7 @@ def forecast(measured: Measured, primary: str, seed: int) -> tuple[list[Forecast
     """Fit a curve to every label, split, method and encoder, and extrapolate it.
 
     Intervals are from bootstrap samples of both the draws of labels and the patients of the split, which are the same
-    for all encoders; the curve is fitted again to each.
+    for all encoders; the curve is fitted again to each. A fraction with one draw varies as the others do.
 
     Args:
         measured: Scores by fraction.
@@ -68,9 +68,12 @@ def fit(key: Key, measured: Measured, seed: int) -> Fitted:
     """Fit the learning curve of a key, and those of the bootstrap; arguments are those of `forecast`."""
     scored = {fraction: scores[key] for fraction, scores in measured.items() if scores[key].score.auroc is not None}
     sizes = np.array([_patients(key, measured[fraction]) for fraction in scored])
-    columns = [
-        np.append(1 - (entry.score.auroc or 0.0), 1 - _resampled(entry.of_draws, seed)) for entry in scored.values()
-    ]
+    luck, columns = np.random.default_rng([seed, *"|".join(key).encode()]), list[Floats]()
+    for entry, size in zip(scored.values(), sizes, strict=True):
+        again = _resampled(entry.of_draws, seed)
+        if len(entry.of_draws) == 1:  # all patients can be drawn only once, which shows no variation
+            again = again + luck.normal(0, _spread(scored, sizes) / np.sqrt(size), again.size)
+        columns.append(1 - np.append(entry.score.auroc or 0.0, np.minimum(again, 1)))
     errors = np.stack(columns, axis=1) if columns else np.empty((0, 0))
     errors = errors[~np.isnan(errors).any(axis=1)]  # draws of patients with only one class
     reason = refusal(sizes, errors[0] if columns else sizes)
@@ -89,6 +92,19 @@ def _resampled(of_draws: Floats, seed: int) -> Floats:
     drawn = np.random.default_rng(seed).integers(len(of_draws), size=of_draws.shape)
     means: Floats = np.take_along_axis(of_draws, drawn, axis=0).mean(axis=0)
     return means
+
+
+def _spread(scored: Mapping[float, Scored], sizes: Floats) -> float:
+    """Return the standard deviation between draws of one labelled patient, if their variance is as 1 / n; 0 if unknown.
+
+    It is that of the largest fraction with several draws, corrected for the patients that these draws share.
+    """
+    several = [
+        np.nanmean(entry.of_draws, axis=1).var(ddof=1) * size / (1 - fraction)
+        for (fraction, entry), size in zip(scored.items(), sizes, strict=True)
+        if len(entry.of_draws) > 1
+    ]
+    return float(np.sqrt(several[-1])) if several else 0.0
 
 
 def _forecasts(key: Key, fitted: Fitted, is_primary: bool) -> list[Forecast]:
