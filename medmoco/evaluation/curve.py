@@ -104,8 +104,8 @@ def curve(
     if found.verdict:
         found = replace(found, table=f"{found.table}\n{textwrap.fill(found.verdict, 118)}\n")
     split = shown_split(found.points)
-    ahead, labels = ([one for one in own if one.split == split] for own in (found.forecast, found.labels_needed))
-    if lines := forecast_blocks(ahead, labels, _drawn(study)):
+    ahead = [each for each in forecasts if each.split == split]
+    if lines := forecast_blocks(ahead, [each for each in needed if each.split == split], _drawn(study)):
         found = replace(found, table="\n".join([found.table, *lines]) + "\n")
     found.save(out)
     return found

@@ -20,8 +20,8 @@ from medmoco.evaluation.metrics.auroc import Floats, Reals
 LEAST_SIZES = 3
 """Least number of sizes to which a curve is fitted, as many as a power law has parameters."""
 
-# Of a power law; with other parametric learners, none is faster than 1. Source: Amari et al. 1992 (doi:10.1162/
-# neco.1992.4.4.605). 0 is a curve without slope.
+# The error of a parametric learner falls at most as 1 / n (Amari et al. 1992, doi:10.1162/neco.1992.4.4.605); with an
+# exponent of 0 the curve is level.
 _EXPONENTS = np.concatenate([[0.0], np.geomspace(0.02, 1.0, 200)])
 
 
