@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.discrimination import Kind, discrimination_figure
-from medmoco.evaluation.record_files import read_named_records, read_records, shown_split, to_frame, write_records
+from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
+from medmoco.evaluation.record_files import SavedRecords, shown_split, to_frame
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
@@ -52,35 +52,8 @@ _CURVE_CSV = [
 ]  # fmt: skip
 
 
-class _Saved:
-    """Base of results: each field with records has its own file, and table.txt has the text."""
-
-    _FILES: ClassVar[tuple[tuple[str, str, type[Record]], ...]]
-    """Field, file, and class of its records; only the first is in the folders of all versions."""
-    table: str
-
-    @classmethod
-    def _read(cls, folder: Path) -> dict[str, Any]:
-        """Return the fields, empty for files that older versions did not write."""
-        fields: dict[str, Any] = {}
-        for number, (field, name, kind) in enumerate(cls._FILES):
-            read = read_named_records if kind is ExternalScore else read_records
-            fields[field] = read(folder / name, kind) if number == 0 or (folder / name).is_file() else ()
-        text = folder / "table.txt"
-        return {**fields, "table": text.read_text(encoding="utf-8") if text.is_file() else "", "folder": folder}
-
-    def save(self, folder: Path) -> None:
-        """Write the JSON files of the records and table.txt; those that do not apply are removed."""
-        for field, name, kind in self._FILES:
-            if getattr(self, field) or (field, name, kind) not in _TARGET_FILES:
-                write_records(folder / name, getattr(self, field))
-            else:
-                (folder / name).unlink(missing_ok=True)
-        (folder / "table.txt").write_text(self.table, encoding="utf-8")
-
-
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class _WithTargets(_Saved):
+class _WithTargets(SavedRecords):
     """Base of results that may have classes and numeric targets.
 
     Attributes:
@@ -88,6 +61,8 @@ class _WithTargets(_Saved):
         regression: R2 and mean absolute error of `evaluate.targets`.
         regression_differences: Differences between the primary encoder and each control, the training mean included.
     """
+
+    _OPTIONAL = ("classes", "regression", "regression_differences")
 
     classes: tuple[ClassScore, ...] = ()
     regression: tuple[RegressionScore, ...] = ()
@@ -148,11 +123,6 @@ class Evaluation(_WithTargets):
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
         """Load an evaluation from its folder; fields that its version did not write are empty.
-
-        Example:
-            >>> import medmoco
-            >>> len(medmoco.Evaluation.load("runs/phantoms/evaluation").scores) > 0
-            True
 
         Raises:
             CheckpointError: the folder contains no evaluation, or a damaged one.
@@ -225,8 +195,9 @@ class Evaluation(_WithTargets):
         chosen = table[table["label" if label else "encoder"] == value]
         groups = {
             str(name): (rows["target"].to_numpy(float), rows["score"].to_numpy(float))
-            for name, rows in chosen.groupby(column, sort=False) if rows["target"].nunique() == 2
-        }  # fmt: skip
+            for name, rows in chosen.groupby(column, sort=False)
+            if rows["target"].nunique() == 2
+        }
         if not groups:
             raise SettingsError(f"there is no curve of {value!r} by method {method!r} on split {split!r}")
         return discrimination_figure(kind, groups)
@@ -266,6 +237,8 @@ class Curve(_WithTargets):
         points: Scores of every label, split, method, encoder and fraction.
         differences: Differences between the primary encoder and each other one.
         table: Table that `medmoco curve` prints.
+        forecast: Forecasts for more labels than there are; they assume more patients of the same kind.
+        labels_needed: Labels with which each control would have the scores of the primary encoder.
         folder: Folder in which the results are saved, if they are.
 
     Example:
@@ -279,6 +252,8 @@ class Curve(_WithTargets):
     _FILES = (
         ("points", "curve.json", CurvePoint),
         ("differences", "curve_differences.json", CurveDifference),
+        ("forecast", "forecast.json", Forecast),
+        ("labels_needed", "labels_needed.json", LabelsNeeded),
         *_TARGET_FILES,
     )
 
@@ -286,6 +261,8 @@ class Curve(_WithTargets):
     differences: tuple[CurveDifference, ...]
     table: str
     folder: Path | None = None
+    forecast: tuple[Forecast, ...] = ()
+    labels_needed: tuple[LabelsNeeded, ...] = ()
 
     @property
     def primary(self) -> str | None:
@@ -307,10 +284,11 @@ class Curve(_WithTargets):
         return cls(**cls._read(Path(folder)))
 
     def save(self, folder: Path) -> None:
-        """Write the JSON files of the records, curve.csv, table.txt, and a figure for each split and label."""
+        """Write the JSON files of the records, curve.csv, forecast.csv, table.txt, and a figure per split and label."""
         super().save(folder)
-        frame = self.to_frame().reindex(columns=_CURVE_CSV)
-        frame.to_csv(folder / "curve.csv", index=False, float_format="%.6g")
+        tables = {"curve": self.to_frame().reindex(columns=_CURVE_CSV), "forecast": to_frame(self.forecast)}
+        for name, frame in tables.items():
+            frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         for split, label in dict.fromkeys((p.split, p.label) for p in self._points()):
             if label != MACRO or self.classes:
                 name = re.sub(r"[^0-9A-Za-z]+", "_", label)
@@ -343,7 +321,7 @@ class Curve(_WithTargets):
 
     def _figure(self, label: str, split: str) -> Figure:
         is_target = label not in {point.label for point in self.points}
-        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc")
+        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", self.forecast)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table)}</pre>"
@@ -353,7 +331,7 @@ class Curve(_WithTargets):
 
 
 @dataclass(frozen=True, eq=False)
-class External(_Saved):
+class External(SavedRecords):
     """External validation: a frozen classifier on its own test split and on that of other data.
 
     Attributes:
@@ -376,6 +354,7 @@ class External(_Saved):
         ("calibration", "calibration.json", CalibrationScore),
         ("subgroups", "subgroups.json", Subgroup),
     )
+    _NAMED = ("scores",)
 
     scores: Mapping[str, ExternalScore]
     operating_points: tuple[OperatingPoint, ...]
