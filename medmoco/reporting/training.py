@@ -207,10 +207,10 @@ class _Selection:
 
     def words(self) -> Text:
         """Return what to know about the choice between the two."""
-        run, folder = self.run, f"{self.run.name}/{BEST}"
+        run, folder, scores = self.run, f"{self.run.name}/{BEST}", several(self.count, "score")
         text = (
             f"{run.name}: the best kNN AUROC, a mean over the labels, is {_at(self.best)}, with its checkpoint in"
-            f" `{folder}`; the last is {_at(self.last)}. The best of {several(self.count, 'score')} is optimistic: it was"
+            f" `{folder}`; the last is {_at(self.last)}. The best of {scores} is optimistic, because it was"
             " chosen on the images that it is measured on. To compare the two checkpoints, run `medmoco evaluate"
             f" --encoder last={run.name} --encoder best={folder}`."
         )

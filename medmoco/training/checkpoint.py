@@ -200,12 +200,12 @@ def load_best(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    newest = f"use the newest checkpoint instead, with the run folder {folder.parent} as the encoder"
+    newest = f"use the newest checkpoint instead: give {folder.parent} as the encoder"
     files = checkpoint_files(folder)
     if not files:
         raise CheckpointError(
-            f"{folder} holds no checkpoint: the run has no kNN score yet, for which pretraining needs data.labels and\n"
-            f"train.knn_every above 0; {newest}"
+            f"{folder} holds no checkpoint: the run has no kNN score, which needs data.labels and train.knn_every;\n"
+            f"{newest}"
         )
     try:
         return _read(files[0])
