@@ -62,10 +62,9 @@ def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) ->
         return Surroundings(names, plain)
     train = _rows_trained_on(splits.get("train"), settings)
     views = _real_views(settings, network.preprocessing.size, train)
-    run = run_of(network.folder) if network.folder else None
-    if run is None:
+    source, run = network.provenance, run_of(network.folder) if network.folder else None
+    if run is None or source.kind != "run":
         return Surroundings(names, plain, views)
-    source = network.provenance
     facts = card.gather(run, settings, source.step or 0, train, source.selected_by)
     return Surroundings(names, partial(card.write_card, facts), views)
 

@@ -171,7 +171,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     """Plot the metrics of training, each for all runs."""
     pretrained, finetuned = ([run for run in runs if run.is_finetuned is kind] for kind in (False, True))
     knn = _keys(pretrained, MEAN)
-    if len(knn) == 2:  # the mean over one label repeats it
+    if len(knn) == 2 and MEAN in knn:  # the mean over one label repeats it
         knn.remove(MEAN)
     selections = [found for run in pretrained if (found := _selection(run))]
     plots = [
@@ -205,15 +205,23 @@ class _Selection:
     last: Tree
     count: int
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the best score is the last one."""
+        return bool(self.best["step"] == self.last["step"])
+
     def words(self) -> Text:
         """Return what to know about the choice between the two."""
         run, folder, scores = self.run, f"{self.run.name}/{BEST}", several(self.count, "score")
         text = (
             f"{run.name}: the best kNN AUROC, a mean over the labels, is {_at(self.best)}, with its checkpoint in"
-            f" `{folder}`; the last is {_at(self.last)}. The best of {scores} is optimistic, because it was"
-            " chosen on the images that it is measured on. To compare the two checkpoints, run `medmoco evaluate"
-            f" --encoder last={run.name} --encoder best={folder}`."
+            f" `{folder}`; {'it is also the last' if self.is_last else f'the last is {_at(self.last)}'}."
         )
+        if self.count > 1:
+            text += f" The best of {scores} is optimistic, because it was chosen on the images that it is measured on."
+        if not self.is_last:
+            sources = f"--encoder last={run.name} --encoder best={folder}"
+            text += f" To compare the two checkpoints, run `medmoco evaluate {sources}`."
         if run.ended_early:
             text += f" Training was stopped early, after {run.step:,} of {run.steps:,} steps."
         if run.scores_best:
@@ -223,7 +231,7 @@ class _Selection:
     def marks(self, *, several_runs: bool) -> list[tuple[str, float, float]]:
         """Return the points to mark in the figure."""
         name = f"{self.run.name}, " if several_runs else ""
-        points = {"best": self.best, "last": self.last}
+        points = {"best and last": self.best} if self.is_last else {"best": self.best, "last": self.last}
         return [(f"{name}{word} {number(at[MEAN])}", at["step"], at[MEAN]) for word, at in points.items()]
 
 

@@ -128,6 +128,9 @@ def test_training_section__marks_the_best_and_the_last_score(run: Run, other_run
     assert "stopped early, after 800 of 1,000 steps" in words
     assert "scores of the best checkpoint" in words
     assert "the best kNN AUROC" not in words_of(training_section([run]))
+    assert "0.800 (step 1,000), with its checkpoint in `cxr-1/best`; it is also the last." in words_of(
+        training_section([replace(run, best_step=1000)])
+    )
     (plot,) = [plot for plot in plots_of(training_section([chosen, other_run])) if plot.caption.startswith("kNN")]
     assert plot.figure.axes[0].get_legend_handles_labels()[1][2:] == ["cxr-1, best 0.720", "cxr-1, last 0.800"]
 
