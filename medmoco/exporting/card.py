@@ -31,7 +31,7 @@ _SETTINGS = (
     "views.", "model.backbone", "model.fixed_patches",
     "method.", "positives.", "train.epochs",
     "train.global_batch_size", "train.optimizer", "train.lr", "train.sgd_momentum", "train.weight_decay",
-    "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision",
+    "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision", "train.patience",
 )  # fmt: skip
 
 

@@ -67,11 +67,12 @@ def keep_as_best(folder: Path, step: int, best: Path) -> None:
     try:
         best.mkdir(exist_ok=True)
         _drop_leftovers(best)  # before copying, which would overwrite the checkpoint that a leftover is linked to
-        with _hashed(target) as temporary:
-            try:
-                os.link(source, temporary)
-            except OSError:  # the file system has no hard links
-                shutil.copyfile(source, temporary)
+        if not (target.exists() and target.samefile(source)):  # renaming a link to the same file would do nothing
+            with _hashed(target) as temporary:
+                try:
+                    os.link(source, temporary)
+                except OSError:  # the file system has no hard links
+                    shutil.copyfile(source, temporary)
         keep_only(best, step)
     except OSError as error:
         raise CheckpointError(
