@@ -90,7 +90,7 @@ def begin(
     trained = [find_pretraining(encoder) for encoder in encoders.values()]
     for pretraining in trained:
         refuse_leaks(find_leaks(splits, pretraining), settings)  # by patient and file, before computing features
-    backbones, source = _load_backbones(settings, encoders, log)
+    backbones, source, selected = _load_backbones(settings, encoders, log)
     modules: dict[str, nn.Module] = {
         name: Mirrored(backbone) if settings.evaluate.mirror else backbone for name, backbone in backbones.items()
     }
@@ -104,6 +104,10 @@ def begin(
         refuse_leaks(found, settings)
         leaks = found if number == 0 else leaks
         notes += [*pretraining.notes, *unknown]
+    notes += [
+        f"{name}: the checkpoint was chosen by its {how}, so scores on val are optimistic; those on test are not"
+        for name, how in selected.items()
+    ]
     features = {
         name: {split: found.features[name] for split, found in extracted.items()} for name in [*modules, PIXELS]
     }
@@ -155,8 +159,8 @@ def _load_splits(settings: RunSettings, test: bool) -> tuple[dict[str, Split], l
 
 def _load_backbones(
     settings: RunSettings, encoders: Mapping[str, str], log: Callable[[str], None]
-) -> tuple[dict[str, Backbone], Provenance]:
-    """Return the networks of the encoders and the untrained control, and the provenance of the first."""
+) -> tuple[dict[str, Backbone], Provenance, dict[str, str]]:
+    """Return the networks with the untrained control, the provenance of the first, and how checkpoints were chosen."""
     loaded: dict[str, Encoder] = {}
     for number, (name, encoder) in enumerate(encoders.items()):
         if encoder == RANDOM:
@@ -165,7 +169,8 @@ def _load_backbones(
         own = settings if number == 0 or not Path(encoder).is_dir() else _with_network_of(Path(encoder), settings)
         loaded[name] = load_encoder(encoder, own, log=log)
     loaded[UNTRAINED] = load_encoder(RANDOM, settings)
-    return {name: found.module for name, found in loaded.items()}, next(iter(loaded.values())).provenance
+    selected = {name: how for name, found in loaded.items() if (how := found.provenance.selected_by)}
+    return {name: found.module for name, found in loaded.items()}, next(iter(loaded.values())).provenance, selected
 
 
 def _with_network_of(folder: Path, settings: RunSettings) -> RunSettings:
