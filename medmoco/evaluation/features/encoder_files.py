@@ -19,9 +19,9 @@ from medmoco.config import RunSettings, Tree, as_tree, flatten, is_run, load_run
 from medmoco.data.loading.preprocessing import NO_DATA
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.backbones import Backbone, named_as_exported
-from medmoco.models.convert import ENCODER, FACTS, native_size, recognised
+from medmoco.models.convert import native_size, recognised
 from medmoco.models.interop.detect_format import find
-from medmoco.models.interop.naming import kind_of
+from medmoco.models.interop.preparation import ENCODER, FACTS, preparation_of
 from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
 from medmoco.training.checkpoint import load_checkpoint, portable_settings
@@ -232,7 +232,8 @@ def _settings_of_import(folder: Path) -> Tree:
     facts = _read_json(folder / FACTS)
     try:
         model, preparation = facts["model"], facts["preparation"]
-        return _foreign_settings(model["backbone"], model["size"] or 224, preparation["mean"], preparation["std"])
+        size = model["size"] or preparation.get("size") or 224  # older versions wrote no size of the source's images
+        return _foreign_settings(model["backbone"], size, preparation["mean"], preparation["std"])
     except (KeyError, TypeError):
         raise CheckpointError(f"{folder / FACTS} is damaged, or of another version of medmoco") from None
 
@@ -240,9 +241,8 @@ def _settings_of_import(folder: Path) -> Tree:
 def _settings_of_file(file: Path) -> Tree:
     contents = read_contents(file)
     name = contents.backbone or recognised(contents)
-    size = native_size(contents) if kind_of(name) == "vit" else 224
-    preparation = find(contents).scheme.preparation
-    return _foreign_settings(name, size, preparation.mean, preparation.std)
+    preparation = preparation_of(file, find(contents), name)
+    return _foreign_settings(name, native_size(contents), preparation.mean, preparation.std)
 
 
 def _foreign_settings(backbone: str, size: int, mean: float | None, std: float | None) -> Tree:
