@@ -56,9 +56,9 @@ Encoders = Annotated[
     list[str],
     typer.Option(
         "--encoder",
-        metavar="[NAME=]SOURCE",
-        help='Run folder, weights file, or the word "random". Repeatable; further encoders need names, '
-        "such as imagenet=FILE.",
+        metavar="[NAME=]SOURCE[@SIZE]",
+        help='Run folder, export, import, weights file, or the word "random". Repeatable; further encoders need names, '
+        "such as imagenet=FILE, and in evaluate and curve may have a size of their own, such as imagenet=FILE@224.",
     ),
 ]
 Test = Annotated[

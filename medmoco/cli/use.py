@@ -122,7 +122,9 @@ def import_file(
     ] = None,
     mean: Annotated[
         float | None,
-        typer.Option(help="Mean with which the source normalised gray images, 0 to 1 [default: if stated, the source's]."),
+        typer.Option(
+            help="Mean with which the source normalised gray images, 0 to 1 [default: if stated, the source's]."
+        ),
     ] = None,
     std: Annotated[float | None, typer.Option(help="Standard deviation, together with --mean.")] = None,
 ) -> None:

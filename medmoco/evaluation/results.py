@@ -28,7 +28,7 @@ from medmoco.evaluation.records import (
     Subgroup,
     primary_of,
 )
-from medmoco.evaluation.scoring.table import MACRO, summary_cells
+from medmoco.evaluation.scoring.table import MACRO, sized_names, summary_cells
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
 from medmoco.evaluation.verdict import verdict
 from medmoco.plotting.figures import confusion_figure, curve_figure
@@ -218,9 +218,9 @@ class Evaluation(_WithTargets):
         table = self.predictions
         table = table[(table["split"] == split) & (table["method"] == method) & (table["draw"] == 0)]
         column, value = ("encoder", label) if label else ("label", self.primary)
-        chosen = table[table["label" if label else "encoder"] == value]
+        chosen, shown = table[table["label" if label else "encoder"] == value], sized_names(self.scores)
         groups = {
-            str(name): (rows["target"].to_numpy(float), rows["score"].to_numpy(float))
+            shown.get(str(name), str(name)): (rows["target"].to_numpy(float), rows["score"].to_numpy(float))
             for name, rows in chosen.groupby(column, sort=False)
             if rows["target"].nunique() == 2
         }
@@ -306,7 +306,8 @@ class Curve(_WithTargets):
     def save(self, folder: Path) -> None:
         """Write the JSON files of the records, curve.csv, table.txt, and a figure for each split and label."""
         super().save(folder)
-        frame = self.to_frame().reindex(columns=_CURVE_CSV)
+        frame = self.to_frame()
+        frame = frame.reindex(columns=[*_CURVE_CSV, *({"preprocessing"} & {*frame})])
         frame.to_csv(folder / "curve.csv", index=False, float_format="%.6g")
         for split, label in dict.fromkeys((p.split, p.label) for p in self._points()):
             if label != MACRO or self.classes:
@@ -340,7 +341,7 @@ class Curve(_WithTargets):
 
     def _figure(self, label: str, split: str) -> Figure:
         is_target = label not in {point.label for point in self.points}
-        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc")
+        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", sized_names(self._points()))
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table)}</pre>"

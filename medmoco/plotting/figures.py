@@ -6,7 +6,7 @@ print. Every function returns a matplotlib Figure, for `inline_svg` to embed in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, Protocol
@@ -112,7 +112,13 @@ def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | Non
 
 
 @matplotlib.rc_context(STYLE)
-def curve_figure(points: Sequence[Point], label: str, split: str, metric: Literal["auroc", "r2"] = "auroc") -> Figure:
+def curve_figure(
+    points: Sequence[Point],
+    label: str,
+    split: str,
+    metric: Literal["auroc", "r2"] = "auroc",
+    names: Mapping[str, str] | None = None,
+) -> Figure:
     """Draw a metric against the fraction of the training patients whose labels were used.
 
     Args:
@@ -120,6 +126,7 @@ def curve_figure(points: Sequence[Point], label: str, split: str, metric: Litera
         label: Label to draw.
         split: Split of the scores.
         metric: Metric to draw.
+        names: Names to show in place of those of encoders.
     """
     figure, axes = _new()
     found = [(p, getattr(p, metric, None)) for p in points if (p.label, p.split) == (label, split)]
@@ -133,7 +140,8 @@ def curve_figure(points: Sequence[Point], label: str, split: str, metric: Litera
         number = encoders.index(encoder)
         # Points are shifted, so that intervals do not overlap.
         shift = 1.07 ** (number - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
-        name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
+        name = (names or {}).get(encoder, encoder)
+        name = name if len(methods) == 1 else f"{name}, {method_words(method)}"
         low, high = ([_or(getattr(p, f"{metric}_{end}"), value) for p, value in own] for end in ("low", "high"))
         _draw(axes, Line(
             name,

@@ -13,7 +13,16 @@ from medmoco.evaluation.records import Bin, CalibrationScore, primary_of
 from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words
 from medmoco.reporting.blocks import Block, Fold, Plot, Section, Table, count, number, plots_first, with_interval
 from medmoco.reporting.runs import Run, missing
-from medmoco.reporting.scores import Rows, by_label, difference_cells, encoder_name, label_words, labels_of, method_of
+from medmoco.reporting.scores import (
+    Rows,
+    by_label,
+    difference_cells,
+    encoder_name,
+    label_words,
+    labels_of,
+    method_of,
+    preprocessing_texts,
+)
 from medmoco.reporting.targets import regression_curves
 
 _SPECIFICITIES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -172,9 +181,9 @@ def curve_section(runs: Sequence[Run]) -> Section:
             parts.setdefault(target, []).extend(blocks)
     sections = [Section(title, plots_first(found)) for title, found in parts.items()]
     words = "{run} has no label-efficiency curve: `medmoco curve --out {run}/curve` computes it."
-    return Section(
-        "Label efficiency", missing(runs, lambda run: not run.curve and not run.curve_regression, words), sections
-    )
+    blocks = missing(runs, lambda run: not run.curve and not run.curve_regression, words)
+    blocks += [text for run in runs for text in preprocessing_texts(run, run.curve or ())]
+    return Section("Label efficiency", blocks, sections)
 
 
 def curve_plots(run: Run) -> list[Block]:
@@ -184,12 +193,14 @@ def curve_plots(run: Run) -> list[Block]:
     return [block for block in blocks if isinstance(block, Plot)]
 
 
+def _name(run: Run, encoder: str, *, is_primary: bool = False) -> str:
+    return encoder_name(run, encoder, [run], is_primary=is_primary, records=run.curve)
+
+
 def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
     primary = primary_of(run.curve or ())
     points = [
-        point.model_copy(
-            update={"encoder": encoder_name(run, point.encoder, [run], is_primary=point.encoder == primary)}
-        )
+        point.model_copy(update={"encoder": _name(run, point.encoder, is_primary=point.encoder == primary)})
         for point in sorted(run.curve or (), key=lambda point: point.fraction)
         if (point.label, point.split) == (label, split)
     ]
@@ -212,7 +223,7 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
     else:
         yield table
     differences = [
-        [f"{100 * d.fraction:g} %", encoder_name(run, d.control, [run]), method_words(d.method), *difference_cells(d)]
+        [f"{100 * d.fraction:g} %", _name(run, d.control), method_words(d.method), *difference_cells(d)]
         for d in run.curve_differences or ()
         if (d.label, d.split) == (label, split)
     ]

@@ -141,9 +141,21 @@ TABLES: dict[str, dict[str, Rows]] = {
         "dinov2": (
             *_same("cls_token", "pos_embed", "patch_embed.proj.", "norm."),
             ("reg_token", "register_tokens"),
-            *_same(*(f"blocks.*.{name}" for name in (
-                "norm1.", "attn.qkv.", "attn.proj.", "ls1.gamma", "norm2.", "mlp.fc1.", "mlp.fc2.", "ls2.gamma",
-            ))),
+            *_same(
+                *(
+                    f"blocks.*.{name}"
+                    for name in (
+                        "norm1.",
+                        "attn.qkv.",
+                        "attn.proj.",
+                        "ls1.gamma",
+                        "norm2.",
+                        "mlp.fc1.",
+                        "mlp.fc2.",
+                        "ls2.gamma",
+                    )
+                )
+            ),
         ),
         # Dinov2Model and Dinov2WithRegistersModel of Hugging Face's transformers
         "transformers": (

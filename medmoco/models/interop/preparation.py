@@ -47,14 +47,16 @@ def _stated(file: Path, backbone: str) -> Preparation | None:
     readers: dict[str, Callable[[Any], Preparation | None]] = {
         FACTS: lambda facts: _of_import(facts) if file.name == ENCODER else None,
         "preprocessor_config.json": _of_processor,
-        "config.json": lambda facts: _of_timm(facts["pretrained_cfg"], "config.json")
-        if facts["architecture"] == timm_model(backbone)[0]
-        else None,
+        "config.json": lambda facts: (
+            _of_timm(facts["pretrained_cfg"], "config.json")
+            if facts["architecture"] == timm_model(backbone)[0]
+            else None
+        ),
     }
     for name, read in readers.items():
         try:
             found = read(json.loads((file.parent / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):  # missing, or another program's file of this name
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or another program's file of this name
             continue
         if found and found.mean is not None:
             return found

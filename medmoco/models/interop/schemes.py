@@ -58,7 +58,10 @@ _OUTER = (
 )
 
 _DINOV2 = rf"{_OUTER}(?:teacher/)?(?:(?:dinov2|dinov2_with_registers|backbone)\.)?{_WRAPS}"
-_DINOV2_MARKS = (rf"{_DINOV2}(?:embeddings\.)?mask_token", rf"{_DINOV2}(?:blocks|encoder\.layer)\.0\.(?:ls|layer_scale)1")
+_DINOV2_MARKS = (
+    rf"{_DINOV2}(?:embeddings\.)?mask_token",
+    rf"{_DINOV2}(?:blocks|encoder\.layer)\.0\.(?:ls|layer_scale)1",
+)
 
 # If several match equally many keys, the first one is used.
 SCHEMES = (
