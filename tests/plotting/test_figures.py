@@ -80,6 +80,13 @@ def test_curve_figure__one_line_for_each_encoder_and_method() -> None:
     assert len(looks) == 4
 
 
+def test_curve_figure__names_to_show() -> None:
+    figure = curve_figure(curve_points(), "Viral", "test", names={"run": "run (96 x 96 pixels)"})
+    names = figure.axes[0].get_legend_handles_labels()[1]
+    assert names[0] == "run (96 x 96 pixels), linear probe"
+    assert names[2] == "untrained, linear probe"
+
+
 def test_curve_figure__leaves_out_what_is_undefined_or_of_others() -> None:
     rows = [
         *curve_points(),

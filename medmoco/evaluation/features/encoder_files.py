@@ -163,8 +163,9 @@ def settings_of_control(source: str, size: int | None, settings: RunSettings) ->
     side = size or settings.evaluate.size or settings.views.size
     if size or kind in ("import", "file"):
         own |= {"views.size": side, "evaluate.size": side}
-    if size and size > settings.data.canvas_size:
-        own["data.canvas_size"] = size
+    needed = size or side // 2  # settings do not allow views of more than twice the canvas
+    if needed > settings.data.canvas_size:
+        own["data.canvas_size"] = needed
     if kind == "import" and settings.data.channels == "rgb":
         own["data.channels"] = "gray"  # imports are written for gray images
     changes: Tree = {}
