@@ -51,7 +51,7 @@ def test_scores_section__controls_with_a_preprocessing_of_their_own(run: Run) ->
     words = words_of(scores_section([changed]))
     assert f"pixels (cxr-1): images of {own}." in words
     assert "pixels (224 x 224 pixels), linear probe" in words
-    assert "images of" not in words_of(scores_section([run]))
+    assert "pixels, linear probe" in words_of(scores_section([run]))
 
 
 def test_labels_of__mean_last_and_only_of_several() -> None:

@@ -148,18 +148,17 @@ def test_begin__controls_have_their_own_network_normalisation_and_size(
 def test_begin__a_control_larger_than_the_canvases_of_a_pack_is_read_from_the_files(
     real: Callable[..., RunSettings], tmp_path: Path, moco_file: Path
 ) -> None:
-    settings = real()
-    make_pack(settings.data, tmp_path / "pack", lambda _: None)
-    packed = real(f"data.pack={tmp_path / 'pack'}")
+    make_pack(real().data, tmp_path / "pack", lambda _: None)
+    files, packed = (real("model.backbone=resnet18", *more) for more in ([], [f"data.pack={tmp_path / 'pack'}"]))
     sources = {"run": str(moco_file), "small": f"{moco_file}@40", "large": f"{moco_file}@64"}
-    moco = "model.backbone=resnet18"
-    found, plain = (begin(real(*more, moco), sources, test=False) for more in ([], [f"data.pack={packed.data.pack}"]))
+    plain, found = (begin(settings, sources, test=False) for settings in (files, packed))
     for name in sources:
         np.testing.assert_array_equal(found.features[name]["val"], plain.features[name]["val"])
     (tmp_path / "images" / found.splits["val"].table["Path"].iloc[0]).unlink()
-    begin(real(f"data.pack={packed.data.pack}", moco), {"run": str(moco_file), "small": f"{moco_file}@40"}, test=False)
-    with pytest.raises(ManifestError, match=r"val\.csv.*row 2"):
-        begin(real(f"data.pack={packed.data.pack}", moco), sources, test=False)
+    del sources["large"]
+    begin(packed, sources, test=False)
+    with pytest.raises(ManifestError, match=r"val\.csv: 1 of 10 val files do not exist"):
+        begin(packed, {"run": str(moco_file), "large": f"{moco_file}@64"}, test=False)
 
 
 def test_begin__a_control_of_unknown_normalisation_has_that_of_the_settings(
