@@ -1,1 +1,1 @@
-"""Speed, always as a ratio between alternatives that took turns in one run on one machine."""
+"""Speed, always as a ratio between alternatives that took turns in one run; and forecasts against observed scores."""

@@ -63,11 +63,11 @@ def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequenc
         []
     """
     from medmoco.data.quality.audit import audit
-    from medmoco.evaluation.leakage.shortcuts import find_shortcuts
+    from medmoco.evaluation.leakage.shortcuts import find_provenance, find_shortcuts
 
     settings = load_config(config)
     folder = Path(out) if out else settings.out.with_name(f"{settings.out.name}-check")
-    return audit(settings, folder, [Path(path) for path in against], find_shortcuts)
+    return audit(settings, folder, [Path(path) for path in against], find_shortcuts, find_provenance)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from medmoco.api.data import Log, load_config, pack_is_missing
 from medmoco.api.training import joined_group
 from medmoco.errors import SettingsError, first_line
-from medmoco.utils.files import free_space
-from medmoco.utils.quantities import size_words
+from medmoco.utils.files import free_space, size_words
 
 if TYPE_CHECKING:
     from medmoco.config import ConfigSource, RunSettings

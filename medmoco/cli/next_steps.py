@@ -6,10 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medmoco.utils.settings_file import config_option
-
 if TYPE_CHECKING:
     from medmoco.config import RunSettings
+from medmoco.utils.files import config_option
 
 EVALUATION = "evaluation"
 """Folder in a run in which `medmoco report` looks for the scores."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medmoco.errors import SettingsError
-from medmoco.utils.settings_file import SETTINGS_FILE
+from medmoco.utils.files import SETTINGS_FILE
 
 if TYPE_CHECKING:
     from medmoco.config import RunSettings

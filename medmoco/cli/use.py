@@ -12,7 +12,7 @@ import medmoco
 from medmoco.cli import options
 from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
 from medmoco.errors import ImageError, SettingsError
-from medmoco.utils.settings_file import SETTINGS_FILE
+from medmoco.utils.files import SETTINGS_FILE
 
 PANEL = "Use"
 commands = typer.Typer()

@@ -17,21 +17,24 @@ from medmoco.evaluation.features.encoder import Encoders, sources_of
 from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import Floats
+from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import UNTRAINED, CurveDifference, CurvePoint, Score
 from medmoco.evaluation.results import Curve
 from medmoco.evaluation.scoring.classes import score_classes
+from medmoco.evaluation.scoring.forecast import forecast
 from medmoco.evaluation.scoring.regression import evaluate_targets
 from medmoco.evaluation.scoring.scoring import (
     Key,
     LabelDraws,
     Predictions,
+    Scored,
     differences_of,
     draw_labels,
     predict_linear,
     score_all,
 )
 from medmoco.evaluation.scoring.study import Study, begin
-from medmoco.evaluation.scoring.table import MACRO, class_blocks, name_width, regression_blocks, span
+from medmoco.evaluation.scoring.table import MACRO, class_blocks, forecast_blocks, name_width, regression_blocks, span
 from medmoco.evaluation.supervised.finetune import finetune
 from medmoco.evaluation.target_records import RIDGE, TRAINING_MEAN, ClassScore, RegressionScore
 from medmoco.training.run_folder import StartMode
@@ -51,7 +54,8 @@ def curve(
     """Measure label efficiency: linear probes, and on request fine-tuning, at every fraction in `evaluate.fractions`.
 
     The patients of a smaller fraction are a subset of those of a larger one, and the draws are the same for all
-    encoders and methods.
+    encoders and methods. An inverse power law forecasts the scores with 2 and 5 times the labels, and the labels with
+    which each control would reach the primary encoder.
 
     Args:
         config: Settings of the data and the protocol, see `load_config`; `evaluate.label_fraction` and
@@ -79,6 +83,7 @@ def curve(
     study = begin(settings, sources_of(encoders), test=test, out=out, log=log)
     methods = ["linear", *(["finetune"] if finetune else [])]
     shares: list[Curve] = []
+    measured: dict[float, dict[Key, Scored]] = {}
     for fraction in sorted(set(settings.evaluate.fractions)):
         log(f"labels of {100 * fraction:g} % of the patients")
         chosen = settings.evaluate.model_copy(update={"label_fraction": fraction, "label_draws": draws})
@@ -89,13 +94,19 @@ def curve(
             predictions |= predict_linear(study, name, label_draws, share)
         if finetune:
             predictions |= _predict_finetuned(study, share, out, log)
-        shares.append(_score(study, methods, predictions, label_draws, share))
-    found = _join(shares, study, methods, settings)
+        found, measured[fraction] = _score(study, methods, predictions, label_draws, share)
+        shares.append(found)
+    forecasts, needed = forecast(measured, study.encoders[0], settings.seed)
+    found = replace(_join(shares, study, methods, settings), forecast=tuple(forecasts), labels_needed=tuple(needed))
     if test:
         found = replace(found, table=found.table + _record_test(study, found, settings, out))
     found = replace(found, folder=out)
     if found.verdict:
         found = replace(found, table=f"{found.table}\n{textwrap.fill(found.verdict, 118)}\n")
+    split = shown_split(found.points)
+    ahead = [each for each in forecasts if each.split == split]
+    if lines := forecast_blocks(ahead, [each for each in needed if each.split == split], _drawn(study)):
+        found = replace(found, table="\n".join([found.table, *lines]) + "\n")
     found.save(out)
     return found
 
@@ -155,15 +166,17 @@ def _score(
     predictions: Mapping[Key, Predictions],
     draws: Mapping[str, LabelDraws],
     share: RunSettings,
-) -> Curve:
+) -> tuple[Curve, dict[Key, Scored]]:
     """Score one fraction of labels; for each method, the primary encoder is compared with the others."""
     primary = study.encoders[0]
     points: list[CurvePoint] = []
     differences: list[CurveDifference] = []
     classes: list[ClassScore] = []
+    measured: dict[Key, Scored] = {}
     for method in methods:
         encoders = study.encoders if method == "linear" else list(dict.fromkeys([primary, UNTRAINED]))
         scored = score_all(study, [method], encoders, predictions, draws, share)
+        measured |= scored
         fraction = share.evaluate.label_fraction
         points += [_point(entry.score, fraction) for entry in scored.values()]
         compared = differences_of(scored, [(primary, other) for other in encoders if other != primary])
@@ -171,10 +184,11 @@ def _score(
         differences += [CurveDifference(**found.model_dump(include=kept), fraction=fraction) for found in compared]
         classes += score_classes(study, [method], encoders, predictions, share)
     errors = evaluate_targets(study, share)
-    return Curve(
+    found = Curve(
         tuple(points), tuple(differences), "",
         classes=tuple(classes), regression=errors.scores, regression_differences=errors.differences,
     )  # fmt: skip
+    return found, measured
 
 
 def _point(score: Score, fraction: float) -> CurvePoint:
@@ -190,7 +204,7 @@ def _layout(
 ) -> str:
     """Return a block of text per split and label, with a line per method, encoder and fraction, and other blocks."""
     primary, labels = study.encoders[0], {point.label for point in points}
-    drawn = "images" if patient_ids(study.splits["train"]) is None else "patients"
+    drawn = _drawn(study)
     against = {(d.split, d.label, d.method, d.control, d.fraction): d for d in differences}
     width = name_width(study.encoders)
     lines: list[str] = []
@@ -209,6 +223,10 @@ def _layout(
                 lines.append(f"  {name:<{9 + width}}{_cells(point, difference)}".rstrip())
         lines.append("")
     return "\n".join([*lines, *others, *study.notes]) + "\n"
+
+
+def _drawn(study: Study) -> str:
+    return "images" if patient_ids(study.splits["train"]) is None else "patients"
 
 
 def _cells(point: CurvePoint, difference: CurveDifference | None) -> str:

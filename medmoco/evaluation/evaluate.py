@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from medmoco.evaluation.scoring.table import MACRO, heading, layout
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, remove_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork, fold_probe
 from medmoco.evaluation.target_records import RIDGE
+from medmoco.evaluation.verdict import verdicts
 from medmoco.utils.files import PathLike
 
 METHODS = ("linear", "knn")
@@ -98,6 +100,7 @@ def evaluate(
     notes = [*study.notes, _record_test(ledger_of(study.encoder, out), study, scored, regression, settings)]
     head = heading(study.source.record(), study.features[primary]["train"].shape[1], study.splits, settings)
     table = layout(scores, differences, head, notes, classes, regression.scores, regression.differences)
+    table += "".join(f"\n{textwrap.fill(str(verdict), 118)}\n" for verdict in verdicts(scores, differences))
     frame = _as_frame({**predictions, **regression.predictions}, study)
     found = Evaluation(
         scores, tuple(differences), *clinical, frame, table, out,

@@ -1,4 +1,4 @@
-"""Read and write files of records, and convert records to tables.
+"""Read and write files of records, the folders that hold them, and convert records to tables.
 
 A file is a JSON list of objects (external.json: an object by label), which `pandas.read_json` can read. Every object
 has the version of its format; files without versions still load, newer ones are refused. Fields that do not apply to a
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
@@ -94,3 +94,34 @@ def shown_split(records: Sequence[MethodRecord]) -> str:
     """Return the split to show by default: test if it was evaluated, else val."""
     present = {record.split for record in records}
     return "test" if "test" in present or "val" not in present else "val"
+
+
+class SavedRecords:
+    """Base of results: each field with records has its own file, and table.txt has the text."""
+
+    _FILES: ClassVar[tuple[tuple[str, str, type[Record]], ...]]
+    """Field, file, and class of its records; only the first is in the folders of all versions."""
+    _OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    """Fields whose file is written only if they have records."""
+    _NAMED: ClassVar[tuple[str, ...]] = ()
+    """Fields that map names to records."""
+    table: str
+
+    @classmethod
+    def _read(cls, folder: Path) -> dict[str, Any]:
+        """Return the fields, empty for files that older versions did not write."""
+        fields: dict[str, Any] = {}
+        for number, (field, name, kind) in enumerate(cls._FILES):
+            read = read_named_records if field in cls._NAMED else read_records
+            fields[field] = read(folder / name, kind) if number == 0 or (folder / name).is_file() else ()
+        text = folder / "table.txt"
+        return {**fields, "table": text.read_text(encoding="utf-8") if text.is_file() else "", "folder": folder}
+
+    def save(self, folder: Path) -> None:
+        """Write the JSON files of the records and table.txt; those that do not apply are removed."""
+        for field, name, _ in self._FILES:
+            if getattr(self, field) or field not in self._OPTIONAL:
+                write_records(folder / name, getattr(self, field))
+            else:
+                (folder / name).unlink(missing_ok=True)
+        (folder / "table.txt").write_text(self.table, encoding="utf-8")

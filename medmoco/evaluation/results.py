@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.discrimination import Kind, discrimination_figure
-from medmoco.evaluation.record_files import read_named_records, read_records, shown_split, to_frame, write_records
+from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
+from medmoco.evaluation.record_files import SavedRecords, shown_split, to_frame
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
@@ -30,7 +30,7 @@ from medmoco.evaluation.records import (
 )
 from medmoco.evaluation.scoring.table import MACRO, sized_names, summary_cells
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
-from medmoco.evaluation.verdict import verdict
+from medmoco.evaluation.verdict import Verdict, curve_verdict, verdicts
 from medmoco.plotting.figures import confusion_figure, curve_figure
 from medmoco.plotting.style import save
 
@@ -52,35 +52,8 @@ _CURVE_CSV = [
 ]  # fmt: skip
 
 
-class _Saved:
-    """Base of results: each field with records has its own file, and table.txt has the text."""
-
-    _FILES: ClassVar[tuple[tuple[str, str, type[Record]], ...]]
-    """Field, file, and class of its records; only the first is in the folders of all versions."""
-    table: str
-
-    @classmethod
-    def _read(cls, folder: Path) -> dict[str, Any]:
-        """Return the fields, empty for files that older versions did not write."""
-        fields: dict[str, Any] = {}
-        for number, (field, name, kind) in enumerate(cls._FILES):
-            read = read_named_records if kind is ExternalScore else read_records
-            fields[field] = read(folder / name, kind) if number == 0 or (folder / name).is_file() else ()
-        text = folder / "table.txt"
-        return {**fields, "table": text.read_text(encoding="utf-8") if text.is_file() else "", "folder": folder}
-
-    def save(self, folder: Path) -> None:
-        """Write the JSON files of the records and table.txt; those that do not apply are removed."""
-        for field, name, kind in self._FILES:
-            if getattr(self, field) or (field, name, kind) not in _TARGET_FILES:
-                write_records(folder / name, getattr(self, field))
-            else:
-                (folder / name).unlink(missing_ok=True)
-        (folder / "table.txt").write_text(self.table, encoding="utf-8")
-
-
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class _WithTargets(_Saved):
+class _WithTargets(SavedRecords):
     """Base of results that may have classes and numeric targets.
 
     Attributes:
@@ -88,6 +61,8 @@ class _WithTargets(_Saved):
         regression: R2 and mean absolute error of `evaluate.targets`.
         regression_differences: Differences between the primary encoder and each control, the training mean included.
     """
+
+    _OPTIONAL = ("classes", "regression", "regression_differences")
 
     classes: tuple[ClassScore, ...] = ()
     regression: tuple[RegressionScore, ...] = ()
@@ -140,14 +115,14 @@ class Evaluation(_WithTargets):
         """Name of the primary encoder; the others are controls."""
         return primary_of(self.scores or self.regression)
 
+    @property
+    def verdict(self) -> tuple[Verdict, ...]:
+        """What the linear probes of each label show: a gain, no evidence of a difference, or a likely shortcut."""
+        return verdicts(self.scores, self.differences)
+
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
         """Load an evaluation from its folder; fields that its version did not write are empty.
-
-        Example:
-            >>> import medmoco
-            >>> len(medmoco.Evaluation.load("runs/phantoms/evaluation").scores) > 0
-            True
 
         Raises:
             CheckpointError: the folder contains no evaluation, or a damaged one.
@@ -214,8 +189,7 @@ class Evaluation(_WithTargets):
         Raises:
             SettingsError: there are no scores with these names.
         """
-        split = split or shown_split(self.scores)
-        table = self.predictions
+        table, split = self.predictions, split or shown_split(self.scores)
         table = table[(table["split"] == split) & (table["method"] == method) & (table["draw"] == 0)]
         column, value = ("encoder", label) if label else ("label", self.primary)
         chosen, shown = table[table["label" if label else "encoder"] == value], sized_names(self.scores)
@@ -263,6 +237,8 @@ class Curve(_WithTargets):
         points: Scores of every label, split, method, encoder and fraction.
         differences: Differences between the primary encoder and each other one.
         table: Table that `medmoco curve` prints.
+        forecast: Forecasts for more labels than there are; they assume more patients of the same kind.
+        labels_needed: Labels with which each control would have the scores of the primary encoder.
         folder: Folder in which the results are saved, if they are.
 
     Example:
@@ -276,6 +252,8 @@ class Curve(_WithTargets):
     _FILES = (
         ("points", "curve.json", CurvePoint),
         ("differences", "curve_differences.json", CurveDifference),
+        ("forecast", "forecast.json", Forecast),
+        ("labels_needed", "labels_needed.json", LabelsNeeded),
         *_TARGET_FILES,
     )
 
@@ -283,6 +261,8 @@ class Curve(_WithTargets):
     differences: tuple[CurveDifference, ...]
     table: str
     folder: Path | None = None
+    forecast: tuple[Forecast, ...] = ()
+    labels_needed: tuple[LabelsNeeded, ...] = ()
 
     @property
     def primary(self) -> str | None:
@@ -291,8 +271,8 @@ class Curve(_WithTargets):
 
     @property
     def verdict(self) -> str:
-        """One sentence: what the primary encoder gains over its strongest control with the fewest labels."""
-        return verdict(self.points, self.differences, shown_split(self.points))
+        """What the primary encoder gains over its strongest control with the fewest labels, and whether only then."""
+        return curve_verdict(self.points, self.differences, shown_split(self.points))
 
     @classmethod
     def load(cls, folder: str | Path) -> Curve:
@@ -304,11 +284,13 @@ class Curve(_WithTargets):
         return cls(**cls._read(Path(folder)))
 
     def save(self, folder: Path) -> None:
-        """Write the JSON files of the records, curve.csv, table.txt, and a figure for each split and label."""
+        """Write the JSON files of the records, curve.csv, forecast.csv, table.txt, and a figure per split and label."""
         super().save(folder)
         frame = self.to_frame()
-        frame = frame.reindex(columns=[*_CURVE_CSV, *({"preprocessing"} & {*frame})])
-        frame.to_csv(folder / "curve.csv", index=False, float_format="%.6g")
+        columns = [*_CURVE_CSV, *({"preprocessing"} & {*frame})]
+        tables = {"curve": frame.reindex(columns=columns), "forecast": to_frame(self.forecast)}
+        for name, frame in tables.items():
+            frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         for split, label in dict.fromkeys((p.split, p.label) for p in self._points()):
             if label != MACRO or self.classes:
                 name = re.sub(r"[^0-9A-Za-z]+", "_", label)
@@ -341,7 +323,8 @@ class Curve(_WithTargets):
 
     def _figure(self, label: str, split: str) -> Figure:
         is_target = label not in {point.label for point in self.points}
-        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", sized_names(self._points()))
+        names = sized_names(self._points())
+        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", self.forecast, names)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table)}</pre>"
@@ -351,7 +334,7 @@ class Curve(_WithTargets):
 
 
 @dataclass(frozen=True, eq=False)
-class External(_Saved):
+class External(SavedRecords):
     """External validation: a frozen classifier on its own test split and on that of other data.
 
     Attributes:
@@ -374,6 +357,7 @@ class External(_Saved):
         ("calibration", "calibration.json", CalibrationScore),
         ("subgroups", "subgroups.json", Subgroup),
     )
+    _NAMED = ("scores",)
 
     scores: Mapping[str, ExternalScore]
     operating_points: tuple[OperatingPoint, ...]

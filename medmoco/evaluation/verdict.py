@@ -1,14 +1,131 @@
-"""One sentence that says what pretraining gained: the primary encoder against its strongest control."""
+"""Sentences that say what pretraining gained, or that a score means nothing: the primary encoder against its controls.
+
+They rest on the paired intervals of differences.json and curve_differences.json.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
+from typing import Annotated, Literal
 
-from medmoco.evaluation.records import PIXELS, UNNAMED, UNTRAINED, CurveDifference, CurvePoint, primary_of
+from medmoco.evaluation.record_files import shown_split
+from medmoco.evaluation.records import (
+    PIXELS,
+    UNNAMED,
+    UNTRAINED,
+    Compared,
+    CurveDifference,
+    CurvePoint,
+    Difference,
+    Part,
+    Score,
+    Text,
+    primary_of,
+    unit_of,
+)
 from medmoco.evaluation.scoring.table import MACRO, span
 
 _CONTROLS = {UNTRAINED: "the untrained network", PIXELS: "raw pixels"}
+_AS_WELL = 0.05
+"""Gain in AUROC over raw pixels that the interval has to rule out before they count as equally good."""
+_HIGH = 0.8
+"""AUROC of raw pixels from which a label is easy, or the images contain a shortcut. Source: docs/statistics.md."""
+
+
+class Verdict(Part):
+    """What the scores of one label show about the primary encoder."""
+
+    label: Text
+    """Label of the manifest."""
+    split: Text
+    """val or test."""
+    kind: Annotated[Literal["gain", "loss", "unclear", "pixels", "chance"], unit_of("text")]
+    """gain or loss: clearly better or worse than the strongest control; unclear: the interval contains 0; pixels: raw
+    pixels do as well as every encoder, and well; chance: no AUROC is clearly above 0.5."""
+    text: Text
+    """The verdict in one or two sentences, without the label."""
+
+    def __str__(self) -> str:
+        return f"{self.label} on {self.split}: {self.text[0].lower()}{self.text[1:]}"
+
+
+def verdicts(scores: Sequence[Score], differences: Sequence[Difference]) -> tuple[Verdict, ...]:
+    """Judge the linear probes of every label, on test if it was evaluated, else on val.
+
+    Args:
+        scores: Scores of an evaluation.
+        differences: Differences between its primary encoder and each other one.
+    """
+    split, primary, found = shown_split(scores), primary_of(scores) or "", list[Verdict]()
+    for label in dict.fromkeys(score.label for score in scores if score.label != MACRO):
+        own = {
+            score.encoder: score
+            for score in scores
+            if (score.label, score.split, score.method) == (label, split, "linear") and score.auroc is not None
+        }
+        gains = {
+            each.control: each
+            for each in differences
+            if (each.label, each.split, each.method) == (label, split, "linear") and each.difference is not None
+        }
+        if primary in own and own.keys() & gains.keys():
+            kind, text = _judge(own, gains, primary)
+            found.append(Verdict(label=label, split=split, kind=kind, text=text))
+    return tuple(found)
+
+
+def _judge(
+    scores: dict[str, Score], gains: dict[str, Difference], primary: str
+) -> tuple[Literal["gain", "loss", "unclear", "pixels", "chance"], str]:
+    if all(score.auroc_low is not None and score.auroc_low <= 0.5 for score in scores.values()):
+        return "chance", "No encoder is clearly better than chance: every 95 % interval of an AUROC contains 0.5."
+    name, pixels = _name(primary), scores.get(PIXELS)
+    if pixels and PIXELS in gains and (pixels.auroc or 0) >= _HIGH and _do_as_well(pixels, gains[PIXELS], scores):
+        return "pixels", (
+            f"Raw pixels ({pixels.auroc:.3f}) do as well as every encoder: {name} minus raw pixels is"
+            f" {_with_interval(gains[PIXELS])}. Suspect a shortcut, or an easy label: `medmoco check` tests whether"
+            " sources predict it, evaluate.where restricts scores to one source, and `medmoco curve` shows whether"
+            " pretraining helps with fewer labels."
+        )
+    control = max(scores.keys() & gains.keys(), key=lambda one: scores[one].auroc or 0.0)
+    gain, compared = gains[control], f"{name} minus {_name(control)}, the strongest control, is"
+    if not _is_clear(gain):
+        return "unclear", f"No evidence of a difference: {compared} {_with_interval(gain)}."
+    kind: Literal["gain", "loss"] = "gain" if (gain.difference or 0) > 0 else "loss"
+    return kind, f"A clear {kind}: {compared} {_with_interval(gain)}."
+
+
+def _do_as_well(pixels: Score, gain: Difference, scores: dict[str, Score]) -> bool:
+    """Return whether no encoder is better than raw pixels: the primary one by its interval, others by their AUROCs."""
+    if gain.low is None or gain.high is None or gain.low > 0 or gain.high > _AS_WELL:
+        return False
+    best = max(score.auroc or 0.0 for score in scores.values())
+    return best <= (pixels.auroc_high or pixels.auroc or 0.0)
+
+
+def _is_clear(found: Compared) -> bool:
+    return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
+
+
+def _with_interval(found: Compared) -> str:
+    return f"{found.difference:+.3f} (95 % interval {span(found.low, found.high, '+')})"
+
+
+def _name(encoder: str) -> str:
+    return "the pretrained encoder" if encoder == UNNAMED else _CONTROLS.get(encoder, PurePath(encoder).name)
+
+
+def curve_verdict(points: Sequence[CurvePoint], differences: Sequence[CurveDifference], split: str) -> str:
+    """Return `verdict`, and a second sentence if a gain with the fewest labels is not seen with the most."""
+    few, most = (_against_strongest(points, differences, split, choose) for choose in (min, max))
+    first = verdict(points, differences, split)
+    if not few or not most or not _is_clear(few[2]) or (few[2].difference or 0) < 0 or _is_clear(most[2]):
+        return first
+    return (
+        f"{first} With the labels of {_patients(most[0])}, there is no evidence of a difference from"
+        f" {_name(most[1].encoder)}: {_with_interval(most[2])}; the gain is only with few labels."
+    )
 
 
 def verdict(points: Sequence[CurvePoint], differences: Sequence[CurveDifference], split: str) -> str:
@@ -25,6 +142,24 @@ def verdict(points: Sequence[CurvePoint], differences: Sequence[CurveDifference]
     Returns:
         The sentence; empty if the encoder and a control were not both scored.
     """
+    found = _against_strongest(points, differences, split, min)
+    if found is None:
+        return ""
+    own, best, gain = found
+    doubt = "" if _is_clear(gain) else "; this interval contains 0, so the difference may be due to chance"
+    return (
+        f"{own.label}, with the labels of {_patients(own)}: {_name(own.encoder)} has an AUROC of {own.auroc:.3f} on"
+        f" {split}, {_name(best.encoder)} {best.auroc:.3f}; the difference is {_with_interval(gain)}{doubt}."
+    )
+
+
+def _against_strongest(
+    points: Sequence[CurvePoint],
+    differences: Sequence[CurveDifference],
+    split: str,
+    choose: Callable[[Iterable[float]], float],
+) -> tuple[CurvePoint, CurvePoint, CurveDifference] | None:
+    """Return the points of the primary encoder and of its strongest control, and their difference, at one fraction."""
     label = next((point.label for point in points if point.split == split and point.label != MACRO), None)
     compared = [
         found
@@ -32,28 +167,19 @@ def verdict(points: Sequence[CurvePoint], differences: Sequence[CurveDifference]
         if (found.label, found.split, found.method) == (label, split, "linear") and found.difference is not None
     ]
     if not compared:
-        return ""
-    fraction = min(found.fraction for found in compared)
+        return None
+    fraction = choose(found.fraction for found in compared)
     gains = {found.control: found for found in compared if found.fraction == fraction}
-    fewest = {
+    at = {
         point.encoder: point
         for point in points
         if (point.label, point.split, point.method, point.fraction) == (label, split, "linear", fraction)
     }
-    own, controls = fewest.get(primary_of(points) or ""), [fewest[name] for name in gains if name in fewest]
+    own, controls = at.get(primary_of(points) or ""), [at[name] for name in gains if name in at]
     if own is None or not controls:
-        return ""
+        return None
     best = max(controls, key=lambda point: point.auroc or 0.0)
-    gain = gains[best.encoder]
-    name = "the pretrained encoder" if own.encoder == UNNAMED else PurePath(own.encoder).name
-    other = _CONTROLS.get(best.encoder, PurePath(best.encoder).name)
-    is_clear = gain.low is not None and gain.high is not None and not gain.low <= 0 <= gain.high
-    doubt = "" if is_clear else "; this interval contains 0, so the difference may be due to chance"
-    return (
-        f"{label}, with the labels of {_patients(own)}: {name} has an AUROC of {own.auroc:.3f} on {split}, {other}"
-        f" {best.auroc:.3f}; the difference is {gain.difference:+.3f}"
-        f" (95 % interval {span(gain.low, gain.high, '+')}){doubt}."
-    )
+    return own, best, gains[best.encoder]
 
 
 def _patients(point: CurvePoint) -> str:

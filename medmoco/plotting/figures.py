@@ -90,6 +90,17 @@ class Point(Protocol):
     def fraction(self) -> float: ...  # noqa: D102
 
 
+class Forecast(Point, Protocol):
+    """A forecast AUROC with its interval, for a fraction above those of the points."""
+
+    @property
+    def auroc(self) -> float | None: ...  # noqa: D102
+    @property
+    def auroc_low(self) -> float | None: ...  # noqa: D102
+    @property
+    def auroc_high(self) -> float | None: ...  # noqa: D102
+
+
 @matplotlib.rc_context(STYLE)
 def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | None = None, named: str = "") -> Figure:
     """Draw lines over steps or epochs.
@@ -117,18 +128,23 @@ def curve_figure(
     label: str,
     split: str,
     metric: Literal["auroc", "r2"] = "auroc",
+    forecasts: Sequence[Forecast] = (),
     names: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw a metric against the fraction of the training patients whose labels were used.
+
+    Dotted lines extend the curves to their forecasts.
 
     Args:
         points: Points of all labels and splits.
         label: Label to draw.
         split: Split of the scores.
         metric: Metric to draw.
+        forecasts: Forecasts of AUROCs of all labels and splits.
         names: Names to show in place of those of encoders.
     """
     figure, axes = _new()
+    ticks: set[float] = set()
     found = [(p, getattr(p, metric, None)) for p in points if (p.label, p.split) == (label, split)]
     chosen = [(p, float(value)) for p, value in found if value is not None]
     encoders, methods = (list(dict.fromkeys(getattr(p, key) for p, _ in chosen)) for key in ("encoder", "method"))
@@ -151,8 +167,15 @@ def curve_figure(
             high,
             colour=number, dash=methods.index(method), marked=True,
         ))  # fmt: skip
+        key = (label, split, encoder, method)
+        ahead = [f for f in forecasts if (f.label, f.split, f.encoder, f.method) == key and f.auroc is not None]
+        if ahead:
+            _draw_forecast(axes, own[-1], ahead, shift, number)
+        ticks |= {100 * p.fraction for p in (*(p for p, _ in own), *ahead)}
+    if len(ticks) > len({p.fraction for p, _ in chosen}):
+        axes.plot([], [], color=_GREY, linestyle=":", label="forecast")
     axes.set_xscale("log")
-    axes.set_xticks(sorted({100 * p.fraction for p, _ in chosen}))
+    axes.set_xticks(sorted(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", which="minor", length=0)
@@ -337,6 +360,16 @@ def _draw(axes: Axes, line: Line) -> None:
     axes.plot(line.x, line.y, color=colour, linestyle=dash, marker=marker, drawstyle=style, label=_shortened(line.name))
     if line.low:
         axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.0)
+
+
+def _draw_forecast(axes: Axes, last: tuple[Point, float], ahead: Sequence[Forecast], shift: float, number: int) -> None:
+    """Extend a curve from its last point to its forecasts, by a dotted line with hollow markers and intervals."""
+    colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    x = [100 * each.fraction * shift for each in (last[0], *ahead)]
+    y = [last[1], *(_or(each.auroc, last[1]) for each in ahead)]
+    low, high = ([_or(getattr(each, f"auroc_{end}"), last[1]) for each in ahead] for end in ("low", "high"))
+    axes.plot(x, y, color=colour, linestyle=":", marker=marker, markerfacecolor="white", markevery=slice(1, None))
+    axes.vlines(x[1:], low, high, color=colour, linewidth=1.0, linestyle=":")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

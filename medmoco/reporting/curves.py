@@ -10,10 +10,12 @@ from medmoco.evaluation.discrimination import discrimination, discrimination_fig
 from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import Bin, CalibrationScore, primary_of
+from medmoco.evaluation.scoring.table import CAVEAT, needed_words
 from medmoco.plotting.figures import Line, calibration_figure, curve_figure, method_words
-from medmoco.reporting.blocks import Block, Fold, Plot, Section, Table, count, number, plots_first, with_interval
+from medmoco.reporting.blocks import Block, Fold, Plot, Section, Table, Text, count, number, plots_first, with_interval
 from medmoco.reporting.runs import Run, missing
 from medmoco.reporting.scores import (
+    Kind,
     Rows,
     by_label,
     difference_cells,
@@ -200,7 +202,7 @@ def _name(run: Run, encoder: str, *, is_primary: bool = False) -> str:
 def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
     primary = primary_of(run.curve or ())
     points = [
-        point.model_copy(update={"encoder": _name(run, point.encoder, is_primary=point.encoder == primary)})
+        _renamed(run, point, primary)
         for point in sorted(run.curve or (), key=lambda point: point.fraction)
         if (point.label, point.split) == (label, split)
     ]
@@ -219,7 +221,13 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
         words = [f"{point.encoder} by {method_words(point.method)} {number(point.auroc)}" for point in drawn
                  if point.fraction == least]  # fmt: skip
         alt = f"{title}. With {100 * least:g} %: {'; '.join(words)}."
-        yield Plot(curve_figure(points, label, split), f"{title}; bars are 95 % intervals.", alt, table)
+        ahead = [
+            _renamed(run, found, primary)
+            for found in run.curve_forecast or ()
+            if (found.label, found.split) == (label, split)
+        ]
+        bars = f"{title}; bars are 95 % intervals{', dotted lines forecasts' if ahead else ''}."
+        yield Plot(curve_figure(points, label, split, forecasts=ahead), bars, alt, table)
     else:
         yield table
     differences = [
@@ -232,3 +240,40 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
         head = ["labels", "control", "method", "primary minus control", "p (Holm)"]
         table = Table(f"{name} minus controls, on the same draws of patients", head, differences)
         yield Fold(f"Differences between {name} and its controls", [table])
+    yield from _forecast(run, label, split)
+
+
+def _renamed(run: Run, record: Kind, primary: str | None) -> Kind:
+    """Return a record with the name of the encoder to show."""
+    name = _name(run, record.encoder, is_primary=record.encoder == primary)
+    return record.model_copy(update={"encoder": name})
+
+
+def _forecast(run: Run, label: str, split: str) -> Iterable[Block]:
+    """Show the forecasts of one label for more labels, and the labels that controls need."""
+    primary = primary_of(run.curve or ())
+    cells = [
+        [
+            f"{count(round(found.n_train_patients))} ({found.times:g} times)",
+            found.encoder, method_words(found.method),
+            found.undefined or with_interval(found.auroc, found.auroc_low, found.auroc_high),
+            with_interval(found.gain, found.gain_low, found.gain_high, sign="+"),
+        ]
+        for found in (_renamed(run, found, primary) for found in run.curve_forecast or ())
+        if (found.label, found.split) == (label, split)
+    ]  # fmt: skip
+    needed = [
+        [count(round(found.n_train_patients)), number(found.auroc), _name(run, found.control),
+         method_words(found.method), found.undefined or needed_words(found)]
+        for found in run.labels_needed or ()
+        if (found.label, found.split) == (label, split)
+    ]  # fmt: skip
+    if cells:
+        name = encoder_name(run, primary or "", [run], is_primary=True)
+        head = ["training patients", "features", "method", "AUROC (95 % interval)", "gain (95 % interval)"]
+        words = [name, "its AUROC", "control", "method", "training patients of the control (95 % interval)"]
+        yield Fold(f"Forecast for more labels, {label_words(label)}", [
+            Text(CAVEAT),
+            Table(f"AUROC forecast for {label_words(label)} on {split}", head, cells),
+            Table(f"Labelled patients with which a control has the AUROC of {name}", words, needed),
+        ])  # fmt: skip

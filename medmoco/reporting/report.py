@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from medmoco.errors import SettingsError
 from medmoco.evaluation.record_files import shown_split
-from medmoco.evaluation.verdict import verdict
+from medmoco.evaluation.verdict import curve_verdict, verdicts
 from medmoco.plotting.style import inline_svg
 from medmoco.reporting.appendix import appendix_section
 from medmoco.reporting.blocks import Block, Html, Picture, Section, Text, number
@@ -109,7 +109,8 @@ def _sections(runs: Sequence[Run]) -> list[Section]:
 def _gains(runs: Sequence[Run]) -> list[str]:
     """Return one sentence for each run with a label-efficiency curve: the gain with the fewest labels."""
     found = {
-        run.name: verdict(run.curve or (), run.curve_differences or (), shown_split(run.curve or ())) for run in runs
+        run.name: curve_verdict(run.curve or (), run.curve_differences or (), shown_split(run.curve or ()))
+        for run in runs
     }
     return [line if len(runs) == 1 else f"{name}: {line}" for name, line in found.items() if line]
 
@@ -124,7 +125,9 @@ def _first_figure(runs: Sequence[Run]) -> list[Block]:
 
 
 def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
-    """Return the scores of up to four labels; of more labels, only their mean."""
+    """Return the scores of up to four labels, with what they show; of more labels, only their mean."""
+    found = verdicts(run.evaluation.scores or (), run.evaluation.differences or ())
+    shown = {verdict.label: f" {verdict.text}" for verdict in found}
     lines = []
     split, primary = run.evaluation.split, run.evaluation.primary
     scores = [
@@ -143,7 +146,13 @@ def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
         if own.auroc_low is not None:
             line += f" (95 % interval {number(own.auroc_low)} to {number(own.auroc_high)})"
         others = [f"{encoder} {number(score.auroc)}" for encoder, score in by_encoder.items()]
-        lines.append(f"{line}; {', '.join(others)}." if others else f"{line}.")
+        line += f"; {', '.join(others)}." if others else "."
+        lines.append(line + shown.pop(label, ""))
+    suspect = [verdict.label for verdict in found if verdict.kind == "pixels" and verdict.label in shown]
+    if suspect:
+        lines.append(
+            f"Raw pixels do as well as every encoder on these labels, which may be easy: {', '.join(suspect)}."
+        )
     return lines
 
 

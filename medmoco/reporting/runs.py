@@ -20,6 +20,7 @@ from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.data.manifest.row_filter import where_words
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
+from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.leakage.ledger import LEDGER, LedgerEntry, read_ledger
 from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records, shown_split
 from medmoco.evaluation.records import (
@@ -100,6 +101,8 @@ class Run:
         evaluation: Results of `medmoco evaluate`.
         curve: curve.json.
         curve_differences: curve_differences.json.
+        curve_forecast: forecast.json of the curve.
+        labels_needed: labels_needed.json of the curve.
         curve_regression: regression.json of the curve.
         external: external.json.
         external_scores: Other files of the external folder.
@@ -124,6 +127,8 @@ class Run:
     evaluation: Scores
     curve: Sequence[CurvePoint] | None
     curve_differences: Sequence[CurveDifference] | None
+    curve_forecast: Sequence[Forecast] | None
+    labels_needed: Sequence[LabelsNeeded] | None
     curve_regression: Sequence[RegressionScore] | None
     external: dict[str, ExternalScore] | None
     external_scores: Scores
@@ -174,6 +179,8 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
         evaluation=_read_scores(folder / "evaluation"),
         curve=_read_records(folder / "curve" / "curve.json", CurvePoint),
         curve_differences=_read_records(folder / "curve" / "curve_differences.json", CurveDifference),
+        curve_forecast=_read_records(folder / "curve" / "forecast.json", Forecast),
+        labels_needed=_read_records(folder / "curve" / "labels_needed.json", LabelsNeeded),
         curve_regression=_read_records(folder / "curve" / "regression.json", RegressionScore),
         external=read_named_records(other, ExternalScore) if other.is_file() else None,
         external_scores=_read_scores(other.parent),

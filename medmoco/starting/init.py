@@ -31,8 +31,7 @@ from medmoco.starting.sources import Images, read_source
 from medmoco.training.bench import step_rate
 from medmoco.training.device import memory_explained
 from medmoco.training.duration import duration_words
-from medmoco.utils.files import PathLike, free_space
-from medmoco.utils.settings_file import SETTINGS_FILE, config_option
+from medmoco.utils.files import SETTINGS_FILE, PathLike, config_option, free_space
 
 _MANIFEST = "manifest"
 _OWN_FILES = (*(f"{name}.csv{packed}" for name in SPLITS for packed in ("", ".gz")), "left_out.csv", "README.md")

@@ -15,7 +15,8 @@ from medmoco.config.yaml_text import dump
 from medmoco.data.quality.shapes import ELONGATED, least_canvas
 from medmoco.starting.machine import Machine
 from medmoco.training.duration import duration_words, step_with_loading
-from medmoco.utils.quantities import power_of_two, size_words
+from medmoco.training.moco_task import power_of_two
+from medmoco.utils.files import size_words
 
 SMALL_RUN = 20_000
 """Steps below which the recipe for few steps is used."""

@@ -25,7 +25,6 @@ from medmoco.training.distributed import gradients_stay_here, join_batch_norm
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import create_optimizer, key_momentum
 from medmoco.training.refusals import Refusals, setting_words
-from medmoco.utils.quantities import power_of_two
 from medmoco.utils.rng import WEIGHTS, hashed
 
 
@@ -328,3 +327,8 @@ def _fitting_batch(images: int, settings: RunSettings, processes: int) -> dict[s
         parts = changed["train.accumulation_steps"] = 1
     pieces = math.lcm(splits, processes * parts)
     return {"train.global_batch_size": max(2, power_of_two(images // 4) // pieces) * pieces, **changed}
+
+
+def power_of_two(most: int) -> int:
+    """Return the largest power of two up to a number, 1 at least."""
+    return 1 << max(most, 1).bit_length() - 1

@@ -1,4 +1,4 @@
-"""Image suffixes, hashes of files, atomic writing, and free space."""
+"""Names of files, their hashes and sizes, atomic writing, and free space."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 PathLike = str | os.PathLike[str]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+
+SETTINGS_FILE = "medmoco.yaml"
+"""Settings file in the working folder, read if --config is not given; `medmoco init` writes one."""
 
 
 def sha256_of(file: str | Path) -> str:
@@ -50,6 +53,18 @@ def free_space(path: Path) -> int:
     """Return the free bytes of the disk that a file or folder is on, or would be on if it were made."""
     existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     return shutil.disk_usage(existing).free
+
+
+def size_words(count: float) -> str:
+    """Return a number of bytes to about two digits, such as "850 MB", "1.5 GB" or "24 GB"."""
+    if count < 1e9:
+        return f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:,.0f} GB" if count >= 10e9 else f"{count / 1e9:.1f} GB"
+
+
+def config_option(config_file: Path) -> list[str]:
+    """Return the option for another command in the same working folder to read the same file; empty if it does so."""
+    return [] if str(config_file) == SETTINGS_FILE else ["--config", str(config_file)]
 
 
 def _sync(path: Path) -> None:

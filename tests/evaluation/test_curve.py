@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -67,6 +68,7 @@ def test_curve__files_hold_the_same_and_no_names(found: tuple[Curve, Path]) -> N
     table = pd.read_csv(out / "curve.csv")
     assert table["auroc"].tolist() == pytest.approx([row.auroc for row in result.points], abs=1e-5)
     assert (out / "curve_test_Bright.svg").read_text().startswith("<?xml")
+    assert "no forecast for more labels: fewer than 3 label fractions have a score" in result.table
     text = "".join(file.read_text() for file in out.glob("*.*"))
     assert not any(word in text for word in ("secret", "confidential", str(out)))
     assert max(map(len, result.table.splitlines())) <= 120
@@ -97,6 +99,30 @@ def test_curve__without_test_only_val_is_scored(settings: Callable[..., RunSetti
     result = curve(settings("evaluate.fractions=[1.0]"), {"run": "random"}, tmp_path, draws=1)
     assert {row.split for row in result.points} == {"val"}
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_curve__forecasts_from_three_fractions(settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    write_images(tmp_path, {"train": 120, "val": 60})
+    for split, seed in (("train", 0), ("val", 1)):  # a fifth of the labels is wrong, so that there is something to gain
+        table = pd.read_csv(tmp_path / f"{split}.csv")
+        wrong = np.random.default_rng(seed).random(len(table)) < 0.2
+        table["Bright"] = table["Bright"].where(~wrong, 1 - table["Bright"])
+        table.to_csv(tmp_path / f"{split}.csv", index=False)
+    places = (f"data.manifest={tmp_path}", f"data.root={tmp_path / 'images'}")
+    result = curve(settings(*places, "evaluate.fractions=[0.05,0.3,1.0]"), {"run": "random"}, tmp_path, draws=5)
+    again = Curve.load(tmp_path)
+    assert (again.forecast, again.labels_needed) == (result.forecast, result.labels_needed)
+    assert [(found.encoder, found.fraction) for found in again.forecast if found.label == "Bright"] == [
+        ("untrained", 2), ("untrained", 5), ("pixels", 2), ("pixels", 5),
+    ]  # fmt: skip
+    last = {point.encoder: point for point in result.points if (point.fraction, point.label) == (1, "Bright")}
+    assert any(found.auroc for found in again.forecast)
+    for found in again.forecast:
+        assert found.n_train_patients == found.times * last["pixels"].n_train_patients
+        assert found.undefined or found.gain == pytest.approx(found.auroc - last[found.encoder].auroc)
+    assert len(pd.read_csv(tmp_path / "forecast.csv")) == len(again.forecast)
+    assert {found.control for found in again.labels_needed} == {"pixels"}
+    assert result.table.endswith("they are not guarantees.\n")
 
 
 def test_curve__classes_and_targets(settings: Callable[..., RunSettings], tmp_path: Path) -> None:

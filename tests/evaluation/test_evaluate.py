@@ -132,6 +132,7 @@ def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Split]:
         return Encoder(Backbone("resnet18", nn.Linear(16, 16), 16), preprocessing, Provenance("run", 7))
 
     patch.setattr(study, "load_encoder", stand_in_encoder)
+    patch.setattr(study, "settings_of_control", lambda _source, _size, settings: (settings, []))
     patch.setattr(inputs, "extract", extract)
     return found
 
@@ -421,6 +422,9 @@ def test_evaluate__table_fits_and_same_seed_same_bytes(splits: Any, tmp_path: Pa
     for folder in ("first", "second"):
         found = evaluate(settings, "run-folder", tmp_path / folder)
     assert max(len(line) for line in found.table.splitlines()) <= 120
+    assert [verdict.label for verdict in found.verdict] == ["Easy", "Hard"]
+    assert " ".join(found.table.split()).endswith(" ".join(map(str, found.verdict)))
+    assert Evaluation.load(tmp_path / "second").verdict == found.verdict
     for name in FILES:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 

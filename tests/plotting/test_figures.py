@@ -87,6 +87,19 @@ def test_curve_figure__names_to_show() -> None:
     assert names[2] == "untrained, linear probe"
 
 
+def test_curve_figure__dotted_lines_lead_to_the_forecasts() -> None:
+    ends = {"label": "Viral", "split": "test", "method": "linear", "auroc_low": 0.7, "auroc_high": None}
+    ahead = [
+        SimpleNamespace(**ends, encoder=encoder, fraction=fraction, auroc=auroc)
+        for encoder, fraction, auroc in (("run", 2.0, 0.85), ("run", 5.0, 0.9), ("untrained", 2.0, None))
+    ]
+    (axes,) = curve_figure(curve_points(), "Viral", "test", forecasts=ahead).axes
+    assert axes.get_legend_handles_labels()[1][-1] == "forecast"
+    (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":" and len(line.get_xdata())]
+    assert list(dotted.get_ydata()) == [pytest.approx(0.8), 0.85, 0.9]
+    assert axes.get_xticks().tolist() == [1, 10, 100, 200, 500]
+
+
 def test_curve_figure__leaves_out_what_is_undefined_or_of_others() -> None:
     rows = [
         *curve_points(),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.reporting.curves import calibration_blocks, curve_section, curves_section
 from medmoco.reporting.runs import Run
 from medmoco.reporting.scores import rows_of
@@ -98,6 +99,21 @@ def test_curve_section__numbers_and_what_is_undefined(run: Run) -> None:
     assert (table.rows[0][0], table.rows[0][-1]) == ("1 %", "undefined (no positives in train)")
     assert [row[0] for row in table.rows] == sorted((row[0] for row in table.rows), key=lambda text: float(text[:-2]))
     assert "10 % | untrained | linear probe | +0.070 (+0.020 to +0.110) | 0.012" in words_of(section)
+
+
+def test_curve_section__forecasts_with_their_caveat(run: Run) -> None:
+    key = {"label": "Viral", "split": "test", "method": "linear", "encoder": "run"}
+    ahead = Forecast(**key, auroc=0.9, auroc_low=0.8, auroc_high=0.95, gain=0.02, gain_low=0.01, gain_high=0.04,
+                     fraction=2.0, times=2.0, n_train_patients=320.0)  # fmt: skip
+    needed = LabelsNeeded(**key, control="pixels", fraction=0.1, n_train_patients=16.0, auroc=0.75, needed=41.0,
+                          needed_low=16.0, needed_high=800.0, least=2.0, most=800.0)  # fmt: skip
+    section = curve_section([replace(run, curve_forecast=[ahead], labels_needed=[needed])])
+    words = words_of(section)
+    assert "they are not guarantees" in words
+    assert "320 (2 times) | cxr-1 | linear probe | 0.900" in words
+    assert "16 | 0.750 | pixels | linear probe | 41 (16 to >800)" in words
+    assert [plot.caption.endswith("dotted lines forecasts.") for plot in plots_of(section)] == [False, True]
+    assert "not guarantees" not in words_of(curve_section([run]))
 
 
 def test_curve_section__runs_beside_each_other(run: Run, other_run: Run) -> None:

@@ -23,6 +23,7 @@ from medmoco.training.moco_task import (
     contrast_diagnostics,
     create_state,
     embedding_diagnostics,
+    power_of_two,
     traffic,
 )
 from tests.helpers.together import run_together
@@ -346,3 +347,7 @@ def test_embedding_diagnostics__tell_collapse_from_embedding_diagnostics() -> No
 
 def test_embedding_diagnostics__of_what_is_not_finite_is_not_a_number() -> None:
     assert embedding_diagnostics(torch.full((8, 16), float("nan")))["effective_rank"].isnan()
+
+
+def test_power_of_two__is_at_most_the_number_but_1_at_least() -> None:
+    assert [power_of_two(most) for most in (-1, 0, 1, 2, 3, 4, 63, 64)] == [1, 1, 1, 2, 2, 4, 32, 64]

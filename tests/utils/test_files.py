@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from medmoco.utils.files import free_space, replacing, sha256_of
+from medmoco.utils.files import config_option, free_space, replacing, sha256_of, size_words
 
 
 def test_sha256_of__known_value(tmp_path: Path) -> None:
@@ -63,3 +63,15 @@ def test_replacing__shared_by_two_processes(tmp_path: Path) -> None:
         one.write_text("1")
         other.write_text("2")
     assert file.read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(4e5, "0 MB"), (8.5e8, "850 MB"), (1.55e9, "1.6 GB"), (2.4e10, "24 GB"), (5e12, "5,000 GB")]
+)
+def test_size_words__have_two_digits(count: float, words: str) -> None:
+    assert size_words(count) == words
+
+
+def test_config_option__only_for_another_file_than_the_default() -> None:
+    assert config_option(Path() / "medmoco.yaml") == []
+    assert config_option(Path("a/medmoco.yaml")) == ["--config", "a/medmoco.yaml"]

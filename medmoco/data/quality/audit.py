@@ -20,7 +20,8 @@ from medmoco.data.manifest.splits import DUPLICATES
 from medmoco.data.quality import findings
 from medmoco.data.quality.duplicates import Groups
 from medmoco.data.quality.examine import Examined, examine
-from medmoco.data.quality.findings import Finding, Rows, Shortcut, gather_rows, pixel_codes
+from medmoco.data.quality.findings import Finding, Provenance, Rows, Shortcut, gather_rows, pixel_codes
+from medmoco.data.quality.margins import Margins
 from medmoco.data.quality.report_text import format_report
 from medmoco.errors import SettingsError
 from medmoco.utils.progress import track
@@ -31,13 +32,18 @@ FindShortcuts = Callable[[Sequence[Split], Mapping[str, Floats]], list[Shortcut]
 """Finds the trait that best predicts each label, among traits (R,) of all rows; passed in by the caller, since scoring
 is in a higher layer than data."""
 
+FindProvenance = Callable[[Sequence[Split], RunSettings, Margins, NDArray[np.bool_]], Provenance]
+"""Predicts labels from what says where images come from; receives the margins of all rows, and whether they are known.
+Passed in by the caller, too."""
+
 
 @dataclass(frozen=True)
 class Audit:
     """The result of `medmoco check`."""
 
     findings: list[Finding]  # results of all checks; those without rows found nothing
-    shortcuts: list[Shortcut]  # the trait that best predicts each label
+    shortcuts: list[Shortcut]  # the size or format that best predicts each label
+    provenance: Provenance  # how well labels are predicted by what says where images come from
     text: str
     folder: Path  # contains report.txt, rows.csv and duplicates.csv
 
@@ -48,7 +54,11 @@ class Audit:
 
 
 def audit(
-    settings: RunSettings, out: Path, against: Sequence[Path] = (), find_shortcuts: FindShortcuts | None = None
+    settings: RunSettings,
+    out: Path,
+    against: Sequence[Path] = (),
+    find_shortcuts: FindShortcuts | None = None,
+    find_provenance: FindProvenance | None = None,
 ) -> Audit:
     """Check every row and file of the manifest; write report.txt, rows.csv (rows to correct) and duplicates.csv.
 
@@ -56,7 +66,8 @@ def audit(
         settings: Settings of the data; `data.workers` processes read the files.
         out: Folder for the files. The CSVs contain Paths and must be kept where the data may be stored.
         against: YAML files or manifests of other pretraining data, whose training rows are sought in val and test.
-        find_shortcuts: Finds traits that predict labels without the image content.
+        find_shortcuts: Finds sizes and formats that predict labels without the image content.
+        find_provenance: Predicts labels from paths, IDs, columns, file dates and image borders.
 
     Raises:
         ManifestError: a manifest is invalid, or symbolic links lead out of the root.
@@ -93,11 +104,15 @@ def audit(
         *findings.nearly_same(rows, examined, pixels, groups),
     ]
     shortcuts = find_shortcuts(splits, _traits(rows, examined)) if find_shortcuts and data.labels else []
-    content = (splits, rows, examined, results, shortcuts)
+    provenance = Provenance()
+    if find_provenance and data.labels:
+        own = rows.file[rows.own]
+        provenance = find_provenance(splits, settings, examined.margins[own], examined.readable[own])
+    content = (splits, rows, examined, results, shortcuts, provenance)
     (out / "report.txt").write_text(format_report(*content, all_labels=True), encoding="utf-8")
     _list_rows(rows, results, every).to_csv(out / "rows.csv", index=False)
     groups.table(splits).to_csv(out / DUPLICATES, index=False)
-    return Audit(results, shortcuts, format_report(*content), out)
+    return Audit(results, shortcuts, provenance, format_report(*content), out)
 
 
 def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Split, bool]]:

@@ -14,6 +14,7 @@ from medmoco.config import DataSettings
 from medmoco.data.image_io.fingerprints import CELLS, Patterns, pattern, pixel_digest
 from medmoco.data.image_io.images import FileFormat, file_format, read_as_set
 from medmoco.data.image_io.intensity import CONSTANT
+from medmoco.data.quality.margins import N_BORDER, N_MARKS, Margins, margins
 from medmoco.utils.guarded import Failure, map_guarded
 
 FILE_FAULTS = ("file missing", "file empty", "file cut off", "file damaged", "file too large", "file unreadable")
@@ -40,11 +41,16 @@ class Examined:
     notices: dict[str, list[int]] = field(default_factory=dict)  # notice of the reader -> positions of the files
     # Position of an unreadable file -> kind of fault, and message of the reader
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
+    margins: Margins = field(default_factory=lambda: _no_margins(0))  # (N, 88) uint8, see `margins.margins`
 
     @property
     def readable(self) -> NDArray[np.bool_]:
         """(N,) bool, whether the file could be read."""
         return self.format_of >= 0
+
+
+def _no_margins(count: int) -> Margins:
+    return np.zeros((count, N_BORDER + N_MARKS), np.uint8)
 
 
 class _Summary(NamedTuple):
@@ -55,6 +61,7 @@ class _Summary(NamedTuple):
     size: tuple[int, int]
     format: FileFormat
     notices: tuple[str, ...]
+    margins: Margins
 
 
 Track = Callable[[Iterator[Any], int], Iterable[Any]]
@@ -68,8 +75,9 @@ def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSet
         image = read_as_set(files[at], int(frames[at]), data)
         height, width = image.pixels.shape[:2]
         return _Summary(
-            pixel_digest(image.pixels), pattern(image.pixels), (height, width), file_format(files[at]), image.notices
-        )
+            pixel_digest(image.pixels), pattern(image.pixels), (height, width), file_format(files[at]), image.notices,
+            margins(image),
+        )  # fmt: skip
 
     count = len(files)
     examined = Examined(
@@ -78,6 +86,7 @@ def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSet
         np.zeros((count, 2), np.int32),
         np.zeros(count, bool),
         np.full(count, -1, np.int16),
+        margins=_no_margins(count),
     )
     workers, seconds, megabytes = max(1, data.workers), data.decode_seconds, data.decode_megabytes
     results = map_guarded(summarise, range(count), workers=workers, seconds=seconds, megabytes=megabytes)
@@ -93,6 +102,7 @@ def _store(examined: Examined, at: int, summary: _Summary) -> None:
     examined.digests[at] = np.frombuffer(summary.digest, np.uint8)
     examined.patterns[at] = summary.pattern
     examined.sizes[at] = summary.size
+    examined.margins[at] = summary.margins
     if summary.format not in examined.formats:
         examined.formats.append(summary.format)
     examined.format_of[at] = examined.formats.index(summary.format)

@@ -75,11 +75,23 @@ class Shortcut:
     low: float  # lower bound of its 95 % interval
     high: float  # upper bound of its 95 % interval
     on_test: float | None  # AUROC on the test split alone, with the same sign; None if it is undefined
+    chance: float = 0.5  # the highest AUROC to expect by chance among all traits and labels that were tested
+    about: str = ""  # what the trait belongs to, such as Path
+    remedy: str = ""  # how to evaluate without it
 
     @property
     def warns(self) -> bool:
         """Whether the shortcut is strong enough for a warning. Source: docs/check.md."""
-        return self.low >= 0.6
+        return self.low >= 0.6 and self.auroc >= self.chance
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How well labels are predicted by what says where an image comes from."""
+
+    shortcuts: Sequence[Shortcut] = ()  # one for each label and trait, strongest first
+    tested: Sequence[str] = ()  # what was tested, such as Path and PatientID
+    notes: Sequence[str] = ()  # what was not, and why
 
 
 def gather_rows(splits: Sequence[Split], others: Sequence[Split]) -> tuple[Rows, NDArray[np.object_], Codes]:

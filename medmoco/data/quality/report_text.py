@@ -13,7 +13,7 @@ from medmoco.data.manifest.columns import STUDY, other_name
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import patient_ids
 from medmoco.data.quality.examine import Examined
-from medmoco.data.quality.findings import Finding, Rows, Shortcut
+from medmoco.data.quality.findings import Finding, Provenance, Rows, Shortcut
 
 _DESCRIBING = (STUDY, "ViewPosition", "Sex", "Age", "Laterality")
 _WIDTH = 119
@@ -28,10 +28,11 @@ def format_report(
     files: Examined,
     findings: Sequence[Finding],
     shortcuts: Sequence[Shortcut],
+    provenance: Provenance = Provenance(),  # noqa: B008 - it is frozen
     *,
     all_labels: bool = False,
 ) -> str:
-    """Return a report with counts, findings, labels (a few, or all of them) and shortcuts."""
+    """Return a report with counts, findings, labels (a few, or all of them), shortcuts and sources."""
     labels, warned = (None, None) if all_labels else (_LABELS, _WARNED)
     present = sorted((one for one in findings if len(one.rows)), key=lambda one: one.severity != "fault")
     absent = [one.kind for one in findings if not len(one.rows)]
@@ -47,6 +48,7 @@ def format_report(
         lines += _wrapped(f"checked and not found: {', '.join(absent)}")
     if splits[0].label_names:
         lines += ["", *_labels(splits, labels), *_single_class(splits, warned), *_shortcuts(shortcuts, warned)]
+        lines += _provenance(provenance, warned)
     return "\n".join(lines) + "\n"
 
 
@@ -140,5 +142,45 @@ def _shortcuts(shortcuts: Sequence[Shortcut], most: int | None) -> Iterator[str]
         yield f"size or format predicts {which}: at best {best.label} by {best.trait}, AUROC {best.auroc:.2f}"
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 10, break_long_words=False)
+def _provenance(found: Provenance, most: int | None) -> Iterator[str]:
+    """Yield a warning for each label that sources predict, with remedies, and what was tested."""
+    strong: dict[str, list[Shortcut]] = {}
+    for one in found.shortcuts:
+        # Of the letters and numbers in the same ids, the strongest is enough for the screen
+        if one.warns and (most is None or one.about not in {other.about for other in strong.get(one.label, ())}):
+            strong.setdefault(one.label, []).append(one)
+    shown = [*strong.items()][:most]
+    for label, traits in shown:
+        named = [f"{one.trait}, AUROC {one.auroc:.2f} ({one.low:.2f} to {one.high:.2f})" for one in traits[:most]]
+        more = f"; and {len(traits[most:])} more" if len(named) < len(traits) else ""
+        yield from _wrapped(f"warning   {label} can be told from {'; '.join(named)}{more}")
+    if len(shown) < len(strong):
+        yield f"warning   {len(strong) - len(shown)} more labels can be told from sources, listed in report.txt"
+    if strong:
+        yield from _wrapped(
+            "          if the classes of a label come from different sources, an encoder that recognises the source has"
+            " a high AUROC without seeing the disease; age may predict a disease, but a number, date or source should"
+            " not"
+        )
+    for remedy in dict.fromkeys(one.remedy for _, traits in shown for one in traits[:most] if one.remedy):
+        yield from _wrapped(f"          - {remedy}", 12)
+    weak = [one for one in found.shortcuts if one.label not in strong]
+    if weak:
+        best = max(weak, key=lambda one: one.auroc)
+        which = "no other label" if strong else "no label"
+        yield from _wrapped(
+            f"sources predict {which} well enough for a warning: at best {best.label} from {best.trait}, AUROC"
+            f" {best.auroc:.2f}"
+        )
+    if found.tested:
+        columns = [name.removeprefix("column ") for name in found.tested if name.startswith("column ")]
+        others = [name for name in found.tested if not name.startswith("column ")]
+        more = f" and {len(columns[_LABELS:])} more" if most is not None and len(columns) > _LABELS else ""
+        listed = [f"columns {', '.join(columns[: most and _LABELS])}{more}"] if columns else []
+        yield from _wrapped(f"tested as sources: {', '.join(others + listed)}")
+    for note in found.notes:
+        yield from _wrapped(note)
+
+
+def _wrapped(text: str, indent: int = 10) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent=" " * indent, break_long_words=False)

@@ -25,7 +25,7 @@ Masks = dict[tuple[str, str], NDArray[np.bool_]]
 
 NOT_GIVEN, NOT_AN_AGE = "not given", "not an age"
 
-_MOST_GROUPS = 50
+MOST_GROUPS = 50
 _YEARS_IN = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
@@ -45,9 +45,9 @@ def groups_of(split: Split, columns: Sequence[str], age_bands: Sequence[float]) 
     for column in columns:
         cells = _column(split, column).astype(str).str.strip()
         names, order = _bands(cells, age_bands) if column == "Age" else (cells, sorted(set(cells) - {""}))
-        if len(order) > _MOST_GROUPS:
+        if len(order) > MOST_GROUPS:
             raise SettingsError(
-                f"evaluate.subgroups: {column!r} has {len(order)} values; name a column of at most {_MOST_GROUPS}"
+                f"evaluate.subgroups: {column!r} has {len(order)} values; name a column of at most {MOST_GROUPS}"
             )
         named = names.mask(cells == "", NOT_GIVEN).to_numpy(object)
         masks = {(column, name): np.asarray(named == name) for name in dict.fromkeys([*order, NOT_GIVEN])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -88,11 +88,13 @@ class Scored:
         bootstrap: (draws,) AUROCs, nan if undefined.
         independent: Targets (N,) and scores (N,) of the labelled rows, if DeLong's test is valid: for one fit, and one
             row per patient.
+        of_draws: (D, draws) AUROCs of each draw of labels, of which `bootstrap` is the mean.
     """
 
     score: Score
     bootstrap: Floats
     independent: tuple[Floats, Floats] | None = None
+    of_draws: Floats = field(default_factory=lambda: np.empty((0, 0)))
 
 
 def label_targets(split: Split, label: str) -> Floats:
@@ -203,8 +205,9 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
     known = ~np.isnan(targets)
     reason = draws.undefined or undefined(targets)
     scores = predictions.scores if predictions and not reason else np.empty((0, len(split)))
-    bootstrap = _mean_bootstrap(bootstrap_auroc, targets, scores, split, settings)
-    precisions = _mean_bootstrap(bootstrap_average_precision, targets, scores, split, settings)
+    of_draws = _bootstrap(bootstrap_auroc, targets, scores, split, settings)
+    bootstrap = of_draws.mean(axis=0)
+    precisions = _bootstrap(bootstrap_average_precision, targets, scores, split, settings).mean(axis=0)
     precision = float(np.mean([average_precision(targets, row) for row in scores] or [math.nan]))
     low, high, _ = share_interval(precision, precisions)
     each = [auroc(targets, row) for row in scores]
@@ -236,16 +239,16 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
         n_train_patients=tuple(int(np.unique(train.patients[rows]).size) for rows in used),
         **policy,
     )
-    return Scored(score, bootstrap, independent)
+    return Scored(score, bootstrap, independent, of_draws)
 
 
-def _mean_bootstrap(
+def _bootstrap(
     measure: Callable[..., Floats], targets: Floats, scores: Floats, split: Split, settings: RunSettings
 ) -> Floats:
-    """Average the bootstrap of a metric over fits, for each draw of patients."""
+    """Return the bootstrap of a metric for each of D fits, (D, draws); nan without fits, (1, draws)."""
     draws = settings.evaluate.bootstrap
     each = [measure(targets, row, split.patients, draws=draws, seed=settings.seed) for row in scores]
-    return np.mean(each, axis=0) if each else np.full(draws, np.nan)
+    return np.stack(each or [np.full(draws, np.nan)])
 
 
 def _delong_interval(independent: tuple[Floats, Floats] | None) -> tuple[float | None, float | None]:
@@ -263,6 +266,7 @@ def _macro(key: Key, parts: Sequence[Scored], study: Study, settings: RunSetting
     defined = [part for part in parts if part.score.undefined is None]
     nothing = [np.full(settings.evaluate.bootstrap, np.nan)]
     bootstrap = np.mean([part.bootstrap for part in defined] or nothing, axis=0)
+    of_draws = np.mean([part.of_draws for part in defined] or [np.stack(nothing)], axis=0)
     aurocs, precisions = (
         [getattr(part.score, name) for part in defined] or [math.nan] for name in ("auroc", "average_precision")
     )
@@ -279,7 +283,7 @@ def _macro(key: Key, parts: Sequence[Scored], study: Study, settings: RunSetting
         n_labels=len(parts),
         n_labels_defined=len(defined),
     )
-    return Scored(score, bootstrap)
+    return Scored(score, bootstrap, of_draws=of_draws)
 
 
 def _area(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,17 @@ import numpy as np
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import counted, patient_ids
+from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.records import Counts, Difference, PrimaryRecord, Record, Score
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 
 MACRO = "macro"
 """Name of the mean over labels, used like a label."""
+
+CAVEAT = (
+    "These forecasts extrapolate a fitted inverse power law to more patients of the same kind; they are not guarantees."
+)
 
 _ERRORS = (("r2", "R2", "R2", "higher"), ("mae", "mean absolute error", "error", "lower"))
 _CELL = 11  # characters of a column of the report by class
@@ -170,6 +176,79 @@ def regression_blocks(
                 lines.append(f"  {row.encoder:<{width}}{share}{cells}".rstrip())
             lines.append("")
     return lines
+
+
+def forecast_blocks(forecasts: Sequence[Forecast], needed: Sequence[LabelsNeeded], drawn: str) -> list[str]:
+    """Return forecasts of one split as lines: a block for each label, and the caveat.
+
+    Args:
+        forecasts: Forecasts, ordered by label, method and encoder.
+        needed: Labels that controls need.
+        drawn: What is labelled, patients or images.
+    """
+    width, lines = name_width(found.encoder for found in forecasts), list[str]()
+    labels, reasons = ({getattr(found, name) for found in forecasts} for name in ("label", "undefined"))
+    if len(reasons) == 1 and None not in reasons:
+        return [f"no forecast for more labels: {reasons.pop()}", ""]
+    for label, group in groupby(forecasts, lambda found: found.label):
+        if label == MACRO and len(labels) == 2:
+            continue  # the mean over one label repeats it
+        rows = list(group)
+        lines += [
+            f"forecast for {rows[0].split}: {label}",
+            f"  {'method':<9}{'encoder':<{width}}{drawn:<15}{'AUROC':<8}{'95 % interval':<18}gain, 95 % interval",
+        ]
+        for (method, encoder), cells in groupby(rows, lambda found: (found.method, found.encoder)):
+            for number, found in enumerate(cells):
+                name = f"{method:<9}{encoder:<{width}}" if number == 0 else ""
+                if number == 0 or found.auroc is not None:
+                    lines.append(f"  {name:<{9 + width}}{_forecast_cells(found)}")
+        lines += ["", *_needed_lines([found for found in needed if found.label == label], drawn)]
+    return [*lines, *wrap(CAVEAT, 118)] if lines else []
+
+
+def _forecast_cells(found: Forecast) -> str:
+    if found.auroc is None or found.gain is None:
+        return f"no forecast: {found.undefined}"
+    size = f"{found.times:g} x: {found.n_train_patients:,.0f}"
+    ends = f"{found.auroc:<8.3f}{span(found.auroc_low, found.auroc_high):<18}"
+    return f"{size:<15}{ends}{found.gain:+.3f}  {span(found.gain_low, found.gain_high, '+')}"
+
+
+def _needed_lines(needed: Sequence[LabelsNeeded], drawn: str) -> list[str]:
+    """Return a line for each fraction of one label, with a column for each control, at most three side by side."""
+    lines = list[str]()
+    for method in dict.fromkeys(found.method for found in needed):
+        own = [found for found in needed if found.method == method]
+        controls = list(dict.fromkeys(found.control for found in own))
+        for some in (controls[at : at + 3] for at in range(0, len(controls), 3)):
+            first = name_width([own[0].encoder])
+            widths = {name: max(27, len(name) + 2) for name in some}
+            names = "".join(f"{name:<{width}}" for name, width in widths.items())
+            lines += [
+                f"  {drawn} needed for the AUROC of {own[0].encoder}, {method}, 95 % interval",
+                f"  {own[0].encoder:<{first}}{names}".rstrip(),
+            ]
+            for fraction in dict.fromkeys(found.fraction for found in own):
+                cells = [found for found in own if found.fraction == fraction and found.control in some]
+                words = "".join(f"{needed_words(found):<{widths[found.control]}}" for found in cells)
+                lines.append(f"  {cells[0].n_train_patients:<{first},.0f}{words}".rstrip())
+            lines.append("")
+    return lines
+
+
+def needed_words(found: LabelsNeeded) -> str:
+    """Return the labels that a control needs with their interval, such as "41 (28 to >7,480)", in two digits."""
+
+    def words(value: float) -> str:
+        if value >= found.most:
+            return f">{found.most:,.0f}"
+        return f"<{found.least:,.0f}" if value <= found.least else f"{float(f'{value:.2g}'):,.0f}"
+
+    if found.needed is None or found.needed_low is None or found.needed_high is None:
+        return "no forecast"
+    middle, low, high = map(words, (found.needed, found.needed_low, found.needed_high))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def figure(value: float, sign: str = "") -> str:

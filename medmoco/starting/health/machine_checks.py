@@ -19,7 +19,7 @@ from medmoco.starting.health.finding import REINSTALL, Finding, State
 from medmoco.starting.machine import Machine, inspect_machine
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.run_folder import holding
-from medmoco.utils.quantities import size_words
+from medmoco.utils.files import size_words
 
 _LITTLE_SHARED, _LITTLE_MEMORY, _LITTLE_DISK = 1e9, 4e9, 10e9  # bytes
 _LEAST_DISK = 1e9  # bytes, for a few checkpoints

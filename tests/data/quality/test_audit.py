@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from medmoco.data.manifest.manifest import load_manifest
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.data.quality.audit import Audit, audit
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.evaluation.leakage.shortcuts import find_shortcuts
+from medmoco.evaluation.leakage.shortcuts import find_provenance, find_shortcuts
 from tests.helpers.dicom_files import RAMP12, save_dicom
 from tests.helpers.films import edited, film
 
@@ -161,6 +162,23 @@ def test_audit__nothing_to_say_of_good_rows(tmp_path: Path) -> None:
     assert listed(tmp_path / "report") == set()
     assert "checked and not found: file missing, file empty" in report.text
     assert "warning" not in report.text
+
+
+def test_audit__letters_burned_into_the_images_of_one_class(tmp_path: Path) -> None:
+    rows = []
+    for number in range(80):
+        pixels = film(number)
+        if number % 2:
+            cv2.putText(pixels, "R", (6, 24), cv2.FONT_HERSHEY_PLAIN, 1.2, 255, 2)
+        rows.append(f"{save(tmp_path, f'secret{number * 37 % 80}.png', pixels)},pat{number * 37 % 80},,{number % 2}")
+    write(tmp_path, "train", rows)
+    settings = settings_of(tmp_path, tmp_path, "data.labels=[Sick]")
+    report = audit(settings, tmp_path / "report", (), find_shortcuts, find_provenance)
+    warned = [one for one in report.provenance.shortcuts if one.warns]
+    assert "bright markings near image borders" in {one.trait for one in warned}
+    assert "Sick can be told from bright markings near image borders" in report.text
+    assert not report.faults
+    assert not any(word in report.text for word in ("secret", "pat1", str(tmp_path)))
 
 
 def against(tmp_path: Path, other: Path, root: Path) -> Audit:

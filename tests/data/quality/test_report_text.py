@@ -11,7 +11,7 @@ from medmoco.config import DataSettings
 from medmoco.data.image_io.images import FileFormat
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.quality.examine import Examined
-from medmoco.data.quality.findings import Finding, Rows, Shortcut, gather_rows
+from medmoco.data.quality.findings import Finding, Provenance, Rows, Shortcut, gather_rows
 from medmoco.data.quality.report_text import format_report
 
 LABELS = ("A", "B")
@@ -146,3 +146,40 @@ def test_screen__columns_that_other_names_hide(tmp_path: Path) -> None:
         '\'data.columns={StudyID: "study_id", ViewPosition: "View Position"}\'',
         "",
     ]
+
+
+def test_screen__labels_told_by_sources_with_remedies(splits: list[Split]) -> None:
+    rows, _, _ = gather_rows(splits, [])
+    found = Provenance(
+        [
+            Shortcut("A", "folder 1 of Path", 1.0, 1.0, 1.0, None, 0.7, "Path", "name the sources"),
+            Shortcut("A", "the letters in file names", 0.97, 0.9, 0.99, None, 0.7, "Path", "name the sources"),
+            Shortcut("A", "column Site", 0.8, 0.7, 0.9, None, 0.7, "column Site", "compare within its values"),
+            Shortcut("B", "column Site", 0.69, 0.65, 0.9, None, 0.7, "column Site"),  # chance
+            Shortcut("B", "folder 1 of Path", 0.5, float("nan"), float("nan"), None, 0.7, "Path"),
+        ],
+        ("Path", "column Site"),
+        ("a note",),
+    )
+    text = format_report(splits, rows, files_of(rows), [], [], found)
+    plain = " ".join(text.split())
+    assert (
+        "warning A can be told from folder 1 of Path, AUROC 1.00 (1.00 to 1.00); column Site, AUROC 0.80 (0.70 to 0.90)"
+        " if the classes of a label come from different sources, an encoder that recognises the source has a high AUROC"
+        in plain
+    )
+    assert text.endswith(
+        "          - name the sources\n"
+        "          - compare within its values\n"
+        "sources predict no other label well enough for a warning: at best B from column Site, AUROC 0.69\n"
+        "tested as sources: Path, columns Site\n"
+        "a note\n"
+    )
+    assert max(map(len, text.splitlines())) < 120
+    assert "letters" not in plain  # of the same paths
+    assert "the letters in file names, AUROC 0.97" in format_report(
+        splits, rows, files_of(rows), [], [], found, all_labels=True
+    )
+    alone = format_report(splits, rows, files_of(rows), [], [], Provenance(found.shortcuts[3:]))
+    assert "sources predict no label well enough for a warning" in alone
+    assert "warning   B" not in alone
