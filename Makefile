@@ -9,7 +9,7 @@ READY := $(VENV)/.installed-from-pyproject
 
 # ImageNet weights for the demo to compare with: those of torchvision's ResNet-18 if torch has downloaded them before.
 IMAGENET ?= $(firstword $(wildcard $(HOME)/.cache/torch/hub/checkpoints/resnet18-*.pth))
-CONTROL := $(if $(IMAGENET),--encoder imagenet=demo/imagenet)
+CONTROL := $(if $(IMAGENET),--encoder imagenet=$(IMAGENET))
 
 # Lets the recipes below use the commands that a user would type.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -32,7 +32,6 @@ demo: $(READY) ## pretrain, evaluate and export on 1,500 real chest films in a f
 	medmoco check --config configs/demo.yaml
 	medmoco preview --config configs/demo.yaml --out demo/views.png
 	medmoco pretrain --config configs/demo.yaml
-	$(if $(IMAGENET),medmoco import $(IMAGENET) --out demo/imagenet)
 	medmoco evaluate --config configs/demo.yaml --encoder demo/run $(CONTROL) --out demo/run/evaluation --test
 	medmoco curve --config configs/demo.yaml --encoder demo/run $(CONTROL) --out demo/run/curve --draws 10 --test
 	medmoco export --run demo/run --out demo/export

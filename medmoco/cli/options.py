@@ -58,9 +58,10 @@ Encoders = Annotated[
     list[str],
     typer.Option(
         "--encoder",
-        metavar="[NAME=]SOURCE",
-        help='Run folder (RUN/best: its best checkpoint), weights file, or "random". Repeatable; further encoders need '
-        "names, such as imagenet=FILE.",
+        metavar="[NAME=]SOURCE[@SIZE]",
+        help='Run folder (RUN/best: its best checkpoint), export, import, weights file, or "random". Repeatable; '
+        "further encoders need names, such as imagenet=FILE, and in evaluate and curve may have a size of their own, "
+        "such as imagenet=FILE@224.",
     ),
 ]
 Test = Annotated[

@@ -120,13 +120,20 @@ def import_file(
     leave_out: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keys to skip, with * as a wildcard. Repeatable.")
     ] = None,
+    mean: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean with which the source normalised gray images, 0 to 1 [default: if stated, the source's]."
+        ),
+    ] = None,
+    std: Annotated[float | None, typer.Option(help="Standard deviation, together with --mean.")] = None,
 ) -> None:
     """Import the weights of another project, with a record of every key."""
     if which not in ("query", "key"):
         raise SettingsError(f"--which {which!r}: give query, or key for its moving average")
     print(medmoco.import_weights(
         file, out, backbone=backbone, which="key" if which == "key" else "query", scheme=scheme,
-        leave_out=tuple(leave_out or ()),
+        leave_out=tuple(leave_out or ()), mean=mean, std=std,
     ))  # fmt: skip
 
 

@@ -195,6 +195,7 @@ def _point(score: Score, fraction: float) -> CurvePoint:
     counts = {"n_train": score.n_train, "n_train_patients": score.n_train_patients}
     fields = score.model_dump(include=CurvePoint.model_fields.keys() - counts.keys())
     fields |= {name: float(np.mean(values)) if values else None for name, values in counts.items()}
+    fields = {name: value for name, value in fields.items() if name != "preprocessing" or value}
     return CurvePoint(**fields, fraction=fraction)
 
 

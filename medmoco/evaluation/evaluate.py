@@ -55,7 +55,8 @@ def evaluate(
     Args:
         config: Settings of the data, the image size and the protocol, see `load_config`.
         encoders: Run, export, import, weights file, "random", or what `load_encoder` returned; or several by name, of
-            which the first is the primary one, which the others are compared with.
+            which the first is the primary one, which the others are compared with. The others have the preprocessing of
+            their training, and may have a size of their own, as in "imported@224" (docs/evaluation.md).
         out: Folder in which to save the results, and the primary encoder's linear probe as classifier/, in place of
             those of an earlier evaluation; without it nothing is saved.
         test: Evaluate on the test set too, which is recorded in the ledger of the run, or in `out` without a run.

@@ -83,7 +83,9 @@ def _read(file: Path, adapter: TypeAdapter[Any]) -> Any:
 
 def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row for each record; nested fields become columns such as "leakage.train.images"."""
-    frame = pd.json_normalize([record.model_dump(exclude={"version"}) for record in records])
+    records = list(records)
+    unused = set() if any(getattr(record, "preprocessing", None) for record in records) else {"preprocessing"}
+    frame = pd.json_normalize([record.model_dump(exclude={"version"} | unused) for record in records])
     first = [name for name in ("label", "split", "method", "encoder") if name in frame]
     return frame[[*first, *frame.columns.drop(first)]]
 

@@ -11,9 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 VERSION = 1
-UNTRAINED, PIXELS = "untrained", "pixels"
-CONTROLS = (UNTRAINED, PIXELS)
-"""Names of the controls that are always scored: the untrained network and raw pixels."""
+CONTROLS = UNTRAINED, PIXELS = "untrained", "pixels"  # always scored: the untrained network and raw pixels
 UNNAMED = "run"
 """Name of an encoder to which the user gave none; it has no special meaning."""
 
@@ -80,6 +78,8 @@ class PrimaryRecord(EncoderRecord):
 
     primary: Flag | None = None
     """Whether this is the primary encoder; the others are controls."""
+    preprocessing: Text | None = None
+    """Size and normalisation of the encoder's images, if they are not those of the primary encoder."""
 
 
 class MethodRecord(EncoderRecord):

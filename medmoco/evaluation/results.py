@@ -28,7 +28,7 @@ from medmoco.evaluation.records import (
     Subgroup,
     primary_of,
 )
-from medmoco.evaluation.scoring.table import MACRO, summary_cells
+from medmoco.evaluation.scoring.table import MACRO, sized_names, summary_cells
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
 from medmoco.evaluation.verdict import Verdict, curve_verdict, verdicts
 from medmoco.plotting.figures import confusion_figure, curve_figure
@@ -192,9 +192,9 @@ class Evaluation(_WithTargets):
         table, split = self.predictions, split or shown_split(self.scores)
         table = table[(table["split"] == split) & (table["method"] == method) & (table["draw"] == 0)]
         column, value = ("encoder", label) if label else ("label", self.primary)
-        chosen = table[table["label" if label else "encoder"] == value]
+        chosen, shown = table[table["label" if label else "encoder"] == value], sized_names(self.scores)
         groups = {
-            str(name): (rows["target"].to_numpy(float), rows["score"].to_numpy(float))
+            shown.get(str(name), str(name)): (rows["target"].to_numpy(float), rows["score"].to_numpy(float))
             for name, rows in chosen.groupby(column, sort=False)
             if rows["target"].nunique() == 2
         }
@@ -286,7 +286,9 @@ class Curve(_WithTargets):
     def save(self, folder: Path) -> None:
         """Write the JSON files of the records, curve.csv, forecast.csv, table.txt, and a figure per split and label."""
         super().save(folder)
-        tables = {"curve": self.to_frame().reindex(columns=_CURVE_CSV), "forecast": to_frame(self.forecast)}
+        frame = self.to_frame()
+        columns = [*_CURVE_CSV, *({"preprocessing"} & {*frame})]
+        tables = {"curve": frame.reindex(columns=columns), "forecast": to_frame(self.forecast)}
         for name, frame in tables.items():
             frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         for split, label in dict.fromkeys((p.split, p.label) for p in self._points()):
@@ -321,7 +323,8 @@ class Curve(_WithTargets):
 
     def _figure(self, label: str, split: str) -> Figure:
         is_target = label not in {point.label for point in self.points}
-        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", self.forecast)
+        names = sized_names(self._points())
+        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", self.forecast, names)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table)}</pre>"

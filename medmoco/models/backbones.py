@@ -16,6 +16,8 @@ from medmoco.config import ModelSettings
 from medmoco.errors import SettingsError, without_names
 from medmoco.models.conv_stem import conv_stem
 from medmoco.models.interop.naming import VARIANTS, has_conv_stem, timm_model
+from medmoco.models.interop.preparation import preparation_of
+from medmoco.models.interop.schemes import Preparation
 from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
 from medmoco.utils.rng import WEIGHTS, hashed
@@ -39,9 +41,11 @@ class Backbone(nn.Module):
         fixed_size: The only side of a view, in pixels, that it accepts; None if it accepts any.
         channels: Number of input channels.
         start: Description of the weights that `create_backbone` loaded, one line; None if they are random.
+        preparation: How images were prepared for these weights by their source; None if they are random.
     """
 
     start: str | None = None
+    preparation: Preparation | None = None
 
     def __init__(
         self, name: str, net: nn.Module, feature_dim: int, fixed_size: int | None = None, channels: int = 1
@@ -238,4 +242,5 @@ def load_weights(backbone: Backbone, file: Path) -> str:
     """
     imported = fit(read_contents(file), backbone.name, backbone.net.state_dict())
     backbone.net.load_state_dict(imported.state)
+    backbone.preparation = preparation_of(file, imported.found, backbone.name)
     return f"weights file {file.name}: {imported.summary()}"

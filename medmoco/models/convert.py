@@ -20,12 +20,13 @@ from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.backbones import Backbone, create_backbone
 from medmoco.models.interop.detect_format import Which, find, recognise
-from medmoco.models.interop.naming import kind_of
+from medmoco.models.interop.preparation import ENCODER, FACTS, preparation_of
+from medmoco.models.interop.schemes import Preparation
 from medmoco.models.interop.state_dict_matching import Imported, fit
 from medmoco.models.interop.state_dicts import Contents, plain_tensors, read_contents
 from medmoco.utils.files import PathLike, sha256_of
 
-ENCODER, FACTS, KEYS = "encoder.safetensors", "import.json", "keys.csv"
+KEYS = "keys.csv"
 
 _SIZE = 224  # of views, for networks that accept any size
 
@@ -38,6 +39,8 @@ def import_weights(
     which: Which = "query",
     scheme: str | None = None,
     leave_out: Sequence[str] = (),
+    mean: float | None = None,
+    std: float | None = None,
 ) -> str:
     """Write the encoder of a third-party weights file with medmoco's names, and a report on every key.
 
@@ -48,12 +51,16 @@ def import_weights(
         which: Encoder to use if the file has two.
         scheme: Checkpoint format, if the keys alone are ambiguous.
         leave_out: Patterns of keys to omit, with `*`.
+        mean: Mean with which the source normalised gray images, as a fraction of white; by default as far as the file,
+            its format or its folder state it.
+        std: Standard deviation, given together with `mean`.
 
     Returns:
         Lines of text that describe the result and how to use it.
 
     Raises:
-        SettingsError: `out` is not empty or cannot be written, or the backbone or format is unknown.
+        SettingsError: `out` is not empty or cannot be written, the backbone or format is unknown, or only one of `mean`
+            and `std` is given.
         CheckpointError: the file cannot be read, or does not contain such an encoder.
 
     Example:
@@ -65,17 +72,24 @@ def import_weights(
     file, out, leave_out = Path(file), Path(out), tuple(leave_out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another one")
+    if (mean is None) != (std is None) or (mean is not None and not (0 <= mean <= 1 and std and std > 0)):
+        raise SettingsError("give mean (0 to 1) and std (above 0) together, as fractions of white")
     contents = read_contents(file)
     name = backbone or contents.backbone or recognised(contents, which, scheme, leave_out)
-    size = native_size(contents, which, scheme, leave_out) if kind_of(name) == "vit" else _SIZE
+    size = native_size(contents, which, scheme, leave_out)
     net = create_backbone(ModelSettings(backbone=name), seed=0, size=size)
     imported = fit(contents, net.name, net.net.state_dict(), which=which, scheme=scheme, leave_out=leave_out)
-    facts = _facts(file, net, imported)
+    preparation = imported.found.scheme.preparation
+    if mean is not None:
+        preparation = Preparation(mean, std, "as given")
+    elif scheme is None:
+        preparation = preparation_of(file, imported.found, net.name)
+    facts = _facts(file, net, imported, preparation)
     try:
         _write(out.resolve(), net, imported, facts)
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
-    return _report(out, net, imported)
+    return _report(out, net, imported, preparation)
 
 
 def recognised(
@@ -100,8 +114,14 @@ def recognised(
 def native_size(
     contents: Contents, which: Which = "query", scheme: str | None = None, leave_out: tuple[str, ...] = ()
 ) -> int:
-    """Return the side, in pixels, for which a transformer's positions were made, so that they are kept unchanged."""
-    found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
+    """Return the side, in pixels, for which a transformer's positions were made, so that they are kept unchanged.
+
+    For other networks, and if the encoder is not found, it is 224.
+    """
+    try:
+        found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
+    except CheckpointError:
+        return _SIZE
     shapes = {name: contents.tensors[key].shape for key, name in found.names.items()}
     if {"pos_embed", "patch_embed.proj.weight"} <= shapes.keys():
         for tokens in (1, 0):
@@ -111,7 +131,7 @@ def native_size(
     return _SIZE
 
 
-def _facts(file: Path, net: Backbone, imported: Imported) -> dict[str, Any]:
+def _facts(file: Path, net: Backbone, imported: Imported, preparation: Preparation) -> dict[str, Any]:
     """Return the content of import.json. The file is identified by its hash alone, since its path is private."""
     found = imported.found
     return {
@@ -126,7 +146,7 @@ def _facts(file: Path, net: Backbone, imported: Imported) -> dict[str, Any]:
             "left_out": dict(imported.reasons("left out")),
             "added": imported.added,
         },
-        "preparation": {**asdict(found.scheme.preparation), "order": "(pixel / white - mean) / std"},
+        "preparation": {**asdict(preparation), "order": "(pixel / white - mean) / std"},
         "licence": "as the source's",
         "libraries": {module.__name__: module.__version__ for module in (medmoco, torch, timm)},
     }
@@ -151,10 +171,9 @@ def _write(out: Path, net: Backbone, imported: Imported, facts: dict[str, Any]) 
         folder.rename(out)
 
 
-def _report(out: Path, net: Backbone, imported: Imported) -> str:
+def _report(out: Path, net: Backbone, imported: Imported, preparation: Preparation) -> str:
     """Return a description of the result and how to use it."""
     found, size = imported.found, f" for views of {net.fixed_size} pixels" if net.fixed_size else ""
-    preparation = found.scheme.preparation
     lines = [
         f"{net.name}{size}, {net.feature_dim} features",
         imported.summary(),
@@ -163,6 +182,15 @@ def _report(out: Path, net: Backbone, imported: Imported) -> str:
     ]
     if found.scheme.name == "moco":
         lines.append("files of MoCo-CXR have the same keys; if this is one of them, add --scheme moco-cxr")
+    elif found.scheme.name == "dinov2" and preparation == found.scheme.preparation:
+        lines.append("files of RAD-DINO have the same keys; if this is one of them, add --scheme rad-dino")
     normalisation = "" if preparation.mean is None else f" views.mean={preparation.mean} views.std={preparation.std}"
-    lines.append(f"to use it, set model.backbone={net.name} model.init={out / ENCODER}{normalisation}")
-    return "\n".join(lines)
+    if preparation.mean is None:
+        lines.append("if you know mean and standard deviation, import again with --mean and --std")
+    native = net.fixed_size or preparation.size
+    at_native = f", or NAME={out}@{native} at its native size" if native else ""
+    return "\n".join([
+        *lines,
+        f"to compare your encoder with it in evaluate or curve, add --encoder NAME={out}{at_native}",
+        f"to use it, set model.backbone={net.name} model.init={out / ENCODER}{normalisation}",
+    ])  # fmt: skip

@@ -6,7 +6,7 @@ print. Every function returns a matplotlib Figure, for `inline_svg` to embed in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, Protocol
@@ -141,6 +141,7 @@ def curve_figure(
     split: str,
     metric: Literal["auroc", "r2"] = "auroc",
     forecasts: Sequence[Forecast] = (),
+    names: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw a metric against the fraction of the training patients whose labels were used.
 
@@ -152,6 +153,7 @@ def curve_figure(
         split: Split of the scores.
         metric: Metric to draw.
         forecasts: Forecasts of AUROCs of all labels and splits.
+        names: Names to show in place of those of encoders.
     """
     figure, axes = _new()
     ticks: set[float] = set()
@@ -166,7 +168,8 @@ def curve_figure(
         number = encoders.index(encoder)
         # Points are shifted, so that intervals do not overlap.
         shift = 1.07 ** (number - (len(encoders) - 1) / 2 + methods.index(method) / len(methods))
-        name = encoder if len(methods) == 1 else f"{encoder}, {method_words(method)}"
+        name = (names or {}).get(encoder, encoder)
+        name = name if len(methods) == 1 else f"{name}, {method_words(method)}"
         low, high = ([_or(getattr(p, f"{metric}_{end}"), value) for p, value in own] for end in ("low", "high"))
         _draw(axes, Line(
             name,

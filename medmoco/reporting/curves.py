@@ -23,6 +23,7 @@ from medmoco.reporting.scores import (
     label_words,
     labels_of,
     method_of,
+    preprocessing_texts,
 )
 from medmoco.reporting.targets import regression_curves
 
@@ -182,9 +183,9 @@ def curve_section(runs: Sequence[Run]) -> Section:
             parts.setdefault(target, []).extend(blocks)
     sections = [Section(title, plots_first(found)) for title, found in parts.items()]
     words = "{run} has no label-efficiency curve: `medmoco curve --out {run}/curve` computes it."
-    return Section(
-        "Label efficiency", missing(runs, lambda run: not run.curve and not run.curve_regression, words), sections
-    )
+    blocks = missing(runs, lambda run: not run.curve and not run.curve_regression, words)
+    blocks += [text for run in runs for text in preprocessing_texts(run, run.curve or ())]
+    return Section("Label efficiency", blocks, sections)
 
 
 def curve_plots(run: Run) -> list[Block]:
@@ -192,6 +193,10 @@ def curve_plots(run: Run) -> list[Block]:
     split = shown_split(run.curve or ())
     blocks = (block for label in labels_of(run.curve or ()) for block in _curve(run, label, split))
     return [block for block in blocks if isinstance(block, Plot)]
+
+
+def _name(run: Run, encoder: str, *, is_primary: bool = False) -> str:
+    return encoder_name(run, encoder, [run], is_primary=is_primary, records=run.curve)
 
 
 def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
@@ -226,7 +231,7 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
     else:
         yield table
     differences = [
-        [f"{100 * d.fraction:g} %", encoder_name(run, d.control, [run]), method_words(d.method), *difference_cells(d)]
+        [f"{100 * d.fraction:g} %", _name(run, d.control), method_words(d.method), *difference_cells(d)]
         for d in run.curve_differences or ()
         if (d.label, d.split) == (label, split)
     ]
@@ -240,7 +245,7 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
 
 def _renamed(run: Run, record: Kind, primary: str | None) -> Kind:
     """Return a record with the name of the encoder to show."""
-    name = encoder_name(run, record.encoder, [run], is_primary=record.encoder == primary)
+    name = _name(run, record.encoder, is_primary=record.encoder == primary)
     return record.model_copy(update={"encoder": name})
 
 
@@ -258,7 +263,7 @@ def _forecast(run: Run, label: str, split: str) -> Iterable[Block]:
         if (found.label, found.split) == (label, split)
     ]  # fmt: skip
     needed = [
-        [count(round(found.n_train_patients)), number(found.auroc), encoder_name(run, found.control, [run]),
+        [count(round(found.n_train_patients)), number(found.auroc), _name(run, found.control),
          method_words(found.method), found.undefined or needed_words(found)]
         for found in run.labels_needed or ()
         if (found.label, found.split) == (label, split)

@@ -16,10 +16,11 @@ from medmoco.evaluation.records import (
     EncoderRecord,
     MethodRecord,
     OperatingPoint,
+    PrimaryRecord,
     Score,
     Subgroup,
 )
-from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.scoring.table import MACRO, sized_names
 from medmoco.evaluation.target_records import ClassScore, RegressionScore
 from medmoco.plotting.figures import Estimate, forest_figure, method_words
 from medmoco.reporting.blocks import (
@@ -64,12 +65,29 @@ def rows_of(run: Run, records: Iterable[Kind], primary: str | None) -> list[Row[
     return [Row(run, record, record.encoder == primary) for record in records]
 
 
-def encoder_name(run: Run, encoder: str, runs: Sequence[Run], *, is_primary: bool = False) -> str:
-    """Return the name to show for an encoder: the user's, or the name of the run if there is none."""
+def encoder_name(
+    run: Run,
+    encoder: str,
+    runs: Sequence[Run],
+    *,
+    is_primary: bool = False,
+    records: Sequence[PrimaryRecord] | None = None,
+) -> str:
+    """Return the name to show for an encoder: the user's, or the name of the run if there is none.
+
+    The size of its images is added if `records`, by default the scores of the run, say that it had its own.
+    """
     if is_primary and encoder == UNNAMED:
         return run.name
-    name = PurePath(encoder).name
+    sized = sized_names(records or run.evaluation.scores or run.evaluation.regression or ())
+    name = sized.get(encoder, PurePath(encoder).name)
     return name if len(runs) == 1 else f"{name} ({run.name})"
+
+
+def preprocessing_texts(run: Run, records: Iterable[PrimaryRecord]) -> list[Text]:
+    """Return a line for each encoder whose images were not prepared as those of the primary one."""
+    own = {record.encoder: record.preprocessing for record in records if record.preprocessing}
+    return [Text(f"{name} ({run.name}): images of {words}.") for name, words in own.items()]
 
 
 def method_of(methods: Sequence[str]) -> str:
@@ -110,6 +128,7 @@ def scores_section(runs: Sequence[Run]) -> Section:
     splits = sorted({row.record.split for row in rows}, key=lambda split: (split != "test", split))
     shown, *others = splits
     blocks.append(Text(_protocol(rows[0].record)))
+    blocks += [text for run in runs for text in preprocessing_texts(run, run.evaluation.scores or ())]
     scored = [run for run in runs if run.evaluation.scores]
     forest = _forest(scored, [row for row in rows if row.record.split == shown], shown)
     if forest:

@@ -165,6 +165,8 @@ def _log_start(session: TrainingSession) -> None:
     backbone: Backbone = session.state.model.query_encoder.backbone  # type: ignore[union-attr,assignment]
     if backbone.start and not session.checkpoint:
         log.info(f"starting from {backbone.start}")
+        if line := _other_normalisation(backbone, settings):
+            log.info(line)
     before = session.checkpoint.get("processes", 1) if session.checkpoint else processes
     if before != processes:
         log.info(
@@ -181,6 +183,19 @@ def _log_start(session: TrainingSession) -> None:
         f" on {order.samples} images, {order.steps} steps of {order.batch_size}, from step {session.start_step},"
         f" {f'{processes} processes on ' if processes > 1 else ''}{context.device.type}, {context.precision}"
         f" ({context.reason})"
+    )
+
+
+def _other_normalisation(backbone: Backbone, settings: RunSettings) -> str | None:
+    """Return a line if gray images are not normalised as for the weights that the run starts from."""
+    source, views = backbone.preparation, settings.views
+    if source is None or source.mean is None or source.std is None or settings.data.channels != "gray":
+        return None
+    if np.allclose([views.mean, views.std], [source.mean, source.std], rtol=0, atol=1e-3):
+        return None
+    return (
+        f"the source of these weights normalised images with other values than views.mean={views.mean}"
+        f" views.std={views.std}; to use its own, set views.mean={source.mean} views.std={source.std}"
     )
 
 

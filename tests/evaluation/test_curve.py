@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from medmoco.config import RunSettings, load
 from medmoco.errors import SettingsError
 from medmoco.evaluation.curve import curve
 from medmoco.evaluation.evaluate import evaluate
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.leakage.ledger import read_ledger
 from medmoco.evaluation.results import Curve
+from tests.helpers import foreign
 from tests.helpers.squares import SMALL, write_images
 
 FINETUNE = ["finetune.epochs=2", "finetune.least_steps=1", "finetune.global_batch_size=8", "finetune.patience=0"]
@@ -159,3 +163,35 @@ def test_curve__targets_alone_and_nothing_to_fine_tune(settings: Callable[..., R
     assert (tmp_path / "curve.csv").read_text().startswith("label,split")
     with pytest.raises(SettingsError, match="no labels to learn"):
         curve(chosen, {"run": "random"}, tmp_path, finetune=True)
+
+
+def test_curve__says_how_images_of_a_control_were_prepared(
+    settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    torch.save(foreign.moco(foreign.torchvision_resnet(seed=0), foreign.torchvision_resnet(seed=1)), tmp_path / "w.pth")
+    chosen = settings("model.backbone=resnet10t", "evaluate.fractions=[1.0]")
+    save_file(load_encoder("random", chosen).module.net.state_dict(), tmp_path / "own.safetensors")
+    sources = {"own": str(tmp_path / "own.safetensors"), "imagenet": f"{tmp_path / 'w.pth'}@40"}
+    found, own = curve(chosen, sources, tmp_path / "curve"), "40 x 40 pixels, mean 0.449, std 0.226"
+    assert f"imagenet: images of {own}\n" in found.table
+    assert {point.encoder: point.preprocessing for point in found.points} == {
+        "own": None, "imagenet": own, "untrained": None, "pixels": None,
+    }  # fmt: skip
+    assert Curve.load(tmp_path / "curve").points == found.points
+    table = pd.read_csv(tmp_path / "curve" / "curve.csv").set_index("encoder")["preprocessing"]
+    assert (table["imagenet"] == own).all()
+    assert table["own"].isna().all()
+    names = found.plot().axes[0].get_legend_handles_labels()[1]
+    assert "imagenet (40 x 40 pixels)" in names
+    scored = evaluate(chosen, sources, tmp_path / "evaluation")
+    assert {(s.encoder, s.size, s.preprocessing) for s in scored.scores if s.encoder in sources} == {
+        ("own", 32, None), ("imagenet", 40, own),
+    }  # fmt: skip
+    assert own in scored.table
+    assert "preprocessing" in scored.to_frame()
+
+
+def test_curve__without_such_a_control_nothing_mentions_it(found: tuple[Curve, Path]) -> None:
+    for file in found[1].glob("*.*"):
+        assert b"preprocessing" not in file.read_bytes()
+    assert "preprocessing" not in found[0].to_frame()

@@ -132,6 +132,7 @@ def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Split]:
         return Encoder(Backbone("resnet18", nn.Linear(16, 16), 16), preprocessing, Provenance("run", 7))
 
     patch.setattr(study, "load_encoder", stand_in_encoder)
+    patch.setattr(study, "settings_of_control", lambda _source, _size, settings: (settings, []))
     patch.setattr(inputs, "extract", extract)
     return found
 

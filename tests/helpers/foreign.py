@@ -243,3 +243,70 @@ def torchvision_2017(net: Any) -> State:
         if not key.endswith("num_batches_tracked"):
             found[key] = value
     return found
+
+
+def lukemelas(net: Any) -> State:
+    """Return an EfficientNet of timm under the names of lukemelas/EfficientNet-PyTorch."""
+    layers = {"_conv_stem": net.conv_stem, "_bn0": net.bn1, "_conv_head": net.conv_head, "_bn1": net.bn2}
+    layers["_fc"] = net.classifier
+    for number, block in enumerate(block for stage in net.blocks for block in stage):
+        if hasattr(block, "conv_pwl"):
+            own = {"expand_conv": block.conv_pw, "bn0": block.bn1, "bn1": block.bn2}
+            own |= {"project_conv": block.conv_pwl, "bn2": block.bn3}
+        else:
+            own = {"bn1": block.bn1, "project_conv": block.conv_pw, "bn2": block.bn2}
+        if hasattr(block.se, "conv_reduce"):
+            own |= {"se_reduce": block.se.conv_reduce, "se_expand": block.se.conv_expand}
+        own["depthwise_conv"] = block.conv_dw
+        layers |= {f"_blocks.{number}._{name}": layer for name, layer in own.items()}
+    return {f"{name}.{leaf}": value for name, layer in layers.items() for leaf, value in layer.state_dict().items()}
+
+
+def dinov2_vit(registers: int = 0, size: int = 56, seed: int = 0) -> Any:
+    """Return what timm calls vit_small_patch14_dinov2, or with 4 registers vit_small_patch14_reg4_dinov2."""
+    torch.manual_seed(seed)
+    net = timm.models.VisionTransformer(
+        size, 14, num_classes=0, embed_dim=384, depth=12, num_heads=6, init_values=1.0,
+        reg_tokens=registers, no_embed_class=bool(registers),
+    )  # fmt: skip
+    for parameter in net.parameters():
+        parameter.data = torch.randn_like(parameter) * (0.05 if parameter.ndim > 1 else 0.2)
+    return net.eval()
+
+
+def dinov2(net: Any) -> State:
+    """Return its tensors as facebookresearch/dinov2 saves them: there the class token has a position in any case."""
+    state = {**net.state_dict(), "mask_token": torch.zeros(1, 384)}
+    if "reg_token" in state:
+        position = torch.randn(1, 1, 384)
+        state["register_tokens"] = state.pop("reg_token")
+        state["cls_token"] = state["cls_token"] - position
+        state["pos_embed"] = torch.cat([position, state["pos_embed"]], 1)
+    return state
+
+
+def transformers_dinov2(net: Any, prefix: str = "") -> State:
+    """Return its tensors as save_pretrained of Hugging Face's transformers writes them."""
+    state, found = dinov2(net), {}
+    outside = {"cls_token": "cls_token", "mask_token": "mask_token", "pos_embed": "position_embeddings"}
+    outside |= {"register_tokens": "register_tokens", "patch_embed.proj.weight": "patch_embeddings.projection.weight"}
+    outside["patch_embed.proj.bias"] = "patch_embeddings.projection.bias"
+    inner = {"attn.proj": "attention.output.dense", "ls1.gamma": "layer_scale1.lambda1"}
+    inner["ls2.gamma"] = "layer_scale2.lambda1"
+    for key, value in state.items():
+        if key in outside:
+            found[f"embeddings.{outside[key]}"] = value
+        elif key.startswith("norm."):
+            found[key.replace("norm.", "layernorm.")] = value
+        else:
+            _, number, name = key.split(".", 2)
+            place = f"encoder.layer.{number}"
+            if name.startswith("attn.qkv"):
+                leaf = name.rpartition(".")[2]
+                for index, part in enumerate(("query", "key", "value")):
+                    found[f"{place}.attention.attention.{part}.{leaf}"] = value[384 * index : 384 * (index + 1)].clone()
+                continue
+            for ours, theirs in inner.items():
+                name = name.replace(ours, theirs)
+            found[f"{place}.{name}"] = value
+    return under(prefix, found)

@@ -54,5 +54,5 @@ def made_study(sizes: dict[str, int] | None = None) -> Any:
     scored = [name for name in splits if name != "train"]
     return SimpleNamespace(
         splits=splits, values={"Age": values}, features=features, encoders=list(SKILL), scored=scored,
-        leaks=dict.fromkeys(scored),
+        leaks=dict.fromkeys(scored), others={},
     )  # fmt: skip

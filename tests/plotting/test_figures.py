@@ -80,6 +80,13 @@ def test_curve_figure__one_line_for_each_encoder_and_method() -> None:
     assert len(looks) == 4
 
 
+def test_curve_figure__names_to_show() -> None:
+    figure = curve_figure(curve_points(), "Viral", "test", names={"run": "run (96 x 96 pixels)"})
+    names = figure.axes[0].get_legend_handles_labels()[1]
+    assert names[0] == "run (96 x 96 pixels), linear probe"
+    assert names[2] == "untrained, linear probe"
+
+
 def test_curve_figure__dotted_lines_lead_to_the_forecasts() -> None:
     ends = {"label": "Viral", "split": "test", "method": "linear", "auroc_low": 0.7, "auroc_high": None}
     ahead = [

@@ -122,6 +122,17 @@ def test_curve_section__runs_beside_each_other(run: Run, other_run: Run) -> None
     assert [plot.caption.split(", ")[2].split(";")[0] for plot in plots_of(section)] == ["cxr-1", "cxr-2"] * 2
 
 
+def test_curve_section__controls_with_a_preprocessing_of_their_own(run: Run) -> None:
+    own = "224 x 224 pixels, mean 0.498, std 0.502"
+    curve = [
+        point.model_copy(update={"preprocessing": own}) if point.encoder == "untrained" else point
+        for point in run.curve or ()
+    ]
+    section = curve_section([replace(run, curve=curve)])
+    assert f"untrained (cxr-1): images of {own}." in words_of(section)
+    assert "untrained (224 x 224 pixels)" in tables_of(section)[0].rows[-1][1] + words_of(section)
+
+
 def test_curve_section__nothing_defined(run: Run) -> None:
     undefined = {"auroc": None, "auroc_low": None, "auroc_high": None, "undefined": "undefined (no positives)"}
     section = curve_section([replace(run, curve=[point.model_copy(update=undefined) for point in run.curve or []])])

@@ -39,6 +39,21 @@ def test_encoder_name__of_one_run_and_of_several(run: Run) -> None:
     assert encoder_name(run, "/srv/weights/imagenet.pth", [run]) == "imagenet.pth"
 
 
+def test_scores_section__controls_with_a_preprocessing_of_their_own(run: Run) -> None:
+    own = "224 x 224 pixels, mean 0.498, std 0.502"
+    records = [
+        record.model_copy(update={"preprocessing": own}) if record.encoder == "pixels" else record
+        for record in run.evaluation.scores or ()
+    ]
+    changed = _changed(run, "scores", records)
+    assert encoder_name(changed, "pixels", [changed]) == "pixels (224 x 224 pixels)"
+    assert encoder_name(changed, "untrained", [changed]) == "untrained"
+    words = words_of(scores_section([changed]))
+    assert f"pixels (cxr-1): images of {own}." in words
+    assert "pixels (224 x 224 pixels), linear probe" in words
+    assert "pixels, linear probe" in words_of(scores_section([run]))
+
+
 def test_labels_of__mean_last_and_only_of_several() -> None:
     def labels(*names: str) -> list[str]:
         return labels_of([EncoderRecord(label=name, split="test", encoder="run") for name in names])

@@ -267,6 +267,10 @@ def test_pretrain__starts_from_the_query_encoder_of_another_project(manifest: Pa
     log = (settings.out / "log.txt").read_text()
     assert "starting from weights file moco.pth.tar: query encoder of a moco file with names of timm" in log
     assert "(86 other encoder, 2 projector, 1 queue, 1 no tensor)" in log
+    assert (
+        "the source of these weights normalised images with other values than views.mean=0.5 views.std=0.25; to use its"
+        " own, set views.mean=0.449 views.std=0.226\n"
+    ) in log
     assert str(manifest.parent) not in log
 
 

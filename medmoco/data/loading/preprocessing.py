@@ -195,6 +195,12 @@ class Preprocessing(CanvasPart, NormalisationPart):
         return list(value) if isinstance(value, tuple) else [value] * self.channel_count
 
     @property
+    def input(self) -> str:
+        """Size and normalisation in a few words, such as "224 x 224 pixels, mean 0.498, std 0.502"."""
+        mean, std = ("/".join(f"{value:.3f}" for value in dict.fromkeys(each)) for each in (self.means, self.stds))
+        return f"{self.size} x {self.size} pixels, mean {mean}, std {std}"
+
+    @property
     def levels(self) -> str:
         """Description of how stored values become grey levels."""
         if isinstance(self.channels, int):

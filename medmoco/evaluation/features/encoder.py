@@ -28,6 +28,7 @@ from medmoco.evaluation.features.encoder_files import (
     kind_of_source,
     load_weights_into,
     refuse_other_input,
+    split_size,
 )
 from medmoco.evaluation.features.features import Features, Mirrored, fingerprint
 from medmoco.evaluation.features.image_sets import Images
@@ -177,7 +178,8 @@ class Encoder:
 
 
 Encoders = Mapping[str, PathLike | Encoder] | PathLike | Encoder
-"""One encoder, or several by name: a run, an export, an import, a weights file, "random", or what was loaded."""
+"""One encoder, or several by name: a run, an export, an import, a weights file, "random", or what was loaded. In
+`evaluate` and `curve`, a size in pixels may follow those after the first, as in "imported@224"."""
 
 
 def load_encoder(
@@ -226,6 +228,8 @@ def load_encoder(
 def sources_of(encoders: Encoders) -> dict[str, str]:
     """Return name -> run folder, export, import, weights file, or "random"; the name of a single one is UNNAMED.
 
+    A size other than that of the source follows it, as in "imported@224", see `split_size`.
+
     Raises:
         SettingsError: an encoder was loaded from a weights file, whose path it does not know, or its weights have
             changed since it was loaded.
@@ -246,11 +250,24 @@ def _source(name: str, encoder: PathLike | Encoder) -> str:
         return RANDOM
     if encoder.folder is None or encoder.provenance.kind == "file":
         raise SettingsError(f"encoders: {name!r} was loaded from a weights file; pass the file's path instead")
-    return str(encoder.folder)
+    if encoder.settings is None:
+        return str(encoder.folder)
+    size, implied = encoder.settings.evaluate.size, implied_settings(encoder.provenance.kind, encoder.folder)
+    is_own = size in (None, implied.get("evaluate", {}).get("size"))
+    return str(encoder.folder) if is_own else f"{encoder.folder}@{size}"
 
 
 def load_controls(sources: Mapping[str, str], settings: RunSettings, log: Callable[[str], None]) -> dict[str, Backbone]:
-    """Load encoders by name, and after them the untrained one; "random" is the same network."""
+    """Load encoders by name, and after them the untrained one; "random" is the same network.
+
+    Raises:
+        SettingsError: a source has a size of its own, or as `load_encoder`.
+    """
+    for source in sources.values():
+        if split_size(source)[1]:
+            raise SettingsError(
+                f"{source}: here all encoders take images of evaluate.size; leave out @ and the number after it"
+            )
     named = {name: source for name, source in sources.items() if source != RANDOM} | {"untrained": RANDOM}
     return {name: load_encoder(source, settings, log=log).module for name, source in named.items()}
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from medmoco.config import RunSettings, Tree, as_tree, flatten, load_run, run_of
+from medmoco.config import RunSettings, Tree, as_tree, flatten, load, load_run, run_of
 from medmoco.data.loading.preprocessing import NO_DATA
+from medmoco.data.pack.pack import recipe_of
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.models.backbones import Backbone, named_as_exported
-from medmoco.models.convert import ENCODER, FACTS, native_size, recognised
-from medmoco.models.interop.detect_format import find
-from medmoco.models.interop.naming import kind_of
+from medmoco.models.convert import native_size, recognised
+from medmoco.models.interop.detect_format import find, recognise
+from medmoco.models.interop.naming import timm_model
+from medmoco.models.interop.preparation import ENCODER, FACTS, preparation_of
 from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
 from medmoco.training.checkpoint import portable_settings
@@ -106,6 +110,14 @@ def kind_of_source(source: str | os.PathLike[str]) -> Kind:
     )
 
 
+def split_size(source: str) -> tuple[str, int | None]:
+    """Return a source without its size, and the size: "imported@224" is the source "imported" at 224 pixels."""
+    match = re.fullmatch(r"(.+)@(\d+)", source)
+    if not match or Path(source).exists():
+        return source, None
+    return match[1], int(match[2])
+
+
 def implied_settings(kind: Kind, path: Path) -> Tree:
     """Return the settings that a source implies, without those that it leaves open.
 
@@ -135,6 +147,43 @@ def refuse_other_input(kind: Kind, implied: Tree, settings: RunSettings) -> None
     ]
     if changed:
         raise SettingsError(f"the {kind} was trained with other settings than these:\n" + "\n".join(changed[:4]))
+
+
+def settings_of_control(source: str, size: int | None, settings: RunSettings) -> tuple[RunSettings, list[str]]:
+    """Return settings that prepare images for a control as its source did, as far as that is known, and notes.
+
+    Args:
+        source: Run, export, import or weights file.
+        size: Side of its input; by default that in the settings.
+        settings: Settings of the evaluation.
+
+    Raises:
+        SettingsError: the size is out of range.
+        CheckpointError: the source cannot be read.
+    """
+    path, kind = Path(source), kind_of_source(source)
+    implied: dict[str, Any] = {}
+    with suppress(CheckpointError) if kind == "file" else nullcontext():  # of a file, the settings may name the network
+        tree = _settings_of_file(path, settings.model.backbone) if kind == "file" else implied_settings(kind, path)
+        implied = dict(flatten(tree))
+    own = {key: implied[key] for key in _MUST_AGREE.get(kind, _OF_IMPORT) if key in implied}
+    side = size or settings.evaluate.size or settings.views.size
+    if size or kind in ("import", "file"):
+        own |= {"views.size": side, "evaluate.size": side}
+    needed = size or side // 2  # settings do not allow views of more than twice the canvas
+    if needed > settings.data.canvas_size:
+        own["data.canvas_size"] = needed
+    if kind == "import" and settings.data.channels == "rgb":
+        own["data.channels"] = "gray"  # imports are written for gray images
+    changes: Tree = {}
+    for key, value in own.items():
+        group, name = key.split(".")
+        changes.setdefault(group, {})[name] = value
+    found = load(settings, changes=changes)
+    if recipe_of(found.data) != recipe_of(settings.data):  # the pack holds other canvases
+        found = found.model_copy(update={"data": found.data.model_copy(update={"pack": None})})
+    unknown = "it is not known how images were normalised for it; they are as for the first encoder"
+    return found, [] if "views.mean" in own else [unknown]
 
 
 def load_weights_into(backbone: Backbone, kind: Kind, path: Path, log: Callable[[str], None]) -> Provenance:
@@ -243,17 +292,21 @@ def _settings_of_import(folder: Path) -> Tree:
     facts = _read_json(folder / FACTS)
     try:
         model, preparation = facts["model"], facts["preparation"]
-        return _foreign_settings(model["backbone"], model["size"] or 224, preparation["mean"], preparation["std"])
+        size = model["size"] or preparation.get("size") or 224  # older versions wrote no size of the source's images
+        return _foreign_settings(model["backbone"], size, preparation["mean"], preparation["std"])
     except (KeyError, TypeError):
         raise CheckpointError(f"{folder / FACTS} is damaged, or of another version of medmoco") from None
 
 
-def _settings_of_file(file: Path) -> Tree:
+def _settings_of_file(file: Path, expected: str | None = None) -> Tree:
+    """Return what a file implies; if its tensors do not tell its network from `expected`, it is that one."""
     contents = read_contents(file)
-    name = contents.backbone or recognised(contents)
-    size = native_size(contents) if kind_of(name) == "vit" else 224
-    preparation = find(contents).scheme.preparation
-    return _foreign_settings(name, size, preparation.mean, preparation.std)
+    found = find(contents)
+    name = contents.backbone or recognise(contents, found) or expected or recognised(contents)
+    if expected and name == timm_model(expected)[0]:
+        name = expected
+    preparation = preparation_of(file, found, name)
+    return _foreign_settings(name, native_size(contents), preparation.mean, preparation.std)
 
 
 def _foreign_settings(backbone: str, size: int, mean: float | None, std: float | None) -> Tree:

@@ -291,12 +291,13 @@ def _area(
 ) -> dict[str, Any]:
     """Return the fields of every score: its key, its AUROC, and the protocol."""
     (low, high, left_out), chosen = share_interval(float(value), bootstrap), settings.evaluate
+    other = study.others.get(key.encoder)
     return {
         **protocol_of(key, study, settings),
         "auroc": or_none(value),
         "auroc_low": or_none(low),
         "auroc_high": or_none(high),
-        "size": chosen.size or settings.views.size,
+        "size": other.size if other else chosen.size or settings.views.size,
         "bootstrap_left_out": left_out,
         "neighbours": chosen.neighbours if key.method == "knn" else None,
         **({"class_column": chosen.classes} if chosen.classes else {}),
@@ -305,7 +306,7 @@ def _area(
 
 def protocol_of(key: Key, study: Study, settings: RunSettings) -> dict[str, Any]:
     """Return the fields that scores of labels, classes and numeric targets have in common."""
-    chosen = settings.evaluate
+    chosen, other = settings.evaluate, study.others.get(key.encoder)
     return {
         **key._asdict(),
         "primary": key.encoder == study.encoders[0],
@@ -315,6 +316,7 @@ def protocol_of(key: Key, study: Study, settings: RunSettings) -> dict[str, Any]
         "draws": count_draws(settings),
         "seed": settings.seed,
         "leakage": study.leaks[key.split],
+        **({"preprocessing": other.input} if other else {}),
     }
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
 from medmoco.config import RunSettings
+from medmoco.data.loading.loading import check_images
+from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import Split, present_splits
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
-from medmoco.evaluation.features.encoder_files import RANDOM, Provenance, implied_settings, kind_of_source
+from medmoco.evaluation.features.encoder_files import RANDOM, Provenance, settings_of_control, split_size
 from medmoco.evaluation.features.features import Extracted, Features, Mirrored, thumbnails
 from medmoco.evaluation.features.inputs import feature_cache, features_of, load_splits, read_values, with_classes
 from medmoco.evaluation.leakage.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
@@ -21,6 +24,7 @@ from medmoco.evaluation.records import CONTROLS, PIXELS, UNTRAINED
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.evaluation.target_records import TRAINING_MEAN
 from medmoco.models.backbones import Backbone
+from medmoco.utils.array_cache import ArrayCache
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Study:
         source: Where the weights of the primary encoder come from.
         leaks: Overlap of each scored split, see `leakage`.
         notes: Notes for the reader.
+        others: Preprocessing of the controls for which it is not that of the primary encoder.
     """
 
     splits: dict[str, Split]
@@ -46,6 +51,7 @@ class Study:
     source: Provenance
     leaks: Leaks
     notes: list[str]
+    others: dict[str, Preprocessing] = field(default_factory=dict)
 
     @property
     def encoders(self) -> list[str]:
@@ -70,8 +76,9 @@ def begin(
 
     Args:
         settings: Settings of the data, the image size and the protocol.
-        encoders: Name -> run folder, weights file, or "random"; the first is the primary one. The untrained network and
-            raw pixels are added as controls.
+        encoders: Name -> run, export, import, weights file, or "random"; the first is the primary one. The others
+            are controls, whose images are prepared as for their training, and are of the size that may follow, as in
+            "imported@224". The untrained network and raw pixels are added as controls.
         test: Whether to evaluate on the test set, and not only on val.
         out: Folder of the results, in which features are kept if the primary encoder is not a run.
         log: Receives progress messages.
@@ -84,19 +91,27 @@ def begin(
         DataError: an image cannot be used.
     """
     _check_names(settings, encoders)
+    sizes = {name: split_size(encoder)[1] for name, encoder in encoders.items()}
+    encoders = {name: split_size(encoder)[0] for name, encoder in encoders.items()}
     splits, notes = _load_splits(settings, test)
     targets = settings.evaluate.targets
     values = {target: {name: read_values(split, target) for name, split in splits.items()} for target in targets}
     trained = [find_pretraining(encoder) for encoder in encoders.values()]
     for pretraining in trained:
         refuse_leaks(find_leaks(splits, pretraining), settings)  # by patient and file, before computing features
-    backbones, source, selected = _load_backbones(settings, encoders, log)
+    loaded = _load_encoders(settings, encoders, sizes, log)
+    backbones = {name: each.encoder.module for name, each in loaded.items()}
     modules: dict[str, nn.Module] = {
         name: Mirrored(backbone) if settings.evaluate.mirror else backbone for name, backbone in backbones.items()
     }
-    cache = feature_cache(encoders.get(next(iter(modules)), RANDOM), out, log)
-    networks = {**modules, PIXELS: thumbnails()}
+    primary = encoders.get(next(iter(modules)), RANDOM)
+    own, *groups = _groups(loaded)
+    cache = feature_cache(primary, out, log)
+    networks = {**{name: modules[name] for name in own}, PIXELS: thumbnails()}
     extracted = {name: features_of(networks, split, settings, cache, log) for name, split in splits.items()}
+    features = {name: {split: found.features[name] for split, found in extracted.items()} for name in [*own, PIXELS]}
+    for group in groups:
+        features |= _features_of_controls({name: modules[name] for name in group}, splits, group, cache, log)
     leaks: Leaks = {}
     seen: dict[str, Sequence[bytes]] = {}
     for number, pretraining in enumerate(trained):
@@ -106,20 +121,25 @@ def begin(
         notes += [*pretraining.notes, *unknown]
     notes += [
         f"{name}: the checkpoint was chosen by its {how}, so scores on val are optimistic; those on test are not"
-        for name, how in selected.items()
+        for name, each in loaded.items()
+        if (how := each.encoder.provenance.selected_by)
     ]
-    features = {
-        name: {split: found.features[name] for split, found in extracted.items()} for name in [*modules, PIXELS]
-    }
+    others = {name: Preprocessing.of(each) for group in groups for name, each in group.items()}
     return Study(
         splits,
         values,
-        features,
+        {name: features[name] for name in [*modules, PIXELS]},
         backbones,
-        encoders.get(next(iter(features)), "random"),
-        source,
+        primary,
+        next(iter(loaded.values())).encoder.provenance,
         leaks,
-        [*dict.fromkeys(notes), *_remarks(extracted)],
+        [
+            *(f"{name}: images of {found.input}" for name, found in others.items()),
+            *(f"{name}: {note}" for name, each in loaded.items() for note in each.notes),
+            *dict.fromkeys(notes),
+            *_remarks(extracted),
+        ],
+        others,
     )
 
 
@@ -157,26 +177,58 @@ def _load_splits(settings: RunSettings, test: bool) -> tuple[dict[str, Split], l
     return splits, notes + [notice for split in splits.values() for notice in split.notices]
 
 
-def _load_backbones(
-    settings: RunSettings, encoders: Mapping[str, str], log: Callable[[str], None]
-) -> tuple[dict[str, Backbone], Provenance, dict[str, str]]:
-    """Return the networks with the untrained control, the provenance of the first, and how checkpoints were chosen."""
-    loaded: dict[str, Encoder] = {}
-    for number, (name, encoder) in enumerate(encoders.items()):
+class _Loaded(NamedTuple):
+    """An encoder, and the settings by which its images are prepared."""
+
+    encoder: Encoder
+    settings: RunSettings
+    notes: Sequence[str] = ()
+
+
+def _load_encoders(
+    settings: RunSettings, encoders: Mapping[str, str], sizes: Mapping[str, int | None], log: Callable[[str], None]
+) -> dict[str, _Loaded]:
+    """Load the encoders and the untrained control. The first must match the settings; others may differ from them."""
+    loaded: dict[str, _Loaded] = {}
+    side = settings.evaluate.size or settings.views.size
+    for name, encoder in encoders.items():
+        size = sizes[name]
+        if size not in (None, side) and (not loaded or encoder == RANDOM):
+            raise SettingsError(
+                f"--encoder {name}={encoder}@{size}: the first encoder and random ones take images of evaluate.size,"
+                f" which is {side};\nset evaluate.size={size}, or give another encoder first"
+            )
         if encoder == RANDOM:
             continue  # it is the untrained control
-        # The primary encoder must match the settings; the others may have other networks.
-        own = settings if number == 0 or not Path(encoder).is_dir() else _with_network_of(Path(encoder), settings)
-        loaded[name] = load_encoder(encoder, own, log=log)
-    loaded[UNTRAINED] = load_encoder(RANDOM, settings)
-    selected = {name: how for name, found in loaded.items() if (how := found.provenance.selected_by)}
-    return {name: found.module for name, found in loaded.items()}, next(iter(loaded.values())).provenance, selected
+        own, notes = settings_of_control(encoder, size, settings) if loaded else (settings, [])
+        loaded[name] = _Loaded(load_encoder(encoder, own, log=log), own, notes)
+    loaded[UNTRAINED] = _Loaded(load_encoder(RANDOM, settings), settings)
+    return loaded
 
 
-def _with_network_of(folder: Path, settings: RunSettings) -> RunSettings:
-    tree = implied_settings(kind_of_source(folder), folder)
-    model = settings.model.model_copy(update={"backbone": tree["model"]["backbone"]})
-    return settings.model_copy(update={"model": model})
+def _groups(loaded: Mapping[str, _Loaded]) -> list[dict[str, RunSettings]]:
+    """Return names and settings of the encoders whose images are prepared alike, those of the primary one first."""
+    groups: dict[Preprocessing, dict[str, RunSettings]] = {}
+    for name, each in loaded.items():
+        groups.setdefault(Preprocessing.of(each.settings), {})[name] = each.settings
+    return list(groups.values())
+
+
+def _features_of_controls(
+    modules: Mapping[str, nn.Module],
+    splits: Mapping[str, Split],
+    group: Mapping[str, RunSettings],
+    cache: ArrayCache | None,
+    log: Callable[[str], None],
+) -> dict[str, dict[str, Features]]:
+    """Return the features of controls with a preprocessing of their own, by name and split."""
+    settings, features = next(iter(group.values())), {name: dict[str, Features]() for name in modules}
+    for split, rows in splits.items():
+        readable = check_images(rows, settings.data)
+        found = features_of(modules, readable, settings, cache, lambda text: log(f"{', '.join(modules)}: {text}"))
+        for name, values in found.features.items():
+            features[name][split] = values
+    return features
 
 
 def _remarks(extracted: Mapping[str, Extracted]) -> list[str]:

@@ -14,7 +14,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import counted, patient_ids
 from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.leakage.leakage import leak_lines
-from medmoco.evaluation.records import Counts, Difference, Record, Score
+from medmoco.evaluation.records import Counts, Difference, PrimaryRecord, Record, Score
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 
 MACRO = "macro"
@@ -260,6 +260,15 @@ def figure(value: float, sign: str = "") -> str:
 def name_width(names: Iterable[str]) -> int:
     """Return the width of a column of encoder names."""
     return max(12, 2 + max(map(len, names), default=0))
+
+
+def sized_names(records: Iterable[PrimaryRecord]) -> dict[str, str]:
+    """Return the names to show in figures for encoders with a preprocessing of their own: with the size of images."""
+    return {
+        record.encoder: f"{record.encoder} ({record.preprocessing.partition(',')[0]})"
+        for record in records
+        if record.preprocessing
+    }
 
 
 def patients_in(score: Counts | ClassScore | RegressionScore) -> str:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from medmoco.errors import CheckpointError, SettingsError
+from medmoco.models.interop.layouts import arranged
 from medmoco.models.interop.naming import (
     TABLES,
     VARIANTS,
     from_hub,
     in_hub,
     into_hub,
-    into_hub_layout,
     kind_of,
     naming_of,
 )
@@ -36,9 +36,11 @@ _CANDIDATES = {
     "densenet": ("densenet121", "densenet169", "densenet201", "densenet161"),
     "vit": ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224",
             "vit_small_patch32_224", "vit_base_patch32_224", "vit_large_patch32_224", "vit_small_patch8_224",
-            "vit_base_patch8_224", "vit_huge_patch14_224", "vit_small_patch14_dinov2", "vit_base_patch14_dinov2",
-            "vit_large_patch14_dinov2"),
+            "vit_base_patch8_224", "vit_huge_patch14_224"),
+    "dinov2": tuple(f"vit_{size}_patch14_{kind}" for size in ("small", "base", "large")
+                    for kind in ("dinov2", "reg4_dinov2")),
     "convnext": ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    "efficientnet": ("tf_efficientnet_lite0", "tf_efficientnet_b0"),
 }  # fmt: skip
 
 NAME_IT = "It has the shapes of a {}: use that name (model.backbone, or --backbone)."
@@ -161,13 +163,16 @@ def network_of(contents: Contents, which: Which, scheme: str | None, leave_out: 
 
 def recognise(contents: Contents, found: Found, leave_out: tuple[str, ...] = ()) -> str | None:
     """Return the network whose tensors have the names and shapes in a file, or None if there is none."""
-    if not found.kind:
+    # In timm's names, networks that differ from tf_efficientnet_b0 and -lite0 in their padding have the same tensors.
+    if not found.kind or (found.kind == "efficientnet" and found.naming == "timm"):
         return None
-    shapes = {
-        name: tuple(into_hub_layout(contents.tensors[key], found.naming, key).shape)
+    chosen = {
+        key: name
         for key, name in found.names.items()
         if not other_content(key, found.prefix, found.scheme, leave_out) or in_hub(name, found.kind)
     }
+    hub = arranged(contents.tensors, chosen, found.naming)
+    shapes = {hub.names[key]: tuple(value.shape) for key, value in hub.tensors.items()}
     for name in _CANDIDATES[found.kind]:
         outline = _outline(name)
         needed = {key: shape for key, shape in outline.items() if not other_content(key, "", SCHEMES[-1], ())}

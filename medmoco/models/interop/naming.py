@@ -2,9 +2,11 @@
 
 timm's names are the hub: for each type of network and each other naming there is a table of (timm's, theirs). A name
 that ends in a dot stands for a layer, whose tensors have the same names on both sides; `*` stands for a number, the
-same on both sides. Every table is one-to-one, so it can be read in both directions.
+same on both sides; `#0`, `#1` and so on are the parts of a tensor that the other library splits (layouts.py). Every
+table is one-to-one, so it can be read in both directions.
 
-Source: the state dicts of the libraries themselves; variables of TensorFlow as ppwwyyxx/moco.tensorflow saves them.
+Source: the state dicts of the libraries themselves; variables of TensorFlow as ppwwyyxx/moco.tensorflow saves them;
+"efficientnet" are the names of lukemelas/EfficientNet-PyTorch.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from medmoco.errors import CheckpointError
+from medmoco.models.interop.layouts import arranged, from_hub_layout, split_parts
 
 Rows = tuple[tuple[str, str], ...]
 
@@ -40,6 +43,27 @@ def _resnet(stem: Rows, stages: str, first: int, layers: Rows, head: Rows) -> Ro
         for ours, theirs in layers
     )
     return (*stem, *blocks, *head)
+
+
+def _efficientnet() -> Rows:
+    """Return rows for EfficientNet-B0 and -Lite0, whose blocks are numbered through all stages.
+
+    Blocks of the first stage have no expansion; those of Lite0 have no squeeze-and-excitation.
+    """
+    squeeze = (("se.conv_reduce.", "_se_reduce."), ("se.conv_expand.", "_se_expand."))
+    separable = (("conv_dw.", "_depthwise_conv."), ("bn1.", "_bn1."), ("conv_pw.", "_project_conv."), ("bn2.", "_bn2."))
+    inverted = (
+        ("conv_pw.", "_expand_conv."), ("bn1.", "_bn0."), ("conv_dw.", "_depthwise_conv."), ("bn2.", "_bn1."),
+        ("conv_pwl.", "_project_conv."), ("bn3.", "_bn2."),
+    )  # fmt: skip
+    places = [(stage, block) for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(count)]
+    blocks = (
+        (f"blocks.{stage}.{block}.{ours}", f"_blocks.{number}.{theirs}")
+        for number, (stage, block) in enumerate(places)
+        for ours, theirs in (*(inverted if stage else separable), *squeeze)
+    )
+    stem, head = (("conv_stem.", "_conv_stem."), ("bn1.", "_bn0.")), (("conv_head.", "_conv_head."), ("bn2.", "_bn1."))
+    return (*stem, *blocks, *head, ("classifier.", "_fc."))
 
 
 _RESNET_LAYERS = _same("conv*.", "bn*.", "downsample.0.", "downsample.1.")
@@ -112,6 +136,53 @@ TABLES: dict[str, dict[str, Rows]] = {
             ("head.", "heads.head."),
         )
     },
+    "dinov2": {
+        # facebookresearch/dinov2 has timm's names, except for the registers
+        "dinov2": (
+            *_same("cls_token", "pos_embed", "patch_embed.proj.", "norm."),
+            ("reg_token", "register_tokens"),
+            *_same(
+                *(
+                    f"blocks.*.{name}"
+                    for name in (
+                        "norm1.",
+                        "attn.qkv.",
+                        "attn.proj.",
+                        "ls1.gamma",
+                        "norm2.",
+                        "mlp.fc1.",
+                        "mlp.fc2.",
+                        "ls2.gamma",
+                    )
+                )
+            ),
+        ),
+        # Dinov2Model and Dinov2WithRegistersModel of Hugging Face's transformers
+        "transformers": (
+            ("cls_token", "embeddings.cls_token"),
+            ("pos_embed", "embeddings.position_embeddings"),
+            ("reg_token", "embeddings.register_tokens"),
+            ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+            *(
+                (f"blocks.*.attn.qkv.{leaf}#{part}", f"encoder.layer.*.attention.attention.{name}.{leaf}")
+                for part, name in enumerate(("query", "key", "value"))
+                for leaf in ("weight", "bias")
+            ),
+            *(
+                (f"blocks.*.{ours}", f"encoder.layer.*.{theirs}")
+                for ours, theirs in (
+                    ("norm1.", "norm1."),
+                    ("attn.proj.", "attention.output.dense."),
+                    ("ls1.gamma", "layer_scale1.lambda1"),
+                    ("norm2.", "norm2."),
+                    ("mlp.fc1.", "mlp.fc1."),
+                    ("mlp.fc2.", "mlp.fc2."),
+                    ("ls2.gamma", "layer_scale2.lambda1"),
+                )
+            ),
+            ("norm.", "layernorm."),
+        ),
+    },
     "convnext": {
         "torchvision": (
             ("stem.*.", "features.0.*."),
@@ -131,13 +202,16 @@ TABLES: dict[str, dict[str, Rows]] = {
             ("head.fc.", "classifier.2."),
         )
     },
+    "efficientnet": {"efficientnet": _efficientnet()},
 }
 
 _KINDS = {
     "resnet": r"(wide_)?res(net|next)\d",
     "densenet": r"(monai/)?densenet\d",
+    "dinov2": r"vit_\w+_dinov2$",
     "vit": r"(moco-v3/)?vit_(?!conv_)",
     "convnext": r"convnext_",
+    "efficientnet": r"tf_efficientnet_(b0|lite0)$",  # its weights need TensorFlow's padding
 }
 
 # Variants of timm's networks: name -> timm's name and the arguments that differ. The number of heads does not affect
@@ -188,14 +262,18 @@ def rename(state: Mapping[str, Tensor], backbone: str, source: str, target: str)
     for naming in (source, target):
         if naming not in known:
             raise CheckpointError(f"{backbone} has no names of {naming}; available are: {', '.join(sorted(known))}")
-    renamed = {}
-    for key, value in state.items():
-        hub = into_hub(key, kind, source)
-        name = from_hub(hub, kind, target) if hub else None
+    names = {key: into_hub(key, kind, source) for key in state}
+    for key, name in names.items():
         if name is None:
-            naming = target if hub else source
-            raise CheckpointError(f"{key} of {backbone} has no name in {naming}: the network differs there")
-        renamed[name] = from_hub_layout(into_hub_layout(value, source, key), target, name)
+            raise CheckpointError(f"{key} of {backbone} has no name in {source}: the network differs there")
+    hub = arranged(state, {key: name for key, name in names.items() if name}, source)
+    parts = split_parts({hub.names[key]: value for key, value in hub.tensors.items()}, target)
+    renamed = {}
+    for hub_name, value in parts.items():
+        theirs = from_hub(hub_name, kind, target)
+        if theirs is None:
+            raise CheckpointError(f"{hub_name} of {backbone} has no name in {target}: the network differs there")
+        renamed[theirs] = from_hub_layout(value, target, theirs)
     return renamed
 
 
@@ -232,21 +310,3 @@ def _translated(key: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None
             parts = (other if not other.endswith(".") else f"{other}*").split("*")
             return "".join(text + group for text, group in zip(parts, [*match.groups(), ""], strict=True))
     return None
-
-
-def into_hub_layout(value: Tensor, source: str, name: str) -> Tensor:
-    """Return a tensor from the layout of `source`, where it is called `name`, in timm's layout, contiguous."""
-    if source == "tensorflow" and value.ndim == 4:
-        value = value.permute(3, 2, 0, 1)  # height, width, in, out -> out, in, height, width
-    if name.endswith("layer_scale"):
-        value = value.flatten()
-    return value.contiguous()
-
-
-def from_hub_layout(value: Tensor, target: str, name: str) -> Tensor:
-    """Return a tensor from timm's layout in that of `target`, where it is called `name`."""
-    if target == "tensorflow" and value.ndim == 4:
-        value = value.permute(2, 3, 1, 0)
-    if name.endswith("layer_scale"):
-        value = value[:, None, None]
-    return value.contiguous()

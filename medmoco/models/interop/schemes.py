@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 
@@ -21,6 +21,7 @@ class Preparation:
     mean: float | None  # mean subtracted from pixels, as fractions of white; None if it is unknown
     std: float | None  # standard deviation by which they are then divided; None if it is unknown
     note: str
+    size: int | None = None  # side of the images, in pixels; None if it is unknown
 
 
 _IMAGENET = Preparation(
@@ -40,6 +41,7 @@ class Scheme:
     key: str | None  # the same for its moving average; None if there is none
     preparation: Preparation  # normalisation of gray images
     marker: str = ""  # pattern that some key of such a file must begin with, if `query` alone is ambiguous
+    also: str = ""  # another such pattern
     naming: str | None = None  # the only naming in such files, if it is known (naming.py)
     head: str = "projector"  # type of the layers after the encoder
 
@@ -53,6 +55,12 @@ _WRAPS = rf"(?:(?:module|{_WRAPPERS})\.)*"
 _OUTER = (
     r"(?:(?:state_dict|model_state_dict|model_state|model|network|net)/)*"
     rf"(?:(?:module|{_WRAPPERS}|model|net)\.)*"
+)
+
+_DINOV2 = rf"{_OUTER}(?:teacher/)?(?:(?:dinov2|dinov2_with_registers|backbone)\.)?{_WRAPS}"
+_DINOV2_MARKS = (
+    rf"{_DINOV2}(?:embeddings\.)?mask_token",
+    rf"{_DINOV2}(?:blocks|encoder\.layer)\.0\.(?:ls|layer_scale)1",
 )
 
 # If several match equally many keys, the first one is used.
@@ -73,6 +81,10 @@ SCHEMES = (
     Scheme("detectron2", rf"{_OUTER}(?:backbone\.)?{_WRAPS}(?:bottom_up\.)?{_WRAPS}", None,
            Preparation(None, None, "given by the detector's INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD"),
            naming="detectron2", head="classifier"),
+    Scheme("dinov2", _DINOV2, None, replace(_IMAGENET, size=518), *_DINOV2_MARKS),
+    Scheme("rad-dino", _DINOV2, None,
+           Preparation(0.5307, 0.2583, "gray scaled to 0..1, mean 0.5307, std 0.2583, repeated three times;"
+                       " shorter side scaled to 518 pixels, the middle 518 x 518 cut out", 518), *_DINOV2_MARKS),
     Scheme("plain", rf"{_OUTER}(?:(?:encoder|backbone|base_model|feature_extractor|trunk|net|module|{_WRAPPERS})\.)*",
            rf"(?:state_dict_ema|model_ema|ema)/{_WRAPS}", _UNKNOWN, head="classifier"),
 )  # fmt: skip
@@ -82,7 +94,7 @@ NAMES = tuple(scheme.name for scheme in SCHEMES)
 # Reasons for omitting keys, other than by pattern.
 AS_ASKED, OTHER = "as asked", "other encoder"
 
-_HEAD = r"(fc|head|heads|classifier|linear|last_linear|class_layers|head_dist)\."
+_HEAD = r"(_?fc|head|heads|classifier|linear|last_linear|class_layers|head_dist)\."
 
 # Content that is omitted on purpose: (pattern of the whole key, type), tried in this order, after the encoder's names.
 _OTHER_CONTENT = (
@@ -97,6 +109,7 @@ _OTHER_CONTENT = (
     (r"(^|[./])(momentum_)?(projector|projection_head\w*|predictor|prediction_head\w*)[./]", "projector"),
     (r"^(momentum_encoder/)?linear\d+_\d+/[Wb]$", "projector"),
     (r"(^|[./])(fpn_|proposal_generator\.|roi_heads\.|head\.cls_|head\.bbox_)|(^|[./])pixel_(mean|std)$", "detector"),
+    (r"(^|[./])(teacher|student)/\w+_head\.|(^|[./])mask_token$", "pretraining head"),
     (rf"(^|[./])(momentum_classifier|online_\w+|linear_cls)[./]|^{_OUTER}{_HEAD}", "classifier"),
 )
 
@@ -114,7 +127,7 @@ def prefixes(keys: Iterable[str]) -> set[str]:
 
 def roles(scheme: Scheme, keys: Iterable[str], candidates: set[str]) -> dict[str, list[str]]:
     """Return the possible prefixes of the encoders in this format, by "query" and "key"."""
-    if not any(re.match(scheme.marker, key) for key in keys):
+    if not all(any(re.match(marker, key) for key in keys) for marker in (scheme.marker, scheme.also)):
         return {}
     patterns = {"query": scheme.query, "key": scheme.key}
     return {

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from medmoco.errors import CheckpointError
 from medmoco.models.interop.detect_format import NAME_IT, Found, Which, find, fixed_as_in_moco_v3, network_of, own_name
-from medmoco.models.interop.naming import VARIANTS, into_hub_layout
+from medmoco.models.interop.layouts import arranged
+from medmoco.models.interop.naming import VARIANTS
 from medmoco.models.interop.schemes import OTHER, other_content
 from medmoco.models.interop.state_dicts import Contents
 
@@ -98,14 +99,19 @@ def fit(
     if found.naming == "tensorflow":
         _refuse_without_statistics(contents, found)
     rows, state, mismatches = [], {}, _Mismatches()
+    arrangement = arranged(contents.tensors, found.names, found.naming)
     for key, value in contents.tensors.items():
-        hub = found.names.get(key)
+        hub = arrangement.names.get(key)
         name = None if hub is None else own_name(hub, found.kind, backbone)
         shape = tuple(value.shape)
         reason = other_content(key, found.prefix, found.scheme, leave_out)
         if name in own:
             assert name is not None
-            converted, how = _converted(value, own[name], found, key, name)
+            how = arrangement.how.get(key, "")
+            if key not in arrangement.tensors:  # it was joined to an earlier one
+                rows.append(Row(key, "converted", name, shape, how))
+                continue
+            converted, how = _converted(arrangement.tensors[key], own[name], found, name, how)
             if converted.shape != own[name].shape:
                 mismatches.shapes[name] = (shape, tuple(own[name].shape))
             elif own[name].is_floating_point() and not (converted.is_floating_point() and converted.isfinite().all()):
@@ -127,11 +133,9 @@ def fit(
     return Imported({name: state.get(name, value) for name, value in own.items()}, rows, found, added)
 
 
-def _converted(value: Tensor, own: Tensor, found: Found, key: str, name: str) -> tuple[Tensor, str]:
-    """Return a tensor in medmoco's layout, and a description of the conversion."""
-    hub, how = into_hub_layout(value, found.naming, key), []
-    if hub.shape != value.shape:
-        how.append("layout turned")
+def _converted(hub: Tensor, own: Tensor, found: Found, name: str, arranging: str) -> tuple[Tensor, str]:
+    """Return a tensor for medmoco's network, and a description of the conversion, which begins with `arranging`."""
+    how = [arranging] if arranging else []
     if hub.is_floating_point() and hub.dtype != own.dtype:
         how.append(f"{str(hub.dtype).removeprefix('torch.')} widened" if hub.itemsize < own.itemsize else "narrowed")
         hub = hub.to(own.dtype)

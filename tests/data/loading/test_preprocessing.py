@@ -126,3 +126,10 @@ def test_preprocessing__refuses_unknown_keys() -> None:
     with pytest.raises(ValueError, match="Extra inputs"):
         make(canvas=3)
     assert config.Settings in Preprocessing.__mro__
+
+
+def test_input__size_and_normalisation_in_words() -> None:
+    gray = Preprocessing(canvas_size=64, bit_depth=8, window="voi", mean=127 / 255, std=128 / 255, size=32)
+    assert gray.input == "32 x 32 pixels, mean 0.498, std 0.502"
+    rgb = gray.model_copy(update={"channels": "rgb", "mean": (0.485, 0.456, 0.406), "std": 0.25})
+    assert rgb.input == "32 x 32 pixels, mean 0.485/0.456/0.406, std 0.250"

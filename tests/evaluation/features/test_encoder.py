@@ -17,7 +17,7 @@ from medmoco import config
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.features.encoder import load_controls, load_encoder
+from medmoco.evaluation.features.encoder import load_controls, load_encoder, sources_of
 from medmoco.evaluation.features.features import Mirrored
 from medmoco.evaluation.features.inputs import features_of
 from medmoco.models.convert import import_weights
@@ -151,6 +151,27 @@ def test_load_encoder__an_import_is_fed_as_its_source(tmp_path: Path, manifest: 
     (tmp_path / "imported" / "import.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"import\.json is damaged"):
         load_encoder(tmp_path / "imported")
+
+
+def test_sources_of__an_encoder_of_another_size_keeps_it(tmp_path: Path, manifest: Path) -> None:
+    settings = run_of(tmp_path, manifest)
+    make_run(settings)
+    usual, large = (load_encoder(settings.out, change) for change in (None, {"evaluate": {"size": 48}}))
+    sources = sources_of({"usual": usual, "large": large, "text": f"{settings.out}@48"})
+    assert sources == {"usual": str(settings.out), "large": f"{settings.out}@48", "text": f"{settings.out}@48"}
+    with pytest.raises(SettingsError, match=r"@48: here all encoders take images of evaluate\.size"):
+        load_controls(sources, settings, print)
+
+
+def test_load_encoder__an_import_whose_normalisation_was_given(tmp_path: Path) -> None:
+    torch.save(foreign.torchvision_resnet().state_dict(), tmp_path / "a.pth")
+    import_weights(tmp_path / "a.pth", tmp_path / "imported", mean=0.3, std=0.2)
+    encoder = load_encoder(tmp_path / "imported")
+    assert (encoder.preprocessing.mean, encoder.preprocessing.std) == (0.3, 0.2)
+    file = load_encoder(tmp_path / "imported" / "encoder.safetensors")  # the same weights, named by their file
+    assert file.preprocessing == encoder.preprocessing
+    with pytest.raises(SettingsError, match="together"):
+        import_weights(tmp_path / "a.pth", tmp_path / "other", mean=0.3)
 
 
 def test_load_controls__the_run_and_itself_untrained(tmp_path: Path, manifest: Path) -> None:

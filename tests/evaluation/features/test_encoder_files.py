@@ -11,7 +11,7 @@ from medmoco.config import ModelSettings
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
-from medmoco.evaluation.features.encoder_files import Provenance, implied_settings, kind_of_source
+from medmoco.evaluation.features.encoder_files import Provenance, implied_settings, kind_of_source, split_size
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.subject import save_state, subject_of
@@ -102,3 +102,12 @@ def test_implied_settings__of_a_file_of_ours_is_its_network(tmp_path: Path) -> N
     tree = implied_settings("file", tmp_path / "a.safetensors")
     assert tree["model"] == {"backbone": "resnet10t"}
     assert "mean" not in tree["views"]
+
+
+def test_split_size__of_what_is_no_path_itself(tmp_path: Path) -> None:
+    assert split_size("imported@224") == ("imported", 224)
+    assert split_size("imported") == ("imported", None)
+    assert split_size("me@host.pth") == ("me@host.pth", None)
+    (tmp_path / "run@96").mkdir()
+    assert split_size(str(tmp_path / "run@96")) == (str(tmp_path / "run@96"), None)
+    assert split_size(f"{tmp_path / 'run@96'}@128") == (str(tmp_path / "run@96"), 128)

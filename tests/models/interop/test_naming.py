@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medmoco.errors import CheckpointError
 from medmoco.models.interop.naming import TABLES, kind_of, rename
+from tests.helpers import foreign
 
 
 def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -66,6 +67,32 @@ def test_rename__there_and_back_changes_nothing(backbone: str, naming: str) -> N
     back = rename(renamed, backbone, naming, "timm")
     assert list(back) == list(state)
     assert all(torch.equal(back[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+def test_rename__efficientnets_are_those_of_lukemelas(backbone: str) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(backbone, num_classes=7)
+    ours, theirs = net.state_dict(), foreign.lukemelas(net)
+    assert {"_blocks.0._depthwise_conv.weight", "_blocks.15._bn2.running_var", "_fc.bias"} <= theirs.keys()
+    assert ("_blocks.3._se_reduce.bias" in theirs) == (backbone == "tf_efficientnet_b0")
+    assert shapes(rename(ours, backbone, "timm", "efficientnet")) == shapes(theirs)
+    assert shapes(rename(theirs, backbone, "efficientnet", "timm")) == shapes(ours)
+
+
+@pytest.mark.parametrize("library", ["dinov2", "transformers"])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_rename__dinov2_there_and_back_changes_nothing(library: str, registers: int) -> None:
+    net = foreign.dinov2_vit(registers)
+    backbone = f"vit_small_patch14_{'reg4_' * bool(registers)}dinov2"
+    theirs = foreign.dinov2(net) if library == "dinov2" else foreign.transformers_dinov2(net)
+    theirs = {name: value for name, value in theirs.items() if not name.endswith("mask_token")}
+    renamed = rename(net.state_dict(), backbone, "timm", library)
+    assert shapes(renamed) == shapes(theirs)
+    for state in (renamed, theirs):
+        back = rename(state, backbone, library, "timm")
+        assert back.keys() == net.state_dict().keys()
+        assert all(torch.allclose(back[name], value, atol=1e-6) for name, value in net.state_dict().items())
 
 
 def test_rename__detectron2_names_of_a_residual_block() -> None:

