@@ -204,11 +204,10 @@ def _found(
     _, slow = estimate_lines(seconds, steps, context)
     size = checkpoint_files(trial.out / CHECKPOINTS)[-1].stat().st_size
     warnings = [*_logged(trial.out / "log.txt"), *notices, *([slow] if slow else [])]
-    free = free_space(settings.out)
-    if free < (KEPT + 1) * size:
-        warnings.append(
-            f"out: the disk has {size_words(free)} free, but checkpoints need {size_words((KEPT + 1) * size)}"
-        )
+    has_best = bool(settings.train.knn_every and settings.data.labels)
+    free, needed = free_space(settings.out), (KEPT + 1 + has_best) * size  # one more while it is written
+    if free < needed:
+        warnings.append(f"out: the disk has {size_words(free)} free, but checkpoints need {size_words(needed)}")
     return DryRun(steps=steps, seconds=seconds * steps, checkpoint=size, warnings=tuple(warnings), **memory)
 
 

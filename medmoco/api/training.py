@@ -41,6 +41,8 @@ class Run(os.PathLike[str]):
         True
         >>> run.encoder.feature_dim
         96
+        >>> run.best.name
+        'best'
     """
 
     folder: Path
@@ -80,6 +82,14 @@ class Run(os.PathLike[str]):
 
         file = self.folder / "metrics.jsonl"
         return pd.read_json(file, lines=True) if file.is_file() else pd.DataFrame()
+
+    @property
+    def best(self) -> Path | None:
+        """The path of the checkpoint with the best kNN score, to use as an encoder; None if there is none."""
+        from medmoco.config import BEST
+
+        folder = self.folder / BEST
+        return folder if any(folder.glob("*.pt")) else None
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -18,7 +18,7 @@ def after_pretraining(settings: RunSettings, config_file: Path, overrides: list[
     """Return the command that evaluates a run, or exports it if there are no labels."""
     run = settings.out
     if not settings.data.labels:
-        return _export(run)
+        return _export(run, run)
     # The run folder has the settings with the overrides.
     config = ["--config", str(run / "config.yaml")] if overrides else config_option(config_file)
     return _command("evaluate", *config, "--encoder", str(run), "--out", str(run / EVALUATION))
@@ -26,16 +26,17 @@ def after_pretraining(settings: RunSettings, config_file: Path, overrides: list[
 
 def after_evaluation(primary: str, out: Path) -> str:
     """Return the command that reports the scores of a run, or exports it if they are elsewhere; blank without a run."""
-    from medmoco.config import is_run
+    from medmoco.config import run_of
 
-    run = Path(primary)
-    if not is_run(run):
+    source = Path(primary)
+    run = run_of(source)
+    if run is None:
         return ""
-    return _command("report", str(run)) if out == run / EVALUATION else _export(run)
+    return _command("report", str(run)) if out == run / EVALUATION else _export(source, run)
 
 
-def _export(run: Path) -> str:
-    return _command("export", "--run", str(run), "--out", str(run / "export"))
+def _export(source: Path, run: Path) -> str:
+    return _command("export", "--run", str(source), "--out", str(run / "export"))
 
 
 def _command(*words: str) -> str:

@@ -50,15 +50,18 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the existi
 AllowChange = Annotated[
     bool, typer.Option("--allow-change", help="Resume even if the settings or the manifest have changed.")
 ]
-Encoder = Annotated[str, typer.Option(parser=source, help='Run folder, weights file, or the word "random".')]
+Encoder = Annotated[
+    str, typer.Option(parser=source, help='Run folder (RUN/best: its best checkpoint), weights file, or "random".')
+]
 ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Split to read the images from.")]
 Encoders = Annotated[
     list[str],
     typer.Option(
         "--encoder",
         metavar="[NAME=]SOURCE[@SIZE]",
-        help='Run folder, export, import, weights file, or the word "random". Repeatable; further encoders need names, '
-        "such as imagenet=FILE, and in evaluate and curve may have a size of their own, such as imagenet=FILE@224.",
+        help='Run folder (RUN/best: its best checkpoint), export, import, weights file, or "random". Repeatable; '
+        "further encoders need names, such as imagenet=FILE, and in evaluate and curve may have a size of their own, such as "
+        "imagenet=FILE@224.",
     ),
 ]
 Test = Annotated[

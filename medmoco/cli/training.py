@@ -51,7 +51,8 @@ def pretrain(
             return
         run = medmoco.pretrain(settings, resume=resume, overwrite=overwrite, allow_change=allow_change, log=log)
         if is_first:
-            print(f"run folder: {run.folder}\n{after_pretraining(settings, config_file, overrides)}")
+            best = f"best checkpoint: {run.best}\n" if run.best else ""
+            print(f"run folder: {run.folder}\n{best}{after_pretraining(settings, config_file, overrides)}")
 
 
 @commands.command(rich_help_panel=PANEL)

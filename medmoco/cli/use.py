@@ -140,7 +140,9 @@ def import_file(
 @commands.command(rich_help_panel=PANEL)
 def export(
     out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
-    run: Annotated[Path | None, typer.Option(parser=path, help="Run folder with the encoder to export.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(parser=path, help="Run folder, or RUN/best, with the encoder to export.")
+    ] = None,
     classifier: Annotated[
         Path | None, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")
     ] = None,
@@ -171,7 +173,10 @@ def export(
     if len(given) != 1 or (config_file and not encoder):
         raise SettingsError("give exactly one of --run, --classifier, or --encoder with --config")
     if run is not None:
-        network: Any = medmoco.Run(run)
+        from medmoco.config import run_of
+
+        medmoco.Run(run_of(run) or run)  # refuses what is not a run
+        network: Any = run
     elif encoder is not None:
         network = medmoco.load_encoder(encoder, load(config_file or Path(SETTINGS_FILE)))
     else:

@@ -29,7 +29,18 @@ from medmoco.config.evaluation import (
     Range,
     TuneSettings,
 )
-from medmoco.config.reading import ConfigSource, as_tree, field_of, flatten, is_run, load, load_run, to_yaml
+from medmoco.config.reading import (
+    BEST,
+    ConfigSource,
+    as_tree,
+    field_of,
+    flatten,
+    is_run,
+    load,
+    load_run,
+    run_of,
+    to_yaml,
+)
 from medmoco.config.run import RETIRED, RunSettings
 from medmoco.config.training import (
     METHODS,
@@ -41,9 +52,10 @@ from medmoco.config.training import (
 )
 
 __all__ = [
-    "METHODS", "RECIPES", "RESERVED_COLUMNS", "RETIRED", "RGB_RECIPES", "Channels", "ConfigSource", "DataSettings",
-    "DecoderSettings", "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float", "Fraction", "Int",
-    "JoinSettings", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive", "PositiveSettings", "Possible",
-    "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings", "ViewSettings", "as_tree",
-    "cell_text", "channel_count", "describe", "field_of", "flatten", "is_run", "load", "load_run", "to_yaml",
+    "BEST", "METHODS", "RECIPES", "RESERVED_COLUMNS", "RETIRED", "RGB_RECIPES", "Channels", "ConfigSource",
+    "DataSettings", "DecoderSettings", "DetectionSettings", "EvaluateSettings", "FinetuneSettings", "Float",
+    "Fraction", "Int", "JoinSettings", "LabelPolicy", "MethodSettings", "ModelSettings", "Positive",
+    "PositiveSettings", "Possible", "Range", "RunSettings", "Settings", "TrainSettings", "Tree", "TuneSettings",
+    "ViewSettings", "as_tree", "cell_text", "channel_count", "describe", "field_of", "flatten", "is_run", "load",
+    "load_run", "run_of", "to_yaml",
 ]  # fmt: skip

@@ -20,6 +20,9 @@ from medmoco.errors import CheckpointError, SettingsError
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | RunSettings
 """What `load` reads settings from."""
 
+BEST = "best"
+"""Folder of a run with the checkpoint of the best kNN score; as an encoder, RUN/best means this checkpoint."""
+
 _MOST_BYTES = 1_000_000  # of a settings file; an image or checkpoint given by mistake is refused without reading it all
 
 
@@ -245,6 +248,13 @@ def load(source: ConfigSource | None, overrides: Sequence[str] = (), changes: Tr
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run folder."""
     return (folder / "config.yaml").is_file()
+
+
+def run_of(source: Path) -> Path | None:
+    """Return the run folder that an encoder's source is, or whose best checkpoint it is; None for other sources."""
+    if is_run(source):
+        return source
+    return source.parent if source.name == BEST and is_run(source.parent) else None
 
 
 def load_run(run: Path) -> RunSettings:

@@ -200,7 +200,20 @@ class TrainSettings(Settings):
     """Steps between two checkpoints; one is also written after the last step and when the run is stopped."""
 
     knn_every: Annotated[Int, Field(ge=0)] = 5
-    """Epochs between two kNN AUROCs on the validation split, if data.labels is set; 0 disables them."""
+    """Epochs between two kNN AUROCs on the validation split, if data.labels is set; 0 disables them. The run keeps the
+    checkpoint with the best mean over the labels in its folder `best`."""
+
+    patience: Count | None = None
+    """Number of kNN scores in a row without a better one after which training stops, before the learning rate has
+    decayed; null trains for all epochs. Source: our choice."""
+
+    @model_validator(mode="after")
+    def _patience_counts_scores(self) -> TrainSettings:
+        if self.patience and not self.knn_every:
+            raise ValueError(
+                f"patience {self.patience} counts kNN scores, but knn_every is 0; set knn_every, or patience to null"
+            )
+        return self
 
 
 class DecoderSettings(Settings):

@@ -102,7 +102,7 @@ class SavedRecords:
     _FILES: ClassVar[tuple[tuple[str, str, type[Record]], ...]]
     """Field, file, and class of its records; only the first is in the folders of all versions."""
     _OPTIONAL: ClassVar[tuple[str, ...]] = ()
-    """Fields whose file is written only if they have records."""
+    """Fields that are written only if they have records."""
     _NAMED: ClassVar[tuple[str, ...]] = ()
     """Fields that map names to records."""
     table: str

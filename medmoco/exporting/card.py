@@ -31,7 +31,7 @@ _SETTINGS = (
     "views.", "model.backbone", "model.fixed_patches",
     "method.", "positives.", "train.epochs",
     "train.global_batch_size", "train.optimizer", "train.lr", "train.sgd_momentum", "train.weight_decay",
-    "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision",
+    "train.schedule", "train.warmup_epochs", "train.milestones", "train.clip_norm", "train.precision", "train.patience",
 )  # fmt: skip
 
 
@@ -42,15 +42,17 @@ class RunFacts:
     Attributes:
         settings: Settings of the run.
         step: Step of the exported checkpoint.
+        selected_by: How it was chosen; None for the newest one.
         status: status.json, or empty.
         environment: environment.json, or empty.
         speed: Records of metrics.jsonl with "step" and "images_per_second".
-        scores: evaluation/scores.json, or None if there is none.
+        scores: evaluation/scores.json, or None if there is none, or it is of another checkpoint.
         train: Training split, or None if the manifest cannot be read or has changed.
     """
 
     settings: RunSettings
     step: int
+    selected_by: str | None
     status: Tree
     environment: Tree
     speed: list[Tree]
@@ -58,21 +60,27 @@ class RunFacts:
     train: Split | None
 
 
-def gather(run: Path, settings: RunSettings, step: int, train: Split | None) -> RunFacts:
+def gather(
+    run: Path, settings: RunSettings, step: int, train: Split | None, selected_by: str | None = None
+) -> RunFacts:
     """Read the facts from the run folder.
 
     Raises:
         CheckpointError: a JSON file is damaged.
     """
     environment, scores = _read_json(run / "environment.json"), run / "evaluation" / "scores.json"
+    scored = _read_json(run / "evaluation" / "classifier" / "classifier.json").get("encoder", {})
+    # Without the step of the encoder that was scored, it was probably the newest one.
+    is_scored = scores.is_file() and scored.get("step", None if selected_by else step) == step
     is_same = train is not None and environment.get("manifest_sha256") == train.sha256
     return RunFacts(
         settings=settings,
         step=step,
+        selected_by=selected_by,
         status=_read_json(run / "status.json"),
         environment=environment,
         speed=_read_speed(run / "metrics.jsonl", step),
-        scores=read_records(scores, Score) if scores.is_file() else None,
+        scores=read_records(scores, Score) if is_scored else None,
         train=train if is_same else None,
     )
 
@@ -101,7 +109,8 @@ def write_card(run: RunFacts, contract: Tree, parity: Tree) -> str:
         parity,
         what="encoder",
         backbone=run.settings.model.backbone,
-        origin=f"from step {run.step} of a self-supervised run that used no labels. The run {_progress(run.status)}",
+        origin=f"from step {run.step} of a self-supervised run that used no labels{_selection(run)}."
+        f" The run {_progress(run.status)}",
         run=run,
         patients=np.unique(train.patients).size if train and "PatientID" in train.table else "an unknown number of",
         labels=[
@@ -112,6 +121,19 @@ def write_card(run: RunFacts, contract: Tree, parity: Tree) -> str:
         leaks=leak_lines({"test": tests[0].leakage}) if tests else [],
         scores=[_score_cells(score) for score in tests],
     )
+
+
+def _selection(run: RunFacts) -> str:
+    """Return what labels were used for, besides training."""
+    uses = [f"to choose this step by its {run.selected_by}"] if run.selected_by else []
+    uses += ["to stop the run early"] if _ended_early(run.status) else []
+    return f" except {' and '.join(uses)}" if uses else ""
+
+
+def _ended_early(status: Tree) -> bool:
+    """Return whether a run ended before its last step because its kNN score no longer improved."""
+    step, steps = status.get("step"), status.get("steps")
+    return status.get("state") == "done" and isinstance(step, int) and isinstance(steps, int) and step < steps
 
 
 def write_plain_card(subject: Subject, contract: Tree, parity: Tree) -> str:
@@ -170,6 +192,8 @@ def _progress(status: Tree) -> str:
         "failed": "failed early",
     }
     known, steps = words.get(str(status.get("state")), "has no record of how it ended"), status.get("steps")
+    if _ended_early(status):
+        known = f"ended at step {status['step']}, since its kNN score on val did not improve"
     return f"{known}; {steps} steps were planned" if isinstance(steps, int) else known
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.config import RunSettings, Tree, load_run
+from medmoco.config import RunSettings, Tree, load_run, run_of
 from medmoco.data.augment.views import channels_first, whole_view
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
 from medmoco.data.loading.preprocessing import NO_DATA
@@ -62,9 +62,10 @@ def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) ->
         return Surroundings(names, plain)
     train = _rows_trained_on(splits.get("train"), settings)
     views = _real_views(settings, network.preprocessing.size, train)
-    if network.folder is None or network.provenance.kind != "run":
+    source, run = network.provenance, run_of(network.folder) if network.folder else None
+    if run is None or source.kind != "run":
         return Surroundings(names, plain, views)
-    facts = card.gather(network.folder, settings, network.provenance.step or 0, train)
+    facts = card.gather(run, settings, source.step or 0, train, source.selected_by)
     return Surroundings(names, partial(card.write_card, facts), views)
 
 

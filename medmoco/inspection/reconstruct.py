@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmoco.config import ConfigSource, RunSettings, load, load_run
+from medmoco.config import ConfigSource, RunSettings, load, load_run, run_of
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.augment.views import unchanged
 from medmoco.data.loading.emptiness import Emptiness, check_masks
@@ -21,9 +21,9 @@ from medmoco.errors import CheckpointError
 from medmoco.evaluation.features.inputs import find_rows, load_splits, on_device
 from medmoco.models.moco import MoCo
 from medmoco.plotting.pictures import Tile, shown, write_picture
-from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.context import RunContext
 from medmoco.training.moco_task import create_state
+from medmoco.training.run_folder import load_source
 from medmoco.utils.files import PathLike
 
 Shares = NDArray[np.float32]
@@ -44,7 +44,7 @@ def reconstruct(
 
     Args:
         config: Settings of the data, see `load_config`. Preprocessing is that of the run, whatever the settings are.
-        run: Run folder of a run with a decoder.
+        run: Run folder of a run with a decoder, or RUN/best for its best checkpoint.
         out: PNG file.
         rows: Row numbers in the split, counted as in a spreadsheet.
         split: Split of the rows.
@@ -64,7 +64,7 @@ def reconstruct(
         >>> print(medmoco.reconstruct("decoder.yaml", "runs/decoder", "decoder.png", [2, 3]))  # doctest: +SKIP
     """
     settings, run, out = load(config), Path(run), Path(out)
-    trained = load_run(run)
+    trained = load_run(run_of(run) or run)
     model = load_with_decoder(run, trained, log)
     prepared = {key: getattr(trained.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}
     data = settings.data.model_copy(update=prepared)
@@ -101,7 +101,7 @@ def load_with_decoder(run: Path, trained: RunSettings, log: Callable[[str], None
     """
     if not trained.decoder.weight:
         raise CheckpointError(f"{run} was trained without a decoder; set decoder.weight above 0 and pretrain again")
-    content = load_checkpoint(run / "checkpoints", log)
+    content = load_source(run, log)
     model = create_state(RunContext(trained.model_copy(update={"out": run}))).model
     assert isinstance(model, MoCo)
     try:

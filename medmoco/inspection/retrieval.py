@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from medmoco.config import ConfigSource, RunSettings, ViewSettings, is_run, load, load_run
+from medmoco.config import ConfigSource, RunSettings, ViewSettings, load, load_run, run_of
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import counted
 from medmoco.errors import CheckpointError, ManifestError
@@ -34,7 +34,7 @@ from medmoco.inspection.perturbations import AMOUNTS, Perturbation, parse_pertur
 from medmoco.models.projectors import projector
 from medmoco.plotting.figures import Line, rank_figure
 from medmoco.plotting.style import save
-from medmoco.training.checkpoint import load_checkpoint
+from medmoco.training.run_folder import load_source
 from medmoco.training.runlog import write_json
 from medmoco.utils.files import PathLike
 
@@ -143,8 +143,8 @@ def placement(
     if len(rows) < 2:
         raise ManifestError(f"{rows.csv.name}: ranking needs at least two {split} images, but there is one; add rows")
     networks = {**load_controls(sources, settings, log), "pixels": thumbnails()}
-    runs = {name: Path(source) for name, source in sources.items() if is_run(Path(source))}
-    heads = {name: load_projector(run, settings) for name, run in runs.items()}
+    runs = {name: run for name, source in sources.items() if (run := run_of(Path(source)))}
+    heads = {name: load_projector(Path(sources[name]), settings) for name in runs}
     recipe = load_run(next(iter(runs.values()))).views if runs else settings.views
     views = recipe.model_copy(update={"size": settings.evaluate.size or settings.views.size})
     placed = place_split(rows, networks, heads, chosen, views, settings, log)
@@ -161,14 +161,14 @@ def placement(
     return table
 
 
-def load_projector(run: Path, settings: RunSettings) -> nn.Module:
-    """Return a run's projector, (N, F) -> (N, D), in eval mode.
+def load_projector(source: Path, settings: RunSettings) -> nn.Module:
+    """Return the projector of a run or of its best checkpoint, (N, F) -> (N, D), in eval mode.
 
     Raises:
         CheckpointError: the checkpoint does not contain it.
     """
-    content = load_checkpoint(run / "checkpoints", lambda _: None)
-    prefix, method = "query_encoder.projector.", load_run(run).method
+    content = load_source(source, lambda _: None)
+    prefix, method = "query_encoder.projector.", load_run(run_of(source) or source).method
     model = content.get("model", {})
     state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
     try:

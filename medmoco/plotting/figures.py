@@ -102,7 +102,15 @@ class Forecast(Point, Protocol):
 
 
 @matplotlib.rc_context(STYLE)
-def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | None = None, named: str = "") -> Figure:
+def line_figure(
+    lines: Sequence[Line],
+    *,
+    x: str,
+    y: str,
+    reference: float | None = None,
+    named: str = "",
+    marks: Sequence[tuple[str, float, float]] = (),
+) -> Figure:
     """Draw lines over steps or epochs.
 
     Args:
@@ -111,10 +119,14 @@ def line_figure(lines: Sequence[Line], *, x: str, y: str, reference: float | Non
         y: Label of the y axis.
         reference: Reference level.
         named: Name of the reference level.
+        marks: Points to mark, with their names: (name, x, y).
     """
     figure, axes = _new()
     for line in lines:
         _draw(axes, line)
+    for number, (name, *at) in enumerate(marks):
+        shape = _MARKERS[number % len(_MARKERS)]
+        axes.plot(*at, shape, color="white", markeredgecolor="black", markersize=7, label=_shortened(name), zorder=5)
     if reference is not None:
         axes.axhline(reference, color=_GREY, linestyle=":", linewidth=1.2, label=named)
     axes.set(xlabel=x, ylabel=y)

@@ -121,7 +121,13 @@ def _of_model(run: Run) -> dict[str, str]:
     if run.is_finetuned:
         facts["selection"] = "The epoch with the best validation AUROC."
     elif run.evaluation.scores:
-        facts["selection"] = "The last step of pretraining; the regularisation of the linear probe by validation AUROC."
+        step = (
+            "step of pretraining with the best kNN AUROC on validation"
+            if run.scores_best
+            else "last step of pretraining"
+        )
+        stopped = ", which ended when the kNN AUROC on validation no longer improved" if run.ended_early else ""
+        facts["selection"] = f"The {step}{stopped}; the regularisation of the linear probe by validation AUROC."
     return facts
 
 

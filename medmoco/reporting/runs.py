@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from medmoco.config import DataSettings, Tree, flatten
+from medmoco.config import BEST, DataSettings, Tree, flatten
 from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.data.manifest.row_filter import where_words
@@ -94,6 +94,7 @@ class Run:
         step: Steps done.
         steps: Steps planned.
         metrics: metrics.jsonl.
+        best_step: Step of the checkpoint with the best kNN score.
         quarantine: Number of images replaced in training, by reason.
         audit: report.txt of `medmoco check`.
         faults: (severity, fault) of `medmoco check` -> rows.
@@ -120,6 +121,7 @@ class Run:
     step: int | None
     steps: int | None
     metrics: list[Tree]
+    best_step: int | None
     quarantine: Counter[str]
     audit: str | None
     faults: Counter[tuple[str, str]]
@@ -135,6 +137,17 @@ class Run:
     ledger: list[LedgerEntry] | None
     classifier: Tree | None
     card: str | None
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether it was done before the steps planned, since its score no longer improved."""
+        return self.state == "done" and self.step is not None and self.steps is not None and self.step < self.steps
+
+    @property
+    def scores_best(self) -> bool:
+        """Whether `evaluation` is of the checkpoint with the best kNN score, as its classifier says."""
+        encoder = None if self.is_finetuned or not self.classifier else self.classifier.get("encoder")
+        return isinstance(encoder, dict) and encoder.get("selected_by") is not None
 
 
 def missing(runs: Sequence[Run], is_missing: Callable[[Run], object], words: str) -> list[Block]:
@@ -172,6 +185,7 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
         step=_whole(status.get("step")),
         steps=_whole(status.get("steps")),
         metrics=[record for record in metrics if isinstance(record.get("step"), int)],
+        best_step=max(map(_step_of, (folder / BEST).glob("step-?????????.pt")), default=None),
         quarantine=Counter(row["reason"] for row in _read_csv(folder / "quarantine.csv", ("reason",))),
         audit=_read_text(check / "report.txt"),
         faults=Counter((row["severity"], row["fault"]) for row in _read_csv(check / "rows.csv", ("severity", "fault"))),
@@ -330,6 +344,11 @@ def _read_manifest(tree: Tree, sha256: Any) -> dict[str, Split] | None:
     except (MedmocoError, ValidationError, OSError):
         return None
     return splits if "train" in splits and splits["train"].sha256 == sha256 else None
+
+
+def _step_of(checkpoint: Path) -> int:
+    digits = checkpoint.stem.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else 0
 
 
 def _whole(value: Any) -> int | None:

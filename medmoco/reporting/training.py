@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medmoco.config import BEST, Tree
 from medmoco.data.manifest.manifest import Split
 from medmoco.plotting.figures import Line, line_figure
 from medmoco.reporting.blocks import (
@@ -31,6 +33,8 @@ from medmoco.reporting.runs import Run
 _LEAST = 20  # patients in a group, or its count is hidden; Source: evaluate.least_patients
 _DESCRIBED = ("Sex", "ViewPosition", "Laterality")
 _POINTS = 12  # of a curve in its table
+MEAN = "knn_auroc"
+"""Key of the mean over the labels in metrics.jsonl."""
 
 
 def overview(runs: Sequence[Run]) -> Table:
@@ -166,10 +170,13 @@ _CURVES = (
 def training_section(runs: Sequence[Run]) -> Section:
     """Plot the metrics of training, each for all runs."""
     pretrained, finetuned = ([run for run in runs if run.is_finetuned is kind] for kind in (False, True))
-    knn = _keys(pretrained, "knn_auroc")
+    knn = _keys(pretrained, MEAN)
+    if len(knn) == 2 and MEAN in knn:  # the mean over one label repeats it
+        knn.remove(MEAN)
+    selections = [found for run in pretrained if (found := _selection(run))]
     plots = [
         *(_plot(pretrained, [key], title, words) for key, title, words in _CURVES),
-        _plot(pretrained, knn, "kNN AUROC", "Nearest neighbours on the features, validation split."),
+        _plot(pretrained, knn, "kNN AUROC", "Nearest neighbours on the features, validation split.", selections),
         _plot(finetuned, ["loss"], "Classification loss", "On the training split."),
         _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", "The best epoch was kept."),
     ]
@@ -181,6 +188,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     if pretrained and not knn:
         words = "`medmoco pretrain` does so if train.knn_every is above 0 and data.labels names labels."
         blocks.append(Text(f"No kNN AUROC was measured in training: {words}", "missing"))
+    blocks += [found.words() for found in selections]
     return Section("Training", blocks)
 
 
@@ -188,7 +196,60 @@ def _keys(runs: Sequence[Run], start: str) -> list[str]:
     return sorted({key for run in runs for record in run.metrics for key in record if key.startswith(start)})
 
 
-def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> Plot | None:
+@dataclass(frozen=True)
+class _Selection:
+    """The best and the last kNN score of a run, each with its epoch, if known, and step."""
+
+    run: Run
+    best: Tree
+    last: Tree
+    count: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the best score is the last one."""
+        return bool(self.best["step"] == self.last["step"])
+
+    def words(self) -> Text:
+        """Return what to know about the choice between the two."""
+        run, folder, scores = self.run, f"{self.run.name}/{BEST}", several(self.count, "score")
+        text = (
+            f"{run.name}: the best kNN AUROC, a mean over the labels, is {_at(self.best)}, with its checkpoint in"
+            f" `{folder}`; {'it is also the last' if self.is_last else f'the last is {_at(self.last)}'}."
+        )
+        if self.count > 1:
+            text += f" The best of {scores} is optimistic, because it was chosen on the images that it is measured on."
+        if not self.is_last:
+            sources = f"--encoder last={run.name} --encoder best={folder}"
+            text += f" To compare the two checkpoints, run `medmoco evaluate {sources}`."
+        if run.ended_early:
+            text += f" Training was stopped early, after {run.step:,} of {run.steps:,} steps."
+        if run.scores_best:
+            text += " This report shows scores of the best checkpoint; those on validation are optimistic."
+        return Text(text)
+
+    def marks(self, *, several_runs: bool) -> list[tuple[str, float, float]]:
+        """Return the points to mark in the figure."""
+        name = f"{self.run.name}, " if several_runs else ""
+        points = {"best and last": self.best} if self.is_last else {"best": self.best, "last": self.last}
+        return [(f"{name}{word} {number(at[MEAN])}", at["step"], at[MEAN]) for word, at in points.items()]
+
+
+def _selection(run: Run) -> _Selection | None:
+    """Return the scores of a run that has kept its best checkpoint."""
+    scored = [record for record in run.metrics if _is_number(record.get(MEAN))]
+    best = [record for record in scored if record["step"] == run.best_step]
+    return _Selection(run, best[0], scored[-1], len(scored)) if best else None
+
+
+def _at(score: Tree) -> str:
+    epoch = f"epoch {score['epoch']}, " if isinstance(score.get("epoch"), int) else ""
+    return f"{number(score[MEAN])} ({epoch}step {score['step']:,})"
+
+
+def _plot(
+    runs: Sequence[Run], keys: Sequence[str], title: str, words: str, selections: Sequence[_Selection] = ()
+) -> Plot | None:
     lines, rows, chance = [], [], set()
     for at, run in enumerate(runs):
         for dash, key in enumerate(keys):
@@ -208,7 +269,8 @@ def _plot(runs: Sequence[Run], keys: Sequence[str], title: str, words: str) -> P
         return None
     level = chance.pop() if len(chance) == 1 else None  # it differs between queues of different lengths
     named = "" if level is None else f"chance {level:.2f}"
-    figure = line_figure(lines, x="step", y=title, reference=level, named=named)
+    marks = [mark for found in selections for mark in found.marks(several_runs=len(runs) > 1)]
+    figure = line_figure(lines, x="step", y=title, reference=level, named=named, marks=marks)
     last = "; ".join(f"{line.name} from {number(line.y[0])} to {number(line.y[-1])}" for line in lines)
     alt = f"{title} over training steps: {last}.{f' Chance is {level:.2f}.' if level is not None else ''}"
     table = Table(f"{title} over training steps", ["run", "step", title], rows)

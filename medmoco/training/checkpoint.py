@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,59 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
     Raises:
         CheckpointError: the file cannot be written; earlier checkpoints are untouched.
     """
-    target = folder / f"step-{step:09d}.pt"
+    target = checkpoint_file(folder, step)
     content = {"format": FORMAT, "step": step, **content}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _drop_leftovers(folder)
-        with replacing(target, durable=True) as temporary:
-            with temporary.open("wb") as file:  # given a path, torch hides the reason of a failure
-                torch.save(content, file)
-            new, old = sha256_of(temporary), _recorded(target)
-            # Until the new file has its name, an old one of the same step must count as intact too.
-            _record(target, [new, *old])
-        if old:
-            _record(target, [new])
+        with _hashed(target) as temporary, temporary.open("wb") as file:  # given a path, torch hides why it fails
+            torch.save(content, file)
         _drop_old(folder, step)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(_refusal(folder, content, error)) from None
     return target
+
+
+def keep_as_best(folder: Path, step: int, best: Path) -> None:
+    """Keep the checkpoint of a step in the folder `best` too, and no other; a hard link, if possible, takes no space.
+
+    Raises:
+        CheckpointError: it cannot be written; `folder` is untouched, and so is an earlier one in `best`.
+    """
+    source = checkpoint_file(folder, step)
+    target = best / source.name
+    try:
+        best.mkdir(exist_ok=True)
+        _drop_leftovers(best)  # before copying, which would overwrite the checkpoint that a leftover is linked to
+        if not (target.exists() and target.samefile(source)):  # renaming a link to the same file would do nothing
+            with _hashed(target) as temporary:
+                try:
+                    os.link(source, temporary)
+                except OSError:  # the file system has no hard links
+                    shutil.copyfile(source, temporary)
+        keep_only(best, step)
+    except OSError as error:
+        raise CheckpointError(
+            f"the best checkpoint, of step {step}, cannot be kept in {best.name}/: {error.strerror}\n"
+            "All checkpoints are intact. Free some space or make the run folder writable, then continue with --resume."
+        ) from None
+
+
+def keep_only(folder: Path, step: int) -> None:
+    """Delete all checkpoints in a folder except that of a step."""
+    _delete(file for file in checkpoint_files(folder) if file != checkpoint_file(folder, step))
+
+
+@contextmanager
+def _hashed(target: Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces a checkpoint once the block has written it, and record its hash."""
+    with replacing(target, durable=True) as temporary:
+        yield temporary
+        new, old = sha256_of(temporary), _recorded(target)
+        # Until the new file has its name, an old one of the same step must count as intact too.
+        _record(target, [new, *old])
+    if old:
+        _record(target, [new])
 
 
 def _record(target: Path, hashes: list[str]) -> None:
@@ -156,6 +193,30 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
         f"all {len(files)} checkpoints of the run are damaged ({', '.join(dict.fromkeys(reasons))}).\n"
         "Nothing was changed. Restore one with its .sha256, or replace the run with --overwrite."
     )
+
+
+def load_best(folder: Path) -> dict[str, Any]:
+    """Read the checkpoint that `keep_as_best` kept in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    newest = f"use the newest checkpoint instead: give {folder.parent} as the encoder"
+    files = checkpoint_files(folder)
+    if not files:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint: the run has no kNN score, which needs data.labels and train.knn_every;\n"
+            f"{newest}"
+        )
+    try:
+        return _read(files[0])
+    except CheckpointError as damage:
+        raise CheckpointError(f"the best checkpoint, {files[0].name}, is damaged ({damage});\n{newest}") from None
+
+
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint of a step."""
+    return folder / f"step-{step:09d}.pt"
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -31,7 +31,8 @@ _OF_THE_LOOP = (
 
 def loop_settings(train: TrainSettings, chosen: FinetuneSettings | DetectionSettings) -> TrainSettings:
     """Return the settings of the training loop: `train`, with the values of `chosen` where it has the same setting."""
-    return train.model_copy(update={key: getattr(chosen, key) for key in _OF_THE_LOOP} | {"knn_every": 0})
+    own = {key: getattr(chosen, key) for key in _OF_THE_LOOP}
+    return train.model_copy(update=own | {"knn_every": 0, "patience": None})
 
 
 def check_parts(section: str, train: TrainSettings, processes: int) -> None:

@@ -84,6 +84,8 @@ class Hooks:
     skipped: Callable[[int, int, list[int]], None]
     # Receives this process's batch if any process replaced an unusable image; raises DataError, on all, if too many are
     replaced: Callable[[Batch], None] = lambda _: None
+    # Whether to save now, after an epoch was measured; the same on all processes
+    must_save: Callable[[], bool] = lambda: False
     # Whether training ends before the last step; the same on all processes
     finished: Callable[[], bool] = lambda: False
 
@@ -129,7 +131,8 @@ class Loop:
                 if state.step % order.steps_per_epoch == 0:
                     with interval.pause():
                         self._end_epoch(stop_asked)
-                if state.step % self.train.checkpoint_every == 0 or state.step == order.steps or hooks.finished():
+                is_due = state.step % self.train.checkpoint_every == 0 or state.step == order.steps
+                if is_due or hooks.must_save() or hooks.finished():
                     self._save()
 
     def _save(self) -> None:

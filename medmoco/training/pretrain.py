@@ -21,7 +21,8 @@ from medmoco.data.quality.shapes import training_elongation
 from medmoco.errors import ImageError, Stopped
 from medmoco.models.backbones import Backbone
 from medmoco.models.moco import MoCo
-from medmoco.training.agreement import count_sharing, on_first, together
+from medmoco.training.agreement import count_sharing, together
+from medmoco.training.best_checkpoint import Selection, patience_refusals
 from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
@@ -85,6 +86,8 @@ def pretrain(
         _log_start(session)
         if estimate:
             _log_duration(session, train)
+        selection = Selection(session, partial(_measure, session, splits, monitor))
+        selection.restore()
         state, order, model = session.state, session.order, session.state.model
         assert isinstance(model, MoCo)
         numbers = negative_numbers(train, settings.method)
@@ -92,16 +95,19 @@ def pretrain(
         batches = training_batches(train, settings, order, state.step, group.share)
         stack.enter_context(closing(batches))
         hooks = Hooks(
-            save=session.save,
-            after_epoch=partial(_after_epoch, session, splits, monitor),
+            save=selection.save,
+            after_epoch=partial(_after_epoch, session, selection),
             skipped=session.skipped.list_skipped,
             replaced=partial(_list_replaced, session),
-            finished=lambda: steps is not None and state.step >= session.start_step + steps,
+            must_save=selection.must_save,
+            finished=lambda: (
+                selection.ended_early() or (steps is not None and state.step >= session.start_step + steps)
+            ),
         )
         Loop(state, order, settings.train, session.log, hooks, group).fit(task, batches)
         session.skipped.log_total()
         if steps is None:
-            session.log.info(f"done: {order.steps} steps; the encoder is in the run folder's checkpoints/")
+            selection.finish()
         return model.query_encoder.backbone  # type: ignore[return-value]
 
 
@@ -126,6 +132,7 @@ def _load_splits(context: RunContext, start: StartMode) -> dict[str, Split]:
             with refusals.collecting():
                 check_masks(train, data, settings.decoder)
             refusals.add(*size_refusals(len(train), settings, group.size).errors)
+        refusals.add(*patience_refusals(settings, splits))
         if data.workers:
             with refusals.collecting():
                 check_sockets()
@@ -204,32 +211,30 @@ def _log_duration(session: TrainingSession, train: Split) -> None:
 
 
 def _after_epoch(
-    session: TrainingSession, splits: dict[str, Split], monitor: Monitor, epoch: int, stop_asked: Callable[[], bool]
+    session: TrainingSession, selection: Selection, epoch: int, stop_asked: Callable[[], bool]
 ) -> dict[str, float]:
-    """Score the features every `train.knn_every` epochs."""
-    context, model, log = session.context, session.state.model, session.log
-    settings, group = context.settings, context.group
+    context, model = session.context, session.state.model
     assert isinstance(model, MoCo)
-    if group.size > 1 and epoch == session.start_step // session.order.steps_per_epoch:
-        log.info(traffic(context, session.state.step - session.start_step, model))
-    every = settings.train.knn_every
-    if not every or (epoch + 1) % every or not settings.data.labels:
-        return {}
-    train = splits["train"]
+    if context.group.size > 1 and epoch == session.start_step // session.order.steps_per_epoch:
+        session.log.info(traffic(context, session.state.step - session.start_step, model))
+    return selection.after_epoch(epoch, stop_asked)
+
+
+def _measure(
+    session: TrainingSession, splits: dict[str, Split], monitor: Monitor, epoch: int, stop_asked: Callable[[], bool]
+) -> dict[str, float] | None:
+    """Score the features; return None if the run is to stop."""
+    settings, model, train = session.context.settings, session.state.model, splits["train"]
     usable = {**splits, "train": train.select(~np.isin(train.rows, session.skipped.quarantine.rows()))}
-
-    def measure() -> dict[str, float]:
-        try:
-            return monitor(model.query_encoder.backbone, usable, settings, stop_asked)  # type: ignore[arg-type]
-        except Stopped:
-            return {}
-        except ImageError as error:
-            if settings.data.bad_images == "refuse":
-                raise
-            log.warn(f"no kNN score of epoch {epoch}: {error}")
-            return {}
-
-    return on_first(group, measure, patiently=True) or {}
+    try:
+        return monitor(model.query_encoder.backbone, usable, settings, stop_asked)  # type: ignore[arg-type,union-attr]
+    except Stopped:
+        return None
+    except ImageError as error:
+        if settings.data.bad_images == "refuse":
+            raise
+        session.log.warn(f"no kNN score of epoch {epoch}: {error}")
+        return {}
 
 
 def _list_replaced(session: TrainingSession, batch: Batch) -> None:

@@ -16,12 +16,12 @@ from typing import Any, TextIO
 
 import torch
 
-from medmoco.config import RETIRED, RunSettings, Tree, as_tree, to_yaml
+from medmoco.config import RETIRED, RunSettings, Tree, as_tree, is_run, to_yaml
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.row_filter import names_ids
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.training.agreement import on_first, together
-from medmoco.training.checkpoint import checkpoint_files, load_checkpoint, portable_settings
+from medmoco.training.checkpoint import checkpoint_files, load_best, load_checkpoint, portable_settings
 from medmoco.training.context import RunContext
 from medmoco.training.engine import TrainState
 from medmoco.training.runlog import explaining_disk_errors, write_json
@@ -41,7 +41,7 @@ HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", 
              "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.", "finetune.",
              "detection.", "tune.")  # fmt: skip
 # May change too, but affect the weights; the log warns.
-_FREE = ("train.epochs",)
+_FREE = ("train.epochs", "train.patience")
 # Determine the shape of the saved state, so --allow-change cannot help.
 _FIXED = (
     "data.channels", "model.backbone", "model.fixed_patches", "method.projector", "method.hidden_dim",
@@ -226,6 +226,15 @@ def _changes(file: Path, environment: Mapping[str, Any]) -> list[str]:
 
 
 # Resuming
+
+
+def load_source(source: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Read the checkpoint that an encoder's source means: the newest of a run folder, or that in its folder `best`.
+
+    Raises:
+        CheckpointError: there is none, or none is intact.
+    """
+    return load_checkpoint(source / CHECKPOINTS, warn) if is_run(source) else load_best(source)
 
 
 def load_newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:

@@ -223,7 +223,7 @@ class _Search:
         """Return the settings of a trial, which is scored once, at its end."""
         epochs = {"train.epochs": self.settings.tune.epochs} if self.settings.tune.epochs else {}
         folder = self.out / f"trial-{len(self.trials):03d}"
-        return self._with({"out": as_written(folder), "train.knn_every": 0, **epochs, **values})
+        return self._with({"out": as_written(folder), "train.knn_every": 0, "train.patience": None, **epochs, **values})
 
     def next_values(self) -> Tree | None:
         """Return the values of the next trial: of the first as given, of others as proposed."""

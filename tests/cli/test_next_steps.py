@@ -42,6 +42,10 @@ def test_after_evaluation__depends_on_where_the_scores_are(tmp_path: Path) -> No
     run = str(tmp_path)
     assert after_evaluation(run, tmp_path / "evaluation") == f"next: medmoco report {run}"
     assert after_evaluation(run, Path("scores")) == f"next: medmoco export --run {run} --out {run}/export"
+    assert after_evaluation(f"{run}/best", tmp_path / "evaluation") == f"next: medmoco report {run}"
+    assert (
+        after_evaluation(f"{run}/best", Path("scores")) == f"next: medmoco export --run {run}/best --out {run}/export"
+    )
     assert after_evaluation("random", Path("scores")) == ""
 
 

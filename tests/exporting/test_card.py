@@ -119,6 +119,25 @@ def test_card__unknown_is_said(run: Path) -> None:
     assert "None: the folder `evaluation` of the run has no scores" in card
 
 
+def test_card__says_what_validation_labels_were_used_for(run: Path) -> None:
+    (run / "status.json").write_text(json.dumps({"state": "done", "step": 18, "steps": 50}))
+    settings = load_run(run)
+    train = load_manifest(settings.data, ("train",))["train"]
+    card = write_card(gather(run, settings, 12, train, "kNN score on val"), CONTRACT, PARITY)
+    assert (
+        "from step 12 of a self-supervised run that used no labels except to choose this step by its kNN score on val"
+        " and to stop the run early. The run ended at step 18, since its kNN score on val did not improve; 50 steps"
+    ) in card
+    assert "no scores of this checkpoint" in card  # evaluation/ may have scored the newest one
+
+    (run / "evaluation" / "classifier").mkdir()
+    file = run / "evaluation" / "classifier" / "classifier.json"
+    for step, has_scores in ((12, True), (18, False)):
+        file.write_text(json.dumps({"encoder": {"kind": "run", "step": step}}))
+        card = write_card(gather(run, settings, 12, train, "kNN score on val"), CONTRACT, PARITY)
+        assert ("no scores of this checkpoint" not in card) == has_scores
+
+
 def test_card__changed_manifest_is_not_counted(run: Path) -> None:
     manifest = run.parent / "data" / "train.csv"
     manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from medmoco.training.checkpoint import load_checkpoint, save_checkpoint
+from medmoco.training.checkpoint import keep_as_best, load_best, load_checkpoint, save_checkpoint
 from tests.helpers.runs import assert_same_result, pretrain, steps
 
 KILLS = 50
-SYSTEM_CALLS = ("fsync", "replace", "rename", "unlink")  # after and before each of them a save may be cut off
+SYSTEM_CALLS = ("fsync", "replace", "rename", "unlink", "link")  # after and before each of them a save may be cut off
 
 
 def content(value: float) -> dict[str, Any]:
@@ -30,11 +30,16 @@ def content(value: float) -> dict[str, Any]:
 
 def save_and_die(folder: Path, step: int, value: float, prepare: Callable[[], None]) -> int | None:
     """Save in a process of its own; return the signal that ended it, or None if it came through."""
+    return die_in(lambda: save_checkpoint(folder, step, content(value)), prepare)
+
+
+def die_in(action: Callable[[], object], prepare: Callable[[], None]) -> int | None:
+    """Act in a process of its own; return the signal that ended it, or None if it came through."""
     pid = os.fork()
     if not pid:
         try:
             prepare()
-            save_checkpoint(folder, step, content(value))
+            action()
         finally:
             os._exit(0)  # after a failure too: the parent looks at what is in the folder
     _, status = os.waitpid(pid, 0)
@@ -89,6 +94,32 @@ def test_kill__at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, 
     assert len(found) >= 7
     assert found == sorted(found)  # the old one up to some point, the new one from there on
     assert {found[0], found[-1]} == {3.0, 9.0}
+
+
+@pytest.mark.parametrize("old", [2, 3], ids=["another step", "same step again"])
+def test_kill__at_any_point_of_keeping_the_best_leaves_a_whole_one(tmp_path: Path, old: int) -> None:
+    """The best is the new one or the one before, whole, and no checkpoint changes; the next time cleans up."""
+    before, found = tmp_path / "before", []
+    save_checkpoint(before / "checkpoints", old, content(2.0))
+    keep_as_best(before / "checkpoints", old, before / "best")
+    save_checkpoint(before / "checkpoints", 3, content(3.0))
+    for call in count():
+        run = tmp_path / f"{call}"
+        shutil.copytree(before, run)
+        source, best = run / "checkpoints", run / "best"
+        killed = die_in(lambda source=source, best=best: keep_as_best(source, 3, best), die_at(call))  # type: ignore[misc]
+        kept = load_best(best)
+        found.append(float(kept["model"]["w"][0]))
+        assert (kept["step"], found[-1]) in ((old, 2.0), (3, 3.0))
+        keep_as_best(source, 3, best)
+        assert {file.name for file in best.iterdir()} == {"step-000000003.pt", "step-000000003.pt.sha256"}
+        assert load_best(best)["step"] == load_checkpoint(source, pytest.fail)["step"] == 3
+        if killed is None:
+            break
+        assert killed == signal.SIGKILL
+    assert len(found) >= 7
+    assert found == sorted(found)
+    assert {found[0], found[-1]} == {2.0, 3.0}
 
 
 @pytest.mark.parametrize("size", [0, 1, 2000])

@@ -27,7 +27,7 @@ from medmoco.inspection.retrieval import (
     place_split,
     placement,
 )
-from medmoco.training.checkpoint import save_checkpoint
+from medmoco.training.checkpoint import keep_as_best, load_checkpoint, save_checkpoint
 from tests.helpers.looks import make_data, make_run, names_a_secret
 
 
@@ -191,7 +191,10 @@ def test_load_projector__is_the_runs(tmp_path: Path) -> None:
     layers = load_projector(run, settings)
     assert layers(torch.zeros(2, 512)).shape == (2, 7)
     assert not layers.training
+    keep_as_best(run / "checkpoints", load_checkpoint(run / "checkpoints", pytest.fail)["step"], run / "best")
     save_checkpoint(run / "checkpoints", 9, {"model": {}})
+    best = load_projector(run / "best", settings).state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in layers.state_dict().items())
     with pytest.raises(CheckpointError, match="step 9 does not contain the projector"):
         load_projector(run, settings)
 

@@ -46,6 +46,13 @@ def test_appendix_section__facts_are_those_of_the_run(run: Run) -> None:
     assert f"Viral {own.auroc:.3f}" in claim["37"]
 
 
+def test_appendix_section__the_choice_of_a_checkpoint_is_stated(run: Run) -> None:
+    assert "The last step of pretraining; the regularisation" in _answers(run, 1)["26"]
+    chosen = replace(run, step=800, classifier={"encoder": {"kind": "run", "selected_by": "kNN score on val"}})
+    expected = "The step of pretraining with the best kNN AUROC on validation, which ended when"
+    assert expected in _answers(chosen, 1)["26"]
+
+
 @pytest.mark.parametrize("item", ["3a", "5b", "17", "18a", "19", "25", "27c"])
 def test_appendix_section__what_a_machine_cannot_know_is_left_open(run: Run, item: str) -> None:
     assert _answers(run, 0)[item] == OPEN

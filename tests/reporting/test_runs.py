@@ -35,6 +35,14 @@ def test_read_run__finds_everything(run: Run) -> None:
     assert run.external_scores.operating is not None
 
 
+def test_read_run__the_best_checkpoint_is_that_of_the_last_step_in_its_folder(folder: Path) -> None:
+    assert read_run(folder).best_step is None
+    (folder / "best").mkdir()
+    for name in ("step-000000400.pt", "step-000000600.pt", "step-000000600.pt.sha256", "step-000000800.pt.tmp"):
+        (folder / "best" / name).touch()
+    assert read_run(folder).best_step == 600
+
+
 def test_read_run__what_is_not_there_is_none(bare_run: Run) -> None:
     assert bare_run.state == "unknown"
     nothing = (bare_run.evaluation.scores, bare_run.evaluation.predictions, bare_run.curve, bare_run.external)

@@ -116,6 +116,31 @@ def test_training_section__gaps_and_nulls_are_left_out(run: Run) -> None:
     assert [row[0] for row in plots["kNN AUROC"].table.rows] == ["cxr-1, Edema", "cxr-1, Viral"]
 
 
+def test_training_section__marks_the_best_and_the_last_score(run: Run, other_run: Run) -> None:
+    chosen = replace(run, best_step=600, step=800, classifier={"encoder": {"kind": "run", "selected_by": "kNN"}})
+    section = training_section([chosen])
+    (plot,) = [plot for plot in plots_of(section) if plot.caption.startswith("kNN")]
+    assert plot.figure.axes[0].get_legend_handles_labels()[1] == ["cxr-1", "best 0.720", "last 0.800"]
+    words = words_of(section)
+    assert "cxr-1: the best kNN AUROC, a mean over the labels, is 0.720 (step 600), with its checkpoint in" in words
+    assert "the last is 0.800 (step 1,000). The best of 5 scores is optimistic" in words
+    assert "--encoder last=cxr-1 --encoder best=cxr-1/best" in words
+    assert "stopped early, after 800 of 1,000 steps" in words
+    assert "scores of the best checkpoint" in words
+    assert "the best kNN AUROC" not in words_of(training_section([run]))
+    assert "0.800 (step 1,000), with its checkpoint in `cxr-1/best`; it is also the last." in words_of(
+        training_section([replace(run, best_step=1000)])
+    )
+    (plot,) = [plot for plot in plots_of(training_section([chosen, other_run])) if plot.caption.startswith("kNN")]
+    assert plot.figure.axes[0].get_legend_handles_labels()[1][2:] == ["cxr-1, best 0.720", "cxr-1, last 0.800"]
+
+
+def test_training_section__the_mean_over_one_label_is_not_drawn_again(run: Run) -> None:
+    scores = {"knn_auroc/Viral": 0.7, "knn_auroc": 0.7}
+    (plot,) = plots_of(training_section([replace(run, metrics=[{"step": 2, **scores}])]))
+    assert [list(row) for row in plot.table.rows] == [["cxr-1", "2", "0.700"]]
+
+
 def test_training_section__nothing_there(bare_run: Run) -> None:
     section = training_section([bare_run])
     assert not plots_of(section)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from medmoco.training.early_stopping import Best
+from medmoco import config
+from medmoco.training.early_stopping import Best, loop_settings
 
 
 def test_best__keeps_the_weights_of_the_first_best_epoch() -> None:
@@ -29,3 +30,12 @@ def test_is_final__after_so_many_epochs_without_a_better_one(patience: int, ends
         if ended is None and best.is_final(patience):
             ended = number
     assert ended == ends_after
+
+
+def test_loop_settings__leave_the_scores_of_pretraining_out_and_load_again() -> None:
+    base = ["out=a", "data.manifest=m", "data.root=r", "data.labels=[A]", "train.patience=2"]
+    settings = config.load(None, base)
+    train = loop_settings(settings.train, settings.finetune)
+    assert (train.knn_every, train.patience) == (0, None)
+    again = settings.model_copy(update={"train": train})
+    assert config.load(config.as_tree(again)) == again

@@ -92,6 +92,7 @@ def test_pretrain__leaves_a_complete_run_folder(straight: config.RunSettings) ->
     names = {file.name for file in straight.out.iterdir()}
     assert names == {
         "config.yaml", "environment.json", "status.json", "metrics.jsonl", "log.txt", "tensorboard", "checkpoints",
+        "best",
     }  # fmt: skip
     assert json.loads((straight.out / "status.json").read_text())["state"] == "done"
     assert config.load(straight.out / "config.yaml") == straight

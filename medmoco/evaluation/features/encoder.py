@@ -192,8 +192,9 @@ def load_encoder(
     """Load an encoder.
 
     Args:
-        source: Run folder; export (format safetensors or timm); folder written by `medmoco import`; weights file of any
-            known format (docs/import.md); or "random", a randomly initialised network.
+        source: Run folder, which stands for its newest checkpoint, or RUN/best for that with the best kNN score; export
+            (format safetensors or timm); folder written by `medmoco import`; weights file of any known format
+            (docs/import.md); or "random", a randomly initialised network.
         config: Settings to use the encoder with: a YAML file or `RunSettings`, which must agree with the preprocessing
             in training. A mapping changes settings of the source, such as {"evaluate": {"size": 320}}, or adds what a
             weights file lacks, such as {"views": {"mean": 0.449, "std": 0.226}}.
@@ -308,7 +309,8 @@ def _create(settings: RunSettings, *, whole: bool) -> Backbone:
 def describe(provenance: Provenance) -> str:
     """Return the source of weights in a few words."""
     words = {"random": "random weights", "file": "weights file"}.get(provenance.kind, provenance.kind)
-    return words if provenance.step is None else f"{words}, step {provenance.step}"
+    step = "" if provenance.step is None else f", step {provenance.step}"
+    return words + step + (f", chosen by its {provenance.selected_by}" if provenance.selected_by else "")
 
 
 def as_html(title: str, rows: Mapping[str, object]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from medmoco.config import RunSettings, Tree, as_tree, flatten, is_run, load, load_run
+from medmoco.config import RunSettings, Tree, as_tree, flatten, load, load_run, run_of
 from medmoco.data.loading.preprocessing import NO_DATA
 from medmoco.data.pack.pack import recipe_of
 from medmoco.errors import CheckpointError, SettingsError
@@ -28,13 +28,17 @@ from medmoco.models.interop.naming import timm_model
 from medmoco.models.interop.preparation import ENCODER, FACTS, preparation_of
 from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
-from medmoco.training.checkpoint import load_checkpoint, portable_settings
+from medmoco.training.checkpoint import portable_settings
+from medmoco.training.run_folder import load_source
 from medmoco.utils.files import sha256_of
 
 Kind = Literal["run", "export", "import", "file", "random"]
 
 RANDOM = "random"
 """Name of the source with random weights."""
+
+SELECTED_BY = "kNN score on val"
+"""How the checkpoint in a run's folder `best` was chosen."""
 
 CONTRACT, CLASSIFIER = "preprocessing.json", "classifier.json"
 
@@ -56,6 +60,7 @@ class Provenance:
         medmoco: Version that wrote the weights.
         licence: Licence of the weights.
         trained: "linear probe" or "fine-tuned", for the encoder of a classifier.
+        selected_by: How the checkpoint of a run was chosen; None for the newest one.
         weights_sha256: Hash of all weights with their names; equal for equal encoders, whatever the file format.
     """
 
@@ -66,11 +71,13 @@ class Provenance:
     medmoco: str | None = None
     licence: str = "not stated"
     trained: str | None = None
+    selected_by: str | None = None
     weights_sha256: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return the description of the encoder in result files."""
-        return {"kind": self.kind} | ({} if self.step is None else {"step": self.step})
+        optional = {"step": self.step, "selected_by": self.selected_by}
+        return {"kind": self.kind} | {name: value for name, value in optional.items() if value is not None}
 
 
 def kind_of_source(source: str | os.PathLike[str]) -> Kind:
@@ -82,6 +89,8 @@ def kind_of_source(source: str | os.PathLike[str]) -> Kind:
     path = Path(source)
     if str(source) == RANDOM:
         return "random"
+    if run_of(path):  # before asking whether it exists: a run without kNN scores has no best checkpoint
+        return "run"
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist; name a run folder, a folder written by `medmoco export` or `import`, a weights\n"
@@ -89,8 +98,6 @@ def kind_of_source(source: str | os.PathLike[str]) -> Kind:
         )
     if not path.is_dir():
         return "file"
-    if is_run(path):
-        return "run"
     if (path / CONTRACT).is_file():
         return "export"
     if (path / FACTS).is_file():
@@ -118,7 +125,7 @@ def implied_settings(kind: Kind, path: Path) -> Tree:
         CheckpointError: it cannot be read, or its network is not recognised.
     """
     if kind == "run":
-        return as_tree(load_run(path))
+        return as_tree(load_run(run_of(path) or path))
     readers: dict[Kind, Callable[[Path], Tree]] = {
         "export": _settings_of_export, "import": _settings_of_import, "file": _settings_of_file,
     }  # fmt: skip
@@ -205,8 +212,8 @@ def load_weights_into(backbone: Backbone, kind: Kind, path: Path, log: Callable[
 # Runs
 
 
-def _load_run_into(backbone: Backbone, run: Path, log: Callable[[str], None]) -> Provenance:
-    content = load_checkpoint(run / "checkpoints", log)
+def _load_run_into(backbone: Backbone, source: Path, log: Callable[[str], None]) -> Provenance:
+    content, run = load_source(source, log), run_of(source) or source
     prefix = "query_encoder.backbone.net."
     model = content.get("model", {})
     state = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
@@ -225,7 +232,11 @@ def _load_run_into(backbone: Backbone, run: Path, log: Callable[[str], None]) ->
     environment = run / "environment.json"
     libraries = _read_json(environment).get("libraries", {}) if environment.is_file() else {}
     return Provenance(
-        "run", content["step"], hashlib.sha256(settings.encode()).hexdigest(), medmoco=libraries.get("medmoco")
+        "run",
+        content["step"],
+        hashlib.sha256(settings.encode()).hexdigest(),
+        medmoco=libraries.get("medmoco"),
+        selected_by=None if source == run else SELECTED_BY,
     )
 
 

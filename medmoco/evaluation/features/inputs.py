@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medmoco.config import DataSettings, RunSettings, is_run
+from medmoco.config import DataSettings, RunSettings, run_of
 from medmoco.data.loading.loading import check_images
 from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, select_where
@@ -197,8 +197,7 @@ def on_device(module: nn.Module, settings: RunSettings) -> torch.device:
 
 def feature_cache(encoder: str, out: Path | None, log: Callable[[str], None]) -> ArrayCache | None:
     """Return where the features of an encoder are kept: in its run folder, or in `out` if it is not a run."""
-    run = Path(encoder)
-    folder = run if is_run(run) else out
+    folder = run_of(Path(encoder)) or out
     return ArrayCache(folder / FEATURES, log) if folder else None
 
 

@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from medmoco.config import RunSettings, is_run, load_run
+from medmoco.config import RunSettings, load_run, run_of
 from medmoco.data.loading.loading import trained_rows
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
@@ -63,12 +63,13 @@ def find_pretraining(encoder: str) -> Pretraining:
     Raises:
         CheckpointError: the settings of a run cannot be read.
     """
-    run = Path(encoder)
+    path = Path(encoder)
     unchecked = "whether it was trained on val or test images was not checked"
     if encoder == "random":
         return Pretraining()
-    if not is_run(run):
-        what = "an export or import" if run.is_dir() else "a weights file"
+    run = run_of(path)
+    if run is None:
+        what = "an export or import" if path.is_dir() else "a weights file"
         return Pretraining(notes=(f"{what} does not say what it was pretrained on: {unchecked}",))
     settings = load_run(run)
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from medmoco.config import RunSettings, is_run
+from medmoco.config import RunSettings, run_of
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import CheckpointError, first_line
 from medmoco.evaluation.records import Part
@@ -47,8 +47,7 @@ class LedgerEntry(Part):
 
 def ledger_of(encoder: str, out: Path | None) -> Path | None:
     """Return the ledger in the run folder, or in the folder `out` of the results if the encoder is not a run."""
-    run = Path(encoder)
-    folder = run if is_run(run) else out
+    folder = run_of(Path(encoder)) or out
     return folder / LEDGER if folder else None
 
 

@@ -119,6 +119,11 @@ def begin(
         refuse_leaks(found, settings)
         leaks = found if number == 0 else leaks
         notes += [*pretraining.notes, *unknown]
+    notes += [
+        f"{name}: the checkpoint was chosen by its {how}, so scores on val are optimistic; those on test are not"
+        for name, each in loaded.items()
+        if (how := each.encoder.provenance.selected_by)
+    ]
     others = {name: Preprocessing.of(each) for group in groups for name, each in group.items()}
     return Study(
         splits,

@@ -41,7 +41,7 @@ def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], 
     chosen = settings.evaluate
     size = chosen.size or settings.views.size
     views = "images and their mirror images" if chosen.mirror else "images"
-    what = ", ".join(f"{name} {value}" for name, value in source.items())
+    what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in source.items())
     counts = [f"{name} {counted(split)}" for name, split in splits.items()]
     drawn = "images" if all(patient_ids(split) is None for split in splits.values()) else "patients"
     draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""

@@ -93,6 +93,7 @@ def test_kind_of_source__tells_them_apart(tmp_path: Path) -> None:
     for name, kind in (("import.json", "import"), ("preprocessing.json", "export"), ("config.yaml", "run")):
         (tmp_path / name).touch()
         assert kind_of_source(str(tmp_path)) == kind
+    assert kind_of_source(tmp_path / "best") == "run"
 
 
 def test_implied_settings__of_a_file_of_ours_is_its_network(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_find_pretraining__says_what_it_cannot_know(tmp_path: Path, other: Path)
     assert weights.is_unknown
     assert "a weights file does not say what it was pretrained on" in weights.notes[0]
     assert find_pretraining(str(other)).notes == ()
+    assert find_pretraining(str(other / "best")).run == other
     (tmp_path / "plain folder").mkdir()
     (note,) = find_pretraining(str(tmp_path / "plain folder")).notes
     assert "an export or import does not say what it was pretrained on" in note

@@ -49,6 +49,12 @@ def test_ledger_of__without_a_run_it_lies_beside_the_results(tmp_path: Path) -> 
     assert ledger_of("random", None) is None
 
 
+def test_ledger_of__a_run_has_one_whichever_checkpoint_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert ledger_of(str(tmp_path), None) == ledger_of(str(tmp_path / "best"), None) == tmp_path / "ledger.jsonl"
+    assert ledger_of(str(tmp_path / "other"), None) is None
+
+
 def test_read_ledger__a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_text('{"command": "evaluate"}\n{"comm\n')
     with pytest.raises(CheckpointError, match="line 2 is damaged"):
