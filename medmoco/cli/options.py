@@ -60,8 +60,8 @@ Encoders = Annotated[
         "--encoder",
         metavar="[NAME=]SOURCE[@SIZE]",
         help='Run folder (RUN/best: its best checkpoint), export, import, weights file, or "random". Repeatable; '
-        "further encoders need names, such as imagenet=FILE, and in evaluate and curve may have a size of their own, such as "
-        "imagenet=FILE@224.",
+        "further encoders need names, such as imagenet=FILE. In evaluate and curve, they may have images of another "
+        "size, such as imagenet=FILE@224.",
     ),
 ]
 Test = Annotated[
