@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, help="instead of the documented learning rate of a library")
     parser.add_argument("overrides", nargs="*", help="settings of medmoco, KEY=VALUE")
-    given = vars(parser.parse_args())
+    given = vars(parser.parse_intermixed_args())
     name, out, overrides = given.pop("name"), given.pop("out").absolute(), given.pop("overrides")
     given["manifest"] = given["manifest"].absolute()
     given["environments"] = given["environments"].absolute()

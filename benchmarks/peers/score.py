@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("encoders", nargs="+", metavar="NAME=SOURCE or KEY=VALUE", help="a KEY has a dot in its name")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     pairs = [text.partition("=") for text in given.encoders]
     encoders = {name: source for name, _, source in pairs if "." not in name}
     overrides = [f"{name}={value}" for name, _, value in pairs if "." in name]
