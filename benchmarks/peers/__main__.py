@@ -101,7 +101,7 @@ def train(name: str, out: Path, terms: Terms, overrides: Sequence[str]) -> None:
 def _epochs(probe: Path, images: int, terms: Terms) -> int:
     """Return how many epochs fit into the minutes at the speed of a first, short training."""
     taken = json.loads((probe / "time.json").read_text(encoding="utf-8"))
-    return max(2, round(60 * terms.minutes * taken["images"] / taken["seconds"] / images))
+    return max(2, int(60 * terms.minutes * taken["images"] / taken["seconds"] / images + 0.5))
 
 
 def _run(command: Sequence[object], out: Path) -> None:
