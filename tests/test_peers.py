@@ -22,7 +22,6 @@ def _run(*words: object) -> str:
 
 @pytest.mark.slow
 def test_peers__medmoco_is_trained_and_scored_like_the_others(tmp_path: Path) -> None:
-    root = f"data.root={FILMS / 'films'}"
     _run(
         "benchmarks.peers", "medmoco", "--manifest", FILMS, "--root", FILMS, "--out", tmp_path / "ours",
         "--environments", tmp_path, "--cores", 1, "--minutes", 0.01, "--backbone", "test_resnet", "--size", 32,
@@ -32,7 +31,7 @@ def test_peers__medmoco_is_trained_and_scored_like_the_others(tmp_path: Path) ->
     assert record["images"] == 2 * (900 // 64) * 64  # at least two epochs, however short the time
     table = _run(
         "benchmarks.peers.score", "--config", tmp_path / "ours/run/config.yaml", "--out", tmp_path / "scores",
-        f"ours={tmp_path / 'ours/run'}", "other=random", root, "evaluate.bootstrap=100",
+        f"ours={tmp_path / 'ours/run'}", "other=random", "evaluate.bootstrap=100",
     )  # fmt: skip
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines()[2:]}
     assert {"ours", "untrained", "pixels", "ours minus untrained", "ours minus pixels"} <= rows.keys()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import medmoco
 from medmoco.config import load
 
+_LABELS = {"viral": "Viral", "pneumonia": "Pneumonia"}  # task -> label
 _TASKS = {
     "viral": ["data.labels=[Viral]", "evaluate.where=Pneumonia == 1"],
     "pneumonia": ["data.labels=[Pneumonia]"],
@@ -31,21 +33,26 @@ def table(config: Path, encoders: dict[str, str], out: Path, overrides: list[str
         name: medmoco.curve(load(config, [*overrides, *given]), encoders, out=out / name, test=split == "test")
         for name, given in _TASKS.items()
     }
+    return markdown(curves, encoders, split)
+
+
+def markdown(curves: Mapping[str, medmoco.Curve], encoders: Mapping[str, str], split: str) -> str:
+    """Return the table of curves by task."""
     scores: dict[str, list[str]] = {}
     gaps: dict[str, list[str]] = {}
     for task, fraction in _COLUMNS.values():
-        where = ("linear", split, fraction)
+        where = (_LABELS[task], "linear", split, fraction)
         for point in curves[task].points:
-            if (point.method, point.split, point.fraction) == where:
+            if (point.label, point.method, point.split, point.fraction) == where:
                 cell = _cell(point.auroc, point.auroc_low, point.auroc_high)
                 scores.setdefault(point.encoder, []).append(cell)
         for gap in curves[task].differences:
-            if (gap.method, gap.split, gap.fraction) == where:
+            if (gap.label, gap.method, gap.split, gap.fraction) == where:
                 gaps.setdefault(gap.control, []).append(_cell(gap.difference, gap.low, gap.high, "+"))
     first = next(iter(encoders))
     lines = [f"| | images, images/s | {' | '.join(_COLUMNS)} |", f"|{'---|' * (2 + len(_COLUMNS))}"]
     lines += [f"| {name} | {_speed(encoders.get(name, ''))} | {' | '.join(cells)} |" for name, cells in scores.items()]
-    lines += [f"| {first} minus {name} | | {' | '.join(cells)} |" for name, cells in gaps.items()]
+    lines += [f"| {first} minus {name} |  | {' | '.join(cells)} |" for name, cells in gaps.items()]
     return "\n".join(lines)
 
 
