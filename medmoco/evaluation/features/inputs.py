@@ -23,7 +23,7 @@ from medmoco.config import DataSettings, RunSettings, run_of
 from medmoco.data.loading.loading import check_images
 from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, select_where
-from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean
+from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean, number_in
 from medmoco.data.pack.pack import open_pack, recipe_of
 from medmoco.data.pack.pack_cache import local_folder
 from medmoco.errors import ManifestError, SettingsError
@@ -133,11 +133,8 @@ def read_values(split: Split, column: str) -> NDArray[np.float64]:
 
 def _number_in(cell: str) -> float:
     """Return the number in a cell; nan if it is not one, or not finite."""
-    try:
-        value = float(cell) if "_" not in cell else math.nan
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
+    value = number_in(cell)
+    return math.nan if value is None or math.isinf(value) else value
 
 
 def _cells(split: Split, column: str, setting: str) -> pd.Series[str]:
@@ -207,6 +204,7 @@ def features_of(
     settings: RunSettings,
     cache: ArrayCache | None,
     log: Callable[[str], None],
+    images: str | None = None,
 ) -> Extracted:
     """Return the features of every row, computed only for the encoders whose features of these images are not kept.
 
@@ -219,12 +217,13 @@ def features_of(
         settings: As of `extract`.
         cache: Features of earlier commands; None computes all of them and keeps none.
         log: Receives a line with the number of images.
+        images: `hash_of_images` of the split, if it is known already.
 
     Raises:
         SettingsError, CheckpointError, DataError: as `extract` and `on_device`.
     """
     (device,) = {on_device(module, settings) for module in encoders.values()}
-    images = _hash_of_images(split, settings.data) if cache else None
+    images = images or (hash_of_images(split, settings.data) if cache else None)
     if cache is None or images is None:
         log(f"features of {split.name}: {len(split)} images")
         return extract(encoders, split, settings, device)
@@ -241,7 +240,7 @@ def features_of(
     return Extracted({name: features[name] for name in encoders}, found[-1].notices, found[-1].digests)
 
 
-def _hash_of_images(split: Split, data: DataSettings) -> str | None:
+def hash_of_images(split: Split, data: DataSettings) -> str | None:
     """Return a hash of the content of a split's images, in order; None if a file cannot be read.
 
     Row numbers are included, since notices contain them.

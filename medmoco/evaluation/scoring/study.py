@@ -17,7 +17,14 @@ from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
 from medmoco.evaluation.features.encoder_files import RANDOM, Provenance, settings_of_control, split_size
 from medmoco.evaluation.features.features import Extracted, Features, Mirrored, thumbnails
-from medmoco.evaluation.features.inputs import feature_cache, features_of, load_splits, read_values, with_classes
+from medmoco.evaluation.features.inputs import (
+    feature_cache,
+    features_of,
+    hash_of_images,
+    load_splits,
+    read_values,
+    with_classes,
+)
 from medmoco.evaluation.leakage.leakage import Leaks, compare_pixels, find_leaks, find_pretraining, refuse_leaks
 from medmoco.evaluation.metrics.auroc import Floats
 from medmoco.evaluation.records import CONTROLS, PIXELS, UNTRAINED
@@ -105,13 +112,7 @@ def begin(
         name: Mirrored(backbone) if settings.evaluate.mirror else backbone for name, backbone in backbones.items()
     }
     primary = encoders.get(next(iter(modules)), RANDOM)
-    own, *groups = _groups(loaded)
-    cache = feature_cache(primary, out, log)
-    networks = {**{name: modules[name] for name in own}, PIXELS: thumbnails()}
-    extracted = {name: features_of(networks, split, settings, cache, log) for name, split in splits.items()}
-    features = {name: {split: found.features[name] for split, found in extracted.items()} for name in [*own, PIXELS]}
-    for group in groups:
-        features |= _features_of_controls({name: modules[name] for name in group}, splits, group, cache, log)
+    extracted, features = _compute(modules, loaded, splits, settings, feature_cache(primary, out, log), log)
     leaks: Leaks = {}
     seen: dict[str, Sequence[bytes]] = {}
     for number, pretraining in enumerate(trained):
@@ -124,7 +125,7 @@ def begin(
         for name, each in loaded.items()
         if (how := each.encoder.provenance.selected_by)
     ]
-    others = {name: Preprocessing.of(each) for group in groups for name, each in group.items()}
+    others = {name: Preprocessing.of(each) for group in _groups(loaded)[1:] for name, each in group.items()}
     return Study(
         splits,
         values,
@@ -214,18 +215,46 @@ def _groups(loaded: Mapping[str, _Loaded]) -> list[dict[str, RunSettings]]:
     return list(groups.values())
 
 
+def _compute(
+    modules: Mapping[str, nn.Module],
+    loaded: Mapping[str, _Loaded],
+    splits: Mapping[str, Split],
+    settings: RunSettings,
+    cache: ArrayCache | None,
+    log: Callable[[str], None],
+) -> tuple[dict[str, Extracted], dict[str, dict[str, Features]]]:
+    """Return what was extracted for the primary encoder and those prepared alike, and all features by name, split."""
+    own, *groups = _groups(loaded)
+    networks = {**{name: modules[name] for name in own}, PIXELS: thumbnails()}
+    images = {name: hash_of_images(split, settings.data) if cache else None for name, split in splits.items()}
+    extracted = {
+        name: features_of(networks, split, settings, cache, log, images[name]) for name, split in splits.items()
+    }
+    features = {name: {split: found.features[name] for split, found in extracted.items()} for name in networks}
+    for group in groups:
+        their = next(iter(group.values()))
+        known = images if their.data.pack == settings.data.pack else None
+        features |= _features_of_controls({name: modules[name] for name in group}, splits, their, known, cache, log)
+    return extracted, features
+
+
 def _features_of_controls(
     modules: Mapping[str, nn.Module],
     splits: Mapping[str, Split],
-    group: Mapping[str, RunSettings],
+    settings: RunSettings,
+    images: Mapping[str, str | None] | None,
     cache: ArrayCache | None,
     log: Callable[[str], None],
 ) -> dict[str, dict[str, Features]]:
-    """Return the features of controls with a preprocessing of their own, by name and split."""
-    settings, features = next(iter(group.values())), {name: dict[str, Features]() for name in modules}
+    """Return the features of controls with a preprocessing of their own, by name and split.
+
+    `images` are the hashes of the images by split; None if they are read from another place than for the primary one.
+    """
+    features = {name: dict[str, Features]() for name in modules}
     for split, rows in splits.items():
-        readable = check_images(rows, settings.data)
-        found = features_of(modules, readable, settings, cache, lambda text: log(f"{', '.join(modules)}: {text}"))
+        known = images[split] if images else None
+        rows = rows if images else check_images(rows, settings.data)
+        found = features_of(modules, rows, settings, cache, lambda text: log(f"{', '.join(modules)}: {text}"), known)
         for name, values in found.features.items():
             features[name][split] = values
     return features

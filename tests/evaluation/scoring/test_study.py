@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from medmoco.config import RunSettings, as_tree, load, to_yaml
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import CheckpointError, ManifestError, SettingsError
+from medmoco.evaluation.features import inputs
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.scoring import study as module
 from medmoco.evaluation.scoring.study import begin
 from medmoco.models.convert import import_weights
 from medmoco.models.moco import create_moco
 from medmoco.training.checkpoint import save_checkpoint
+from medmoco.utils.files import sha256_of
 from tests.helpers import foreign
 from tests.helpers.squares import SMALL, write_images
 
@@ -143,6 +145,17 @@ def test_begin__controls_have_their_own_network_normalisation_and_size(
     for name in without.encoders:
         np.testing.assert_array_equal(found.features[name]["val"], without.features[name]["val"])
     assert not without.others
+
+
+def test_begin__hashes_each_file_once_for_all_encoders(
+    real: Callable[..., RunSettings], tmp_path: Path, moco_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, hashed = real("data.canvas_size=40"), list[Path]()
+    write_run(tmp_path / "run", settings)
+    monkeypatch.setattr(inputs, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
+    sources = {"run": str(tmp_path / "run"), "file": str(moco_file), "large": f"{moco_file}@64"}
+    found = begin(settings, sources, test=False)
+    assert sorted(map(str, hashed)) == sorted(str(file) for split in found.splits.values() for file in split.files)
 
 
 def test_begin__a_control_larger_than_the_canvases_of_a_pack_is_read_from_the_files(
