@@ -29,12 +29,11 @@ from medmoco.reporting.blocks import (
     several,
 )  # fmt: skip
 from medmoco.reporting.runs import Run
+from medmoco.training.runlog import KNN
 
 _LEAST = 20  # patients in a group, or its count is hidden; Source: evaluate.least_patients
 _DESCRIBED = ("Sex", "ViewPosition", "Laterality")
 _POINTS = 12  # of a curve in its table
-MEAN = "knn_auroc"
-"""Key of the mean over the labels in metrics.jsonl."""
 
 
 def overview(runs: Sequence[Run]) -> Table:
@@ -170,9 +169,9 @@ _CURVES = (
 def training_section(runs: Sequence[Run]) -> Section:
     """Plot the metrics of training, each for all runs."""
     pretrained, finetuned = ([run for run in runs if run.is_finetuned is kind] for kind in (False, True))
-    knn = _keys(pretrained, MEAN)
-    if len(knn) == 2 and MEAN in knn:  # the mean over one label repeats it
-        knn.remove(MEAN)
+    knn = _keys(pretrained, KNN)
+    if len(knn) == 2 and KNN in knn:  # the mean over one label repeats it
+        knn.remove(KNN)
     selections = [found for run in pretrained if (found := _selection(run))]
     plots = [
         *(_plot(pretrained, [key], title, words) for key, title, words in _CURVES),
@@ -232,19 +231,19 @@ class _Selection:
         """Return the points to mark in the figure."""
         name = f"{self.run.name}, " if several_runs else ""
         points = {"best and last": self.best} if self.is_last else {"best": self.best, "last": self.last}
-        return [(f"{name}{word} {number(at[MEAN])}", at["step"], at[MEAN]) for word, at in points.items()]
+        return [(f"{name}{word} {number(at[KNN])}", at["step"], at[KNN]) for word, at in points.items()]
 
 
 def _selection(run: Run) -> _Selection | None:
     """Return the scores of a run that has kept its best checkpoint."""
-    scored = [record for record in run.metrics if _is_number(record.get(MEAN))]
+    scored = [record for record in run.metrics if _is_number(record.get(KNN))]
     best = [record for record in scored if record["step"] == run.best_step]
     return _Selection(run, best[0], scored[-1], len(scored)) if best else None
 
 
 def _at(score: Tree) -> str:
     epoch = f"epoch {score['epoch']}, " if isinstance(score.get("epoch"), int) else ""
-    return f"{number(score[MEAN])} ({epoch}step {score['step']:,})"
+    return f"{number(score[KNN])} ({epoch}step {score['step']:,})"
 
 
 def _plot(

@@ -15,10 +15,8 @@ from medmoco.training.checkpoint import checkpoint_file, keep_as_best, keep_only
 from medmoco.training.engine import TrainState
 from medmoco.training.optim import learning_rate
 from medmoco.training.run_folder import CHECKPOINTS
+from medmoco.training.runlog import KNN
 from medmoco.training.session import TrainingSession
-
-MEAN = "knn_auroc"
-"""Key of the mean over the labels in metrics.jsonl."""
 
 Measure = Callable[[int, Callable[[], bool]], dict[str, float] | None]
 """Scores the encoder after an epoch, by label. Receives the epoch and a function that returns whether to stop; returns
@@ -110,7 +108,7 @@ class Selection:
         mean = sum(known) / len(known) if known else math.nan
         if known:
             self.history.take(Score(mean, epoch, self.session.state.step))
-        return {"epoch": epoch, **values, MEAN: mean}
+        return {"epoch": epoch, **values, KNN: mean}
 
     def must_save(self) -> bool:
         """Return whether the state has the best score so far."""

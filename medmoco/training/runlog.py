@@ -23,6 +23,8 @@ from medmoco.utils.files import replacing
 
 Record = dict[str, Any]
 LOG = "log.txt"
+KNN = "knn_auroc"
+"""Key in metrics.jsonl of the mean kNN AUROC over the labels; that of a label is knn_auroc/LABEL."""
 
 
 @contextmanager
@@ -169,7 +171,7 @@ def _summary(values: Record) -> str:
 
 
 def _is_score(key: str) -> bool:
-    return key.startswith("knn_auroc") or (key.startswith("val_") and "/" not in key)
+    return key.startswith(KNN) or (key.startswith("val_") and "/" not in key)
 
 
 def _keep_before(metrics: Path, step: int) -> None:

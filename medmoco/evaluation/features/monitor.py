@@ -12,6 +12,7 @@ from medmoco.evaluation.features.features import extract
 from medmoco.evaluation.features.probes import Floats, knn_auroc, knn_scores
 from medmoco.models.backbones import Backbone
 from medmoco.training.device import choose_precision
+from medmoco.training.runlog import KNN
 
 
 def validation_scores(
@@ -41,4 +42,4 @@ def knn_monitor(
     """
     scores = validation_scores(backbone, splits, settings, stop_asked)
     values = knn_auroc(scores, *(splits[name].labels.astype(np.float64) for name in ("train", "val")))
-    return {f"knn_auroc/{label}": value for label, value in zip(splits["train"].label_names, values, strict=True)}
+    return {f"{KNN}/{label}": value for label, value in zip(splits["train"].label_names, values, strict=True)}

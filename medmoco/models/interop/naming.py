@@ -66,6 +66,8 @@ def _efficientnet() -> Rows:
     return (*stem, *blocks, *head, ("classifier.", "_fc."))
 
 
+_DINOV2_LAYERS = ("norm1.", "attn.qkv.", "attn.proj.", "ls1.gamma", "norm2.", "mlp.fc1.", "mlp.fc2.", "ls2.gamma")
+
 _RESNET_LAYERS = _same("conv*.", "bn*.", "downsample.0.", "downsample.1.")
 
 _DENSENET_OUTSIDE = _same(
@@ -141,21 +143,7 @@ TABLES: dict[str, dict[str, Rows]] = {
         "dinov2": (
             *_same("cls_token", "pos_embed", "patch_embed.proj.", "norm."),
             ("reg_token", "register_tokens"),
-            *_same(
-                *(
-                    f"blocks.*.{name}"
-                    for name in (
-                        "norm1.",
-                        "attn.qkv.",
-                        "attn.proj.",
-                        "ls1.gamma",
-                        "norm2.",
-                        "mlp.fc1.",
-                        "mlp.fc2.",
-                        "ls2.gamma",
-                    )
-                )
-            ),
+            *_same(*(f"blocks.*.{name}" for name in _DINOV2_LAYERS)),
         ),
         # Dinov2Model and Dinov2WithRegistersModel of Hugging Face's transformers
         "transformers": (

@@ -56,14 +56,8 @@ def _stated(file: Path, backbone: str) -> Preparation | None:
     for name, read in readers.items():
         try:
             found = read(json.loads((file.parent / name).read_text(encoding="utf-8")))
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # missing, or another program's file of this name
-            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # it is missing, or another program's file of this name
         if found and found.mean is not None:
             return found
     return None
