@@ -102,6 +102,12 @@ def recognised(
     """
     found = find(contents, which=which, scheme=scheme, leave_out=leave_out)
     name = recognise(contents, found, leave_out)
+    if name is None and (found.kind, found.naming) == ("efficientnet", "timm"):
+        raise CheckpointError(
+            f"weights file {contents.name} seems to contain an EfficientNet, but the tensors do not tell how it pads"
+            " images.\nGive the name of the timm network with --backbone NAME: tf_efficientnet_lite0, for example, if"
+            " the weights are from TensorFlow, else efficientnet_lite0."
+        )
     if name is None:
         raise CheckpointError(
             f"weights file {contents.name} ({found.scheme.name}) seems to contain a {found.kind}, but no known network"

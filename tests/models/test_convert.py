@@ -117,3 +117,12 @@ def test_import_weights__leaves_nothing_where_it_refuses(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="no known encoder"):
         import_weights(tmp_path / "w.pth", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_import_weights__an_efficientnet_with_timms_names_must_be_named(tmp_path: Path) -> None:
+    source = create_backbone(ModelSettings(backbone="efficientnet_lite0"), seed=0, size=32)
+    torch.save(source.net.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"do not tell how it pads images\.\n.*--backbone NAME"):
+        import_weights(tmp_path / "w.pth", tmp_path / "out")
+    text = import_weights(tmp_path / "w.pth", tmp_path / "out", backbone="efficientnet_lite0")
+    assert text.startswith("efficientnet_lite0, 1280 features")

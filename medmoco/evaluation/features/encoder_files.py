@@ -179,7 +179,15 @@ def settings_of_control(source: str, size: int | None, settings: RunSettings) ->
     for key, value in own.items():
         group, name = key.split(".")
         changes.setdefault(group, {})[name] = value
-    found = load(settings, changes=changes)
+    try:
+        found = load(settings, changes=changes)
+    except SettingsError as error:
+        if not size:
+            raise
+        reason = str(error).splitlines()[1]
+        raise SettingsError(
+            f"{source}@{size}: the number after @ is the side of its images in pixels, as views.size:\n{reason}"
+        ) from None
     if recipe_of(found.data) != recipe_of(settings.data):  # the pack holds other canvases
         found = found.model_copy(update={"data": found.data.model_copy(update={"pack": None})})
     unknown = "it is not known how images were normalised for it; they are as for the first encoder"

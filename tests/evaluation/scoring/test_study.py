@@ -201,3 +201,11 @@ def test_begin__the_first_encoder_has_the_size_of_the_settings(
     named = {name: source.format(file=moco_file) for name, source in sources.items()}
     with pytest.raises(SettingsError, match=r"evaluate\.size, which is 32;\nset evaluate\.size=64"):
         begin(real("model.backbone=resnet18"), named, test=False)
+
+
+def test_begin__a_size_that_no_view_has_is_refused_by_its_source(
+    real: Callable[..., RunSettings], moco_file: Path
+) -> None:
+    sources = {"run": str(moco_file), "small": f"{moco_file}@7"}
+    with pytest.raises(SettingsError, match=r"@7: the number after @ is the side(?s:.*)'views\.size': .* 16"):
+        begin(real("model.backbone=resnet18"), sources, test=False)
