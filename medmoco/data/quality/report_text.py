@@ -176,7 +176,8 @@ def _provenance(found: Provenance, most: int | None) -> Iterator[str]:
         columns = [name.removeprefix("column ") for name in found.tested if name.startswith("column ")]
         others = [name for name in found.tested if not name.startswith("column ")]
         more = f" and {len(columns[_LABELS:])} more" if most is not None and len(columns) > _LABELS else ""
-        listed = [f"columns {', '.join(columns[: most and _LABELS])}{more}"] if columns else []
+        noun = "column" if len(columns) == 1 else "columns"
+        listed = [f"{noun} {', '.join(columns[: most and _LABELS])}{more}"] if columns else []
         yield from _wrapped(f"tested as sources: {', '.join(others + listed)}")
     for note in found.notes:
         yield from _wrapped(note)

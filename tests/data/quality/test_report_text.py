@@ -172,7 +172,7 @@ def test_screen__labels_told_by_sources_with_remedies(splits: list[Split]) -> No
         "          - name the sources\n"
         "          - compare within its values\n"
         "sources predict no other label well enough for a warning: at best B from column Site, AUROC 0.69\n"
-        "tested as sources: Path, columns Site\n"
+        "tested as sources: Path, column Site\n"
         "a note\n"
     )
     assert max(map(len, text.splitlines())) < 120
