@@ -20,7 +20,7 @@ from benchmarks.peers import films
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "configs/cxr.yaml"
-_FEW = 512  # images from which the time of an epoch is computed
+_FEW = 512  # images of the short trainings from which the time of an epoch is computed
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,20 @@ class Terms:
     environments: Path
     seed: int
     lr: float | None
+    init: Path | None  # folder that `medmoco import` wrote
+
+    @property
+    def gray(self) -> tuple[float, float]:
+        """Mean and standard deviation of gray levels from 0 to 1: those of the weights to start from."""
+        if self.init is None:
+            return films.MEAN, films.STD
+        stated = json.loads((self.init / "import.json").read_text(encoding="utf-8"))["preparation"]
+        return stated["mean"], stated["std"]
+
+    @property
+    def weights(self) -> Path | None:
+        """File of the weights to start from."""
+        return self.init and self.init / "encoder.safetensors"
 
 
 def python_of(peer: Peer, folder: Path) -> Path:
@@ -69,39 +83,50 @@ def python_of(peer: Peer, folder: Path) -> Path:
 
 def train(name: str, out: Path, terms: Terms, overrides: Sequence[str]) -> None:
     """Train a library, or medmoco, for the given time; `out` then holds its encoder and time.json."""
-    probe = out / "probe"
-    probe.mkdir(parents=True, exist_ok=True)
-    listed = out / "films.txt"
+    out.mkdir(parents=True, exist_ok=True)
     with (terms.manifest / "train.csv").open(newline="", encoding="utf-8") as stream:
         paths = [f"{terms.root.replace('{split}', 'train')}/{row['Path']}" for row in csv.DictReader(stream)]
     if name == OWN:
-        script = [sys.executable, "-m", "benchmarks.peers.train_medmoco", CONFIG]
-        given = [
-            f"data.manifest={terms.manifest}", f"data.root={terms.root}", f"model.backbone={terms.backbone}",
-            f"views.size={terms.size}", f"seed={terms.seed}", *overrides,
-        ]  # fmt: skip
-        _run([*script, probe, *given, "train.epochs=1", "train.warmup_epochs=0"], out)
-        _run([*script, out, *given, f"train.epochs={_epochs(probe, len(paths), terms)}"], out)
-        return
-    peer = PEERS[name]
+        _train_own(out, len(paths), terms, overrides)
+    else:
+        _train_peer(PEERS[name], out, paths, terms)
+
+
+def _train_own(out: Path, images: int, terms: Terms, overrides: Sequence[str]) -> None:
+    start = [f"model.init={terms.weights}", f"views.mean={terms.gray[0]}", f"views.std={terms.gray[1]}"]
+    given = [
+        f"data.manifest={terms.manifest}", f"data.root={terms.root}", f"model.backbone={terms.backbone}",
+        f"views.size={terms.size}", f"seed={terms.seed}", *(start if terms.init else []), *overrides,
+    ]  # fmt: skip
+    probe = out / "probe"
+    command = [sys.executable, "-m", "benchmarks.peers.train_medmoco", CONFIG]
+    _run([*command, probe, *given, "train.epochs=1", "train.warmup_epochs=0"], out)
+    _run([*command, out, *given, f"train.epochs={_epochs([probe], images, terms)}"], out)
+
+
+def _train_peer(peer: Peer, out: Path, paths: Sequence[str], terms: Terms) -> None:
+    listed = out / "films.txt"
     command = [
-        python_of(peer, terms.environments), "-m", f"benchmarks.peers.{peer.script}", "--films", listed, "--backbone",
-        terms.backbone, "--size", terms.size, "--seed", terms.seed, "--method", peer.method,
-        *(["--lr", terms.lr] if terms.lr else []),
+        python_of(peer, terms.environments), "-m", f"benchmarks.peers.{peer.script}", "--films", listed,
+        "--backbone", terms.backbone, "--size", terms.size, "--seed", terms.seed, "--method", peer.method,
+        "--gray", *terms.gray, *(["--lr", terms.lr] if terms.lr else []),
+        *(["--init", terms.weights] if terms.init else []),
     ]  # fmt: skip
     listed.write_text("\n".join(paths[:_FEW]), encoding="utf-8")
-    _run([*command, "--epochs", 3, "--out", probe], out)  # schedules of some libraries need more than one
+    probes = [out / "probe", out / "probe-twice"]
+    for epochs, folder in zip((2, 4), probes, strict=True):  # schedules of some libraries need more than one
+        _run([*command, "--epochs", epochs, "--out", folder], out)
     listed.write_text("\n".join(paths), encoding="utf-8")
-    _run([*command, "--epochs", _epochs(probe, len(paths), terms), "--out", out], out)
-    medmoco.import_weights(
-        out / "encoder.pt", out / "imported", backbone=terms.backbone, mean=films.MEAN[0], std=films.STD[0]
-    )
+    _run([*command, "--epochs", _epochs(probes, len(paths), terms), "--out", out], out)
+    mean, std = terms.gray
+    medmoco.import_weights(out / "encoder.pt", out / "imported", backbone=terms.backbone, mean=mean, std=std)
 
 
-def _epochs(probe: Path, images: int, terms: Terms) -> int:
-    """Return how many epochs fit into the minutes at the speed of a first, short training."""
-    taken = json.loads((probe / "time.json").read_text(encoding="utf-8"))
-    return max(2, int(60 * terms.minutes * taken["images"] / taken["seconds"] / images + 0.5))
+def _epochs(probes: Sequence[Path], images: int, terms: Terms) -> int:
+    """Return how many epochs fit into the minutes, after one short training, or two, of which the start cancels out."""
+    known = [json.loads((probe / "time.json").read_text(encoding="utf-8")) for probe in probes]
+    seconds, trained = (known[-1][name] - sum(each[name] for each in known[:-1]) for name in ("seconds", "images"))
+    return max(2, int(60 * terms.minutes * trained / seconds / images + 0.5))
 
 
 def _run(command: Sequence[object], out: Path) -> None:
@@ -128,6 +153,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, help="instead of the documented learning rate of a library")
+    parser.add_argument(
+        "--init", type=lambda text: Path(text).absolute(), help="folder of imported weights to start from"
+    )
     parser.add_argument("overrides", nargs="*", help="settings of medmoco, KEY=VALUE")
     given = vars(parser.parse_intermixed_args())
     name, out, overrides = given.pop("name"), given.pop("out").absolute(), given.pop("overrides")

@@ -13,10 +13,11 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
-MEAN, STD = (0.449,) * 3, (0.226,) * 3  # ImageNet's averages, so that gray levels stay equal in the three channels
+MEAN, STD = 0.449, 0.226  # ImageNet's averages over the channels, so that gray levels stay equal in all three
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,29 @@ class Task:
     workers: int
     method: str  # of libraries that have several
     lr: float | None  # instead of the documented learning rate
+    init: Path | None  # gray weights to start from, as `medmoco import` writes them
+    gray: list[float]  # mean and standard deviation of a channel
     out: Path
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of the three channels, from 0 to 1."""
+        return (self.gray[0],) * 3
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of the three channels."""
+        return (self.gray[1],) * 3
+
     def network(self) -> Any:
-        """Return the untrained timm network, (B, 3, S, S) -> (B, F)."""
+        """Return the timm network to start from, (B, 3, S, S) -> (B, F)."""
         torch.manual_seed(self.seed)
-        return timm.create_model(self.backbone, num_classes=0)
+        network = timm.create_model(self.backbone, num_classes=0)
+        if self.init:
+            wanted = network.state_dict()
+            state = {name: _colour(value, wanted[name]) for name, value in load_file(self.init).items()}
+            network.load_state_dict(state)
+        return network
 
     def save(self, encoder: nn.Module, seconds: float, images: int) -> None:
         """Write the encoder, and how long the training took for how many images."""
@@ -58,6 +76,11 @@ class Films(Dataset[Any]):
             return self.transform(film.convert("RGB"))
 
 
+def _colour(value: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Spread the kernels of a gray channel over three, so that gray images give the same outputs."""
+    return value if value.shape == wanted.shape else value.expand_as(wanted) / wanted.shape[1]
+
+
 def read_task() -> Task:
     """Read the arguments of a training script."""
     parser = argparse.ArgumentParser()
@@ -69,6 +92,8 @@ def read_task() -> Task:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--method", default="")
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--init", type=Path)
+    parser.add_argument("--gray", type=float, nargs=2, default=[MEAN, STD])
     parser.add_argument("--out", type=Path, required=True)
     given = vars(parser.parse_args())
     given["films"] = [Path(line) for line in given["films"].read_text(encoding="utf-8").splitlines()]

@@ -1,74 +1,194 @@
-"""Score encoders side by side: `python -m benchmarks.peers.score --config F --out DIR NAME=SOURCE... [KEY=VALUE]...`.
+"""Score encoders side by side, by frozen probes and end to end, on the same films, patients and draws of labels.
 
-Writes two label-efficiency curves on test, of pneumonia and of viral against bacterial pneumonia, and prints the table
-of docs/results.md: AUROC, intervals, and paired differences from the first encoder.
+`python -m benchmarks.peers.score --config F --out DIR NAME=SOURCE[,SOURCE]... [--finetune NAME=[BACKBONE:]SOURCE]...`
+
+Several sources of a name are seeds, whose AUROCs are averaged. Prints, and writes to DIR/table.md, the table of
+docs/results.md: AUROC for pneumonia, and for viral against bacterial pneumonia, with the labels of 1, 10 and 100 % of
+the patients, and paired differences between the first name and each other one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-import medmoco
-from medmoco.config import load
+import numpy as np
+from numpy.typing import NDArray
 
-_LABELS = {"viral": "Viral", "pneumonia": "Pneumonia"}  # task -> label
+from medmoco.config import RunSettings, load
+from medmoco.evaluation.leakage.ledger import ledger_of, record_test_evaluation
+from medmoco.evaluation.metrics.auroc import interval, share_interval
+from medmoco.evaluation.scoring.scoring import Key, Predictions, draw_labels, label_targets, predict_linear, score_all
+from medmoco.evaluation.scoring.study import Study, begin
+from medmoco.evaluation.supervised.finetune import finetune
+from medmoco.training.run_folder import StartMode
+
+_SUBSET = "Pneumonia"  # label whose positive films are the rows of the harder task
 _TASKS = {
-    "viral": ["data.labels=[Viral]", "evaluate.where=Pneumonia == 1"],
+    "viral versus bacterial": ["data.labels=[Viral]", f"evaluate.where={_SUBSET} == 1"],
     "pneumonia": ["data.labels=[Pneumonia]"],
 }
-# Column -> task, fraction of the patients whose labels are used
-_COLUMNS = {
-    "viral versus bacterial": ("viral", 1.0), "with 10 % of patients": ("viral", 0.1),
-    "with 1 % of patients": ("viral", 0.01), "pneumonia": ("pneumonia", 1.0),
-    "pneumonia, 10 % of patients": ("pneumonia", 0.1), "pneumonia, 1 % of patients": ("pneumonia", 0.01),
-}  # fmt: skip
+_FRACTIONS = (0.01, 0.1, 1.0)  # of the training patients
 
 
-def table(config: Path, encoders: dict[str, str], out: Path, overrides: list[str], split: str) -> str:
-    """Return a Markdown table of all encoders and controls."""
-    curves = {
-        name: medmoco.curve(load(config, [*overrides, *given]), encoders, out=out / name, test=split == "test")
-        for name, given in _TASKS.items()
+class Comparison(NamedTuple):
+    """What is compared, and how."""
+
+    config: Path
+    overrides: list[str]
+    encoders: dict[str, list[str]]  # name -> runs or weights of its seeds
+    tuned: dict[str, str]  # name -> source, which the name of another network and a colon may precede
+    split: str
+    draws: int
+    out: Path
+
+
+class Area(NamedTuple):
+    """AUROC, and its (B,) bootstrap."""
+
+    value: float
+    bootstrap: NDArray[np.float64]
+
+    def minus(self, other: Area) -> str:
+        """Return the paired difference, with its interval."""
+        low, high, _ = interval(self.bootstrap - other.bootstrap)
+        return f"{self.value - other.value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    def __str__(self) -> str:
+        low, high, _ = share_interval(self.value, self.bootstrap)
+        return f"{self.value:.3f} ({low:.3f} to {high:.3f})"
+
+
+Column = dict[str, list[Area]]
+"""AUROCs of the seeds by name, for one task and share of labels."""
+
+
+def measure(terms: Comparison) -> dict[str, Column]:
+    """Return the scores by column of the table."""
+    named = {
+        _seed(name, number): source for name, sources in terms.encoders.items() for number, source in enumerate(sources)
     }
-    return markdown(curves, encoders, split)
+    whole = begin(load(terms.config, terms.overrides), named, test=terms.split == "test", out=terms.out, log=print)
+    columns: dict[str, Column] = {}
+    for task, given in _TASKS.items():
+        settings = load(terms.config, [*terms.overrides, *given])
+        study = _restricted(whole) if settings.evaluate.where else whole
+        found = {fraction: _measure_share(study, settings, fraction, terms) for fraction in _FRACTIONS}
+        columns |= {f"{task}, {100 * fraction:g} %": _by_name(scored) for fraction, scored in found.items()}
+        if terms.split == "test":
+            _record(study, settings, found[1.0])
+    return columns
 
 
-def markdown(curves: Mapping[str, medmoco.Curve], encoders: Mapping[str, str], split: str) -> str:
-    """Return the table of curves by task."""
-    scores: dict[str, list[str]] = {}
-    gaps: dict[str, list[str]] = {}
-    for task, fraction in _COLUMNS.values():
-        where = (_LABELS[task], "linear", split, fraction)
-        for point in curves[task].points:
-            if (point.label, point.method, point.split, point.fraction) == where:
-                cell = _cell(point.auroc, point.auroc_low, point.auroc_high)
-                scores.setdefault(point.encoder, []).append(cell)
-        for gap in curves[task].differences:
-            if (gap.label, gap.method, gap.split, gap.fraction) == where:
-                gaps.setdefault(gap.control, []).append(_cell(gap.difference, gap.low, gap.high, "+"))
-    first = next(iter(encoders))
-    lines = [f"| | images, images/s | {' | '.join(_COLUMNS)} |", f"|{'---|' * (2 + len(_COLUMNS))}"]
-    lines += [f"| {name} | {_speed(encoders.get(name, ''))} | {' | '.join(cells)} |" for name, cells in scores.items()]
-    lines += [f"| {first} minus {name} |  | {' | '.join(cells)} |" for name, cells in gaps.items()]
-    return "\n".join(lines)
+def _restricted(study: Study) -> Study:
+    """Return the rows of a study that are positive; their features are known."""
+    rows = {name: label_targets(split, _SUBSET) == 1 for name, split in study.splits.items()}
+    return replace(
+        study,
+        splits={name: split.select(rows[name]) for name, split in study.splits.items()},
+        features={
+            encoder: {name: values[rows[name]] for name, values in own.items()}
+            for encoder, own in study.features.items()
+        },
+    )
 
 
-def _cell(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
-    if value is None or low is None or high is None:
-        return "undefined"
-    return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+def _measure_share(study: Study, settings: RunSettings, fraction: float, terms: Comparison) -> dict[str, Area]:
+    """Score all encoders, with the labels of a fraction of the patients, by the name of a seed."""
+    chosen = settings.evaluate.model_copy(update={"label_fraction": fraction, "label_draws": terms.draws})
+    share = settings.model_copy(update={"evaluate": chosen})
+    labels, (label,) = draw_labels(study.splits["train"], share), settings.data.labels
+    predictions: dict[Key, Predictions] = {}
+    for encoder in study.encoders:
+        predictions |= predict_linear(study, encoder, labels, share)
+    for name, source in terms.tuned.items():
+        scores = [_tuned(share, name, source, draw, terms) for draw in range(len(labels[label].targets))]
+        predictions[Key(label, terms.split, "finetune", name)] = Predictions(np.stack(scores), [], [])
+    found = {}
+    for method, names in {"linear": study.encoders, "finetune": list(terms.tuned)}.items():
+        for key, scored in score_all(study, [method], names, predictions, labels, share).items():
+            if (key.label, key.split) == (label, terms.split) and scored.score.auroc is not None:
+                found[key.encoder] = Area(scored.score.auroc, scored.bootstrap)
+    return found
+
+
+def _tuned(settings: RunSettings, name: str, source: str, draw: int, terms: Comparison) -> NDArray[np.float64]:
+    """Train end to end with one draw of labels, and return the log-odds of the split, (N,)."""
+    fraction, (label,) = settings.evaluate.label_fraction, settings.data.labels
+    how = settings.finetune.model_copy(update={"label_fraction": fraction, "label_draw": draw})
+    backbone, _, weights = source.rpartition(":")
+    model = settings.model.model_copy(update={"backbone": backbone or settings.model.backbone})
+    folder = terms.out / "finetune" / f"{name}-{label}-{100 * fraction:g}-{draw}"
+    own = settings.model_copy(update={"finetune": how, "model": model})
+    found = finetune(own, weights, folder, splits=[terms.split], start=StartMode(resume=True))
+    assert found  # there is only one process
+    return found.scores[terms.split][:, 0]
+
+
+def _record(study: Study, settings: RunSettings, scored: Mapping[str, Area]) -> None:
+    """Add the evaluation to the ledger of the first run, as `medmoco curve --test` does."""
+    ledger = ledger_of(study.encoder, None)
+    if ledger:
+        (label,) = settings.data.labels
+        score = scored[study.encoders[0]].value
+        record_test_evaluation(ledger, "benchmark", study.splits["test"], settings, study.encoders, {label: score})
+
+
+def _seed(name: str, number: int) -> str:
+    return f"{name}#{number}"
+
+
+def _by_name(scored: Mapping[str, Area]) -> Column:
+    column: Column = {}
+    for name, area in scored.items():
+        column.setdefault(name.partition("#")[0], []).append(area)
+    return column
+
+
+def _mean(seeds: Sequence[Area]) -> Area:
+    """Average over seeds, whose bootstraps draw the same patients."""
+    return Area(float(np.mean([each.value for each in seeds])), np.mean([each.bootstrap for each in seeds], axis=0))
+
+
+def markdown(columns: Mapping[str, Column], sources: Mapping[str, Sequence[str]]) -> str:
+    """Return the table of scores, of seeds, and of differences."""
+    names = list(next(iter(columns.values())))
+    lines = [f"| | images, images/s | {' | '.join(columns)} |", f"|{'---|' * (2 + len(columns))}"]
+    lines += [_row(name, (str(_mean(each[name])) for each in columns.values()), sources) for name in names]
+    for name in names:
+        for number in range(len(sources.get(name, ()))):
+            if len(sources[name]) > 1:
+                cells = (f"{each[name][number].value:.3f}" for each in columns.values())
+                lines.append(_row(f"{name}, seed {number}", cells))
+    first, *others = names
+    for name in others:
+        gaps = (_mean(each[first]).minus(_mean(each[name])) for each in columns.values())
+        lines.append(_row(f"{first} minus {name}", gaps))
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, cells: Iterable[str], sources: Mapping[str, Sequence[str]] | None = None) -> str:
+    speed = _speed(sources[name][0]) if sources and name in sources else ""
+    return f"| {name} | {speed} | {' | '.join(cells)} |"
 
 
 def _speed(source: str) -> str:
     """Return how many images an encoder was trained on, and how many per second, if it was trained by this package."""
     file = Path(source).parent / "time.json"
-    if not source or not file.is_file():
+    if not file.is_file():
         return ""
     record = json.loads(file.read_text(encoding="utf-8"))
     return f"{record['images']:,}, {record['images'] / record['seconds']:.0f}"
+
+
+def _pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        name, _, value = text.partition("=")
+        yield name, value
 
 
 def main() -> None:
@@ -77,12 +197,19 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--draws", type=int, default=5, help="of labelled patients [5]")
+    parser.add_argument("--finetune", action="append", default=[], metavar="NAME=[BACKBONE:]SOURCE")
     parser.add_argument("encoders", nargs="+", metavar="NAME=SOURCE or KEY=VALUE", help="a KEY has a dot in its name")
     given = parser.parse_intermixed_args()
-    pairs = [text.partition("=") for text in given.encoders]
-    encoders = {name: source for name, _, source in pairs if "." not in name}
-    overrides = [f"{name}={value}" for name, _, value in pairs if "." in name]
-    print(table(given.config, encoders, given.out, overrides, given.split))
+    pairs = list(_pairs(given.encoders))
+    encoders = {name: value.split(",") for name, value in pairs if "." not in name}
+    overrides = [f"{name}={value}" for name, value in pairs if "." in name]
+    tuned = dict(_pairs(given.finetune))
+    given.out.mkdir(parents=True, exist_ok=True)
+    terms = Comparison(given.config, overrides, encoders, tuned, given.split, given.draws, given.out)
+    found = markdown(measure(terms), encoders)
+    (given.out / "table.md").write_text(found, encoding="utf-8")
+    print(found)
 
 
 if __name__ == "__main__":

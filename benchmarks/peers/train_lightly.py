@@ -17,7 +17,7 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.films import MEAN, STD, Films, Task, clock, read_task
+from benchmarks.peers.films import Films, Task, clock, read_task
 
 
 def train(task: Task) -> None:
@@ -27,7 +27,7 @@ def train(task: Task) -> None:
     query = nn.Sequential(encoder, MoCoProjectionHead(width, 512, 128))
     key = copy.deepcopy(query)
     deactivate_requires_grad(key)
-    transform = MoCoV2Transform(input_size=task.size, normalize={"mean": list(MEAN), "std": list(STD)})
+    transform = MoCoV2Transform(input_size=task.size, normalize={"mean": list(task.mean), "std": list(task.std)})
     loader = DataLoader(
         Films(task.films, transform), batch_size=256, shuffle=True, drop_last=True, num_workers=task.workers,
         persistent_workers=task.workers > 0,

@@ -13,7 +13,7 @@ from stable_pretraining.data import transforms
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.films import MEAN, STD, Films, Task, clock, read_task
+from benchmarks.peers.films import Films, Task, clock, read_task
 
 
 def train(task: Task) -> None:
@@ -23,7 +23,7 @@ def train(task: Task) -> None:
         nn.Linear(encoder.num_features, 2048), nn.BatchNorm1d(2048), nn.ReLU(inplace=True),
         nn.Linear(2048, 2048), nn.BatchNorm1d(2048), nn.ReLU(inplace=True), nn.Linear(2048, 256),
     )  # fmt: skip
-    views = transforms.MultiViewTransform([_view(task.size, 0.2, []), _view(task.size, 0.08, [_solarise()])])
+    views = transforms.MultiViewTransform([_view(task, 0.2, []), _view(task, 0.08, [_solarise()])])
     loader = DataLoader(
         Films(task.films, lambda film: views({"image": film})), batch_size=256, shuffle=True, drop_last=True,
         num_workers=task.workers, persistent_workers=task.workers > 0,
@@ -46,15 +46,15 @@ def train(task: Task) -> None:
     task.save(encoder, seconds(), task.epochs * len(loader) * 256)
 
 
-def _view(size: int, least: float, more: list[object]) -> transforms.Compose:
+def _view(task: Task, least: float, more: list[object]) -> transforms.Compose:
     return transforms.Compose(
         transforms.RGB(),
-        transforms.RandomResizedCrop((size, size), scale=(least, 1.0)),
+        transforms.RandomResizedCrop((task.size, task.size), scale=(least, 1.0)),
         transforms.RandomHorizontalFlip(p=0.5),
         transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, p=0.8),
         transforms.RandomGrayscale(p=0.2),
         *more,
-        transforms.ToImage(mean=list(MEAN), std=list(STD)),
+        transforms.ToImage(mean=list(task.mean), std=list(task.std)),
     )
 
 
