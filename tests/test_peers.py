@@ -51,7 +51,7 @@ def test_peers__medmoco_is_trained_and_scored_like_the_others(tmp_path: Path) ->
     _run(
         "benchmarks.peers.score", "--config", tmp_path / "ours/run/config.yaml", "--out", tmp_path / "scores",
         f"ours={tmp_path / 'ours/run'},{tmp_path / 'ours/run'}", "--finetune", "scratch=random",
-        "--draws", 2, "evaluate.bootstrap=100", "finetune.epochs=1", "finetune.warmup_epochs=0",
+        "--split", "test", "--draws", 2, "evaluate.bootstrap=100", "finetune.epochs=1", "finetune.warmup_epochs=0",
     )  # fmt: skip
     table = (tmp_path / "scores/table.md").read_text().splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table[2:]}
