@@ -139,6 +139,15 @@ def _run(command: Sequence[object], out: Path) -> None:
         sys.exit(f"{out.name} failed; its log is {out / 'log.txt'}")
 
 
+def _check_start(parser: argparse.ArgumentParser, init: Path | None) -> None:
+    """Refuse weights whose normalisation is unknown before anything is installed or trained."""
+    record = init and init / "import.json"
+    if record and not record.is_file():
+        parser.error(f"--init {init} is not an import; make it by medmoco import FILE --out {init}")
+    if record and json.loads(record.read_text(encoding="utf-8"))["preparation"]["mean"] is None:
+        parser.error(f"--init {init} does not state how images were normalised; import again with --mean M --std S")
+
+
 def main() -> None:
     """Read the arguments, and train."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
@@ -159,6 +168,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of medmoco, KEY=VALUE")
     given = vars(parser.parse_intermixed_args())
     name, out, overrides = given.pop("name"), given.pop("out").absolute(), given.pop("overrides")
+    _check_start(parser, given["init"])
     given["manifest"] = given["manifest"].absolute()
     given["environments"] = given["environments"].absolute()
     terms = Terms(**given)

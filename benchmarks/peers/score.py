@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from medmoco.config import RunSettings, load
 from medmoco.evaluation.leakage.ledger import ledger_of, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import interval, share_interval
+from medmoco.evaluation.records import CONTROLS
 from medmoco.evaluation.scoring.scoring import Key, Predictions, draw_labels, label_targets, predict_linear, score_all
 from medmoco.evaluation.scoring.study import Study, begin
 from medmoco.evaluation.supervised.finetune import finetune
@@ -109,6 +110,7 @@ def _measure_share(study: Study, settings: RunSettings, fraction: float, terms: 
         scores = [_tuned(share, name, source, draw, terms) for draw in range(len(labels[label].targets))]
         predictions[Key(label, terms.split, "finetune", name)] = Predictions(np.stack(scores), [], [])
     found = {}
+    # fine-tuning has predicted no other split
     scored_only = replace(study, splits={name: study.splits[name] for name in ("train", terms.split)})
     for method, names in {"linear": study.encoders, "finetune": list(terms.tuned)}.items():
         for key, scored in score_all(scored_only, [method], names, predictions, labels, share).items():
@@ -159,12 +161,14 @@ def markdown(columns: Mapping[str, Column], sources: Mapping[str, Sequence[str]]
     """Return the table of scores, of seeds, and of differences."""
     names = list(next(iter(columns.values())))
     lines = [f"| | images, images/s | {' | '.join(columns)} |", f"|{'---|' * (2 + len(columns))}"]
-    lines += [_row(name, (str(_mean(each[name])) for each in columns.values()), sources) for name in names]
+    for name in names:
+        cells = (str(_mean(each[name])) for each in columns.values())
+        lines.append(_row(name, cells, _speed(sources.get(name, ()))))
     for name in names:
         for number in range(len(sources.get(name, ()))):
             if len(sources[name]) > 1:
                 cells = (f"{each[name][number].value:.3f}" for each in columns.values())
-                lines.append(_row(f"{name}, seed {number}", cells))
+                lines.append(_row(f"{name}, seed {number}", cells, _speed([sources[name][number]])))
     first, *others = names
     for name in others:
         gaps = (_mean(each[first]).minus(_mean(each[name])) for each in columns.values())
@@ -172,18 +176,18 @@ def markdown(columns: Mapping[str, Column], sources: Mapping[str, Sequence[str]]
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, cells: Iterable[str], sources: Mapping[str, Sequence[str]] | None = None) -> str:
-    speed = _speed(sources[name][0]) if sources and name in sources else ""
+def _row(name: str, cells: Iterable[str], speed: str = "") -> str:
     return f"| {name} | {speed} | {' | '.join(cells)} |"
 
 
-def _speed(source: str) -> str:
-    """Return how many images an encoder was trained on, and how many per second, if it was trained by this package."""
-    file = Path(source).parent / "time.json"
-    if not file.is_file():
+def _speed(sources: Sequence[str]) -> str:
+    """Return on how many images each seed was trained, and how many per second, if this package has trained them."""
+    files = [Path(source).parent / "time.json" for source in sources]
+    if not files or not all(file.is_file() for file in files):
         return ""
-    record = json.loads(file.read_text(encoding="utf-8"))
-    return f"{record['images']:,}, {record['images'] / record['seconds']:.0f}"
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    images, seconds = (sum(record[name] for record in records) for name in ("images", "seconds"))
+    return f"{images // len(records):,}, {images / seconds:.0f}"
 
 
 def _pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -206,6 +210,10 @@ def main() -> None:
     encoders = {name: value.split(",") for name, value in pairs if "." not in name}
     overrides = [f"{name}={value}" for name, value in pairs if "." in name]
     tuned = dict(_pairs(given.finetune))
+    if taken := tuned.keys() & {*encoders, *CONTROLS}:
+        parser.error(f"--finetune {min(taken)}: another row has this name; choose another")
+    if any("#" in name for name in encoders):
+        parser.error("the name of an encoder must not contain #, which numbers its seeds")
     given.out.mkdir(parents=True, exist_ok=True)
     terms = Comparison(given.config, overrides, encoders, tuned, given.split, given.draws, given.out)
     found = markdown(measure(terms), encoders)
