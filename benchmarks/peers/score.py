@@ -110,10 +110,8 @@ def _measure_share(study: Study, settings: RunSettings, fraction: float, terms: 
         scores = [_tuned(share, name, source, draw, terms) for draw in range(len(labels[label].targets))]
         predictions[Key(label, terms.split, "finetune", name)] = Predictions(np.stack(scores), [], [])
     found = {}
-    # fine-tuning has predicted no other split
-    scored_only = replace(study, splits={name: study.splits[name] for name in ("train", terms.split)})
     for method, names in {"linear": study.encoders, "finetune": list(terms.tuned)}.items():
-        for key, scored in score_all(scored_only, [method], names, predictions, labels, share).items():
+        for key, scored in score_all(study, [method], names, predictions, labels, share).items():
             if key.label == label and scored.score.auroc is not None:
                 found[key.encoder] = Area(scored.score.auroc, scored.bootstrap)
     return found

@@ -88,6 +88,7 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
         "resize": {"height": size, "width": size, "keep_aspect_ratio": False, "crop": None, "rule": _RESIZE},
         "normalise": {"mean": prepared.mean, "std": prepared.std, "rule": "(pixel / white - mean) / std"},
         "mirror": {"average": prepared.mirror, "rule": _mirror_rule(subject)},
+        "scored_stages": subject.scored_stages,
         "input": {
             "name": INPUT,
             "shape": ["batch", subject.backbone.channels, size, size],

@@ -98,6 +98,11 @@ def export(
             "the scores of this encoder are of the mean features of each image and its mirror image (evaluate.mirror); "
             "the exported files return those of the image alone, so average both to reproduce the scores"
         )
+    if subject.scored_stages > 1:
+        warn(
+            f"the scores of this encoder are of features of its last {subject.scored_stages} stages (evaluate.stages); "
+            "the exported files return those of the last stage alone"
+        )
     known = surroundings(network, subject, warn)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -41,12 +41,14 @@ class Subject:
         head: (L, F), returns log-odds; None for an encoder alone.
         classifier: Content of classifier.json; None for an encoder alone.
         licence: Licence of the weights.
+        scored_stages: `evaluate.stages` of an encoder's scores; the exported network returns features of the last only.
     """
 
     encoder: Encoder
     head: nn.Linear | None = None
     classifier: Tree | None = None
     licence: str = NOT_STATED
+    scored_stages: int = 1
 
     @property
     def backbone(self) -> Backbone:
@@ -104,7 +106,10 @@ def subject_of(network: Encoder | Classifier, licence: str = NOT_STATED) -> Subj
         encoder, facts = network.encoder, network.facts.model_dump(mode="json")
         head = _frozen(network.module.head)
     assert isinstance(encoder, Encoder)
-    return Subject(replace(encoder, module=_frozen(encoder.module)), head, facts, licence)
+    module, stages = _frozen(encoder.module), 1
+    if head is None:
+        module, stages = module.of_last_stage(), module.stages
+    return Subject(replace(encoder, module=module), head, facts, licence, stages)
 
 
 def _frozen(module: Module) -> Module:
@@ -148,11 +153,16 @@ class GraphNetwork(nn.Module):
         return probabilities
 
 
-def refuse_patches(subject: Subject) -> str | None:
+def refuse_other_heads(subject: Subject) -> str | None:
     """Return why a format with only the weights of a plain network cannot hold the subject; None if it can."""
-    if subject.top_patches is None:
-        return None
-    return "the head scores patches, but the plain network pools features first; use onnx or program"
+    if subject.top_patches is not None:
+        return "the head scores patches, but the plain network pools features first; use onnx or program"
+    if subject.backbone.stages > 1:
+        return (
+            f"the head takes features of {subject.backbone.stages} stages (evaluate.stages), but the plain network"
+            " returns only its last; use onnx or program"
+        )
+    return None
 
 
 def classifier_name(subject: Subject) -> str:
@@ -202,7 +212,7 @@ def refuse_all_but_timm(subject: Subject) -> str | None:
     """Return why a format that timm reads by a network's name cannot hold the subject; None if it can."""
     if subject.build["library"] != "timm":
         return f"{subject.backbone.name} is not a timm network"
-    return refusal_by_name(subject) or refuse_patches(subject)
+    return refusal_by_name(subject) or refuse_other_heads(subject)
 
 
 def written(arguments: Mapping[str, Any]) -> str:

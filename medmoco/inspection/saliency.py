@@ -179,6 +179,11 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
         SettingsError: there is no map of channels and positions, as in a transformer.
     """
     described = getattr(backbone.net, "feature_info", None)
+    if backbone.stages > 1:
+        raise SettingsError(
+            f"the classifier takes features of {backbone.stages} stages (evaluate.stages), of which Grad-CAM explains"
+            " only the last;\nevaluate with evaluate.stages=1 for a classifier that it can explain"
+        )
     name = _LAST_OF_MONAI.get(backbone.name) or (described[-1]["module"] if described else None)
     shapes: list[torch.Size] = []
     if name:
@@ -202,7 +207,8 @@ def random_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> Map
     With random weights, the sign of a position's contribution is arbitrary, so class maps include both signs.
     """
     model, channels = ModelSettings(backbone=classifier.backbone.name), classifier.backbone.channels
-    backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels)
+    stages = classifier.backbone.stages
+    backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels, stages=stages)
     if classifier.top_patches is not None:
         random = ClassifierNetwork(
             backbone.to(views.device), classifier.head, mirror=classifier.mirror, top_patches=classifier.top_patches

@@ -38,6 +38,7 @@ class Backbone(nn.Module):
         name: Name as in `model.backbone`.
         feature_dim: Width F of the features.
         net: The timm or MONAI network itself, with their names in its state dict.
+        stages: Number of last stages that the features come from, see `evaluate.stages`.
         fixed_size: The only side of a view, in pixels, that it accepts; None if it accepts any.
         channels: Number of input channels.
         start: Description of the weights that `create_backbone` loaded, one line; None if they are random.
@@ -48,26 +49,61 @@ class Backbone(nn.Module):
     preparation: Preparation | None = None
 
     def __init__(
-        self, name: str, net: nn.Module, feature_dim: int, fixed_size: int | None = None, channels: int = 1
+        self,
+        name: str,
+        net: nn.Module,
+        feature_dim: int,
+        fixed_size: int | None = None,
+        channels: int = 1,
+        stages: int = 1,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.fixed_size = fixed_size
         self.name = name
         self.net = net
-        self.feature_dim = feature_dim
+        self.stages = stages
+        self.feature_dim = feature_dim + sum(_earlier_widths(name, net, stages))
+        self._last_dim = feature_dim
+
+    def of_last_stage(self) -> Backbone:
+        """Return an encoder with the same network and only the features of its last stage."""
+        last = Backbone(self.name, self.net, self._last_dim, self.fixed_size, self.channels)
+        return last.train(self.training)
 
     def extra_repr(self) -> str:
         """Return what the layers do not show: two names may differ only in the number of attention heads."""
-        return f"{self.name}, feature_dim={self.feature_dim}"
+        stages = f", stages={self.stages}" if self.stages > 1 else ""
+        return f"{self.name}, feature_dim={self.feature_dim}{stages}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, (B, C, H, W) -> (B, F)."""
-        features: Tensor = self.net(images)
-        return features
+        net: Any = self.net
+        if self.stages == 1:
+            features: Tensor = net(images)
+            return features
+        last, maps = net.forward_intermediates(images, indices=self.stages, norm=True)
+        pooled = [one.mean((2, 3)) for one in maps[:-1]]  # the last is what `last` was made from
+        return torch.cat([*pooled, net.forward_head(last)], 1)
 
 
-def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int = 1) -> Backbone:
+def _earlier_widths(name: str, net: nn.Module, stages: int) -> list[int]:
+    """Return the widths of the last `stages` stages of a network without the last of all.
+
+    Raises:
+        SettingsError: the network has no stages, or fewer.
+    """
+    if stages == 1:
+        return []
+    widths = [stage["num_chs"] for stage in getattr(net, "feature_info", [])]
+    if not hasattr(net, "forward_intermediates") or not hasattr(net, "forward_head"):
+        raise SettingsError(f"evaluate.stages {stages}: {name} gives only its last features; set it to 1")
+    if stages > len(widths):
+        raise SettingsError(f"evaluate.stages {stages}: {name} has only {len(widths)} stages")
+    return widths[-stages:-1]
+
+
+def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int = 1, stages: int = 1) -> Backbone:
     """Return an encoder whose random weights depend only on the seed.
 
     Args:
@@ -75,14 +111,15 @@ def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int
         seed: Seed of the run.
         size: Side of the views, in pixels, needed by transformers.
         channels: Number of input channels, see `data.channels`.
+        stages: Number of last stages that the features come from, see `evaluate.stages`.
 
     Raises:
-        SettingsError: no library has a network of that name.
+        SettingsError: no library has a network of that name, or it has fewer stages.
         CheckpointError: the weights do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hashed(seed, WEIGHTS)[0] >> 1))
-        backbone = _create(model.backbone, size, channels)
+        backbone = _create(model.backbone, size, channels, stages)
     if model.init:
         backbone.start = load_weights(backbone, model.init)
     return backbone
@@ -105,11 +142,11 @@ def named_as_exported(model: Mapping[str, Any]) -> str:
     return next(variants, model["name"])
 
 
-def _create(name: str, size: int, channels: int) -> Backbone:
+def _create(name: str, size: int, channels: int, stages: int) -> Backbone:
     net, width, fixed_size = build_network(name, size, channels)
     if not name.startswith("monai/"):
         _wake_branches(net)
-    return Backbone(name, net, width, fixed_size, channels)
+    return Backbone(name, net, width, fixed_size, channels, stages)
 
 
 def build_network(name: str, size: int, channels: int) -> tuple[nn.Module, int, int | None]:

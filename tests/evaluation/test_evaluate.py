@@ -573,10 +573,11 @@ def test_evaluate__subgroups_are_those_asked_for(
     assert not scored[0].subgroups
 
 
+@pytest.mark.parametrize("stages", [1, 2])
 def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(
-    real: Callable[..., RunSettings], tmp_path: Path
+    real: Callable[..., RunSettings], tmp_path: Path, stages: int
 ) -> None:
-    settings = real("evaluate.mirror=true")
+    settings = real("evaluate.mirror=true", f"evaluate.stages={stages}")
     evaluate(settings, "random", tmp_path / "scores")
     classifier = load_classifier(tmp_path / "scores/classifier")
     table = pd.read_csv(tmp_path / "scores/predictions.csv")
@@ -585,7 +586,7 @@ def test_evaluate__the_probe_is_kept_as_a_classifier_that_scores_the_same(
     scores = classifier.score(split, settings)[:, 0]
     by_row = dict(zip(split.rows.tolist(), scores, strict=True))
     np.testing.assert_allclose([by_row[row] for row in mine["row"]], mine["score"], rtol=1e-3, atol=1e-3)
-    assert classifier.facts.trained == "linear probe"
+    assert (classifier.facts.trained, classifier.facts.stages) == ("linear probe", stages)
     assert classifier.facts.calibration["Bright"].kind == "platt"
     assert list(classifier.operating_points["Bright"]) == [0.9, 0.95]
     evaluate(real("evaluate.label_fraction=0.5"), "random", tmp_path / "scores")

@@ -107,8 +107,8 @@ def test_export__content_is_an_allow_list(exported: tuple[Path, Path]) -> None:
     assert onnx.load(out / "encoder.onnx").producer_name == "medmoco"
     contract = json.loads((out / "preprocessing.json").read_text())
     assert set(contract) == {
-        "steps", "grayscale", "canvas", "resize", "normalise", "mirror", "input", "outputs", "classifier", "model",
-        "formats", "licence", "libraries", "files",
+        "steps", "grayscale", "canvas", "resize", "normalise", "mirror", "scored_stages", "input", "outputs",
+        "classifier", "model", "formats", "licence", "libraries", "files",
     }  # fmt: skip
     assert set(contract["files"]) == {"encoder.onnx", "encoder.safetensors", "prepare.py"}
     assert set(json.loads((out / "parity.json").read_text())) == {"images", "measure", "formats"}
@@ -272,6 +272,46 @@ def test_export__a_classifier_of_patches_as_what_holds_the_computation(tmp_path:
     assert "the mean of its 3 highest patch scores" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
     verify(tmp_path / "out", log=told.append, trust=True)
     assert "onnx     logits, patch_scores, probabilities" in told[-1]
+
+
+def test_export__an_encoder_of_stages_is_exported_with_its_last_and_scored_with_all(
+    tmp_path: Path, unproved: None
+) -> None:
+    encoder = load_encoder("random", config.load(None, [
+        "out=run", "data.manifest=data", "data.root=data", "model.backbone=resnet10t", "views.size=32",
+        "evaluate.stages=3",
+    ]))  # fmt: skip
+    told: list[str] = []
+    export(encoder, tmp_path / "out", ONE, warn=told.append)
+    assert "features of its last 3 stages" in told[0]
+    contract = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
+    assert (contract["scored_stages"], contract["outputs"][0]["shape"]) == (3, ["batch", 512])
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40), np.uint8)
+    again = load_encoder(tmp_path / "out")
+    np.testing.assert_array_equal(again.embed(images), encoder.embed(images))
+    assert again.feature_dim == 896
+
+
+@pytest.mark.slow
+def test_export__a_classifier_of_stages_as_what_holds_the_computation(tmp_path: Path) -> None:
+    settings = config.load(None, [
+        "out=run", "data.manifest=data", "data.root=data", "model.backbone=resnet10t", "views.size=64",
+        "evaluate.mirror=true", "evaluate.stages=3",
+    ])  # fmt: skip
+    encoder = load_encoder("random", settings).module
+    facts = describe_classifier(
+        settings, ("A",), trained="linear probe", encoder={}, val_auroc={"A": 0.8},
+        calibration={"A": {"kind": "platt", "slope": 1.5, "intercept": -0.5}}, operating_points={"A": []},
+    )  # fmt: skip
+    network = ClassifierNetwork(encoder, nn.Linear(encoder.feature_dim, 1), mirror=True)
+    save_classifier(tmp_path / "c", network, facts)
+    with pytest.raises(SettingsError, match=r"safetensors: the head takes features of 3 stages.*use onnx or program"):
+        export(load_classifier(tmp_path / "c"), tmp_path / "out")
+    told: list[str] = []
+    export(load_classifier(tmp_path / "c"), tmp_path / "out", [ALL], warn=told.append)
+    contract = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
+    assert {"onnx", "program"} == contract["formats"].keys()
+    verify(tmp_path / "out", log=told.append, trust=True)
 
 
 def _comes_back_in(source: Encoder, out: Path, formats: Sequence[str] | set[str]) -> None:

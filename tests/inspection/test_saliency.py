@@ -121,6 +121,12 @@ def test_last_map__a_transformer_has_none(name: str) -> None:
     assert "finetune.head=patches" in str(caught.value)
 
 
+def test_last_map__several_stages_have_no_single_one() -> None:
+    backbone = create_backbone(ModelSettings(backbone="resnet10t"), seed=0, size=64, stages=2).eval()
+    with pytest.raises(SettingsError, match=r"features of 2 stages[\s\S]*evaluate\.stages=1"):
+        last_map(backbone, torch.zeros(1, 1, 64, 64))
+
+
 def test_random_maps__do_not_depend_on_the_weights(
     corner_net: ClassifierNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

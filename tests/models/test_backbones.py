@@ -36,6 +36,46 @@ def test_create_backbone__one_channel_in_features_out(name: str, width: int) -> 
 
 
 @pytest.mark.parametrize(
+    ("name", "earlier"),
+    [
+        ("resnet10t", ["layer2", "layer3"]),
+        ("tf_efficientnet_lite0", ["blocks.2", "blocks.4"]),
+        ("convnext_atto", ["stages.1", "stages.2"]),
+    ],
+)
+def test_create_backbone__features_of_more_stages_are_joined_to_those_of_the_last(
+    name: str, earlier: list[str]
+) -> None:
+    plain = create_backbone(ModelSettings(backbone=name), seed=0, size=64).eval()
+    joined = create_backbone(ModelSettings(backbone=name), seed=0, size=64, stages=3).eval()
+    kept: list[torch.Tensor] = []
+    for layer in earlier:
+        plain.net.get_submodule(layer).register_forward_hook(lambda *given: kept.append(given[2].mean((2, 3))))
+    with torch.inference_mode():
+        images = torch.randn(2, 1, 64, 64)
+        last, all_stages = plain(images), joined(images)
+        assert torch.equal(joined.of_last_stage()(images), last)
+    assert torch.equal(all_stages, torch.cat([*kept, last], 1))
+    assert joined.feature_dim == all_stages.shape[1]
+    assert joined.of_last_stage().feature_dim == plain.feature_dim
+    assert plain.state_dict().keys() == joined.state_dict().keys()
+    assert str(plain) != str(joined)
+
+
+def test_create_backbone__of_a_transformer_the_blocks_are_stages() -> None:
+    backbone = create_backbone(ModelSettings(backbone="vit_tiny_patch16_224"), seed=0, size=224, stages=4).eval()
+    assert backbone(torch.randn(1, 1, 224, 224)).shape == (1, 4 * 192)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("monai/densenet121", "only its last features; set it to 1"), ("resnet10t", "only 5 stages")]
+)
+def test_create_backbone__stages_that_there_are_not(name: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        create_backbone(ModelSettings(backbone=name), seed=0, size=64, stages=6)
+
+
+@pytest.mark.parametrize(
     ("name", "hint"), [("resnet81", "resnet18"), ("monai/vgg", "densenet121"), ("x/resnet18", "timm")]
 )
 def test_create_backbone__unknown_name_gets_a_hint(name: str, hint: str) -> None:

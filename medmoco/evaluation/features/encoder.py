@@ -294,8 +294,8 @@ def _settings_for(kind: Kind, path: Path, config: ConfigSource | None) -> RunSet
 
 def _create(settings: RunSettings, *, whole: bool) -> Backbone:
     untrained = settings.model.model_copy(update={"init": None})
-    size, channels = settings.views.size, settings.data.channel_count
-    backbone = create_backbone(untrained, seed=settings.seed, size=size, channels=channels)
+    size, channels, stages = settings.views.size, settings.data.channel_count, settings.evaluate.stages
+    backbone = create_backbone(untrained, seed=settings.seed, size=size, channels=channels, stages=stages)
     if backbone.fixed_size and settings.evaluate.size not in (None, backbone.fixed_size):
         raise SettingsError(
             f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"

@@ -268,7 +268,11 @@ def _settings_of_export(folder: Path) -> Tree:
                 "std": contract["normalise"]["std"],
                 "size": min(size, 2 * canvas["longer_side"] + 1),
             },
-            "evaluate": {"size": size, "mirror": contract["mirror"]["average"]},
+            "evaluate": {
+                "size": size,
+                "mirror": contract["mirror"]["average"],
+                "stages": contract.get("scored_stages", 1),  # missing in older exports
+            },
             "model": {"backbone": named_as_exported(contract["model"])},
         }
     except (KeyError, StopIteration, TypeError):

@@ -186,7 +186,10 @@ def score_all(
     draws: Mapping[str, LabelDraws],
     settings: RunSettings,
 ) -> dict[Key, Scored]:
-    """Score every label, and the macro average over labels, in the order of the table."""
+    """Score every label, and the macro average over labels, in the order of the table.
+
+    Splits without predictions, such as those that fine-tuning was not asked for, have undefined scores.
+    """
     scored: dict[Key, Scored] = {}
     for split in study.scored:
         for label, own in draws.items():
@@ -203,7 +206,7 @@ def _score(key: Key, predictions: Predictions | None, draws: LabelDraws, study: 
     split, train = study.splits[key.split], study.splits["train"]
     targets = label_targets(split, key.label)
     known = ~np.isnan(targets)
-    reason = draws.undefined or undefined(targets)
+    reason = draws.undefined or undefined(targets) or (None if predictions else "undefined (not predicted)")
     scores = predictions.scores if predictions and not reason else np.empty((0, len(split)))
     of_draws = _bootstrap(bootstrap_auroc, targets, scores, split, settings)
     bootstrap = of_draws.mean(axis=0)

@@ -60,6 +60,7 @@ class Facts(Settings):
     backbone: str
     size: Annotated[Int, Field(ge=16)]
     mirror: bool
+    stages: Annotated[Int, Field(ge=1)] = 1  # missing in older classifiers
     data: CanvasPart
     views: NormalisationPart
     calibration: dict[str, _Calibration]
@@ -115,6 +116,7 @@ def describe_classifier(
         "backbone": settings.model.backbone,
         "size": settings.evaluate.size or settings.views.size,
         "mirror": settings.evaluate.mirror,
+        "stages": settings.evaluate.stages,
         "data": {key: getattr(settings.data, key) for key in CanvasPart.model_fields},
         "views": {key: getattr(settings.views, key) for key in NormalisationPart.model_fields},
         "calibration": dict(calibration),
@@ -141,10 +143,11 @@ def save_classifier(folder: Path, classifier: ClassifierNetwork, facts: Tree) ->
         CheckpointError: the weights are not finite, or the folder cannot be written.
         ValueError: the facts do not match the classifier; a bug.
     """
-    own = (classifier.head.out_features, classifier.backbone.name, classifier.top_patches)
-    if own != (len(facts["labels"]), facts["backbone"], facts["top_patches"]):
+    backbone = classifier.backbone
+    own = (classifier.head.out_features, backbone.name, backbone.stages, classifier.top_patches)
+    if own != (len(facts["labels"]), facts["backbone"], facts["stages"], facts["top_patches"]):
         raise ValueError("the facts are those of another classifier")
-    state = {f"backbone.{name}": value for name, value in classifier.backbone.net.state_dict().items()}
+    state = {f"backbone.{name}": value for name, value in backbone.net.state_dict().items()}
     state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
     if not all(value.isfinite().all() for value in state.values()):
         raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
@@ -194,7 +197,7 @@ def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
         )
     try:
         model, channels = ModelSettings(backbone=facts.backbone), facts.preprocessing.channel_count
-        backbone = create_backbone(model, seed=0, size=facts.size, channels=channels)
+        backbone = create_backbone(model, seed=0, size=facts.size, channels=channels, stages=facts.stages)
         network = ClassifierNetwork(
             backbone,
             nn.Linear(backbone.feature_dim, len(facts.labels)),

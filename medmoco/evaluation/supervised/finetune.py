@@ -152,7 +152,8 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
             f"train.accumulation_steps {train.accumulation_steps}{where} leaves parts of less than 2 images of"
             f" finetune.global_batch_size {train.global_batch_size}; {remedy}, or raise the batch size"
         )
-    return settings.model_copy(update={"out": out, "train": train, "views": views})
+    evaluate = settings.evaluate.model_copy(update={"stages": 1})  # all of the network learns, so the last is enough
+    return settings.model_copy(update={"out": out, "train": train, "views": views, "evaluate": evaluate})
 
 
 def _create_model(

@@ -23,7 +23,7 @@ from medmoco import __version__
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.exporting.contract import first_step
 from medmoco.exporting.standalone import standalone_source
-from medmoco.exporting.subject import Subject, refusal_by_name, refuse_patches
+from medmoco.exporting.subject import Subject, refusal_by_name, refuse_other_heads
 from medmoco.models.interop.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
@@ -36,7 +36,7 @@ _PREPARE = {"_target_": "scripts.prepare.image", "_mode_": "callable", "contract
 
 def refusal(subject: Subject) -> str | None:
     """A bundle can hold every timm or MONAI network that has a name, except with a head of patches."""
-    return refusal_by_name(subject) or refuse_patches(subject)
+    return refusal_by_name(subject) or refuse_other_heads(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

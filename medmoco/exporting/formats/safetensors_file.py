@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_patches, save_state, written
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_other_heads, save_state, written
 
-refusal = refuse_patches
+refusal = refuse_other_heads
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

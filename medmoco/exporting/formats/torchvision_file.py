@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from medmoco.errors import CheckpointError
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_patches, written
+from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_other_heads, written
 from medmoco.models.interop.naming import kind_of, naming_of, rename
 from medmoco.models.interop.state_dicts import plain_tensors
 
@@ -32,7 +32,7 @@ def refusal(subject: Subject) -> str | None:
         _state(subject)
     except CheckpointError as error:
         return str(error)
-    return refuse_patches(subject)
+    return refuse_other_heads(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:

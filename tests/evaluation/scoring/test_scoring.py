@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from medmoco.evaluation.metrics.significance import bootstrap_p
 from medmoco.evaluation.records import Score
-from medmoco.evaluation.scoring.scoring import Key, Scored, differences_of
+from medmoco.evaluation.scoring.scoring import Key, Scored, differences_of, draw_labels, predict_linear, score_all
 from medmoco.evaluation.scoring.table import MACRO
+from tests.helpers.studies import made_settings, made_study
 
 
 def score_of(key: Key, auroc: float | None) -> Score:
@@ -68,3 +70,15 @@ def test_differences_of__delong_where_both_have_independent_rows() -> None:
     found = {r.control: r.delong_p for r in differences_of(scored, [("run", "pixels"), ("run", "untrained")])}
     assert found["pixels"] < 0.001
     assert found["untrained"] is None
+
+
+def test_score_all__a_split_without_predictions_is_undefined(tmp_path: Path) -> None:
+    study, settings = made_study(), made_settings(tmp_path)
+    draws = draw_labels(study.splits["train"], settings)
+    found = predict_linear(study, "run", draws, settings)
+    kept = {key: predictions for key, predictions in found.items() if key.split == "test"}
+    scored = score_all(study, ["linear"], ["run"], kept, draws, settings)
+    for label in (*draws, MACRO):
+        assert scored[Key(label, "test", "linear", "run")].score.auroc is not None
+        assert scored[Key(label, "val", "linear", "run")].score.auroc is None
+    assert scored[Key("Viral", "val", "linear", "run")].score.undefined == "undefined (not predicted)"

@@ -83,8 +83,11 @@ def test_finetune__leaves_a_run_folder_and_a_classifier_that_scores_the_same(
 
 
 def test_finetune__learns_what_shows(manifest: Path) -> None:
-    settings = make_settings(manifest, "data.labels=[Sick]", "views.brightness=0", "finetune.epochs=12")
+    settings = make_settings(
+        manifest, "data.labels=[Sick]", "views.brightness=0", "finetune.epochs=12", "evaluate.stages=2"
+    )
     result = finetune(settings, "random", manifest.parent / "run", splits=("test",))
+    assert load_classifier(manifest.parent / "run/classifier").facts.stages == 1  # the others are for frozen features
     assert auroc(result.targets["test"][:, 0], result.scores["test"][:, 0]) > 0.9
     losses = [record["loss"] for record in records(manifest.parent / "run") if "loss" in record]
     assert losses[-1] < losses[0]
