@@ -124,7 +124,8 @@ def _tuned(settings: RunSettings, name: str, source: str, draw: int, terms: Comp
     backbone, _, weights = source.rpartition(":")
     model = settings.model.model_copy(update={"backbone": backbone or settings.model.backbone})
     folder = terms.out / "finetune" / f"{name}-{label}-{100 * fraction:g}-{draw}"
-    own = settings.model_copy(update={"finetune": how, "model": model})
+    evaluate = settings.evaluate.model_copy(update={"size": None})  # scored at the size it has learned from
+    own = settings.model_copy(update={"finetune": how, "model": model, "evaluate": evaluate})
     found = finetune(own, weights, folder, splits=[terms.split], start=StartMode(resume=True))
     assert found  # there is only one process
     return found.scores[terms.split][:, 0]
