@@ -18,6 +18,7 @@ CONTRACT = {
     "input": {"shape": ["batch", 1, 32, 32]},
     "outputs": [{"name": "features", "shape": ["batch", 512]}],
     "mirror": {"average": False},
+    "scored_stages": 1,
     "formats": {"onnx": {"load": ["features = session.run(None, {'image': images})[0]"]}},
     "files": {"encoder.onnx": {"bytes": 7000, "sha256": "ab" * 32}},
     "licence": "not stated",
@@ -31,8 +32,9 @@ def run(tmp_path: Path, make_run) -> Path:
     return folder
 
 
-def make_card(run: Path, *, mirror: bool = False) -> str:
-    settings, contract = load_run(run), CONTRACT | {"mirror": {"average": mirror}}
+def make_card(run: Path, *, mirror: bool = False, stages: int = 1) -> str:
+    settings = load_run(run)
+    contract = CONTRACT | {"mirror": {"average": mirror}, "scored_stages": stages}
     return write_card(gather(run, settings, 12, load_manifest(settings.data, ("train",))["train"]), contract, PARITY)
 
 
@@ -60,6 +62,11 @@ def test_card__says_what_it_must(run: Path) -> None:
 def test_card__says_that_scores_average_mirror_images(run: Path) -> None:
     assert "average the features of both" not in make_card(run)
     assert "To reproduce the scores, average the features of both." in make_card(run, mirror=True)
+
+
+def test_card__says_that_scores_are_of_several_stages(run: Path) -> None:
+    assert "evaluate.stages" not in make_card(run)
+    assert "features of the network's last 3 stages" in make_card(run, stages=3)
 
 
 def test_card__counts_data_without_names(run: Path) -> None:
