@@ -35,8 +35,8 @@ class EvaluateSettings(Settings):
 
     stages: Count = 1
     """Number of last stages that the features come from: the pooled maps of those before the last are joined to the
-    features. It costs no time, and helps small differences in texture and few labels. Fine-tuning uses the last stage
-    only. Source: Caron et al. 2021 (arXiv:2104.14294), 4 for small transformers; measured, docs/results.md."""
+    features. It costs almost no time. Fine-tuning uses the last stage only. Source: Caron et al. 2021
+    (arXiv:2104.14294), 4 for small transformers; measured, docs/results.md."""
 
     where: str | None = None
     """Condition that rows must meet, such as "Pneumonia == 1" or "ViewPosition in (PA, AP) and Age >= 18"."""

@@ -176,14 +176,15 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
         view: (1, C, S, S), input for a trial.
 
     Raises:
-        SettingsError: there is no map of channels and positions, as in a transformer.
+        SettingsError: there is no map of channels and positions, as in a transformer, or the features are of several
+            stages.
     """
-    described = getattr(backbone.net, "feature_info", None)
     if backbone.stages > 1:
         raise SettingsError(
             f"the classifier takes features of {backbone.stages} stages (evaluate.stages), of which Grad-CAM explains"
             " only the last;\nevaluate with evaluate.stages=1 for a classifier that it can explain"
         )
+    described = getattr(backbone.net, "feature_info", None)
     name = _LAST_OF_MONAI.get(backbone.name) or (described[-1]["module"] if described else None)
     shapes: list[torch.Size] = []
     if name:
@@ -207,8 +208,7 @@ def random_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> Map
     With random weights, the sign of a position's contribution is arbitrary, so class maps include both signs.
     """
     model, channels = ModelSettings(backbone=classifier.backbone.name), classifier.backbone.channels
-    stages = classifier.backbone.stages
-    backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels, stages=stages)
+    backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels)
     if classifier.top_patches is not None:
         random = ClassifierNetwork(
             backbone.to(views.device), classifier.head, mirror=classifier.mirror, top_patches=classifier.top_patches

@@ -35,7 +35,7 @@ _PREPARE = {"_target_": "scripts.prepare.image", "_mode_": "callable", "contract
 
 
 def refusal(subject: Subject) -> str | None:
-    """A bundle can hold every timm or MONAI network that has a name, except with a head of patches."""
+    """A bundle can hold every timm or MONAI network that has a name, except with a head of patches or stages."""
     return refusal_by_name(subject) or refuse_other_heads(subject)
 
 
