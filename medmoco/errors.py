@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class MedmocoError(Exception):
     """Base of every error a user can cause; the command line prints it without a traceback.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> try:
         ...     medmoco.load_config("no.yaml")

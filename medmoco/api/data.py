@@ -30,7 +30,7 @@ def load_config(source: ConfigSource, **overrides: Any) -> RunSettings:
     Raises:
         SettingsError: a key is unknown or a value is invalid; names the key.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> config = medmoco.load_config("config.yaml", train={"epochs": 1}, out="runs/short")
         >>> config.train.epochs, config.train.global_batch_size
@@ -56,7 +56,7 @@ def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequenc
         ManifestError: the manifest cannot be read.
         SettingsError: `out` cannot be written.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> audit = medmoco.check("config.yaml")
         >>> audit.faults
@@ -78,7 +78,7 @@ class Packed:
         folder: Set `data.pack` to it.
         failed: Number of images that could not be packed; failed.csv in the folder lists their rows and the reasons.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> packed = medmoco.pack("config.yaml", out="packed")
         >>> config = medmoco.load_config("config.yaml", data={"pack": packed.folder})
@@ -103,7 +103,7 @@ def pack(
         SettingsError: no folder is given, or the pack in it was made with other settings.
         DataError: the images or the pack cannot be used, or the disk refuses.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.pack("config.yaml", out="pack")
         Packed(folder=PosixPath('pack'), failed=0)

@@ -39,7 +39,7 @@ class DryRun:
         checkpoint: Size of a checkpoint, in bytes.
         warnings: Warnings and notices about the data, the settings and the machine.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> found = medmoco.dry_run("config.yaml", progress=False)
         >>> found.steps, found.checkpoint > 100_000
@@ -96,7 +96,7 @@ def dry_run(
     Raises:
         SettingsError, DataError, CheckpointError, DistributedError, DivergedError, Stopped: as `pretrain` and `export`.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> found = medmoco.dry_run("config.yaml", progress=False)
         >>> found.seconds < 60

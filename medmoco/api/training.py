@@ -32,7 +32,7 @@ class Run(os.PathLike[str]):
         folder: The run folder.
         settings: The settings of the run.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> run = medmoco.Run("runs/phantoms")
         >>> run
@@ -142,7 +142,7 @@ def pretrain(
         DataError, CheckpointError, DistributedError, DivergedError: also recorded in status.json.
         Stopped: a signal asked the run to stop; it is saved and can be resumed.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> run = medmoco.pretrain("config.yaml", resume=True, progress=False)
         >>> run.status["state"]
@@ -188,7 +188,7 @@ def finetune(
     Raises:
         SettingsError, DataError, CheckpointError, DistributedError, DivergedError, Stopped: as `pretrain`.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> config = medmoco.load_config("config.yaml", finetune={"epochs": 1, "warmup_epochs": 0})
         >>> medmoco.finetune(config, "runs/phantoms", "runs/tuned", progress=False).labels
@@ -239,7 +239,7 @@ def detect(
     Raises:
         SettingsError, DataError, CheckpointError, DistributedError, DivergedError, Stopped: as `pretrain`.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> boxes = {"boxes": "phantoms/boxes.csv"}
         >>> config = medmoco.load_config("config.yaml", detection=boxes)
@@ -284,7 +284,7 @@ def tune(
         SettingsError: the space is empty, or has values that cannot be tried.
         DataError, CheckpointError, DistributedError, Stopped: as `pretrain`.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> config = medmoco.load_config("config.yaml", tune={"space": {"train.lr": [0.01, 0.1]}, "trials": 2})
         >>> print(medmoco.tune(config))  # doctest: +SKIP

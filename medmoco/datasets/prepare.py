@@ -50,7 +50,7 @@ def prepare(
         ManifestError: the source lacks a table, or a table is not the published one.
         SettingsError: the name is unknown, the source does not exist, or `out` is not empty.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> prepared = medmoco.prepare("dicom_tree", "phantoms", "prepared")
         >>> sorted(prepared.counts)

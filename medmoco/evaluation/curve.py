@@ -71,7 +71,7 @@ def curve(
     Raises:
         MedmocoError: as `evaluate` and `finetune` do.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> curve = medmoco.curve("config.yaml", "runs/phantoms", "runs/phantoms/curve", draws=1)
         >>> figure = curve.plot("Opacity")

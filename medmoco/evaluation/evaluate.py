@@ -72,7 +72,7 @@ def evaluate(
         CheckpointError: an encoder cannot be loaded, or the ledger cannot be written.
         DataError: an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> evaluation = medmoco.evaluate("config.yaml", {"ours": "runs/phantoms"})
         >>> evaluation.summary().columns.tolist()

@@ -83,7 +83,7 @@ class Evaluation(_WithTargets):
         table: Table that `medmoco evaluate` prints.
         folder: Folder in which the results are saved, if they are.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> evaluation = medmoco.Evaluation.load("runs/phantoms/evaluation")
         >>> evaluation.primary
@@ -145,7 +145,7 @@ class Evaluation(_WithTargets):
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each score; those of classes and of numeric targets follow, with columns of their own.
 
-        Example:
+        Examples:
             >>> import medmoco
             >>> frame = medmoco.Evaluation.load("runs/phantoms/evaluation").to_frame()
             >>> frame.query("split == 'test' and method == 'linear'")[["label", "encoder", "auroc"]].shape
@@ -241,7 +241,7 @@ class Curve(_WithTargets):
         labels_needed: Labels with which each control would have the scores of the primary encoder.
         folder: Folder in which the results are saved, if they are.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> curve = medmoco.Curve.load("runs/phantoms/curve")
         >>> sorted(curve.to_frame()["fraction"].unique().tolist())
@@ -345,7 +345,7 @@ class External(SavedRecords):
         table: Table that `medmoco external` prints.
         folder: Folder in which the results are saved, if they are.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> found = medmoco.External.load("external")  # doctest: +SKIP
         >>> found.to_frame()  # doctest: +SKIP

@@ -80,7 +80,7 @@ def export(
         CheckpointError: the network cannot be loaded, or an exported file does not reproduce its outputs, or contains a
             name.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> files = medmoco.export("runs/phantoms", "encoder-export", ["safetensors"])
         >>> sorted(file.name for file in files)[0]

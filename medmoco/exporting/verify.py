@@ -35,7 +35,7 @@ def verify(folder: PathLike, *, trust: bool = False, log: Callable[[str], None] 
     Raises:
         CheckpointError: a file has changed, is missing or not part of the export, or gives other outputs.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.verify("export")
         {'safetensors': 'verified', 'onnx': 'verified'}

@@ -60,7 +60,7 @@ def neighbours(
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> len(medmoco.neighbours("config.yaml", "runs/phantoms", "neighbours.csv", [2, 3], count=4))
         8

@@ -74,7 +74,7 @@ def projection(
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> print(medmoco.projection("config.yaml", "runs/phantoms", "projection", split="train"))  # doctest: +SKIP
     """

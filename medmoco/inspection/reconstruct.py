@@ -59,7 +59,7 @@ def reconstruct(
         SettingsError: `out` cannot be written.
         DataError: an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> print(medmoco.reconstruct("decoder.yaml", "runs/decoder", "decoder.png", [2, 3]))  # doctest: +SKIP
     """

@@ -128,7 +128,7 @@ def placement(
         CheckpointError: the encoder cannot be loaded.
         DataError: an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> table = medmoco.placement("config.yaml", "runs/phantoms", "placement", perturbations=["flip"])
         >>> "flip" in table

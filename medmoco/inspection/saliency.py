@@ -71,7 +71,7 @@ def saliency(
         CheckpointError: the folder cannot be used.
         DataError: an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> folder = "runs/phantoms/evaluation/classifier"
         >>> print(medmoco.saliency("config.yaml", folder, "saliency.png", [2], "Opacity"))  # doctest: +SKIP

@@ -63,7 +63,7 @@ def import_weights(
             and `std` is given.
         CheckpointError: the file cannot be read, or does not contain such an encoder.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> print(medmoco.import_weights("export/encoder.safetensors", "imported", backbone="test_resnet"))
         test_resnet, 96 features

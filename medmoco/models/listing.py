@@ -60,7 +60,7 @@ def list_models(pattern: str = "", *, limit: int | None = 30) -> pd.DataFrame:
     Raises:
         SettingsError: no network matches.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.list_models("resnet10t")[["name", "features"]].to_dict("records")
         [{'name': 'resnet10t', 'features': 512}]

@@ -89,7 +89,7 @@ class MoCo(nn.Module):
     `split_batch_norm(method, 8)` once, `shuffle=torch.randperm(B)` in each call, and `settle_statistics(method)` after
     each optimiser step; all are in `medmoco.models.batch_norm`. Backbones without batch norm need none of this.
 
-    Example:
+    Examples:
         >>> import medmoco, torch
         >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16))
         >>> method = medmoco.MoCo(backbone, queue_size=32, feature_dim=16, seed=0)

@@ -63,7 +63,7 @@ def report(
         SettingsError: a folder is not a run, a picture is not a PNG file, or the file cannot be written.
         CheckpointError: a file of a run is damaged.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.report("runs/phantoms").name
         'report.html'

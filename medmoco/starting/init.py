@@ -93,7 +93,7 @@ def init(
         SettingsError: `source` does not exist, an argument does not fit it, or `out` has settings already.
         ManifestError: there are no images, or a table cannot be read.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> started = medmoco.init("phantoms", "started", minutes=0.05)
         >>> started.config, started.counts["train"]

@@ -31,7 +31,7 @@ class Augmentation:
 
     Views are cut from the image as it is; `TwoViews` first scales it to `data.canvas_size`.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> import numpy as np
         >>> image = np.random.default_rng(0).integers(0, 65536, (300, 250), dtype=np.uint16)

@@ -45,7 +45,7 @@ def preview(config: ConfigSource, out: PathLike, *, images: int = 6, views: int 
         SettingsError: the file cannot be written.
         DataError: a row or an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.preview("config.yaml", "views.png", images=2, views=4).name
         'views.png'

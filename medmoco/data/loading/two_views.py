@@ -37,7 +37,7 @@ class TwoViews(Dataset[Pair]):
     itself; with another `DataLoader`, call `set_epoch` before each pass. On several processes, give such a loader a
     `torch.utils.data.DistributedSampler`.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> views = medmoco.TwoViews("phantoms", root="phantoms/{split}", size=48, data={"canvas_size": 64})
         >>> query, key = views[0]

@@ -67,7 +67,7 @@ def split(
         ManifestError: the file, a column or a cell is invalid, the kept rows share patients with the rest, or there are
             too few patients for a requested split.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> print(medmoco.split("phantoms/train.csv", "splits", labels=["Opacity"]).splitlines()[0])
         train 31 rows of 13 patients, val 3 rows of 2 patients, test 5 rows of 3 patients; ...

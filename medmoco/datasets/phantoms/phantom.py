@@ -98,7 +98,7 @@ def phantom(
     Raises:
         SettingsError: an argument is invalid, or `out` is not an empty folder.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.phantom("more", patients=10, image_size=64)
         {'train': 12, 'val': 3, 'test': 7}

@@ -40,7 +40,7 @@ class Classifier:
         settings: Settings of the data and the machine; None if no config was given.
         folder: Folder that the classifier was loaded from.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> classifier = medmoco.load_classifier("runs/phantoms/evaluation/classifier")
         >>> classifier.labels, sorted(classifier.operating_points)
@@ -96,7 +96,7 @@ class Classifier:
         Returns:
             N rows in the order given: `row`, a column for each label, and for unreadable="nan" also `error`.
 
-        Example:
+        Examples:
             >>> import medmoco
             >>> classifier = medmoco.load_classifier("runs/phantoms/evaluation/classifier")
             >>> classifier.predict("phantoms/val").columns.tolist()
@@ -166,7 +166,7 @@ def load_classifier(folder: PathLike, config: ConfigSource | None = None) -> Cla
         CheckpointError: it is not a classifier folder, is damaged, or was written by another version.
         SettingsError: the settings are invalid.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.load_classifier("runs/phantoms/evaluation/classifier")
         Classifier(linear probe test_resnet, Opacity, Interstitial, one-channel images of 32 x 32 pixels)

@@ -72,7 +72,7 @@ def external(
         CheckpointError: the classifier cannot be loaded, or the ledger not written.
         DataError: an image cannot be used.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> found = medmoco.external("ours.yaml", "theirs.yaml", "runs/tuned/classifier", "external")  # doctest: +SKIP
         >>> found.to_frame()  # doctest: +SKIP

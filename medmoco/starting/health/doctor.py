@@ -26,7 +26,7 @@ def doctor() -> list[Finding]:
     Returns:
         The findings; one whose state is "fault" stops a run.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.doctor()[0].name
         'medmoco'

@@ -21,7 +21,7 @@ class Finding:
         text: What was found; without names of the user, the machine or folders.
         remedy: What to do about it; blank if all is well.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> [finding.remedy for finding in medmoco.doctor() if finding.state == "fault"]
         []
