@@ -7,10 +7,6 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := $(VENV)/.installed-from-pyproject
 
-# ImageNet weights for the demo to compare with: those of torchvision's ResNet-18 if torch has downloaded them before.
-IMAGENET ?= $(firstword $(wildcard $(HOME)/.cache/torch/hub/checkpoints/resnet18-*.pth))
-CONTROL := $(if $(IMAGENET),--encoder imagenet=$(IMAGENET))
-
 # Lets the recipes below use the commands that a user would type.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
@@ -28,20 +24,7 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY) ## pretrain, evaluate and export on 1,500 real chest films in a few minutes; writes to demo/
-	rm -rf demo
-	medmoco check --config configs/demo.yaml
-	medmoco preview --config configs/demo.yaml --out demo/views.png
-	medmoco pretrain --config configs/demo.yaml
-	medmoco evaluate --config configs/demo.yaml --encoder demo/run $(CONTROL) --out demo/run/evaluation --test
-	medmoco curve --config configs/demo.yaml --encoder demo/run $(CONTROL) --out demo/run/curve --draws 10 --test
-	medmoco export --run demo/run --out demo/export
-	medmoco verify demo/export
-	@echo
-	@medmoco report demo/run --card demo/export/MODEL_CARD.md --pictures demo/views.png --title "900 chest films"
-	@echo "views:    demo/views.png, films and what the encoder sees of them"
-	@echo "figures:  demo/run/curve/*.svg, AUROC by the number of labelled patients"
-	@echo "encoder:  demo/export, with its preprocessing, model card and verification"
-	@echo "next:     medmoco init FOLDER starts with your own images"
+	medmoco demo --overwrite
 
 # `worksteal` keeps the tests of a file together, so that their shared fixtures are created once.
 test: lint ## linters, then all tests except the slow ones and those that need a GPU

@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 
 import medmoco
 from medmoco import config
+from medmoco.cli.demo import demo_commands
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -71,8 +72,7 @@ def test_configs__load_and_are_short(path: Path) -> None:
 def _lines_of_code(path: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if path.name == "Makefile":
-        recipes = (re.sub(r"^\t@?", "", line) for line in text.splitlines() if line.startswith("\t"))
-        yield from (line.replace("$(CONTROL)", "--encoder imagenet=weights.pth") for line in recipes)
+        yield from (re.sub(r"^\t@?", "", line) for line in text.splitlines() if line.startswith("\t"))
         return
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
         if language in ("", "bash", "console", "sh", "shell"):
@@ -105,12 +105,14 @@ COMMANDS = [
     for path in [*DOCUMENTS, ROOT / "Makefile"]
     for words in _medmoco_commands(path)
 ]
+DEMO = demo_commands(Path("configs"), Path("weights.pth"))
+COMMANDS += [pytest.param(words, id=f"demo: medmoco {' '.join(words)}") for words in DEMO]
 
 
-def test_documented_commands__are_all_found_in_the_makefile() -> None:
-    found = [words[0] for words in _medmoco_commands(ROOT / "Makefile")]
+def test_documented_commands__are_those_of_the_demo_and_the_makefile() -> None:
+    assert list(_medmoco_commands(ROOT / "Makefile")) == [["demo", "--overwrite"]]
     steps = ["check", "preview", "pretrain", "evaluate", "curve", "export", "verify", "report"]
-    assert found == steps
+    assert [words[0] for words in DEMO] == steps
 
 
 def _parse(words: list[str]) -> dict[str, Any]:

@@ -24,19 +24,19 @@ def init(
         typer.Argument(parser=path, metavar="SOURCE", help="Folder of images, CSV with images, or manifest."),
     ],
     out: Annotated[
-        Path | None, typer.Option(parser=path, help="Folder for medmoco.yaml and manifest/ [default: .].")
+        Path | None, typer.Option(parser=path, help="Folder for medmoco.yaml and manifest/ (default: .).")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(parser=path, help="Folder with the images of a CSV [default: the folder of the CSV].")
+        Path | None, typer.Option(parser=path, help="Folder with the images of a CSV (default: the folder of the CSV).")
     ] = None,
     patient: Annotated[
         str | None,
         typer.Option(metavar="REGEX", help=r"Find the patient's ID in file names: '(\d+)_' takes 12 from 12_3.png."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Label columns or classes [default: those that look like labels].")
+        str | None, typer.Option(metavar="A,B", help="Label columns or classes (default: those that look like labels).")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time for pretraining [default: 60].")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for pretraining (default: 60).")] = None,
     hours: Annotated[float | None, typer.Option(help="The same in hours.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether columns are read correctly.")] = False,
@@ -102,12 +102,12 @@ def split(
     labels: Annotated[
         str, typer.Option(metavar="A,B", help="Label columns (1, 0, -1 or blank) to balance between the splits.")
     ] = "",
-    group: Annotated[str | None, typer.Option(help="Column with the patient's ID [default: PatientID].")] = None,
+    group: Annotated[str | None, typer.Option(help="Column with the patient's ID (default: PatientID).")] = None,
     keep: Annotated[
         str | None, typer.Option(help="Column with an official split, whose val and test rows are kept.")
     ] = None,
-    val: Annotated[float | None, typer.Option(help="Fraction of the patients in val [default: 0.1].")] = None,
-    test: Annotated[float | None, typer.Option(help="Fraction of the patients in test [default: 0.2].")] = None,
+    val: Annotated[float | None, typer.Option(help="Fraction of the patients in val (default: 0.1).")] = None,
+    test: Annotated[float | None, typer.Option(help="Fraction of the patients in test (default: 0.2).")] = None,
     fractions: Annotated[
         str,
         typer.Option(metavar="1,5,10,50", help="Percentages of training patients to write as train_01.csv and so on."),
@@ -155,7 +155,7 @@ def check(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=path, help="Folder for the report and the list of bad rows [default: OUT-check]."),
+        typer.Option(parser=path, help="Folder for the report and the list of bad rows (default: OUT-check)."),
     ] = None,
     against: Annotated[
         list[Path] | None,
@@ -176,7 +176,7 @@ def check(
 @commands.command(rich_help_panel=PANEL)
 def pack(
     config_file: Config,
-    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the pack [default: data.pack].")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the pack (default: data.pack).")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler on whose workers to decode.")] = None,
     overrides: Overrides = None,
 ) -> None:

@@ -113,16 +113,16 @@ def detect(
 def report(
     runs: Annotated[list[Path], typer.Argument(parser=path, metavar="RUN...", help="Run folders to compare.")],
     out: Annotated[
-        Path | None, typer.Option(parser=path, help="HTML file to write [default: report.html in the first folder].")
+        Path | None, typer.Option(parser=path, help="HTML file to write (default: report.html in the first folder).")
     ] = None,
     card: Annotated[
         Path | None,
-        typer.Option(parser=path, help="Model card to include [default: export/MODEL_CARD.md in the first run]."),
+        typer.Option(parser=path, help="Model card to include (default: export/MODEL_CARD.md in the first run)."),
     ] = None,
     pictures: Annotated[
         list[Path] | None, typer.Option(parser=path, help="PNG file to include; it may show patients. Repeatable.")
     ] = None,
-    title: Annotated[str, typer.Option(help="Title of the page [default: the names of the folders].")] = "",
+    title: Annotated[str, typer.Option(help="Title of the page (default: the names of the folders).")] = "",
 ) -> None:
     """Write a self-contained HTML report of runs, with data, curves, scores and reporting checklists."""
     page = medmoco.report(runs, out, card=card, pictures=pictures or (), title=title, log=print)

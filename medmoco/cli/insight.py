@@ -64,7 +64,7 @@ def projection(
     overrides: Overrides = None,
     split: ScoredSplit = "val",
     colour: Annotated[
-        str | None, typer.Option(help="Label by which to colour the points [default: the first].")
+        str | None, typer.Option(help="Label by which to colour the points (default: the first).")
     ] = None,
 ) -> None:
     """Project the features to two dimensions, coloured by a label."""
@@ -86,7 +86,7 @@ def placement(
         typer.Option(
             "--perturbation",
             "--twin",
-            help="flip, rotate:10, crop:0.7, intensity:0.2 or view. Repeatable [default: all of them].",
+            help="flip, rotate:10, crop:0.7, intensity:0.2 or view. Repeatable (default: all of them).",
         ),
     ] = None,
 ) -> None:

@@ -43,7 +43,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, such as train.epochs=10.")
 ]
 Devices = Annotated[
-    int | None, typer.Option(min=1, help="Number of processes on this machine, one per GPU [default: all GPUs].")
+    int | None, typer.Option(min=1, help="Number of processes on this machine, one per GPU (default: all GPUs).")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint, if there is one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the existing run in the folder.")]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from medmoco import __version__
-from medmoco.cli import data, evidence, insight, settings, training, use
+from medmoco.cli import data, demo, evidence, insight, settings, training, use
 from medmoco.errors import MedmocoError, UnexpectedError, traceback_of, without_names
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def _options(
     """Options without a command; the help is above."""
 
 
-for panel in (settings, data, training, evidence, use, insight):  # the order of the help
+for panel in (settings, demo, data, training, evidence, use, insight):  # the order of the help
     app.add_typer(panel.commands)
 
 

@@ -7,17 +7,29 @@ from typing import Annotated
 import typer
 
 import medmoco
+from medmoco.cli import resources
 from medmoco.cli.options import Config, Overrides, check_given
+from medmoco.cli.resources import EXAMPLES
 
 PANEL = "Setup"
 commands = typer.Typer()
 
 
 @commands.command("config", rich_help_panel=PANEL)
-def show_config(config_file: Config, overrides: Overrides = None) -> None:
+def show_config(
+    config_file: Config,
+    overrides: Overrides = None,
+    example: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=f"Print an example of a settings file instead: {', '.join(EXAMPLES)}."),
+    ] = None,
+) -> None:
     """Print every setting with its value and where the value comes from."""
     from medmoco import config
 
+    if example is not None:
+        print(resources.example(example), end="")
+        return
     check_given(config_file, overrides)
     print(config.describe(config_file, overrides or ()), end="")
 
@@ -41,7 +53,7 @@ _MOST = 30  # networks on the screen
 @commands.command(rich_help_panel=PANEL)
 def models(
     pattern: Annotated[
-        str, typer.Argument(help="Part of the name, or a pattern such as 'vit_*_224' [default: a selection].")
+        str, typer.Argument(help="Part of the name, or a pattern such as 'vit_*_224' (default: a selection).")
     ] = "",
 ) -> None:
     """List networks for model.backbone, with their parameters and the width of their features."""

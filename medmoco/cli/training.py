@@ -59,7 +59,7 @@ def pretrain(
 def tune(
     config_file: Config,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the search [default: OUT-tune].")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the search (default: OUT-tune).")] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     devices: Devices = None,
@@ -81,7 +81,7 @@ def slurm(
     nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs per node, with one process each.")] = 1,
     hours: Annotated[float, typer.Option(min=0.25, help="Time limit of a job, which then resubmits itself.")] = 24.0,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs per GPU [default: data.workers + 1].")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs per GPU (default: data.workers + 1).")] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory per node, such as 128G.")] = None,
     partition: Annotated[str | None, typer.Option(help="Partition to submit to.")] = None,
     account: Annotated[str | None, typer.Option(help="Account to charge.")] = None,

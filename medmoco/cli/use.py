@@ -28,7 +28,7 @@ def predict(
             "--config",
             "-c",
             parser=path,
-            help=f"YAML file with the settings of a manifest [default: {SETTINGS_FILE}, except with --images].",
+            help=f"YAML file with the settings of a manifest (default: {SETTINGS_FILE}, except with --images).",
         ),
     ] = None,
     images: Annotated[
@@ -112,10 +112,10 @@ def import_file(
         ),
     ],
     out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
-    backbone: Annotated[str | None, typer.Option(help="Network [default: detected from the tensors].")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Network (default: detected from the tensors).")] = None,
     which: Annotated[str, typer.Option(metavar="query|key", help="Encoder to import if the file has two.")] = "query",
     scheme: Annotated[
-        str | None, typer.Option(help="Checkpoint format, such as moco-cxr [default: detected from the keys].")
+        str | None, typer.Option(help="Checkpoint format, such as moco-cxr (default: detected from the keys).")
     ] = None,
     leave_out: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Keys to skip, with * as a wildcard. Repeatable.")
@@ -123,7 +123,7 @@ def import_file(
     mean: Annotated[
         float | None,
         typer.Option(
-            help="Mean with which the source normalised gray images, 0 to 1 [default: if stated, the source's]."
+            help="Mean with which the source normalised gray images, 0 to 1 (default: if stated, the source's)."
         ),
     ] = None,
     std: Annotated[float | None, typer.Option(help="Standard deviation, together with --mean.")] = None,
@@ -155,7 +155,7 @@ def export(
             "--config",
             "-c",
             parser=path,
-            help=f"YAML file with the settings for --encoder [default: {SETTINGS_FILE}].",
+            help=f"YAML file with the settings for --encoder (default: {SETTINGS_FILE}).",
         ),
     ] = None,
     formats: Annotated[

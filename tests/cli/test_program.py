@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.text import Text
 
 import medmoco
 from medmoco import cli
@@ -17,6 +18,7 @@ COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "tune", "slurm", "evaluate",
     "finetune", "predict", "embed", "curve", "external", "neighbours", "projection", "placement", "saliency",
     "reconstruct", "prepare", "report", "export", "import", "verify", "detect", "doctor", "models", "init",
+    "demo",
 }  # fmt: skip
 
 
@@ -25,6 +27,14 @@ def test_commands__are_what_the_help_lists() -> None:
     assert set(group.commands) == COMMANDS
     text = start("--help").stdout
     assert all(f" {name} " in text for name in COMMANDS)
+
+
+def test_help__no_text_is_taken_for_markup() -> None:
+    """Help is printed by rich, which drops "[default: x]" as it would [bold]."""
+    group: Any = typer.main.get_command(cli.app)
+    texts = [parameter.help or "" for command in group.commands.values() for parameter in command.params]
+    assert len(texts) > 100
+    assert not [text for text in texts if Text.from_markup(text).plain != text]
 
 
 def test_whole_journey__phantoms_to_export(call: Call, tmp_path: Path) -> None:

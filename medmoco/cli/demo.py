@@ -1,0 +1,164 @@
+"""`medmoco demo`: the usual path from images to an export, on films that come with medmoco.
+
+Each command is printed and then run in a process of its own, so that it does exactly what it does when you type it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medmoco.cli.options import path
+from medmoco.cli.resources import resource
+from medmoco.errors import SettingsError
+
+if TYPE_CHECKING:
+    from medmoco.config.base import Tree
+
+PANEL = "Setup"
+commands = typer.Typer()
+
+FILMS = "manifests/chest_films"
+SETTINGS = "demo.yaml"
+DONE = "commands.txt"
+"""The commands that have ended, one a line; --resume runs the others."""
+
+WRITTEN = {SETTINGS, DONE, "run", "run-check", "views.png", "export"}
+"""Everything in the folder of a demo; only a folder with nothing else is replaced."""
+
+
+@commands.command(rich_help_panel=PANEL)
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="New or empty folder for everything that is written (default: demo)."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Run the commands that an interrupted demo has left.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
+) -> None:
+    """Try medmoco on 1,500 small chest films that come with it: check, pretrain, evaluate, export. Takes minutes."""
+    folder = out or Path("demo")
+    _make_folder(folder, resume, overwrite)
+    record = folder / DONE
+    done = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+    for words in demo_commands(folder, _imagenet_weights()):
+        command = shlex.join(["medmoco", *words])
+        if command in done:
+            continue
+        again = ["--resume"] if resume and words[0] == "pretrain" else []
+        print(f"\n$ {shlex.join(['medmoco', *words, *again])}", flush=True)
+        if code := _run([*words, *again]):
+            print(f"to continue the demo: medmoco demo --out {shlex.quote(str(folder))} --resume", file=sys.stderr)
+            raise typer.Exit(code)
+        with record.open("a", encoding="utf-8") as file:
+            file.write(f"{command}\n")
+    print(_pointers(folder))
+
+
+def demo_commands(folder: Path, weights: Path | None) -> list[list[str]]:
+    """Return the words after `medmoco` of each command.
+
+    Args:
+        folder: Folder of the demo, with its settings.
+        weights: torchvision's weights of ResNet-18 to compare with, if there are any.
+    """
+    config = ["--config", str(folder / SETTINGS)]
+    run, export, views = (str(folder / name) for name in ("run", "export", "views.png"))
+    encoders = ["--encoder", run, *(["--encoder", f"imagenet={weights}"] if weights else [])]
+    return [
+        ["check", *config],
+        ["preview", *config, "--out", views],
+        ["pretrain", *config],
+        ["evaluate", *config, *encoders, "--out", f"{run}/evaluation", "--test"],
+        ["curve", *config, *encoders, "--out", f"{run}/curve", "--draws", "10", "--test"],
+        ["export", "--run", run, "--out", export],
+        ["verify", export],
+        ["report", run, "--card", f"{export}/MODEL_CARD.md", "--pictures", views, "--title", "900 chest films"],
+    ]
+
+
+def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Write the settings into a new folder, or check that it holds a demo to resume."""
+    try:
+        names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+        is_demo = SETTINGS in names and names <= WRITTEN
+        if resume:
+            if not is_demo:
+                raise SettingsError(f"{folder} does not hold a demo that could be resumed; run it without --resume")
+            return
+        if names and not overwrite:
+            raise SettingsError(
+                f"{folder} is not empty: add --resume to continue the demo in it, --overwrite to replace it,\n"
+                "or choose another folder with --out"
+            )
+        if names and not is_demo:
+            raise SettingsError(f"{folder} holds other files than a demo, so it is not replaced; choose another --out")
+        if names:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).write_text(demo_settings(folder), encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder} cannot be used for the demo: {error.strerror}") from None
+
+
+def demo_settings(folder: Path) -> str:
+    """Return the text of configs/demo.yaml with its paths replaced."""
+    films = resource(FILMS)
+    if films.is_relative_to(Path.cwd()):
+        films = films.relative_to(Path.cwd())
+    text = resource(f"configs/{SETTINGS}").read_text(encoding="utf-8")
+    for old, new in (("demo/run", folder / "run"), (FILMS, films)):
+        text = text.replace(f": {old}\n", f": {_yaml(new)}\n")
+    return text
+
+
+def _yaml(value: Path) -> str:
+    from medmoco.config.paths import as_written
+    from medmoco.config.yaml_text import dump
+
+    tree: Tree = {"key": as_written(value)}
+    return dump(tree, width=10**6).removeprefix("key: ").rstrip("\n")
+
+
+def _imagenet_weights() -> Path | None:
+    """Return torchvision's weights of ResNet-18 if torch has downloaded them before."""
+    from torch.hub import get_dir
+
+    return next(iter(sorted(Path(get_dir(), "checkpoints").glob("resnet18-*.pth"))), None)
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a command, which decides itself what to do about Ctrl-C and SIGTERM; return its exit code."""
+    process = subprocess.Popen([sys.executable, "-m", "medmoco.cli", *words])  # noqa: S603 - our own words
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:  # a terminal sends Ctrl-C to both processes
+            process.terminate()
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _pointers(folder: Path) -> str:
+    return (
+        f"\nreport:   {folder}/run/report.html, with the scores, curves and checklists\n"
+        f"views:    {folder}/views.png, films and what the encoder sees of them\n"
+        f"figures:  {folder}/run/curve/*.svg, AUROC by the number of labelled patients\n"
+        f"encoder:  {folder}/export, with its preprocessing, model card and verification\n"
+        "next:     medmoco init FOLDER starts with your own images"
+    )

@@ -1,0 +1,37 @@
+"""Files that come with medmoco: example settings, and the films of the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import medmoco
+from medmoco.errors import SettingsError, UnexpectedError
+
+EXAMPLES = ("cxr", "detection", "fundus", "imagenet", "oct", "ultrasound")
+"""Names of the files in configs/, except demo.yaml, whose paths `medmoco demo` fills in."""
+
+
+def resource(name: str) -> Path:
+    """Return the path of a file or folder, such as "configs/cxr.yaml".
+
+    A wheel has these files in medmoco/resources, a checkout at its root.
+
+    Raises:
+        UnexpectedError: it is missing.
+    """
+    package = Path(medmoco.__file__).parent
+    for folder in (package / "resources", package.parent):
+        if (folder / name).exists():
+            return folder / name
+    raise UnexpectedError(f"{name}, which comes with medmoco, is missing: install medmoco again")
+
+
+def example(name: str) -> str:
+    """Return the text of an example settings file.
+
+    Raises:
+        SettingsError: there is no example of this name.
+    """
+    if name not in EXAMPLES:
+        raise SettingsError(f"--example {name}: the examples are {', '.join(EXAMPLES)}")
+    return resource(f"configs/{name}.yaml").read_text(encoding="utf-8")
