@@ -13,7 +13,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Keep compiled modules; otherwise each of the many processes that the tests start would recompile the package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow test-gpu lint format bench clean
+.PHONY: help demo docs test test-slow test-gpu lint format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ lint: $(READY) ## check style, types and the layers of the package
 	mypy
 	lint-imports
 
+docs: $(READY) ## build the site, with executed notebooks, into site/; open site/index.html
+	python -m docs.site.build
+
 format: $(READY) ## format the code
 	ruff check --fix
 	ruff format
@@ -50,5 +53,5 @@ bench: $(READY) ## benchmark views, training steps, JPEG and a million rows, in 
 	python -m benchmarks
 
 clean: ## remove demo/, builds and caches; the environment stays
-	rm -rf demo build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

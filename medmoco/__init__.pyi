@@ -15,6 +15,7 @@ from .data.loading.two_views import TwoViews as TwoViews
 from .data.manifest.split_files import split as split
 from .datasets.phantoms.phantom import phantom as phantom
 from .datasets.prepare import prepare as prepare
+from .datasets.resources import chest_films as chest_films
 from .errors import MedmocoError as MedmocoError
 from .evaluation.curve import curve as curve
 from .evaluation.evaluate import evaluate as evaluate

@@ -1,7 +1,7 @@
 """Build the site: collect its pages in a temporary folder, generate the others, and let Zensical check and render them.
 
-    python docs/site/build.py                   # into site/, with executed notebooks; `make docs`
-    python docs/site/build.py --no-notebooks    # faster, while writing other pages
+python docs/site/build.py                   # into site/, with executed notebooks; `make docs`
+python docs/site/build.py --no-notebooks    # faster, while writing other pages
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import notebooks
-import settings_page
+from docs.site import notebooks, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,8 +34,8 @@ def _commands() -> str:
     from medmoco.cli import app
 
     group = typer.main.get_command(app)
-    with typer.Context(group, info_name="medmoco") as context:
-        text = get_docs_for_click(obj=group, ctx=context, name="medmoco")
+    context: Any = typer.Context(group, info_name="medmoco")
+    text = get_docs_for_click(obj=group, ctx=context, name="medmoco")
     return text[text.index("\n## ") :]  # below the title and the list of commands
 
 
@@ -54,7 +54,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "own_loop.md": _scripts,
     "reference/commands.md": _commands,
     "reference/configs.md": _configs,
-    "reference/settings.md": settings_page.markdown,
+    "reference/settings.md": settings.markdown,
 }
 
 # Page -> the document outside docs/ that it shows.
@@ -88,8 +88,14 @@ def collect(folder: Path, *, execute: bool = True) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     for page, source in COPIED.items():
-        _write(folder / page, _with_links(_read(source), page, source))
-    notebooks.write(ROOT / "examples", folder / "tutorials", execute=execute)
+        alone = "---\nhide: [navigation]\n---\n\n" if page == "index.md" else ""
+        _write(folder / page, alone + _with_links(_read(source), page, source))
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        name = f"tutorials/{path.stem}.md"
+        text, pictures = notebooks.page(path, execute=execute)
+        _write(folder / name, _with_links(text, name, f"examples/{path.name}"))
+        for picture, content in pictures.items():
+            (folder / "tutorials" / picture).write_bytes(content)
 
 
 def _write(path: Path, text: str) -> None:
@@ -100,7 +106,8 @@ def _write(path: Path, text: str) -> None:
 def _with_links(markdown: str, page: str, source: str) -> str:
     """Point links to files of the repository to where the site shows them; if it does not, their text remains.
 
-    Links to files that do not exist stay as they are, for Zensical to refuse.
+    Links that show the name of a page show its title instead. Those to files that do not exist stay as they are, for
+    Zensical to refuse.
     """
 
     def replace(link: re.Match[str]) -> str:
@@ -110,10 +117,15 @@ def _with_links(markdown: str, page: str, source: str) -> str:
             return link.group()
         shown = _page_of(path.relative_to(ROOT))
         if shown:
-            return f"{before}[{text}]({posixpath.relpath(shown, posixpath.dirname(page) or '.')}{anchor})"
+            title = _title(path) if text.endswith(".md") else text
+            return f"{before}[{title}]({posixpath.relpath(shown, posixpath.dirname(page) or '.')}{anchor})"
         return text if path.exists() else link.group()
 
     return re.sub(r"(!?)\[([^]]*)\]\(([^)#\s]+)(#[^)]*)?\)", replace, markdown)
+
+
+def _title(path: Path) -> str:
+    return re.sub(r"^# |`", "", path.read_text(encoding="utf-8").partition("\n")[0])
 
 
 def _page_of(path: Path) -> str | None:
@@ -130,7 +142,7 @@ def build(out: Path, *, execute: bool = True) -> None:
     """Build the site into a folder, which is replaced.
 
     Raises:
-        subprocess.CalledProcessError: a link, an anchor or a documented name does not exist; Zensical has named it.
+        subprocess.CalledProcessError: a link, an anchor or a documented name does not exist, which was printed.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -147,4 +159,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=ROOT / "site", help="folder of the site, which is replaced")
     parser.add_argument("--no-notebooks", dest="execute", action="store_false", help="show notebooks without outputs")
     arguments = parser.parse_args()
-    build(arguments.out, execute=arguments.execute)
+    try:
+        build(arguments.out, execute=arguments.execute)
+    except subprocess.CalledProcessError:
+        sys.exit("the site was not written: correct the pages named above")
+    print(f"open {arguments.out}/index.html; to search as well, python -m http.server --directory {arguments.out}")

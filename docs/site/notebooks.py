@@ -11,18 +11,17 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 
-def write(notebooks: Path, out: Path, *, execute: bool = True) -> None:
-    """Write the page and the pictures of each notebook in a folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(notebooks.glob("*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
-        if execute:
-            with tempfile.TemporaryDirectory() as folder:
-                run(notebook, Path(folder))
-        text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": path.stem})
-        (out / f"{path.stem}.md").write_text(text, encoding="utf-8")
-        for name, content in resources.get("outputs", {}).items():
-            (out / name).write_bytes(content)
+def page(path: Path, *, execute: bool = True) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook as Markdown, and its pictures by name."""
+    notebook = nbformat.read(path, as_version=4)
+    if execute:
+        with tempfile.TemporaryDirectory() as folder:
+            run(notebook, Path(folder))
+    for cell in notebook.cells:  # progress and warnings of libraries are not part of a lesson
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    text, resources = MarkdownExporter().from_notebook_node(notebook, {"unique_key": path.stem})
+    return text, resources["outputs"]
 
 
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:

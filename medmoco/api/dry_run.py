@@ -45,7 +45,7 @@ class DryRun:
         >>> found.steps, found.checkpoint > 100_000
         (8, True)
         >>> print(found.text.splitlines()[0])
-        expected duration: about 1 second for 8 steps
+        expected duration: about ... for 8 steps
     """
 
     steps: int

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medmoco.cli.options import path
-from medmoco.cli.resources import resource
+from medmoco.datasets.resources import resource
 from medmoco.errors import SettingsError
 
 if TYPE_CHECKING:

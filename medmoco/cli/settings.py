@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 import medmoco
-from medmoco.cli import resources
 from medmoco.cli.options import Config, Overrides, check_given
-from medmoco.cli.resources import EXAMPLES
+from medmoco.datasets import resources
+from medmoco.datasets.resources import EXAMPLES
 
 PANEL = "Setup"
 commands = typer.Typer()

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from medmoco import config
+from medmoco.datasets.resources import EXAMPLES
 from medmoco.starting.health.finding import Finding
 from tests.helpers.commands import Call, refused, start
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_config__prints_the_tree() -> None:
@@ -40,3 +46,11 @@ def test_models__lists_a_selection_and_what_matches(call: Call, monkeypatch: pyt
     monkeypatch.setattr("medmoco.cli.settings._MOST", 1)
     assert "and 6 more; a longer pattern" in call("models", "resnet10*").stdout
     assert "did you mean resnet50" in call("models", "resnt50", code=2).stderr
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_config__prints_an_example_that_loads(call: Call, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "medmoco.yaml"
+    file.write_text(call("config", "--example", name).stdout)
+    assert file.read_text() == (ROOT / "configs" / f"{name}.yaml").read_text()
+    config.load(file)

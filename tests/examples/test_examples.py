@@ -1,8 +1,7 @@
-"""The examples run as they are: the notebook in a kernel of its own, the scripts as processes of their own."""
+"""The examples run as they are: the notebooks in kernels of their own, the scripts as processes of their own."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,65 +9,74 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
+
+import medmoco
+from docs.site import notebooks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NOTEBOOK = EXAMPLES / "notebook.ipynb"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+def execute(name: str, folder: Path) -> dict[str, str]:
+    """Execute a notebook in a folder, and return what each of its cells shows, as text."""
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+    notebooks.run(notebook, folder)
+    return {cell.id: "".join(map(str, cell.outputs)) for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def test_chest_films__pretrain_evaluate_and_export(tmp_path: Path) -> None:
+    shown = execute("chest_films", tmp_path)
+    assert "faults: none" in shown["check"]
+    assert "Pneumonia" in shown["evaluate"]
+    assert "'onnx': 'verified'" in shown["export"]
+    pictures = [cell for cell, text in shown.items() if "image/png" in text]
+    assert pictures == ["views", "curve", "neighbours", "projection", "saliency"]
+
+
+def test_fundus__starts_from_a_folder_of_colour_images(tmp_path: Path) -> None:
+    shown = execute("fundus", tmp_path)
+    assert "channels: rgb" in shown["init"]
+    assert "exudates" in shown["evaluate"]
+    assert "image/png" in shown["plot"]
+
+
+def test_weights__lead_to_a_script_that_agrees_with_medmoco(tmp_path: Path) -> None:
+    shown = execute("weights", tmp_path)
+    assert "293 tensors unchanged" in shown["import"]
+    probability = shown["run-script"].partition("Pneumonia: ")[2][:6]
+    assert float(probability) == pytest.approx(float(shown["same"].split()[-1].strip("'\\n}")), abs=1e-4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks__are_committed_without_outputs(path: Path) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert cells
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that the notebook was executed in; its phantoms serve the scripts as well."""
-    folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
-    client.execute(env={**os.environ, "IPYTHONDIR": str(folder / "ipython")})  # not in the home folder
-    nbformat.write(notebook, folder / NOTEBOOK.name)
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples") / "phantoms"
+    medmoco.phantom(folder, patients=60, image_size=64, formats=["dicom"])
     return folder
 
 
-def outputs(folder: Path, cell_id: str) -> str:
-    """Return what a cell of the executed notebook shows, as text."""
-    notebook = nbformat.read(folder / NOTEBOOK.name, as_version=4)
-    (cell,) = (cell for cell in notebook.cells if cell.id == cell_id)
-    return "".join(str(output) for output in cell.outputs)
-
-
-def run(script: str, folder: Path, *arguments: object) -> str:
-    command = [sys.executable, EXAMPLES / script, "--data", folder / "phantoms", "--epochs", 2, *arguments]
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, EXAMPLES / script, "--epochs", 2, *arguments]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_notebook__runs_to_the_end(executed: Path) -> None:
-    assert "512" in outputs(executed, "embed")
-    assert "Opacity" in outputs(executed, "evaluate")
-    assert "image/png" in outputs(executed, "plot")
-    assert (executed / "export" / "encoder.onnx").is_file()
-
-
-def test_notebook__imports_medmoco_alone() -> None:
-    code = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-    imports = [line for cell in code for line in cell.splitlines() if line.lstrip().startswith(("import ", "from "))]
-    assert imports == ["import medmoco"]
-
-
-def test_notebook__is_committed_without_outputs() -> None:
-    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-    assert cells
-    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
-
-
-def test_own_loop__leaves_weights_that_medmoco_loads(executed: Path, tmp_path: Path) -> None:
-    printed = run("own_loop.py", executed, "--out", tmp_path / "encoder.pt")
+def test_own_loop__leaves_weights_that_medmoco_loads(phantoms: Path, tmp_path: Path) -> None:
+    printed = run("own_loop.py", "--data", phantoms, "--out", tmp_path / "encoder.pt")
     assert "epoch 1: loss" in printed
     weights = torch.load(tmp_path / "encoder.pt", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_third_party_trainer__leaves_a_checkpoint(executed: Path, tmp_path: Path) -> None:
-    printed = run("third_party_trainer.py", executed, "--out", tmp_path / "checkpoints")
+def test_third_party_trainer__leaves_a_checkpoint(phantoms: Path, tmp_path: Path) -> None:
+    printed = run("third_party_trainer.py", "--data", phantoms, "--out", tmp_path / "checkpoints")
     assert "epoch 2: loss" in printed
     (file,) = (tmp_path / "checkpoints").iterdir()
     assert int(torch.load(file, weights_only=True)["pointer"]) > 0  # keys have entered the queue

@@ -186,17 +186,6 @@ def test_use__films_to_features_and_probabilities_without_torch(
     assert np.ptp(torch.cat(features).numpy(), 0).max() > 0.01  # films differ
 
 
-def test_readme__its_example_runs_where_exported_is(place: Path, tmp_path: Path) -> None:
-    text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n((?:(?!```).)*import prepare.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    desk = tmp_path / "desk"
-    desk.mkdir()
-    (tmp_path / "blocked").symlink_to(place.parent / "blocked")
-    (desk / "exported").symlink_to(place / "exported")
-    shutil.copy(films_of(place)[0], desk / "film.dcm")
-    run_alone([sys.executable, "-P", "-c", f"{block}\nassert features.shape[0] == 1"], desk)
-
-
 @pytest.mark.slow
 def test_use__every_other_library_gives_the_same_features_and_a_new_head_learns(every_format: Path) -> None:
     backbone, settings = backbone_of(every_format)

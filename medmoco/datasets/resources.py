@@ -26,6 +26,25 @@ def resource(name: str) -> Path:
     raise UnexpectedError(f"{name}, which comes with medmoco, is missing: install medmoco again")
 
 
+def chest_films() -> Path:
+    """Return the folder of 1,500 paediatric chest films of 96 pixels that come with medmoco, to try it on real images.
+
+    It is manifest and images in one: `data.manifest` and `data.root` both name it. The labels are `Pneumonia` and, for
+    films with pneumonia, `Viral`; blank means unknown. README.md in it states the source and the licence (CC BY 4.0).
+
+    Raises:
+        UnexpectedError: it is missing.
+
+    Examples:
+        >>> import medmoco
+        >>> films = medmoco.chest_films()
+        >>> config = {"out": "runs/films", "data": {"manifest": films, "root": films, "labels": ["Pneumonia"]}}
+        >>> medmoco.load_config(config).data.labels["Pneumonia"].missing
+        'ignore'
+    """
+    return resource("manifests/chest_films")
+
+
 def example(name: str) -> str:
     """Return the text of an example settings file.
 

@@ -26,11 +26,16 @@ def _group(model: type[Settings], prefix: str) -> list[str]:
             groups += [f"## {prefix}{name}", "", _paragraph(kind.__doc__), "", *_group(kind, f"{prefix}{name}.")]
             continue
         effect, _, source = _paragraph(field.description).partition("Source: ")
-        default = "required" if field.default is PydanticUndefined and not field.default_factory else _default(model, prefix, name)
+        default = (
+            "required"
+            if field.default is PydanticUndefined and not field.default_factory
+            else _default(model, prefix, name)
+        )
         lines += [
             f"### {prefix}{name}",
             "",
             f"{_type_of(schema['properties'][name], schema.get('$defs', {}))} · {default}",
+            "{ .kind }",
             "",
             effect.strip(),
             *(["", f"*Source: {source}*"] if source else []),
@@ -78,14 +83,16 @@ def _type_of(schema: dict[str, Any], models: dict[str, Any]) -> str:
         return f"list of {_type_of(schema['items'], models)}"
     if kind == "object":
         return f"mapping of names to {_type_of(schema['additionalProperties'], models)}"
-    name = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`"}[kind or "string"]
+    name = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`"}[
+        kind or "string"
+    ]
     return ("path" if schema.get("format") == "path" else name) + _bounds(schema)
 
 
 def _bounds(schema: dict[str, Any]) -> str:
     words = {"minimum": "at least", "ge": "at least", "exclusiveMinimum": "above", "gt": "above"}
     words |= {"maximum": "at most", "le": "at most", "exclusiveMaximum": "below", "lt": "below"}
-    limits = [f"{words[key]} {value:,}" for key, value in schema.items() if key in words]
+    limits = [f"{words[key]} {value:,}" for key, value in schema.items() if key in words and value < 2**63]
     return f", {' and '.join(limits)}" if limits else ""
 
 

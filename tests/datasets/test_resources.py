@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from medmoco import config
-from medmoco.cli.resources import EXAMPLES, example, resource
+from medmoco.datasets.resources import EXAMPLES, example, resource
 from medmoco.errors import SettingsError, UnexpectedError
-from tests.helpers.commands import Call
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,11 +30,3 @@ def test_examples__are_the_files_in_configs_except_the_demo() -> None:
     assert sorted([*EXAMPLES, "demo"]) == sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
     with pytest.raises(SettingsError, match=r"--example xray: the examples are cxr, detection,"):
         example("xray")
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_config__prints_an_example_that_loads(call: Call, tmp_path: Path, name: str) -> None:
-    file = tmp_path / "medmoco.yaml"
-    file.write_text(call("config", "--example", name).stdout)
-    assert file.read_text() == (ROOT / "configs" / f"{name}.yaml").read_text()
-    config.load(file)
