@@ -164,7 +164,9 @@ def _against_strongest(
 ) -> tuple[CurvePoint, CurvePoint, CurveDifference] | None:
     """Compare the first label at one fraction."""
     label = next((point.label for point in points if point.split == split and point.label != MACRO), "")
-    compared = [found for found in differences if _key(found) == (label, split, "linear") and found.difference is not None]
+    compared = [
+        found for found in differences if _key(found) == (label, split, "linear") and found.difference is not None
+    ]
     if not compared:
         return None
     fraction = choose(found.fraction for found in compared)
@@ -215,4 +217,4 @@ def patients_of(point: CurvePoint) -> str:
     if point.n_train_patients is None:
         return f"{share} of the patients"
     what = "images" if point.n_train_patients == point.n_train else "patients"
-    return f"{point.n_train_patients:.0f} {what} ({share})"
+    return f"{point.n_train_patients:,.0f} {what} ({share})"

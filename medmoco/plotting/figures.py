@@ -24,6 +24,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6100", "#56B4E9", "#
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#595959"
+_LEGEND_ROW = 0.2  # inches
 _GRID = 400  # cells a side in which a curve is drawn, finer than a screen shows
 
 
@@ -41,6 +42,7 @@ class Line:
         dash: Number of the dash pattern; by default that of the colour.
         marked: Draw a marker at every point.
         stepped: Keep the level until the next point.
+        strong: Draw it wider than the others.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Line:
     dash: int | None = None
     marked: bool = False
     stepped: bool = False
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def curve_figure(
             [value for _, value in own],
             low,
             high,
-            colour=number, dash=methods.index(method), marked=True,
+            colour=number, dash=methods.index(method), marked=True, strong=number == 0,
         ))  # fmt: skip
         key = (label, split, encoder, method)
         ahead = [f for f in forecasts if (f.label, f.split, f.encoder, f.method) == key and f.auroc is not None]
@@ -324,7 +327,7 @@ def confusion_figure(confusion: Sequence[Sequence[float]], names: Sequence[str],
     axes.invert_yaxis()
     axes.set_aspect("equal")
     for (row, column), value in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.6 else "black"
+        colour = "#fafafa" if shares[row, column] > 0.6 else "#1a1a1a"  # not black, which a dark page makes white
         axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour)
     shown = [_shortened(name) for name in names]
     axes.set_xticks(range(len(names)), shown, rotation=40, ha="right", rotation_mode="anchor")
@@ -369,7 +372,11 @@ def _draw(axes: Axes, line: Line) -> None:
     dash = _DASHES[(line.colour if line.dash is None else line.dash) % len(_DASHES)]
     marker = _MARKERS[line.colour % len(_MARKERS)] if line.marked else ""
     style = "steps-post" if line.stepped else "default"
-    axes.plot(line.x, line.y, color=colour, linestyle=dash, marker=marker, drawstyle=style, label=_shortened(line.name))
+    width = 2.6 if line.strong else STYLE["lines.linewidth"]
+    axes.plot(
+        line.x, line.y, color=colour, linestyle=dash, linewidth=width, marker=marker, drawstyle=style,
+        label=_shortened(line.name),
+    )  # fmt: skip
     if line.low:
         axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.0)
 
@@ -388,6 +395,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     if handles:
         columns = 1 if max(map(len, names)) > 24 else 2
+        rows = -(-len(names) // columns)
+        figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, rows - 2))  # axes keep their height
         figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), handlelength=3.2)
 
 
