@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from medmoco.errors import SettingsError
 from medmoco.plotting.style import inline_svg
 from medmoco.reporting.appendix import appendix_section
-from medmoco.reporting.blocks import Block, Fold, Html, Picture, Section, Text, by_run
+from medmoco.reporting.blocks import NO_BREAK, Block, Fold, Html, Picture, Section, Text, by_run
 from medmoco.reporting.curves import curve_section, curves_section, external_section
 from medmoco.reporting.runs import Run, missing, read_run
 from medmoco.reporting.scores import ledger_section, operating_section, scores_section, subgroups_section
@@ -172,5 +172,6 @@ def render(head: Head, sections: Sequence[Section]) -> str:
     )  # fmt: skip
     numbers = count(1)
     environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["tie"] = lambda text: text.replace(" %", f"{NO_BREAK}%")
     environment.filters["draw"] = lambda plot: inline_svg(plot.figure, f"figure{next(numbers)}", plot.alt)
     return environment.get_template("report.html.j2").render(head=head, sections=sections)

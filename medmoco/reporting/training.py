@@ -182,8 +182,9 @@ def training_section(runs: Sequence[Run]) -> Section:
     if len(knn) == 2 and KNN in knn:  # the mean over one label repeats it
         knn.remove(KNN)
     selections = [found for run in pretrained if (found := _selection(run))]
+    loss, *diagnostics = (_plot(pretrained, [key], title, words) for key, title, words in _CURVES)
     plots = [
-        *(_plot(pretrained, [key], title, words) for key, title, words in _CURVES),
+        loss,
         _plot(
             pretrained,
             knn,
@@ -195,6 +196,8 @@ def training_section(runs: Sequence[Run]) -> Section:
         _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", "The best epoch was kept."),
     ]
     blocks = plots_first([plot for plot in plots if plot])
+    if folded := [plot for plot in diagnostics if plot]:
+        blocks.append(Fold("Diagnostics: is the embedding in use, or has it collapsed?", plots_first(folded)))
     empty = [run.name for run in runs if not run.metrics]
     if empty:
         words = "metrics.jsonl is missing or empty; `medmoco pretrain` and `medmoco finetune` write it."
