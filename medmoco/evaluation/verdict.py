@@ -26,6 +26,7 @@ from medmoco.evaluation.records import (
     unit_of,
 )
 from medmoco.evaluation.scoring.table import MACRO, span
+from medmoco.evaluation.target_records import RegressionDifference
 
 _CONTROLS = {UNTRAINED: "the untrained network", PIXELS: "raw pixels"}
 _AS_WELL = 0.05
@@ -105,7 +106,7 @@ def _do_as_well(pixels: Score, gain: Difference, scores: dict[str, Score]) -> bo
     return best <= (pixels.auroc_high or pixels.auroc or 0.0)
 
 
-def is_clear(found: Compared) -> bool:
+def is_clear(found: Compared | RegressionDifference) -> bool:
     """Return whether the interval of a difference excludes 0."""
     return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
 

@@ -122,7 +122,7 @@ def _from_markdown(text: str) -> str:
     tokens = parser.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
         elif token.type == "th_open":
             token.attrSet("scope", "col")
     html = str(parser.renderer.render(tokens, parser.options, {}))

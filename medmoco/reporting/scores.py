@@ -22,7 +22,7 @@ from medmoco.evaluation.records import (
     Subgroup,
 )
 from medmoco.evaluation.scoring.table import MACRO, sized_names
-from medmoco.evaluation.target_records import ClassScore, RegressionScore
+from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 from medmoco.evaluation.verdict import is_clear
 from medmoco.plotting.figures import Estimate, forest_figure, method_words
 from medmoco.reporting.blocks import (
@@ -47,6 +47,7 @@ _SIGNIFICANT = 0.05
 _NUMBERS = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
 
 Kind = TypeVar("Kind", bound=MethodRecord)
+AnyCompared = TypeVar("AnyCompared", bound=Compared | RegressionDifference)
 
 
 class Row(NamedTuple, Generic[Kind]):
@@ -230,7 +231,7 @@ def images_in(score: Counts | ClassScore | RegressionScore) -> str:
     return images if score.n_patients == score.n else f"{images} of {several(score.n_patients, 'patient')}"
 
 
-def multiplicity(shown: Sequence[Compared], compared: Sequence[Compared]) -> Iterable[Text]:
+def multiplicity(shown: Sequence[AnyCompared], compared: Sequence[AnyCompared]) -> Iterable[Text]:
     """Explain why an interval excludes 0 although the corrected p-value is large, where this is so.
 
     Args:
@@ -253,8 +254,13 @@ def multiplicity(shown: Sequence[Compared], compared: Sequence[Compared]) -> Ite
     )
 
 
-def _family(found: Compared) -> tuple[Any, ...]:
-    return found.split, found.method, found.label == MACRO, getattr(found, "fraction", None)
+def _family(found: Compared | RegressionDifference) -> tuple[Any, ...]:
+    return (
+        found.split,
+        found.method,
+        found.label == MACRO,
+        *(getattr(found, key, None) for key in ("fraction", "metric")),
+    )
 
 
 def difference_cells(found: Compared | None) -> list[str]:

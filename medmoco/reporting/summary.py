@@ -15,6 +15,8 @@ from medmoco.evaluation.scoring.table import MACRO
 from medmoco.evaluation.verdict import against_strongest, is_clear, name_of, patients_of, verdicts
 from medmoco.plotting.figures import curve_figure
 from medmoco.reporting.blocks import (
+    MINUS,
+    NO_BREAK,
     Answer,
     Block,
     Group,
@@ -33,8 +35,12 @@ from medmoco.reporting.scores import encoder_name, label_words, labels_of, multi
 
 _READINGS = {"gain": "gain", "loss": "loss", "unclear": "no clear difference"}
 _APART = {"gain": "gains over", "loss": "loses against", "unclear": "cannot be told apart from"}
+_NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine"}
 _METHODS = {"moco_v1": "MoCo v1", "moco_v2": "MoCo v2", "moco_v3": "MoCo v3"}
 _SETS = {"val": "the validation set", "test": "the test set"}
+
+_TALLY = {"gain": "with a gain", "loss": "with a loss", "unclear": "that cannot be told apart from it"}
+_MOST_ANSWERS = 3  # with a sentence each
 
 # ---- what was learned from what ----
 
@@ -54,7 +60,7 @@ def title_of(runs: Sequence[Run]) -> str:
         return f"{'Classifier fine-tuned' if runs[0].is_finetuned else 'Encoder pretrained'} {on}"
     tuned = [run.is_finetuned for run in runs]
     thing = "classifiers fine-tuned" if all(tuned) else "networks trained" if any(tuned) else "encoders pretrained"
-    return f"{len(runs)} {thing} {on}, compared"
+    return f"{_NUMBERS.get(len(runs), len(runs))} {thing} {on}, compared"
 
 
 def _images(run: Run) -> str:
@@ -173,13 +179,14 @@ def answer(finding: Finding, runs: Sequence[Run]) -> Answer:
     trained = "fine-tuned" if finding.run.is_finetuned else "pretrained"
     name = f"the {trained} encoder" if own.encoder == UNNAMED else own.encoder
     name += f" of {finding.run.name}" if len(runs) > 1 else ""
-    other = name_of(control.encoder)
+    other = control.encoder if control.encoder == UNNAMED else name_of(control.encoder)
     text = (
         f"{label_words(own.label)} on {_SETS.get(own.split, own.split)}, with the labels of {finding.labels}: the"
         f" linear probe has an AUROC of {number(own.auroc)} on {name}, and of {number(control.auroc)} on {other}, the"
         " strongest control."
     )
-    apart = f"{name[0].upper()}{name[1:]} {_APART[finding.kind]} {other}"
+    start = f"The{name[3:]}" if own.encoder == UNNAMED else name  # a user's name stays as it is
+    apart = f"{start} {_APART[finding.kind]} {other}"
     return Answer(finding.kind, apart, number(gain.difference, sign="+"), span(gain.low, gain.high, sign="+"), text)
 
 
@@ -188,11 +195,19 @@ def summary(runs: Sequence[Run]) -> list[Block]:
     found = [finding for run in runs for finding in findings(run)]
     words = "{run} has not been evaluated, so its worth is unknown: `medmoco evaluate --encoder {run}`."
     notes = missing(runs, lambda run: not findings(run), words)
-    left: list[Block] = [answer(one, runs) for run in runs for one in findings(run)[:1]]
+    first = [one for run in runs for one in findings(run)[:1]]
+    left: list[Block] = [answer(one, runs) for one in first] if len(first) <= _MOST_ANSWERS else [_tally(first)]
     left += [Text(line) for line in _caveats(runs, found)]
     figure = _figure(runs)
     head: list[Block] = [Group([*_stacked(left), *figure])] if left and figure else [*left, *figure]
     return [*head, *notes, *_overview(found, runs), *(Text(line, "warning") for line in _suspicions(runs))]
+
+
+def _tally(found: Sequence[Finding]) -> Text:
+    """Say how many of many runs gain, lose or neither."""
+    kinds = [one.kind for one in found]
+    counts = (f"{kinds.count(kind)} {words}" for kind, words in _TALLY.items() if kind in kinds)
+    return Text(f"Of {len(found)} runs, each compared with its strongest control: {', '.join(counts)}.")
 
 
 def _stacked(blocks: Sequence[Block]) -> list[Block]:
@@ -254,7 +269,14 @@ def _overview(found: Sequence[Finding], runs: Sequence[Run]) -> Iterable[Block]:
         ]
         for one in found
     ]  # fmt: skip
-    head = ["labels of", "difference (95 % interval)", "reading", "AUROC", "strongest control", "p (Holm)"]
+    head = [
+        "run, label, labelled" if len(runs) > 1 else "label, labelled",
+        "difference (95 % interval)",
+        "reading",
+        "AUROC",
+        "strongest control",
+        "p (Holm)",
+    ]
     splits = ", ".join(dict.fromkeys(one.own.split for one in found))
     yield Table(f"Primary encoder minus strongest control, linear probes on {splits}", head, cells, decisive=True)
     yield from multiplicity([one.gain for one in found], found[0].run.curve_differences or ())
@@ -265,10 +287,11 @@ def _suspicions(runs: Sequence[Run]) -> Iterable[str]:
     for run in runs:
         for verdict in verdicts(run.evaluation.scores or (), run.evaluation.differences or ()):
             if verdict.kind in ("pixels", "chance"):
-                yield f"{f'{run.name}, ' if len(runs) > 1 else ''}{verdict}"
+                yield f"{f'{run.name}, ' if len(runs) > 1 else ''}{verdict}".replace(" -", f" {MINUS}")
 
 
 def headlines(runs: Sequence[Run]) -> list[str]:
     """Return the main result of each run in a sentence."""
     answers = [answer(one, runs) for run in runs for one in findings(run)[:1]]
-    return [f"{one.title}: {one.effect} (95 % interval {one.interval}). {one.text}" for one in answers]
+    lines = [f"{one.title}: {one.effect} (95 % interval {one.interval}). {one.text}" for one in answers]
+    return [line.replace(NO_BREAK, " ") for line in lines]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -292,29 +291,22 @@ def _plot(
     guess = "" if level is None else f" Chance, ln(1 + negatives), is {level:.2f}."
     alt = f"{title} over training steps: {last}.{guess}"
     table = Table(f"{title} over training steps", ["run", "step", title], rows)
-    return Plot(figure, f"{title}. {_course(lines)}{guess} {words}", alt, table)
+    return Plot(figure, f"{title}. {_courses(lines)}{guess} {words}", alt, table)
 
 
-def _course(lines: Sequence[Line]) -> str:
-    """Say how the first and the last point of each line compare."""
+def _courses(lines: Sequence[Line]) -> str:
+    """Say how the first and the last point of each line compare, in words that are true of this run."""
     if len(lines) > _MOST_LINES:
-        ways = Counter(_way(line) for line in lines)
-        return (
-            f"From the first to the last point, {', '.join(f'{many} lines {way[:-1]}' for way, many in ways.items())}."
-        )
-    named = [
-        ("It" if len(lines) == 1 else line.name, _way(line), *map(number, (line.y[0], line.y[-1]))) for line in lines
-    ]
-    courses = [
-        f"{name} stays at {last}" if first == last else f"{name} {way} from {first} to {last}"
-        for name, way, first, last in named
-    ]
+        return f"{sum(line.y[-1] > line.y[0] for line in lines)} of {len(lines)} lines end higher than they start."
+    courses = (f"{line.name if len(lines) > 1 else 'It'} {_course(line)}" for line in lines)
     return f"{'; '.join(courses)}."
 
 
-def _way(line: Line) -> str:
-    first, last = round(line.y[0], 3), round(line.y[-1], 3)
-    return "stays" if first == last else "rises" if last > first else "falls"
+def _course(line: Line) -> str:
+    first, last = number(line.y[0]), number(line.y[-1])
+    if first == last:
+        return f"{'is' if len(line.y) == 1 else 'ends where it started, at'} {last}"
+    return f"{'rises' if line.y[-1] > line.y[0] else 'falls'} from {first} to {last}"
 
 
 def _value(record: Mapping[str, Any], key: str) -> Any:
