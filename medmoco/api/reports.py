@@ -13,7 +13,7 @@ from medmoco.utils.files import PathLike
 
 _IMAGES = 4  # rows whose views and neighbours are drawn
 _VIEWS = 6
-_NEIGHBOURS = 5
+_NEIGHBOURS = 4
 
 
 def report(

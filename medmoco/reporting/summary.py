@@ -173,21 +173,52 @@ def _evaluated(run: Run) -> Iterable[Finding]:
             yield Finding(run, *compared, labels=words)
 
 
-def answer(finding: Finding, runs: Sequence[Run]) -> Answer:
-    """Say in one sentence whether pretraining gains, loses, or cannot be told apart from the strongest control."""
+def answers(runs: Sequence[Run]) -> list[Answer]:
+    """Return the main result of each run: the first label, with the fewest labels."""
+    found = [findings(run) for run in runs]
+    return [
+        answer(few, [one for one in more if one.own.label == few.own.label], runs) for few, *more in filter(None, found)
+    ]
+
+
+def answer(finding: Finding, more: Sequence[Finding], runs: Sequence[Run]) -> Answer:
+    """Say in a sentence whether pretraining gains, loses, or cannot be told apart from the strongest control.
+
+    Args:
+        finding: Comparison with the fewest labels, where pretraining should help most.
+        more: Comparisons with more labels, which are added if they show something else.
+        runs: All runs of the report.
+    """
     own, control, gain = finding.own, finding.control, finding.gain
     trained = "fine-tuned" if finding.run.is_finetuned else "pretrained"
     name = f"the {trained} encoder" if own.encoder == UNNAMED else own.encoder
     name += f" of {finding.run.name}" if len(runs) > 1 else ""
-    other = control.encoder if control.encoder == UNNAMED else name_of(control.encoder)
+    other = _control(finding)
     text = (
         f"{label_words(own.label)} on {_SETS.get(own.split, own.split)}, with the labels of {finding.labels}: the"
         f" linear probe has an AUROC of {number(own.auroc)} on {name}, and of {number(control.auroc)} on {other}, the"
         " strongest control."
     )
+    text = " ".join([text, *(_with_more(one) for one in more if one.kind != finding.kind)])
     start = f"The{name[3:]}" if own.encoder == UNNAMED else name  # a user's name stays as it is
     apart = f"{start} {_APART[finding.kind]} {other}"
     return Answer(finding.kind, apart, number(gain.difference, sign="+"), span(gain.low, gain.high, sign="+"), text)
+
+
+def _with_more(finding: Finding) -> str:
+    gain, name = finding.gain, _control(finding)
+    apart = {
+        "gain": f"it gains over {name}",
+        "loss": f"it loses against {name}",
+        "unclear": f"no difference from {name} is clear",
+    }
+    difference = with_interval(gain.difference, gain.low, gain.high, sign="+")
+    return f"With the labels of {finding.labels}, {apart[finding.kind]}: {difference}."
+
+
+def _control(finding: Finding) -> str:
+    name = finding.control.encoder  # a control with the default name of encoders is not the pretrained one
+    return name if name == UNNAMED else name_of(name)
 
 
 def summary(runs: Sequence[Run]) -> list[Block]:
@@ -195,15 +226,15 @@ def summary(runs: Sequence[Run]) -> list[Block]:
     found = [finding for run in runs for finding in findings(run)]
     words = "{run} has not been evaluated, so its worth is unknown: `medmoco evaluate --encoder {run}`."
     notes = missing(runs, lambda run: not findings(run), words)
-    first = [one for run in runs for one in findings(run)[:1]]
-    left: list[Block] = [answer(one, runs) for one in first] if len(first) <= _MOST_ANSWERS else [_tally(first)]
+    main = answers(runs)
+    left: list[Block] = [*main] if len(main) <= _MOST_ANSWERS else [_tally(main)]
     left += [Text(line) for line in _caveats(runs, found)]
     figure = _figure(runs)
     head: list[Block] = [Group([*_stacked(left), *figure])] if left and figure else [*left, *figure]
     return [*head, *notes, *_overview(found, runs), *(Text(line, "warning") for line in _suspicions(runs))]
 
 
-def _tally(found: Sequence[Finding]) -> Text:
+def _tally(found: Sequence[Answer]) -> Text:
     """Say how many of many runs gain, lose or neither."""
     kinds = [one.kind for one in found]
     counts = (f"{kinds.count(kind)} {words}" for kind, words in _TALLY.items() if kind in kinds)
@@ -270,7 +301,7 @@ def _overview(found: Sequence[Finding], runs: Sequence[Run]) -> Iterable[Block]:
         for one in found
     ]  # fmt: skip
     head = [
-        "run, label, labelled" if len(runs) > 1 else "label, labelled",
+        "run, label, labelled patients" if len(runs) > 1 else "label, labelled patients",
         "difference (95 % interval)",
         "reading",
         "AUROC",
@@ -285,13 +316,22 @@ def _overview(found: Sequence[Finding], runs: Sequence[Run]) -> Iterable[Block]:
 def _suspicions(runs: Sequence[Run]) -> Iterable[str]:
     """Return why scores may mean nothing: no better than chance, or no better than raw pixels."""
     for run in runs:
-        for verdict in verdicts(run.evaluation.scores or (), run.evaluation.differences or ()):
-            if verdict.kind in ("pixels", "chance"):
-                yield f"{f'{run.name}, ' if len(runs) > 1 else ''}{verdict}".replace(" -", f" {MINUS}")
+        start = f"{run.name}, " if len(runs) > 1 else ""
+        found = verdicts(run.evaluation.scores or (), run.evaluation.differences or ())
+        pixels = [verdict for verdict in found if verdict.kind == "pixels"]
+        shown = [verdict for verdict in found if verdict.kind == "chance"]
+        if len(pixels) > 1:  # the advice once
+            labels = ", ".join(verdict.label for verdict in pixels)
+            yield (
+                f"{start}{labels} on {pixels[0].split}: raw pixels do as well as every encoder. Suspect a shortcut, or"
+                " easy labels: `medmoco check` tests whether sources predict them, and evaluate.where restricts scores"
+                " to one source."
+            )
+            pixels = []
+        yield from (f"{start}{verdict}".replace(" -", f" {MINUS}") for verdict in [*shown, *pixels])
 
 
 def headlines(runs: Sequence[Run]) -> list[str]:
     """Return the main result of each run in a sentence."""
-    answers = [answer(one, runs) for run in runs for one in findings(run)[:1]]
-    lines = [f"{one.title}: {one.effect} (95 % interval {one.interval}). {one.text}" for one in answers]
+    lines = [f"{one.title}: {one.effect} (95 % interval {one.interval}). {one.text}" for one in answers(runs)]
     return [line.replace(NO_BREAK, " ") for line in lines]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from medmoco.data.manifest.manifest import Split
-from medmoco.reporting.blocks import Answer, Plot, Section, Table
+from medmoco.reporting.blocks import NO_BREAK, Answer, Section, Table, Text
 from medmoco.reporting.runs import Run
 from medmoco.reporting.summary import (
-    answer,
+    answers,
     findings,
     headlines,
     is_synthetic,
@@ -103,7 +103,7 @@ def _moved(run: Run, by: float, **values: Any) -> Run:
 )
 def test_answer__says_which_way(run: Run, by: float, kind: str, title: str) -> None:
     changed = _moved(run, by)
-    found = answer(findings(changed)[0], [changed])
+    (found,) = answers([changed])
     assert (found.kind, found.title) == (kind, title)
     assert found.effect == f"{by:+.3f}".replace("-", "−")
     assert "Pneumonia on the test set, with the labels of 16 patients (10 %)" in found.text
@@ -161,11 +161,29 @@ def test_summary__many_runs_are_counted(run: Run) -> None:
     assert "3 with a gain, 1 with a loss, 1 that cannot be told apart from it." in words_of(section)
 
 
-def test_summary__suspicions_are_warnings(run: Run) -> None:
-    by_chance = [record.model_copy(update={"auroc": 0.51, "auroc_low": 0.4, "auroc_high": 0.6})
-                 for record in run.evaluation.scores or ()]  # fmt: skip
-    changed = replace(run, evaluation=replace(run.evaluation, scores=by_chance))
-    assert "No encoder is clearly better than chance" in words_of(_summary(changed)) or (
-        "no encoder is clearly better than chance" in words_of(_summary(changed))
+def test_answers__with_all_labels_if_that_is_another_answer(run: Run) -> None:
+    most = [d.model_copy(update={"fraction": 1.0, "difference": 0.005, "low": -0.006, "high": 0.018})
+            for d in run.curve_differences or ()]  # fmt: skip
+    (found,) = answers([replace(run, curve_differences=[*(run.curve_differences or ()), *most])])
+    expected = (
+        "With the labels of 160 patients (100 %), no difference from raw pixels is clear: +0.005 (−0.006 to +0.018)."
     )
-    assert not [block for block in summary([run]) if isinstance(block, Plot)]  # it stands in a group
+    assert found.text.replace(NO_BREAK, " ").endswith(expected)
+    same = [d.model_copy(update={"fraction": 1.0}) for d in run.curve_differences or ()]
+    (found,) = answers([replace(run, curve_differences=[*(run.curve_differences or ()), *same])])
+    assert found.text.endswith("the strongest control.")
+
+
+def _warnings(run: Run, **values: Any) -> list[str]:
+    scores = [record.model_copy(update=values) for record in run.evaluation.scores or ()]
+    gains = [d.model_copy(update={"low": -0.01, "high": 0.01}) for d in run.evaluation.differences or ()]
+    changed = replace(run, evaluation=replace(run.evaluation, scores=scores, differences=gains))
+    return [block.text for block in summary([changed]) if isinstance(block, Text) and block.kind == "warning"]
+
+
+def test_summary__scores_that_may_mean_nothing_are_warned_about(run: Run) -> None:
+    chance = _warnings(run, auroc=0.51, auroc_low=0.4, auroc_high=0.6)
+    assert [text.partition(":")[0] for text in chance] == ["Pneumonia on test", "Viral on test"]
+    (pixels,) = _warnings(run, auroc=0.9, auroc_low=0.85, auroc_high=0.95)
+    assert pixels.startswith("Pneumonia, Viral on test: raw pixels do as well as every encoder.")
+    assert not _warnings(replace(run, evaluation=replace(run.evaluation, scores=None)))
