@@ -210,7 +210,7 @@ def _with_more(finding: Finding) -> str:
     apart = {
         "gain": f"it gains over {name}",
         "loss": f"it loses against {name}",
-        "unclear": f"no difference from {name} is clear",
+        "unclear": f"there is no clear difference from {name}",
     }
     difference = with_interval(gain.difference, gain.low, gain.high, sign="+")
     return f"With the labels of {finding.labels}, {apart[finding.kind]}: {difference}."

@@ -166,7 +166,7 @@ def test_answers__with_all_labels_if_that_is_another_answer(run: Run) -> None:
             for d in run.curve_differences or ()]  # fmt: skip
     (found,) = answers([replace(run, curve_differences=[*(run.curve_differences or ()), *most])])
     expected = (
-        "With the labels of 160 patients (100 %), no difference from raw pixels is clear: +0.005 (−0.006 to +0.018)."
+        "With the labels of 160 patients (100 %), there is no clear difference from raw pixels: +0.005 (−0.006 to +0.018)."
     )
     assert found.text.replace(NO_BREAK, " ").endswith(expected)
     same = [d.model_copy(update={"fraction": 1.0}) for d in run.curve_differences or ()]
