@@ -24,7 +24,6 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6100", "#56B4E9", "#
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#595959"
-_LEGEND_ROW = 0.2  # inches
 _GRID = 400  # cells a side in which a curve is drawn, finer than a screen shows
 
 
@@ -42,7 +41,6 @@ class Line:
         dash: Number of the dash pattern; by default that of the colour.
         marked: Draw a marker at every point.
         stepped: Keep the level until the next point.
-        strong: Draw it wider than the others.
     """
 
     name: str
@@ -54,7 +52,6 @@ class Line:
     dash: int | None = None
     marked: bool = False
     stepped: bool = False
-    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,13 +177,15 @@ def curve_figure(
             [value for _, value in own],
             low,
             high,
-            colour=number, dash=methods.index(method), marked=True, strong=number == 0,
+            colour=number, dash=methods.index(method), marked=True,
         ))  # fmt: skip
         key = (label, split, encoder, method)
         ahead = [f for f in forecasts if (f.label, f.split, f.encoder, f.method) == key and f.auroc is not None]
         if ahead:
             _draw_forecast(axes, own[-1], ahead, shift, number)
         ticks |= {100 * p.fraction for p in (*(p for p, _ in own), *ahead)}
+    for line in axes.lines[:1]:  # the primary encoder
+        line.set_linewidth(2.6)
     if len(ticks) > len({p.fraction for p, _ in chosen}):
         axes.plot([], [], color=_GREY, linestyle=":", label="forecast")
     axes.set_xscale("log")
@@ -372,11 +371,7 @@ def _draw(axes: Axes, line: Line) -> None:
     dash = _DASHES[(line.colour if line.dash is None else line.dash) % len(_DASHES)]
     marker = _MARKERS[line.colour % len(_MARKERS)] if line.marked else ""
     style = "steps-post" if line.stepped else "default"
-    width = 2.6 if line.strong else STYLE["lines.linewidth"]
-    axes.plot(
-        line.x, line.y, color=colour, linestyle=dash, linewidth=width, marker=marker, drawstyle=style,
-        label=_shortened(line.name),
-    )  # fmt: skip
+    axes.plot(line.x, line.y, color=colour, linestyle=dash, marker=marker, drawstyle=style, label=_shortened(line.name))
     if line.low:
         axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1.0)
 
@@ -395,8 +390,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     if handles:
         columns = 1 if max(map(len, names)) > 24 else 2
-        rows = -(-len(names) // columns)
-        figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, rows - 2))  # axes keep their height
+        more = max(0, -(-len(names) // columns) - 2)  # rows, for which the figure grows
+        figure.set_figheight(figure.get_figheight() + 0.2 * more)
         figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), handlelength=3.2)
 
 

@@ -6,19 +6,34 @@ import base64
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count as counter
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
+from medmoco.data.manifest.row_filter import where_words
 from medmoco.errors import SettingsError
+from medmoco.evaluation.leakage.ledger import LedgerEntry
 from medmoco.plotting.style import inline_svg
 from medmoco.reporting.appendix import appendix_section
-from medmoco.reporting.blocks import NO_BREAK, Block, Fold, Html, Picture, Section, Text, by_run
+from medmoco.reporting.blocks import (
+    NO_BREAK,
+    NOTHING,
+    Block,
+    Fold,
+    Html,
+    Picture,
+    Section,
+    Table,
+    Text,
+    by_run,
+    count,
+    number,
+)
 from medmoco.reporting.curves import curve_section, curves_section, external_section
 from medmoco.reporting.runs import Run, missing, read_run
-from medmoco.reporting.scores import ledger_section, operating_section, scores_section, subgroups_section
+from medmoco.reporting.scores import operating_section, scores_section, subgroups_section
 from medmoco.reporting.summary import headlines, subtitle_of, summary, title_of
 from medmoco.reporting.targets import targets_section
 from medmoco.reporting.training import data_section, methods_section, training_section
@@ -108,6 +123,37 @@ def _is_missing(section: Section) -> bool:
     return not section.sections and all(isinstance(block, Text) and block.kind == "missing" for block in section.blocks)
 
 
+def ledger_section(runs: Sequence[Run]) -> Section:
+    """Show every evaluation on the test set."""
+    words = "{run} has no ledger: `medmoco evaluate` adds a line to ledger.jsonl each time it scores a test split."
+    blocks = missing(runs, lambda run: run.ledger is None, words)
+    for run in runs:
+        if run.ledger is None:
+            continue
+        times = "once" if len(run.ledger) == 1 else f"{len(run.ledger):,} times"
+        words = "Test scores become optimistic if choices are based on them."
+        blocks.append(Text(f"{run.name}: the test split was scored {times}. {words}"))
+        cells = [_ledger_cells(entry) for entry in run.ledger]
+        blocks.append(Table(f"Test-set evaluations, {run.name}", ["time (UTC)", "AUROC", "command", "rows"], cells))
+    return Section("Test-set evaluations", blocks)
+
+
+def _ledger_cells(entry: LedgerEntry) -> list[str]:
+    words = [word for word in entry.command.split() if word.isalpha() and word != "medmoco"]
+    return [
+        entry.time[:19].replace("T", " ") or NOTHING,
+        "; ".join(
+            [
+                *(f"{label} {number(value)}" for label, value in entry.auroc.items()),
+                *(f"{target} R2 {number(value)}" for target, value in entry.r2.items()),
+            ]
+        )
+        or NOTHING,
+        words[0] if words else NOTHING,
+        f"{count(entry.rows)} ({where_words(entry.where)})",
+    ]
+
+
 def _cards(runs: Sequence[Run]) -> Section:
     cards = {
         run.name: [Fold("The model card of the export", [Html(_from_markdown(run.card))])] for run in runs if run.card
@@ -170,7 +216,7 @@ def render(head: Head, sections: Sequence[Section]) -> str:
         loader=PackageLoader("medmoco.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
     )  # fmt: skip
-    numbers = count(1)
+    numbers = counter(1)
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["tie"] = lambda text: text.replace(" %", f"{NO_BREAK}%")
     environment.filters["draw"] = lambda plot: inline_svg(plot.figure, f"figure{next(numbers)}", plot.alt)

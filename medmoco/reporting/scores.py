@@ -1,4 +1,4 @@
-"""Sections of a report with scores: AUROC, operating points, subgroups, and the ledger."""
+"""Sections of a report with scores: AUROC, operating points and subgroups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from medmoco.data.manifest.row_filter import where_words
 from medmoco.evaluation.leakage.leakage import leak_lines
-from medmoco.evaluation.leakage.ledger import LedgerEntry
 from medmoco.evaluation.records import (
     UNNAMED,
     Compared,
@@ -245,10 +244,11 @@ def multiplicity(shown: Sequence[AnyCompared], compared: Sequence[AnyCompared]) 
     ]  # fmt: skip
     if not apart:
         return
-    numbers = " or ".join(map(str, sorted({sizes[_family(found)] for found in apart})))
+    amounts = " or ".join(map(str, sorted({sizes[_family(found)] for found in apart})))
+    every = "both" if amounts == "2" else f"all {amounts}"
     yield Text(
         f"In {several(len(apart), 'row')}, the interval excludes 0 although p (Holm) is {_SIGNIFICANT} or more. The"
-        f" interval stands for one comparison alone; p is corrected for all {numbers} comparisons of the same split,"
+        f" interval stands for one comparison alone; p is corrected for {every} comparisons of the same split,"
         " method and fraction of labels, of which one may differ as much by chance.",
         "note",
     )
@@ -368,37 +368,3 @@ def subgroup_blocks(runs: Sequence[Run], rows: Rows[Subgroup]) -> Iterable[Block
     head = ["group", "AUROC (95 % interval)", "features", "images", "positive", "patients"]
     table = Table("AUROC in subgroups", head, cells, decisive=True)
     yield Group([plot, table]) if plot else table
-
-
-# ---- ledger ----
-
-
-def ledger_section(runs: Sequence[Run]) -> Section:
-    """Show every evaluation on the test set."""
-    words = "{run} has no ledger: `medmoco evaluate` adds a line to ledger.jsonl each time it scores a test split."
-    blocks = missing(runs, lambda run: run.ledger is None, words)
-    for run in runs:
-        if run.ledger is None:
-            continue
-        times = "once" if len(run.ledger) == 1 else f"{len(run.ledger):,} times"
-        words = "Test scores become optimistic if choices are based on them."
-        blocks.append(Text(f"{run.name}: the test split was scored {times}. {words}"))
-        cells = [_ledger_cells(entry) for entry in run.ledger]
-        blocks.append(Table(f"Test-set evaluations, {run.name}", ["time (UTC)", "AUROC", "command", "rows"], cells))
-    return Section("Test-set evaluations", blocks)
-
-
-def _ledger_cells(entry: LedgerEntry) -> list[str]:
-    words = [word for word in entry.command.split() if word.isalpha() and word != "medmoco"]
-    return [
-        entry.time[:19].replace("T", " ") or NOTHING,
-        "; ".join(
-            [
-                *(f"{label} {number(value)}" for label, value in entry.auroc.items()),
-                *(f"{target} R2 {number(value)}" for target, value in entry.r2.items()),
-            ]
-        )
-        or NOTHING,
-        words[0] if words else NOTHING,
-        f"{count(entry.rows)} ({where_words(entry.where)})",
-    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medmoco.data.manifest.columns import PATIENT
@@ -42,7 +42,7 @@ _SETS = {"val": "the validation set", "test": "the test set"}
 _TALLY = {"gain": "with a gain", "loss": "with a loss", "unclear": "that cannot be told apart from it"}
 _MOST_ANSWERS = 3  # with a sentence each
 
-# ---- what was learned from what ----
+# ---- title ----
 
 _MODALITIES = {
     **dict.fromkeys(("CR", "DX", "X-ray"), "radiographs"),
@@ -53,7 +53,7 @@ _RADIOGRAPHIC = {"PA", "AP", "LATERAL", "LL", "RL"}
 
 
 def title_of(runs: Sequence[Run]) -> str:
-    """Say what was learned from what, without names of folders."""
+    """Say what was trained on which images, without names of folders."""
     images = {_images(run) for run in runs}
     on = f"on {images.pop()}" if len(images) == 1 else "on different images"
     if len(runs) == 1:
@@ -127,7 +127,7 @@ def _patients(run: Run) -> str:
     return f"images of {several(len(set(train.patients)), 'patient')}"
 
 
-# ---- what it gained ----
+# ---- answer ----
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,8 @@ def _caveats(runs: Sequence[Run], found: Sequence[Finding]) -> Iterable[str]:
             "Scores on the validation set are optimistic, because it was used to choose the regularisation of the"
             " probe. Confirm them once on the test set, with `--test`."
         )
+    if len({run.environment.get("manifest_sha256") for run in runs}) > 1:
+        yield "The runs have different manifests: compare their scores only if they were scored on the same images."
     for run in runs:
         if run.state in ("running", "stopped", "failed"):
             steps = f" after {run.step:,} of {run.steps:,} steps" if run.step and run.steps else ""
@@ -310,7 +312,11 @@ def _overview(found: Sequence[Finding], runs: Sequence[Run]) -> Iterable[Block]:
     ]
     splits = ", ".join(dict.fromkeys(one.own.split for one in found))
     yield Table(f"Primary encoder minus strongest control, linear probes on {splits}", head, cells, decisive=True)
-    yield from multiplicity([one.gain for one in found], found[0].run.curve_differences or ())
+    for run in runs:
+        shown = [one.gain for one in found if one.run is run]
+        compared = [*(run.curve_differences or ()), *(run.evaluation.differences or ())]
+        for note in multiplicity(shown, compared):
+            yield replace(note, text=f"{run.name}: {note.text}") if len(runs) > 1 else note
 
 
 def _suspicions(runs: Sequence[Run]) -> Iterable[str]:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +17,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from medmoco.errors import SettingsError
-from medmoco.reporting.report import report
+from medmoco.evaluation.leakage.ledger import LedgerEntry
+from medmoco.reporting.report import ledger_section, report
+from medmoco.reporting.runs import Run
 from tests.helpers.made_runs import LABELS, make_run
+from tests.helpers.words import missing_of, words_of
 
 HOSTILE = '<script>alert("x")</script>'
 PHONE = {"width": 390, "height": 844}
@@ -385,3 +389,28 @@ def test_report__without_a_curve_gives_the_scores(run_folder: Path, tmp_path: Pa
     said: list[str] = []
     report(tmp_path / "run", log=said.append)
     assert "with the labels of all training patients" in said[0]
+
+
+# ---- ledger ----
+
+
+def test_ledger_section__every_test_evaluation(run: Run) -> None:
+    words = words_of(ledger_section([run]))
+    assert "scored 2 times" in words
+    assert "2026-11-21 08:30:00 | Pneumonia 0.870; Viral 0.870 | evaluate | 200 (all)" in words
+
+
+def test_ledger_section__shows_r2_of_numeric_targets(run: Run) -> None:
+    entry = LedgerEntry(auroc={"Viral": 0.8}, r2={"Age": -0.25, "Width": None})
+    assert "Viral 0.800; Age R2 −0.250; Width R2 –" in words_of(ledger_section([replace(run, ledger=[entry])]))
+
+
+@pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None}])
+def test_ledger_section__odd_entries_show_no_path(run: Run, entry: dict[str, Any]) -> None:
+    words = words_of(ledger_section([replace(run, ledger=[LedgerEntry(**entry)])]))
+    assert "scored once" in words
+    assert "secret" not in words
+
+
+def test_ledger_section__missing(bare_run: Run) -> None:
+    assert "ledger.jsonl" in missing_of(ledger_section([bare_run]))[0]

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 
-from medmoco.evaluation.leakage.ledger import LedgerEntry
 from medmoco.evaluation.records import EncoderRecord, Leakage, Overlap, Record
 from medmoco.reporting.runs import Run
 from medmoco.reporting.scores import (
     encoder_name,
     labels_of,
-    ledger_section,
     method_of,
     operating_section,
     scores_section,
@@ -207,25 +205,3 @@ def test_subgroups_section__all_hidden(run: Run) -> None:
     section = subgroups_section([_changed(run, "subgroups", records)])
     assert not plots_of(section)
     assert tables_of(section)
-
-
-def test_ledger_section__every_test_evaluation(run: Run) -> None:
-    words = words_of(ledger_section([run]))
-    assert "scored 2 times" in words
-    assert "2026-11-21 08:30:00 | Pneumonia 0.870; Viral 0.870 | evaluate | 200 (all)" in words
-
-
-def test_ledger_section__shows_r2_of_numeric_targets(run: Run) -> None:
-    entry = LedgerEntry(auroc={"Viral": 0.8}, r2={"Age": -0.25, "Width": None})
-    assert "Viral 0.800; Age R2 −0.250; Width R2 –" in words_of(ledger_section([replace(run, ledger=[entry])]))
-
-
-@pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None}])
-def test_ledger_section__odd_entries_show_no_path(run: Run, entry: dict[str, Any]) -> None:
-    words = words_of(ledger_section([replace(run, ledger=[LedgerEntry(**entry)])]))
-    assert "scored once" in words
-    assert "secret" not in words
-
-
-def test_ledger_section__missing(bare_run: Run) -> None:
-    assert "ledger.jsonl" in missing_of(ledger_section([bare_run]))[0]

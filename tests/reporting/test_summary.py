@@ -154,6 +154,20 @@ def test_summary__several_runs_in_one_figure(run: Run, other_run: Run) -> None:
     assert tables_of(section)[-1].rows[0][0] == "cxr-1, Pneumonia, 16 patients (10 %)"
 
 
+def test_summary__p_values_are_explained_with_the_comparisons_of_each_run(run: Run) -> None:
+    loud, quiet = _moved(run, 0.07, p_holm=0.2), replace(_moved(run, 0.07, p_holm=0.01), name="quiet")
+    words = words_of(_summary(loud, quiet))
+    assert "cxr-1: In 2 rows, the interval excludes 0 although p (Holm) is 0.05 or more." in words
+    assert "p is corrected for all 4 comparisons of the same split" in words
+    assert "quiet: In" not in words
+
+
+def test_summary__runs_on_different_data_are_not_compared_blindly(run: Run) -> None:
+    other = replace(run, name="other", environment=run.environment | {"manifest_sha256": "0"})
+    assert "The runs have different manifests" in words_of(_summary(run, other))
+    assert "different manifests" not in words_of(_summary(run, replace(run, name="again")))
+
+
 def test_summary__many_runs_are_counted(run: Run) -> None:
     runs = [*(replace(run, name=f"run {at}") for at in range(3)), _moved(run, -0.07), _moved(run, 0.0)]
     section = _summary(*runs)
@@ -165,9 +179,7 @@ def test_answers__with_all_labels_if_that_is_another_answer(run: Run) -> None:
     most = [d.model_copy(update={"fraction": 1.0, "difference": 0.005, "low": -0.006, "high": 0.018})
             for d in run.curve_differences or ()]  # fmt: skip
     (found,) = answers([replace(run, curve_differences=[*(run.curve_differences or ()), *most])])
-    expected = (
-        "With the labels of 160 patients (100 %), there is no clear difference from raw pixels: +0.005 (−0.006 to +0.018)."
-    )
+    expected = "(100 %), there is no clear difference from raw pixels: +0.005 (−0.006 to +0.018)."
     assert found.text.replace(NO_BREAK, " ").endswith(expected)
     same = [d.model_copy(update={"fraction": 1.0}) for d in run.curve_differences or ()]
     (found,) = answers([replace(run, curve_differences=[*(run.curve_differences or ()), *same])])
