@@ -4,6 +4,7 @@ from .api.data import load_config as load_config
 from .api.data import pack as pack
 from .api.dry_run import DryRun as DryRun
 from .api.dry_run import dry_run as dry_run
+from .api.reports import report as report
 from .api.training import Run as Run
 from .api.training import detect as detect
 from .api.training import finetune as finetune
@@ -37,7 +38,6 @@ from .inspection.saliency import saliency as saliency
 from .models.convert import import_weights as import_weights
 from .models.listing import list_models as list_models
 from .models.moco import MoCo as MoCo
-from .reporting.report import report as report
 from .starting.health.doctor import doctor as doctor
 from .starting.health.finding import Finding as Finding
 from .starting.init import init as init

@@ -119,11 +119,19 @@ def report(
         Path | None,
         typer.Option(parser=path, help="Model card to include (default: export/MODEL_CARD.md in the first run)."),
     ] = None,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images", help="Show views and nearest neighbours of a few images of the data. They show patients."
+        ),
+    ] = False,
     pictures: Annotated[
         list[Path] | None, typer.Option(parser=path, help="PNG file to include; it may show patients. Repeatable.")
     ] = None,
-    title: Annotated[str, typer.Option(help="Title of the page (default: the names of the folders).")] = "",
+    title: Annotated[str, typer.Option(help="Title of the page (default: what was trained on how many images).")] = "",
 ) -> None:
-    """Write a self-contained HTML report of runs, with data, curves, scores and reporting checklists."""
-    page = medmoco.report(runs, out, card=card, pictures=pictures or (), title=title, log=print)
+    """Write a self-contained HTML report of runs: the gain, scores, curves, data, methods and reporting checklists."""
+    page = medmoco.report(runs, out, card=card, images=images, pictures=pictures or (), title=title, log=print)
     print(f"report: {page}")
+    if images or pictures:
+        print(f"{page} may show images of patients: keep it where such images may be stored")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import (
@@ -18,6 +18,7 @@ from medmoco.evaluation.records import (
     CurveDifference,
     CurvePoint,
     Difference,
+    MethodRecord,
     Part,
     Score,
     Text,
@@ -25,6 +26,7 @@ from medmoco.evaluation.records import (
     unit_of,
 )
 from medmoco.evaluation.scoring.table import MACRO, span
+from medmoco.evaluation.target_records import RegressionDifference
 
 _CONTROLS = {UNTRAINED: "the untrained network", PIXELS: "raw pixels"}
 _AS_WELL = 0.05
@@ -80,7 +82,7 @@ def _judge(
 ) -> tuple[Literal["gain", "loss", "unclear", "pixels", "chance"], str]:
     if all(score.auroc_low is not None and score.auroc_low <= 0.5 for score in scores.values()):
         return "chance", "No encoder is clearly better than chance: every 95 % interval of an AUROC contains 0.5."
-    name, pixels = _name(primary), scores.get(PIXELS)
+    name, pixels = name_of(primary), scores.get(PIXELS)
     if pixels and PIXELS in gains and (pixels.auroc or 0) >= _HIGH and _do_as_well(pixels, gains[PIXELS], scores):
         return "pixels", (
             f"Raw pixels ({pixels.auroc:.3f}) do as well as every encoder: {name} minus raw pixels is"
@@ -89,8 +91,8 @@ def _judge(
             " pretraining helps with fewer labels."
         )
     control = max(scores.keys() & gains.keys(), key=lambda one: scores[one].auroc or 0.0)
-    gain, compared = gains[control], f"{name} minus {_name(control)}, the strongest control, is"
-    if not _is_clear(gain):
+    gain, compared = gains[control], f"{name} minus {name_of(control)}, the strongest control, is"
+    if not is_clear(gain):
         return "unclear", f"No evidence of a difference: {compared} {_with_interval(gain)}."
     kind: Literal["gain", "loss"] = "gain" if (gain.difference or 0) > 0 else "loss"
     return kind, f"A clear {kind}: {compared} {_with_interval(gain)}."
@@ -104,7 +106,8 @@ def _do_as_well(pixels: Score, gain: Difference, scores: dict[str, Score]) -> bo
     return best <= (pixels.auroc_high or pixels.auroc or 0.0)
 
 
-def _is_clear(found: Compared) -> bool:
+def is_clear(found: Compared | RegressionDifference) -> bool:
+    """Return whether the interval of a difference excludes 0."""
     return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
 
 
@@ -112,7 +115,8 @@ def _with_interval(found: Compared) -> str:
     return f"{found.difference:+.3f} (95 % interval {span(found.low, found.high, '+')})"
 
 
-def _name(encoder: str) -> str:
+def name_of(encoder: str) -> str:
+    """Return the name of an encoder in prose."""
     return "the pretrained encoder" if encoder == UNNAMED else _CONTROLS.get(encoder, PurePath(encoder).name)
 
 
@@ -120,11 +124,11 @@ def curve_verdict(points: Sequence[CurvePoint], differences: Sequence[CurveDiffe
     """Return `verdict`, and a second sentence if a gain with the fewest labels is not seen with the most."""
     few, most = (_against_strongest(points, differences, split, choose) for choose in (min, max))
     first = verdict(points, differences, split)
-    if not few or not most or not _is_clear(few[2]) or (few[2].difference or 0) < 0 or _is_clear(most[2]):
+    if not few or not most or not is_clear(few[2]) or (few[2].difference or 0) < 0 or is_clear(most[2]):
         return first
     return (
-        f"{first} With the labels of {_patients(most[0])}, there is no evidence of a difference from"
-        f" {_name(most[1].encoder)}: {_with_interval(most[2])}; the gain is only with few labels."
+        f"{first} With the labels of {patients_of(most[0])}, there is no evidence of a difference from"
+        f" {name_of(most[1].encoder)}: {_with_interval(most[2])}; the gain is only with few labels."
     )
 
 
@@ -146,10 +150,10 @@ def verdict(points: Sequence[CurvePoint], differences: Sequence[CurveDifference]
     if found is None:
         return ""
     own, best, gain = found
-    doubt = "" if _is_clear(gain) else "; this interval contains 0, so the difference may be due to chance"
+    doubt = "" if is_clear(gain) else "; this interval contains 0, so the difference may be due to chance"
     return (
-        f"{own.label}, with the labels of {_patients(own)}: {_name(own.encoder)} has an AUROC of {own.auroc:.3f} on"
-        f" {split}, {_name(best.encoder)} {best.auroc:.3f}; the difference is {_with_interval(gain)}{doubt}."
+        f"{own.label}, with the labels of {patients_of(own)}: {name_of(own.encoder)} has an AUROC of {own.auroc:.3f} on"
+        f" {split}, {name_of(best.encoder)} {best.auroc:.3f}; the difference is {_with_interval(gain)}{doubt}."
     )
 
 
@@ -159,32 +163,59 @@ def _against_strongest(
     split: str,
     choose: Callable[[Iterable[float]], float],
 ) -> tuple[CurvePoint, CurvePoint, CurveDifference] | None:
-    """Return the points of the primary encoder and of its strongest control, and their difference, at one fraction."""
-    label = next((point.label for point in points if point.split == split and point.label != MACRO), None)
+    """Compare the first label at one fraction."""
+    label = next((point.label for point in points if point.split == split and point.label != MACRO), "")
     compared = [
-        found
-        for found in differences
-        if (found.label, found.split, found.method) == (label, split, "linear") and found.difference is not None
+        found for found in differences if _key(found) == (label, split, "linear") and found.difference is not None
     ]
     if not compared:
         return None
     fraction = choose(found.fraction for found in compared)
-    gains = {found.control: found for found in compared if found.fraction == fraction}
-    at = {
-        point.encoder: point
-        for point in points
-        if (point.label, point.split, point.method, point.fraction) == (label, split, "linear", fraction)
+    return against_strongest(
+        [point for point in points if point.fraction == fraction],
+        [found for found in compared if found.fraction == fraction],
+        label, split,
+    )  # fmt: skip
+
+
+AnyScore = TypeVar("AnyScore", Score, CurvePoint)
+AnyGain = TypeVar("AnyGain", Difference, CurveDifference)
+
+
+def against_strongest(
+    scores: Sequence[AnyScore], differences: Sequence[AnyGain], label: str, split: str
+) -> tuple[AnyScore, AnyScore, AnyGain] | None:
+    """Return the linear probes of the primary encoder and of its strongest control, and their difference.
+
+    Args:
+        scores: Scores, all with the same fraction of labels.
+        differences: Differences between the primary encoder and each control, with this fraction.
+        label: Label to compare.
+        split: Split to compare.
+    """
+    found = {
+        score.encoder: score for score in scores if _key(score) == (label, split, "linear") and score.auroc is not None
     }
-    own, controls = at.get(primary_of(points) or ""), [at[name] for name in gains if name in at]
-    if own is None or not controls:
+    gains = {
+        gain.control: gain
+        for gain in differences
+        if _key(gain) == (label, split, "linear") and gain.difference is not None and gain.control in found
+    }
+    own = found.get(primary_of(scores) or "")
+    if own is None or not gains:
         return None
-    best = max(controls, key=lambda point: point.auroc or 0.0)
+    best = max((found[control] for control in gains), key=lambda score: score.auroc or 0.0)
     return own, best, gains[best.encoder]
 
 
-def _patients(point: CurvePoint) -> str:
+def _key(record: MethodRecord) -> tuple[str, str, str]:
+    return record.label, record.split, record.method
+
+
+def patients_of(point: CurvePoint) -> str:
+    """Return the patients whose labels were used, in words."""
     share = f"{100 * point.fraction:g} %"
     if point.n_train_patients is None:
         return f"{share} of the patients"
     what = "images" if point.n_train_patients == point.n_train else "patients"
-    return f"{point.n_train_patients:.0f} {what} ({share})"
+    return f"{point.n_train_patients:,.0f} {what} ({share})"

@@ -184,6 +184,8 @@ def curve_figure(
         if ahead:
             _draw_forecast(axes, own[-1], ahead, shift, number)
         ticks |= {100 * p.fraction for p in (*(p for p, _ in own), *ahead)}
+    for line in axes.lines[:1]:  # the primary encoder
+        line.set_linewidth(2.6)
     if len(ticks) > len({p.fraction for p, _ in chosen}):
         axes.plot([], [], color=_GREY, linestyle=":", label="forecast")
     axes.set_xscale("log")
@@ -324,7 +326,7 @@ def confusion_figure(confusion: Sequence[Sequence[float]], names: Sequence[str],
     axes.invert_yaxis()
     axes.set_aspect("equal")
     for (row, column), value in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.6 else "black"
+        colour = "#fafafa" if shares[row, column] > 0.6 else "#1a1a1a"  # not black, which a dark page makes white
         axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour)
     shown = [_shortened(name) for name in names]
     axes.set_xticks(range(len(names)), shown, rotation=40, ha="right", rotation_mode="anchor")
@@ -388,6 +390,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     if handles:
         columns = 1 if max(map(len, names)) > 24 else 2
+        more = max(0, -(-len(names) // columns) - 2)  # rows, for which the figure grows
+        figure.set_figheight(figure.get_figheight() + 0.2 * more)
         figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), handlelength=3.2)
 
 

@@ -57,6 +57,8 @@ def save(figure: Figure, file: Path) -> None:
 def inline_svg(figure: Figure, key: str, alt: str) -> str:
     """Return a figure as an SVG element for HTML, which adapts to the available width and has alternative text.
 
+    The page can replace a colour, in dark mode for example: #0072b2 is the variable --on-0072b2, if it is defined.
+
     Args:
         figure: Figure to draw.
         key: Prefix of all ids, so that they are unique within a page.
@@ -75,6 +77,7 @@ def inline_svg(figure: Figure, key: str, alt: str) -> str:
     body = re.sub(r"url\(#", f"url(#{key}-", body)
     body = re.sub(r'xlink:href="#', f'href="#{key}-', body)
     body = body.replace("font-family: 'DejaVu Sans'", f"font-family: {_FONTS}")
+    body = re.sub(r"(fill|stroke): (#([0-9a-f]{6}))", r"\1: var(--on-\3, \2)", body)
     name = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
     return f'<svg role="img" aria-label="{name}" {box[0]} stroke-linejoin="round">{body.strip()}'
 

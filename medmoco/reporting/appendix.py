@@ -16,7 +16,18 @@ import numpy as np
 import pandas as pd
 
 from medmoco.evaluation.records import Protocol
-from medmoco.reporting.blocks import Block, Fold, Section, Table, Text, count, number, several, with_interval
+from medmoco.reporting.blocks import (
+    Block,
+    Fold,
+    Section,
+    Table,
+    Text,
+    by_run,
+    count,
+    number,
+    several,
+    with_interval,
+)
 from medmoco.reporting.runs import Run
 
 OPEN = "To be filled in by the authors"
@@ -34,15 +45,12 @@ def appendix_section(runs: Sequence[Run]) -> Section:
         Text("CLAIM 2024 update: Tejani et al., Radiology: Artificial Intelligence 2024;6(4):e240300, "
              "doi:10.1148/ryai.240300."),
     ]  # fmt: skip
-    sections = [
-        Section(
-            run.name,
-            [_fill(run, str(name), items, facts) for name, items in CHECKLISTS.groupby("checklist", sort=False)],
-        )
+    parts = {
+        run.name: [_fill(run, str(name), items, facts) for name, items in CHECKLISTS.groupby("checklist", sort=False)]
         for run in runs
         for facts in [{**_of_data(run), **_of_model(run), **_of_scores(run)}]
-    ]
-    return Section("Appendix: reporting checklists", blocks, sections)
+    }
+    return by_run("Reporting checklists", parts, blocks)
 
 
 def _fill(run: Run, name: str, items: pd.DataFrame, facts: dict[str, str]) -> Fold:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 NOTHING = "–"
 NO_BREAK = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Text:
 
     Attributes:
         text: Text, with `code` in backticks.
-        kind: "plain"; "lead", in larger type; "missing", the command that writes a missing result; "warning".
+        kind: "plain"; "note", in smaller type; "missing", the command that writes a missing result; "warning".
     """
 
     text: str
@@ -34,12 +36,14 @@ class Table:
         head: Names of the columns.
         rows: Cells as text.
         words: Whether cells contain sentences rather than numbers.
+        decisive: Whether the second column is the one to read first; it is set in bold, and fits on a phone.
     """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: bool = False
+    decisive: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Picture:
 
     source: str
     alt: str
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,32 @@ class Fold:
 
 @dataclass(frozen=True)
 class Group:
-    """Plots side by side, if there is room."""
+    """Blocks side by side, if there is room; or stacked, as one block of a group around them."""
 
     blocks: Sequence[Block]
+    stacked: bool = False
 
 
-Block = Text | Table | Plot | Listing | Picture | Html | Fold | Group
+@dataclass(frozen=True)
+class Answer:
+    """The main result: a difference, and what it shows.
+
+    Attributes:
+        kind: "gain", "loss" or "unclear".
+        title: The kind in words, with the control.
+        effect: The difference.
+        interval: Its 95 % interval.
+        text: One sentence with the task, the labels, the split and the control.
+    """
+
+    kind: str
+    title: str
+    effect: str
+    interval: str
+    text: str
+
+
+Block = Text | Table | Plot | Listing | Picture | Html | Fold | Group | Answer
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,19 @@ class Section:
     title: str
     blocks: Sequence[Block] = ()
     sections: Sequence[Section] = field(default_factory=tuple)
+    columns: bool = False  # whether the sections inside stand in columns, if there is room
+
+    @property
+    def key(self) -> str:
+        """The title as part of an address."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def by_run(title: str, parts: Mapping[str, Sequence[Block]], head: Sequence[Block] = ()) -> Section:
+    """Return a section with a part for each run; a single run needs no heading of its own."""
+    if len(parts) == 1:
+        return Section(title, [*head, *(block for blocks in parts.values() for block in blocks)])
+    return Section(title, head, [Section(name, blocks) for name, blocks in parts.items()])
 
 
 def plots_first(blocks: Sequence[Block]) -> list[Block]:
@@ -110,7 +148,10 @@ def plots_first(blocks: Sequence[Block]) -> list[Block]:
 
 def number(value: Any, digits: int = 3, sign: str = "") -> str:
     """Write a number, or a dash if there is none."""
-    return f"{value:{sign}.{digits}f}" if isinstance(value, int | float) else NOTHING
+    if not isinstance(value, int | float):
+        return NOTHING
+    text = f"{value:{sign}.{digits}f}".replace("-", MINUS)
+    return text if any(digit in text for digit in "123456789inf") else text.lstrip(f"+{MINUS}")  # 0 has no sign
 
 
 def count(value: Any) -> str:
@@ -125,7 +166,12 @@ def with_interval(
     text = number(value, digits, sign)
     if value is None or low is None or high is None:
         return text
-    return f"{text} ({unbroken(f'{number(low, digits, sign)} to {number(high, digits, sign)}')})"
+    return f"{text} ({span(low, high, digits=digits, sign=sign)})"
+
+
+def span(low: float | None, high: float | None, *, digits: int = 3, sign: str = "") -> str:
+    """Write an interval, which stays on one line."""
+    return unbroken(f"{number(low, digits, sign)} to {number(high, digits, sign)}")
 
 
 def unbroken(text: str) -> str:

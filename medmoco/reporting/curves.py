@@ -1,8 +1,9 @@
-"""Sections of a report with curves: ROC, precision and recall, calibration, label efficiency."""
+"""Sections of a report with curves: ROC, precision and recall, calibration, label efficiency, external validation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -23,7 +24,10 @@ from medmoco.reporting.scores import (
     label_words,
     labels_of,
     method_of,
+    multiplicity,
+    operating_blocks,
     preprocessing_texts,
+    subgroup_blocks,
 )
 from medmoco.reporting.targets import regression_curves
 
@@ -119,17 +123,18 @@ def calibration_blocks(runs: Sequence[Run], rows: Rows[CalibrationScore]) -> lis
     own = [row for row in rows if row.is_primary]
     cells = [
         [
-            row.run.name, words, count(found.n), number(found.brier), number(found.ece), number(found.slope, 2),
-            number(found.intercept, 2),
+            words if len(runs) == 1 else f"{row.run.name}, {words}", number(found.ece), number(found.brier),
+            number(found.slope, 2), number(found.intercept, 2), count(found.n),
         ]
         for row in own
         for found, words in (
             (row.record.before, "uncalibrated"), (row.record.after, f"{row.record.kind}, fitted on validation"),
         )
     ]  # fmt: skip
-    head = ["run", "probabilities", "images", "Brier score", "calibration error", "slope", "intercept"]
+    head = ["probabilities", "calibration error", "Brier score", "slope", "intercept", "images"]
     plot = _calibration(runs, own)
-    table = Table("Calibration; perfect are an error of 0, a slope of 1 and an intercept of 0", head, cells)
+    caption = "Calibration; perfect are an error of 0, a slope of 1 and an intercept of 0"
+    table = Table(caption, head, cells, decisive=True)
     return [plot, table] if plot else [table]
 
 
@@ -181,11 +186,15 @@ def curve_section(runs: Sequence[Run]) -> Section:
             parts.setdefault(label_words(label), []).extend(_curve(run, label, shown_split(run.curve or ())))
         for target, blocks in regression_curves(run).items():
             parts.setdefault(target, []).extend(blocks)
-    sections = [Section(title, plots_first(found)) for title, found in parts.items()]
+    first = next(iter(parts), "")
+    at_top = parts.pop(first) if len(runs) == 1 and curve_plots(runs[0]) else []
+    sections = [Section(title, found) for title, found in parts.items()]
     words = "{run} has no label-efficiency curve: `medmoco curve --out {run}/curve` computes it."
     blocks = missing(runs, lambda run: not run.curve and not run.curve_regression, words)
     blocks += [text for run in runs for text in preprocessing_texts(run, run.curve or ())]
-    return Section("Label efficiency", blocks, sections)
+    if at_top:  # the summary shows its figure
+        blocks += [Text(f"The figure of {first} is in the summary.", "note"), *at_top[1:]]
+    return Section("Label efficiency", blocks, sections, columns=True)
 
 
 def curve_plots(run: Run) -> list[Block]:
@@ -208,14 +217,15 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
     ]
     cells = [
         [
-            f"{100 * point.fraction:g} %", point.encoder, method_words(point.method), count(point.n_train_patients),
-            count(point.draws), point.undefined or with_interval(point.auroc, point.auroc_low, point.auroc_high),
+            f"{100 * point.fraction:g} %, {point.encoder}",
+            point.undefined or with_interval(point.auroc, point.auroc_low, point.auroc_high),
+            method_words(point.method), count(point.n_train_patients), count(point.draws),
         ]
         for point in points
     ]  # fmt: skip
-    head = ["labels", "features", "method", "training patients", "draws", "AUROC (95 % interval)"]
+    head = ["labels, features", "AUROC (95 % interval)", "method", "training patients", "draws"]
     title = f"AUROC by fraction of labelled patients, {label_words(label)} on {split}, {run.name}"
-    table, drawn = Table(title, head, cells), [point for point in points if point.auroc is not None]
+    table, drawn = Table(title, head, cells, decisive=True), [point for point in points if point.auroc is not None]
     if drawn:
         least = min(point.fraction for point in drawn)
         words = [f"{point.encoder} by {method_words(point.method)} {number(point.auroc)}" for point in drawn
@@ -227,26 +237,27 @@ def _curve(run: Run, label: str, split: str) -> Iterable[Block]:
             if (found.label, found.split) == (label, split)
         ]
         bars = f"{title}; bars are 95 % intervals{', dotted lines forecasts' if ahead else ''}."
-        yield Plot(curve_figure(points, label, split, forecasts=ahead), bars, alt, table)
+        yield Plot(curve_figure(points, label_words(label), split, forecasts=ahead), bars, alt, table)
     else:
         yield table
+    shown = [d for d in run.curve_differences or () if (d.label, d.split) == (label, split)]
     differences = [
-        [f"{100 * d.fraction:g} %", _name(run, d.control), method_words(d.method), *difference_cells(d)]
-        for d in run.curve_differences or ()
-        if (d.label, d.split) == (label, split)
+        [f"{100 * d.fraction:g} %, {_name(run, d.control)}", *difference_cells(d), method_words(d.method)]
+        for d in shown
     ]
     if differences:
         name = encoder_name(run, primary or "", [run], is_primary=True)
-        head = ["labels", "control", "method", "primary minus control", "p (Holm)"]
-        table = Table(f"{name} minus controls, on the same draws of patients", head, differences)
-        yield Fold(f"Differences between {name} and its controls", [table])
+        head = ["labels, control", "primary minus control", "p (Holm)", "method"]
+        table = Table(f"{name} minus controls, on the same draws of patients", head, differences, decisive=True)
+        notes = multiplicity(shown, run.curve_differences or ())
+        yield Fold(f"Differences between {name} and its controls", [table, *notes])
     yield from _forecast(run, label, split)
 
 
 def _renamed(run: Run, record: Kind, primary: str | None) -> Kind:
-    """Return a record with the name of the encoder to show."""
+    """Return a record with the names of the encoder and the label to show."""
     name = _name(run, record.encoder, is_primary=record.encoder == primary)
-    return record.model_copy(update={"encoder": name})
+    return record.model_copy(update={"encoder": name, "label": label_words(record.label)})
 
 
 def _forecast(run: Run, label: str, split: str) -> Iterable[Block]:
@@ -254,26 +265,56 @@ def _forecast(run: Run, label: str, split: str) -> Iterable[Block]:
     primary = primary_of(run.curve or ())
     cells = [
         [
-            f"{count(round(found.n_train_patients))} ({found.times:g} times)",
-            found.encoder, method_words(found.method),
-            found.undefined or with_interval(found.auroc, found.auroc_low, found.auroc_high),
+            f"{count(round(found.n_train_patients))} ({found.times:g} times), {found.encoder}",
             with_interval(found.gain, found.gain_low, found.gain_high, sign="+"),
+            found.undefined or with_interval(found.auroc, found.auroc_low, found.auroc_high),
+            method_words(found.method),
         ]
         for found in (_renamed(run, found, primary) for found in run.curve_forecast or ())
         if (found.label, found.split) == (label, split)
     ]  # fmt: skip
     needed = [
-        [count(round(found.n_train_patients)), number(found.auroc), _name(run, found.control),
-         method_words(found.method), found.undefined or needed_words(found)]
+        [f"{_name(run, found.control)}, for {number(found.auroc)}", found.undefined or needed_words(found),
+         count(round(found.n_train_patients)), method_words(found.method)]
         for found in run.labels_needed or ()
         if (found.label, found.split) == (label, split)
     ]  # fmt: skip
     if cells:
         name = encoder_name(run, primary or "", [run], is_primary=True)
-        head = ["training patients", "features", "method", "AUROC (95 % interval)", "gain (95 % interval)"]
-        words = [name, "its AUROC", "control", "method", "training patients of the control (95 % interval)"]
+        head = ["training patients, features", "gain (95 % interval)", "AUROC (95 % interval)", "method"]
+        words = ["control, for this AUROC", "training patients (95 % interval)", name, "method"]
         yield Fold(f"Forecast for more labels, {label_words(label)}", [
             Text(CAVEAT),
-            Table(f"AUROC forecast for {label_words(label)} on {split}", head, cells),
-            Table(f"Labelled patients with which a control has the AUROC of {name}", words, needed),
+            Table(f"AUROC forecast for {label_words(label)} on {split}", head, cells, decisive=True),
+            Table(f"Labelled patients with which a control has the AUROC of {name}", words, needed, decisive=True),
         ])  # fmt: skip
+
+
+# ---- external validation ----
+
+
+def external_section(runs: Sequence[Run]) -> Section:
+    """Compare the scores of a frozen classifier on the internal and the external test set."""
+    words = "{run} has no external validation: `medmoco external --out {run}/external` scores a frozen classifier."
+    blocks = missing(runs, lambda run: not run.external, words)
+    cells = []
+    for run in runs:
+        for label, score in (run.external or {}).items():
+            inside, outside = score.internal, score.external
+            cells.append([
+                label if len(runs) == 1 else f"{label}, {run.name}",
+                with_interval(score.drop, score.drop_low, score.drop_high, sign="+"),
+                with_interval(inside.auroc, inside.low, inside.high), count(inside.n),
+                with_interval(outside.auroc, outside.low, outside.high), count(outside.n),
+            ])  # fmt: skip
+    if cells:
+        head = ["label", "drop", "internal AUROC", "images", "external AUROC", "images"]
+        caption = "The frozen classifier on the internal and the external test set"
+        blocks.append(Table(caption, head, cells, decisive=True))
+    parts = {
+        "Operating points": by_label(runs, lambda scores: scores.operating, operating_blocks, is_external=True),
+        "Calibration": by_label(runs, lambda scores: scores.calibration, calibration_blocks, is_external=True),
+        "Subgroups": by_label(runs, lambda scores: scores.subgroups, subgroup_blocks, is_external=True),
+    }
+    named = [replace(part, title=f"{title}, {part.title}") for title, found in parts.items() for part in found]
+    return Section("External validation", blocks, named)

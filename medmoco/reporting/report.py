@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count as counter
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
+from medmoco.data.manifest.row_filter import where_words
 from medmoco.errors import SettingsError
-from medmoco.evaluation.record_files import shown_split
-from medmoco.evaluation.verdict import curve_verdict, verdicts
+from medmoco.evaluation.leakage.ledger import LedgerEntry
 from medmoco.plotting.style import inline_svg
 from medmoco.reporting.appendix import appendix_section
-from medmoco.reporting.blocks import Block, Html, Picture, Section, Text, number
-from medmoco.reporting.curves import curve_plots, curve_section, curves_section
-from medmoco.reporting.external import external_section
+from medmoco.reporting.blocks import (
+    NO_BREAK,
+    NOTHING,
+    Block,
+    Fold,
+    Html,
+    Picture,
+    Section,
+    Table,
+    Text,
+    by_run,
+    count,
+    number,
+)
+from medmoco.reporting.curves import curve_section, curves_section, external_section
 from medmoco.reporting.runs import Run, missing, read_run
-from medmoco.reporting.scores import (
-    encoder_name,
-    label_words,
-    labels_of,
-    ledger_section,
-    operating_section,
-    scores_section,
-    subgroups_section,
-)  # fmt: skip
+from medmoco.reporting.scores import operating_section, scores_section, subgroups_section
+from medmoco.reporting.summary import headlines, subtitle_of, summary, title_of
 from medmoco.reporting.targets import targets_section
-from medmoco.reporting.training import data_section, overview, settings_section, training_section, versions_section
+from medmoco.reporting.training import data_section, methods_section, training_section
 from medmoco.utils.files import PathLike, replacing
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -43,6 +48,7 @@ def report(
     *,
     card: PathLike | None = None,
     pictures: Sequence[PathLike] = (),
+    images: Mapping[str, PathLike] | None = None,
     title: str = "",
     log: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -53,7 +59,8 @@ def report(
         out: HTML file to write; report.html in the first folder if not given.
         card: Model card of the first run, instead of the one in its folder.
         pictures: PNG files to include; they may show patients.
-        title: Title of the page.
+        images: Caption -> PNG file of images of the runs, which are shown before `pictures`; they may show patients.
+        title: Title of the page; by default, what was trained on which images.
         log: Receives the main results, one sentence at a time.
 
     Returns:
@@ -72,17 +79,18 @@ def report(
     out = Path(out) if out else folders[0] / "report.html"
     own_card = Path(card) if card else None
     read = _numbered([read_run(run, own_card if at == 0 else None) for at, run in enumerate(folders)])
-    sections = [*_sections(read), *([_pictures([Path(file) for file in pictures])] if pictures else [])]
-    gains, scores = _gains(read), [line for run in read for line in _headlines(run, read)]
-    lead = [*_as_lead(gains), *_first_figure(read), *_as_lead(scores), overview(read)]
-    page = render(title or ", ".join(run.name for run in read), lead, sections)
+    shown = _pictures(
+        [*((Path(file), text) for text, file in (images or {}).items()), *((Path(f), "") for f in pictures)]
+    )
+    head = Head(title or title_of(read), subtitle_of(read), summary(read), has_pictures=bool(shown))
+    page = render(head, _sections(read, shown))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary:
             temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
-    for line in gains or scores:
+    for line in headlines(read):
         log(line)
     return out
 
@@ -96,70 +104,62 @@ def _numbered(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def _sections(runs: Sequence[Run]) -> list[Section]:
-    parts = (
-        data_section, training_section, scores_section, targets_section, curve_section, curves_section,
-        operating_section, subgroups_section, external_section, ledger_section, settings_section, versions_section,
-        _cards, appendix_section,
+def _sections(runs: Sequence[Run], pictures: Sequence[Section]) -> list[Section]:
+    """Return the results, the images, and how the runs were made; what is missing comes last."""
+    results = (
+        curve_section, scores_section, targets_section, curves_section, operating_section, subgroups_section,
+        external_section,
     )  # fmt: skip
-    sections = [part(runs) for part in parts]
-    return [section for section in sections if section.blocks or section.sections]
+    making = ledger_section, data_section, methods_section, training_section, _cards, appendix_section
+    sections = [*(part(runs) for part in results), *pictures, *(part(runs) for part in making)]
+    lacking = [section.blocks for section in sections if _is_missing(section)]
+    present = [section for section in sections if not _is_missing(section)]
+    words = [block for blocks in lacking for block in blocks]
+    return [*present, Section("Not in this report", words)] if words else present
 
 
-def _gains(runs: Sequence[Run]) -> list[str]:
-    """Return one sentence for each run with a label-efficiency curve: the gain with the fewest labels."""
-    found = {
-        run.name: curve_verdict(run.curve or (), run.curve_differences or (), shown_split(run.curve or ()))
-        for run in runs
-    }
-    return [line if len(runs) == 1 else f"{name}: {line}" for name, line in found.items() if line]
+def _is_missing(section: Section) -> bool:
+    """Return whether a section only names the commands that would fill it."""
+    return not section.sections and all(isinstance(block, Text) and block.kind == "missing" for block in section.blocks)
 
 
-def _as_lead(lines: Sequence[str]) -> list[Block]:
-    return [Text(line, "lead") for line in lines]
-
-
-def _first_figure(runs: Sequence[Run]) -> list[Block]:
-    """Return the label efficiency of the first label, which shows the gain best, if there is one run."""
-    return [block for run in runs[:1] if len(runs) == 1 for block in curve_plots(run)][:1]
-
-
-def _headlines(run: Run, runs: Sequence[Run]) -> list[str]:
-    """Return the scores of up to four labels, with what they show; of more labels, only their mean."""
-    found = verdicts(run.evaluation.scores or (), run.evaluation.differences or ())
-    shown = {verdict.label: f" {verdict.text}" for verdict in found}
-    lines = []
-    split, primary = run.evaluation.split, run.evaluation.primary
-    scores = [
-        score
-        for score in run.evaluation.scores or ()
-        if (score.split, score.method) == (split, "linear") and score.auroc is not None
-    ]
-    labels = labels_of(scores)
-    for label in labels if len(labels) <= 4 else labels[-1:]:
-        by_encoder = {score.encoder: score for score in scores if score.label == label}
-        own = by_encoder.pop(primary or "", None)
-        if own is None:
+def ledger_section(runs: Sequence[Run]) -> Section:
+    """Show every evaluation on the test set."""
+    words = "{run} has no ledger: `medmoco evaluate` adds a line to ledger.jsonl each time it scores a test split."
+    blocks = missing(runs, lambda run: run.ledger is None, words)
+    for run in runs:
+        if run.ledger is None:
             continue
-        name = encoder_name(run, own.encoder, runs, is_primary=True)
-        line = f"{label_words(label)}: {name} has an AUROC of {number(own.auroc)} on {split}"
-        if own.auroc_low is not None:
-            line += f" (95 % interval {number(own.auroc_low)} to {number(own.auroc_high)})"
-        others = [f"{encoder} {number(score.auroc)}" for encoder, score in by_encoder.items()]
-        line += f"; {', '.join(others)}." if others else "."
-        lines.append(line + shown.pop(label, ""))
-    suspect = [verdict.label for verdict in found if verdict.kind == "pixels" and verdict.label in shown]
-    if suspect:
-        lines.append(
-            f"Raw pixels do as well as every encoder on these labels, which may be easy: {', '.join(suspect)}."
+        times = "once" if len(run.ledger) == 1 else f"{len(run.ledger):,} times"
+        words = "Test scores become optimistic if choices are based on them."
+        blocks.append(Text(f"{run.name}: the test split was scored {times}. {words}"))
+        cells = [_ledger_cells(entry) for entry in run.ledger]
+        blocks.append(Table(f"Test-set evaluations, {run.name}", ["time (UTC)", "AUROC", "command", "rows"], cells))
+    return Section("Test-set evaluations", blocks)
+
+
+def _ledger_cells(entry: LedgerEntry) -> list[str]:
+    words = [word for word in entry.command.split() if word.isalpha() and word != "medmoco"]
+    return [
+        entry.time[:19].replace("T", " ") or NOTHING,
+        "; ".join(
+            [
+                *(f"{label} {number(value)}" for label, value in entry.auroc.items()),
+                *(f"{target} R2 {number(value)}" for target, value in entry.r2.items()),
+            ]
         )
-    return lines
+        or NOTHING,
+        words[0] if words else NOTHING,
+        f"{count(entry.rows)} ({where_words(entry.where)})",
+    ]
 
 
 def _cards(runs: Sequence[Run]) -> Section:
-    sections = [Section(run.name, [Html(_from_markdown(run.card))]) for run in runs if run.card]
+    cards = {
+        run.name: [Fold("The model card of the export", [Html(_from_markdown(run.card))])] for run in runs if run.card
+    }
     words = "{run} has no model card: `medmoco export --run {run} --out {run}/export`."
-    return Section("Model card", missing(runs, lambda run: not run.card, words), sections)
+    return by_run("Model card", cards, missing(runs, lambda run: not run.card, words))
 
 
 def _from_markdown(text: str) -> str:
@@ -168,7 +168,7 @@ def _from_markdown(text: str) -> str:
     tokens = parser.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
+            token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
         elif token.type == "th_open":
             token.attrSet("scope", "col")
     html = str(parser.renderer.render(tokens, parser.options, {}))
@@ -177,9 +177,10 @@ def _from_markdown(text: str) -> str:
     )
 
 
-def _pictures(files: Sequence[Path]) -> Section:
+def _pictures(files: Sequence[tuple[Path, str]]) -> list[Section]:
+    """Return the section with PNG files and their captions, or none."""
     blocks: list[Block] = [Text("These pictures may show patients: protect this file like the images.", "warning")]
-    for at, file in enumerate(files, 1):
+    for at, (file, caption) in enumerate(files, 1):
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -187,17 +188,36 @@ def _pictures(files: Sequence[Path]) -> Section:
         if not content.startswith(_PNG):
             raise SettingsError(f"--pictures: {file} is not a PNG file")
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        blocks.append(Picture(source, f"Picture {at} of {len(files)}, added by the author of the report"))
-    return Section("Pictures", blocks)
+        alt = caption or f"Picture {at} of {len(files)}, added by the author of the report"
+        blocks.append(Picture(source, alt, caption))
+    return [Section("Images", blocks)] if files else []
 
 
-def render(title: str, lead: Sequence[Block], sections: Sequence[Section]) -> str:
+@dataclass(frozen=True)
+class Head:
+    """What the page starts with.
+
+    Attributes:
+        title: Title of the page.
+        subtitle: Method, backbone and size of the training.
+        summary: The main result.
+        has_pictures: Whether the page has pictures, which may show patients.
+    """
+
+    title: str
+    subtitle: str
+    summary: Sequence[Block]
+    has_pictures: bool
+
+
+def render(head: Head, sections: Sequence[Section]) -> str:
     """Render the template; everything is escaped."""
     environment = Environment(
         loader=PackageLoader("medmoco.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
     )  # fmt: skip
-    numbers = count(1)
+    numbers = counter(1)
     environment.filters["kind"] = lambda block: type(block).__name__
+    environment.filters["tie"] = lambda text: text.replace(" %", f"{NO_BREAK}%")
     environment.filters["draw"] = lambda plot: inline_svg(plot.figure, f"figure{next(numbers)}", plot.alt)
-    return environment.get_template("report.html.j2").render(title=title, lead=lead, sections=sections)
+    return environment.get_template("report.html.j2").render(head=head, sections=sections)

@@ -1,14 +1,14 @@
-"""Sections of a report with scores: AUROC, operating points, subgroups, and the ledger."""
+"""Sections of a report with scores: AUROC, operating points and subgroups."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePath
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from medmoco.data.manifest.row_filter import where_words
 from medmoco.evaluation.leakage.leakage import leak_lines
-from medmoco.evaluation.leakage.ledger import LedgerEntry
 from medmoco.evaluation.records import (
     UNNAMED,
     Compared,
@@ -21,12 +21,14 @@ from medmoco.evaluation.records import (
     Subgroup,
 )
 from medmoco.evaluation.scoring.table import MACRO, sized_names
-from medmoco.evaluation.target_records import ClassScore, RegressionScore
+from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
+from medmoco.evaluation.verdict import is_clear
 from medmoco.plotting.figures import Estimate, forest_figure, method_words
 from medmoco.reporting.blocks import (
     NOTHING,
     Block,
     Fold,
+    Group,
     Plot,
     Section,
     Table,
@@ -40,9 +42,11 @@ from medmoco.reporting.blocks import (
 )  # fmt: skip
 from medmoco.reporting.runs import Run, Scores, missing
 
+_SIGNIFICANT = 0.05
 _NUMBERS = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
 
 Kind = TypeVar("Kind", bound=MethodRecord)
+AnyCompared = TypeVar("AnyCompared", bound=Compared | RegressionDifference)
 
 
 class Row(NamedTuple, Generic[Kind]):
@@ -87,7 +91,7 @@ def encoder_name(
 def preprocessing_texts(run: Run, records: Iterable[PrimaryRecord]) -> list[Text]:
     """Return a line for each encoder whose images were not prepared as those of the primary one."""
     own = {record.encoder: record.preprocessing for record in records if record.preprocessing}
-    return [Text(f"{name} ({run.name}): images of {words}.") for name, words in own.items()]
+    return [Text(f"{name} ({run.name}): images of {words}.", "note") for name, words in own.items()]
 
 
 def method_of(methods: Sequence[str]) -> str:
@@ -132,7 +136,7 @@ def scores_section(runs: Sequence[Run]) -> Section:
     scored = [run for run in runs if run.evaluation.scores]
     forest = _forest(scored, [row for row in rows if row.record.split == shown], shown)
     if forest:
-        blocks.append(forest)
+        blocks = [Group([forest, Group(blocks, stacked=True)])]
     tables = [
         Section(f"{label_words(label)}, {shown}", list(_label(runs, rows, label, shown)))
         for label in labels_of(row.record for row in rows)
@@ -150,7 +154,8 @@ def _protocol(first: Score) -> str:
     draws = f", mean of {several(first.draws or 1, 'draw')}" if fraction < 1 else ""
     return (
         f"Rows scored: {where_words(first.where)}. Labels of {100 * fraction:g} % of the training patients{draws}. "
-        f"Intervals are 95 %, from {count(first.bootstrap)} bootstrap draws of patients."
+        f"Intervals are 95 %, from {count(first.bootstrap)} bootstrap draws of patients; p (Holm) is corrected for all"
+        " comparisons of the same split and method."
     )
 
 
@@ -197,16 +202,20 @@ def _label(runs: Sequence[Run], rows: Rows[Score], label: str, split: str) -> It
     cells = []
     for row in chosen:
         score, difference = row.record, against.get((row.run.name, row.record.method, row.record.encoder))
+        gain, p = difference_cells(difference)
         cells.append([
-            f"{row.name(runs)}, {method_words(score.method)}",
+            f"{row.name(runs)}, {method_words(score.method)}", gain,
             score.undefined or with_interval(score.auroc, score.auroc_low, score.auroc_high),
-            *([with_interval(score.auroc, score.delong_low, score.delong_high)] if has_delong else []),
+            p,
             with_interval(score.average_precision, score.ap_low, score.ap_high),
-            *difference_cells(difference),
+            *([with_interval(score.auroc, score.delong_low, score.delong_high)] if has_delong else []),
         ])  # fmt: skip
-    head = ["features", "AUROC", *(["AUROC, DeLong"] if has_delong else []), "average precision",
-            "primary minus this", "p (Holm)"]  # fmt: skip
-    yield Table(f"{label_words(label)} on {split}: {images_in(first)}, {count(first.n_positive)} positive", head, cells)
+    head = ["features", "primary minus this", "AUROC", "p (Holm)", "average precision",
+            *(["AUROC, DeLong"] if has_delong else [])]  # fmt: skip
+    caption = f"{label_words(label)} on {split}: {images_in(first)}, {count(first.n_positive)} positive"
+    yield Table(caption, head, cells, decisive=True)
+    compared = [found for run in runs for found in run.evaluation.differences or ()]
+    yield from multiplicity(list(against.values()), compared)
     for row in chosen:
         name = f"{row.name(runs)}, {method_words(row.record.method)}"
         if row.record.flag:
@@ -219,6 +228,39 @@ def images_in(score: Counts | ClassScore | RegressionScore) -> str:
     """Return "200 images of 100 patients", without the patients if each image has its own, as if they are unknown."""
     images = f"{count(score.n)} images"
     return images if score.n_patients == score.n else f"{images} of {several(score.n_patients, 'patient')}"
+
+
+def multiplicity(shown: Sequence[AnyCompared], compared: Sequence[AnyCompared]) -> Iterable[Text]:
+    """Explain why an interval excludes 0 although the corrected p-value is large, where this is so.
+
+    Args:
+        shown: Differences in a table.
+        compared: All differences, among them those for which the p-values are corrected.
+    """
+    sizes = Counter(map(_family, compared))
+    apart = [
+        found for found in shown
+        if is_clear(found) and (found.p_holm or 0) >= _SIGNIFICANT and sizes[_family(found)] > 1
+    ]  # fmt: skip
+    if not apart:
+        return
+    amounts = " or ".join(map(str, sorted({sizes[_family(found)] for found in apart})))
+    every = "both" if amounts == "2" else f"all {amounts}"
+    yield Text(
+        f"In {several(len(apart), 'row')}, the interval excludes 0 although p (Holm) is {_SIGNIFICANT} or more. The"
+        f" interval stands for one comparison alone; p is corrected for {every} comparisons of the same split,"
+        " method and fraction of labels, of which one may differ as much by chance.",
+        "note",
+    )
+
+
+def _family(found: Compared | RegressionDifference) -> tuple[Any, ...]:
+    return (
+        found.split,
+        found.method,
+        found.label == MACRO,
+        *(getattr(found, key, None) for key in ("fraction", "metric")),
+    )
 
 
 def difference_cells(found: Compared | None) -> list[str]:
@@ -243,11 +285,18 @@ def operating_section(runs: Sequence[Run]) -> Section:
 
 
 def operating_blocks(runs: Sequence[Run], rows: Rows[OperatingPoint]) -> Iterable[Block]:
-    """Return the table of one label's operating points."""
+    """Return the table of one label's operating points; those of the controls are folded."""
+    own, controls = ([row for row in rows if row.is_primary is kind] for kind in (True, False))
+    if own:
+        yield _operating_table(runs, own)
+    if controls:
+        yield Fold("Operating points of the controls", [_operating_table(runs, controls)])
+
+
+def _operating_table(runs: Sequence[Run], rows: Rows[OperatingPoint]) -> Table:
     cells = [
         [
-            row.name(runs),
-            number(row.record.specificity_wanted, 2),
+            f"{row.name(runs)}, {number(row.record.specificity_wanted, 2)}",
             *(
                 with_interval(*(getattr(row.record, f"{key}{end}") for end in ("", "_low", "_high")), digits=2)
                 for key in _NUMBERS
@@ -256,8 +305,8 @@ def operating_blocks(runs: Sequence[Run], rows: Rows[OperatingPoint]) -> Iterabl
         ]
         for row in rows
     ]
-    head = ["features", "requested specificity", *_NUMBERS.values(), "TP / FP / TN / FN"]
-    yield Table("Proportions with 95 % intervals, and numbers of images", head, cells)
+    head = ["features, requested", *_NUMBERS.values(), "TP / FP / TN / FN"]
+    return Table("Proportions with 95 % intervals, and numbers of images", head, cells, decisive=True)
 
 
 def by_label(
@@ -309,48 +358,13 @@ def subgroup_blocks(runs: Sequence[Run], rows: Rows[Subgroup]) -> Iterable[Block
                     name = found.group if len(runs) == 1 else f"{found.group}, {run.name}"
                     drawn.append(Estimate(column, name, found.auroc, found.auroc_low, found.auroc_high, at))
     plot = forest_plot(drawn, "AUROC in subgroups", "AUROC")
-    if plot:
-        yield plot
     cells = []
     for row in own:
         found = row.record
         is_hidden = (found.undefined or "").startswith("hidden")
         counts = [NOTHING if is_hidden else count(amount) for amount in (found.n, found.n_positive, found.n_patients)]
         score = found.undefined or with_interval(found.auroc, found.auroc_low, found.auroc_high)
-        cells.append([found.column, found.group, row.name(runs), *counts, score])
-    head = ["column", "group", "features", "images", "positive", "patients", "AUROC (95 % interval)"]
-    yield Table("AUROC in subgroups", head, cells)
-
-
-# ---- ledger ----
-
-
-def ledger_section(runs: Sequence[Run]) -> Section:
-    """Show every evaluation on the test set."""
-    words = "{run} has no ledger: `medmoco evaluate` adds a line to ledger.jsonl each time it scores a test split."
-    blocks = missing(runs, lambda run: run.ledger is None, words)
-    for run in runs:
-        if run.ledger is None:
-            continue
-        times = "once" if len(run.ledger) == 1 else f"{len(run.ledger):,} times"
-        words = "Test scores become optimistic if choices are based on them."
-        blocks.append(Text(f"{run.name}: the test split was scored {times}. {words}"))
-        cells = [_ledger_cells(entry) for entry in run.ledger]
-        blocks.append(Table(f"Test-set evaluations, {run.name}", ["time (UTC)", "command", "rows", "AUROC"], cells))
-    return Section("Test-set evaluations", blocks)
-
-
-def _ledger_cells(entry: LedgerEntry) -> list[str]:
-    words = [word for word in entry.command.split() if word.isalpha() and word != "medmoco"]
-    return [
-        entry.time[:19].replace("T", " ") or NOTHING,
-        words[0] if words else NOTHING,
-        f"{count(entry.rows)} ({where_words(entry.where)})",
-        "; ".join(
-            [
-                *(f"{label} {number(value)}" for label, value in entry.auroc.items()),
-                *(f"{target} R2 {number(value)}" for target, value in entry.r2.items()),
-            ]
-        )
-        or NOTHING,
-    ]
+        cells.append([f"{found.column}: {found.group}", score, row.name(runs), *counts])
+    head = ["group", "AUROC (95 % interval)", "features", "images", "positive", "patients"]
+    table = Table("AUROC in subgroups", head, cells, decisive=True)
+    yield Group([plot, table]) if plot else table

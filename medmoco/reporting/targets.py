@@ -10,6 +10,7 @@ from medmoco.evaluation.scoring.table import figure
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 from medmoco.plotting.figures import Estimate, confusion_figure, curve_figure, method_words
 from medmoco.reporting.blocks import (
+    MINUS,
     NOTHING,
     Block,
     Plot,
@@ -22,7 +23,7 @@ from medmoco.reporting.blocks import (
     with_interval,
 )
 from medmoco.reporting.runs import Run
-from medmoco.reporting.scores import Rows, encoder_name, forest_plot, images_in, rows_of
+from medmoco.reporting.scores import Rows, encoder_name, forest_plot, images_in, multiplicity, rows_of
 
 
 def targets_section(runs: Sequence[Run]) -> Section:
@@ -35,7 +36,7 @@ def targets_section(runs: Sequence[Run]) -> Section:
         scores = [score for score in run.evaluation.regression or () if score.split == split]
         for target in dict.fromkeys(score.label for score in scores):
             rows = rows_of(run, [score for score in scores if score.label == target], run.evaluation.primary)
-            sections.append(Section(f"{target}, {split}{suffix}", [_regression(run, runs, rows)]))
+            sections.append(Section(f"{target}, {split}{suffix}", list(_regression(run, runs, rows))))
     forest = _forest(runs)
     return Section("Classes and numeric targets", [forest] if forest else [], sections)
 
@@ -73,11 +74,11 @@ def _classes(run: Run, runs: Sequence[Run], scores: Sequence[ClassScore]) -> Ite
     counts = f"{images_in(score)}, {len(names)} classes"
     yield Table(
         f"{score.label} on {score.split}: {counts}",
-        ["features", "top-1 accuracy", "balanced accuracy"],
+        ["features", "balanced accuracy", "top-1 accuracy"],
         [
             [
                 f"{row.name(runs)}, {method_words(row.record.method)}",
-                *(row.record.undefined or _interval(row.record, name) for name in ("top1", "balanced_accuracy")),
+                *(row.record.undefined or _interval(row.record, name) for name in ("balanced_accuracy", "top1")),
             ]
             for row in rows
         ],
@@ -99,7 +100,7 @@ def _interval(score: Record, name: str) -> str:
 # ---- numeric targets ----
 
 
-def _regression(run: Run, runs: Sequence[Run], rows: Rows[RegressionScore]) -> Table:
+def _regression(run: Run, runs: Sequence[Run], rows: Rows[RegressionScore]) -> Iterable[Block]:
     first = rows[0].record
     against = {
         (d.metric, d.control): d
@@ -108,16 +109,18 @@ def _regression(run: Run, runs: Sequence[Run], rows: Rows[RegressionScore]) -> T
     }
     cells = []
     for row in rows:
+        gain, p_gain, error, p_error = (
+            cell for metric in ("r2", "mae") for cell in _difference(against.get((metric, row.record.encoder)))
+        )
         cells.append([
-            row.name(runs),
-            row.record.undefined or _interval(row.record, "r2"),
-            _in_unit(row.record.mae, row.record.mae_low, row.record.mae_high),
-            *(cell for metric in ("r2", "mae") for cell in _difference(against.get((metric, row.record.encoder)))),
+            row.name(runs), gain, row.record.undefined or _interval(row.record, "r2"), p_gain,
+            error, _in_unit(row.record.mae, row.record.mae_low, row.record.mae_high), p_error,
         ])  # fmt: skip
-    head = ["features", "R2", "mean absolute error", "R2: primary minus this", "p (Holm)",
-            "error: primary minus this", "p (Holm)"]  # fmt: skip
+    head = ["features", "R2: primary minus this", "R2", "p (Holm)", "error: primary minus this", "mean absolute error",
+            "p (Holm)"]  # fmt: skip
     caption = f"{first.label} on {first.split}: {images_in(first)}; the error has the unit of the target"
-    return Table(caption, head, cells)
+    yield Table(caption, head, cells, decisive=True)
+    yield from multiplicity(list(against.values()), run.evaluation.regression_differences or ())
 
 
 def _difference(found: RegressionDifference | None) -> list[str]:
@@ -131,8 +134,12 @@ def _difference(found: RegressionDifference | None) -> list[str]:
 def _in_unit(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     """Write a number of any unit with its 95 % interval."""
     if value is None or low is None or high is None:
-        return NOTHING if value is None else figure(value, sign)
-    return f"{figure(value, sign)} ({unbroken(f'{figure(low, sign)} to {figure(high, sign)}')})"
+        return NOTHING if value is None else _figure(value, sign)
+    return f"{_figure(value, sign)} ({unbroken(f'{_figure(low, sign)} to {_figure(high, sign)}')})"
+
+
+def _figure(value: float, sign: str) -> str:
+    return figure(value, sign).replace("-", MINUS)
 
 
 def regression_curves(run: Run) -> dict[str, list[Block]]:

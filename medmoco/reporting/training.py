@@ -18,11 +18,13 @@ from medmoco.reporting.blocks import (
     NOTHING,
     Block,
     Fold,
+    Group,
     Listing,
     Plot,
     Section,
     Table,
     Text,
+    by_run,
     count,
     number,
     plots_first,
@@ -34,6 +36,12 @@ from medmoco.training.runlog import KNN
 _LEAST = 20  # patients in a group, or its count is hidden; Source: evaluate.least_patients
 _DESCRIBED = ("Sex", "ViewPosition", "Laterality")
 _POINTS = 12  # of a curve in its table
+_MOST_LINES = 4  # whose course a caption gives one by one
+
+
+def methods_section(runs: Sequence[Run]) -> Section:
+    """Show how the runs were made: the main facts, all settings, and the versions of libraries."""
+    return Section("Methods", [overview(runs), *_settings(runs), _versions(runs)])
 
 
 def overview(runs: Sequence[Run]) -> Table:
@@ -43,6 +51,7 @@ def overview(runs: Sequence[Run]) -> Table:
         "Network": lambda run: str(run.settings.get("model.backbone", NOTHING)),
         "State": _progress,
         "Training images": lambda run: count(len(run.splits["train"])) if run.splits else "unknown",
+        "Method": lambda run: str(run.settings.get("method.name", NOTHING)),
         "Epochs": lambda run: str(run.settings.get("train.epochs", NOTHING)),
         "Batch": lambda run: str(run.settings.get("train.global_batch_size", NOTHING)),
         "Seed": lambda run: str(run.settings.get("seed", NOTHING)),
@@ -50,7 +59,7 @@ def overview(runs: Sequence[Run]) -> Table:
         "Test split scored": lambda run: several(len(run.ledger), "time") if run.ledger is not None else "no ledger",
     }
     rows = [[name, *(fact(run) for run in runs)] for name, fact in facts.items()]
-    return Table("The runs", ["", *(run.name for run in runs)], rows)
+    return Table("How the encoders were made", ["", *(run.name for run in runs)], rows)
 
 
 def _progress(run: Run) -> str:
@@ -63,7 +72,7 @@ def _progress(run: Run) -> str:
 
 def data_section(runs: Sequence[Run]) -> Section:
     """Describe the data of each run."""
-    return Section("Data", sections=[Section(run.name, list(_data(run))) for run in runs])
+    return by_run("Data", {run.name: list(_data(run)) for run in runs})
 
 
 def _data(run: Run) -> Iterable[Block]:
@@ -74,9 +83,8 @@ def _data(run: Run) -> Iterable[Block]:
             "missing",
         )
     else:
-        yield _counts(run.splits)
-        if run.splits["train"].label_names:
-            yield _label_counts(run.splits)
+        labelled = [_label_counts(run.splits)] if run.splits["train"].label_names else []
+        yield Group([_counts(run.splits), *labelled])
         described = _described(run.splits)
         if described.rows:
             yield described
@@ -154,7 +162,7 @@ def _exclusions(run: Run) -> Iterable[Block]:
 
 _CONTRAST = "contrast"
 _CURVES = (
-    (_CONTRAST, "Contrastive loss", "It starts near chance, ln(1 + negatives), and decreases."),
+    (_CONTRAST, "Contrastive loss", "It does not measure the quality of the features."),
     (
         "reconstruction",
         "Reconstruction error",
@@ -173,13 +181,22 @@ def training_section(runs: Sequence[Run]) -> Section:
     if len(knn) == 2 and KNN in knn:  # the mean over one label repeats it
         knn.remove(KNN)
     selections = [found for run in pretrained if (found := _selection(run))]
+    loss, *diagnostics = (_plot(pretrained, [key], title, words) for key, title, words in _CURVES)
     plots = [
-        *(_plot(pretrained, [key], title, words) for key, title, words in _CURVES),
-        _plot(pretrained, knn, "kNN AUROC", "Nearest neighbours on the features, validation split.", selections),
+        loss,
+        _plot(
+            pretrained,
+            knn,
+            "kNN AUROC",
+            "Nearest neighbours on the features, on the validation set; chance is 0.5.",
+            selections,
+        ),
         _plot(finetuned, ["loss"], "Classification loss", "On the training split."),
         _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", "The best epoch was kept."),
     ]
     blocks = plots_first([plot for plot in plots if plot])
+    if folded := [plot for plot in diagnostics if plot]:
+        blocks.append(Fold("Diagnostics: is the embedding in use, or has it collapsed?", plots_first(folded)))
     empty = [run.name for run in runs if not run.metrics]
     if empty:
         words = "metrics.jsonl is missing or empty; `medmoco pretrain` and `medmoco finetune` write it."
@@ -271,9 +288,25 @@ def _plot(
     marks = [mark for found in selections for mark in found.marks(several_runs=len(runs) > 1)]
     figure = line_figure(lines, x="step", y=title, reference=level, named=named, marks=marks)
     last = "; ".join(f"{line.name} from {number(line.y[0])} to {number(line.y[-1])}" for line in lines)
-    alt = f"{title} over training steps: {last}.{f' Chance is {level:.2f}.' if level is not None else ''}"
+    guess = "" if level is None else f" Chance, ln(1 + negatives), is {level:.2f}."
+    alt = f"{title} over training steps: {last}.{guess}"
     table = Table(f"{title} over training steps", ["run", "step", title], rows)
-    return Plot(figure, f"{title}. {words}", alt, table)
+    return Plot(figure, f"{title}. {_courses(lines)}{guess} {words}", alt, table)
+
+
+def _courses(lines: Sequence[Line]) -> str:
+    """Say how the first and the last point of each line compare, in words that are true of this run."""
+    if len(lines) > _MOST_LINES:
+        return f"{sum(line.y[-1] > line.y[0] for line in lines)} of {len(lines)} lines end higher than they start."
+    courses = (f"{line.name if len(lines) > 1 else 'It'} {_course(line)}" for line in lines)
+    return f"{'; '.join(courses)}."
+
+
+def _course(line: Line) -> str:
+    first, last = number(line.y[0]), number(line.y[-1])
+    if first == last:
+        return f"{'is' if len(line.y) == 1 else 'ends where it started, at'} {last}"
+    return f"{'rises' if line.y[-1] > line.y[0] else 'falls'} from {first} to {last}"
 
 
 def _value(record: Mapping[str, Any], key: str) -> Any:
@@ -296,21 +329,21 @@ def _some(points: Sequence[Any]) -> list[Any]:
 # ---- settings and versions ----
 
 
-def settings_section(runs: Sequence[Run]) -> Section:
-    """Show the settings without paths; those in which the runs differ come first."""
+def _settings(runs: Sequence[Run]) -> list[Block]:
+    """Return the settings without paths; those in which the runs differ come first."""
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
     cells = {key: [_setting(run.settings.get(key, NOTHING)) for run in runs] for key in keys}
     differing = [[key, *values] for key, values in cells.items() if len(set(values)) > 1]
     head = ["setting", *(run.name for run in runs)]
     everything = Fold("All settings", [Table("Settings", head, [[key, *values] for key, values in cells.items()])])
     if len(runs) == 1:
-        return Section("Settings", [everything])
+        return [everything]
     first: Block = (
         Table("Settings in which the runs differ", head, differing)
         if differing
         else Text("The runs have the same settings.")
     )
-    return Section("Settings", [first, everything])
+    return [first, everything]
 
 
 def _setting(value: Any) -> str:
@@ -319,8 +352,8 @@ def _setting(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def versions_section(runs: Sequence[Run]) -> Section:
-    """Show the libraries and the machine of each run."""
+def _versions(runs: Sequence[Run]) -> Fold:
+    """Return the libraries and the machine of each run."""
     libraries = [run.environment.get("libraries") for run in runs]
     known = [found if isinstance(found, dict) else {} for found in libraries]
     rows = [
@@ -329,4 +362,5 @@ def versions_section(runs: Sequence[Run]) -> Section:
     ]
     for name in dict.fromkeys(name for found in known for name in found):
         rows.append([name, *(str(found.get(name, NOTHING)) for found in known)])
-    return Section("Versions", [Table("Versions and machine", ["", *(run.name for run in runs)], rows, words=True)])
+    table = Table("Versions and machine", ["", *(run.name for run in runs)], rows, words=True)
+    return Fold("Versions and machine", [table])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
-from medmoco.reporting.curves import calibration_blocks, curve_section, curves_section
+from medmoco.reporting.curves import calibration_blocks, curve_plots, curve_section, curves_section, external_section
 from medmoco.reporting.runs import Run
 from medmoco.reporting.scores import rows_of
 from tests.helpers.words import missing_of, plots_of, tables_of, words_of
@@ -77,8 +77,8 @@ def test_calibration_blocks__bins_without_images_are_left_out(run: Run) -> None:
     filled = [each for each in records[0].after.bins if each.n]
     lines = {line.get_label(): line for line in plot.figure.axes[0].lines}  # type: ignore[union-attr]
     assert list(lines["platt"].get_xdata()) == [each.predicted for each in filled]
-    assert [row[1] for row in table.rows] == ["uncalibrated", "platt, fitted on validation"]  # type: ignore[union-attr]
-    assert table.rows[0][3] == f"{records[0].before.brier:.3f}"  # type: ignore[union-attr]
+    assert [row[0] for row in table.rows] == ["uncalibrated", "platt, fitted on validation"]  # type: ignore[union-attr]
+    assert table.rows[0][2] == f"{records[0].before.brier:.3f}"  # type: ignore[union-attr]
 
 
 def test_calibration_blocks__all_bins_empty(run: Run) -> None:
@@ -86,7 +86,7 @@ def test_calibration_blocks__all_bins_empty(run: Run) -> None:
     empty = record.after.model_copy(update={"bins": (), "slope": None})
     changed = record.model_copy(update={"before": empty, "after": empty})
     (table,) = calibration_blocks([run], rows_of(run, [changed], "run"))
-    assert table.rows[0][5] == "–"  # type: ignore[union-attr]
+    assert table.rows[0][3] == "–"  # type: ignore[union-attr]
 
 
 # ---- label fractions ----
@@ -94,11 +94,13 @@ def test_calibration_blocks__all_bins_empty(run: Run) -> None:
 
 def test_curve_section__numbers_and_what_is_undefined(run: Run) -> None:
     section = curve_section([run])
-    assert [part.title for part in section.sections] == ["Pneumonia", "Viral"]
-    table = tables_of(section)[0]
-    assert (table.rows[0][0], table.rows[0][-1]) == ("1 %", "undefined (no positives in train)")
-    assert [row[0] for row in table.rows] == sorted((row[0] for row in table.rows), key=lambda text: float(text[:-2]))
-    assert "10 % | untrained | linear probe | +0.070 (+0.020 to +0.110) | 0.012" in words_of(section)
+    assert [part.title for part in section.sections] == ["Viral"]
+    assert "The figure of Pneumonia is in the summary." in words_of(section)
+    (plot,) = curve_plots(run)[:1]
+    assert plot.table.rows[0][:2] == ["1 %, cxr-1", "undefined (no positives in train)"]
+    fractions = [float(row[0].partition(" ")[0]) for row in plot.table.rows]
+    assert fractions == sorted(fractions)
+    assert "10 %, untrained | +0.070 (+0.020 to +0.110) | 0.012 | linear probe" in words_of(section)
 
 
 def test_curve_section__forecasts_with_their_caveat(run: Run) -> None:
@@ -110,9 +112,9 @@ def test_curve_section__forecasts_with_their_caveat(run: Run) -> None:
     section = curve_section([replace(run, curve_forecast=[ahead], labels_needed=[needed])])
     words = words_of(section)
     assert "they are not guarantees" in words
-    assert "320 (2 times) | cxr-1 | linear probe | 0.900" in words
-    assert "16 | 0.750 | pixels | linear probe | 41 (16 to >800)" in words
-    assert [plot.caption.endswith("dotted lines forecasts.") for plot in plots_of(section)] == [False, True]
+    assert "320 (2 times), cxr-1 | +0.020 (+0.010 to +0.040) | 0.900 (0.800 to 0.950) | linear probe" in words
+    assert "pixels, for 0.750 | 41 (16 to >800) | 16 | linear probe" in words
+    assert [plot.caption.endswith("dotted lines forecasts.") for plot in plots_of(section)] == [True]
     assert "not guarantees" not in words_of(curve_section([run]))
 
 
@@ -130,7 +132,7 @@ def test_curve_section__controls_with_a_preprocessing_of_their_own(run: Run) -> 
     ]
     section = curve_section([replace(run, curve=curve)])
     assert f"untrained (cxr-1): images of {own}." in words_of(section)
-    assert "untrained (224 x 224 pixels)" in tables_of(section)[0].rows[-1][1] + words_of(section)
+    assert "untrained (224 x 224 pixels)" in words_of(section)
 
 
 def test_curve_section__nothing_defined(run: Run) -> None:
@@ -142,3 +144,27 @@ def test_curve_section__nothing_defined(run: Run) -> None:
 
 def test_curve_section__missing(bare_run: Run) -> None:
     assert "medmoco curve" in missing_of(curve_section([bare_run]))[0]
+
+
+# ---- external validation ----
+
+
+def test_external_section__the_drop(run: Run, other_run: Run) -> None:
+    table = tables_of(external_section([run, other_run]))[0]
+    rows = [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in table.rows]
+    assert [row[0] for row in rows] == ["Pneumonia, cxr-1", "Viral, cxr-1", "Pneumonia, cxr-2", "Viral, cxr-2"]
+    assert rows[0][1:] == [
+        "+0.070 (+0.010 to +0.130)", "0.870 (0.820 to 0.910)", "200", "0.800 (0.740 to 0.850)", "200",
+    ]  # fmt: skip
+
+
+def test_external_section__its_own_operating_points_and_subgroups(run: Run) -> None:
+    section = external_section([run])
+    assert [part.title for part in section.sections] == [
+        "Operating points, Pneumonia", "Operating points, Viral", "Subgroups, Pneumonia", "Subgroups, Viral",
+    ]  # fmt: skip
+    assert "hidden (fewer than 20 patients)" in words_of(section)
+
+
+def test_external_section__missing(bare_run: Run) -> None:
+    assert "medmoco external" in missing_of(external_section([bare_run]))[0]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +17,15 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from medmoco.errors import SettingsError
-from medmoco.reporting.report import report
+from medmoco.evaluation.leakage.ledger import LedgerEntry
+from medmoco.reporting.report import ledger_section, report
+from medmoco.reporting.runs import Run
 from tests.helpers.made_runs import LABELS, make_run
+from tests.helpers.words import missing_of, words_of
 
 HOSTILE = '<script>alert("x")</script>'
 PHONE = {"width": 390, "height": 844}
+WIDTHS = (390, 820, 1440)
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run", "--disable-quic",
@@ -82,8 +87,9 @@ def test_report__opens_without_a_word_and_asks_for_nothing(browser: Browser, pag
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [("attack", 390), *(pytest.param(name, width, marks=pytest.mark.slow)
-                        for name in ("one", "several", "bare", "attack") for width in (320, 1200))],
+    [*(("attack", width) for width in WIDTHS),
+     *(pytest.param(name, width, marks=pytest.mark.slow)
+       for name in ("one", "several", "bare", "attack") for width in (320, *WIDTHS))],
 )  # fmt: skip
 def test_report__is_no_wider_than_the_screen(browser: Browser, pages: dict[str, Path], name: str, width: int) -> None:
     page = _open(browser, pages[name], [], viewport={"width": width, "height": 800})
@@ -102,8 +108,11 @@ def test_report__is_no_wider_than_the_screen(browser: Browser, pages: dict[str, 
      *(pytest.param(name, scheme, marks=pytest.mark.slow)
        for name, scheme in (("one", "light"), ("one", "dark"), ("several", "light"), ("several", "dark")))],
 )  # fmt: skip
-def test_report__axe_finds_nothing(browser: Browser, pages: dict[str, Path], name: str, scheme: str) -> None:
-    page = _open(browser, pages[name], [], color_scheme=scheme)
+@pytest.mark.parametrize("width", [390, 1440])
+def test_report__axe_finds_nothing(
+    browser: Browser, pages: dict[str, Path], name: str, scheme: str, width: int
+) -> None:
+    page = _open(browser, pages[name], [], color_scheme=scheme, viewport={"width": width, "height": 800})
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response
     assert [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in found["violations"]] == []
@@ -112,10 +121,30 @@ def test_report__axe_finds_nothing(browser: Browser, pages: dict[str, Path], nam
     page.close()
 
 
+@pytest.mark.parametrize("name", ["one", "several", "targets"])
+def test_report__a_phone_shows_the_decisive_column(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    page = _open(browser, pages[name], [])
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    tables = page.locator("table.decisive")
+    assert tables.count() >= 5
+    ends = page.evaluate(
+        "[...document.querySelectorAll('.decisive tr > :nth-child(2)')].map(each => each.getBoundingClientRect().right)"
+    )
+    assert max(ends) <= PHONE["width"]
+    page.close()
+
+
+def test_report__a_dark_page_has_dark_figures(browser: Browser, pages: dict[str, Path]) -> None:
+    page = _open(browser, pages["one"], [], color_scheme="dark")
+    paper = "getComputedStyle(document.querySelector('figure > svg path')).fill"
+    assert page.evaluate(paper) == page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.close()
+
+
 def test_report__axe_finds_what_is_wrong(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
     """The test above can fail."""
     broken = tmp_path / "broken.html"
-    text = pages["one"].read_text().replace("--soft: #4d5661", "--soft: #c0c0c0").replace(' lang="en"', "")
+    text = pages["one"].read_text().replace("--soft: #515c69", "--soft: #c0c0c0").replace(' lang="en"', "")
     broken.write_text(text.replace(' role="img" aria-label=', ' role="img" data-x='))
     page = _open(browser, broken, [])
     rules = {"color-contrast", "html-has-lang", "svg-img-alt"}
@@ -127,7 +156,7 @@ def test_report__axe_finds_what_is_wrong(browser: Browser, pages: dict[str, Path
 def test_report__prints_with_everything_open_that_matters(browser: Browser, pages: dict[str, Path]) -> None:
     page = _open(browser, pages["one"], [])
     shown = "[...document.querySelectorAll('{}')].map(each => each.checkVisibility({{contentVisibilityAuto: true}}))"
-    checklist = "section > details table"
+    checklist = "section > details table:not(.numbers *)"
     assert not any(page.evaluate(shown.format(checklist)))  # closed on the screen
     page.emulate_media(media="print")
     # Asked again until it is so: Chromium opens what was skipped only with the next frame it draws.
@@ -254,15 +283,30 @@ def test_report__same_names_are_told_apart(pages: dict[str, Path]) -> None:
 
 
 def test_report__leads_with_the_answer(pages: dict[str, Path]) -> None:
-    short = pages["one"].read_text().partition('id="section1"')[0]
-    assert re.search(r"Viral: cxr-1 has an AUROC of 0\.\d{3} on test \(95 % interval", short)
+    summary = pages["one"].read_text().partition('id="label-efficiency"')[0]
+    head, answer, figure, others = (
+        summary.index(text)
+        for text in ("<h1>Encoder pretrained on 320 images</h1>", "The pretrained encoder gains over raw pixels",
+                     "<figure>", "Primary encoder minus strongest control")
+    )  # fmt: skip
+    assert head < answer < figure < others
+
+
+def test_report__results_come_before_methods_and_what_is_missing_last(pages: dict[str, Path]) -> None:
+    titles = re.findall(r'<h2 id="([\w-]+)">', pages["one"].read_text())
+    assert titles == [
+        "summary", "label-efficiency", "scores", "roc-precision-and-calibration-curves", "operating-points",
+        "subgroups", "external-validation", "images", "test-set-evaluations", "data", "methods", "training",
+        "model-card", "reporting-checklists",
+    ]  # fmt: skip
+    assert re.findall(r'<h2 id="([\w-]+)">', pages["bare"].read_text())[-1] == "not-in-this-report"
 
 
 # ---- pictures and cards ----
 
 
 def test_report__pictures_come_with_a_warning_and_only_when_given(pages: dict[str, Path]) -> None:
-    assert "may show patients" in pages["one"].read_text()
+    assert pages["one"].read_text().count("may show patients") == 2  # at the top, and next to them
     assert "data:image/png;base64,iVBOR" in pages["one"].read_text()
     assert "<img" not in pages["several"].read_text()
 
@@ -284,8 +328,8 @@ def test_report__another_card(run_folder: Path, bare_folder: Path, tmp_path: Pat
     card.write_text("# Mine\n\n## Deep\n\n<img src=x onerror=alert(1)>\n")
     assert "resnet18, pretrained with medmoco" in report([run], tmp_path / "own.html").read_text()
     text = report([run], tmp_path / "x.html", card=card).read_text()
-    assert "<h4>Mine</h4>" in text
-    assert "<h5>Deep</h5>" in text
+    assert "<h3>Mine</h3>" in text
+    assert "<h4>Deep</h4>" in text
     assert "<img" not in text
     assert "resnet18, pretrained with medmoco" not in text
 
@@ -311,30 +355,32 @@ def test_report__an_encoder_of_any_name_has_its_headline_and_its_place_in_the_ch
     renamed = shutil.copytree(run_folder, tmp_path / "cxr-1")
     _rename_encoder(renamed / "evaluation", "run", "mine")
     _rename_encoder(renamed / "evaluation", "pixels", "run")
+    shutil.rmtree(renamed / "curve")
     text = report([renamed], tmp_path / "report.html").read_text()
     own, *_ = [
         r for r in json.loads((renamed / "evaluation/scores.json").read_text())
         if (r["label"], r["split"], r["method"], r["encoder"]) == ("Viral", "test", "linear", "mine")
     ]  # fmt: skip
-    assert f"Viral: mine has an AUROC of {own['auroc']:.3f} on test" in text
-    checklists = text.partition("Appendix: reporting checklists")[2]
+    assert re.search("mine gains over (run|the untrained network)", text)
+    checklists = text.partition("TRIPOD+AI: ")[2]
     assert f"Viral {own['auroc']:.3f} (" in checklists
 
 
 def test_report__opens_with_the_gain_and_its_figure(run_folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     page = report(run_folder, tmp_path / "page.html", log=said.append).read_text()
-    gain = "the pretrained encoder has an AUROC of"
-    assert [gain in line for line in said] == [True]
-    summary = page.split("<h2")[1]
-    first, figure, scores = (summary.index(text) for text in (gain, "<figure>", "Pneumonia: cxr-1 has an AUROC of"))
-    assert first < figure < scores < summary.index("The runs")
+    assert said == [
+        "The pretrained encoder gains over raw pixels: +0.070 (95 % interval +0.020 to +0.110). Pneumonia on"
+        " the test set, with the labels of 16 patients (10 %): the linear probe has an AUROC of 0.830 on the pretrained"
+        " encoder, and of 0.760 on raw pixels, the strongest control."
+    ]
+    assert "+0.070 <small>AUROC</small>" in page
 
 
 def test_report__of_several_runs_names_the_run_of_each_gain(run_folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     report([run_folder, run_folder], tmp_path / "page.html", log=said.append)
-    assert [line.partition(":")[0] for line in said] == ["cxr-1 (1)", "cxr-1 (2)"]
+    assert [f"The pretrained encoder of cxr-1 ({at}) gains" in line for at, line in enumerate(said, 1)] == [True, True]
 
 
 def test_report__without_a_curve_gives_the_scores(run_folder: Path, tmp_path: Path) -> None:
@@ -342,4 +388,29 @@ def test_report__without_a_curve_gives_the_scores(run_folder: Path, tmp_path: Pa
     shutil.rmtree(tmp_path / "run/curve")
     said: list[str] = []
     report(tmp_path / "run", log=said.append)
-    assert said[0].startswith("Pneumonia: run has an AUROC of ")
+    assert "with the labels of all training patients" in said[0]
+
+
+# ---- ledger ----
+
+
+def test_ledger_section__every_test_evaluation(run: Run) -> None:
+    words = words_of(ledger_section([run]))
+    assert "scored 2 times" in words
+    assert "2026-11-21 08:30:00 | Pneumonia 0.870; Viral 0.870 | evaluate | 200 (all)" in words
+
+
+def test_ledger_section__shows_r2_of_numeric_targets(run: Run) -> None:
+    entry = LedgerEntry(auroc={"Viral": 0.8}, r2={"Age": -0.25, "Width": None})
+    assert "Viral 0.800; Age R2 −0.250; Width R2 –" in words_of(ledger_section([replace(run, ledger=[entry])]))
+
+
+@pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None}])
+def test_ledger_section__odd_entries_show_no_path(run: Run, entry: dict[str, Any]) -> None:
+    words = words_of(ledger_section([replace(run, ledger=[LedgerEntry(**entry)])]))
+    assert "scored once" in words
+    assert "secret" not in words
+
+
+def test_ledger_section__missing(bare_run: Run) -> None:
+    assert "ledger.jsonl" in missing_of(ledger_section([bare_run]))[0]

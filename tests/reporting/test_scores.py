@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 
-from medmoco.evaluation.leakage.ledger import LedgerEntry
 from medmoco.evaluation.records import EncoderRecord, Leakage, Overlap, Record
 from medmoco.reporting.runs import Run
 from medmoco.reporting.scores import (
     encoder_name,
     labels_of,
-    ledger_section,
     method_of,
     operating_section,
     scores_section,
@@ -80,7 +78,7 @@ def test_scores_section__numbers_are_those_of_the_file(run: Run) -> None:
         r for r in run.evaluation.scores
         if (r.label, r.split, r.method, r.encoder) == ("Viral", "test", "linear", "run")
     )  # fmt: skip
-    first = table.rows[0][1].replace("\N{NO-BREAK SPACE}", " ")
+    first = table.rows[0][2].replace("\N{NO-BREAK SPACE}", " ")
     assert first == f"{record.auroc:.3f} ({record.auroc_low:.3f} to {record.auroc_high:.3f})"
     assert "200 images of 100 patients" in table.caption
 
@@ -93,9 +91,23 @@ def test_scores_section__differences_stand_with_their_control(run: Run) -> None:
     )  # fmt: skip
     tables = [table for table in tables_of(scores_section([run])) if table.caption.startswith("Viral on test")]
     rows = {row[0].replace("\N{NO-BREAK SPACE}", " "): row for row in tables[0].rows}
-    assert rows["pixels, linear probe"][3].startswith(f"{difference.difference:+.3f}")
-    assert rows["pixels, linear probe"][4] == "0.020"
-    assert rows["cxr-1, linear probe"][3] == "–"
+    assert rows["pixels, linear probe"][1].startswith(f"{difference.difference:+.3f}")
+    assert rows["pixels, linear probe"][3] == "0.020"
+    assert rows["cxr-1, linear probe"][1] == "–"
+
+
+@pytest.mark.parametrize(("p", "rows"), [(0.04, 0), (0.108, 4)])
+def test_scores_section__a_large_p_next_to_an_interval_that_excludes_0_is_explained(
+    run: Run, p: float, rows: int
+) -> None:
+    records = _with(run.evaluation.differences, low=0.01, high=0.2, p=0.01, p_holm=p)
+    words = words_of(scores_section([_changed(run, "differences", records)]))
+    expected = (
+        f"In {rows} rows, the interval excludes 0 although p (Holm) is 0.05 or more. The interval stands for one"
+        " comparison alone; p is corrected for all 4 comparisons of the same split"
+    )
+    assert (expected in words) == bool(rows)
+    assert ("although p" in words) == bool(rows)
 
 
 def test_scores_section__test_comes_first_and_validation_is_folded(run: Run) -> None:
@@ -153,17 +165,17 @@ def test_scores_section__conditions_on_ids_are_not_repeated(run: Run) -> None:
 def test_operating_section__numbers_are_those_of_the_file(run: Run) -> None:
     assert run.evaluation.operating is not None
     record = next(r for r in run.evaluation.operating if r.label == "Viral" and r.split == "test")
-    table = tables_of(operating_section([run]))[1]
+    table = next(t for t in tables_of(operating_section([run]).sections[1]))
     first = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in table.rows[0]]
-    assert first[:2] == ["cxr-1", "0.90"]
-    assert first[2].startswith(f"{record.sensitivity:.2f} (")
+    assert first[0] == "cxr-1, 0.90"
+    assert first[1].startswith(f"{record.sensitivity:.2f} (")
     assert first[-1] == " / ".join(str(getattr(record, key)) for key in ("tp", "fp", "tn", "fn"))
 
 
 def test_operating_section__shares_without_cases(run: Run) -> None:
     assert run.evaluation.operating is not None
     records = _with(run.evaluation.operating, ppv=None, ppv_low=None)
-    assert tables_of(operating_section([_changed(run, "operating", records)]))[0].rows[0][4] == "–"
+    assert tables_of(operating_section([_changed(run, "operating", records)]))[0].rows[0][3] == "–"
 
 
 def test_operating_section__missing(bare_run: Run) -> None:
@@ -173,8 +185,8 @@ def test_operating_section__missing(bare_run: Run) -> None:
 
 def test_subgroups_section__hidden_groups_show_no_counts(run: Run) -> None:
     section = subgroups_section([run])
-    table = next(table for table in tables_of(section) if "column" in table.head)
-    assert list(table.rows[-1]) == ["Age", "80 and above", "cxr-1", "–", "–", "–", "hidden (fewer than 20 patients)"]
+    table = next(table for table in tables_of(section) if "group" in table.head)
+    assert list(table.rows[-1]) == ["Age: 80 and above", "hidden (fewer than 20 patients)", "cxr-1", "–", "–", "–"]
     assert {row[2] for row in table.rows} == {"cxr-1"}
     names = [text.get_text() for text in plots_of(section)[0].figure.axes[0].get_yticklabels()]
     assert names == ["Sex", "F", "M", "Age", "18 to 40"]
@@ -193,25 +205,3 @@ def test_subgroups_section__all_hidden(run: Run) -> None:
     section = subgroups_section([_changed(run, "subgroups", records)])
     assert not plots_of(section)
     assert tables_of(section)
-
-
-def test_ledger_section__every_test_evaluation(run: Run) -> None:
-    words = words_of(ledger_section([run]))
-    assert "scored 2 times" in words
-    assert "2026-11-21 08:30:00 | evaluate | 200 (all) | Pneumonia 0.870; Viral 0.870" in words
-
-
-def test_ledger_section__shows_r2_of_numeric_targets(run: Run) -> None:
-    entry = LedgerEntry(auroc={"Viral": 0.8}, r2={"Age": -0.25, "Width": None})
-    assert "Viral 0.800; Age R2 -0.250; Width R2 –" in words_of(ledger_section([replace(run, ledger=[entry])]))
-
-
-@pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None}])
-def test_ledger_section__odd_entries_show_no_path(run: Run, entry: dict[str, Any]) -> None:
-    words = words_of(ledger_section([replace(run, ledger=[LedgerEntry(**entry)])]))
-    assert "scored once" in words
-    assert "secret" not in words
-
-
-def test_ledger_section__missing(bare_run: Run) -> None:
-    assert "ledger.jsonl" in missing_of(ledger_section([bare_run]))[0]

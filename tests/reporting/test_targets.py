@@ -27,12 +27,12 @@ def test_targets_section__numbers_are_those_of_the_files(target_run: Run) -> Non
         "Confusion matrix, Finding on test, cxr-3 by linear probe",
         "true class | predicted Pneumonia | predicted Viral\nPneumonia | 75 | 25\nViral | 25 | 75",
         "Finding on test: 200 images of 100 patients, 2 classes",
-        "cxr-3, linear probe | 0.750 (0.700 to 0.800) | 0.740",
-        "pixels, kNN | 0.750 (0.700 to 0.800) | 0.740",
+        "cxr-3, linear probe | 0.740 | 0.750 (0.700 to 0.800)",
+        "pixels, kNN | 0.740 | 0.750 (0.700 to 0.800)",
         "Pneumonia | 100 | 0.750 | 0.750 | 0.750",
-        "cxr-3 | 0.550 (0.200 to 0.700) | 8.500 (7.000 to 10.25) | – | – | – | –",
-        "training mean | 0.010 (0.200 to 0.700) | 8.500 (7.000 to 10.25) | -3.250 (-12.500 to +1.000) | 0.030"
-        " | -3.250 (-12.50 to +1.000) | 0.030",
+        "cxr-3 | – | 0.550 (0.200 to 0.700) | – | – | 8.500 (7.000 to 10.25) | –",
+        "training mean | −3.250 (−12.500 to +1.000) | 0.010 (0.200 to 0.700) | 0.030 | −3.250 (−12.50 to +1.000)"
+        " | 8.500 (7.000 to 10.25) | 0.030",
         "R2 by ridge regression on test, with 95 % intervals",
     ):
         assert text in words, text

@@ -11,10 +11,9 @@ from medmoco.reporting.blocks import Text
 from medmoco.reporting.runs import Run, read_run
 from medmoco.reporting.training import (
     data_section,
+    methods_section,
     overview,
-    settings_section,
     training_section,
-    versions_section,
 )  # fmt: skip
 from tests.helpers.made_runs import make_run
 from tests.helpers.words import blocks_of, missing_of, plots_of, tables_of, words_of
@@ -95,9 +94,30 @@ def test_training_section__curves_of_all_runs_in_one_plot(run: Run, other_run: R
     axes = loss.figure.axes[0]
     assert axes.get_legend_handles_labels()[1] == ["cxr-1", "cxr-2", "chance 6.93"]
     assert list(axes.lines[0].get_xdata())[:2] == [10, 20]
-    assert "Chance is 6.93" in loss.alt
+    assert "Chance, ln(1 + negatives), is 6.93" in loss.alt
     assert {row[0] for row in loss.table.rows} == {"cxr-1", "cxr-2"}
     assert len(plots) == 5
+
+
+@pytest.mark.parametrize(
+    ("losses", "course"),
+    [
+        ([6.9, 4.5], "It falls from 6.900 to 4.500."),
+        ([4.5, 7.2, 6.9], "It rises from 4.500 to 6.900."),
+        ([4.5, 7.2, 4.5001], "It ends where it started, at 4.500."),
+        ([4.5], "It is 4.500."),
+    ],
+)
+def test_training_section__captions_say_what_happened(run: Run, losses: list[float], course: str) -> None:
+    metrics = [{"step": step, "contrast": loss, "chance": 6.9} for step, loss in enumerate(losses)]
+    (plot,) = plots_of(training_section([replace(run, metrics=metrics)]))
+    assert plot.caption.startswith(f"Contrastive loss. {course} Chance, ln(1 + negatives), is 6.90.")
+
+
+def test_training_section__captions_count_the_courses_of_many_lines(run: Run) -> None:
+    metrics = [{"step": step, **{f"knn_auroc/{at}": 0.6 + step * (at - 1) / 10 for at in range(6)}} for step in (0, 1)]
+    (plot,) = plots_of(training_section([replace(run, metrics=metrics)]))
+    assert "4 of 6 lines end higher than they start." in plot.caption
 
 
 def test_training_section__a_classifier_is_not_drawn_with_contrast(run: Run, tmp_path: Path) -> None:
@@ -150,24 +170,23 @@ def test_training_section__nothing_there(bare_run: Run) -> None:
 # ---- settings ----
 
 
-def test_settings_section__differences_come_first(run: Run, other_run: Run) -> None:
-    first, everything = tables_of(settings_section([run, other_run]))
+def test_methods_section__settings_that_differ_come_first(run: Run, other_run: Run) -> None:
+    _, first, everything, _ = tables_of(methods_section([run, other_run]))
     assert [list(row) for row in first.rows] == [["seed", "0", "1"]]
     assert len(everything.rows) > 50
 
 
-def test_settings_section__same_settings(run: Run) -> None:
-    (first, *_) = blocks_of(settings_section([run, run]))
-    assert first == Text("The runs have the same settings.")
-    rows = {row[0]: row[1] for row in tables_of(settings_section([run]))[0].rows}
+def test_methods_section__same_settings(run: Run) -> None:
+    assert Text("The runs have the same settings.") in blocks_of(methods_section([run, run]))
+    rows = {row[0]: row[1] for row in tables_of(methods_section([run]))[1].rows}
     assert rows["train.clip_norm"] == "null"
     assert rows["evaluate.mirror"] == "false"
     assert rows["views.crop_scale"] == "0.3, 1.0"
 
 
 @pytest.mark.parametrize("libraries", [None, 3, {"torch": "2.14.1"}])
-def test_versions_section__libraries(run: Run, libraries: object) -> None:
+def test_methods_section__libraries(run: Run, libraries: object) -> None:
     changed = replace(run, environment={"python": "3.11.7", "libraries": libraries})
-    words = words_of(versions_section([changed]))
+    words = words_of(methods_section([changed]))
     assert "python | 3.11.7" in words
     assert ("torch | 2.14.1" in words) == isinstance(libraries, dict)

@@ -47,6 +47,9 @@ FULL_SCALE = 8.0  # attenuation at the largest 12-bit value
 BOX_FLOOR = 0.02  # a box encloses the pixels to which an opacity adds more than this attenuation
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the patients
 FORMATS = {"dicom": ("MONOCHROME1", "MONOCHROME2"), "png": ("png16", "png8")}
+PREFIX = "PHANTOM-"
+"""Start of every PatientID, by which synthetic images are recognised later."""
+
 COLUMNS = ["Path", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Opacity", "Interstitial"]
 BOX_COLUMNS = ["Split", "Path", "Label", "x_min", "y_min", "x_max", "y_max"]
 
@@ -152,7 +155,7 @@ def _write_patient(
     """Write the images of one patient; return the rows of the manifest and those of the boxes, without their split."""
     person = draw_person(seed, number)
     rng = np.random.default_rng([seed, number, 4])
-    patient = f"PHANTOM-{number:04d}"
+    patient = f"{PREFIX}{number:04d}"
     rows: list[Row] = []
     boxes: list[Row] = []
     (folder / patient).mkdir(parents=True)
@@ -207,7 +210,7 @@ def write_dicom(
     centre, width = display_window(pixels)
     if photometric == "MONOCHROME1":
         pixels, centre = 4095 - pixels, 4096 - centre  # DICOM windows are not symmetric: PS3.3 C.11.2.1.2.1
-    patient = f"PHANTOM-{person.number:04d}"
+    patient = f"{PREFIX}{person.number:04d}"
     names = f"medmoco phantom/{person.seed}/{patient}/{study}", f"/{image}", f"/{len(pixels)}/{photometric}"
     ds = Dataset()
     ds.SOPClassUID = ComputedRadiographyImageStorage

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -196,6 +197,18 @@ def test_training_batches__another_image_takes_a_place_in_both_views(
         )
         replaced += len(told)
     assert replaced >= 6
+
+
+def test_batches__workers_start_after_opencv_has_used_its_threads(settings: config.RunSettings) -> None:
+    """As in a notebook that draws a preview first."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    image = np.zeros((3000, 3000), np.uint8)
+    cv2.warpAffine(image, np.eye(2, 3, dtype=np.float32), (3000, 3000))
+    train = settings.train.model_copy(update={"hang_seconds": 40.0})
+    patient = with_workers(settings.model_copy(update={"train": train}), 1)
+    assert list(evaluation_batches(train_split(settings), patient, 24))
+    cv2.setNumThreads(before)
 
 
 def test_batches__notices_carry_the_row(settings: config.RunSettings, tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import medmoco
+from medmoco.errors import ManifestError
+
+
+def test_report__shows_images_only_when_asked(workspace: Path) -> None:
+    assert "<img" not in medmoco.report("runs/phantoms", "plain.html").read_text()
+    page = medmoco.report("runs/phantoms", "images.html", images=True).read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "This page has pictures that may show patients" in page
+    assert "Training images: each line is a whole image" in page
+    assert "Nearest neighbours on the val split" in page
+
+
+def test_report__of_phantoms_says_that_they_are_synthetic(workspace: Path) -> None:
+    page = medmoco.report("runs/phantoms", "phantoms.html").read_text()
+    assert "synthetic radiographs (phantoms)</h1>" in page
+    assert "The images are synthetic phantoms" in page
+
+
+def test_report__images_without_the_data_are_refused(workspace: Path) -> None:
+    moved = shutil.copytree("runs/phantoms", "runs/moved")
+    config = Path(moved, "config.yaml")
+    config.write_text(config.read_text().replace("manifest: phantoms", "manifest: gone"))
+    with pytest.raises(ManifestError, match="--images: the images of moved cannot be drawn") as raised:
+        medmoco.report(moved, "moved.html", images=True)
+    assert "or without --images" in str(raised.value)
+    assert len(str(raised.value).splitlines()) <= 5
+    assert not Path("moved.html").exists()
