@@ -13,10 +13,10 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Keep compiled modules; otherwise each of the many processes that the tests start would recompile the package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo docs test test-slow test-gpu lint format bench clean
+.PHONY: help demo docs test test-slow test-gpu test-floors lint format bench dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 $(READY): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,14 @@ test-slow: $(READY) ## the slow tests
 test-gpu: $(READY) ## the tests that need a GPU
 	pytest -m gpu
 
+# In an environment of its own, which takes several gigabytes and stays until `make clean`.
+test-floors: $(READY) ## the tests with the oldest versions of the dependencies that pyproject.toml allows
+	python -m venv --clear build/floors
+	python -m tests.helpers.floors > build/floors.txt
+	build/floors/bin/python -m pip install --constraint build/floors.txt --editable '.[dev]'
+	cat build/floors.txt
+	build/floors/bin/python -m pytest -n 2 --dist worksteal
+
 lint: $(READY) ## check style, types and the layers of the package
 	ruff check
 	ruff format --check
@@ -51,6 +59,12 @@ format: $(READY) ## format the code
 
 bench: $(READY) ## benchmark views, training steps, JPEG and a million rows, in about ten minutes
 	python -m benchmarks
+
+dist: $(READY) ## build the source distribution and the wheel in dist/, and check their metadata and contents
+	rm -rf dist
+	python -m build
+	twine check --strict dist/*
+	pytest -m "" tests/test_packaging.py
 
 clean: ## remove demo/, builds and caches; the environment stays
 	rm -rf demo build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

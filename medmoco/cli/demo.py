@@ -155,8 +155,8 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _pointers(folder: Path) -> str:
+    """Return where to look next; `medmoco report` has just named the report."""
     return (
-        f"\nreport:   {folder}/run/report.html, with the scores, curves and checklists\n"
         f"views:    {folder}/views.png, films and what the encoder sees of them\n"
         f"figures:  {folder}/run/curve/*.svg, AUROC by the number of labelled patients\n"
         f"encoder:  {folder}/export, with its preprocessing, model card and verification\n"

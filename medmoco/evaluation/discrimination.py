@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medmoco.evaluation.metrics.auroc import Floats, auroc, average_precision
-from medmoco.plotting.figures import Line, pr_figure, roc_figure, thinned
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Kind = Literal["roc", "precision_recall"]
 
@@ -23,6 +23,8 @@ def discrimination(kind: Kind, targets: Floats, scores: Floats) -> tuple[Floats,
         targets: (N,), 1 or 0, both classes present.
         scores: (N,), any unit, higher is more positive.
     """
+    from sklearn.metrics import precision_recall_curve, roc_curve  # not at the top: importing it takes a second
+
     if kind == "roc":
         false, true, _ = roc_curve(targets, scores)
         return false, true, auroc(targets, scores)
@@ -40,6 +42,8 @@ def discrimination_figure(
         groups: Name -> targets (N,) and scores (N,).
         points: Operating points for a ROC, (1 - specificity, sensitivity).
     """
+    from medmoco.plotting.figures import Line, pr_figure, roc_figure, thinned  # not at the top, as in results.py
+
     lines = []
     for number, (name, (targets, scores)) in enumerate(groups.items()):
         x, y, value = discrimination(kind, targets, scores)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.discrimination import Kind, discrimination_figure
@@ -31,8 +31,9 @@ from medmoco.evaluation.records import (
 from medmoco.evaluation.scoring.table import MACRO, sized_names, summary_cells
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
 from medmoco.evaluation.verdict import Verdict, curve_verdict, verdicts
-from medmoco.plotting.figures import confusion_figure, curve_figure
-from medmoco.plotting.style import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PREDICTIONS = {
     "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": float, "score": float,
@@ -217,6 +218,8 @@ class Evaluation(_WithTargets):
         found = next((score for score in self.classes if (score.split, score.method, score.encoder) == key), None)
         if found is None:
             raise SettingsError("there is no confusion matrix of {1!r} of {2!r} on split {0!r}".format(*key))
+        from medmoco.plotting.figures import confusion_figure  # not at the top: most results are never drawn
+
         return confusion_figure(found.confusion, [each.name for each in found.classes], f"{found.label}, {key[0]}")
 
     def _repr_html_(self) -> str:
@@ -285,6 +288,8 @@ class Curve(_WithTargets):
 
     def save(self, folder: Path) -> None:
         """Write the JSON files of the records, curve.csv, forecast.csv, table.txt, and a figure per split and label."""
+        from medmoco.plotting.style import save
+
         super().save(folder)
         frame = self.to_frame()
         columns = [*_CURVE_CSV, *({"preprocessing"} & {*frame})]
@@ -322,6 +327,8 @@ class Curve(_WithTargets):
         return (*self.points, *self.regression)
 
     def _figure(self, label: str, split: str) -> Figure:
+        from medmoco.plotting.figures import curve_figure
+
         is_target = label not in {point.label for point in self.points}
         names = sized_names(self._points())
         return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", self.forecast, names)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
-import monai
 import numpy as np
-import onnx
-import onnxruntime
 import safetensors
 import timm
 import torch
@@ -184,5 +182,6 @@ def _classifier(subject: Subject) -> dict[str, Any] | None:
 
 def libraries() -> dict[str, str]:
     """Return the versions of the libraries that wrote the files."""
-    modules = (medmoco, torch, timm, monai, np, cv2, safetensors, onnx, onnxruntime)
-    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
+    loaded = {module.__name__: module.__version__ for module in (medmoco, torch, timm, np, cv2, safetensors)}
+    others = {name: version(name) for name in ("monai", "onnx", "onnxruntime")}  # not imported, which takes seconds
+    return {"python": platform.python_version(), **loaded, **others}

@@ -15,7 +15,7 @@ from medmoco.config.yaml_text import dump
 from medmoco.data.quality.shapes import ELONGATED, least_canvas
 from medmoco.starting.machine import Machine
 from medmoco.training.duration import duration_words, step_with_loading
-from medmoco.training.moco_task import power_of_two
+from medmoco.training.sizes import power_of_two
 from medmoco.utils.files import size_words
 
 SMALL_RUN = 20_000

@@ -27,8 +27,9 @@ from medmoco.training.context import RunContext
 from medmoco.training.device import choose_device, choose_precision
 from medmoco.training.duration import one_thread, random_batch
 from medmoco.training.engine import Hooks, Loop
-from medmoco.training.moco_task import Contrast, check_sizes, create_state, negative_numbers
+from medmoco.training.moco_task import Contrast, create_state, negative_numbers
 from medmoco.training.runlog import RunLog
+from medmoco.training.sizes import check_sizes
 from medmoco.utils.available import available_cores
 from medmoco.utils.rng import permutation
 

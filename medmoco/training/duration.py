@@ -23,8 +23,9 @@ from medmoco.models.moco import MoCo
 from medmoco.training.context import RunContext
 from medmoco.training.device import memory_explained
 from medmoco.training.engine import Hooks, Loop
-from medmoco.training.moco_task import Contrast, batch_norm_groups, create_state, negative_numbers
+from medmoco.training.moco_task import Contrast, create_state, negative_numbers
 from medmoco.training.runlog import SilentLog
+from medmoco.training.sizes import batch_norm_groups
 from medmoco.utils.available import available_cores
 
 _IMAGES = 8  # loaded to time loading

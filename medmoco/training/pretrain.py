@@ -28,18 +28,11 @@ from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.duration import estimate_lines, seconds_per_step
 from medmoco.training.engine import Hooks, Loop
-from medmoco.training.moco_task import (
-    Contrast,
-    batch_norm_groups,
-    create_fitting_backbone,
-    create_state,
-    negative_numbers,
-    size_refusals,
-    traffic,
-)
+from medmoco.training.moco_task import Contrast, create_fitting_backbone, create_state, negative_numbers, traffic
 from medmoco.training.refusals import Refusals
 from medmoco.training.run_folder import NEW, StartMode, facts_of, refuse_taken
 from medmoco.training.session import Job, TrainingSession, open_session
+from medmoco.training.sizes import batch_norm_groups, size_refusals
 
 Monitor = Callable[[Backbone, dict[str, Split], RunSettings, Callable[[], bool]], dict[str, float]]
 """Scores a backbone on the splits during training; provided by the caller, since scoring is in a higher layer. It calls

@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from medmoco.errors import CheckpointError, first_line
 from medmoco.utils.files import replacing
@@ -59,6 +58,8 @@ class RunLog:
         self.folder = folder
         self.steps = steps
         self._remarks: Counter[str] = Counter()
+        from torch.utils.tensorboard import SummaryWriter  # not at the top: others need only KNN or write_json
+
         self._metrics = folder / "metrics.jsonl"
         with explaining_disk_errors():
             _keep_before(self._metrics, start_step)

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from medmoco.config import RunSettings
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.errors import SettingsError
-from medmoco.training.moco_task import check_sizes
+from medmoco.training.sizes import check_sizes
 
 _SAVING_SECONDS = 300  # from the signal to the end: a checkpoint on a slow disk takes a minute, and SLURM may be late
 

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import cv2
-import torch
 
 from medmoco.errors import MedmocoError
 
@@ -199,7 +198,8 @@ def settle_worker() -> None:
     Ctrl-C in a terminal and SIGTERM on a cluster reach the whole process group.
     """
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):  # loaded only by those that need it: importing it takes seconds
+        torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 

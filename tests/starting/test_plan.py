@@ -14,7 +14,7 @@ from medmoco.config import load
 from medmoco.data.quality.shapes import elongation
 from medmoco.starting.machine import Gpu, Machine
 from medmoco.starting.plan import Choice, Facts, Plan, as_tree, as_yaml, choose_shape, make_plan
-from medmoco.training.moco_task import check_sizes
+from medmoco.training.sizes import check_sizes
 
 CPU = Machine(2, 16 * 10**9, (), 10**9, has_amx=False)
 GPU = Machine(16, 128 * 10**9, (Gpu("A100", 40 * 10**9),), 10**10, has_amx=False)

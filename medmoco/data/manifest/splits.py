@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from medmoco.data.manifest.columns import other_name
 from medmoco.data.manifest.tables.paths import slashed
@@ -131,6 +129,9 @@ def merge_patients(patients: pd.Series[str], paths: pd.Series[str], duplicates: 
         paths: (N,) Paths.
         duplicates: Columns `group` and `Path`.
     """
+    from scipy.sparse import coo_array  # not at the top: few tables have duplicates to merge, and SciPy loads slowly
+    from scipy.sparse.csgraph import connected_components
+
     codes, ids = pd.factorize(patients)
     members = pd.DataFrame({"patient": codes, "Path": paths}).merge(duplicates, on="Path")
     groups = pd.factorize(members["group"])[0] + len(ids)

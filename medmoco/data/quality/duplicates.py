@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from medmoco.data.manifest.manifest import Split
 
@@ -27,6 +25,9 @@ class Groups:
 
     def join(self, one: Codes, other: Codes) -> None:
         """Join the groups of `one` and `other`, (M,) positions each, pair by pair."""
+        from scipy.sparse import coo_array  # not at the top: SciPy takes long to import
+        from scipy.sparse.csgraph import connected_components
+
         size = len(self.of)
         pairs = coo_array((np.ones(len(one), bool), (self.of[one], self.of[other])), shape=(size, size))
         self.of = connected_components(pairs, directed=False)[1].astype(np.int64)[self.of]

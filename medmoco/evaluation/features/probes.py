@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -129,6 +126,8 @@ def draw_values(patients: NDArray[np.int64], targets: Floats, *, fraction: float
 
 def standardise(features: Mapping[str, Features]) -> Standard:
     """Standardise features (N, F) by split, by the mean and variance of `train`."""
+    from sklearn.preprocessing import StandardScaler  # not at the top: importing scikit-learn takes a second
+
     scaler = StandardScaler().fit(features["train"])
     scaled = {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
     return Standard(scaled, scaler.mean_, scaler.scale_)
@@ -213,6 +212,8 @@ def ridge_probe(
         validation: Numbers or nan of `val`; None if there is no such split.
         strengths: Values of C.
     """
+    from sklearn.linear_model import Ridge
+
     rows = ~np.isnan(train)
     reason = "no such split" if validation is None else undefined_values(validation)
     tried, notes = _candidates(strengths, reason)
@@ -242,6 +243,9 @@ def _logistic_fits(
     x: Features, y: NDArray[Any], strengths: Sequence[float]
 ) -> Iterator[tuple[float, Floats, Floats, int]]:
     """Yield each strength, the coefficients (C, F) and intercepts (C,), one of each for two classes, and iterations."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)  # lbfgs; each fit starts from the one before
     for strength in strengths:
         model.set_params(C=strength)

@@ -14,19 +14,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 
 from medmoco.config import RunSettings, load_run, run_of
-from medmoco.data.loading.loading import trained_rows
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.data.manifest.overlap import also_in, image_keys, patient_ids
 from medmoco.data.pack.pack import RECIPE, RECIPE_OF_CHANNELS
 from medmoco.errors import DataError, ManifestError, SettingsError
-from medmoco.evaluation.features.features import Digests, Extracted, extract
 from medmoco.evaluation.records import Leakage, Overlap
+
+if TYPE_CHECKING:
+    from medmoco.evaluation.features.features import Digests, Extracted
 
 Leaks = dict[str, Leakage]
 """Scored split -> its overlap with pretraining data and train."""
@@ -63,6 +64,8 @@ def find_pretraining(encoder: str) -> Pretraining:
     Raises:
         CheckpointError: the settings of a run cannot be read.
     """
+    from medmoco.data.loading.loading import trained_rows  # not at the top: reports are written without torch
+
     path = Path(encoder)
     unchecked = "whether it was trained on val or test images was not checked"
     if encoder == "random":
@@ -201,6 +204,10 @@ def _digests_of_unread(
     seen: dict[str, Sequence[bytes]],
 ) -> tuple[Sequence[bytes], list[str]]:
     """Return the digests of pretraining images that are not in the evaluation, read once per run and canvas format."""
+    import torch  # not at the top: reports are written without torch
+
+    from medmoco.evaluation.features.features import extract
+
     assert pretraining.run
     assert pretraining.settings
     canvas = {key: getattr(settings.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -87,6 +86,8 @@ def auroc(targets: Reals, scores: Reals) -> float:
 
 def average_precision(targets: Reals, scores: Reals) -> float:
     """Return the average precision without interpolation; nan with one class. Arguments are those of `auroc`."""
+    from sklearn.metrics import average_precision_score  # not at the top: scikit-learn takes a second to import
+
     if undefined(targets):
         return float("nan")
     known = ~np.isnan(targets)

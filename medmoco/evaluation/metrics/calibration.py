@@ -11,7 +11,6 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from medmoco.evaluation.metrics.auroc import Floats, Reals, or_none, undefined
 from medmoco.evaluation.records import Bin, Reliability
@@ -72,6 +71,8 @@ def fit_calibration(targets: Reals, scores: Reals, kind: Kind) -> Calibration:
 
 def _fit_line(values: Reals, shares: Floats, *, has_intercept: bool) -> tuple[float, float]:
     """Return slope and intercept of an unregularised logistic regression of shares (N,), 0 to 1, on values (N,)."""
+    from sklearn.linear_model import LogisticRegression  # not at the top: applying a calibration does not need it
+
     values = values.astype(np.float64)
     centre = values.mean() if has_intercept else 0.0
     scale = np.sqrt(((values - centre) ** 2).mean())

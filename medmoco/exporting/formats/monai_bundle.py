@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
-import monai
 import numpy as np
 import PIL
 import pydicom
@@ -246,7 +246,7 @@ def metadata(subject: Subject) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": "1.0.0",
         "changelog": {"1.0.0": f"exported by medmoco {__version__}"},
-        "monai_version": monai.__version__,
+        "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
         "required_packages_version": {**packages, "pytorch-ignite": "0.5.0", "fire": "0.6.0"},

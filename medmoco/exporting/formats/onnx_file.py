@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from medmoco import __version__
@@ -44,6 +43,8 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     content = program.model_proto
     _strip(content)
     content.producer_name, content.producer_version = "medmoco", __version__
+    import onnx  # not at the top: other formats do not need it
+
     onnx.checker.check_model(content, full_check=True)
     file = folder / f"{subject.stem}.onnx"
     file.write_bytes(content.SerializeToString())

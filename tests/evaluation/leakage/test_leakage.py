@@ -19,7 +19,6 @@ from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import ManifestError
 from medmoco.evaluation.evaluate import evaluate
 from medmoco.evaluation.features.features import Extracted, extract
-from medmoco.evaluation.leakage import leakage
 from medmoco.evaluation.leakage.leakage import (
     Leaks,
     Pretraining,
@@ -254,7 +253,7 @@ def test_evaluate__a_leaking_run_is_refused_and_allowed_with_every_score_saying_
         assert record.leakage == Leakage(pretraining=Overlap(patients=0, images=2), train=NONE)
     assert "! test shares 0 patients and 2 images with the data the encoder was pretrained on" in found.table
     # By patient it is refused before any work.
-    monkeypatch.setattr(leakage, "extract", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("medmoco.evaluation.features.features.extract", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(ManifestError, match="1 patients and 0 images"):
         evaluate(own(tmp_path, [20, 21, 22], "xyc"), {"run": str(other)}, tmp_path / "scores", test=True)
 
