@@ -13,7 +13,7 @@ from medmoco.config.yaml_text import dump
 
 def markdown() -> str:
     """Return every setting, group by group, as Markdown."""
-    return "\n".join(_group(RunSettings, ""))
+    return "\n".join(["## The run", "", *_group(RunSettings, "")])
 
 
 def _group(model: type[Settings], prefix: str) -> list[str]:
