@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from medmoco.plotting.style import STYLE, ShownFigure
@@ -191,8 +191,7 @@ def curve_figure(
     axes.set_xscale("log")
     axes.set_xticks(sorted(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(axis="x", which="minor", length=0)
+    axes.minorticks_off()
     name = {"auroc": "AUROC", "r2": "R²"}[metric]
     axes.set(xlabel="labelled training patients, %", ylabel=name, title=f"{label}, {split}")
     _legend(figure, axes)
@@ -390,8 +389,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     if handles:
         columns = 1 if max(map(len, names)) > 24 else 2
-        more = max(0, -(-len(names) // columns) - 2)  # rows, for which the figure grows
-        figure.set_figheight(figure.get_figheight() + 0.2 * more)
+        figure.set_figheight(figure.get_figheight() + 0.2 * max(0, -(-len(names) // columns) - 2))  # for more rows
         figure.legend(handles, names, loc="outside lower center", ncols=min(columns, len(names)), handlelength=3.2)
 
 
