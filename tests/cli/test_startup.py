@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("check", "cv2 pandas pydicom sklearn"),
         ("pack --out pack", "cv2 pandas pydicom"),
         ("slurm --out job.sbatch", "pandas"),
-        ("preview --out views.png", "cv2 matplotlib pandas pydicom torch"),
+        ("preview --out views.png", "cv2 pandas pydicom torch"),
     ],
 )
 def test_command__loads_what_it_needs(folder: Path, command: str, expected: str) -> None:
