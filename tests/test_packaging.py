@@ -94,12 +94,12 @@ def test_installed__prints_its_help_and_examples(installed: Path) -> None:
 
 
 def test_installed__runs_the_demo_from_its_own_films(installed: Path) -> None:
-    """The demo trains for one epoch here."""
+    """The demo trains for two epochs here."""
     medmoco = installed / "venv/bin/medmoco"
     program = (
         "from pathlib import Path; from medmoco.cli import demo, main; import sys\n"
         "made = demo.demo_settings\n"
-        "demo.demo_settings = lambda folder: made(folder).replace('epochs: 16', 'epochs: 1')\n"
+        "demo.demo_settings = lambda folder: made(folder).replace('epochs: 16', 'epochs: 2')\n"
         "sys.argv = ['medmoco', 'demo']; main()\n"
     )
     said = _run(installed / "venv/bin/python", "-c", program, cwd=installed, OMP_NUM_THREADS="1").stdout

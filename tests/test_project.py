@@ -338,6 +338,37 @@ def test_environment__adds_only_python_to_pyproject() -> None:
     assert by_pip == {"pip": ["--editable ."]}
 
 
+def test_python__classifiers_begin_with_the_floor() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    minors = [int(line.removeprefix(prefix)) for line in PYPROJECT["project"]["classifiers"] if line.startswith(prefix)]
+    floor = min(minors)
+    assert minors == [*range(floor, floor + len(minors))]
+    assert SpecifierSet(PYPROJECT["project"]["requires-python"]) == SpecifierSet(f">=3.{floor}")
+
+
+def test_containers__copy_what_the_wheel_is_built_from() -> None:
+    built_from = {*PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"]}
+    needed = built_from - {"CHANGELOG.md", "CITATION.cff"} | {"LICENSE", "README.md", "pyproject.toml"}
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in ignored
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == needed
+    files = (ROOT / "apptainer.def").read_text(encoding="utf-8").partition("%files\n")[2].partition("\n\n")[0]
+    copied = dict(line.split() for line in files.splitlines())
+    assert copied == {name: f"/source/{name}" for name in needed}
+    assert all((ROOT / name).exists() for name in needed)
+
+
+def test_issue_forms__ask_for_no_patient_data() -> None:
+    forms = [path for path in sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")) if path.name != "config.yml"]
+    assert len(forms) == 2
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= form.keys()
+        assert "Never post patient data" in form["body"][0]["attributes"]["value"]
+        identifiers = [field["id"] for field in form["body"][1:]]
+        assert len(set(identifiers)) == len(identifiers)
+
+
 def test_version__is_the_same_everywhere() -> None:
     version = PYPROJECT["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
@@ -349,9 +380,9 @@ def test_version__is_the_same_everywhere() -> None:
 
 
 def test_files__name_no_place_on_a_machine() -> None:
-    folders = "medmoco manifests dataset_processing configs tests benchmarks docs examples .ci"
+    folders = "medmoco manifests dataset_processing configs tests benchmarks docs examples .ci .github"
     inside = [path for folder in folders.split() for path in (ROOT / folder).rglob("*")]
-    kinds = {"", ".cff", ".csv", ".ipynb", ".json", ".md", ".py", ".svg", ".toml", ".yaml", ".yml"}
+    kinds = {"", ".cff", ".def", ".csv", ".ipynb", ".json", ".md", ".py", ".svg", ".toml", ".yaml", ".yml"}
     files = [
         path
         for path in [*ROOT.iterdir(), *inside]

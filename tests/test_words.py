@@ -16,7 +16,8 @@ BANNED = re.compile(
     re.IGNORECASE,
 )
 TEXTS = ("*.md", "docs/**/*.md", "manifests/**/*.md", "configs/**/*.y*ml", "examples/**/*.*", "medmoco/**/*.py",
-         "dataset_processing/**/*.py", "dataset_processing/**/*.md", "benchmarks/**/*.md", "Makefile")  # fmt: skip
+         "dataset_processing/**/*.py", "dataset_processing/**/*.md", "benchmarks/**/*.md", "Makefile", "Dockerfile",
+         "apptainer.def", ".github/**/*.*")  # fmt: skip
 EXEMPT = ("CHANGELOG.md",)
 """The history, which is not rewritten."""
 
