@@ -29,6 +29,7 @@ commands = typer.Typer()
 
 FILMS = "manifests/chest_films"
 SETTINGS = "demo.yaml"
+TITLE = "Encoder pretrained on 900 chest films"
 DONE = "commands.txt"
 """The commands that have ended, one a line; --resume runs the others."""
 
@@ -84,7 +85,7 @@ def demo_commands(folder: Path, weights: Path | None) -> list[list[str]]:
         ["curve", *config, *encoders, "--out", f"{run}/curve", "--draws", "10", "--test"],
         ["export", "--run", run, "--out", export],
         ["verify", export],
-        ["report", run, "--card", f"{export}/MODEL_CARD.md", "--pictures", views, "--title", "900 chest films"],
+        ["report", run, "--card", f"{export}/MODEL_CARD.md", "--images", "--title", TITLE],
     ]
 
 

@@ -328,10 +328,11 @@ def _suspicions(runs: Sequence[Run]) -> Iterable[str]:
         shown = [verdict for verdict in found if verdict.kind == "chance"]
         if len(pixels) > 1:  # the advice once
             labels = ", ".join(verdict.label for verdict in pixels)
+            share = 100 * ((run.evaluation.scores or ())[0].label_fraction or 1)
             yield (
-                f"{start}{labels} on {pixels[0].split}: raw pixels do as well as every encoder. Suspect a shortcut, or"
-                " easy labels: `medmoco check` tests whether sources predict them, and evaluate.where restricts scores"
-                " to one source."
+                f"{start}{labels} on {pixels[0].split}: with the labels of {share:g} % of the patients, raw pixels do as"
+                " well as every encoder. Suspect a shortcut, or easy labels: `medmoco check` tests whether sources"
+                " predict them, and evaluate.where restricts scores to one source."
             )
             pixels = []
         yield from (f"{start}{verdict}".replace(" -", f" {MINUS}") for verdict in [*shown, *pixels])
