@@ -1,0 +1,46 @@
+"""Make the pictures of the documentation that are not part of a tutorial; nothing in them is of a patient.
+
+medmoco demo && python -m docs.site.pictures demo/run/report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+import medmoco
+
+DOCS = Path(__file__).parents[1]
+
+
+def draw_views(out: Path) -> None:
+    """Draw synthetic chest phantoms and their training views."""
+    with tempfile.TemporaryDirectory() as name:
+        medmoco.phantom(name, patients=8, image_size=256, formats=["png"], workers=1)
+        config = {"out": "run", "data": {"manifest": name, "root": f"{name}/{{split}}"}, "views": {"size": 160}}
+        medmoco.preview(config, out, images=3, views=6)
+
+
+def photograph(page: Path, out: Path) -> None:
+    """Draw the first screen of a report, as a browser shows it on a desktop.
+
+    Raises:
+        playwright.sync_api.Error: Chromium is not installed, or the page does not exist.
+    """
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        screen = browser.new_page(viewport={"width": 1280, "height": 960}, color_scheme="light")
+        screen.goto(page.resolve().as_uri())
+        screen.screenshot(path=out)
+        browser.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("report", type=Path, help="report of the demo, whose films are public")
+    draw_views(DOCS / "views.png")
+    photograph(parser.parse_args().report, DOCS / "report.png")
