@@ -36,13 +36,14 @@ test-slow: $(READY) ## the slow tests
 test-gpu: $(READY) ## the tests that need a GPU
 	pytest -m gpu
 
-# In an environment of its own, which takes several gigabytes and stays until `make clean`.
+# In an environment of its own, which takes several gigabytes and stays until `make clean`. Old versions warn of what
+# newer ones have deprecated; only here, warnings are not errors.
 test-floors: $(READY) ## the tests with the oldest versions of the dependencies that pyproject.toml allows
 	python -m venv --clear build/floors
 	python -m tests.helpers.floors > build/floors.txt
 	build/floors/bin/python -m pip install --constraint build/floors.txt --editable '.[dev]'
 	cat build/floors.txt
-	build/floors/bin/python -m pytest -n 2 --dist worksteal
+	build/floors/bin/python -m pytest -n 2 --dist worksteal -W default
 
 lint: $(READY) ## check style, types and the layers of the package
 	ruff check
@@ -57,7 +58,7 @@ format: $(READY) ## format the code
 	ruff check --fix
 	ruff format
 
-bench: $(READY) ## benchmark views, training steps, JPEG and a million rows, in about ten minutes
+bench: $(READY) ## benchmark views, training steps, JPEG, a million rows and starting, in about ten minutes
 	python -m benchmarks
 
 dist: $(READY) ## build the source distribution and the wheel in dist/, and check their metadata and contents

@@ -1,10 +1,10 @@
-"""`python -m benchmarks [views|jpeg|pack|step|manifest|intervals]`: all of them, or one."""
+"""`python -m benchmarks [views|jpeg|pack|step|manifest|intervals|startup]`: all of them, or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import intervals, jpeg, manifest, pack, step, views
+from benchmarks import intervals, jpeg, manifest, pack, startup, step, views
 
 ALL = {
     "views": views.run,
@@ -13,6 +13,7 @@ ALL = {
     "step": step.run,
     "manifest": manifest.run,
     "intervals": intervals.run,
+    "startup": startup.run,
 }
 
 for name in sys.argv[1:] or ALL:

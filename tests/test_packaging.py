@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def _run(*command: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False, timeout=900,
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False, timeout=1800,
         env={**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
