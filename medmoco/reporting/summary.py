@@ -330,8 +330,8 @@ def _suspicions(runs: Sequence[Run]) -> Iterable[str]:
             labels = ", ".join(verdict.label for verdict in pixels)
             share = 100 * ((run.evaluation.scores or ())[0].label_fraction or 1)
             yield (
-                f"{start}{labels} on {pixels[0].split}: with the labels of {share:g} % of the patients, raw pixels do as"
-                " well as every encoder. Suspect a shortcut, or easy labels: `medmoco check` tests whether sources"
+                f"{start}{labels} on {pixels[0].split}: with the labels of {share:g} % of the patients, raw pixels do"
+                " as well as every encoder. Suspect a shortcut, or easy labels: `medmoco check` tests whether sources"
                 " predict them, and evaluate.where restricts scores to one source."
             )
             pixels = []
