@@ -164,6 +164,10 @@ def test_documented_commands__are_found(tmp_path: Path) -> None:
 # ---- files in the documentation ----
 
 
+def test_readme__is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 80
+
+
 def test_documents__name_files_that_exist() -> None:
     named = re.compile(r"`((?:tests|medmoco|configs|examples|benchmarks|docs)/[\w./-]+\.(?:pyi?|yaml|md|txt))`")
     files = [(page, file) for page in DOCUMENTS for file in named.findall(page.read_text(encoding="utf-8"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, sync_playwright
 
 import medmoco
 from docs.site import build, settings
@@ -122,3 +125,44 @@ def test_api__describes_every_public_name() -> None:
 )
 def test_links__lead_to_where_the_site_shows_a_file(link: str, page: str, source: str, expected: str) -> None:
     assert build._with_links(link, page, source) == expected
+
+
+# ---- in a browser ----
+
+THEME = {"landmark-unique", "scrollable-region-focusable"}
+"""Rules that the theme breaks: buttons of code blocks, and tables that scroll, which browsers focus by themselves."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium on this machine, such as by apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_pages__fit_the_screen(site: Path, browser: Browser, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    too_wide = []
+    for file in sorted(site.rglob("*.html")):
+        page.goto(file.as_uri())
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            too_wide.append(file.name)
+    page.close()
+    assert not too_wide
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["index", "start", "results", "batch_norm"])
+def test_pages__axe_finds_nothing(site: Path, browser: Browser, name: str, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=scheme)
+    page.goto((site / f"{name}.html").as_uri())
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    page.close()
+    assert [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in found if fault["id"] not in THEME] == []
