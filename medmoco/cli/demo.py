@@ -43,12 +43,12 @@ def demo(
         Path | None,
         typer.Option(parser=path, help="New or empty folder for everything that is written (default: demo)."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Run the commands that an interrupted demo has left.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a demo that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
 ) -> None:
     """Try medmoco on 1,500 small chest films that come with it: check, pretrain, evaluate, export. Takes minutes."""
+    if resume and overwrite:
+        raise SettingsError("--resume and --overwrite exclude each other; give one")
     folder = out or Path("demo")
     _make_folder(folder, resume, overwrite)
     record = folder / DONE
@@ -57,9 +57,10 @@ def demo(
         command = shlex.join(["medmoco", *words])
         if command in done:
             continue
-        again = ["--resume"] if resume and words[0] == "pretrain" else []
-        print(f"\n$ {shlex.join(['medmoco', *words, *again])}", flush=True)
-        if code := _run([*words, *again]):
+        if resume and words[0] == "pretrain":
+            words = [*words, "--resume"]
+        print(f"\n$ {shlex.join(['medmoco', *words])}", flush=True)
+        if code := _run(words):
             print(f"to continue the demo: medmoco demo --out {shlex.quote(str(folder))} --resume", file=sys.stderr)
             raise typer.Exit(code)
         with record.open("a", encoding="utf-8") as file:

@@ -101,6 +101,7 @@ def test_demo__replaces_only_a_demo_and_only_if_asked_to(call: Call) -> None:
     Path("demo/thesis.tex").touch()
     assert "demo holds other files than a demo" in call("demo", "--overwrite", code=2).stderr
     assert Path("demo/thesis.tex").exists()
+    assert "exclude each other" in call("demo", "--resume", "--overwrite", code=2).stderr
     assert "absent does not hold a demo that could" in call("demo", "--out", "absent", "--resume", code=2).stderr
     assert "cannot be used for the demo: Not a directory" in call("demo", "--out", "demo/thesis.tex", code=2).stderr
 

@@ -25,7 +25,7 @@ def test_write__timm_knows_how_images_are_prepared(tmp_path: Path, make_subject)
     assert [file.name for file in files] == ["config.json", "model.safetensors", "README.md"]
     net = timm.create_model(f"local-dir:{tmp_path / 'huggingface'}", pretrained=True)
     data = resolve_data_config({}, model=net)
-    assert data["input_size"] == (1, 32, 32)
+    assert tuple(data["input_size"]) == (1, 32, 32)
     assert (list(data["mean"]), list(data["std"])) == ([0.5], [0.25])
     assert (data["crop_pct"], data["crop_mode"], data["interpolation"]) == (1.0, "squash", "bilinear")
     assert net.pretrained_cfg["label_names"] == ["Opacity", "Nodule", "Effusion"]
