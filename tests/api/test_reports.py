@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 import medmoco
 from medmoco.errors import ManifestError
@@ -27,7 +28,9 @@ def test_report__of_phantoms_says_that_they_are_synthetic(workspace: Path) -> No
 def test_report__images_without_the_data_are_refused(workspace: Path) -> None:
     moved = shutil.copytree("runs/phantoms", "runs/moved")
     config = Path(moved, "config.yaml")
-    config.write_text(config.read_text().replace("manifest: phantoms", "manifest: gone"))
+    settings = yaml.safe_load(config.read_text())
+    settings["data"] |= {"manifest": "gone", "root": "gone", "pack": None}
+    config.write_text(yaml.safe_dump(settings))
     with pytest.raises(ManifestError, match="--images: the images of moved cannot be drawn") as raised:
         medmoco.report(moved, "moved.html", images=True)
     assert "or without --images" in str(raised.value)

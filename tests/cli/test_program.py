@@ -37,6 +37,7 @@ def test_help__no_text_is_taken_for_markup() -> None:
     assert not [text for text in texts if Text.from_markup(text).plain != text]
 
 
+@pytest.mark.slow
 def test_whole_journey__phantoms_to_export(call: Call, tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     call("phantom", "--out", data, "--patients", 24, "--image-size", 64)

@@ -215,9 +215,10 @@ def test_manifest__of_any_kind_of_table(tmp_path: Path, suffix: str) -> None:
 
 
 def test_manifest__without_its_images_is_refused(tmp_path: Path) -> None:
-    _csv(tmp_path / "train.csv", "Path", "a.png")
+    (tmp_path / "manifest").mkdir()
+    _csv(tmp_path / "manifest/train.csv", "Path", "a.png")
     with pytest.raises(ManifestError, match="give the folder to which Path is relative with --images DIR"):
-        _read(tmp_path)
+        _read(tmp_path / "manifest")
 
 
 @pytest.mark.parametrize("layout", ["{split}/a/x.png", "films/{split}.png"])

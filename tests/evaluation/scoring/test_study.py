@@ -158,6 +158,7 @@ def test_begin__hashes_each_file_once_for_all_encoders(
     assert sorted(map(str, hashed)) == sorted(str(file) for split in found.splits.values() for file in split.files)
 
 
+@pytest.mark.slow
 def test_begin__a_control_larger_than_the_canvases_of_a_pack_is_read_from_the_files(
     real: Callable[..., RunSettings], tmp_path: Path, moco_file: Path
 ) -> None:
