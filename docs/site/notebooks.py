@@ -30,5 +30,6 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails.
     """
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=600, coalesce_streams=True, resources=place)
     client.execute(env={**os.environ, "IPYTHONDIR": str(folder / "ipython")})  # not in the home folder
