@@ -41,11 +41,9 @@ class DryRun:
 
     Examples:
         >>> import medmoco
-        >>> found = medmoco.dry_run("config.yaml", progress=False)
-        >>> found.steps, found.checkpoint > 100_000
-        (8, True)
+        >>> found = medmoco.DryRun(1290, 2460.0, 1_600_000_000, 690_000_000, 1, 0, 85_000_000, ())
         >>> print(found.text.splitlines()[0])
-        expected duration: about ... for 8 steps
+        expected duration: about 41 minutes for 1,290 steps
     """
 
     steps: int

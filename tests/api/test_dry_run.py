@@ -40,6 +40,7 @@ def test_dry_run__tries_everything_and_leaves_nothing(workspace: Path, tmp_path:
     assert lines[2].endswith("for each checkpoint, of which the last 3 are kept")
 
 
+@pytest.mark.slow
 def test_dry_run__collects_all_warnings(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val"):
         file = workspace / "nameless" / f"{split}.csv"

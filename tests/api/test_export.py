@@ -10,6 +10,7 @@ import medmoco
 from medmoco.errors import CheckpointError
 
 
+@pytest.mark.slow
 def test_export__of_a_run_its_folder_and_its_encoder_are_the_same(workspace: Path) -> None:
     run = medmoco.Run("runs/phantoms")
     for number, network in enumerate((run, str(run.folder), run.encoder)):
