@@ -54,7 +54,7 @@ def test_navigation__has_every_page_once(pages: Path) -> None:
 def test_site__is_built_without_warnings_and_needs_no_other_server(site: Path) -> None:
     index = (site / "index.html").read_text(encoding="utf-8")
     assert "Many images, few labels?" in index
-    assert (site / "views.png").is_file()
+    assert (site / "report.png").is_file()
     from_elsewhere = re.compile(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(?:https?:)?//")
     assert not [page.name for page in site.rglob("*.html") if from_elsewhere.search(page.read_text(encoding="utf-8"))]
 
