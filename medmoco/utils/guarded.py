@@ -154,6 +154,20 @@ def _cause(exit_code: int, seconds: float) -> str:
     return f"reading it crashed the decoder ({how}): the file is damaged or malicious; leave the row out"
 
 
+# OpenCV's threads do not survive a fork, and a child that uses or ends them would wait for them forever. So they end
+# before every fork, also of a user's own DataLoader, and the parent has as many as before afterwards.
+
+_opencv_threads: list[int] = []
+
+
+def _end_opencv_threads() -> None:
+    _opencv_threads.append(cv2.getNumThreads())
+    cv2.setNumThreads(1)
+
+
+os.register_at_fork(before=_end_opencv_threads, after_in_parent=lambda: cv2.setNumThreads(_opencv_threads.pop()))
+
+
 # In the worker
 
 

@@ -200,6 +200,17 @@ def test_map_guarded__one_thread_and_deaf_to_signals() -> None:
     assert _map(state, [0]) == {0: (1, 1)}
 
 
+def test_map_guarded__workers_start_after_opencv_has_used_its_threads() -> None:
+    """As in a notebook that draws a preview first; the notebook keeps its threads."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    cv2.warpAffine(np.zeros((3000, 3000), np.uint8), np.eye(2, 3, dtype=np.float32), (3000, 3000))
+    found, threads = _map(abs, [-1, -2]), cv2.getNumThreads()
+    cv2.setNumThreads(before)
+    assert found == {0: 1, 1: 2}
+    assert threads == 2
+
+
 def test_map_guarded__workers_end_when_the_parent_is_killed() -> None:
     """The idle one at once, though the other started later and so may hold its pipe; the busy one by its clock."""
     script = """

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -318,8 +317,6 @@ def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> B
 
 def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> Generator[Any, None, None]:
     workers = settings.data.workers
-    if workers:
-        cv2.setNumThreads(1)  # a worker would wait forever for OpenCV's threads, which do not survive the fork
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,  # a key already identifies a whole batch
