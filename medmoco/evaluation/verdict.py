@@ -5,7 +5,7 @@ They rest on the paired intervals of differences.json and curve_differences.json
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Literal, TypeVar
 
@@ -61,17 +61,8 @@ def verdicts(scores: Sequence[Score], differences: Sequence[Difference]) -> tupl
     """
     split, primary, found = shown_split(scores), primary_of(scores) or "", list[Verdict]()
     for label in dict.fromkeys(score.label for score in scores if score.label != MACRO):
-        own = {
-            score.encoder: score
-            for score in scores
-            if (score.label, score.split, score.method) == (label, split, "linear") and score.auroc is not None
-        }
-        gains = {
-            each.control: each
-            for each in differences
-            if (each.label, each.split, each.method) == (label, split, "linear") and each.difference is not None
-        }
-        if primary in own and own.keys() & gains.keys():
+        own, gains = _linear_probes(scores, differences, label, split)
+        if primary in own and gains:
             kind, text = _judge(own, gains, primary)
             found.append(Verdict(label=label, split=split, kind=kind, text=text))
     return tuple(found)
@@ -90,12 +81,11 @@ def _judge(
             " sources predict it, evaluate.where restricts scores to one source, and `medmoco curve` shows whether"
             " pretraining helps with fewer labels."
         )
-    control = max(scores.keys() & gains.keys(), key=lambda one: scores[one].auroc or 0.0)
+    control = _strongest(scores, gains)
     gain, compared = gains[control], f"{name} minus {name_of(control)}, the strongest control, is"
-    if not is_clear(gain):
-        return "unclear", f"No evidence of a difference: {compared} {_with_interval(gain)}."
-    kind: Literal["gain", "loss"] = "gain" if (gain.difference or 0) > 0 else "loss"
-    return kind, f"A clear {kind}: {compared} {_with_interval(gain)}."
+    kind = reading(gain)
+    start = "No evidence of a difference" if kind == "unclear" else f"A clear {kind}"
+    return kind, f"{start}: {compared} {_with_interval(gain)}."
 
 
 def _do_as_well(pixels: Score, gain: Difference, scores: dict[str, Score]) -> bool:
@@ -109,6 +99,13 @@ def _do_as_well(pixels: Score, gain: Difference, scores: dict[str, Score]) -> bo
 def is_clear(found: Compared | RegressionDifference) -> bool:
     """Return whether the interval of a difference excludes 0."""
     return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
+
+
+def reading(found: Compared) -> Literal["gain", "loss", "unclear"]:
+    """Return what a difference shows, by its interval."""
+    if not is_clear(found):
+        return "unclear"
+    return "gain" if (found.difference or 0) > 0 else "loss"
 
 
 def _with_interval(found: Compared) -> str:
@@ -193,19 +190,31 @@ def against_strongest(
         label: Label to compare.
         split: Split to compare.
     """
-    found = {
-        score.encoder: score for score in scores if _key(score) == (label, split, "linear") and score.auroc is not None
-    }
-    gains = {
-        gain.control: gain
-        for gain in differences
-        if _key(gain) == (label, split, "linear") and gain.difference is not None and gain.control in found
-    }
+    found, gains = _linear_probes(scores, differences, label, split)
     own = found.get(primary_of(scores) or "")
     if own is None or not gains:
         return None
-    best = max((found[control] for control in gains), key=lambda score: score.auroc or 0.0)
-    return own, best, gains[best.encoder]
+    control = _strongest(found, gains)
+    return own, found[control], gains[control]
+
+
+def _linear_probes(
+    scores: Sequence[AnyScore], differences: Sequence[AnyGain], label: str, split: str
+) -> tuple[dict[str, AnyScore], dict[str, AnyGain]]:
+    """Return the defined scores by encoder, and the defined differences by control, of controls with a score."""
+    wanted = (label, split, "linear")
+    found = {score.encoder: score for score in scores if _key(score) == wanted and score.auroc is not None}
+    gains = {
+        gain.control: gain
+        for gain in differences
+        if _key(gain) == wanted and gain.difference is not None and gain.control in found
+    }
+    return found, gains
+
+
+def _strongest(scores: Mapping[str, Score | CurvePoint], gains: Mapping[str, Compared]) -> str:
+    """Return the control with the highest AUROC."""
+    return max(gains, key=lambda control: scores[control].auroc or 0.0)
 
 
 def _key(record: MethodRecord) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ from medmoco.evaluation.records import (
     Score,
     Subgroup,
 )
-from medmoco.evaluation.scoring.table import MACRO, sized_names
+from medmoco.evaluation.scoring.table import MACRO, family, sized_names
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 from medmoco.evaluation.verdict import is_clear
 from medmoco.plotting.figures import Estimate, forest_figure, method_words
@@ -255,12 +255,7 @@ def multiplicity(shown: Sequence[AnyCompared], compared: Sequence[AnyCompared]) 
 
 
 def _family(found: Compared | RegressionDifference) -> tuple[Any, ...]:
-    return (
-        found.split,
-        found.method,
-        found.label == MACRO,
-        *(getattr(found, key, None) for key in ("fraction", "metric")),
-    )
+    return (*family(found), getattr(found, "fraction", None))  # a curve adjusts them for each fraction of the labels
 
 
 def difference_cells(found: Compared | None) -> list[str]:

@@ -12,7 +12,7 @@ from medmoco.datasets.phantoms.phantom import PREFIX
 from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import UNNAMED, Compared, CurvePoint, Score, primary_of
 from medmoco.evaluation.scoring.table import MACRO
-from medmoco.evaluation.verdict import against_strongest, is_clear, name_of, patients_of, verdicts
+from medmoco.evaluation.verdict import against_strongest, name_of, patients_of, reading, verdicts
 from medmoco.plotting.figures import curve_figure
 from medmoco.reporting.blocks import (
     MINUS,
@@ -144,9 +144,7 @@ class Finding:
     @property
     def kind(self) -> str:
         """gain, loss or unclear."""
-        if not is_clear(self.gain):
-            return "unclear"
-        return "gain" if (self.gain.difference or 0) > 0 else "loss"
+        return reading(self.gain)
 
 
 def findings(run: Run) -> list[Finding]:

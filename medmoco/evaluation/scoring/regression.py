@@ -143,4 +143,4 @@ def _differences(scored: Mapping[Key, _Scored], order: Sequence[Key], study: Stu
                 **compare(value, control, own.bootstrap[metric] - other.bootstrap[metric]),
                 **{name: getattr(own.score, name) for name in shared},
             ))  # fmt: skip
-    return adjusted(found, lambda difference: (difference.split, difference.metric))
+    return adjusted(found)

@@ -35,7 +35,7 @@ from medmoco.evaluation.metrics.auroc import (
 from medmoco.evaluation.metrics.significance import bootstrap_p, delong, difference_p, holm, interval_of
 from medmoco.evaluation.records import Difference, Score
 from medmoco.evaluation.scoring.study import Study
-from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.scoring.table import MACRO, family
 from medmoco.evaluation.target_records import RegressionDifference
 
 THRESHOLDS = {"linear": 0.0, "knn": 0.5, "finetune": 0.0}
@@ -344,13 +344,13 @@ def differences_of(scored: Mapping[Key, Scored], pairs: Sequence[tuple[str, str]
         for encoder, control in pairs
         if key.encoder == encoder and key._replace(encoder=control) in scored
     ]
-    return adjusted(differences, lambda found: (found.split, found.method, found.label == MACRO))
+    return adjusted(differences)
 
 
 AnyDifference = TypeVar("AnyDifference", Difference, RegressionDifference)
 
 
-def adjusted(differences: Sequence[AnyDifference], family: Callable[[AnyDifference], Hashable]) -> list[AnyDifference]:
+def adjusted(differences: Sequence[AnyDifference]) -> list[AnyDifference]:
     """Return the differences with p-values adjusted by Holm's method within each family."""
     result, families = list(differences), dict[Hashable, list[int]]()
     for index, found in enumerate(result):

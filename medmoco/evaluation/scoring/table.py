@@ -14,7 +14,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import counted, patient_ids
 from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.leakage.leakage import leak_lines
-from medmoco.evaluation.records import Counts, Difference, PrimaryRecord, Record, Score
+from medmoco.evaluation.records import Compared, Counts, Difference, PrimaryRecord, Record, Score
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 
 MACRO = "macro"
@@ -27,6 +27,13 @@ CAVEAT = (
 _ERRORS = (("r2", "R2", "R2", "higher"), ("mae", "mean absolute error", "error", "lower"))
 _CELL = 11  # characters of a column of the report by class
 _MOST_COLUMNS = 5  # classes whose confusion matrix fits next to the report by class
+
+
+def family(found: Compared | RegressionDifference) -> tuple[Any, ...]:
+    """Return what the comparisons have in common whose p-values Holm's method adjusts together."""
+    if isinstance(found, RegressionDifference):
+        return found.split, found.metric
+    return found.split, found.method, found.label == MACRO
 
 
 def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], settings: RunSettings) -> list[str]:
