@@ -46,17 +46,17 @@ def report(
         CheckpointError: a file of a run is damaged.
         DataError: the images of a run cannot be read.
 
-    Example:
+    Examples:
         >>> import medmoco
         >>> medmoco.report("runs/phantoms").name
         'report.html'
     """
-    from medmoco.reporting.report import report as write
+    from medmoco.reporting.report import write_report
 
     folders = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     with tempfile.TemporaryDirectory(prefix="medmoco-report-") as scratch:
         drawn = _images(folders, Path(scratch), log) if images else {}
-        return write(folders, out, card=card, images=drawn, pictures=pictures, title=title, log=log)
+        return write_report(folders, out, card=card, images=drawn, pictures=pictures, title=title, log=log)
 
 
 def _images(folders: Sequence[Path], scratch: Path, log: Log) -> dict[str, Path]:
@@ -73,8 +73,6 @@ def _images(folders: Sequence[Path], scratch: Path, log: Log) -> dict[str, Path]
 
 
 def _images_of(folder: Path, scratch: Path, of: str, log: Log) -> dict[str, Path]:
-    import numpy as np
-
     from medmoco.config import load
     from medmoco.data.loading.preview import preview
     from medmoco.data.manifest.manifest import load_manifest, present_splits
@@ -83,8 +81,8 @@ def _images_of(folder: Path, scratch: Path, of: str, log: Log) -> dict[str, Path
     settings = load(folder / "config.yaml")
     views = preview(settings, scratch / "views.png", images=_IMAGES, views=_VIEWS)
     split = "val" if "val" in present_splits(settings.data) else "train"
-    rows = load_manifest(settings.data, (split,), patients_matter=False)[split].rows
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _IMAGES).astype(int))].tolist()
+    queries = load_manifest(settings.data, (split,), patients_matter=False)[split]
+    chosen = queries.rows[queries.spread(_IMAGES)].tolist()
     near = scratch / "neighbours.png"
     neighbours(settings, folder, near, chosen, split=split, bank=split, count=_NEIGHBOURS, log=log)
     return {

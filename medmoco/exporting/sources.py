@@ -111,7 +111,7 @@ def _rows_trained_on(train: Split | None, settings: RunSettings) -> Split | None
 def _real_views(settings: RunSettings, size: int, train: Split | None) -> list[NDArray[Any]]:
     if train is None:
         return []
-    few = train.select(np.unique(np.linspace(0, len(train) - 1, _REAL_IMAGES).astype(np.int64)))
+    few = train.select(train.spread(_REAL_IMAGES))
     try:
         check_images(few, settings.data)
         canvases, _ = read_canvases(few, np.arange(len(few)), settings)

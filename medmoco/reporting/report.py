@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count as counter
@@ -42,8 +41,8 @@ from medmoco.utils.files import PathLike, replacing
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def report(
-    runs: PathLike | Sequence[PathLike],
+def write_report(
+    folders: Sequence[Path],
     out: PathLike | None = None,
     *,
     card: PathLike | None = None,
@@ -52,30 +51,10 @@ def report(
     title: str = "",
     log: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Write one HTML file about one or several runs, side by side; it works offline.
+    """Write the page of `medmoco.report`, which describes arguments, errors and the result.
 
-    Args:
-        runs: Run folder, or several.
-        out: HTML file to write; report.html in the first folder if not given.
-        card: Model card of the first run, instead of the one in its folder.
-        pictures: PNG files to include; they may show patients.
-        images: Caption -> PNG file of images of the runs, which are shown before `pictures`; they may show patients.
-        title: Title of the page; by default, what was trained on which images.
-        log: Receives the main results, one sentence at a time.
-
-    Returns:
-        The file.
-
-    Raises:
-        SettingsError: a folder is not a run, a picture is not a PNG file, or the file cannot be written.
-        CheckpointError: a file of a run is damaged.
-
-    Examples:
-        >>> import medmoco
-        >>> medmoco.report("runs/phantoms").name
-        'report.html'
+    Here, `images` are PNG files by their captions; they are shown before `pictures`.
     """
-    folders = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     out = Path(out) if out else folders[0] / "report.html"
     own_card = Path(card) if card else None
     read = _numbered([read_run(run, own_card if at == 0 else None) for at, run in enumerate(folders)])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -14,11 +13,12 @@ import cv2
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from medmoco.errors import SettingsError
 from medmoco.evaluation.leakage.ledger import LedgerEntry
-from medmoco.reporting.report import ledger_section, report
+from medmoco.reporting.report import ledger_section
+from medmoco.reporting.report import write_report as report
 from medmoco.reporting.runs import Run
 from tests.helpers.made_runs import LABELS, make_run
 from tests.helpers.words import missing_of, words_of
@@ -26,10 +26,6 @@ from tests.helpers.words import missing_of, words_of
 HOSTILE = '<script>alert("x")</script>'
 PHONE = {"width": 390, "height": 844}
 WIDTHS = (390, 820, 1440)
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run", "--disable-quic",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="session")  # a worker that steals tests comes back to this file, and would make them again
@@ -49,17 +45,6 @@ def pages(
         "targets": report([target_folder], folder / "targets.html"),
         "attack": report([attack], folder / "attack.html", title=HOSTILE),
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium on this machine, such as by apt-get install chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        yield opened
-        opened.close()
 
 
 def _open(browser: Browser, file: Path, seen: list[str], **options: Any) -> Page:
@@ -368,7 +353,7 @@ def test_report__an_encoder_of_any_name_has_its_headline_and_its_place_in_the_ch
 
 def test_report__opens_with_the_gain_and_its_figure(run_folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    page = report(run_folder, tmp_path / "page.html", log=said.append).read_text()
+    page = report([run_folder], tmp_path / "page.html", log=said.append).read_text()
     assert said == [
         "The pretrained encoder gains over raw pixels: +0.070 (95 % interval +0.020 to +0.110). Pneumonia on"
         " the test set, with the labels of 16 patients (10 %): the linear probe has an AUROC of 0.830 on the pretrained"
@@ -387,7 +372,7 @@ def test_report__without_a_curve_gives_the_scores(run_folder: Path, tmp_path: Pa
     shutil.copytree(run_folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/curve")
     said: list[str] = []
-    report(tmp_path / "run", log=said.append)
+    report([tmp_path / "run"], log=said.append)
     assert "with the labels of all training patients" in said[0]
 
 

@@ -52,7 +52,7 @@ def preview(config: ConfigSource, out: PathLike, *, images: int = 6, views: int 
     """
     settings, out = load(config), Path(out)
     rows = trained_rows(load_manifest(settings.data, (split,))[split], settings.data)
-    samples = np.unique(np.linspace(0, len(rows) - 1, images).astype(np.int64))
+    samples = rows.spread(images)
     shown = _images_of_views(settings, rows, samples, views)
     to_read = np.unique(np.concatenate([samples, *shown]))
     selected = rows.select(to_read)

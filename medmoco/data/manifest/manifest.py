@@ -65,6 +65,10 @@ class Split:
         """Whether the manifest has a Frame column, so that reading the first frame is intended."""
         return "Frame" in self.table.columns
 
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Return the positions of up to `count` rows, evenly spread over the split, ascending."""
+        return np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64))
+
     def select(self, which: NDArray[np.bool_] | NDArray[np.integer[Any]]) -> Split:
         """Return the rows selected by a mask (N,) or by positions (M,), in that order."""
         arrays = ("rows", "files", "frames", "patients", "labels", "raw_labels")

@@ -191,8 +191,7 @@ def _make_plan(data: DataSettings, log: Log) -> Plan:
 def _refuse_wrong_root(split: Split, data: DataSettings) -> None:
     """Refuse a wrong data.root, from which a sample of a hundred files is missing, and links that lead out of it."""
     check_files(split, data, [FileFault.OUTSIDE])
-    sample = np.unique(np.linspace(0, len(split) - 1, 100).astype(np.int64))
-    if not any(os.path.isfile(split.files[i]) for i in sample):
+    if not any(os.path.isfile(split.files[i]) for i in split.spread(100)):
         check_files(split, data)
 
 

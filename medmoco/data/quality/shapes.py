@@ -55,7 +55,7 @@ def training_elongation(split: Split, settings: RunSettings) -> str:
         SettingsError, DataError: the pack cannot be used.
     """
     data = settings.data
-    few = split.select(np.unique(np.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).astype(int)))
+    few = split.select(split.spread(_SAMPLE))
     if data.pack:
         pack = open_pack(local_folder(data), data)
         records = pack.index[pack.find(few, data)]
