@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Before any test imports torch, NumPy or OpenCV, and inherited by the processes that tests start: one thread each, so
 # that sums are reproducible and tests that run side by side do not fight for cores.
@@ -20,7 +26,7 @@ settings.load_profile("medmoco")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest test: as the last one it would keep one worker busy while the other has nothing to do."""
-    items.sort(key=lambda item: not item.name.startswith("test_whole_journey"))
+    items.sort(key=lambda item: not item.name.startswith("test_chest_films__pretrain"))
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +36,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder of real data beside the checkout (or its place in MEDMOCO_SHARED)")
     return folder
+
+
+# The browser makes no requests of its own, such as for updates.
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run", "--disable-quic",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Return the Chromium of this machine; skip where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium on this machine, such as by apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield opened
+        opened.close()

@@ -1,7 +1,6 @@
 """Build the site: collect its pages in a temporary folder, generate the others, and let Zensical check and render them.
 
-python docs/site/build.py                   # into site/, with executed notebooks; `make docs`
-python docs/site/build.py --no-notebooks    # faster, while writing other pages
+`make docs` runs `python -m docs.site.build`; with `--no-notebooks`, it is faster while you write other pages.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 import medmoco
 
@@ -25,22 +25,19 @@ def draw_views(out: Path) -> None:
         medmoco.preview(config, out, images=3, views=6)
 
 
-def photograph(page: Path, out: Path) -> None:
-    """Draw the first screen of a report, as a browser shows it on a desktop.
-
-    Raises:
-        playwright.sync_api.Error: Chromium is not installed, or the page does not exist.
-    """
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        screen = browser.new_page(viewport={"width": 1280, "height": 960}, color_scheme="light")
-        screen.goto(page.resolve().as_uri())
-        screen.screenshot(path=out)
-        browser.close()
+def photograph(browser: Browser, page: Path, out: Path) -> None:
+    """Draw the first screen of a report, as a browser shows it on a desktop."""
+    screen = browser.new_page(viewport={"width": 1280, "height": 960}, color_scheme="light")
+    screen.goto(page.resolve().as_uri())
+    screen.screenshot(path=out)
+    screen.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("report", type=Path, help="report of the demo, whose films are public")
+    report = parser.parse_args().report
     draw_views(DOCS / "views.png")
-    photograph(parser.parse_args().report, DOCS / "report.png")
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        photograph(chromium, report, DOCS / "report.png")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medmoco.cli.options import path
-from medmoco.datasets.resources import resource
+from medmoco.datasets.resources import chest_films, resource
 from medmoco.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 PANEL = "Setup"
 commands = typer.Typer()
 
-FILMS = "manifests/chest_films"
 SETTINGS = "demo.yaml"
 TITLE = "Encoder pretrained on 900 chest films"
 DONE = "commands.txt"
@@ -115,12 +114,12 @@ def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def demo_settings(folder: Path) -> str:
-    """Return the text of configs/demo.yaml with its paths replaced."""
-    films = resource(FILMS)
+    """Return the text of configs/demo.yaml with its paths, which are those of a checkout, replaced."""
+    films = chest_films()
     if films.is_relative_to(Path.cwd()):
         films = films.relative_to(Path.cwd())
     text = resource(f"configs/{SETTINGS}").read_text(encoding="utf-8")
-    for old, new in (("demo/run", folder / "run"), (FILMS, films)):
+    for old, new in (("demo/run", folder / "run"), ("manifests/chest_films", films)):
         text = text.replace(f": {old}\n", f": {_yaml(new)}\n")
     return text
 

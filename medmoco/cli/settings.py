@@ -9,7 +9,6 @@ import typer
 import medmoco
 from medmoco.cli.options import Config, Overrides, check_given
 from medmoco.datasets import resources
-from medmoco.datasets.resources import EXAMPLES
 
 PANEL = "Setup"
 commands = typer.Typer()
@@ -21,7 +20,9 @@ def show_config(
     overrides: Overrides = None,
     example: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"Print an example of a settings file instead: {', '.join(EXAMPLES)}."),
+        typer.Option(
+            metavar="NAME", help=f"Print an example of a settings file instead: {', '.join(resources.EXAMPLES)}."
+        ),
     ] = None,
 ) -> None:
     """Print every setting with its value and where the value comes from."""

@@ -8,7 +8,7 @@ import pytest
 
 from medmoco import config
 from medmoco.cli.next_steps import after_evaluation, after_pretraining
-from tests.helpers.commands import Call
+from tests.helpers.commands import TINY, Call
 
 DEFAULT = Path("medmoco.yaml")
 
@@ -47,17 +47,6 @@ def test_after_evaluation__depends_on_where_the_scores_are(tmp_path: Path) -> No
         after_evaluation(f"{run}/best", Path("scores")) == f"next: medmoco export --run {run}/best --out {run}/export"
     )
     assert after_evaluation("random", Path("scores")) == ""
-
-
-TINY = """
-out: run
-data: {manifest: data, root: 'data/{split}', labels: [Opacity], canvas_size: 40, workers: 0}
-views: {size: 32}
-model: {backbone: test_resnet}
-method: {queue_size: 16}
-train: {epochs: 1, global_batch_size: 8, device: cpu, knn_every: 0}
-evaluate: {bootstrap: 100}
-"""
 
 
 def test_next__each_command_can_be_copied(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

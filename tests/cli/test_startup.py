@@ -10,21 +10,13 @@ from pathlib import Path
 import pytest
 
 import medmoco
+from tests.helpers.commands import TINY
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
     "cv2", "matplotlib", "monai", "onnx", "onnxruntime", "pandas", "pydicom", "sklearn", "tensorboard", "timm", "torch",
     "torchvision",
 }  # fmt: skip
-TINY = """
-out: run
-data: {manifest: data, root: 'data/{split}', labels: [Opacity], canvas_size: 40, workers: 0}
-views: {size: 32}
-model: {backbone: test_resnet}
-method: {queue_size: 16}
-train: {epochs: 1, global_batch_size: 8, device: cpu, knn_every: 0}
-evaluate: {bootstrap: 100}
-"""
 PROGRAM = f"""
 import sys
 from medmoco.cli import main

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
 from docs.site import pictures
 
@@ -16,11 +15,10 @@ def test_views__are_drawn(tmp_path: Path) -> None:
         assert len(picture.convert("L").getcolors() or ()) > 100
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
-def test_reports__are_photographed(tmp_path: Path) -> None:
+def test_reports__are_photographed(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("<body style='margin: 0; background: #123456'>")
-    pictures.photograph(page, tmp_path / "report.png")
+    pictures.photograph(browser, page, tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.size == (1280, 960)
         assert picture.convert("RGB").getpixel((640, 480)) == (0x12, 0x34, 0x56)

@@ -6,6 +6,17 @@ import subprocess
 import sys
 from typing import NamedTuple, Protocol
 
+TINY = """
+out: run
+data: {manifest: data, root: 'data/{split}', labels: [Opacity], canvas_size: 40, workers: 0}
+views: {size: 32}
+model: {backbone: test_resnet}
+method: {queue_size: 16}
+train: {epochs: 1, global_batch_size: 8, device: cpu, knn_every: 0}
+evaluate: {bootstrap: 100}
+"""
+"""Settings for phantoms in the folder `data`, with which a run takes a second."""
+
 
 def start(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run medmoco as a user does, in a process of its own; importing all it needs takes that some seconds."""
