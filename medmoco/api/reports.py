@@ -61,13 +61,14 @@ def report(
 
 def _images(folders: Sequence[Path], scratch: Path, log: Log) -> dict[str, Path]:
     """Draw the images of each run into a folder, and return them by their captions."""
+    from medmoco.reporting.runs import run_names
+
     found: dict[str, Path] = {}
-    for at, folder in enumerate(folders):
-        of = f" of {folder.name}" if len(folders) > 1 else ""
+    for at, (folder, name) in enumerate(zip(folders, run_names(folders), strict=True)):
         try:
-            found |= _images_of(folder, scratch / str(at), of, log)
+            found |= _images_of(folder, scratch / str(at), f" of {name}" if len(folders) > 1 else "", log)
         except MedmocoError as error:
-            where = f"--images: the images of {folder.name} cannot be drawn from its config.yaml and data"
+            where = f"--images: the images of {name} cannot be drawn from its config.yaml and data"
             raise type(error)(f"{where}: {error}\nWrite the report where the data are, or without --images.") from None
     return found
 

@@ -133,10 +133,17 @@ class Section:
 
 
 def by_run(title: str, parts: Mapping[str, Sequence[Block]], head: Sequence[Block] = ()) -> Section:
-    """Return a section with a part for each run; a single run needs no heading of its own."""
+    """Return a section with a part for each run; a single run needs no heading, and equal parts are shown once."""
     if len(parts) == 1:
         return Section(title, [*head, *(block for blocks in parts.values() for block in blocks)])
-    return Section(title, head, [Section(name, blocks) for name, blocks in parts.items()])
+    together: list[tuple[list[str], Sequence[Block]]] = []
+    for name, blocks in parts.items():
+        names = next((names for names, shown in together if shown == blocks), None)
+        if names:
+            names.append(name)
+        else:
+            together.append(([name], blocks))
+    return Section(title, head, [Section(", ".join(names), blocks) for names, blocks in together])
 
 
 def plots_first(blocks: Sequence[Block]) -> list[Block]:

@@ -31,7 +31,7 @@ from medmoco.reporting.blocks import (
     number,
 )
 from medmoco.reporting.curves import curve_section, curves_section, external_section
-from medmoco.reporting.runs import Run, missing, read_run
+from medmoco.reporting.runs import Run, missing, read_run, run_names
 from medmoco.reporting.scores import operating_section, scores_section, subgroups_section
 from medmoco.reporting.summary import headlines, subtitle_of, summary, title_of
 from medmoco.reporting.targets import targets_section
@@ -57,7 +57,10 @@ def write_report(
     """
     out = Path(out) if out else folders[0] / "report.html"
     own_card = Path(card) if card else None
-    read = _numbered([read_run(run, own_card if at == 0 else None) for at, run in enumerate(folders)])
+    read = [
+        replace(read_run(folder, own_card if at == 0 else None), name=name)
+        for at, (folder, name) in enumerate(zip(folders, run_names(folders), strict=True))
+    ]
     shown = _pictures(
         [*((Path(file), text) for text, file in (images or {}).items()), *((Path(f), "") for f in pictures)]
     )
@@ -72,15 +75,6 @@ def write_report(
     for line in headlines(read):
         log(line)
     return out
-
-
-def _numbered(runs: Sequence[Run]) -> list[Run]:
-    """Number the runs if their folders have the same name."""
-    names = [run.name for run in runs]
-    return [
-        replace(run, name=f"{run.name} ({names[:at].count(run.name) + 1})") if names.count(run.name) > 1 else run
-        for at, run in enumerate(runs)
-    ]
 
 
 def _sections(runs: Sequence[Run], pictures: Sequence[Section]) -> list[Section]:

@@ -155,6 +155,24 @@ def missing(runs: Sequence[Run], is_missing: Callable[[Run], object], words: str
     return [Text(words.format(run=run.name), "missing") for run in runs if is_missing(run)]
 
 
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Name runs by their folders, with as many of the folders above as it takes to tell them apart.
+
+    Raises:
+        SettingsError: a folder is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    for folder, own in zip(folders, parts, strict=True):
+        if parts.count(own) > 1:
+            raise SettingsError(f"{folder} is given twice; give each run once")
+    return [_shortest(own, [other for other in parts if other != own]) for own in parts]
+
+
+def _shortest(own: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    ends = (own[-depth:] for depth in range(1, len(own) + 1))
+    return "/".join(next(end for end in ends if not any(other[-len(end) :] == end for other in others)))
+
+
 def read_run(folder: Path, card: Path | None = None) -> Run:
     """Read a run folder.
 

@@ -90,10 +90,7 @@ def _data(run: Run) -> Iterable[Block]:
             yield described
     yield from _exclusions(run)
     if run.audit is None:
-        yield Text(
-            f"The data of this run were not checked: `medmoco check` writes the folder {run.name}-check.",
-            "missing",
-        )
+        yield Text("The results of `medmoco check` are not next to the run; it checks the data.", "missing")
         return
     if run.faults:
         rows = [[fault, severity, count(amount)] for (severity, fault), amount in sorted(run.faults.items())]

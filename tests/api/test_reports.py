@@ -19,6 +19,14 @@ def test_report__shows_images_only_when_asked(workspace: Path) -> None:
     assert "Nearest neighbours on the val split" in page
 
 
+def test_report__shows_the_images_of_each_run_even_if_their_folders_have_the_same_name(workspace: Path) -> None:
+    namesake = shutil.copytree("runs/phantoms", "more/phantoms")
+    page = medmoco.report(["runs/phantoms", namesake], "both.html", images=True).read_text()
+    assert page.count("data:image/png;base64,") == 4
+    for name in ("runs/phantoms", "more/phantoms"):
+        assert f"Training images of {name}: each line" in page
+
+
 def test_report__of_phantoms_says_that_they_are_synthetic(workspace: Path) -> None:
     page = medmoco.report("runs/phantoms", "phantoms.html").read_text()
     assert "synthetic radiographs (phantoms)</h1>" in page

@@ -38,9 +38,10 @@ def pages(
     cv2.imwrite(str(picture), np.zeros((40, 60), np.uint8))
     attack = make_run(folder / "attack&<b>", labels=(HOSTILE, LABELS[1]))
     tuned = make_run(folder / "tuned", finetuned=True, seed=2)
+    namesake = shutil.copytree(run_folder, folder / "b" / run_folder.name)
     return {
         "one": report([run_folder], folder / "one.html", pictures=[picture]),
-        "several": report([run_folder, tuned, run_folder], folder / "several.html", title="Three runs"),
+        "several": report([run_folder, tuned, namesake], folder / "several.html", title="Three runs"),
         "bare": report([bare_folder], folder / "bare.html"),
         "targets": report([target_folder], folder / "targets.html"),
         "attack": report([attack], folder / "attack.html", title=HOSTILE),
@@ -260,11 +261,16 @@ def test_report__says_what_is_missing(pages: dict[str, Path]) -> None:
         assert f"<code>medmoco {command}" in text
 
 
-def test_report__same_names_are_told_apart(pages: dict[str, Path]) -> None:
+def test_report__namesakes_are_told_apart_by_the_folder_above(pages: dict[str, Path], run_folder: Path) -> None:
     text = pages["several"].read_text()
     assert "<h1>Three runs</h1>" in text
-    for name in ("cxr-1 (1)", "cxr-1 (2)", "tuned"):
+    for name in (f"{run_folder.parent.name}/{run_folder.name}", f"b/{run_folder.name}", "tuned"):
         assert f'<th scope="col">{name}</th>' in text
+
+
+def test_report__a_run_given_twice(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="given twice"):
+        report([run_folder, run_folder / ".." / run_folder.name], tmp_path / "page.html")
 
 
 def test_report__leads_with_the_answer(pages: dict[str, Path]) -> None:
@@ -363,9 +369,13 @@ def test_report__opens_with_the_gain_and_its_figure(run_folder: Path, tmp_path: 
 
 
 def test_report__of_several_runs_names_the_run_of_each_gain(run_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run_folder, tmp_path / "other")
+    shutil.copytree(run_folder.with_name("cxr-1-check"), tmp_path / "other-check")
     said: list[str] = []
-    report([run_folder, run_folder], tmp_path / "page.html", log=said.append)
-    assert [f"The pretrained encoder of cxr-1 ({at}) gains" in line for at, line in enumerate(said, 1)] == [True, True]
+    page = report([run_folder, other], tmp_path / "page.html", log=said.append).read_text()
+    for name, line in zip(("cxr-1", "other"), said, strict=False):
+        assert f"The pretrained encoder of {name} gains" in line
+    assert re.search(r"<h3[^>]*>cxr-1, other</h3>", page)  # the same data are described once
 
 
 def test_report__without_a_curve_gives_the_scores(run_folder: Path, tmp_path: Path) -> None:
