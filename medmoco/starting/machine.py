@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from medmoco.data.loading.workers import SHARED_MEMORY
+from medmoco.training.device import has_amx
 from medmoco.utils.available import available_cores, available_memory
 
 
@@ -56,7 +57,7 @@ def inspect_machine() -> Machine:
         memory=available_memory(),
         gpus=tuple(Gpu(found.name, found.total_memory) for found in properties),
         shared_memory=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
-        has_amx=bool(torch.cpu.get_capabilities().get("amx_bf16", False)),
+        has_amx=has_amx(),
     )
 
 

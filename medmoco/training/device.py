@@ -44,9 +44,14 @@ def choose_precision(train: TrainSettings, device: torch.device) -> tuple[str, s
         return train.precision, "train.precision"
     if device.type == "cuda":
         return ("bf16", "the GPU has it") if torch.cuda.is_bf16_supported() else ("fp16", "the GPU has no bf16")
-    if torch.cpu.get_capabilities().get("amx_bf16", False):
-        return "bf16", "the CPU has AMX"
-    return "fp32", "the CPU has no AMX"
+    return ("bf16", "the CPU has AMX") if has_amx() else ("fp32", "the CPU has no AMX")
+
+
+def has_amx() -> bool:
+    """Whether the CPU multiplies bf16 matrices in its AMX unit."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return torch.cpu._is_amx_tile_supported()  # PyTorch 2.10 has only this; every CPU with AMX has bf16
 
 
 @contextmanager

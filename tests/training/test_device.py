@@ -5,7 +5,7 @@ import torch
 
 from medmoco.config import TrainSettings
 from medmoco.errors import SettingsError
-from medmoco.training.device import autocast, choose_device, choose_precision, memory_explained
+from medmoco.training.device import autocast, choose_device, choose_precision, has_amx, memory_explained
 
 CPU = torch.device("cpu")
 
@@ -21,8 +21,17 @@ def test_choose_device__missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_choose_precision__cpu_takes_bf16_only_with_amx(
     monkeypatch: pytest.MonkeyPatch, amx: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr("medmoco.training.device.has_amx", lambda: amx)
     assert choose_precision(TrainSettings(), CPU)[0] == expected
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_has_amx__with_new_and_old_torch(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
+    assert has_amx() is amx
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert has_amx() is amx
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "fp16")])
