@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,8 @@ def test_evaluate__without_a_folder_saves_nothing(workspace: Path) -> None:
 def test_report__takes_one_run_or_several(workspace: Path) -> None:
     run = medmoco.Run("runs/phantoms")
     assert medmoco.report(run, "one.html") == Path("one.html")
-    medmoco.report([run, "runs/phantoms"], "two.html")
-    assert "phantoms (2)" in Path("two.html").read_text()
+    other = shutil.copytree("runs/phantoms", "runs/others")
+    assert "others" in medmoco.report([run, other], "two.html").read_text()
 
 
 def test_sources_of__refuses_an_encoder_that_was_trained_on(workspace: Path) -> None:

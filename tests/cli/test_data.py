@@ -93,8 +93,8 @@ def test_check__ends_with_exit_code_3_after_the_whole_report(call: Call, tmp_pat
     for kind in ("file missing", "patient in two splits", "pixels in two splits"):
         assert f"fault             1  {kind}" in done.stdout
         assert kind in done.stderr
-    assert done.stderr.startswith("medmoco: faults were found (file missing, ")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.strip().startswith("medmoco: faults were found (file missing, ")
+    assert len(done.stderr.strip().splitlines()) == 1
     assert "secret" not in done.stdout + done.stderr
     assert "hidden" not in done.stdout + done.stderr
     assert (tmp_path / "report/report.txt").read_text() == done.stdout

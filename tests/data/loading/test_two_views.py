@@ -31,6 +31,8 @@ SMALL = {"size": 24, "data": {"canvas_size": 32}}
 def no_worker_outlives_its_loader() -> Iterator[None]:
     yield
     gc.collect()  # an exception that was caught keeps its loader
+    for worker in active_children():
+        worker.join(timeout=10)
     assert not active_children()
 
 
