@@ -163,7 +163,7 @@ def test_png__text_bomb(tmp_path: Path) -> None:
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[:33] + text * 500 + data[33:])  # 4 GB of text in 4 MB
     ((_, result),) = map_guarded(read_image, [tmp_path / "a.png"], workers=1, seconds=30, megabytes=300)
-    assert isinstance(result, GrayImage)  # the text is not inflated
+    assert isinstance(result, GrayImage)  # the text is not inflated, which takes libpng ten seconds
     assert result.pixels.shape == (8, 8)
 
 

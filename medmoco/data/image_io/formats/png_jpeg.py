@@ -70,6 +70,7 @@ def _exif_orientation(tiff: bytes) -> int | None:
 # ---- PNG ----
 
 _MOST_TEXT = 2**20  # bytes to which a text chunk may inflate; hostile chunks inflate to gigabytes
+_COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")  # texts and colour profiles
 
 
 class PlainHeader(NamedTuple):
@@ -99,7 +100,7 @@ def png_header(data: bytes | mmap) -> PlainHeader:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise Unreadable(f"the header cannot be read; {DAMAGED}")
     width, height, bits, colour = struct.unpack_from(">LLBB", data, 16)
-    for name, body in _chunks(data):
+    for _, name, body in _chunks(data):
         if name == b"tRNS":
             transparent = body
         elif name == b"eXIf":
@@ -115,13 +116,24 @@ def png_header(data: bytes | mmap) -> PlainHeader:
     return PlainHeader(channels, width, height, bits, orientation, tuple(s & (2**bits - 1) for s in samples))
 
 
-def _chunks(data: bytes | mmap) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(data: bytes | mmap) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield the position, name and content of each chunk, of pixels without the content."""
     position = 8
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">L", data, position)
         name = data[position + 4 : position + 8]
-        yield name, data[position + 8 : position + 8 + length] if name != b"IDAT" else b""
+        yield position, name, data[position + 8 : position + 8 + length] if name != b"IDAT" else b""
         position += 12 + length
+
+
+def _without_texts(data: bytes) -> bytes:
+    """Return a PNG file without the chunks that libpng would inflate to any size, and that have no pixels."""
+    parts, kept = [], 0
+    for position, name, body in _chunks(data):
+        if name in _COMPRESSED:
+            parts.append(data[kept:position])
+            kept = position + 12 + len(body)
+    return b"".join([*parts, data[kept:]]) if parts else data
 
 
 def _inflated(data: bytes) -> bytes:
@@ -158,7 +170,7 @@ def read_png(content: bytes, frame: int, window: Window, *, rgb: bool, admit: Ad
         raise Unreadable(f"the PNG file has no end marker; {DAMAGED}")
     # Neither torchvision, which crashes on damaged rows, nor Pillow, which truncates 16-bit colours to 8 bits.
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(_without_texts(content), np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         raise _undecodable(header) from None
     if pixels is None:
