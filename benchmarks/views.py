@@ -20,7 +20,7 @@ from medmoco.data.augment.views import draw, render
 from medmoco.data.image_io.images import Canvas, read_canvas
 
 IMAGES, ROUNDS, CANVAS = 16, 5, 256
-DATA = DataSettings(manifest=Path(), root="", canvas_size=CANVAS)
+DATA = DataSettings(manifest=Path(), root=".", canvas_size=CANVAS)
 
 
 def published() -> Callable[[Image.Image], torch.Tensor]:

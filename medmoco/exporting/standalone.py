@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 from medmoco.data.image_io import file_format, intensity, preprocessing, windowing
-from medmoco.data.image_io.formats import bands, dicom, png_jpeg, tiff
+from medmoco.data.image_io.formats import bands, dicom, jpeg2000, png_jpeg, tiff
 
 _LEFT_OUT = ("__future__", "medmoco")
-_MODULES = (intensity, file_format, png_jpeg, tiff, bands, windowing, dicom, preprocessing)
+_MODULES = (intensity, file_format, png_jpeg, tiff, bands, windowing, jpeg2000, dicom, preprocessing)
 """The modules, each after those that it imports."""
 
 

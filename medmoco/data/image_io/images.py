@@ -111,8 +111,8 @@ def read_image(
             the stored values. (centre, width) refers to DICOM values after the modality transform, or to stored
             values of a 16-bit PNG or TIFF file. Colour and 8-bit PNG, JPEG and TIFF files are read as displayed.
         limits: Larger files and images are refused.
-        at_least: A JPEG file may be decoded at half, a quarter or an eighth of its size, as long as its longer side
-            keeps at least this number of pixels. None means full size.
+        at_least: The file may be decoded at a reduced size that is enough for a canvas of this number of pixels, see
+            `preprocessing.read`. None means full size.
         rgb: Keep the colours, (H, W, 3); gray files become three equal planes, with a notice.
 
     Raises:

@@ -136,7 +136,8 @@ def read(
         window: Window, see `gray`.
         rgb: Keep the colours of a colour image, (H, W, 3).
         at_least: A JPEG file may be decoded at half, a quarter or an eighth of its size, as long as its longer side
-            keeps at least this number of pixels.
+            keeps at least this number of pixels; a DICOM file may be halved as long as it keeps twice this number. Its
+            stored values are averaged before the window, and JPEG 2000 is decoded at that size.
         admit: Called with the size before decoding; may raise to refuse the image.
         inflate_to: Largest size, in bytes, to which a deflated DICOM file may inflate; -1 means no limit.
 
@@ -145,7 +146,7 @@ def read(
     """
     kind = kind_of_file(path)
     if kind == "DICOM":
-        return read_dicom(path, frame, window, rgb=rgb, admit=admit, inflate_to=inflate_to)
+        return read_dicom(path, frame, window, rgb=rgb, at_least=at_least, admit=admit, inflate_to=inflate_to)
     if kind == "TIFF":
         return read_tiff(path, frame, window, rgb=rgb, admit=admit)
     if kind == "NPY":

@@ -26,6 +26,7 @@ from medmoco.data.image_io.intensity import (
     Pixels,
     Unreadable,
     Window,
+    halved,
     linear,
     of_colours,
     quantise,
@@ -41,11 +42,13 @@ def coloured(header: Dataset, pixels: Pixels, *, rgb: bool) -> GrayImage:
     return replace(image, pixels=rescale(image.pixels, bits, depth), bits=depth)
 
 
-def grey(header: Dataset, pixels: Pixels, frame: int, window: Window) -> GrayImage:
+def grey(header: Dataset, pixels: Pixels, frame: int, window: Window, at_least: int | None = None) -> GrayImage:
     """Return (H, W) stored values after modality transform, VOI transform, polarity and padding.
 
     Each depends only on the stored value, so they are computed once per level and looked up per pixel.
     MONOCHROME1 alone decides on inversion: PresentationLUTShape INVERSE only repeats it. Source: DICOM PS3.3 C.11.6.
+
+    With `at_least`, stored values are averaged first, if that is possible; see `may_average`.
     """
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     stored = int(header.BitsStored)
@@ -64,9 +67,39 @@ def grey(header: Dataset, pixels: Pixels, frame: int, window: Window) -> GrayIma
     shares, notices = _voi_shares(header, values, actual_range, frame, window)
     levels = quantise(1 - shares if inverted else shares, 8 if stored <= 8 else 16)
     levels[(possible >= first) & (possible <= last)] = 0
-    index = pixels.astype(np.int32) - lowest if lowest else pixels
+    index = pixels
+    if lowest or pixels.dtype not in (np.uint8, np.uint16):
+        index = np.clip(pixels.astype(np.int32) - lowest, 0, len(levels) - 1).astype(np.uint16)
+    if at_least and may_average(header, frame, window):
+        index = halved(index, at_least)
     # Clipped because lossy decoders may overshoot.
     return GrayImage(np.take(levels, index, mode="clip"), 8 * levels.itemsize, notices)
+
+
+def may_average(header: Dataset, frame: int, window: Window) -> bool:
+    """Whether the grey level of an average of stored values is about the average of their grey levels.
+
+    It is not if some values are padding, which has no grey level, if rounding the average would lose much of it, or if
+    a narrow window, as of CT, shows both sides of an edge as black or white.
+    """
+    stored = int(header.BitsStored)
+    if header.get("PixelPaddingValue") is not None or not 8 <= stored <= int(header.BitsAllocated) <= 16:
+        return False
+    if isinstance(window, tuple):
+        width = window[1]
+    elif window == "voi" and not header.get("VOILUTSequence") and (stated := _window_in(header, frame)):
+        width = stated[2]
+    else:
+        return True
+    first, last = _modality_values(header, np.array([0, 2**stored - 1]), frame)
+    return width >= abs(last - first) / 4
+
+
+def needs_extremes(header: Dataset, frame: int, window: Window) -> bool:
+    """Whether grey levels depend on the smallest and largest value of the image, which only its full size has."""
+    if window != "voi" or header.get("VOILUTSequence") or int(header.BitsStored) <= 8:
+        return False
+    return _window_in(header, frame) is None
 
 
 def _padding(header: Dataset, lowest: int, stored: int) -> tuple[int, int]:
@@ -121,14 +154,22 @@ def _voi_shares(
         entries, bits = _look_up(header, tables[0], values)
         shares: Floats = entries / (2**bits - 1)
         return shares, (DARK_TABLE,) if shares.max() < 0.25 else ()
+    if stated := _window_in(header, frame):
+        function, centre, width = stated
+        return WINDOWS.get(function, linear)(values, centre, width), ()
+    if not needs_extremes(header, frame, window):
+        return spread(values, values), ()
+    return spread(values, actual_range()), (NO_WINDOW,)
+
+
+def _window_in(header: Dataset, frame: int) -> tuple[str, float, float] | None:
+    """Return the function, centre and width of the header's window; None without a valid one."""
     source = _group(header, frame, "FrameVOILUTSequence")
     centre, width = _first(source.get("WindowCenter")), _first(source.get("WindowWidth"))
     function = str(source.get("VOILUTFunction") or "LINEAR").upper()
-    if centre is not None and width is not None and width >= (1 if function == "LINEAR" else 1e-6):
-        return WINDOWS.get(function, linear)(values, centre, width), ()
-    if len(values) <= 2**8:
-        return spread(values, values), ()
-    return spread(values, actual_range()), (NO_WINDOW,)
+    if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
+        return None
+    return function, centre, width
 
 
 def _first(value: Any) -> float | None:

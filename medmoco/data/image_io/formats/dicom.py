@@ -43,6 +43,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from medmoco.data.image_io.formats.jpeg2000 import decode_reduced
 from medmoco.data.image_io.formats.png_jpeg import END_OF_IMAGE, FRAME_HEADERS, START_OF_SCAN, segments
 from medmoco.data.image_io.intensity import (
     DAMAGED,
@@ -55,7 +56,7 @@ from medmoco.data.image_io.intensity import (
     check_frame,
     of_several,
 )
-from medmoco.data.image_io.windowing import coloured, grey, pixel_aspect
+from medmoco.data.image_io.windowing import coloured, grey, may_average, needs_extremes, pixel_aspect
 
 NO_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
@@ -65,11 +66,12 @@ NO_IMAGE_CLASSES = {
 }
 # One decoder per syntax, so that the result does not depend on which others are installed. GDCM, which pydicom would
 # prefer, is slower and terminates the process on some damaged streams; for lossless JPEG there is no other.
+_WAVELETS = (*JPEG2000TransferSyntaxes, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
 DECODERS = {
     **dict.fromkeys((JPEGBaseline8Bit, JPEGExtended12Bit), "pillow"),
     **dict.fromkeys((JPEGLossless, JPEGLosslessSV1), "gdcm"),
     **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
-    **dict.fromkeys((*JPEG2000TransferSyntaxes, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, RLELossless), "pylibjpeg"),
+    **dict.fromkeys((*_WAVELETS, RLELossless), "pylibjpeg"),
 }
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 _LOSSLESS = (
@@ -90,7 +92,14 @@ _NO_PIXELS = "the DICOM file contains no pixel data (or is truncated); remove th
 
 
 def read_dicom(
-    path: Path, frame: int, window: Window, *, rgb: bool, admit: Admit = admit_all, inflate_to: int = -1
+    path: Path,
+    frame: int,
+    window: Window,
+    *,
+    rgb: bool,
+    at_least: int | None = None,
+    admit: Admit = admit_all,
+    inflate_to: int = -1,
 ) -> GrayImage:
     """Decode one frame of a DICOM file.
 
@@ -99,6 +108,7 @@ def read_dicom(
         frame: Frame, counted from 1.
         window: Window, see `gray`.
         rgb: Keep the colours of a colour image, (H, W, 3).
+        at_least: See `medmoco.data.image_io.preprocessing.read`.
         admit: Called with the size before decoding; may raise to refuse the image.
         inflate_to: Largest size, in bytes, to which a deflated file may inflate; -1 means no limit.
 
@@ -111,15 +121,17 @@ def read_dicom(
             width, height, frames = _check_header(header, syntax)
         admit(width, height, frames)
         check_frame(frame, frames)
+        least = at_least and 2 * at_least  # so that an area filter follows, as after a full decode
         with _without_header_values():
-            pixels = _decoded(header, source, syntax, frame, frames)
+            reduces = may_average(header, frame, window) and not needs_extremes(header, frame, window)
+            pixels = _decoded(header, source, syntax, frame, frames, least if reduces else None)
             image = (
                 coloured(header, pixels, rgb=rgb)
                 if pixels.ndim == 3
-                else grey(header, _stored(header, pixels, syntax), frame, window)
+                else grey(header, _stored(header, pixels, syntax), frame, window, least)
             )
             aspect, notices = pixel_aspect(header, frame)
-    full_size = None if aspect == 1 else (pixels.shape[0] * aspect, float(pixels.shape[1]))
+    full_size = None if aspect == 1 and image.pixels.shape[:2] == (height, width) else (height * aspect, float(width))
     return replace(image, full_size=full_size, notices=(*image.notices, *notices, *of_several(frame, frames)))
 
 
@@ -223,18 +235,23 @@ def _shift(header: Dataset) -> int:
     return 0 if high is None else int(high) + 1 - int(header.BitsStored)
 
 
-def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames: int) -> Pixels:
-    """Return a frame: (H, W) cells as stored, or (H, W, 3) RGB."""
+def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames: int, reduce_to: int | None) -> Pixels:
+    """Return a frame: (H, W) cells as stored, or (H, W, 3) RGB; of JPEG 2000 perhaps reduced."""
     vr, length = _value_of_pixels(stream, header)
     options = as_pixel_options(
         header, transfer_syntax_uid=syntax, pixel_keyword="PixelData", pixel_vr=vr, number_of_frames=frames,
-        correct_unused_bits=not _shift(header),
+        correct_unused_bits=not _shift(header) and syntax not in _NATIVE, view_only=True,
     )  # fmt: skip
     source, index = stream, frame - 1
     if syntax.is_encapsulated:
         data = _encoded_frame(stream, length, header, frame, frames)
         if syntax in _JPEG_FAMILY:
             check_codestream(data, int(header.Columns), int(header.Rows), int(header.SamplesPerPixel))
+        if reduce_to and syntax in _WAVELETS and header.SamplesPerPixel == 1:
+            signed = header.PixelRepresentation == 1
+            reduced = decode_reduced(data, int(header.BitsStored), signed=signed, at_least=reduce_to)
+            if reduced is not None:
+                return reduced
         # Decode exactly the bytes that were checked.
         source, index = BytesIO(encapsulate([data], has_bot=False)), 0
         options = {**options, "number_of_frames": 1}
