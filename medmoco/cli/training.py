@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ import medmoco
 from medmoco.cli.next_steps import after_pretraining
 from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, log, path
 from medmoco.cli.processes import DRY_RUN, in_processes, this_command
+from medmoco.datasets.resources import resource
+from medmoco.utils.files import SETTINGS_FILE
 
 PANEL = "Training"
 commands = typer.Typer()
@@ -21,12 +24,22 @@ def bench(
     config_file: Config,
     overrides: Overrides = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each of four measurements.")] = 20.0,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Measure with synthetic images, without any data.")
+    ] = False,
 ) -> None:
-    """Find the bottleneck of pretraining on this machine, and suggest improvements."""
+    """Find the bottleneck of pretraining on this machine, and suggest improvements.
+
+    With --synthetic and no settings file, the example settings for chest films are measured.
+    """
+    if synthetic and str(config_file) == SETTINGS_FILE and not config_file.exists():
+        config_file = resource("configs/cxr.yaml")
     settings = load(config_file, overrides)
     from medmoco.training.bench import bench as measure
+    from medmoco.training.synthetic import on_phantoms
 
-    print(measure(settings, seconds, log))
+    with on_phantoms(settings, log) if synthetic else nullcontext(settings) as measured:
+        print(measure(measured, seconds, log))
 
 
 @commands.command(rich_help_panel=PANEL)

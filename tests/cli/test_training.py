@@ -195,3 +195,15 @@ def test_status__a_run_that_ends_in_divergence_is_not_done(call: Call, tiny: Pat
     said = call("pretrain", "--config", tiny, "train.lr=1e30", code=5).stderr
     assert "had no finite gradient" in said
     assert json.loads(tiny.with_name("run").joinpath("status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_bench__synthetic_images_need_neither_data_nor_settings(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["model.backbone=test_resnet", "views.size=32", "train.global_batch_size=8", "method.queue_size=32"]
+    done = call("bench", "--synthetic", "--seconds", "0.1", *small, "data.workers=0", "method.batch_norm_splits=1")
+    assert "drawing synthetic films of 1024 x 1024 pixels" in done.stderr
+    assert "Training runs at " in done.stdout
+    assert not list(tmp_path.iterdir())
