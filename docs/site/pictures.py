@@ -26,10 +26,11 @@ def draw_views(out: Path) -> None:
 
 
 def photograph(browser: Browser, page: Path, out: Path) -> None:
-    """Draw the first screen of a report, as a browser shows it on a desktop."""
-    screen = browser.new_page(viewport={"width": 1280, "height": 960}, color_scheme="light")
+    """Draw the answer of a report and the figure below it, as on a phone, sharp enough for any screen."""
+    screen = browser.new_page(viewport={"width": 480, "height": 960}, device_scale_factor=2, color_scheme="light")
     screen.goto(page.resolve().as_uri())
-    screen.screenshot(path=out)
+    screen.add_style_tag(content="main > section > .group { padding: 0 1rem; } details { display: none; }")
+    screen.locator("main > section > .group").first.screenshot(path=out)
     screen.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -60,33 +61,52 @@ def _default(model: type[Settings], prefix: str, name: str) -> str:
 
 
 def _code(value: Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
-    text = dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-    return f"`{text}`"
+    text = dump(_readable(value), default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return f"`{re.sub(r'(?<![0-9.])[0-9]{6,}(?![0-9.])', lambda digits: f'{int(digits.group()):_}', text)}`"
 
 
-def _type_of(schema: dict[str, Any], models: dict[str, Any]) -> str:
+def _readable(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_readable(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _type_of(schema: dict[str, Any], models: dict[str, Any], *, plural: bool = False) -> str:
     """Return a JSON schema in words."""
-    if "$ref" in schema:
-        fields = models[schema["$ref"].rpartition("/")[2]]["properties"]
-        return f"mapping with the keys {_listed([f'`{key}`' for key in fields])}"
-    if "anyOf" in schema:
-        return _listed([_type_of(choice, models) for choice in schema["anyOf"]])
+    if "anyOf" in schema or "oneOf" in schema:
+        return _either([_type_of(choice, models, plural=plural) for choice in schema.get("anyOf") or schema["oneOf"]])
     if "enum" in schema or "const" in schema:
         return _listed([_code(value) for value in schema.get("enum") or [schema["const"]]])
-    kind = schema.get("type")
-    if kind == "null":
+    if schema.get("type") == "null":
         return "`null`"
-    if kind == "array" and "prefixItems" in schema:
-        return f"list of {len(schema['prefixItems'])}: {_type_of(schema['prefixItems'][0], models)}"
+    noun, details = _noun(schema, models)
+    if plural and noun != "text":
+        noun = re.sub(r"^\w+", r"\g<0>s", noun)
+        details = details.replace(", at", ", each at", 1).replace(", above", ", each above", 1)
+    return noun + details
+
+
+def _noun(schema: dict[str, Any], models: dict[str, Any]) -> tuple[str, str]:
+    """Return what a value is, in the singular, and what else must be so."""
+    if "$ref" in schema:
+        return "mapping", _keys(models[schema["$ref"].rpartition("/")[2]])
+    if "prefixItems" in schema:
+        return f"pair of {_type_of(schema['prefixItems'][0], models, plural=True)}", ""
+    kind = schema.get("type", "")
     if kind == "array":
-        return f"list of {_type_of(schema['items'], models)}"
+        return f"list of {_type_of(schema['items'], models, plural=True)}", ""
     if kind == "object":
-        return f"mapping of names to {_type_of(schema['additionalProperties'], models)}"
-    name = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`"}[
-        kind or "string"
-    ]
-    return ("path" if schema.get("format") == "path" else name) + _bounds(schema)
+        return f"mapping of names to {_type_of(schema['additionalProperties'], models, plural=True)}", ""
+    names = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+    return "path" if schema.get("format") == "path" else names.get(kind, "value"), _bounds(schema)
+
+
+def _keys(model: dict[str, Any]) -> str:
+    required = [f"`{key}`" for key in model.get("required", [])]
+    optional = [f"`{key}`" for key in model["properties"] if f"`{key}`" not in required]
+    if not required:
+        return f" with any of the keys {_listed(optional)}"
+    return f" with the keys {_listed(required, 'and')}" + (f" (and optionally {_listed(optional)})" if optional else "")
 
 
 def _bounds(schema: dict[str, Any]) -> str:
@@ -96,5 +116,10 @@ def _bounds(schema: dict[str, Any]) -> str:
     return f", {' and '.join(limits)}" if limits else ""
 
 
-def _listed(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+def _listed(words: list[str], last: str = "or") -> str:
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _either(words: list[str]) -> str:
+    """Return alternatives, with a comma between them if one of them is more than a few words."""
+    return ", or ".join(words) if any(re.search(", | or |[)]", word) for word in words) else _listed(words)

@@ -92,7 +92,7 @@ def may_average(header: Dataset, frame: int, window: Window) -> bool:
     else:
         return True
     first, last = _modality_values(header, np.array([0, 2**stored - 1]), frame)
-    return width >= abs(last - first) / 4
+    return bool(width >= abs(last - first) / 4)
 
 
 def needs_extremes(header: Dataset, frame: int, window: Window) -> bool:

@@ -40,8 +40,8 @@ def decode_reduced(data: bytes, bits: int, *, signed: bool, at_least: int) -> Pi
         with Image.open(BytesIO(data), formats=["JPEG2000"]) as picture:
             picture.reduce = halvings  # type: ignore[assignment, method-assign]
             # Pillow rounds the reduced size to the nearest, the standard up; a whole multiple is the same for both.
-            width, height = (side >> halvings for side in picture.size)
-            picture._size = tuple(-(-side >> halvings) << halvings for side in picture.size)
+            width, height = picture.width >> halvings, picture.height >> halvings
+            picture._size = (_rounded_up(picture.width, halvings), _rounded_up(picture.height, halvings))
             levels = np.asarray(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
@@ -68,3 +68,7 @@ def _halvings(data: bytes, bits: int, signed: bool, at_least: int) -> int:
     if components != 1 or depth != (bits - 1) | (128 if signed else 0) or left or upper:
         return 0
     return next((n for n in range(levels, 0, -1) if max(right, lower) >> n >= at_least), 0)
+
+
+def _rounded_up(side: int, halvings: int) -> int:
+    return -(-side >> halvings) << halvings
