@@ -1,7 +1,9 @@
-"""Pretrain in a training loop of your own: medmoco's views and method, and nothing but PyTorch around them.
+"""Pretrain in a training loop of your own, with medmoco's views and method.
 
-python examples/own_loop.py                                              # synthetic images
-python examples/own_loop.py --data manifests/mine --root "images/{split}"
+    python examples/own_loop.py  # synthetic images
+    python examples/own_loop.py --data manifests/mine --root "images/{split}"
+
+Everything else is plain PyTorch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Pretrain inside a trainer of another library, here PyTorch-Ignite (pip install pytorch-ignite).
+"""Pretrain inside a trainer of another library, here PyTorch-Ignite.
 
-    python examples/third_party_trainer.py                                              # synthetic images
+    pip install pytorch-ignite
+    python examples/third_party_trainer.py  # synthetic images
     python examples/third_party_trainer.py --data manifests/mine --root "images/{split}"
 
-The trainer gets medmoco's loader and its method, which is a module whose forward pass returns the loss. Lightning,
-Accelerate or a trainer of your own take both in the same way.
+The trainer gets medmoco's loader and its method, which is a module whose forward pass
+returns the loss. Lightning, Accelerate or a trainer of your own take both in the same way.
 """
 
 from __future__ import annotations

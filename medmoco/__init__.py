@@ -9,7 +9,7 @@
 
 `dir(medmoco)` lists all names; each is imported when it is first used. `__init__.pyi` says where it is defined.
 
-The rooms, in the order in which data flows; the first line of each module says what it holds:
+The subpackages, in the order in which data flows; the first line of each module says what it holds:
 
 errors.py           what is refused, and why
 config/             YAML to one typed tree of settings
@@ -42,7 +42,7 @@ detection/          boxes
 reporting/          runs to one offline page
 exporting/          encoder to files that other software loads
     formats/        one module for each format
-api/                public functions that join several rooms; `__init__.pyi` lists all public names
+api/                public functions that join several subpackages; `__init__.pyi` lists all public names
 cli/                arguments in, exit codes out
 """
 

@@ -63,7 +63,9 @@ def _imports(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", CONFIGS, ids=_name)
 def test_configs__load_and_are_short(path: Path) -> None:
     config.load(path)
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 90  # so that they fit on a page of the site
 
 
 # ---- commands in the documentation and the Makefile ----
@@ -207,7 +209,7 @@ def test_rooms__the_map_in_the_package_docstring_names_each() -> None:
     for indent, name in re.findall(r"^( *)(\w+)/ ", outline, flags=re.MULTILINE):
         parents = [*parents[: len(indent) // 4], name]
         listed.append("/".join(parents))
-    # Named in the line of the room around them.
+    # Named in the line of the subpackage around them.
     small = {"data/image_io/formats", "data/manifest/tables", "datasets/phantoms"}
     rooms = {room.relative_to(ROOT / "medmoco").as_posix() for room in _rooms(ROOT / "medmoco")}
     assert sorted(listed) == sorted(rooms - small)

@@ -1,1 +1,1 @@
-"""Public functions that join several rooms; the others are public where they are, see `medmoco/__init__.pyi`."""
+"""Public functions that join several subpackages; the others are public where they are, see `medmoco/__init__.pyi`."""

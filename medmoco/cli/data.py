@@ -38,9 +38,11 @@ def init(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time for pretraining (default: 60).")] = None,
     hours: Annotated[float | None, typer.Option(help="The same in hours.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the splits and of the run.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether columns are read correctly.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier medmoco.yaml.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier medmoco.yaml and manifest.")
+    ] = False,
 ) -> None:
     """Inspect your images and this machine, and write a manifest and settings for them."""
     if minutes is not None and hours is not None:
@@ -63,7 +65,7 @@ def phantom(
     out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
     patients: Annotated[int, typer.Option(min=10, help="Number of synthetic patients.")] = 160,
     image_size: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
 ) -> None:
     """Generate synthetic chest phantoms with a manifest, to try medmoco without data."""
     medmoco.phantom(out, patients=patients, image_size=image_size, seed=seed)
@@ -116,7 +118,7 @@ def split(
         Path | None,
         typer.Option(parser=path, help="Folder written by check: patients with the same image come into one split."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of patients.")] = 0,
     config_file: Annotated[
         Path | None,
         typer.Option("--config", "-c", parser=path, help="YAML file whose data.columns, labels, join and where apply."),
@@ -141,8 +143,8 @@ def preview(
     config_file: Config,
     out: Annotated[Path, typer.Option(parser=path, help="PNG file to write. It shows images of patients.")],
     overrides: Overrides = None,
-    images: Annotated[int, typer.Option(min=1, max=50)] = 6,
-    views: Annotated[int, typer.Option(min=1, max=20)] = 6,
+    images: Annotated[int, typer.Option(min=1, max=50, help="Number of images, one a row.")] = 6,
+    views: Annotated[int, typer.Option(min=1, max=20, help="Number of views of each image.")] = 6,
 ) -> None:
     """Write a figure with a few images and their augmented views."""
     medmoco.preview(load(config_file, overrides), out, images=images, views=views)

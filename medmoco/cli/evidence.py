@@ -14,10 +14,10 @@ from medmoco.cli.options import (
     Config,
     Devices,
     Encoder,
-    Encoders,
     Overrides,
     Overwrite,
     Resume,
+    SizedEncoders,
     Test,
     load,
     log,
@@ -33,12 +33,12 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=PANEL)
 def evaluate(
     config_file: Config,
-    encoder: Encoders,
+    encoder: SizedEncoders,
     out: Annotated[Path, typer.Option(parser=path, help="Folder for scores, predictions, the probe and the table.")],
     test: Test = False,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate frozen encoders by AUROC on the labels, with baselines for comparison."""
+    """Evaluate frozen encoders by AUROC on the labels, next to the controls: an untrained network and raw pixels."""
     settings = load(config_file, overrides)
     encoders = named(encoder)
     print(medmoco.evaluate(settings, encoders, out, test=test, log=log).table)
@@ -49,7 +49,7 @@ def evaluate(
 @commands.command(rich_help_panel=PANEL)
 def curve(
     config_file: Config,
-    encoder: Encoders,
+    encoder: SizedEncoders,
     out: Annotated[Path, typer.Option(parser=path, help="Folder for curve.csv, curve.json and the figures.")],
     draws: Annotated[int, typer.Option(min=1, help="Draws of patients for each label fraction below 100 %.")] = 5,
     finetune: Annotated[

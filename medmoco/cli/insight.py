@@ -83,17 +83,14 @@ def placement(
     split: ScoredSplit = "val",
     perturbation: Annotated[
         list[str] | None,
-        typer.Option(
-            "--perturbation",
-            "--twin",
-            help="flip, rotate:10, crop:0.7, intensity:0.2 or view. Repeatable (default: all of them).",
-        ),
+        typer.Option(help="flip, rotate:10, crop:0.7, intensity:0.2 or view. Repeatable (default: all of them)."),
     ] = None,
+    twin: Annotated[list[str] | None, typer.Option(hidden=True, help="Former name of --perturbation.")] = None,
 ) -> None:
     """Measure invariance: rank the perturbed copy of each image among all images."""
     settings = load(config_file, overrides)
-    encoders, where = named(encoder), split_name(split)
-    print(medmoco.placement(settings, encoders, out, split=where, perturbations=perturbation or (), log=log), end="")
+    encoders, where, chosen = named(encoder), split_name(split), [*(perturbation or ()), *(twin or ())]
+    print(medmoco.placement(settings, encoders, out, split=where, perturbations=chosen, log=log), end="")
 
 
 @commands.command(rich_help_panel=PANEL)

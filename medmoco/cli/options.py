@@ -54,14 +54,17 @@ Encoder = Annotated[
     str, typer.Option(parser=source, help='Run folder (RUN/best: its best checkpoint), weights file, or "random".')
 ]
 ScoredSplit = Annotated[str, typer.Option(metavar="train|val|test", help="Split to read the images from.")]
-Encoders = Annotated[
+_ENCODERS = (
+    'Run folder (RUN/best: its best checkpoint), export, import, weights file, or "random". Repeatable; further '
+    "encoders need names, such as imagenet=FILE"
+)
+Encoders = Annotated[list[str], typer.Option("--encoder", metavar="[NAME=]SOURCE", help=f"{_ENCODERS}.")]
+SizedEncoders = Annotated[
     list[str],
     typer.Option(
         "--encoder",
         metavar="[NAME=]SOURCE[@SIZE]",
-        help='Run folder (RUN/best: its best checkpoint), export, import, weights file, or "random". Repeatable; '
-        "further encoders need names, such as imagenet=FILE, and in evaluate and curve may have a size of their own, "
-        "such as imagenet=FILE@224.",
+        help=f"{_ENCODERS}, and may have a size of their own, such as imagenet=FILE@224.",
     ),
 ]
 Test = Annotated[

@@ -12,6 +12,7 @@ import typer
 
 from medmoco import __version__
 from medmoco.cli import data, demo, evidence, insight, settings, training, use
+from medmoco.cli.messages import columns, fitted
 from medmoco.errors import MedmocoError, UnexpectedError, traceback_of, without_names
 
 app = typer.Typer(
@@ -57,12 +58,13 @@ def main(*command: str) -> None:
     try:
         app([*command, *sys.argv[1:]], prog_name="medmoco" if command else None)
     except MedmocoError as error:
-        print(f"medmoco: {error}", file=sys.stderr)
+        print(fitted(f"medmoco: {error}", columns()), file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
-        print(f"medmoco: unexpected {without_names(error)}\n{_saved(traceback_of(error))}", file=sys.stderr)
+        text = f"medmoco: unexpected {without_names(error)}\n{_saved(traceback_of(error))}"
+        print(fitted(text, columns()), file=sys.stderr)
         sys.exit(UnexpectedError.exit_code)
 
 

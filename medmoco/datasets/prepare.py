@@ -39,7 +39,7 @@ def prepare(
     """Write the manifest of a public data set, split by patient, with a README.md that documents it.
 
     Args:
-        name: One of `DATASETS`.
+        name: One of the data sets that `medmoco prepare --help` lists.
         source: Folder with the data set's tables and images as its makers publish them; for MedMNIST the .npz file.
         out: New or empty folder for the manifest.
         seed: Seed of the splits that the makers do not define.

@@ -80,7 +80,8 @@ class Evaluation(_WithTargets):
         operating_points: Decisions at thresholds chosen on validation.
         calibration: Calibration of the probabilities, before and after it was fitted on validation.
         subgroups: AUROCs within subgroups of patients.
-        predictions: One row for each score of an image, see PREDICTIONS.
+        predictions: One row for each score of an image, with columns split, row (counted as in a spreadsheet), label,
+            method, encoder, draw, target (1 or 0, or the number to predict) and score.
         table: Table that `medmoco evaluate` prints.
         folder: Folder in which the results are saved, if they are.
 

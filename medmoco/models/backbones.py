@@ -235,7 +235,7 @@ def _wake_branches(net: nn.Module) -> None:
     """Initialise every batch norm with scale 1, as in torchvision's ResNets, which the published MoCo trains.
 
     timm initialises the last one of each residual branch with 0. That disables the branches at first, and would make
-    the randomly initialised encoder too weak a baseline.
+    the randomly initialised encoder too weak a control.
     """
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d) and not layer.weight.any():

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from medmoco.utils.files import PathLike, sha256_of
 KEYS = "keys.csv"
 
 _SIZE = 224  # of views, for networks that accept any size
+_WIDTH = 100  # of a line of the report
 
 
 def import_weights(
@@ -180,23 +182,29 @@ def _write(out: Path, net: Backbone, imported: Imported, facts: dict[str, Any]) 
 def _report(out: Path, net: Backbone, imported: Imported, preparation: Preparation) -> str:
     """Return a description of the result and how to use it."""
     found, size = imported.found, f" for views of {net.fixed_size} pixels" if net.fixed_size else ""
+    source, counts = imported.summary().split(": ", 1)
     lines = [
         f"{net.name}{size}, {net.feature_dim} features",
-        imported.summary(),
+        f"{source}:",
+        *textwrap.wrap(counts, _WIDTH),
         f"the use of every key: {out / KEYS}",
-        f"preprocessing of the source: {preparation.note}",
+        *textwrap.wrap(f"preprocessing of the source: {preparation.note}", _WIDTH),
     ]
     if found.scheme.name == "moco":
         lines.append("files of MoCo-CXR have the same keys; if this is one of them, add --scheme moco-cxr")
     elif found.scheme.name == "dinov2" and preparation == found.scheme.preparation:
         lines.append("files of RAD-DINO have the same keys; if this is one of them, add --scheme rad-dino")
-    normalisation = "" if preparation.mean is None else f" views.mean={preparation.mean} views.std={preparation.std}"
+    normalisation = [f"views.mean={preparation.mean} views.std={preparation.std}"]
     if preparation.mean is None:
+        normalisation = []
         lines.append("if you know mean and standard deviation, import again with --mean and --std")
     native = net.fixed_size or preparation.size
-    at_native = f", or NAME={out}@{native} at its native size" if native else ""
+    at_native = [f"or, at its native size, --encoder NAME={out}@{native}"] if native else []
     return "\n".join([
         *lines,
-        f"to compare your encoder with it in evaluate or curve, add --encoder NAME={out}{at_native}",
-        f"to use it, set model.backbone={net.name} model.init={out / ENCODER}{normalisation}",
+        f"to compare your encoder with it in evaluate or curve, add --encoder NAME={out}",
+        *at_native,
+        "to use it, set",
+        f"model.backbone={net.name} model.init={out / ENCODER}",
+        *normalisation,
     ])  # fmt: skip

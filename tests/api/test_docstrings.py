@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,10 +50,17 @@ def test_docstrings__describe_every_argument_and_have_an_example(name: str) -> N
     thing = getattr(medmoco, name)
     text = inspect.getdoc(thing) or ""
     assert EXAMPLES[name].examples, name
+    assert re.search(r"^Examples:$", text, flags=re.MULTILINE)
     if inspect.isfunction(thing):
         documented = text.partition("Args:")[2]
         missing = [word for word in inspect.signature(thing).parameters if f"{word}:" not in documented]
         assert not missing
+
+
+@pytest.mark.parametrize("path", sorted(Path(medmoco.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_docstrings__title_examples_in_the_plural(path: Path) -> None:
+    """Sites that render Google docstrings show "Example:" as a note, not as a section."""
+    assert not re.search(r"^ *Example:$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def test_methods__have_an_example_of_their_own_or_of_their_class() -> None:

@@ -12,8 +12,9 @@ from tests.helpers.commands import Call, Said
 
 @pytest.fixture(autouse=True)
 def _one_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back after each test what the command line sets for the processes that it starts."""
+    """Take back after each test what the command line sets for the processes that it starts; print whole lines."""
     monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.delenv("COLUMNS", raising=False)  # else messages would be broken to fit
 
 
 @pytest.fixture

@@ -42,14 +42,26 @@ def test_demo__prints_each_command_and_runs_it(call: Call, ran: list[list[str]])
 def test_demo__compares_with_imagenet_weights_that_torch_has_downloaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    assert demo._imagenet_weights() is None
-    (tmp_path / "checkpoints").mkdir()
-    weights = tmp_path / "checkpoints/resnet18-f37072fd.pth"
-    weights.touch()
-    assert demo._imagenet_weights() == weights
+    from torch.hub import get_dir
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (("HOME", tmp_path), ("XDG_CACHE_HOME", tmp_path / "cache"), ("TORCH_HOME", "~/torch")):
+        monkeypatch.setenv(name, str(value))
+        assert demo._imagenet_weights() is None
+        weights = Path(get_dir(), "checkpoints/resnet18-f37072fd.pth")
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        assert demo._imagenet_weights() == weights
     comparing = [words for words in demo.demo_commands(Path("demo"), weights) if f"imagenet={weights}" in words]
     assert [words[0] for words in comparing] == ["evaluate", "curve"]
+
+
+def test_demo__says_when_it_compares_with_imagenet_weights(call: Call) -> None:
+    assert "ImageNet ResNet-18" in call("demo", "--help").stdout
+    assert "ImageNet ResNet-18" in (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+    (line,) = (line for line in call("--help").stdout.splitlines() if " demo " in line)
+    assert "ImageNet" not in line
 
 
 @pytest.mark.parametrize("name", ["demo", "~a $b: 'c' #d"])

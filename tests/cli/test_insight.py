@@ -17,3 +17,9 @@ OF_CXR = ["--config", "configs/cxr.yaml", "--encoder", "random"]
 )
 def test_errors__are_short_and_have_their_exit_code(call: Call, arguments: list[str], code: int, expected: str) -> None:
     refused(call, arguments, code, expected)
+
+
+def test_placement__the_former_name_of_an_option_is_hidden(call: Call) -> None:
+    shown = call("placement", "--help").stdout
+    assert "--perturbation" in shown
+    assert "--twin" not in shown

@@ -17,6 +17,8 @@ from tests.helpers.commands import Call
 
 PAGE = (Path(__file__).parents[2] / "docs/mistakes.md").read_text(encoding="utf-8")
 MISTAKES = dict(re.findall(r"^## ([^\n]+)\n+```text\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
+WIDTH = 100
+"""Columns of the terminal whose messages the page shows."""
 SETTINGS = """\
 out: runs/films
 data: {manifest: manifest, root: films, labels: [Pneumonia], canvas_size: 48, workers: 0}
@@ -127,6 +129,7 @@ def test_page__lists_at_least_fifteen_mistakes_and_each_setup() -> None:
     assert len(MISTAKES) >= 15
     assert list(MISTAKES) == re.findall(r"^## (.+)$", PAGE, flags=re.MULTILINE)
     assert SETUPS.keys() <= MISTAKES.keys()
+    assert max(len(line) for text in MISTAKES.values() for line in text.splitlines()) <= WIDTH
 
 
 @pytest.mark.parametrize("title", MISTAKES)
@@ -140,6 +143,7 @@ def test_mistake__is_answered_as_the_page_says(
     assert message[0].startswith("medmoco: ")
     _write_films(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
     if title in SETUPS:
         SETUPS[title](tmp_path, call)
     code = CODES.get(title, 3)

@@ -25,6 +25,14 @@ def test_named__others_need_names_of_their_own(encoders: list[str], words: str) 
         named(encoders)
 
 
+def test_encoders__have_a_size_of_their_own_where_it_is_used(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for command, may in (("evaluate", True), ("curve", True), ("placement", False)):
+        shown = call(command, "--help").stdout
+        assert "imagenet=FILE" in shown
+        assert ("@SIZE" in shown) == ("imagenet=FILE@224" in shown) == may
+
+
 def test_named__sources_are_read_as_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/users/ada")
     assert named(["~/run", "b=~/w.pth", "c=random"]) == {

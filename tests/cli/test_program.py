@@ -37,6 +37,12 @@ def test_help__no_text_is_taken_for_markup() -> None:
     assert not [text for text in texts if Text.from_markup(text).plain != text]
 
 
+def test_help__describes_every_argument_and_option() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    parameters = [(name, parameter) for name, command in group.commands.items() for parameter in command.params]
+    assert not [f"{name} {parameter.name}" for name, parameter in parameters if not (parameter.help or "").strip()]
+
+
 @pytest.mark.slow
 def test_whole_journey__phantoms_to_export(call: Call, tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"

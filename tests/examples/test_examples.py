@@ -29,6 +29,11 @@ def test_chest_films__pretrain_evaluate_and_export(tmp_path: Path) -> None:
     shown = execute("chest_films", tmp_path)
     assert "1,500 rows: train 900 of 499 patients" in shown["check"]
     assert "Pneumonia" in shown["evaluate"]
+    few = re.findall(r"(\w+) +5 +(0\.\d+) +(0\.\d+) +(0\.\d+)", shown["differences"].replace("\\n", "\n"))
+    (name, score, low, _), *controls = ((encoder, *map(float, numbers)) for encoder, *numbers in few)
+    assert name == "pretrained"
+    assert score == pytest.approx(0.9, abs=0.05)  # as the cell below the table says
+    assert all(control < 0.8 and high < low for _, control, _, high in controls)
     assert "'onnx': 'verified'" in shown["export"]
     pictures = [cell for cell, text in shown.items() if "image/png" in text]
     assert pictures == ["views", "curve", "neighbours", "projection", "saliency"]

@@ -49,12 +49,13 @@ class Encoder:
         settings: Settings that it was loaded with, or those of its run: the data and the machine.
         folder: Run, export or import that it was loaded from, or the folder of its weights file.
 
-    >>> import medmoco
-    >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
-    >>> encoder
-    Encoder(resnet10t, 512 features of gray images of 32 x 32 pixels, random weights)
-    >>> encoder.embed(np.zeros((2, 40, 30), np.uint8)).shape
-    (2, 512)
+    Examples:
+        >>> import medmoco
+        >>> encoder = medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}, "views": {"size": 32}})
+        >>> encoder
+        Encoder(resnet10t, 512 features of gray images of 32 x 32 pixels, random weights)
+        >>> encoder.embed(np.zeros((2, 40, 30), np.uint8)).shape
+        (2, 512)
     """
 
     module: Backbone
@@ -209,9 +210,10 @@ def load_encoder(
         CheckpointError: the source contains no encoder, is damaged, or has another network than the settings.
         SettingsError: the settings do not match the encoder, or are needed and missing.
 
-    >>> import medmoco
-    >>> medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}}).feature_dim
-    512
+    Examples:
+        >>> import medmoco
+        >>> medmoco.load_encoder("random", {"model": {"backbone": "resnet10t"}}).feature_dim
+        512
     """
     kind = kind_of_source(source)
     path = Path(source)

@@ -93,8 +93,8 @@ def kind_of_source(source: str | os.PathLike[str]) -> Kind:
         return "run"
     if not path.exists():
         raise CheckpointError(
-            f"{path} does not exist; name a run folder, a folder written by `medmoco export` or `import`, a weights\n"
-            f"file, or {RANDOM} for an untrained network"
+            f"{path} does not exist;\nname a run folder, a folder written by `medmoco export` or `import`, a weights"
+            f" file, or {RANDOM} for an untrained network"
         )
     if not path.is_dir():
         return "file"

@@ -85,7 +85,7 @@ def test_export__without_weights_that_medmoco_reads(tmp_path: Path) -> None:
 
 def test_kind_of_source__tells_them_apart(tmp_path: Path) -> None:
     assert kind_of_source("random") == "random"
-    with pytest.raises(CheckpointError, match=r"a\.pth does not exist; name a run folder"):
+    with pytest.raises(CheckpointError, match=r"a\.pth does not exist;\nname a run folder"):
         kind_of_source(tmp_path / "a.pth")
     (tmp_path / "a.pth").touch()
     assert kind_of_source(tmp_path / "a.pth") == "file"
