@@ -1,15 +1,15 @@
-"""`python -m benchmarks [views|jpeg|pack|step|manifest|intervals|startup]`: all of them, or one."""
+"""`python -m benchmarks [views|files|jpeg|step|manifest|intervals|startup]`: all of them, or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import intervals, jpeg, manifest, pack, startup, step, views
+from benchmarks import files, intervals, jpeg, manifest, startup, step, views
 
 ALL = {
     "views": views.run,
+    "files": files.run,
     "jpeg": jpeg.run,
-    "pack": pack.run,
     "step": step.run,
     "manifest": manifest.run,
     "intervals": intervals.run,

@@ -15,10 +15,7 @@ _UNIT = re.compile(rf"{_SETTING}(?: {_SETTING})*|(?:{_QUOTED}|\S)+")
 
 def columns() -> int:
     """Return the width of the terminal; 0 if messages go to a file, in which `grep` needs whole lines."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal():
-        return int(given)
-    try:
+    try:  # without COLUMNS, which readline sets for every process that is started, whatever its output goes to
         return os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):
         return 0

@@ -12,9 +12,8 @@ from tests.helpers.commands import Call, Said
 
 @pytest.fixture(autouse=True)
 def _one_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take back after each test what the command line sets for the processes that it starts; print whole lines."""
+    """Take back after each test what the command line sets for the processes that it starts."""
     monkeypatch.setenv("PYTHONSAFEPATH", "")
-    monkeypatch.delenv("COLUMNS", raising=False)  # else messages would be broken to fit
 
 
 @pytest.fixture

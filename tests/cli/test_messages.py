@@ -52,20 +52,18 @@ def test_fitted__loses_no_word() -> None:
         assert fitted(LONG, width).split() == LONG.split()
 
 
-def test_columns__are_given_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr", io.StringIO())
-    assert columns() == 0
+def test_columns__of_a_file_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "72")
-    assert columns() == 72
-    monkeypatch.setenv("COLUMNS", "wide")
-    assert columns() == 0
+    for stream in (io.StringIO(), (tmp_path / "file").open("w")):
+        monkeypatch.setattr("sys.stderr", stream)
+        assert columns() == 0
 
 
 def test_errors__are_whole_lines_in_a_file(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["config", "--config", "configs/cxr.yaml", "epochs=5"]
     whole = call(*words, code=2).stderr
     assert max(map(len, whole.splitlines())) > 100
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("medmoco.cli.program.columns", lambda: 80)
     broken = call(*words, code=2).stderr
     assert max(map(len, broken.splitlines())) <= 80
     assert broken.split() == whole.split()
@@ -74,10 +72,7 @@ def test_errors__are_whole_lines_in_a_file(call: Call, monkeypatch: pytest.Monke
 def test_errors__fit_a_terminal(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = f"stty cols 60 && {shlex.quote(sys.executable)} -m medmoco.cli config"
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path, env=environment, stdin=theirs, stderr=theirs, check=False, timeout=60
-    )
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, stdin=theirs, stderr=theirs, check=False, timeout=60)
     assert done.returncode == 2
     os.close(theirs)
     lines = os.read(ours, 4000).decode().splitlines()

@@ -143,7 +143,7 @@ def test_mistake__is_answered_as_the_page_says(
     assert message[0].startswith("medmoco: ")
     _write_films(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    monkeypatch.setattr("medmoco.cli.program.columns", lambda: WIDTH)
     if title in SETUPS:
         SETUPS[title](tmp_path, call)
     code = CODES.get(title, 3)
