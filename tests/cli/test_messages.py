@@ -54,9 +54,10 @@ def test_fitted__loses_no_word() -> None:
 
 def test_columns__of_a_file_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "72")
-    for stream in (io.StringIO(), (tmp_path / "file").open("w")):
-        monkeypatch.setattr("sys.stderr", stream)
-        assert columns() == 0
+    with (tmp_path / "file").open("w") as file:
+        for stream in (io.StringIO(), file):
+            monkeypatch.setattr("sys.stderr", stream)
+            assert columns() == 0
 
 
 def test_errors__are_whole_lines_in_a_file(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
