@@ -33,8 +33,9 @@ test: lint ## linters, then all tests except the slow ones and those that need a
 test-slow: $(READY) ## the slow tests
 	pytest -m "slow and not gpu"
 
-test-gpu: $(READY) ## the tests that need a GPU
+test-gpu: $(READY) ## the tests that need a GPU, and the benchmarks of the training step and of loading on it
 	pytest -m gpu
+	python -m benchmarks step loading
 
 # In an environment of its own, which takes several gigabytes and stays until `make clean`. Old versions warn of what
 # newer ones have deprecated; only here, warnings are not errors.

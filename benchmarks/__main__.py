@@ -1,16 +1,17 @@
-"""`python -m benchmarks [views|files|jpeg|step|manifest|intervals|startup]`: all of them, or one."""
+"""`python -m benchmarks [views|files|jpeg|step|loading|manifest|intervals|startup]`: all of them, or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import files, intervals, jpeg, manifest, startup, step, views
+from benchmarks import files, intervals, jpeg, loading, manifest, startup, step, views
 
 ALL = {
     "views": views.run,
     "files": files.run,
     "jpeg": jpeg.run,
     "step": step.run,
+    "loading": loading.run,
     "manifest": manifest.run,
     "intervals": intervals.run,
     "startup": startup.run,

@@ -46,6 +46,8 @@ def _compare(size: int, batch: int, queue: int) -> None:
         def work() -> None:
             for _ in range(STEPS):
                 step(made, optimizer)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
 
         return work
 

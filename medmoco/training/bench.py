@@ -82,7 +82,13 @@ class Facts:
 
 
 def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> str:
-    """Measure the parts of training and training itself; describe the bottleneck and what would help.
+    """Measure training, and describe the bottleneck and what would help; see `measure` for arguments and errors."""
+    facts = measure(settings, seconds, log)
+    return "\n".join([*_table(facts), "", *advise(facts)])
+
+
+def measure(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> Facts:
+    """Measure the parts of training and training itself.
 
     Args:
         settings: Settings of the run.
@@ -112,11 +118,10 @@ def bench(settings: RunSettings, seconds: float, log: Callable[[str], None]) -> 
     prefetched = AHEAD * settings.data.workers + 2  # batches that were made before the clock started
     numbers = negative_numbers(split, settings.method)
     together, waiting = _train(batches, _order(split, settings), numbers, settings, seconds, skip=prefetched)
-    facts = Facts(
+    return Facts(
         read, views, step, together, waiting, settings.data.workers, available_cores(),
         bool(settings.data.pack), device.type, precision, best,
     )  # fmt: skip
-    return "\n".join([*_table(facts), "", *advise(facts)])
 
 
 def step_rate(settings: RunSettings, images: int, seconds: float) -> Rate:
