@@ -1,10 +1,10 @@
-"""`python -m benchmarks [views|files|jpeg|step|loading|manifest|intervals|startup]`: all of them, or one."""
+"""`python -m benchmarks [views|files|jpeg|step|loading|manifest|growth|intervals|startup]`: all of them, or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import files, intervals, jpeg, loading, manifest, startup, step, views
+from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views
 
 ALL = {
     "views": views.run,
@@ -13,6 +13,7 @@ ALL = {
     "step": step.run,
     "loading": loading.run,
     "manifest": manifest.run,
+    "growth": growth.run,
     "intervals": intervals.run,
     "startup": startup.run,
 }
