@@ -13,7 +13,7 @@ from medmoco.data.pack.pack_writing import make_pack
 from medmoco.training.bench import measure
 from medmoco.training.synthetic import on_phantoms
 
-ROUNDS, SECONDS = 5, 20.0
+ROUNDS, SECONDS = 5, 6.0
 KINDS = {
     "ResNet-10, 96 px, batch 64": ("model.backbone=resnet10t", "views.size=96"),
     "ResNet-18, 224 px, batch 64": ("model.backbone=resnet18", "views.size=224"),
