@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,7 @@ def run() -> None:
         (small, before), (large, last) = list(measured.items())[-2:]
         growth = [_slope(*pair) / math.log(large / small) for pair in zip(before, last, strict=True)]
         pairs = zip(last, growth, strict=True)
-        times, memories = (value * (TEN_MILLION / large) ** max(slope, 0) for value, slope in pairs)
+        times, memories = (value * (TEN_MILLION / large) ** max(slope, 1) for value, slope in pairs)
         print(f"{name:32} {cells}\n{'':32} slopes {growth[0]:.2f} and {growth[1]:.2f}", end="")
         print(f"; 10,000,000: {times:,.0f} s, {memories / 1024:,.1f} GB" if large < TEN_MILLION else "")
 
@@ -58,18 +57,19 @@ def _in_process(name: str, size: int) -> tuple[float, float]:
     return float(seconds), float(memory)
 
 
-def _peak() -> float:
-    """Return the largest memory that this process or one of its children has used, in MB."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+def _memory(what: str) -> float:
+    """Return VmRSS, the memory of this process, or VmHWM, its peak, in MB; `resource` would count the parent's."""
+    return int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0]) / 1024
 
 
 def measure(name: str, size: int) -> None:
-    """Print the seconds and megabytes of one operation."""
+    """Print the seconds of one operation, and the megabytes that this process needs for it."""
     with tempfile.TemporaryDirectory() as folder:
         work = WORK[name](size, Path(folder))
-        before, start = _peak(), time.perf_counter()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before, start = _memory("VmRSS"), time.perf_counter()
         work()
-        print(time.perf_counter() - start, _peak() - before)
+        print(time.perf_counter() - start, _memory("VmHWM") - before)
 
 
 # ---- what is measured ----

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from medmoco.data.manifest.splits import fraction_size, nested_places
 from medmoco.evaluation.features.features import Features
@@ -29,6 +28,7 @@ KNN_TEMPERATURE = 0.07
 
 _MAX_ITERATIONS = 2000
 _CHUNK_CELLS = 2**22  # similarities in memory at once, 32 MiB
+_LEAST_CHUNK = 32  # queries, although that may need more: each chunk reads the whole bank
 _TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal within the precision of float32 features
 
 
@@ -304,31 +304,32 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
         rows, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
         if not rows.size:
             continue
-        chosen, votes = _unit(bank[rows]), torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, F), (n, l)
+        chosen = _unit(bank if rows.size == len(bank) else bank[rows])  # (n, F)
+        votes = torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, l)
         count = min(neighbours, rows.size)
-        step = max(1, _CHUNK_CELLS // rows.size)
+        step = max(_LEAST_CHUNK, _CHUNK_CELLS // rows.size)
         for start in range(0, len(queries), step):
-            weights = _neighbour_weights(unit_queries[start : start + step] @ chosen.T, count)  # (m, n)
-            shares = weights @ votes / weights.sum(1, keepdim=True)
+            weights, near = _nearest(unit_queries[start : start + step] @ chosen.T, count)  # (m, k)
+            shares = (weights[:, :, None] * votes[near]).sum(1) / weights.sum(1, keepdim=True)
             result[np.ix_(np.arange(start, start + len(shares)), labels)] = shares.numpy()
     return as_scores(result)
 
 
 def _unit(features: Features) -> Tensor:
     """Return features of unit length in float64, so that copies of an image are equally near up to _TIE."""
-    return normalize(torch.from_numpy(features).double(), dim=1)
+    values = torch.from_numpy(features).to(torch.float64, copy=True)
+    return values.div_(values.norm(dim=1, keepdim=True).clamp_min_(1e-12))  # in place: a bank may have gigabytes
 
 
-def _neighbour_weights(cosines: Tensor, count: int) -> Tensor:
-    """Return the weight of each of n images for each of m queries, (m, n), 0 for all but the `count` nearest."""
+def _nearest(cosines: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the weights of the `count` nearest images and of all tied with the last, and their numbers, (m, k)."""
     near, index = cosines.topk(min(count + 1, cosines.shape[1]))  # (m, k + 1)
     last = near[:, count - 1, None]
     if (near[:, count:] >= last - _TIE).any():  # search for all ties only if there are any
         near, index = cosines.topk(int((cosines >= last - _TIE).sum(1).max()))
     above, tied = near > last + _TIE, (near - last).abs() <= _TIE
     room = (count - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
-    weights = ((near - near[:, :1]) / KNN_TEMPERATURE).exp() * (above + room * tied)
-    return torch.zeros_like(cosines).scatter_(1, index, weights)
+    return ((near - near[:, :1]) / KNN_TEMPERATURE).exp() * (above + room * tied), index
 
 
 def knn_auroc(scores: Floats, targets: Floats, validation: Floats) -> list[float]:

@@ -144,6 +144,7 @@ def plain_knn(bank: Features, targets: Floats, query: NDArray[np.float32], neigh
 @pytest.mark.parametrize("cells", [1, 120 * 7, 2**24])
 def test_knn_scores__equal_a_plain_loop_with_missing_labels(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
+    monkeypatch.setattr(probes, "_LEAST_CHUNK", 1)
     features, _ = splits()
     generator = np.random.default_rng(0)
     targets = (generator.random((120, 4)) < 0.4).astype(float)
@@ -198,6 +199,7 @@ def test_knn_scores__depend_neither_on_the_order_of_rows_nor_on_the_block(monkey
     order = generator.permutation(120)
     for cells in (1, 120 * 7, 2**22):
         monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
+        monkeypatch.setattr(probes, "_LEAST_CHUNK", 1)
         np.testing.assert_array_equal(knn_scores(bank[order], targets[order], queries, 10), scores)
 
 
