@@ -42,13 +42,13 @@ def coloured(header: Dataset, pixels: Pixels, *, rgb: bool) -> GrayImage:
     return replace(image, pixels=rescale(image.pixels, bits, depth), bits=depth)
 
 
-def grey(header: Dataset, pixels: Pixels, frame: int, window: Window, at_least: int | None = None) -> GrayImage:
+def grey(header: Dataset, pixels: Pixels, frame: int, window: Window, halve_to: int | None = None) -> GrayImage:
     """Return (H, W) stored values after modality transform, VOI transform, polarity and padding.
 
     Each depends only on the stored value, so they are computed once per level and looked up per pixel.
     MONOCHROME1 alone decides on inversion: PresentationLUTShape INVERSE only repeats it. Source: DICOM PS3.3 C.11.6.
 
-    With `at_least`, stored values are averaged first, if that is possible; see `may_average`.
+    Stored values are halved by averaging first, as long as the longer side keeps `halve_to` pixels.
     """
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     stored = int(header.BitsStored)
@@ -70,8 +70,8 @@ def grey(header: Dataset, pixels: Pixels, frame: int, window: Window, at_least: 
     index = pixels
     if lowest or pixels.dtype not in (np.uint8, np.uint16):
         index = np.clip(pixels.astype(np.int32) - lowest, 0, len(levels) - 1).astype(np.uint16)
-    if at_least and may_average(header, frame, window):
-        index = halved(index, at_least)
+    if halve_to:
+        index = halved(index, halve_to)
     # Clipped because lossy decoders may overshoot.
     return GrayImage(np.take(levels, index, mode="clip"), 8 * levels.itemsize, notices)
 
@@ -79,9 +79,11 @@ def grey(header: Dataset, pixels: Pixels, frame: int, window: Window, at_least: 
 def may_average(header: Dataset, frame: int, window: Window) -> bool:
     """Whether the grey level of an average of stored values is about the average of their grey levels.
 
-    It is not if some values are padding, which has no grey level, if rounding the average would lose much of it, or if
-    a narrow window, as of CT, shows both sides of an edge as black or white.
+    It is not if values are colours of a palette or padding, if rounding the average would lose much of it, or if a
+    narrow window, as of CT, shows both sides of an edge as black or white.
     """
+    if not str(header.PhotometricInterpretation).startswith("MONOCHROME"):
+        return False
     stored = int(header.BitsStored)
     if header.get("PixelPaddingValue") is not None or not 8 <= stored <= int(header.BitsAllocated) <= 16:
         return False

@@ -121,14 +121,16 @@ def read_dicom(
             width, height, frames = _check_header(header, syntax)
         admit(width, height, frames)
         check_frame(frame, frames)
-        least = at_least and 2 * at_least  # so that an area filter follows, as after a full decode
         with _without_header_values():
-            reduces = may_average(header, frame, window) and not needs_extremes(header, frame, window)
-            pixels = _decoded(header, source, syntax, frame, frames, least if reduces else None)
+            averages = may_average(header, frame, window)  # asked of every file, so that all sizes refuse it alike
+            # Twice the size, so that an area filter follows, as after a full decode.
+            halve_to = 2 * at_least if at_least and averages else None
+            decode_to = None if halve_to and needs_extremes(header, frame, window) else halve_to
+            pixels = _decoded(header, source, syntax, frame, frames, decode_to)
             image = (
                 coloured(header, pixels, rgb=rgb)
                 if pixels.ndim == 3
-                else grey(header, _stored(header, pixels, syntax), frame, window, least)
+                else grey(header, _stored(header, pixels, syntax), frame, window, halve_to)
             )
             aspect, notices = pixel_aspect(header, frame)
     full_size = None if aspect == 1 and image.pixels.shape[:2] == (height, width) else (height * aspect, float(width))
@@ -235,7 +237,7 @@ def _shift(header: Dataset) -> int:
     return 0 if high is None else int(high) + 1 - int(header.BitsStored)
 
 
-def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames: int, reduce_to: int | None) -> Pixels:
+def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames: int, decode_to: int | None) -> Pixels:
     """Return a frame: (H, W) cells as stored, or (H, W, 3) RGB; of JPEG 2000 perhaps reduced."""
     vr, length = _value_of_pixels(stream, header)
     options = as_pixel_options(
@@ -247,9 +249,9 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
         data = _encoded_frame(stream, length, header, frame, frames)
         if syntax in _JPEG_FAMILY:
             check_codestream(data, int(header.Columns), int(header.Rows), int(header.SamplesPerPixel))
-        if reduce_to and syntax in _WAVELETS and header.SamplesPerPixel == 1:
+        if decode_to and syntax in _WAVELETS:
             signed = header.PixelRepresentation == 1
-            reduced = decode_reduced(data, int(header.BitsStored), signed=signed, at_least=reduce_to)
+            reduced = decode_reduced(data, int(header.BitsStored), signed=signed, at_least=decode_to)
             if reduced is not None:
                 return reduced
         # Decode exactly the bytes that were checked.

@@ -149,3 +149,15 @@ def test_read_image__real_files_are_close_to_full(shared: Path) -> None:
             assert np.percentile(found, 99.9) <= 6, path.name
             reduced += 1
     assert reduced >= 14
+
+
+def test_read_image__a_palette_is_decoded_in_full(tmp_path: Path) -> None:
+    colours = {
+        f"{name}PaletteColorLookupTable{part}": value
+        for name in ("Red", "Green", "Blue")
+        for part, value in (("Descriptor", [256, 0, 16]), ("Data", np.arange(256, dtype="<u2").tobytes()))
+    }
+    path = wavelets(tmp_path / "a.dcm", film(512, 512, 8), 8, PhotometricInterpretation="PALETTE COLOR", **colours)
+    reduced, full = (read_image(path, at_least=least) for least in (CANVAS, None))
+    assert reduced.notices == full.notices
+    np.testing.assert_array_equal(reduced.pixels, full.pixels)
