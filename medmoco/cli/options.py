@@ -90,6 +90,11 @@ def load_for_table(table: Path, config_file: Path | None, overrides: list[str] |
     return config.load(config_file, overrides or (), needed)
 
 
+def is_missing_default(config_file: Path) -> bool:
+    """Return whether no settings file was named, and the working folder has none."""
+    return str(config_file) == SETTINGS_FILE and not config_file.exists()
+
+
 def check_given(config_file: Path, overrides: list[str] | None) -> None:
     """Check that there is a settings file, and that it was not given as an override.
 
@@ -99,7 +104,7 @@ def check_given(config_file: Path, overrides: list[str] | None) -> None:
     for text in overrides or ():
         if "=" not in text and text.endswith((".yaml", ".yml")):
             raise SettingsError(f"give the settings file as an option: --config {shlex.quote(text)}")
-    if str(config_file) == SETTINGS_FILE and not config_file.exists():
+    if is_missing_default(config_file):
         raise SettingsError(
             f"there is no {SETTINGS_FILE} in the working folder: name a settings file with --config FILE,\n"
             f"or let 'medmoco init FOLDER' write one for a folder of images"

@@ -10,10 +10,21 @@ import typer
 
 import medmoco
 from medmoco.cli.next_steps import after_pretraining
-from medmoco.cli.options import AllowChange, Config, Devices, Encoder, Overrides, Overwrite, Resume, load, log, path
+from medmoco.cli.options import (
+    AllowChange,
+    Config,
+    Devices,
+    Encoder,
+    Overrides,
+    Overwrite,
+    Resume,
+    is_missing_default,
+    load,
+    log,
+    path,
+)
 from medmoco.cli.processes import DRY_RUN, in_processes, this_command
 from medmoco.datasets.resources import resource
-from medmoco.utils.files import SETTINGS_FILE
 
 PANEL = "Training"
 commands = typer.Typer()
@@ -32,7 +43,7 @@ def bench(
 
     With --synthetic and no settings file, the example settings for chest films are measured.
     """
-    if synthetic and str(config_file) == SETTINGS_FILE and not config_file.exists():
+    if synthetic and is_missing_default(config_file):
         config_file = resource("configs/cxr.yaml")
     settings = load(config_file, overrides)
     from medmoco.training.bench import bench as measure

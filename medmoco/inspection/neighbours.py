@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.nn.functional import normalize
 
 from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.manifest.manifest import Split
@@ -17,6 +15,7 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
 from medmoco.evaluation.features.inputs import feature_cache, features_of, find_rows, load_splits, writing
+from medmoco.evaluation.features.probes import unit_length
 from medmoco.plotting.pictures import Tile, positives, read_views, shown, write_picture
 from medmoco.utils.files import PathLike
 
@@ -104,8 +103,7 @@ def nearest(
     Returns:
         A table with COLUMNS.
     """
-    unit_queries, unit_keys = (normalize(torch.from_numpy(values).double(), dim=1) for values in (queries, keys))
-    cosines = (unit_queries @ unit_keys.T).numpy().round(_DIGITS)  # (M, N)
+    cosines = (unit_length(queries) @ unit_length(keys).T).numpy().round(_DIGITS)  # (M, N)
     lines = []
     for row, patient, cosine in zip(chosen.rows, chosen.patients, cosines, strict=True):
         own = bank.patients == patient

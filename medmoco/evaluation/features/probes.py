@@ -297,14 +297,14 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
         (M, L), 0 to 1, see `metrics.as_scores`; nan for a label without labelled rows.
     """
     result = np.full((len(queries), targets.shape[1]), np.nan)
-    unit_queries, known = _unit(queries), ~np.isnan(targets)
+    unit_queries, known = unit_length(queries), ~np.isnan(targets)
     # Labels that are missing in the same rows share their neighbours.
     patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
     for number in range(patterns.shape[1]):
         rows, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
         if not rows.size:
             continue
-        chosen = _unit(bank if rows.size == len(bank) else bank[rows])  # (n, F)
+        chosen = unit_length(bank if rows.size == len(bank) else bank[rows])  # (n, F)
         votes = torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, l)
         count = min(neighbours, rows.size)
         step = max(_LEAST_CHUNK, _CHUNK_CELLS // rows.size)
@@ -315,7 +315,7 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
     return as_scores(result)
 
 
-def _unit(features: Features) -> Tensor:
+def unit_length(features: Features) -> Tensor:
     """Return features of unit length in float64, so that copies of an image are equally near up to _TIE."""
     values = torch.from_numpy(features).to(torch.float64, copy=True)
     return values.div_(values.norm(dim=1, keepdim=True).clamp_min_(1e-12))  # in place: a bank may have gigabytes
