@@ -1,4 +1,4 @@
-"""Settings of how files are read and views are made."""
+"""Settings of how files are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from medmoco.config.base import Count, Float, Fraction, Int, Positive, Seconds, Settings, Tree
+from medmoco.config.base import Count, Float, Int, Positive, Seconds, Settings, Tree
 from medmoco.config.paths import PathSetting, PathText
 from medmoco.config.yaml_text import shown
 
@@ -29,7 +29,7 @@ def channel_count(channels: Channels) -> int:
 
 
 RESERVED_COLUMNS = (
-    "Path", "PatientID", "StudyID", "Split", "Frame", "ViewPosition", "Sex", "Age", "Laterality",
+    "Path", "PatientID", "StudyID", "SeriesInstanceUID", "Split", "Frame", "ViewPosition", "Sex", "Age", "Laterality",
 )  # fmt: skip
 """Columns of a manifest with a fixed meaning."""
 
@@ -150,8 +150,15 @@ class DataSettings(Settings):
     where: str | None = None
     """Condition on the rows to use, such as 'Modality == "MR"'; the grammar is that of `evaluate.where`."""
 
+    dimensions: Literal[2, 3] = 2
+    """2 for images, 3 for volumes such as CT and MR series."""
+
     canvas_size: Annotated[Int, Field(ge=16, le=4096)] = 256
-    """Longer side, in pixels, of the canvas from which views are cropped. Source: 256 for views of 224."""
+    """Longer side, in pixels, of the canvas from which views are cropped; images only. Source: 256 for views of 224."""
+
+    spacing: tuple[Positive, Positive, Positive] | None = None
+    """Distances between voxels, in mm, to which volumes are resampled: right to left, front to back and head to foot;
+    null keeps those of each file. `medmoco check` recommends values for a data set."""
 
     channels: Channels = "gray"
     """Channels of a canvas: gray (colour images are converted), rgb, or the number of bands of NumPy and TIFF files."""
@@ -168,9 +175,10 @@ class DataSettings(Settings):
     bit_depth: Literal[8, 16] = 8
     """Bits per canvas pixel. Source: measured, 8-bit arithmetic is ten times faster than float32."""
 
-    window: Literal["voi", "full"] | tuple[Float, Positive] = "voi"
-    """Window for images deeper than 8 bits: the file's VOI window, its full range, or [centre, width].
-    Source: DICOM PS3.3 C.11.2."""
+    window: Literal["voi", "full", "percentiles"] | tuple[Float, Positive] = "voi"
+    """Window for images deeper than 8 bits: the file's VOI window, its full range, or [centre, width]. For volumes:
+    [centre, width], in HU for CT, or for MR `percentiles`, from the 0.5th to the 99.5th within the body.
+    Source: DICOM PS3.3 C.11.2; percentiles, Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z)."""
 
     max_pixels: Count = 100_000_000
     """Images with more pixels are refused before decoding. Source: the largest detectors have about 30 million."""
@@ -239,6 +247,25 @@ class DataSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _volumes(self) -> DataSettings:
+        if self.dimensions == 2:
+            if self.spacing:
+                raise ValueError("spacing applies to volumes: set dimensions to 3, or drop it")
+            if self.window == "percentiles":
+                raise ValueError("window percentiles applies to volumes: set dimensions to 3, or choose voi or full")
+            return self
+        if self.window in ("voi", "full"):
+            raise ValueError(
+                "volumes need a window: give data.window=[centre, width] in HU for CT, such as [40, 400] for soft"
+                " tissue or\n[-600, 1500] for lungs, or data.window=percentiles for MR, which has no unit"
+            )
+        if self.channels != "gray":
+            raise ValueError(f"channels {self.channels} applies to images; volumes have one channel")
+        if self.canvas_size != type(self).model_fields["canvas_size"].default:
+            raise ValueError("canvas_size applies to images; for volumes, spacing determines the size")
+        return self
+
+    @model_validator(mode="after")
     def _reserved(self) -> DataSettings:
         for name in self.columns:
             if name not in RESERVED_COLUMNS:
@@ -260,111 +287,3 @@ class DataSettings(Settings):
             if not isinstance(name, str):
                 raise ValueError(f"labels: {shown(name)} is not text; put the name of a column in quotes")
         return {**tree, "labels": {name: {} for name in names}}
-
-
-RECIPES: dict[str, Tree] = {
-    "xray": {},
-    "moco_v1": {
-        "crop_scale": [0.2, 1.0], "rotation": 0.0, "brightness": 0.4, "contrast": 0.4, "gamma": 0.0,
-        "jitter_probability": 1.0, "blur_probability": 0.0, "noise_probability": 0.0, "flip_probability": 0.5,
-    },
-    "moco_v2": {
-        "crop_scale": [0.2, 1.0], "rotation": 0.0, "brightness": 0.4, "contrast": 0.4, "gamma": 0.0,
-        "jitter_probability": 0.8, "blur_probability": 0.5, "noise_probability": 0.0, "flip_probability": 0.5,
-    },
-    "moco_cxr": {
-        "crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "rotation": 10.0, "brightness": 0.0, "contrast": 0.0,
-        "gamma": 0.0, "jitter_probability": 0.0, "blur_probability": 0.0, "noise_probability": 0.0,
-        "flip_probability": 0.5,
-    },
-}  # fmt: skip
-"""Source: moco_v1 and moco_v2, facebookresearch/moco `main_moco.py`; hue, saturation and grayscale, which do not affect
-a single channel, are in `RGB_RECIPES`; moco_cxr, Sowrirajan et al. 2021 (arXiv:2010.05352), section 3.2."""
-
-RGB_RECIPES: dict[str, Tree] = {
-    "moco_v1": {"saturation": 0.4, "hue": 0.4, "grayscale_probability": 0.2},
-    "moco_v2": {"saturation": 0.4, "hue": 0.1, "grayscale_probability": 0.2},
-}
-"""Values added to the recipes if `data.channels` is rgb. Source: facebookresearch/moco `main_moco.py`."""
-
-
-class ViewSettings(Settings):
-    """Augmentation: how a canvas becomes a view. `recipe` selects a preset, and every key set here overrides it."""
-
-    recipe: Literal["xray", "moco_v1", "moco_v2", "moco_cxr"] = "xray"
-    """Preset for the other keys of this group."""
-
-    size: Annotated[Int, Field(ge=16, le=2048)] = 224
-    """Side of a view, in pixels. Source: He et al. 2020."""
-
-    crop_scale: tuple[Fraction, Fraction] = (0.3, 1.0)
-    """Range of the crop's area as a fraction of the image. Source: moderate crops keep the organ in view; MoCo v2
-    starts at 0.2."""
-
-    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
-    """Range of the crop's aspect ratio. Source: Szegedy et al. 2015 (arXiv:1409.4842)."""
-
-    flip_probability: Fraction = 0.5
-    """Probability of a horizontal flip. Source: MoCo-CXR; set it to 0 if laterality matters."""
-
-    rotation: Annotated[Float, Field(ge=0, le=180)] = 10.0
-    """Largest rotation in degrees, in either direction. Source: MoCo-CXR."""
-
-    brightness: Annotated[Float, Field(ge=0, le=1)] = 0.3
-    """Largest relative change of brightness. Source: MoCo v2 uses 0.4, which too often saturates the mediastinum."""
-
-    contrast: Annotated[Float, Field(ge=0, le=1)] = 0.4
-    """Largest relative change of contrast about the image's mean. Source: MoCo v2."""
-
-    gamma: Annotated[Float, Field(ge=0, le=1)] = 0.2
-    """Largest gamma correction, as |ln gamma|. Source: detectors differ in their tone curves."""
-
-    saturation: Annotated[Float, Field(ge=0, le=1)] = 0.0
-    """Largest relative change of saturation; rgb only. Source: MoCo v2 uses 0.4, set by its recipe."""
-
-    hue: Annotated[Float, Field(ge=0, le=0.5)] = 0.0
-    """Largest shift of the hue as a fraction of the colour circle; rgb only. Source: MoCo v2 uses 0.1, set by its
-    recipe."""
-
-    jitter_probability: Fraction = 0.8
-    """Probability that brightness, contrast, gamma, saturation and hue are changed. Source: MoCo v2."""
-
-    grayscale_probability: Fraction = 0.0
-    """Probability that a view is converted to gray; rgb only. Source: MoCo v2 uses 0.2, set by its recipe."""
-
-    blur_probability: Fraction = 0.5
-    """Probability of a Gaussian blur. Source: MoCo v2."""
-
-    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
-    """Range of the blur's standard deviation, in pixels of a 224-pixel view; it scales with `size`. Source: MoCo v2."""
-
-    noise_probability: Fraction = 0.5
-    """Probability of added Gaussian noise. Source: quantum noise depends on the dose."""
-
-    noise: Annotated[Float, Field(ge=0, le=0.5)] = 0.03
-    """Largest standard deviation of the noise as a fraction of white, in a 224-pixel view; it scales with `size`, since
-    smaller pixels collect fewer quanta."""
-
-    cutout_probability: Fraction = 0.0
-    """Probability that a rectangle is filled with the image's mean (random erasing)."""
-
-    cutout_scale: tuple[Fraction, Fraction] = (0.02, 0.2)
-    """Range of the rectangle's area as a fraction of the view. Source: Zhong et al. 2017 (arXiv:1708.04896)."""
-
-    mean: Fraction | tuple[Fraction, ...] = 0.5
-    """Mean that is subtracted from pixels scaled to 0..1; one number, or one per channel. Source: MoCo-CXR uses
-    0.502."""
-
-    std: Positive | tuple[Positive, ...] = 0.25
-    """Standard deviation by which pixels are then divided; one number, or one per channel. Source: close to that of
-    windowed radiographs."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> ViewSettings:
-        for name in ("crop_scale", "crop_ratio", "blur_sigma", "cutout_scale"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} [{low:g}, {high:g}] must be [low, high] with low <= high")
-        if self.crop_scale[0] <= 0:
-            raise ValueError("crop_scale must be above 0")
-        return self

@@ -38,6 +38,10 @@ class EvaluateSettings(Settings):
     features. It costs almost no time. Fine-tuning uses the last stage only. Source: Caron et al. 2021
     (arXiv:2104.14294), 4 for small transformers; measured, docs/results.md."""
 
+    volumes: Literal["sliding", "resized"] = "sliding"
+    """Features of a volume: the mean over overlapping windows that cover it (sliding), or those of the whole volume
+    resized to a cube (resized)."""
+
     where: str | None = None
     """Condition that rows must meet, such as "Pneumonia == 1" or "ViewPosition in (PA, AP) and Age >= 18"."""
 

@@ -12,8 +12,9 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 
 from medmoco.config.base import Tree
-from medmoco.config.data import NAMES, RGB_RECIPES, LabelPolicy
+from medmoco.config.data import NAMES, LabelPolicy
 from medmoco.config.run import RunSettings
+from medmoco.config.views import RGB_RECIPES
 from medmoco.config.yaml_text import dump, parse, shown
 from medmoco.errors import CheckpointError, SettingsError
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from medmoco.config.base import Int, Settings, Tree
-from medmoco.config.data import RECIPES, DataSettings, ViewSettings
+from medmoco.config.data import DataSettings
 from medmoco.config.evaluation import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings, TuneSettings
 from medmoco.config.paths import PathSetting
 from medmoco.config.training import (
@@ -18,6 +18,7 @@ from medmoco.config.training import (
     PositiveSettings,
     TrainSettings,
 )
+from medmoco.config.views import RECIPES, VOLUME_RECIPES, ViewSettings
 
 RETIRED: Tree = {"method.queue_sharded": False}
 """Settings that earlier versions wrote into config.yaml and checkpoints, and their default then.
@@ -52,7 +53,7 @@ class RunSettings(Settings):
     tune: TuneSettings = TuneSettings()
 
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
-        "views": ("recipe", RECIPES),
+        "views": ("recipe", RECIPES | VOLUME_RECIPES),
         "method": ("name", METHODS),
         "finetune": ("protocol", PROTOCOLS),
     }
@@ -92,7 +93,8 @@ class RunSettings(Settings):
         if self.detection.warmup_epochs >= self.detection.epochs:
             raise ValueError(f"detection.warmup_epochs {self.detection.warmup_epochs:g} must be below detection.epochs")
         self._check_channels()
-        if self.data.canvas_size < self.views.size // 2:
+        self._check_dimensions()
+        if self.data.dimensions == 2 and self.data.canvas_size < self.views.size // 2:
             raise ValueError(
                 f"data.canvas_size {self.data.canvas_size} is less than half of views.size {self.views.size}; raise it"
             )
@@ -112,3 +114,24 @@ class RunSettings(Settings):
                 raise ValueError(
                     f"views.{name} needs colour images, but data.channels is {self.data.channels}; set it to 0"
                 )
+
+    def _check_dimensions(self) -> None:
+        """Refuse settings for images with volumes, and the reverse."""
+        recipe, volumes = self.views.recipe, self.data.dimensions == 3
+        if volumes and recipe not in VOLUME_RECIPES:
+            raise ValueError(f"views.recipe {recipe} is for images; with data.dimensions 3, set it to ct or mr")
+        if not volumes and recipe in VOLUME_RECIPES:
+            raise ValueError(
+                f"views.recipe {recipe} is for volumes; set data.dimensions to 3, or choose another recipe"
+            )
+        if not volumes:
+            return
+        for key, value in {
+            "decoder.empty": self.decoder.empty, "evaluate.stages": self.evaluate.stages,
+            "finetune.head": self.finetune.head, "finetune.augmentation": self.finetune.augmentation,
+            "model.fixed_patches": self.model.fixed_patches,
+        }.items():  # fmt: skip
+            group, name = key.split(".")
+            default = type(getattr(self, group)).model_fields[name].default
+            if value != default:
+                raise ValueError(f"{key} {value} is not available for volumes; set it to {default}")

@@ -1,0 +1,1 @@
+"""Read volumes: NIfTI, NRRD, MetaImage and DICOM series, to patient-oriented arrays and their canvases."""
