@@ -23,8 +23,8 @@ class Volume:
 
     Attributes:
         values: (X, Y, Z) float32, after the rescale: HU for CT, arbitrary units for MR.
-        affine: (4, 4) float64, from voxel indices to RAS coordinates in mm. Its axes are those closest to the patient's;
-            an oblique acquisition stays oblique, it is never resampled.
+        affine: (4, 4) float64, from voxel indices to RAS coordinates in mm. The axes are those closest to the
+            patient's; an oblique acquisition stays oblique.
         slice_axis: 0, 1 or 2, the axis along which slices were acquired; where the file does not tell, the one with the
             largest spacing, and among equals the last.
         modality: "CT", "MR" or another DICOM modality; blank if the file does not tell.
