@@ -13,6 +13,7 @@ from pathlib import Path
 PathLike = str | os.PathLike[str]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".npy")
 
 SETTINGS_FILE = "medmoco.yaml"
 """Settings file in the working folder, read if --config is not given; `medmoco init` writes one."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -33,6 +34,13 @@ _EXHAUSTIVE = 4096  # number of images up to which every pair is compared: media
 _CHUNK = 2**14  # pairs compared at once, 128 MiB of patterns
 
 
+class VolumePixels(Protocol):
+    """A volume's canvas, see `volume_io`."""
+
+    @property
+    def pixels(self) -> Any: ...  # noqa: D102 - (X, Y, Z)
+
+
 def pixel_digest(pixels: Pixels) -> bytes:
     """Return the SHA-256 of an image's shape, depth and pixels, which does not depend on the file format."""
     digest = hashlib.sha256(f"{pixels.shape} {pixels.itemsize}\n".encode())
@@ -40,9 +48,11 @@ def pixel_digest(pixels: Pixels) -> bytes:
     return digest.digest()
 
 
-def canvas_digest(canvas: Canvas) -> bytes:
-    """Return the digest of a canvas's image; empty for constant images, which are all alike."""
-    pixels = canvas.pixels[: canvas.height, : canvas.width]
+def canvas_digest(canvas: Canvas | VolumePixels) -> bytes:
+    """Return the digest of a canvas's image or volume; empty for constant ones, which are all alike."""
+    pixels = (
+        canvas.pixels[: canvas.height, : canvas.width] if isinstance(canvas, Canvas) else canvas.pixels[:, :, :]
+    )
     return pixel_digest(pixels) if pixels.min() < pixels.max() else b""
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medmoco.config import DataSettings, RunSettings
 from medmoco.data.augment import views as view_maker
+from medmoco.data.augment import volume_views
 from medmoco.data.augment.parameters import ViewParameters
 from medmoco.data.image_io.fingerprints import canvas_digest
 from medmoco.data.image_io.images import Canvas, read_canvas
@@ -30,19 +31,25 @@ from medmoco.data.manifest.file_checks import check_files
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.pack.pack import PackedRows, open_pack, packed_rows, usable_rows
 from medmoco.data.pack.pack_cache import local_folder
+from medmoco.data.volume_io.canvases import read_volume_canvas
+from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
 
 Samples = NDArray[np.int64]  # (B,) positions in a split
-CanvasReader = Callable[[Samples], tuple[list[Canvas], tuple[str, ...]]]
-ViewMaker = Callable[[list[Canvas], Samples], view_maker.Pixels]  # B canvases and their samples -> (B, V, S, S)
-EpochViewMaker = Callable[[list[Canvas], Samples, int], view_maker.Pixels]  # the same, with the epoch
+Canvases = list[Canvas] | list[VolumeCanvas]
+CanvasReader = Callable[[Samples], tuple[Any, tuple[str, ...]]]  # samples -> Canvases, notices
+# B canvases and their samples -> (B, V, S, S), or several such arrays
+ViewMaker = Callable[[Any, Samples], view_maker.Pixels | list[view_maker.Pixels]]
+EpochViewMaker = Callable[[Any, Samples, int], view_maker.Pixels]  # the same, with the epoch
 
 
 @dataclass
 class Batch:
     """Views of B samples."""
 
-    views: list[Tensor]  # V tensors (B, C, S, S), uint8 or uint16: the views of the plan in training, one in evaluation
+    # V tensors (B, C, S, S) or (B, C, S, S, S), uint8 or uint16: the views of the plan in training, one in evaluation.
+    # Evaluating windows of a volume: (W, C, S, S, S), and the whole volume
+    views: list[Tensor]
     samples: Tensor  # (B,) int64, positions in the split; in pretraining those of the queries
     step: int = -1  # training step; -1 in evaluation
     epoch: int = -1  # training epoch; -1 in evaluation
@@ -97,6 +104,7 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         self.share = share
         self.plan = plan or plan_of(settings.method, settings.decoder)
         self.make = make
+        self.maker: Any = volume_views if settings.data.dimensions == 3 else view_maker
         weighs = plan is None and settings.decoder.empty != "none"
         self.emptiness = Emptiness(split, settings.data, settings.decoder) if weighs else None
         patient = settings.positives.image == "patient" and any(wanted.view == 1 for wanted in self.plan.views)
@@ -146,14 +154,14 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
                 takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
             sets.append(distinct)
         params = [self._draw(canvases, chosen, used, epoch, view) for chosen, view in zip(sets, of_view, strict=True)]
-        made = dict(zip(of_view, view_maker.render(self.settings.views, canvases, params, sets), strict=True))
+        made = dict(zip(of_view, self.maker.render(self.settings.views, canvases, params, sets), strict=True))
         return [
             made[view][takes[number]] if number in takes else made[view]
             for number, (view, _) in enumerate(self.plan.views)
         ]
 
     def _draw(self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int) -> ViewParameters:
-        return view_maker.draw(
+        return self.maker.draw(  # type: ignore[no-any-return]
             self.settings.views, [canvases[i] for i in places],
             seed=self.settings.seed, epoch=epoch, samples=used[places], view=view,
         )  # fmt: skip
@@ -185,6 +193,27 @@ def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_
     return view_maker.channels_first([view_maker.whole_view(canvas, size) for canvas in canvases])
 
 
+def whole_volumes(
+    canvases: list[VolumeCanvas], samples: Samples, *, size: int, way: str
+) -> view_maker.Pixels | list[view_maker.Pixels]:
+    """Return volumes as evaluation shows them.
+
+    Args:
+        canvases: B volumes.
+        samples: (B,).
+        size: Side S of the network's input, in voxels.
+        way: See `evaluate.volumes`: "resized", or "sliding" for a single volume.
+
+    Returns:
+        (B, 1, S, S, S); or for "sliding" the windows (W, 1, S, S, S) and the whole volume (1, 1, S, S, S).
+    """
+    wholes = np.stack([volume_views.whole_view(canvas, size) for canvas in canvases])[:, None]
+    if way == "resized":
+        return wholes
+    (canvas,) = canvases
+    return [volume_views.windows(canvas, size)[:, None], wholes]
+
+
 class WholeDataset(Dataset[Batch | MedmocoError]):
     """Maps positions in a split to whole-image views, or to what `make` returns for each image."""
 
@@ -197,9 +226,10 @@ class WholeDataset(Dataset[Batch | MedmocoError]):
             canvases, notices = self.read(samples)
         except MedmocoError as error:
             return error
-        views = self.make(canvases, samples)
+        made = self.make(canvases, samples)
+        views = [torch.from_numpy(each) for each in (made if isinstance(made, list) else [made])]
         digests = tuple(canvas_digest(canvas) for canvas in canvases)
-        return Batch([torch.from_numpy(views)], torch.from_numpy(samples), notices=notices, digests=digests)
+        return Batch(views, torch.from_numpy(samples), notices=notices, digests=digests)
 
 
 def check_images(split: Split, data: DataSettings) -> Split:
@@ -244,7 +274,7 @@ def canvas_reader(split: Split, data: DataSettings) -> CanvasReader:
         SettingsError, DataError: the pack cannot be used. The function raises ImageError or DataError with the row.
     """
     if not data.pack:
-        return partial(_read_files, split, data)
+        return partial(_read_volumes if data.dimensions == 3 else _read_files, split, data)
     return partial(_read_packed, split, packed_rows(open_pack(local_folder(data), data), split, data))
 
 
@@ -263,6 +293,18 @@ def _read_files(split: Split, data: DataSettings, samples: Samples) -> tuple[lis
         canvases.append(canvas)
         relevant = relevant_notices(remarks, frames_are_named=split.names_frames)
         notices += [f"{where(split, sample)}: {notice}" for notice in relevant]
+    return canvases, tuple(notices)
+
+
+def _read_volumes(split: Split, data: DataSettings, samples: Samples) -> tuple[list[VolumeCanvas], tuple[str, ...]]:
+    canvases, notices, series = [], [], split.series
+    for sample in samples.tolist():
+        try:
+            canvas, remarks = read_volume_canvas(split.files[sample], series[sample], data)
+        except ImageError as error:
+            raise ImageError(f"{where(split, sample)}: {error}") from None
+        canvases.append(canvas)
+        notices += [f"{where(split, sample)}: {notice}" for notice in remarks]
     return canvases, tuple(notices)
 
 
@@ -305,13 +347,23 @@ def evaluation_batches(split: Split, settings: RunSettings, size: int, make: Vie
     Raises:
         DataError: an image cannot be used.
     """
-    dataset = WholeDataset(canvas_reader(split, settings.data), make or partial(whole_views, size=size))
-    return whole_batches(dataset, len(split), settings)
+    make = make or whole_maker(settings.data.dimensions, size, settings.evaluate.volumes)
+    return whole_batches(WholeDataset(canvas_reader(split, settings.data), make), len(split), settings)
+
+
+def whole_maker(dimensions: int, size: int, volumes: str) -> ViewMaker:
+    """Return what makes the network's input for evaluation, in which images and volumes are shown as a whole."""
+    return partial(whole_volumes, size=size, way=volumes) if dimensions == 3 else partial(whole_views, size=size)
 
 
 def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> Batches:
-    """Yield the `count` samples of a dataset in order, `evaluate.batch_size` at a time; see `evaluation_batches`."""
-    chunks = np.split(np.arange(count), range(settings.evaluate.batch_size, count, settings.evaluate.batch_size))
+    """Yield the `count` samples of a dataset in order, `evaluate.batch_size` at a time; see `evaluation_batches`.
+
+    Volumes that are shown as windows come one at a time: their number of windows depends on their size.
+    """
+    sliding = settings.data.dimensions == 3 and settings.evaluate.volumes == "sliding"
+    step = 1 if sliding else settings.evaluate.batch_size
+    chunks = np.split(np.arange(count), range(step, count, step))
     return _raising(_loader(dataset, chunks, settings))
 
 

@@ -27,7 +27,9 @@ from medmoco.data.augment.normalisation import to_float
 from medmoco.data.image_io.formats.bands import band_axis, levels_of
 from medmoco.data.image_io.images import Canvas, read_canvas, to_canvas
 from medmoco.data.image_io.intensity import GrayImage, Pixels, Unreadable, as_displayed, quantise
-from medmoco.data.loading.loading import whole_views
+from medmoco.data.loading.loading import whole_maker
+from medmoco.data.volume_io.canvases import read_volume_canvas, to_volume_canvas
+from medmoco.data.volume_io.volume import Volume, VolumeCanvas
 from medmoco.errors import ImageError
 
 NO_DATA = Path("no-data")
@@ -42,7 +44,9 @@ class CanvasPart(Settings):
 
     canvas_size: Int
     bit_depth: Literal[8, 16]
-    window: Literal["voi", "full"] | tuple[Float, Positive]
+    window: Literal["voi", "full", "percentiles"] | tuple[Float, Positive]
+    dimensions: Literal[2, 3] = 2
+    spacing: tuple[Positive, Positive, Positive] | None = None
     channels: Channels = "gray"  # these three are missing in older classifiers, which were for gray images only
     scale: Literal["linear", "log"] = "linear"
     band_ranges: tuple[tuple[Float, Float], ...] | None = None
@@ -61,10 +65,13 @@ class Preprocessing(CanvasPart, NormalisationPart):
     Attributes:
         canvas_size: Longer side of the canvas, in pixels.
         bit_depth: 8 or 16.
-        window: "voi", "full", or centre and width.
+        window: "voi", "full", "percentiles", or centre and width.
+        dimensions: 2 for images, 3 for volumes.
+        spacing: Distances between the voxels of a volume, in mm; None for those of each file.
         mean: Mean subtracted from pixels as fractions of white; one number, or one per channel.
         std: Standard deviation by which they are then divided; one number, or one per channel.
-        size: Side of the network's input, in pixels.
+        size: Side of the network's input, in pixels or voxels.
+        volumes: "sliding" or "resized", see `evaluate.volumes`.
         mirror: Average the outputs for the image and its mirror image.
         channels: "gray", "rgb" or a number of bands.
         scale: Intensity scale of bands, "linear" or "log".
@@ -73,6 +80,7 @@ class Preprocessing(CanvasPart, NormalisationPart):
 
     size: Annotated[Int, Field(ge=1)]
     mirror: bool = False
+    volumes: Literal["sliding", "resized"] = "sliding"
 
     @classmethod
     def of(cls, settings: RunSettings) -> Preprocessing:
@@ -80,14 +88,14 @@ class Preprocessing(CanvasPart, NormalisationPart):
         parts = {key: getattr(settings.data, key) for key in CanvasPart.model_fields}
         parts |= {key: getattr(settings.views, key) for key in NormalisationPart.model_fields}
         size = settings.evaluate.size or settings.views.size
-        return cls(**parts, size=size, mirror=settings.evaluate.mirror)
+        return cls(**parts, size=size, mirror=settings.evaluate.mirror, volumes=settings.evaluate.volumes)
 
     def apply_to(self, settings: RunSettings) -> tuple[RunSettings, list[str]]:
         """Return settings that prepare images this way, and one line for each setting that this changes."""
         own: dict[str, Tree] = {
             "data": {key: getattr(self, key) for key in CanvasPart.model_fields},
             "views": {key: getattr(self, key) for key in NormalisationPart.model_fields},
-            "evaluate": {"mirror": self.mirror, "size": self.size},
+            "evaluate": {"mirror": self.mirror, "size": self.size, "volumes": self.volumes},
         }
         before = Preprocessing.of(settings)
         changes = [
@@ -104,16 +112,19 @@ class Preprocessing(CanvasPart, NormalisationPart):
         """Settings that prepare images this way, without data."""
         return _settings_of(self)
 
-    def canvas(self, image: Image, frame: int = 1) -> Canvas:
+    def canvas(self, image: Image, frame: int = 1, series: str = "") -> Canvas | VolumeCanvas:
         """Read a file or take an array, and scale it to a canvas.
 
         Args:
             image: See `prepare`.
             frame: Frame of a DICOM file or page of a TIFF file, from 1.
+            series: SeriesInstanceUID of a volume, if its folder has several series.
 
         Raises:
             ImageError: the image cannot be used; the message contains no path.
         """
+        if self.dimensions == 3:
+            return self._volume_canvas(image, series)
         if isinstance(image, str | Path):
             return read_canvas(image, frame, self.settings.data)[0]
         try:
@@ -127,10 +138,12 @@ class Preprocessing(CanvasPart, NormalisationPart):
         Args:
             image: A DICOM, PNG, JPEG or TIFF file (.npy or TIFF for bands). Or an array (H, W) or (H, W, C): uint8 or
                 uint16 are read as a PNG file of these pixels; floats are fractions of white, 0 to 1. For bands, arrays
-                contain the values of the .npy file.
+                contain the values of the .npy file. For volumes a NIfTI, NRRD or MetaImage file, the folder of a DICOM
+                series, or an array (X, Y, Z) with the axes of RAS and the spacing of the settings.
 
         Returns:
-            (C, size, size), normalised.
+            (C, size, size), normalised; for volumes (1, size, size, size), or (W, 1, size, size, size) if they are
+            shown as W windows, see `evaluate.volumes`.
 
         Raises:
             ImageError: the image cannot be used.
@@ -140,9 +153,19 @@ class Preprocessing(CanvasPart, NormalisationPart):
         >>> gray.prepare(np.full((40, 30), 255, np.uint8)).max()
         np.float32(2.0)
         """
-        views = torch.from_numpy(whole_views([self.canvas(image)], np.zeros(1, np.int64), size=self.size))
-        prepared: NDArray[np.float32] = to_float(views, self, torch.device("cpu"), channels_last=False)[0].numpy()
-        return prepared
+        made = whole_maker(self.dimensions, self.size, self.volumes)([self.canvas(image)], np.zeros(1, np.int64))
+        shown = made[0] if isinstance(made, list) else made
+        prepared = to_float(torch.from_numpy(shown), self, torch.device("cpu"), channels_last=False).numpy()
+        return prepared if isinstance(made, list) else prepared[0]
+
+    def _volume_canvas(self, image: Image, series: str) -> VolumeCanvas:
+        if isinstance(image, str | Path):
+            return read_volume_canvas(image, series, self.settings.data)[0]
+        values = np.asarray(image)
+        if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "uif":
+            raise ImageError(f"an array of shape {values.shape} and {values.dtype} is not a volume; give (X, Y, Z)")
+        affine = np.diag([*(self.spacing or (1.0, 1.0, 1.0)), 1.0])
+        return to_volume_canvas(Volume(values.astype(np.float32), affine), self.settings.data)
 
     def _levels_of(self, pixels: Pixels) -> GrayImage:
         """Return an array as a decoded image."""
@@ -198,11 +221,18 @@ class Preprocessing(CanvasPart, NormalisationPart):
     def input(self) -> str:
         """Size and normalisation in a few words, such as "224 x 224 pixels, mean 0.498, std 0.502"."""
         mean, std = ("/".join(f"{value:.3f}" for value in dict.fromkeys(each)) for each in (self.means, self.stds))
-        return f"{self.size} x {self.size} pixels, mean {mean}, std {std}"
+        return f"{self.sides}, mean {mean}, std {std}"
+
+    @property
+    def sides(self) -> str:
+        """Size in a few words, such as "224 x 224 pixels"."""
+        return f"{' x '.join([str(self.size)] * self.dimensions)} {'voxels' if self.dimensions == 3 else 'pixels'}"
 
     @property
     def levels(self) -> str:
         """Description of how stored values become grey levels."""
+        if self.dimensions == 3:
+            return "percentiles of the body" if self.window == "percentiles" else f"window {self.window}"
         if isinstance(self.channels, int):
             return f"{self.scale} scale, band ranges {self.band_ranges or 'of each image'}"
         return f"bright is dense, window {self.window}" if self.channels == "gray" else "colours as displayed"
@@ -210,6 +240,8 @@ class Preprocessing(CanvasPart, NormalisationPart):
     @property
     def images(self) -> str:
         """Description of the network's input."""
+        if self.dimensions == 3:
+            return "volumes"
         words = {"gray": "one-channel images", "rgb": "RGB images"}
         return words.get(str(self.channels), f"images of {self.channels} band{'s' * (self.channels != 1)}")
 

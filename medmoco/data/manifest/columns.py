@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-PATIENT, STUDY = "PatientID", "StudyID"
+PATIENT, STUDY, SERIES = "PatientID", "StudyID", "SeriesInstanceUID"
 
-IDENTIFYING = ("Path", PATIENT, STUDY)
+IDENTIFYING = ("Path", PATIENT, STUDY, SERIES)
 """Columns whose cells must not be shown."""
 
 _PERSON = r"patients?|patienten|paciente|subjects?|participants?"

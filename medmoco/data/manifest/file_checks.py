@@ -54,7 +54,8 @@ def check_files(
         ManifestError: files have one of these faults; gives the count and the first three rows.
     """
     root = data.root.replace("{split}", split.name)
-    faults = np.array(list(file_faults(split.files, root, allow_symlinks=data.allow_symlinks)), dtype=object)
+    found = file_faults(split.files, root, allow_symlinks=data.allow_symlinks, folders=data.dimensions == 3)
+    faults = np.array(list(found), dtype=object)
     for fault in refused:
         rows = split.rows[faults == fault]
         if len(rows):
@@ -82,7 +83,9 @@ def _hints(split: Split, faults: NDArray[Any]) -> str:
     )
 
 
-def file_faults(files: Iterable[str], root: str, *, allow_symlinks: bool) -> Iterator[FileFault | None]:
+def file_faults(
+    files: Iterable[str], root: str, *, allow_symlinks: bool, folders: bool = False
+) -> Iterator[FileFault | None]:
     """Check every file without opening it; yield its fault, or None.
 
     One `lstat` per file and one per folder suffice, as a manifest lists a folder's files together; only symbolic links
@@ -92,6 +95,7 @@ def file_faults(files: Iterable[str], root: str, *, allow_symlinks: bool) -> Ite
         files: Root and Path joined; the Paths contain no "..".
         root: Folder that must contain the files.
         allow_symlinks: Whether links may lead out of the root.
+        folders: Whether folders are accepted, such as that of a DICOM series.
     """
     top = os.path.realpath(root)
 
@@ -105,14 +109,15 @@ def file_faults(files: Iterable[str], root: str, *, allow_symlinks: bool) -> Ite
         return os.path.join(resolve(parent), name)
 
     for file in files:
-        yield _fault(file, None if allow_symlinks else os.path.join(top, ""), resolve)
+        yield _fault(file, None if allow_symlinks else os.path.join(top, ""), resolve, folders=folders)
 
 
-def _fault(file: str, within: str | None, resolve: Callable[[str], str]) -> FileFault | None:
+def _fault(file: str, within: str | None, resolve: Callable[[str], str], *, folders: bool) -> FileFault | None:
     try:
         mode = os.lstat(file).st_mode
         is_link = stat.S_ISLNK(mode)
-        if not stat.S_ISREG(os.stat(file).st_mode if is_link else mode):
+        of_content = os.stat(file).st_mode if is_link else mode
+        if not (stat.S_ISREG(of_content) or (folders and stat.S_ISDIR(of_content))):
             return FileFault.NO_FILE
         if within:
             folder = os.path.dirname(os.path.realpath(file)) if is_link else resolve(os.path.dirname(file))

@@ -20,7 +20,7 @@ from numpy.dtypes import StringDType
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, LabelPolicy
-from medmoco.data.manifest.columns import PATIENT, other_name
+from medmoco.data.manifest.columns import PATIENT, SERIES, other_name
 from medmoco.data.manifest.csv_file import CsvFile, read_csv
 from medmoco.data.manifest.ids import DOUBTS, doubts
 from medmoco.data.manifest.row_filter import did_you_mean, matching_rows
@@ -64,6 +64,11 @@ class Split:
     def names_frames(self) -> bool:
         """Whether the manifest has a Frame column, so that reading the first frame is intended."""
         return "Frame" in self.table.columns
+
+    @property
+    def series(self) -> list[str]:
+        """N UIDs that choose one of the DICOM series in a folder; blank where the manifest names none."""
+        return self.table[SERIES].tolist() if SERIES in self.table.columns else [""] * len(self)
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Return the positions of up to `count` rows, evenly spread over the split, ascending."""
@@ -186,7 +191,7 @@ def _split_files(data: DataSettings, names: Sequence[str], if_there: bool) -> di
         read = described([_split_file(data, name) for name in names], data, if_there=if_there)
         files = dict(zip(names, read, strict=True))
         for name, file in files.items():
-            files[name] = _with_checked_paths(file, ["Path", "Frame"], data, name)
+            files[name] = _with_checked_paths(file, _key_columns(data), data, name)
             if not len(file.rows):
                 empty = "add rows or leave the split out"
                 if file.left_out:
@@ -201,8 +206,13 @@ def _split_files(data: DataSettings, names: Sequence[str], if_there: bool) -> di
             "or one CSV with a Split column; `medmoco init FOLDER` writes them for a folder of images"
         )
     file = described([data.manifest], data, if_there=if_there)[0]
-    file = _with_checked_paths(file, ["Path", "Frame", "Split"] if "{split}" in data.root else ["Path", "Frame"], data)
+    file = _with_checked_paths(file, [*_key_columns(data), *["Split"] * ("{split}" in data.root)], data)
     return _by_split(file, names, data)
+
+
+def _key_columns(data: DataSettings) -> list[str]:
+    """Return the columns that together identify an image."""
+    return ["Path", SERIES if data.dimensions == 3 else "Frame"]
 
 
 def files_of(manifest: Path, name: str) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from medmoco.data.loading.loading import (
     ViewMaker,
     WholeDataset,
     whole_batches,
-    whole_views,
+    whole_maker,
 )
 from medmoco.data.loading.preprocessing import NO_DATA, Preprocessing
 from medmoco.data.manifest.manifest import SPLITS
+from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError, MedmocoError, SettingsError, first_line
 from medmoco.evaluation.features.features import Features, encode, refuse_not_finite
 from medmoco.evaluation.features.image_sets import Images, ImageSet, image_set
@@ -78,7 +79,8 @@ def compute(
     if found.in_memory:  # workers would only copy them
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 0})})
     device = _move(module, settings, options.device)
-    dataset = _TolerantDataset(found.read, partial(whole_views, size=preprocessing.size), _blank(preprocessing))
+    make = whole_maker(preprocessing.dimensions, preprocessing.size, preprocessing.volumes)
+    dataset = _TolerantDataset(found.read, make, _blank(preprocessing))
     errors: dict[int, str] = {}
     with closing(whole_batches(dataset, count, settings)) as batches:
         checked = _collect_errors(batches, found, errors, options.unreadable)
@@ -113,7 +115,7 @@ def _settings_for(preprocessing: Preprocessing, settings: RunSettings, images: I
 class _TolerantDataset(WholeDataset):
     """Replaces each unreadable image by a blank canvas, so that the other images of its batch are kept."""
 
-    def __init__(self, read: CanvasReader, make: ViewMaker, blank: Canvas) -> None:
+    def __init__(self, read: CanvasReader, make: ViewMaker, blank: Canvas | VolumeCanvas) -> None:
         super().__init__(read, make)
         self.blank = blank
 
@@ -121,7 +123,7 @@ class _TolerantDataset(WholeDataset):
         found = super().__getitem__(samples)
         if not isinstance(found, ImageError):
             return found
-        canvases: list[Canvas] = []
+        canvases: list[Any] = []
         unread: list[tuple[int, str]] = []
         for sample in samples:
             try:
@@ -133,8 +135,10 @@ class _TolerantDataset(WholeDataset):
         return replace(batch, unread=tuple(unread)) if isinstance(batch, Batch) else batch
 
 
-def _blank(preprocessing: Preprocessing) -> Canvas:
+def _blank(preprocessing: Preprocessing) -> Canvas | VolumeCanvas:
     """Return the canvas that replaces unreadable images."""
+    if preprocessing.dimensions == 3:
+        return VolumeCanvas(np.zeros([preprocessing.size] * 3, dtype_of(preprocessing.bit_depth)), (1.0, 1.0, 1.0))
     side, channels = preprocessing.canvas_size, preprocessing.channel_count
     shape = (side, side) if channels == 1 else (side, side, channels)
     return Canvas(np.zeros(shape, dtype_of(preprocessing.bit_depth)), side, side, preprocessing.channels == "rgb")

@@ -164,10 +164,10 @@ class Encoder:
         return pd.DataFrame({"row": found.rows, **columns, **errors})
 
     def __repr__(self) -> str:
-        size, channels = self.preprocessing.size, self.preprocessing.channels
-        images = f"{channels} images" if isinstance(channels, str) else self.preprocessing.images
+        channels, found = self.preprocessing.channels, self.preprocessing
+        images = f"{channels} images" if isinstance(channels, str) and found.dimensions == 2 else found.images
         return (
-            f"Encoder({self.module.name}, {self.feature_dim} features of {images} of {size} x {size} pixels, "
+            f"Encoder({self.module.name}, {self.feature_dim} features of {images} of {found.sides}, "
             f"{describe(self.provenance)})"
         )
 
@@ -297,7 +297,9 @@ def _settings_for(kind: Kind, path: Path, config: ConfigSource | None) -> RunSet
 def _create(settings: RunSettings, *, whole: bool) -> Backbone:
     untrained = settings.model.model_copy(update={"init": None})
     size, channels, stages = settings.views.size, settings.data.channel_count, settings.evaluate.stages
-    backbone = create_backbone(untrained, seed=settings.seed, size=size, channels=channels, stages=stages)
+    backbone = create_backbone(
+        untrained, seed=settings.seed, size=size, channels=channels, stages=stages, dimensions=settings.data.dimensions
+    )
     if backbone.fixed_size and settings.evaluate.size not in (None, backbone.fixed_size):
         raise SettingsError(
             f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"

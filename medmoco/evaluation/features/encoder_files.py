@@ -171,7 +171,7 @@ def settings_of_control(source: str, size: int | None, settings: RunSettings) ->
     if size or kind in ("import", "file"):
         own |= {"views.size": side, "evaluate.size": side}
     needed = size or side // 2  # settings do not allow views of more than twice the canvas
-    if needed > settings.data.canvas_size:
+    if settings.data.dimensions == 2 and needed > settings.data.canvas_size:
         own["data.canvas_size"] = needed
     if kind == "import" and settings.data.channels == "rgb":
         own["data.channels"] = "gray"  # imports are written for gray images

@@ -124,9 +124,11 @@ def encode(
         for batch in batches:
             if stop_asked and stop_asked():
                 raise Stopped("stopped while features were computed")
-            views = to_float(batch.views[0], settings.views, device, channels_last=settings.train.channels_last)
+            whole = to_float(batch.views[-1], settings.views, device, channels_last=settings.train.channels_last)
             for name, encoder in encoders.items():
-                parts[name].append(encoder(views).float().cpu())
+                by_window = len(batch.views) > 1 and not isinstance(encoder, RawPixels)
+                values = _mean_of_windows(encoder, batch, settings, device) if by_window else encoder(whole)
+                parts[name].append(values.float().cpu())
             samples.append(batch.samples)
             notices += batch.notices
             digests += batch.digests
@@ -137,6 +139,15 @@ def encode(
     if first is not None:
         features = {name: values[first] for name, values in features.items()}
     return Extracted(features, tuple(notices), tuple(digests))
+
+
+def _mean_of_windows(encoder: nn.Module, batch: Batch, settings: RunSettings, device: torch.device) -> Tensor:
+    """Return the mean features (1, F) of the windows that show a volume."""
+    parts = []
+    for windows in batch.views[0].split(settings.evaluate.batch_size):
+        views = to_float(windows, settings.views, device, channels_last=settings.train.channels_last)
+        parts.append(encoder(views).float())
+    return torch.cat(parts).mean(0, keepdim=True)
 
 
 def _first_copies(digests: Sequence[bytes]) -> NDArray[np.int64] | None:

@@ -18,10 +18,12 @@ from medmoco.data.image_io.images import Canvas, read_canvas
 from medmoco.data.image_io.intensity import Unreadable
 from medmoco.data.loading.loading import CanvasReader, Samples, canvas_reader
 from medmoco.data.loading.preprocessing import Image, Preprocessing
+from medmoco.data.manifest.columns import SERIES
 from medmoco.data.manifest.manifest import SPLITS, Split
+from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError, SettingsError
 from medmoco.evaluation.features.inputs import load_unlabelled
-from medmoco.utils.files import IMAGE_SUFFIXES
+from medmoco.utils.files import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 
 Images = Split | str | os.PathLike[str] | pd.DataFrame | NDArray[np.generic] | Sequence[Image]
 """A split or its name, a folder or a file, a table with a `Path` column, an array (N, H, W[, C]), or a list of files or
@@ -60,17 +62,19 @@ def image_set(images: Images, root: str | os.PathLike[str] | None, settings: Run
         images = load_unlabelled(settings, images)
     if isinstance(images, Split):
         return ImageSet(images.rows, canvas_reader(images, settings.data), f"of {images.csv.name}")
-    frames = None
+    frames, series, volumes = None, None, settings.data.dimensions == 3
     if isinstance(images, pd.Series) or (isinstance(images, np.ndarray) and images.ndim == 1):
         images = list(images)
     if isinstance(images, pd.DataFrame):
+        if volumes and SERIES in images:
+            series = images[SERIES].fillna("").astype(str).tolist()
         images, frames = _paths_and_frames(images)
     elif isinstance(images, str | os.PathLike):
-        images = files_in(Path(root or "") / images, bands=isinstance(settings.data.channels, int))
-    elif isinstance(images, np.ndarray) and images.ndim not in (3, 4):
-        raise SettingsError(
-            f"an array of shape {images.shape} is not (N, H, W) or (N, H, W, C); pass one image as [image]"
-        )
+        path = Path(root or "") / images
+        images = volumes_in(path) if volumes else files_in(path, bands=isinstance(settings.data.channels, int))
+    elif isinstance(images, np.ndarray) and images.ndim not in ((4,) if volumes else (3, 4)):
+        expected = "(N, X, Y, Z)" if volumes else "(N, H, W) or (N, H, W, C)"
+        raise SettingsError(f"an array of shape {images.shape} is not {expected}; pass one image as [image]")
     elif not isinstance(images, Sequence | np.ndarray):
         raise SettingsError(
             f"{type(images).__name__} is not images; pass paths, a folder, a table with a Path column, arrays or a"
@@ -79,19 +83,26 @@ def image_set(images: Images, root: str | os.PathLike[str] | None, settings: Run
     in_memory = not any(isinstance(image, str | os.PathLike) for image in images)
     if root is not None:
         images = [Path(root) / image if isinstance(image, str | os.PathLike) else image for image in images]
-    read = partial(_read, images=images, frames=frames, settings=settings)
+    read = partial(_read, images=images, frames=frames, series=series, settings=settings)
     return ImageSet(np.arange(len(images)), read, "counted from 0", in_memory)
 
 
 def _read(
-    samples: Samples, *, images: Sequence[Image] | NDArray[Any], frames: Sequence[int] | None, settings: RunSettings
-) -> tuple[list[Canvas], tuple[str, ...]]:
+    samples: Samples,
+    *,
+    images: Sequence[Image] | NDArray[Any],
+    frames: Sequence[int] | None,
+    series: Sequence[str] | None,
+    settings: RunSettings,
+) -> tuple[list[Canvas | VolumeCanvas], tuple[str, ...]]:
     """Read files and convert arrays to canvases; error messages contain no path."""
     canvases, preprocessing = [], Preprocessing.of(settings)
     for sample in samples.tolist():
         image = images[sample]
-        if isinstance(image, str | os.PathLike):
+        if isinstance(image, str | os.PathLike) and preprocessing.dimensions == 2:
             canvases.append(read_canvas(Path(image), frames[sample] if frames else 1, settings.data)[0])
+        elif isinstance(image, str | os.PathLike):
+            canvases.append(preprocessing.canvas(Path(image), series=series[sample] if series else ""))
         else:
             canvases.append(preprocessing.canvas(image))
     return canvases, ()
@@ -118,6 +129,20 @@ def files_in(path: Path, *, bands: bool) -> list[Path]:
     if not found:
         raise ImageError("the folder holds no image; DICOM, PNG, JPEG and TIFF files are read, and .npy for bands")
     return found
+
+
+def volumes_in(path: Path) -> list[Path]:
+    """Return a file itself, the folder of a DICOM series itself, or all volumes below a folder, sorted by name."""
+    if not path.is_dir():
+        return [path]
+    found: list[Path] = []
+    for folder, _, names in os.walk(path):
+        files = [Path(folder, name) for name in names if not name.startswith(".")]
+        volumes = [file for file in files if file.name.lower().endswith(VOLUME_SUFFIXES)]
+        found += volumes or ([Path(folder)] if any(_is_image(file, bands=False) for file in files) else [])
+    if not found:
+        raise ImageError("the folder holds no volume; NIfTI, NRRD, MetaImage and DICOM series are read")
+    return sorted(found)
 
 
 def _is_image(file: Path, *, bands: bool) -> bool:

@@ -263,10 +263,11 @@ def _key(module: nn.Module, images: str, settings: RunSettings, device: torch.de
     """Return a hash of everything that the features of images depend on."""
     views = settings.views
     machine = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    shown = [settings.evaluate.volumes] if settings.data.dimensions == 3 else []
     parts = [
         {name: import_module(name).__version__ for name in _LIBRARIES},
         [machine, torch.get_num_threads(), settings.train.channels_last, settings.evaluate.batch_size],
-        [recipe_of(settings.data), settings.evaluate.size or views.size, views.mean, views.std],
+        [recipe_of(settings.data), settings.evaluate.size or views.size, views.mean, views.std, *shown],
         [repr(module), fingerprint(module), images],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -46,15 +46,17 @@ def heading(source: Mapping[str, Any], width: int, splits: Mapping[str, Split], 
         settings: Settings of the evaluation.
     """
     chosen = settings.evaluate
-    size = chosen.size or settings.views.size
-    views = "images and their mirror images" if chosen.mirror else "images"
+    kind = "volumes" if settings.data.dimensions == 3 else "images"
+    views = f"{kind} and their mirror {kind}" if chosen.mirror else kind
+    windows = "in windows of " if kind == "volumes" and chosen.volumes == "sliding" else ""
+    sides = " x ".join([str(chosen.size or settings.views.size)] * settings.data.dimensions)
     frozen = "frozen features" + (f" of the last {chosen.stages} stages" if chosen.stages > 1 else "")
     what = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in source.items())
     counts = [f"{name} {counted(split)}" for name, split in splits.items()]
-    drawn = "images" if all(patient_ids(split) is None for split in splits.values()) else "patients"
+    drawn = kind if all(patient_ids(split) is None for split in splits.values()) else "patients"
     draws = f", {chosen.label_draws} draws" if chosen.label_fraction < 1 else ""
     return [
-        f"{settings.model.backbone} ({what}), {width} {frozen}, {views} {size} x {size}, seed {settings.seed}",
+        f"{settings.model.backbone} ({what}), {width} {frozen}, {views} {windows}{sides}, seed {settings.seed}",
         "; ".join(counts) + (f"; where {chosen.where}" if chosen.where else ""),
         f"labels of {100 * chosen.label_fraction:g} % of the training {drawn}{draws}; strength chosen on val; "
         f"95 % intervals: {chosen.bootstrap} draws of {drawn}",
