@@ -82,20 +82,31 @@ def read_header(path: Path, limits: Limits) -> DicomFile:
         return DicomFile(path, header, syntax, stream.tell() if source is stream else None)
 
 
+def frame_count(file: DicomFile, limits: Limits) -> int:
+    """Return the number of frames of a file.
+
+    Raises:
+        Unreadable: it is not a gray image, or its header is inconsistent.
+        ImageError: it exceeds the limits.
+    """
+    with without_header_values("DICOM"):
+        width, height, count = dicom._check_header(file.header, file.syntax)
+        within(limits)(width, height, count)
+        if not str(file.header.PhotometricInterpretation).startswith("MONOCHROME"):
+            raise Unreadable("its pixels are colours; volumes have one channel: convert it to MONOCHROME2")
+    return count
+
+
 def frames_of(file: DicomFile, limits: Limits) -> list[Frame]:
     """Return the slices of a file in the order in which it stores them.
 
     Raises:
-        Unreadable: it is not a gray image, its header is inconsistent, or it does not state where its slices lie.
-        ImageError: it exceeds the limits.
+        Unreadable: it does not state where its slices lie; and see `frame_count`.
+        ImageError: see `frame_count`.
     """
-    header = file.header
+    count = frame_count(file, limits)
     with without_header_values("DICOM"):
-        width, height, count = dicom._check_header(header, file.syntax)
-        within(limits)(width, height, count)
-        if not str(header.PhotometricInterpretation).startswith("MONOCHROME"):
-            raise Unreadable("its pixels are colours; volumes have one channel: convert it to MONOCHROME2")
-        groups = header.get("PerFrameFunctionalGroupsSequence") or []
+        groups = file.header.get("PerFrameFunctionalGroupsSequence") or []
         if count > 1 and len(groups) != count:
             raise Unreadable(
                 f"its {count} frames have no positions, as in a film or an ultrasound loop; it is not a volume:\n"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def nifti_version(path: Path) -> int:
     with _opened(path) as stream:
         try:
             start = stream.read(348)
-        except (OSError, EOFError):  # of a damaged gzip file, whatever it contains
+        except (OSError, EOFError, zlib.error):  # of a damaged gzip file, whatever it contains
             raise Unreadable(f"the gzip file cannot be unpacked; {DAMAGED}") from None
     magic = {1: start[344:348], 2: start[4:12]}
     for version, single in _SINGLE.items():

@@ -17,6 +17,7 @@ from medmoco.data.volume_io.frames import (
     SERIES,
     DicomFile,
     Frame,
+    frame_count,
     frame_values,
     frames_of,
     is_dicom,
@@ -89,7 +90,7 @@ def open_file(path: Path, series: str, limits: Limits) -> StoredVolume:
     file = read_header(path, limits)
     if series and _uid(file) != series:
         raise Unreadable(f"the file does not belong to the series in {SERIES}; correct that column or the Path")
-    if "ImagePositionPatient" not in file.header and int(file.header.get("NumberOfFrames") or 1) == 1:
+    if frame_count(file, limits) == 1 and "ImagePositionPatient" not in file.header:
         raise Unreadable(SINGLE_SLICE.text)  # a radiograph, which has no place in the patient
     return _open([file], limits, [])
 
