@@ -150,7 +150,7 @@ def is_reflected(frame: Frame) -> bool:
     return (
         header.PhotometricInterpretation == "MONOCHROME1"
         and str(header.get("Modality")) not in _UNIT_MODALITIES
-        and unit in ("US", "normalized")
+        and unit in ("US", "normalized")  # unspecified; the second is Philips's
     )
 
 

@@ -31,11 +31,17 @@ TILT_DEGREES = 0.5
 Source: our choice; over 300 mm it shifts slices by 2.6 mm. dicom2nifti allows about 3 degrees."""
 PLAUSIBLE_MM = (0.01, 20.0)
 """Spacings outside are probably in another unit. Source: our choice; micro-CT has 0.01 mm, localisers 10 to 20 mm."""
+_FLAT = 1e-3  # smaller volumes of a unit cell: its axes lie in a plane
 
 
 def header_of(stored: StoredVolume) -> VolumeHeader:
-    """Return the geometry of a volume in the axes of RAS, with the faults of its axes added."""
+    """Return the geometry of a volume in the axes of RAS, with the faults of its axes added.
+
+    Raises:
+        Unreadable: see `check_affine`.
+    """
     orientations = library("nibabel").orientations
+    check_affine(stored.affine)
     axes = _axes(stored)
     shape = [0, 0, 0]
     for own, (ras, _) in enumerate(axes):
@@ -63,17 +69,20 @@ def to_ras(stored: StoredVolume, values: Pixels) -> Pixels:
     return cast(Pixels, library("nibabel").orientations.apply_orientation(values, _axes(stored)))
 
 
-def check_affine(affine: Floats) -> Floats:
-    """Return a matrix as float64.
+def check_affine(affine: Floats) -> None:
+    """Refuse a matrix that does not map three axes to three directions.
 
     Raises:
-        Unreadable: it does not map three axes to three directions.
+        Unreadable: it does not.
     """
-    affine = np.asarray(affine, np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(affine).all() and lengths.all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-3):
+    if not (
+        np.isfinite(affine).all()
+        and np.isfinite(lengths).all()
+        and lengths.all()
+        and abs(np.linalg.det(affine[:3, :3] / lengths)) > _FLAT
+    ):
         raise Unreadable(f"its orientation matrix does not describe three axes; {DAMAGED}")
-    return affine
 
 
 def _axes(stored: StoredVolume) -> Floats:

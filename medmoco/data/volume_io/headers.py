@@ -133,11 +133,11 @@ def check_voxels(shape: tuple[int, ...], voxel_bytes: int, limits: Limits) -> No
     its voxels as stored, because a small compressed file may state any size.
 
     Raises:
-        ImageError: it exceeds them.
+        ImageError: it exceeds them, or is empty.
     """
     width, height, slices = shape
     if slices < 1:
-        raise Unreadable(f"the header states {slices} slices; {DAMAGED}")
+        raise ImageError(f"the header states {slices} slices; {DAMAGED}")
     within(limits)(width, height, slices)
     size = math.prod(shape) * voxel_bytes
     if size > limits.max_bytes:

@@ -76,7 +76,7 @@ def open_nifti(path: Path, version: int, limits: Limits) -> StoredVolume:
         if not 0 <= offset <= _MOST_EXTENSIONS or needed > size * (_MOST_INFLATED if _is_gzip(path) else 1):
             raise Unreadable(f"the file is too small for its {' x '.join(map(str, shape))} voxels; {DAMAGED}")
         scaling = header.get_slope_inter()
-        affine, faults = _affine(header, shape)
+        affine, faults = _affine(header)
         slice_axis = header.get_dim_info()[2]
     slope, intercept = (default if number is None else number for number, default in zip(scaling, (1, 0), strict=True))
     return StoredVolume(
@@ -121,18 +121,19 @@ def _header(path: Path, version: int) -> Any:
     return header
 
 
-def _affine(header: Any, shape: tuple[int, ...]) -> tuple[Floats, tuple[VolumeFault, ...]]:
+def _affine(header: Any) -> tuple[Floats, tuple[VolumeFault, ...]]:
     """Return the matrix from indices to RAS in mm, as nibabel chooses it, and faults of the orientation."""
     has_qform, has_sform = int(header["qform_code"]) > 0, int(header["sform_code"]) > 0
     faults = []
     if has_sform:
-        affine = check_affine(header.get_sform())
+        affine = header.get_sform()
     elif has_qform:
-        affine = check_affine(header.get_qform())
+        affine = header.get_qform()
     else:
-        affine = check_affine(header.get_base_affine())
+        affine = header.get_base_affine()
         faults.append(NO_ORIENTATION)
-    if has_qform and has_sform and _mirrored(check_affine(header.get_qform()), affine):
+    check_affine(affine)
+    if has_qform and has_sform and _mirrored(header.get_qform(), affine):
         faults.append(
             VolumeFault(
                 "left_right_conflict",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medmoco.data.image_io.intensity import Unreadable
 from medmoco.data.image_io.limits import Limits, check_file
-from medmoco.data.volume_io.geometry import LPS_TO_RAS, check_affine
+from medmoco.data.volume_io.geometry import LPS_TO_RAS
 from medmoco.data.volume_io.headers import (
     NO_ORIENTATION,
     StoredVolume,
@@ -70,7 +70,7 @@ def open_itk(path: Path, kind: Kind, limits: Limits) -> StoredVolume:
     affine[:axes, 3] = origin[:axes]
     return StoredVolume(
         shape=shape,
-        affine=LPS_TO_RAS @ check_affine(affine),
+        affine=LPS_TO_RAS @ affine,
         load=lambda: _load(reader, shape, kind),
         faults=() if _has_orientation(fields, kind) else (NO_ORIENTATION,),
         files=files,
@@ -99,12 +99,14 @@ def _data_file(path: Path, fields: dict[str, str], limits: Limits) -> tuple[Path
     name = fields.get("datafile", "") if "elementdatafile" not in fields else fields["elementdatafile"]
     if not name or name.upper() == "LOCAL":
         return ()
-    if name.upper().startswith("LIST") or re.search(r"[%/\\]", name):
+    if name.upper().startswith("LIST") or re.search(r"[%/\\\x00-\x1f]", name):
         raise Unreadable(
             "its voxels are in several files or in another folder, which is not supported;\n"
             "save it as a single .nrrd, .mha or .nii.gz file"
         )
     other = path.parent / name
+    if not other.is_file():
+        raise Unreadable("its voxels are in a second file, which is missing; copy it into the same folder")
     check_file(other, limits)
     return (other,)
 

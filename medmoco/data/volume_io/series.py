@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medmoco.data.image_io.formats.dicom import NO_IMAGE_CLASSES
 from medmoco.data.image_io.intensity import Floats, Unreadable
 from medmoco.data.image_io.limits import Limits, check_file
 from medmoco.data.volume_io.frames import (
@@ -57,7 +58,7 @@ def open_folder(folder: Path, series: str, limits: Limits) -> StoredVolume:
             continue
         check_file(path, limits)
         file = read_header(path, limits)
-        if "Rows" in file.header:
+        if "Rows" in file.header and str(file.header.get("SOPClassUID")) not in NO_IMAGE_CLASSES:
             by_series.setdefault(_uid(file), []).append(file)
         else:
             others += 1
@@ -139,7 +140,7 @@ def _step(positions: Floats, normal: Floats, pixel: float) -> Floats:
         return normal
     span = positions[-1] - positions[0]
     along = span @ normal
-    if not along:  # all slices have the same position, which is a fault
+    if along < 1e-4 * len(positions):  # all slices have the same position, which is a fault
         return normal
     if np.linalg.norm(span - along * normal) <= pixel / 2:
         span = along * normal

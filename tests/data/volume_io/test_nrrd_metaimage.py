@@ -1,5 +1,6 @@
 """NRRD and MetaImage files: orientation against plain loops, detached data, and every refusal."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from medmoco.data.image_io.limits import Limits
 from medmoco.data.volume_io.nrrd_metaimage import kind_of
 from medmoco.data.volume_io.reading import inspect_volume, read_volume
+from medmoco.errors import ImageError
+from tests.helpers.mutations import mutated
 from tests.helpers.volume_files import AXIAL, CORONAL, SAGITTAL, assert_voxels, normal_of, volume_refusal
 
 sitk = pytest.importorskip("SimpleITK")
@@ -123,9 +126,9 @@ def test_detached__elsewhere_is_refused(tmp_path: Path, name: str) -> None:
 def test_detached__missing_or_not_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.mhd"
     path.write_text(MHD.format(file="data.raw"))
-    assert "does not exist" in volume_refusal(path)
-    (tmp_path / "data.raw").mkdir()
-    assert "a folder, a pipe or a device" in volume_refusal(path)
+    assert "in a second file, which is missing" in volume_refusal(path)
+    os.mkfifo(tmp_path / "data.raw")
+    assert "in a second file, which is missing" in volume_refusal(path)
 
 
 def test_truncated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -173,6 +176,23 @@ def test_not_finite(tmp_path: Path) -> None:
     values = VALUES.astype(np.float32)
     values[1, 2, 3] = np.nan
     assert "1 of 210 voxels" in volume_refusal(save(tmp_path / "a.nrrd", values))
+
+
+def test_mutated_files_end_in_voxels_or_our_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    headers = {"a.nrrd": NRRD.format(space="RAS") + "\n", "a.mha": MHD.format(file="LOCAL")}
+    seeds = {name: header.encode() + raw() for name, header in headers.items()}
+    messages, volumes = set(), 0
+    for name in seeds:
+        for case in range(60):
+            path = tmp_path / name
+            path.write_bytes(mutated(seeds, name, case))
+            try:
+                volumes += np.isfinite(read_volume(path, limits=Limits(max_bytes=10**6)).values).all()
+            except ImageError as error:
+                messages.add(str(error))
+    assert volumes > 10
+    assert len(messages) > 3
+    assert not any(str(tmp_path) in text for text in (*messages, *capfd.readouterr()))
 
 
 def test_kind_of__content() -> None:

@@ -76,7 +76,6 @@ def test_reading__missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_reading__mutated_files_end_in_voxels_or_our_error(tmp_path: Path) -> None:
-    """NRRD and MetaImage are left out: ITK is C++, and `check` and `pack` run it in processes of its own."""
     nib = pytest.importorskip("nibabel")
     nib.save(nib.Nifti1Image(VALUES, np.eye(4)), tmp_path / "a.nii")
     nib.save(nib.Nifti1Image(VALUES, np.eye(4)), tmp_path / "a.nii.gz")
