@@ -35,7 +35,7 @@ CHUNK = 32
 _LENGTH = np.dtype("<u4")
 _HEADER = 32  # bytes of a chunk's header. Source: C-Blosc2, README_CHUNK_FORMAT.rst
 _FILTERS, _CODEC, _FLAGS = slice(16, 22), 22, 31  # in it
-_BITSHUFFLE, _ZSTD, _SPECIAL = 2, 5, 0x70  # the last known filter and codec; flags of chunks with one value
+_BITSHUFFLE, _ZSTD, _ONE_VALUE = 2, 5, 0x70  # the last known filter and codec; flags of chunks of one value
 
 
 def blosc2() -> Any:
@@ -152,7 +152,8 @@ def _is_plain(data: Bytes, nbytes: int) -> bool:
     if len(data) < _HEADER:
         return False
     stated, _, length = data[4:16].view("<i4").tolist()
-    known = data[_FILTERS].max() <= _BITSHUFFLE and data[_CODEC] <= _ZSTD and not data[_FLAGS] & ~_SPECIAL
+    codec, flags = int(data[_CODEC]), int(data[_FLAGS])
+    known = data[_FILTERS].max() <= _BITSHUFFLE and codec <= _ZSTD and not flags & ~_ONE_VALUE
     return bool(stated == nbytes and length == len(data) and known)
 
 

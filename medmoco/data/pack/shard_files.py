@@ -47,8 +47,12 @@ class ShardFiles:
         while len(self._open) >= _OPEN_SHARDS:
             self._open.pop(next(iter(self._open)))[0].close()
         file = io.FileIO(self.folder / shard_name(shard))
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
+        try:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+        except ValueError:
+            file.close()
+            raise
         self._open[shard] = file, file.tell()
         return self._open[shard]
 

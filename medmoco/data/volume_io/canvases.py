@@ -60,7 +60,7 @@ def read_volume_canvas(path: str | Path, series: str, data: DataSettings) -> tup
 
     volume = read_volume(path, series=series, limits=limits_of(data))
     canvas, notices = _canvas_of(volume, data)
-    return canvas, (*volume.notices, *notices)
+    return canvas, tuple(dict.fromkeys([*volume.notices, *notices]))  # the reader may have noticed the same
 
 
 def to_volume_canvas(volume: Volume, data: DataSettings) -> VolumeCanvas:
