@@ -20,6 +20,7 @@ class Limits:
     max_bytes: int = 2_000_000_000
     max_pixels: int = 100_000_000
     max_frames: int = 10_000
+    max_voxels: int = 400_000_000
 
     @property
     def inflated_bytes(self) -> int:
@@ -32,7 +33,7 @@ DEFAULT_LIMITS = Limits()
 
 def limits_of(data: DataSettings) -> Limits:
     """Return the limits in the settings."""
-    return Limits(data.max_bytes, data.max_pixels, data.max_frames)
+    return Limits(data.max_bytes, data.max_pixels, data.max_frames, data.max_voxels)
 
 
 def check_file(path: Path, limits: Limits) -> None:

@@ -6,7 +6,10 @@
     failed.csv        rows whose image could not be used, with the reason
     notices.csv       rows with notices of the image reader
 
-Rows are looked up by a hash of Path and Frame, so a manifest may be reordered, reduced or split again after packing.
+A pack of volumes has records of VOLUME_ROW, and shards of bytes that `pack_volumes` describes.
+
+Rows are looked up by a hash of Path, Frame and series, so a manifest may be reordered, reduced or split again after
+packing.
 Canvases are read by `pread`, not through a memory map: the memory of data workers stays constant, and a failing disk
 raises an error instead of killing the process.
 """
@@ -14,10 +17,9 @@ raises an error instead of killing the process.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,18 @@ from medmoco.config import DataSettings, as_tree
 from medmoco.data.image_io.images import Canvas
 from medmoco.data.image_io.intensity import dtype_of
 from medmoco.data.manifest.manifest import Split
-from medmoco.errors import DataError, SettingsError, first_line
+from medmoco.data.pack.pack_sources import size_of
+from medmoco.data.pack.pack_volumes import PackedVolumes, blosc2
+from medmoco.data.pack.shard_files import ShardFiles
+from medmoco.errors import DataError, SettingsError
 from medmoco.utils.files import sha256_of
 
 FORMAT = 1
 FORMAT_OF_CHANNELS = 2  # the same with several channels, which versions that support only gray must refuse
+FORMAT_OF_VOLUMES = 3
 RECIPE = ("canvas_size", "bit_depth", "window")  # the settings that determine a canvas's pixels
 RECIPE_OF_CHANNELS = {"channels": "gray", "scale": "linear", "band_ranges": None}  # written only if they differ
+RECIPE_OF_VOLUMES = ("dimensions", "spacing", "window", "bit_depth")
 INFO, INDEX, FAILED, NOTICES = "pack.json", "index.npy", "failed.csv", "notices.csv"
 
 ROW = np.dtype([
@@ -50,7 +57,21 @@ ROW = np.dtype([
     ("frame", "<u4"),
 ])  # fmt: skip
 
-_OPEN_SHARDS = 128  # per process; reopening one takes about ten microseconds, or a millisecond on a network disk
+VOLUME_ROW = np.dtype([
+    ("key", "<u8"),            # of Path, Frame and series, see key_of
+    ("shard", "<u4"),
+    ("position", "<u4"),       # in the shard, in canvases
+    ("start", "<u8"),          # in the shard, in bytes
+    ("stored", "<u8"),         # bytes in the shard
+    ("shape", "<u4", (3,)),    # of the canvas; 0 if there is none, see failed.csv
+    ("spacing", "<f8", (3,)),  # of its voxels, in mm
+    ("slice_axis", "u1"),
+    ("bytes", "<u8"),          # size of the file, or of the files of a series
+    ("sha256", "S64"),         # of the file, or of the names and hashes of the files of a series
+    ("split", "S5"),           # of the row when the pack was made
+    ("row", "<u8"),
+    ("frame", "<u4"),
+])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ class Pack:
 
     folder: Path
     info: dict[str, Any]
-    index: NDArray[Any]  # (N,) records of ROW, in the order of shards and positions
+    index: NDArray[Any]  # (N,) records of ROW or VOLUME_ROW, in the order of shards and positions
 
     def find(self, split: Split, data: DataSettings) -> NDArray[np.int64]:
         """Return the position in the index of each row of a split; -1 if the pack does not contain it."""
@@ -70,37 +91,53 @@ class Pack:
         return np.where(self.index["key"][candidates] == keys, candidates, -1)
 
 
-def key_of(path: str, frame: int) -> int:
-    """Return a 64-bit hash of a Path and a Frame; of 10 million images, two collide in one of 400,000 packs."""
-    return int.from_bytes(hashlib.sha256(f"{path}\n{frame}".encode()).digest()[:8], "little")
+def key_of(path: str, frame: int, series: str = "") -> int:
+    """Return a 64-bit hash of a row's image; of 10 million images, two collide in one of 400,000 packs."""
+    name = f"{path}\n{frame}\n{series}" if series else f"{path}\n{frame}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def keys_of(split: Split, data: DataSettings) -> NDArray[np.uint64]:
     """Return the key of each row; it includes the split if data.root contains {split}."""
     folder = f"{split.name}/" if "{split}" in data.root else ""
-    pairs = zip(split.table["Path"], split.frames.tolist(), strict=True)
-    return np.fromiter((key_of(folder + path, frame) for path, frame in pairs), np.uint64, len(split))
+    rows = zip(split.table["Path"], split.frames.tolist(), series_of(split, data), strict=True)
+    return np.fromiter((key_of(folder + path, frame, series) for path, frame, series in rows), np.uint64, len(split))
 
 
-def shard_name(number: int) -> str:
-    """Return the file name of a shard."""
-    return f"shard-{number:05d}.npy"
+def series_of(split: Split, data: DataSettings) -> list[str]:
+    """Return the SeriesInstanceUID of each row's volume; blank if the manifest names none, and for images."""
+    if data.dimensions == 2 or "SeriesInstanceUID" not in split.table:
+        return [""] * len(split)
+    return [uid.strip() for uid in split.table["SeriesInstanceUID"]]
+
+
+def row_type(data: DataSettings) -> np.dtype[Any]:
+    """Return the type of the records in the index."""
+    return ROW if data.dimensions == 2 else VOLUME_ROW
+
+
+def has_canvas(index: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which records (N,) of an index have a canvas."""
+    there: NDArray[np.bool_] = index["height"] > 0 if index.dtype == ROW else index["shape"].min(axis=1) > 0
+    return there
 
 
 def recipe_of(data: DataSettings) -> dict[str, Any]:
     """Return the settings that determine a canvas's pixels, as stored in pack.json."""
     tree = as_tree(data)
+    if data.dimensions == 3:
+        return {key: tree[key] for key in RECIPE_OF_VOLUMES}
     other = {key: tree[key] for key, default in RECIPE_OF_CHANNELS.items() if tree[key] != default}
     return {**{key: tree[key] for key in RECIPE}, **other}
 
 
 def refuse_other_recipe(made: dict[str, Any], data: DataSettings, remedy: str) -> None:
     """Raise SettingsError with the keys in which a pack differs from the settings."""
-    made, required = {**RECIPE_OF_CHANNELS, **made}, {**RECIPE_OF_CHANNELS, **recipe_of(data)}
+    usual = {"dimensions": 2, **RECIPE_OF_CHANNELS}
+    made, required = {**usual, **made}, {**usual, **recipe_of(data)}
+    keys = [*required] if made["dimensions"] == data.dimensions else ["dimensions"]
     changed = [
-        f"data.{key}: pack {made.get(key)}, settings {required[key]}"
-        for key in required
-        if made.get(key) != required[key]
+        f"data.{key}: pack {made.get(key)}, settings {required[key]}" for key in keys if made.get(key) != required[key]
     ]
     if changed:
         raise SettingsError("\n".join(["the pack was made with different settings:", *changed, remedy]))
@@ -135,9 +172,12 @@ def load_pack(folder: Path, data: DataSettings, remedy: str) -> Pack:
             raise DataError(
                 f"{INDEX} of the pack is damaged: its SHA-256 does not match; delete the pack and make it again"
             )
-        return Pack(folder, info, np.load(folder / INDEX, allow_pickle=False))
+        index = np.load(folder / INDEX, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{INDEX} of the pack cannot be read: {error.strerror}; make the pack again") from None
+    if index.dtype != row_type(data):
+        raise DataError(f"{INDEX} of the pack has other columns than this version reads; make the pack again")
+    return Pack(folder, info, index)
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -167,8 +207,9 @@ def parse_info(raw: bytes) -> dict[str, Any]:
         info = json.loads(raw)
     except ValueError:
         raise DataError(f"{INFO} of the pack is damaged; make the pack again") from None
-    if not isinstance(info, dict) or info.get("format") not in (FORMAT, FORMAT_OF_CHANNELS):
-        raise DataError(f"the pack has another format than {FORMAT}, which this version reads; make it again")
+    known = FORMAT, FORMAT_OF_CHANNELS, FORMAT_OF_VOLUMES
+    if not isinstance(info, dict) or info.get("format") not in known:
+        raise DataError(f"the pack has another format than {known}, which this version reads; make it again")
     if any(Path(name).name != name for name in info["files"]):
         raise DataError(f"{INFO} of the pack names files outside its folder; do not use it")
     return info
@@ -183,8 +224,8 @@ def usable_rows(pack: Pack, split: Split, data: DataSettings) -> NDArray[np.bool
     """
     positions = pack.find(split, data)
     _refuse(split, positions < 0, "are not in the pack", "run 'medmoco pack' with another --out to make a new one")
-    changed = np.fromiter(map(_has_changed, split.files, pack.index["bytes"][positions]), bool, len(split))
-    usable: NDArray[np.bool_] = pack.index["height"][positions] > 0
+    changed = np.fromiter(_changes(split, data, pack.index["bytes"][positions]), bool, len(split))
+    usable: NDArray[np.bool_] = has_canvas(pack.index)[positions]
     _refuse(split, changed & usable, "have files that changed after they were packed", "make a new pack")
     if data.pack_failures == "refuse":
         remedy = (
@@ -207,24 +248,26 @@ def _refuse(split: Split, bad: NDArray[np.bool_], what: str, remedy: str) -> Non
         )
 
 
-def _has_changed(file: str, size: int) -> bool:
-    """Return whether a file's size has changed, which is fast to check; missing files are accepted."""
-    try:
-        return os.stat(file).st_size != size
-    except OSError:
-        return False
+def _changes(split: Split, data: DataSettings, sizes: NDArray[np.uint64]) -> Iterator[bool]:
+    """Yield whether a row's size has changed, which is fast to check; missing files are accepted."""
+    for file, series, size in zip(split.files, series_of(split, data), sizes.tolist(), strict=True):
+        yield size_of(file, series) not in (size, None)
 
 
-def packed_rows(pack: Pack, split: Split, data: DataSettings) -> PackedRows:
+def packed_rows(pack: Pack, split: Split, data: DataSettings) -> PackedRows | PackedVolumes:
     """Return a reader of the canvases of a split's rows; rows without a canvas are refused when they are read."""
     at = pack.find(split, data)
     records = pack.index[at]
+    found, files, dtype = has_canvas(records) & (at >= 0), ShardFiles(pack.folder), dtype_of(data.bit_depth)
+    if data.dimensions == 3:
+        blosc2()
+        return PackedVolumes(files, records, found, dtype)
     shards, positions, heights, widths = (
         records[name].astype(np.int64) for name in ("shard", "position", "height", "width")
     )
-    heights[at < 0] = 0
+    heights[~found] = 0
     shape, rgb = canvas_shape(data), data.channels == "rgb"
-    return PackedRows(pack.folder, shards, positions, heights, widths, shape, dtype_of(data.bit_depth), rgb)
+    return PackedRows(files, shards, positions, heights, widths, shape, dtype, rgb)
 
 
 def canvas_shape(data: DataSettings) -> tuple[int, ...]:
@@ -237,7 +280,7 @@ def canvas_shape(data: DataSettings) -> tuple[int, ...]:
 class PackedRows:
     """Reads the canvases of a split's N rows."""
 
-    folder: Path
+    files: ShardFiles
     shards: NDArray[np.int64]  # (N,) numbers of the shards
     positions: NDArray[np.int64]  # (N,) positions in the shards
     heights: NDArray[np.int64]  # (N,) heights of the images in their canvases, 0 if there is none
@@ -245,7 +288,6 @@ class PackedRows:
     shape: tuple[int, ...]  # shape of a canvas, (S, S) or (S, S, C)
     dtype: type[Any]  # number type of a canvas
     rgb: bool = False  # whether the channels are red, green and blue
-    _open: dict[int, tuple[io.FileIO, int]] = field(default_factory=dict, repr=False)
 
     def read(self, sample: int) -> Canvas:
         """Return the canvas of a row.
@@ -256,32 +298,6 @@ class PackedRows:
         height, width = int(self.heights[sample]), int(self.widths[sample])
         if not height:
             raise DataError(f"its image is not in the pack, or could not be packed; see {FAILED} of the pack")
-        return Canvas(self._pixels(int(self.shards[sample]), int(self.positions[sample])), height, width, self.rgb)
-
-    def _pixels(self, shard: int, position: int) -> NDArray[Any]:
-        canvas = np.empty(self.shape, self.dtype)
-        try:
-            file, start = self._open.get(shard) or self._open_shard(shard)
-            # Safe for forked processes that share the file, because it does not move the file position.
-            count = os.preadv(file.fileno(), [canvas.data], start + position * canvas.nbytes)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{shard_name(shard)} of the pack cannot be read: {first_line(error)}") from None
-        if count != canvas.nbytes:
-            raise DataError(f"{shard_name(shard)} of the pack is truncated; run 'medmoco pack' again to repair it")
-        return canvas
-
-    def _open_shard(self, shard: int) -> tuple[io.FileIO, int]:
-        while len(self._open) >= _OPEN_SHARDS:
-            self._open.pop(next(iter(self._open)))[0].close()
-        file = io.FileIO(self.folder / shard_name(shard))
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        self._open[shard] = file, file.tell()
-        return self._open[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
-
-    def __del__(self) -> None:
-        for file, _ in self._open.values():
-            file.close()
+        pixels = np.empty(self.shape, self.dtype)
+        self.files.read(int(self.shards[sample]), int(self.positions[sample]) * pixels.nbytes, pixels)
+        return Canvas(pixels, height, width, self.rgb)

@@ -10,7 +10,7 @@ import pytest
 
 from medmoco.data.image_io.images import read_image, to_canvas
 from medmoco.data.manifest.manifest import Split, load_manifest
-from medmoco.data.pack import pack as module
+from medmoco.data.pack import shard_files
 from medmoco.data.pack.pack import FAILED, key_of, open_pack, packed_rows, usable_rows
 from medmoco.errors import DataError, SettingsError
 from tests.helpers.packs import SIDE, make_images, pack, settings_for, small_shards, write_csv
@@ -144,7 +144,7 @@ def test_open_pack__what_is_missing_or_damaged_is_refused(images: Path, tmp_path
 def test_read__keeps_few_shards_open_and_travels_to_other_processes(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(shard_files, "_OPEN_SHARDS", 2)
     data, split = settings_for(images).data, split_of(images)
     rows = packed_rows(open_pack(tmp_path / "pack", data), split, data)
     before = len(os.listdir("/proc/self/fd"))
