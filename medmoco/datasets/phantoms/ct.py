@@ -145,7 +145,7 @@ def render(scan: Scan, grid: Grid) -> Shares:
 
 
 def _filled(vessels: Solids) -> Solids:
-    """Return the vessels, which the films need near one plane only, and copies of the thin ones before and behind it."""
+    """Return the vessels, which the films need near one plane only, and copies of thin ones before and behind it."""
     thin = pick(vessels, np.trace(vessels.quadric, axis1=1, axis2=2) > 2 / 0.3**2)
     turns = (np.array([[np.cos(t), -np.sin(t), 0], [np.sin(t), np.cos(t), 0], [0, 0, 1]]) for t in (-0.6, 0.6))
     return join(vessels, *(moved(thin, 1.0, turn, np.zeros(3)) for turn in turns))
@@ -193,8 +193,6 @@ def _body(hu: Shares, thorax: Thorax, person: Person, texture: Shares, grid: Gri
 def _lungs(hu: Shares, thorax: Thorax, scan: Scan, texture: Shares, grid: Grid) -> None:
     """Paint the air of the lungs, and in it vessels, fluid and nodules."""
     region = region_around(thorax.lungs, grid)
-    if region is None:
-        return
     grid, hu, texture = grid.within(region), hu[region], texture[region]
     vessels, weights = resolved(pick(thorax.details, slice(len(scan.person.frame.centre), None)), grid)
     vessel = np.minimum(add_up(vessels, weights, grid), 1)

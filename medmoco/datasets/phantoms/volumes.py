@@ -83,12 +83,14 @@ def _draw_series(
     thickness = distance + float(rng.choice([0.0, 0.0, 1.0]))  # some slices overlap
     kernel: Kernel = "soft" if rng.random() < 0.5 else "sharp"
     grid = scan_grid(scan, image_size, distance / 10, thickness / 10)
-    affine = np.diag(np.array([10 * grid.size[0], 10 * grid.size[1], distance, 1.0]))
-    affine[:3, 3] = origin + np.array([-10 * float(grid.x[0]), 10 * float(grid.y[0]), 10 * float(grid.z[0])])
+    affine: Array = np.eye(4)
+    affine[[0, 1, 2], [0, 1, 2]] = np.round((10 * grid.size[0], 10 * grid.size[1], distance), 4)
+    first = -10 * float(grid.x[0]), 10 * float(grid.y[0]), 10 * float(grid.z[0])  # x of the thorax grows to the left
+    affine[:3, 3] = np.round(origin + np.array(first), 4)
     order = str(rng.choice(["up", "down", "mixed", "mixed"]))
     kinds = KINDS[formats[int(rng.integers(len(formats)))]]
     kind = kinds[int(rng.integers(len(kinds)))]
-    return Series(scan.study, number, kind, distance, thickness, kernel, order, np.round(affine, 4)), grid
+    return Series(scan.study, number, kind, distance, thickness, kernel, order, affine), grid
 
 
 def nodule_positions(scan: Scan, origin: Array) -> list[tuple[float, float, float, float]]:
@@ -143,7 +145,8 @@ def write_series(folder: Path, values: HU, person: Person, patient: str, series:
     # DICOM counts to the left and to the back (LPS, PS3.3 C.7.6.2.1.1), so that the first pixel is the last voxel.
     corner = series.affine @ (values.shape[0] - 1, values.shape[1] - 1, 0, 1)
     stored = (values.astype(np.int32) - intercept).astype(np.int16 if signed else np.uint16)
-    files, instances = _numbers(series, values.shape[2], np.random.default_rng([person.seed, person.number, 11]))
+    rng = np.random.default_rng([person.seed, person.number, 11, series.study, series.number])
+    files, instances = _numbers(series.order, values.shape[2], rng)
     folder.mkdir()
     for k, (file, instance) in enumerate(zip(files, instances, strict=True)):
         height = corner[2] + k * series.affine[2, 2]
@@ -156,10 +159,10 @@ def write_series(folder: Path, values: HU, person: Person, patient: str, series:
     return UID(ds.SeriesInstanceUID)
 
 
-def _numbers(series: Series, slices: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+def _numbers(order: str, slices: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Return the numbers of the files and of the instances, from 1, of the slices from foot to head."""
     up = np.arange(1, slices + 1)
-    if series.order == "mixed":
+    if order == "mixed":
         return rng.permutation(up).tolist(), rng.permutation(up).tolist()
-    numbers = (up if series.order == "up" else up[::-1]).tolist()
+    numbers = (up if order == "up" else up[::-1]).tolist()
     return numbers, numbers

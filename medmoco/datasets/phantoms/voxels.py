@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from medmoco.datasets.phantoms.solids import Solids, pick
+from medmoco.datasets.phantoms.solids import Array, Solids, pick
 
 Shares = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
 Region = tuple[slice, slice, slice]
-EVERYWHERE: Region = (slice(None), slice(None), slice(None))
+
+BATCH = 2**16  # voxels that are computed together, few enough for the CPU cache
 
 
 class Grid(NamedTuple):
@@ -44,54 +46,71 @@ class Grid(NamedTuple):
         return self.x[:, None, None], self.y[None, :, None], self.z[None, None, :]
 
 
-def region_around(solids: Solids, grid: Grid) -> Region | None:
-    """Return the voxels that solids can touch, None if all lie outside the grid."""
-    low = (solids.centre - solids.box).min(axis=0)
-    high = (solids.centre + solids.box).max(axis=0)
-    found = []
-    for axis in range(3):
-        ticks, margin = grid[axis], grid.size[axis]
-        hit = ((ticks > low[axis] - margin) & (ticks < high[axis] + margin)).nonzero()[0]
-        if not len(hit):
-            return None
-        found.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return found[0], found[1], found[2]
+def _patches(solids: Solids, grid: Grid) -> tuple[Indices, Indices]:
+    """Return the (N, 3) first voxels and the (N, 3) voxels after the last ones of the boxes around N solids."""
+    first, after = [], []
+    for axis, (ticks, size) in enumerate(zip(grid[:3], grid.size, strict=True)):
+        step = (float(ticks[-1]) - float(ticks[0])) / (len(ticks) - 1)
+        middle = (solids.centre[:, axis] - float(ticks[0])) / step
+        reach = (solids.box[:, axis] + size) / abs(step)
+        first.append(np.clip(np.floor(middle - reach), 0, len(ticks)))
+        after.append(np.clip(np.ceil(middle + reach) + 1, 0, len(ticks)))
+    return np.stack(first, axis=1).astype(np.intp), np.stack(after, axis=1).astype(np.intp)
 
 
-def share_inside(solids: Solids, index: int, grid: Grid) -> Shares:
-    """Return the (X, Y, Z) share of each voxel inside one solid, 0 to 1."""
-    x, y, z = (
-        ticks - np.float32(centre) for ticks, centre in zip(grid.columns(), solids.centre[index].tolist(), strict=True)
-    )
-    q = solids.quadric[index].astype(np.float32)
-    size = np.array(grid.size, np.float32)
-    along = [(row[0] * x + row[1] * y) + row[2] * z for row in q]
-    square = along[0] * x
-    square += along[1] * y
-    square += along[2] * z
-    np.maximum(square, np.float32(1e-9), out=square)
-    for gradient, extent in zip(along, size, strict=True):
-        gradient *= extent
-        np.square(gradient, out=gradient)
-    slope = np.sqrt(along[0] + along[1] + along[2])
-    slope += np.float32(1e-9)
-    # The radius r = sqrt(square) is 1 on the surface and grows by slope / r per voxel.
-    share: Shares = (np.sqrt(square) - square) / slope + np.float32(0.5)
-    for normal, height in zip(solids.normals[index], solids.heights[index], strict=True):
-        if normal.any():
-            n = (normal / np.linalg.norm(normal * size)).astype(np.float32)
-            beyond = (n[0] * x + n[1] * y) + n[2] * z
-            limit = np.float32(height / np.linalg.norm(normal * size) + 0.5)
-            np.minimum(share, limit - beyond, out=share)
-    return np.clip(share, 0, 1, out=share)
+def region_around(solids: Solids, grid: Grid) -> Region:
+    """Return the voxels that any of the solids can touch."""
+    first, after = _patches(solids, grid)
+    x, y, z = (slice(int(low), int(high)) for low, high in zip(first.min(axis=0), after.max(axis=0), strict=True))
+    return x, y, z
 
 
 def shares_of(solids: Solids, grid: Grid) -> Iterator[tuple[int, Region, Shares]]:
-    """Yield the number, the region and the share in its voxels of each solid that lies on the grid."""
-    for index in range(len(solids.centre)):
-        region = region_around(pick(solids, [index]), grid)
-        if region is not None:
-            yield index, region, share_inside(solids, index, grid.within(region))
+    """Yield the number of each solid on the grid, a region around it, and its (X, Y, Z) share of each voxel there.
+
+    Many solids are small: those whose regions have the same size are computed together.
+    """
+    first, after = _patches(solids, grid)
+    sizes = np.minimum(-(-(after - first) // 3) * 3, grid.shape)
+    first = np.minimum(first, np.array(grid.shape) - sizes)
+    for size in np.unique(sizes[(sizes > 0).all(axis=1)], axis=0):
+        members = np.flatnonzero((sizes == size).all(axis=1))
+        for batch in np.array_split(members, -(-len(members) * int(size.prod()) // BATCH)):
+            if not len(batch):
+                continue
+            ticks = [t[first[batch, axis, None] + np.arange(size[axis])] for axis, t in enumerate(grid[:3])]
+            shares = _shares(pick(solids, batch), ticks, np.array(grid.size))
+            for index, start, share in zip(batch.tolist(), first[batch], shares, strict=True):
+                x, y, z = (slice(int(low), int(low + count)) for low, count in zip(start, size, strict=True))
+                yield index, (x, y, z), share
+
+
+def _shares(solids: Solids, ticks: list[Shares], size: Array) -> Shares:
+    """Return the (N, X, Y, Z) shares of N solids in voxels at (N, X), (N, Y) and (N, Z) positions."""
+
+    def column(values: Array) -> Shares:
+        return values.astype(np.float32)[:, None, None, None]
+
+    where = [t - centre for t, centre in zip(ticks, solids.centre.T.astype(np.float32)[:, :, None], strict=True)]
+    x, y, z = where[0][:, :, None, None], where[1][:, None, :, None], where[2][:, None, None, :]
+    square = slope = np.float32(0)
+    for axis, position in enumerate((x, y, z)):
+        q = solids.quadric[:, axis]
+        half_gradient = column(q[:, 0]) * x + column(q[:, 1]) * y + column(q[:, 2]) * z
+        square = square + half_gradient * position
+        half_gradient *= np.float32(size[axis])
+        slope = slope + np.square(half_gradient, out=half_gradient)
+    # The radius r = sqrt(square) is 1 on the surface and grows by sqrt(slope) / r per voxel.
+    square = np.maximum(square, np.float32(1e-9))
+    share: Shares = (np.sqrt(square) - square) / (np.sqrt(slope) + np.float32(1e-9)) + np.float32(0.5)
+    for normals, heights in zip(solids.normals.swapaxes(0, 1), solids.heights.T, strict=True):
+        if normals.any():
+            extent = np.linalg.norm(normals * size, axis=1)
+            extent[extent == 0] = 1  # no plane, height 1
+            n, limit = normals / extent[:, None], heights / extent + 0.5
+            depth = ((column(limit) - column(n[:, 0]) * x) - column(n[:, 1]) * y) - column(n[:, 2]) * z
+            np.minimum(share, depth, out=share)
+    return np.clip(share, 0, 1, out=share)
 
 
 def cover(solids: Solids, grid: Grid) -> Shares:
