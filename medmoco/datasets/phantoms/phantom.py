@@ -1,8 +1,8 @@
-"""Synthetic chest phantoms as DICOM and PNG files, so that the demo and the tests need no download.
+"""Synthetic chest phantoms as files, so that the demo and the tests need no download: films here, CT in volumes.py.
 
-thorax.py projects an analytic thorax. The Beer-Lambert law gives the photons that reach the detector, followed by
-noise, blur, logarithm and 12 bits. The label Opacity is a patchy consolidation of a lung, drawn for each study;
-Interstitial is a fine network in both lungs, drawn for each patient.
+Films are DICOM or PNG. thorax.py projects an analytic thorax; the Beer-Lambert law gives the photons that reach the
+detector, followed by noise, blur, logarithm and 12 bits. The label Opacity is a patchy consolidation of a lung, drawn
+for each study; Interstitial is a fine network in both lungs, drawn for each patient.
 
 Phantoms carry no clinical evidence: a score on them shows that the code works and tells nothing about patients. The
 model is simplified: a single photon energy, parallel rays, scatter as one broad blur, and AP views that differ from PA
@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ComputedRadiographyImageStorage
 
 from medmoco.data.manifest.split_files import check_new_folder
+from medmoco.datasets.phantoms.dicom import common_header, derived_uids
 from medmoco.datasets.phantoms.solids import Array
 from medmoco.datasets.phantoms.thorax import (
     FIELD,
@@ -37,6 +37,8 @@ from medmoco.datasets.phantoms.thorax import (
     project_lesion,
     project_thorax,
 )
+from medmoco.datasets.phantoms.volumes import COLUMNS as COLUMNS_OF_VOLUMES
+from medmoco.datasets.phantoms.volumes import KINDS, NODULE_COLUMNS, Row, import_nibabel, write_patient
 from medmoco.errors import SettingsError
 from medmoco.utils.files import PathLike
 from medmoco.utils.tables import write_table
@@ -54,7 +56,6 @@ COLUMNS = ["Path", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Opacit
 BOX_COLUMNS = ["Split", "Path", "Label", "x_min", "y_min", "x_max", "y_max"]
 
 Image = npt.NDArray[np.uint16]
-Row = list[str | int]
 
 
 def expose(attenuation: Array, rng: np.random.Generator) -> Image:
@@ -74,86 +75,117 @@ def expose(attenuation: Array, rng: np.random.Generator) -> Image:
 def phantom(
     out: PathLike,
     *,
+    volumes: bool = False,
     patients: int = 160,
-    image_size: int = 256,
+    image_size: int | None = None,
     seed: int = 0,
-    formats: Sequence[str] = ("dicom", "png"),
+    formats: Sequence[str] | None = None,
     workers: int = 0,
 ) -> dict[str, int]:
-    """Write phantoms of one to four images per patient, their manifest and the boxes of the opacities.
+    """Write phantoms of one to four images or CT volumes per patient, and their manifest.
 
-    `out` gets train.csv, val.csv, test.csv, boxes.csv and the folders train, val and test; a Path is relative to the
-    folder of its split. Half of the DICOM files are MONOCHROME1, half of the PNG files have 8 bits. On one machine the
-    same arguments give the same bytes, whatever the number of workers; of the tables only the boxes depend on
-    `image_size`.
+    `out` gets train.csv, val.csv, test.csv, a table of the lesions, and the folders train, val and test; a Path is
+    relative to the folder of its split. On one machine the same arguments give the same bytes, whatever the number of
+    workers.
+
+    The images are frontal chest films with the labels Opacity and Interstitial; boxes.csv has the boxes of the
+    opacities, in pixels. Half of the DICOM files are MONOCHROME1, half of the PNG files have 8 bits.
+
+    The volumes are chest CT in HU with the labels Nodule and Effusion; nodules.csv has the centres of the nodules in
+    RAS coordinates and their diameters, in mm. The Path of a DICOM series is its folder. Slices are 3 to 5 mm apart;
+    the order of half of the series has nothing to do with their position.
 
     Args:
         out: New or empty folder.
+        volumes: Write volumes instead of images.
         patients: At least 3; 60 % train, 20 % val, 20 % test.
-        image_size: Side of the images in pixels.
+        image_size: Side of the images or slices in pixels, 256 or 128 (about 3 mm) by default.
         seed: Seed of all random draws.
-        formats: "dicom", "png" or both.
+        formats: "dicom", and "png" for images or "nifti" for volumes; both by default.
         workers: Number of processes; 0 draws in this one.
 
     Returns:
-        Number of images per split.
+        Number of images or volumes per split.
 
     Raises:
-        SettingsError: an argument is invalid, or `out` is not an empty folder.
+        SettingsError: an argument is invalid, `out` is not an empty folder, or nibabel is not installed for NIfTI.
 
     Examples:
         >>> import medmoco
         >>> medmoco.phantom("more", patients=10, image_size=64)
         {'train': 12, 'val': 3, 'test': 7}
+        >>> medmoco.phantom("ct", volumes=True, patients=3, image_size=32)
+        {'train': 1, 'val': 1, 'test': 1}
     """
     out = Path(out)
-    _check(out, patients, image_size, seed, formats, workers)
-    kinds = [kind for name in FORMATS if name in formats for kind in FORMATS[name]]
+    known = KINDS if volumes else FORMATS
+    size = image_size if image_size is not None else 128 if volumes else 256
+    chosen = tuple(known) if formats is None else tuple(formats)
+    _check(out, patients, size, seed, workers)
+    if not chosen or set(chosen) - set(known):
+        raise SettingsError(f"formats={','.join(chosen)}: choose from {', '.join(known)}")
+    if "nifti" in chosen:
+        import_nibabel()
+    chosen = tuple(name for name in known if name in chosen)  # in this order, whatever that of the argument
     val, test = (max(1, round(SHARES[name] * patients)) for name in ("val", "test"))
     splits = ["train"] * (patients - val - test) + ["val"] * val + ["test"] * test
-    jobs = [(out / split, seed, number, image_size, kinds) for number, split in enumerate(splits, start=1)]
+    write = _write_volumes if volumes else _write_patient
+    jobs = [(out / split, seed, number, size, chosen) for number, split in enumerate(splits, start=1)]
     try:
         if workers:
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                written = list(pool.map(_write_patient, *zip(*jobs, strict=True), chunksize=8))
+                written = list(pool.map(write, *zip(*jobs, strict=True), chunksize=1 if volumes else 8))
         else:
-            written = [_write_patient(*job) for job in jobs]
-        return _write_tables(out, splits, written)
+            written = [write(*job) for job in jobs]
+        if volumes:
+            return _write_tables(out, splits, written, COLUMNS_OF_VOLUMES, "nodules.csv", NODULE_COLUMNS)
+        return _write_tables(out, splits, written, COLUMNS, "boxes.csv", BOX_COLUMNS)
     except OSError as error:
         raise SettingsError(
             f"cannot write to {out}: {error.strerror}; free some space or choose another folder"
         ) from None
 
 
-def _write_tables(out: Path, splits: Sequence[str], written: Sequence[tuple[list[Row], list[Row]]]) -> dict[str, int]:
-    counts, boxes = {}, []
+def _write_tables(
+    out: Path,
+    splits: Sequence[str],
+    written: Sequence[tuple[list[Row], list[Row]]],
+    columns: list[str],
+    lesion_file: str,
+    lesion_columns: list[str],
+) -> dict[str, int]:
+    counts, lesions = {}, []
     for name in SHARES:
         patients = [tables for split, tables in zip(splits, written, strict=True) if split == name]
         rows = [row for manifest_rows, _ in patients for row in manifest_rows]
-        boxes += [[name, *box] for _, patient_boxes in patients for box in patient_boxes]
-        write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=COLUMNS))
+        lesions += [[name, *lesion] for _, patient_lesions in patients for lesion in patient_lesions]
+        write_table(out / f"{name}.csv", pd.DataFrame(rows, columns=columns))
         counts[name] = len(rows)
-    write_table(out / "boxes.csv", pd.DataFrame(boxes, columns=BOX_COLUMNS))
+    write_table(out / lesion_file, pd.DataFrame(lesions, columns=lesion_columns))
     return counts
 
 
-def _check(out: Path, patients: int, image_size: int, seed: int, formats: Sequence[str], workers: int) -> None:
+def _check(out: Path, patients: int, image_size: int, seed: int, workers: int) -> None:
     if patients < 3:
         raise SettingsError(f"patients={patients}: train, val and test need one patient each; choose 3 or more")
     if not 32 <= image_size <= 4096:
         raise SettingsError(f"image_size={image_size}: choose 32 to 4096 pixels")
     if seed < 0 or workers < 0:
         raise SettingsError(f"seed={seed}, workers={workers}: neither can be negative")
-    if not formats or set(formats) - set(FORMATS):
-        raise SettingsError(f"formats={','.join(formats)}: choose from {', '.join(FORMATS)}")
     check_new_folder(out)
 
 
+def _write_volumes(
+    folder: Path, seed: int, number: int, image_size: int, formats: Sequence[str]
+) -> tuple[list[Row], list[Row]]:
+    return write_patient(folder, draw_person(seed, number), f"{PREFIX}{number:04d}", image_size, formats)
+
+
 def _write_patient(
-    folder: Path, seed: int, number: int, image_size: int, kinds: Sequence[str]
+    folder: Path, seed: int, number: int, image_size: int, formats: Sequence[str]
 ) -> tuple[list[Row], list[Row]]:
     """Write the images of one patient; return the rows of the manifest and those of the boxes, without their split."""
-    person = draw_person(seed, number)
+    person, kinds = draw_person(seed, number), [kind for name in formats for kind in FORMATS[name]]
     rng = np.random.default_rng([seed, number, 4])
     patient = f"{PREFIX}{number:04d}"
     rows: list[Row] = []
@@ -212,22 +244,12 @@ def write_dicom(
         pixels, centre = 4095 - pixels, 4096 - centre  # DICOM windows are not symmetric: PS3.3 C.11.2.1.2.1
     patient = f"{PREFIX}{person.number:04d}"
     names = f"medmoco phantom/{person.seed}/{patient}/{study}", f"/{image}", f"/{len(pixels)}/{photometric}"
-    ds = Dataset()
+    ds = common_header(person, patient, study)
     ds.SOPClassUID = ComputedRadiographyImageStorage
-    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = (
-        generate_uid(entropy_srcs=["".join(names[:depth])]) for depth in (1, 2, 3)
-    )
-    ds.PatientName, ds.PatientID = patient.replace("-", "^"), patient
-    ds.PatientSex, ds.PatientAge, ds.PatientBirthDate = person.sex, f"{person.age:03d}Y", ""
-    ds.StudyDate = ds.StudyTime = ds.AccessionNumber = ds.ReferringPhysicianName = ""
-    ds.StudyID, ds.SeriesNumber, ds.InstanceNumber = f"{patient}-{study}", image, image
-    ds.Modality, ds.BodyPartExamined, ds.ViewPosition, ds.Laterality = "CR", "CHEST", pose.view, ""
-    ds.PatientOrientation = ["L", "F"]
-    ds.Manufacturer, ds.ImageComments = "medmoco phantom", "Synthetic image of no person; not for clinical use"
-    ds.ImageType, ds.BurnedInAnnotation = ["ORIGINAL", "PRIMARY"], "NO"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = derived_uids(*names)
+    ds.SeriesNumber, ds.InstanceNumber = image, image
+    ds.Modality, ds.ViewPosition, ds.PatientOrientation = "CR", pose.view, ["L", "F"]
     ds.ImagerPixelSpacing = [f"{10 * FIELD / len(pixels):.6f}"] * 2
     ds.WindowCenter, ds.WindowWidth = centre, width
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.set_pixel_data(pixels, photometric, 12, generate_instance_uid=False)
     ds.save_as(file, enforce_file_format=True)
