@@ -25,6 +25,7 @@ datasets/           public data sets and `phantoms/` to manifests
     radiographs/    published sets of chest radiographs
     collections/    MedMNIST and COVID-19; class folders, DICOM trees
 models/             encoders and momentum contrast
+    networks/       networks for volumes; convolutional stem
     interop/        other projects' checkpoints
 training/           the loop, distributed training, checkpoints, run folders
 plotting/           figures and pictures

@@ -56,17 +56,20 @@ def models(
     pattern: Annotated[
         str, typer.Argument(help="Part of the name, or a pattern such as 'vit_*_224' (default: a selection).")
     ] = "",
+    dimensions: Annotated[
+        int, typer.Option(min=2, max=3, help="2 for networks for images, 3 for those for volumes.")
+    ] = 2,
 ) -> None:
     """List networks for model.backbone, with their parameters and the width of their features."""
     from medmoco.models.listing import matching_names
 
-    table = medmoco.list_models(pattern, limit=_MOST)
+    table = medmoco.list_models(pattern, limit=_MOST, dimensions=dimensions)
     width = table["name"].str.len().max()
     print(f"{'model.backbone':{width}} {'parameters':>10} {'features':>9}")
     for name, parameters, features, advice in table.astype(object).where(table.notna(), "").itertuples(index=False):
         millions = f"{parameters:.1f} M" if parameters else ""
         print(f"{name:{width}} {millions:>10} {features:>9}  {advice}".rstrip())
-    if not pattern:
-        print("medmoco models PATTERN lists others, such as: medmoco models resnet")
-    elif (more := len(matching_names(pattern)) - len(table)) > 0:
+    if not pattern and dimensions == 2:
+        print("medmoco models PATTERN lists others, such as: medmoco models resnet; for volumes, add --dimensions 3")
+    elif (more := len(matching_names(pattern, dimensions)) - len(table)) > 0:
         print(f"and {more} more; a longer pattern shows fewer")

@@ -20,9 +20,9 @@ from medmoco.evaluation.features.encoder import Encoder
 from medmoco.evaluation.supervised.classifier import Classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone
-from medmoco.models.conv_stem import conv_stem_widths
 from medmoco.models.interop.naming import has_conv_stem, timm_model
 from medmoco.models.interop.state_dicts import plain_tensors
+from medmoco.models.networks.conv_stem import conv_stem_widths
 
 Module = TypeVar("Module", bound=nn.Module)
 

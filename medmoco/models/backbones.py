@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from medmoco.config import ModelSettings
 from medmoco.errors import SettingsError, without_names
-from medmoco.models.conv_stem import conv_stem
 from medmoco.models.interop.naming import VARIANTS, has_conv_stem, timm_model
 from medmoco.models.interop.preparation import preparation_of
 from medmoco.models.interop.schemes import Preparation
 from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
+from medmoco.models.networks.conv_stem import conv_stem
+from medmoco.models.networks.volumes import NETWORKS, build_volume_network, named_as_built, pooled
 from medmoco.utils.rng import WEIGHTS, hashed
 
 # Some 2-D networks of MONAI: class names, and arguments other than the input channels.
@@ -37,10 +38,11 @@ class Backbone(nn.Module):
     Attributes:
         name: Name as in `model.backbone`.
         feature_dim: Width F of the features.
-        net: The timm or MONAI network itself, with their names in its state dict.
+        net: The network of timm, MONAI or nnU-Net itself, with their names in its state dict.
         stages: Number of last stages that the features come from, see `evaluate.stages`.
         fixed_size: The only side of a view, in pixels, that it accepts; None if it accepts any.
         channels: Number of input channels.
+        dimensions: 2 for images, 3 for volumes.
         start: Description of the weights that `create_backbone` loaded, one line; None if they are random.
         preparation: How images were prepared for these weights by their source; None if they are random.
     """
@@ -56,9 +58,11 @@ class Backbone(nn.Module):
         fixed_size: int | None = None,
         channels: int = 1,
         stages: int = 1,
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
         self.channels = channels
+        self.dimensions = dimensions
         self.fixed_size = fixed_size
         self.name = name
         self.net = net
@@ -68,7 +72,7 @@ class Backbone(nn.Module):
 
     def of_last_stage(self) -> Backbone:
         """Return an encoder with the same network and only the features of its last stage."""
-        last = Backbone(self.name, self.net, self._last_dim, self.fixed_size, self.channels)
+        last = Backbone(self.name, self.net, self._last_dim, self.fixed_size, self.channels, dimensions=self.dimensions)
         return last.train(self.training)
 
     def extra_repr(self) -> str:
@@ -77,14 +81,16 @@ class Backbone(nn.Module):
         return f"{self.name}, feature_dim={self.feature_dim}{stages}"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return pooled features, (B, C, H, W) -> (B, F)."""
+        """Return pooled features, (B, C, H, W) or (B, C, X, Y, Z) -> (B, F)."""
         net: Any = self.net
+        if self.dimensions == 3:
+            return pooled(net(images))
         if self.stages == 1:
             features: Tensor = net(images)
             return features
         last, maps = net.forward_intermediates(images, indices=self.stages, norm=True)
-        pooled = [one.mean((2, 3)) for one in maps[:-1]]  # the last is what `last` was made from
-        return torch.cat([*pooled, net.forward_head(last)], 1)
+        earlier = [one.mean((2, 3)) for one in maps[:-1]]  # the last is what `last` was made from
+        return torch.cat([*earlier, net.forward_head(last)], 1)
 
 
 def _earlier_widths(name: str, net: nn.Module, stages: int) -> list[int]:
@@ -103,7 +109,9 @@ def _earlier_widths(name: str, net: nn.Module, stages: int) -> list[int]:
     return widths[-stages:-1]
 
 
-def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int = 1, stages: int = 1) -> Backbone:
+def create_backbone(
+    model: ModelSettings, *, seed: int, size: int, channels: int = 1, stages: int = 1, dimensions: int = 2
+) -> Backbone:
     """Return an encoder whose random weights depend only on the seed.
 
     Args:
@@ -112,6 +120,7 @@ def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int
         size: Side of the views, in pixels, needed by transformers.
         channels: Number of input channels, see `data.channels`.
         stages: Number of last stages that the features come from, see `evaluate.stages`.
+        dimensions: 2 for images, 3 for volumes, see `data.dimensions`.
 
     Raises:
         SettingsError: no library has a network of that name, or it has fewer stages.
@@ -119,7 +128,7 @@ def create_backbone(model: ModelSettings, *, seed: int, size: int, channels: int
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hashed(seed, WEIGHTS)[0] >> 1))
-        backbone = _create(model.backbone, size, channels, stages)
+        backbone = _create(model.backbone, size, channels, stages, dimensions)
     if model.init:
         backbone.start = load_weights(backbone, model.init)
     return backbone
@@ -131,6 +140,8 @@ def named_as_exported(model: Mapping[str, Any]) -> str:
     Raises:
         KeyError, StopIteration: it describes none.
     """
+    if volume_network := named_as_built(model):
+        return volume_network
     if model["library"] == "monai":
         return next(f"monai/{name}" for name, (network, _) in MONAI.items() if network == model["name"])
     arguments, stem = model["arguments"].items(), "conv_stem" in model
@@ -142,20 +153,26 @@ def named_as_exported(model: Mapping[str, Any]) -> str:
     return next(variants, model["name"])
 
 
-def _create(name: str, size: int, channels: int, stages: int) -> Backbone:
-    net, width, fixed_size = build_network(name, size, channels)
-    if not name.startswith("monai/"):
+def _create(name: str, size: int, channels: int, stages: int, dimensions: int) -> Backbone:
+    net, width, fixed_size = build_network(name, size, channels, dimensions)
+    if dimensions == 2 and not name.startswith("monai/"):
         _wake_branches(net)
-    return Backbone(name, net, width, fixed_size, channels, stages)
+    return Backbone(name, net, width, fixed_size, channels, stages, dimensions)
 
 
-def build_network(name: str, size: int, channels: int) -> tuple[nn.Module, int, int | None]:
+def build_network(name: str, size: int, channels: int, dimensions: int = 2) -> tuple[nn.Module, int, int | None]:
     """Return a network as its library initialises it, the width of its features, and the only size it accepts, if any.
 
     Raises:
         SettingsError: no library has a network of that name, or it cannot be created for this size.
     """
+    if dimensions == 3:
+        return *build_volume_network(name, channels), None
     family, _, rest = name.rpartition("/")
+    if name in NETWORKS and rest not in MONAI:
+        raise SettingsError(
+            f"model.backbone '{name}' is a network for volumes; set data.dimensions=3, or choose one for images"
+        )
     if family == "monai":
         if rest not in MONAI:
             raise SettingsError(f"model.backbone '{name}' is unknown; MONAI networks are: {', '.join(sorted(MONAI))}")
@@ -195,7 +212,7 @@ def build_network(name: str, size: int, channels: int) -> tuple[nn.Module, int, 
 
 
 def check_size(backbone: Backbone, size: int, key: str = "views.size") -> None:
-    """Check that a network on the CPU accepts images of a size: some reduce small images to nothing.
+    """Check that a network on the CPU accepts views of a size: some reduce small views to nothing.
 
     Raises:
         SettingsError: it does not; names the setting and the smallest common size that works.
@@ -206,16 +223,21 @@ def check_size(backbone: Backbone, size: int, key: str = "views.size") -> None:
     larger = [side for side in _SIZES if side > size and not backbone.fixed_size]
     enough = next((side for side in larger if not _misfit(backbone, side, "meta")), None)
     raise SettingsError(
-        f"model.backbone {backbone.name} does not accept images of {size} x {size} pixels ({key}):\n{reason}\n"
+        f"model.backbone {backbone.name} does not accept {_views_of(size, backbone.dimensions)} ({key}):\n{reason}\n"
         f"{f'Raise {key} ({enough} is enough)' if enough else f'Choose another {key}'}, or choose another"
         " model.backbone."
     )
 
 
+def _views_of(size: int, dimensions: int) -> str:
+    sides = " x ".join([str(size)] * dimensions)
+    return f"volumes of {sides} voxels" if dimensions == 3 else f"images of {sides} pixels"
+
+
 def _misfit(backbone: Backbone, size: int, device: str) -> str | None:
     """Return why a network fails on an image; None if it returns features of the expected width."""
     state = {name: value.to(device) for name, value in chain(backbone.named_parameters(), backbone.named_buffers())}
-    images = torch.zeros(2, backbone.channels, size, size, device=device)
+    images = torch.zeros(2, backbone.channels, *[size] * backbone.dimensions, device=device)
     training = backbone.training
     try:
         with torch.no_grad():

@@ -41,7 +41,7 @@ def split_batch_norm(module: nn.Module, splits: int) -> None:
 def _split_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
     """Return the subclass of a batch norm that runs the base's forward group by group in training."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+    def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, ...) -> (B, C, ...)
         if not self.training:
             return base.forward(self, x)
         kept = self.running_mean, self.running_var
@@ -75,7 +75,7 @@ def sync_batch_norm(module: nn.Module, gather: Callable[[Tensor], Tensor]) -> No
 def _synced_class(base: type[_BatchNorm]) -> type[_BatchNorm]:
     """Return the subclass of a batch norm that normalises by the batches of all processes in training."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H, W)
+    def forward(self: Any, x: Tensor) -> Tensor:  # (B, C, ...) -> (B, C, ...)
         if not self.training:
             return base.forward(self, x)
         mean, variance, count = _joint_statistics(x, self.gather)

@@ -2,7 +2,8 @@
 
 Without a queue, the other keys of the batch are the negatives; with a predictor after the query encoder, that is v3.
 
-Legend: B batch, b this process's share of it, F features, D embedding, K queue, N negatives.
+Legend: B batch, b this process's share of it, F features, D embedding, K queue, N negatives. Views are (B, C, H, W), or
+(B, C, X, Y, Z) of volumes.
 Source: He et al. 2020 (arXiv:1911.05722); MLP projector and temperature of Chen et al. 2020 (arXiv:2003.04297);
 predictor and negatives from the batch of Chen et al. 2021 (arXiv:2104.02057).
 """
@@ -275,7 +276,7 @@ def create_moco(
 ) -> MoCo:
     """Build the method of a run around a backbone; all new weights depend only on the seed.
 
-    A decoder, if it has a weight, reconstructs views of `size` pixels.
+    A decoder, if it has a weight, reconstructs views of `size` pixels or voxels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -288,7 +289,8 @@ def create_moco(
             temperature=method.temperature,
         )
         model.predictor = projectors.predictor(method, backbone.feature_dim)
-        model.decoder = create_decoder(method.embedding_dim, size, backbone.channels, decoder) if decoder else None
+        if decoder:
+            model.decoder = create_decoder(method.embedding_dim, size, backbone.channels, decoder, backbone.dimensions)
     if method.negatives != "all" and method.queue_size:
         model.register_buffer("queue_numbers", torch.full((method.queue_size,), -1, dtype=torch.int64))
     return model

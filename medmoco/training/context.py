@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medmoco.config import RunSettings
+from medmoco.data.augment.normalisation import memory_layout
 from medmoco.errors import SettingsError
 from medmoco.training.agreement import exchange, together
 from medmoco.training.device import choose_device, choose_precision
@@ -30,7 +31,7 @@ class RunContext:
 
     def place(self, module: Module) -> Module:
         """Move a module to the device, in the memory layout that the settings name."""
-        layout = torch.channels_last if self.settings.train.channels_last else torch.contiguous_format
+        layout = memory_layout(self.settings.data.dimensions, channels_last=self.settings.train.channels_last)
         return module.to(self.device).to(memory_format=layout)
 
     def scaler(self) -> torch.amp.GradScaler:

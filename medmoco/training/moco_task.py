@@ -213,11 +213,16 @@ def create_fitting_backbone(settings: RunSettings) -> Backbone:
     Raises:
         SettingsError: it does not exist, or does not accept images of the sizes that training and scoring use.
     """
+    data = settings.data
     backbone = create_backbone(
-        settings.model, seed=settings.seed, size=settings.views.size, channels=settings.data.channel_count
+        settings.model,
+        seed=settings.seed,
+        size=settings.views.size,
+        channels=data.channel_count,
+        dimensions=data.dimensions,
     )
     check_size(backbone, settings.views.size)
-    if settings.evaluate.size and settings.data.labels and settings.train.knn_every:
+    if settings.evaluate.size and data.labels and settings.train.knn_every:
         check_size(backbone, settings.evaluate.size, "evaluate.size")
     return backbone
 
@@ -232,7 +237,8 @@ def traffic(context: RunContext, steps: int, model: MoCo) -> str:
     sent = {"gradients": 2 * weights * (group.size - 1) // group.size}  # a ring's share; DDP does not report it
     sent |= {purpose: count // max(steps, 1) for purpose, count in group.sent.items()}
     shares = ", ".join(f"{purpose} {count / 1e6:.3g}" for purpose, count in sent.items() if count > 0)
-    images = settings.train.global_batch_size // group.size * settings.views.size**2 * 4 * (group.size - 1)
+    pixels = settings.views.size**settings.data.dimensions
+    images = settings.train.global_batch_size // group.size * pixels * 4 * (group.size - 1)
     return (
         f"each process sends {sum(sent.values()) / 1e6:.3g} MB a step ({shares}); gathering key images instead of"
         f" embeddings, as facebookresearch/moco does, would add {images / 1e6:.3g} MB"

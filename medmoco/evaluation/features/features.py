@@ -38,16 +38,21 @@ class Extracted(NamedTuple):
     digests: Digests
 
 
-def thumbnails(size: int = 32) -> nn.Module:
-    """Return the raw-pixel control: its features are the view averaged to size x size pixels.
+def thumbnails(size: int | None = None, dimensions: int = 2) -> nn.Module:
+    """Return the raw-pixel control: its features are the view averaged to `size` pixels or voxels a side.
 
-    (B, C, S, S) -> (B, C * size * size). Its views are those of the encoders.
+    (B, C, S, S) -> (B, C * size * size), with 32 by default; for volumes, (B, C, S, S, S) -> (B, C * size**3), with 16.
+    Its views are those of the encoders.
     """
-    return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Flatten())
+    pool = nn.AdaptiveAvgPool3d(size or 16) if dimensions == 3 else nn.AdaptiveAvgPool2d(size or 32)
+    return nn.Sequential(pool, nn.Flatten())
 
 
 class Mirrored(nn.Module):
-    """The mean of an encoder's features of an image and of its mirror image, (B, C, S, S) -> (B, F)."""
+    """The mean of an encoder's features of a view and of its mirror image, (B, C, ...) -> (B, F).
+
+    Left and right are exchanged: the last axis of images (B, C, H, W), the first of volumes (B, C, X, Y, Z).
+    """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -55,7 +60,8 @@ class Mirrored(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """Return the mean features."""
-        both: Tensor = self.encoder(views) + self.encoder(views.flip(-1))
+        left_right = 2 if views.ndim == 5 else -1
+        both: Tensor = self.encoder(views) + self.encoder(views.flip(left_right))
         return both / 2
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from medmoco.config import ModelSettings
 from medmoco.models.backbones import create_backbone
-from medmoco.models.conv_stem import conv_stem
+from medmoco.models.networks.conv_stem import conv_stem
 
 
 def test_conv_stem__halves_the_image_to_the_grid_of_patches() -> None:
