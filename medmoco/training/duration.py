@@ -189,6 +189,6 @@ def random_batch(settings: RunSettings, size: int) -> Batch:
     side = settings.views.size
     dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16
     planned = plan_of(settings.method, settings.decoder).views
-    shape = (size, settings.data.channel_count, side, side)
+    shape = (size, settings.data.channel_count, *[side] * settings.data.dimensions)
     views = [torch.randint(0, 256, shape).to(dtype) for _ in planned]
     return Batch(views, torch.arange(size), step=0, epoch=0)

@@ -69,6 +69,7 @@ def read_as_set(file: str | Path, frame: int, data: DataSettings, *, at_least: i
     limits = limits_of(data)
     if isinstance(data.channels, str):
         rgb = data.channels == "rgb"
+        assert data.window != "percentiles"  # of volumes only
         return read_image(file, frame=frame, window=data.window, limits=limits, at_least=at_least, rgb=rgb)
     with reading(Path(file), limits):
         values = bands.band_values(Path(file), data.channel_count, frame, within(limits))

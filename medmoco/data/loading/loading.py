@@ -31,6 +31,7 @@ from medmoco.data.manifest.file_checks import check_files
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.pack.pack import PackedRows, open_pack, packed_rows, usable_rows
 from medmoco.data.pack.pack_cache import local_folder
+from medmoco.data.pack.pack_volumes import PackedVolumes
 from medmoco.data.volume_io.canvases import read_volume_canvas
 from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import DataError, ImageError, MedmocoError, SettingsError
@@ -308,8 +309,8 @@ def _read_volumes(split: Split, data: DataSettings, samples: Samples) -> tuple[l
     return canvases, tuple(notices)
 
 
-def _read_packed(split: Split, rows: PackedRows, samples: Samples) -> tuple[list[Canvas], tuple[str, ...]]:
-    canvases = []
+def _read_packed(split: Split, rows: PackedRows | PackedVolumes, samples: Samples) -> tuple[list[Any], tuple[str, ...]]:
+    canvases: list[Any] = []
     for sample in samples:
         try:
             canvases.append(rows.read(sample))

@@ -184,6 +184,7 @@ class Preprocessing(CanvasPart, NormalisationPart):
         if len(planes) not in (1, 3):
             raise Unreadable(f"an array of shape {pixels.shape} has neither 1 nor 3 channels; give (H, W) or (H, W, 3)")
         window = self.window
+        assert window != "percentiles"  # of volumes only
         if pixels.dtype.kind == "f":
             if pixels.min() < 0 or pixels.max() > 1:
                 raise Unreadable(

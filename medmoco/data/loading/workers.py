@@ -9,6 +9,7 @@ of a worker is handled where the next batch is awaited, and nowhere else.
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import resource
 import shutil
@@ -290,8 +291,9 @@ def _megabytes(count: float) -> str:
 def shared_bytes(settings: RunSettings, share_of_batch: int, processes: int, workers: int, views: int = 2) -> int:
     """Return the largest size of all batches in transit, in bytes: of training, and of kNN on the first process."""
     batches, pixel = AHEAD * workers + _IN_HAND, settings.data.channel_count * settings.data.bit_depth // 8
-    training = processes * batches * share_of_batch * views * settings.views.size**settings.data.dimensions * pixel
+    size = settings.views.size
+    training = processes * batches * share_of_batch * views * math.prod([size] * settings.data.dimensions) * pixel
     if not (settings.data.labels and settings.train.knn_every):
         return training
-    side = settings.evaluate.size or settings.views.size
-    return training + batches * settings.evaluate.batch_size * side**settings.data.dimensions * pixel
+    sides = [settings.evaluate.size or size] * settings.data.dimensions
+    return training + batches * settings.evaluate.batch_size * math.prod(sides) * pixel

@@ -45,7 +45,11 @@ def thumbnails(size: int | None = None, dimensions: int = 2) -> nn.Module:
     Its views are those of the encoders.
     """
     pool = nn.AdaptiveAvgPool3d(size or 16) if dimensions == 3 else nn.AdaptiveAvgPool2d(size or 32)
-    return nn.Sequential(pool, nn.Flatten())
+    return RawPixels(pool, nn.Flatten())
+
+
+class RawPixels(nn.Sequential):
+    """Raw pixels or voxels as features; they are of the whole volume even where encoders see windows of it."""
 
 
 class Mirrored(nn.Module):

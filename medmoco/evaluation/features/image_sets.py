@@ -96,7 +96,8 @@ def _read(
     settings: RunSettings,
 ) -> tuple[list[Canvas | VolumeCanvas], tuple[str, ...]]:
     """Read files and convert arrays to canvases; error messages contain no path."""
-    canvases, preprocessing = [], Preprocessing.of(settings)
+    canvases: list[Canvas | VolumeCanvas] = []
+    preprocessing = Preprocessing.of(settings)
     for sample in samples.tolist():
         image = images[sample]
         if isinstance(image, str | os.PathLike) and preprocessing.dimensions == 2:
