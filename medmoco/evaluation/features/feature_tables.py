@@ -281,7 +281,9 @@ def _embed_blocks(
     on_device(module, settings)
     size = _rows_per_block(settings)
     states = states_of([] if settings.data.pack else rows.files.tolist())
-    images = image_set(rows, None, settings)._replace(what=f"of {rows.csv.name} from row {rows.rows[0]}")
+    images = image_set(rows, None, settings)
+    if numbers[0]:  # "the first 64 images" of an error are not those of the split
+        images = images._replace(what=f"{images.what} from row {rows.rows[0]}")
     batches = compute_batches(module, encoder.preprocessing, settings, images, Options(unreadable=unreadable))
     block: list[Outputs] = []
     done = 0
