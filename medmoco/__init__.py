@@ -14,6 +14,7 @@ The subpackages, in the order in which data flows; the first line of each module
 errors.py           what is refused, and why
 config/             YAML to one typed tree of settings
 utils/              files, tables, signals, progress, counted randomness
+    jobs/           long jobs on files, resumable and on clusters
 data/               CSV row to batch of views
     manifest/       rows, labels, patients, splits; `tables/` reads tables as people have them
     image_io/       image files to grey levels; `formats/` has one module for each

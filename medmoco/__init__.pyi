@@ -22,6 +22,7 @@ from .evaluation.curve import curve as curve
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.features.encoder import Encoder as Encoder
 from .evaluation.features.encoder import load_encoder as load_encoder
+from .evaluation.features.feature_tables import embed as embed
 from .evaluation.results import Curve as Curve
 from .evaluation.results import Evaluation as Evaluation
 from .evaluation.results import External as External

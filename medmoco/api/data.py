@@ -41,20 +41,30 @@ def load_config(source: ConfigSource, **overrides: Any) -> RunSettings:
     return load(source, changes=overrides)
 
 
-def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequence[PathLike] = ()) -> Audit:
-    """Check every row and image file of a manifest for faults, duplicates and leakage.
+def check(
+    config: ConfigSource,
+    *,
+    out: PathLike | None = None,
+    against: Sequence[PathLike] = (),
+    dask: str | None = None,
+    log: Log = lambda _: None,
+) -> Audit:
+    """Check every row and image file of a manifest for faults, duplicates and leakage; resume if interrupted.
 
     Args:
         config: See `load_config`.
         out: Folder for report.txt and rows.csv; the run folder's name with "-check" appended if not given.
         against: YAML files or manifests of other pretraining data to look for in val and test.
+        dask: Address of a Dask scheduler whose workers read the images.
+        log: Receives progress messages.
 
     Returns:
         The findings; `audit.faults` are those that must be corrected, and `print(audit.text)` shows all of them.
 
     Raises:
         ManifestError: the manifest cannot be read.
-        SettingsError: `out` cannot be written.
+        SettingsError: `out` cannot be written, or the cluster cannot be used.
+        Stopped: a signal has requested it; the same call continues.
 
     Examples:
         >>> import medmoco
@@ -64,10 +74,13 @@ def check(config: ConfigSource, *, out: PathLike | None = None, against: Sequenc
     """
     from medmoco.data.quality.audit import audit
     from medmoco.evaluation.leakage.shortcuts import find_provenance, find_shortcuts
+    from medmoco.utils.jobs.cluster import on_cluster
 
     settings = load_config(config)
     folder = Path(out) if out else settings.out.with_name(f"{settings.out.name}-check")
-    return audit(settings, folder, [Path(path) for path in against], find_shortcuts, find_provenance)
+    others = [Path(path) for path in against]
+    with on_cluster(dask) as cluster:
+        return audit(settings, folder, others, find_shortcuts, find_provenance, cluster, log)
 
 
 @dataclass(frozen=True)
@@ -110,17 +123,14 @@ def pack(
     """
     from medmoco.config.paths import is_url
     from medmoco.data.pack.pack_writing import make_pack
+    from medmoco.utils.jobs.cluster import on_cluster
 
     settings = load_config(config)
     folder = out or settings.data.pack
     if folder is None or is_url(str(folder)):
         raise SettingsError("no folder for the pack: give --out, or set data.pack to a folder")
-    if dask is None:
-        return Packed(Path(folder), make_pack(settings.data, Path(folder), log))
-    from medmoco.data.pack.pack_dask import on_cluster
-
-    with on_cluster(dask) as write:
-        return Packed(Path(folder), make_pack(settings.data, Path(folder), log, write))
+    with on_cluster(dask) as cluster:
+        return Packed(Path(folder), make_pack(settings.data, Path(folder), log, cluster))
 
 
 def pack_is_missing(settings: RunSettings) -> bool:

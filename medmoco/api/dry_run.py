@@ -194,12 +194,12 @@ def _found(
 ) -> DryRun:
     from medmoco.data.loading.sampler import StepOrder
     from medmoco.training.checkpoint import KEPT, checkpoint_files
-    from medmoco.training.duration import estimate_lines, seconds_per_step
+    from medmoco.training.duration import seconds_per_step, warning_if_long
     from medmoco.training.run_folder import CHECKPOINTS
 
     steps = StepOrder(settings.seed, len(train), settings.train.global_batch_size, settings.train.epochs).steps
     seconds = seconds_per_step(train, context) or _seconds_of_last_step(trial)
-    _, slow = estimate_lines(seconds, steps, context)
+    slow = warning_if_long(seconds, steps, context)
     size = checkpoint_files(trial.out / CHECKPOINTS)[-1].stat().st_size
     warnings = [*_logged(trial.out / "log.txt"), *notices, *([slow] if slow else [])]
     has_best = bool(settings.train.knn_every and settings.data.labels)

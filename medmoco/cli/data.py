@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import medmoco
-from medmoco.cli.options import Config, Overrides, load, load_for_table, log, path
+from medmoco.cli.options import Config, Dask, Overrides, load, load_for_table, log, path
 from medmoco.datasets.prepare import DATASETS
 from medmoco.errors import DataError, SettingsError
 
@@ -165,9 +165,10 @@ def check(
             parser=path, help="YAML file or manifest of other pretraining data to look for in val and test. Repeatable."
         ),
     ] = None,
+    dask: Dask = None,
 ) -> None:
-    """Check every row and image file for faults, duplicates and leakage."""
-    audit = medmoco.check(load(config_file, overrides), out=out, against=against or ())
+    """Check every row and image file for faults, duplicates and leakage; resume if interrupted."""
+    audit = medmoco.check(load(config_file, overrides), out=out, against=against or (), dask=dask, log=log)
     print(audit.text, end="")
     if audit.faults:
         kinds = ", ".join(dict.fromkeys(fault.kind for fault in audit.faults))
@@ -179,7 +180,7 @@ def check(
 def pack(
     config_file: Config,
     out: Annotated[Path | None, typer.Option(parser=path, help="Folder of the pack (default: data.pack).")] = None,
-    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler on whose workers to decode.")] = None,
+    dask: Dask = None,
     overrides: Overrides = None,
 ) -> None:
     """Decode every image once into a pack for training; resume or verify a pack that exists."""

@@ -50,6 +50,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the existi
 AllowChange = Annotated[
     bool, typer.Option("--allow-change", help="Resume even if the settings or the manifest have changed.")
 ]
+Dask = Annotated[str | None, typer.Option(help="Address of a Dask scheduler on whose workers to read the images.")]
 Encoder = Annotated[
     str, typer.Option(parser=source, help='Run folder (RUN/best: its best checkpoint), weights file, or "random".')
 ]

@@ -92,14 +92,13 @@ def embed(
     columns: Annotated[
         str, typer.Option(metavar="A,B", help="Columns of the manifest to copy, which may identify patients.")
     ] = "",
+    dask: options.Dask = None,
 ) -> None:
-    """Write the features of the images of a manifest, computed as in evaluate."""
+    """Write the features of the images of a manifest, computed as in evaluate; resume if interrupted."""
     settings = load(config_file, overrides)
     name = split_name(split)
-    from medmoco.evaluation.features.feature_tables import embed_split
-
     copied = [column.strip() for column in columns.split(",") if column.strip()]
-    table = embed_split(settings, encoder, out, split=name, columns=copied, log=log)
+    table = medmoco.embed(settings, encoder, out, split=name, columns=copied, dask=dask, log=log)
     print(f"{len(table)} rows of {name} were written to {out}")
 
 

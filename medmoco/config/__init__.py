@@ -17,7 +17,6 @@ from medmoco.config.data import (
     cell_text,
     channel_count,
 )
-from medmoco.config.describing import describe
 from medmoco.config.evaluation import (
     DetectionSettings,
     EvaluateSettings,
@@ -30,6 +29,7 @@ from medmoco.config.reading import (
     BEST,
     ConfigSource,
     as_tree,
+    describe,
     field_of,
     flatten,
     is_run,

@@ -1,4 +1,4 @@
-"""Estimate how long a run takes before its first step, by timing the loading of a few images and a few trial steps.
+"""Estimate how long a run takes, before its first step by trial steps, or from the first steps themselves.
 
 The trial steps train a copy of the networks on noise, so the run itself stays bitwise the same.
 """
@@ -31,14 +31,17 @@ from medmoco.utils.available import available_cores
 _IMAGES = 8  # loaded to time loading
 _ENOUGH = 0.25  # seconds of a trial step from which its time says enough about larger batches
 _LONG = 6 * 3600  # seconds on a CPU from which a warning says how to shorten the run
+_TIMED = 3  # first steps of a run that are timed, after one that warms up
+_PATIENCE = 10.0  # seconds after which fewer are enough
 
 
-def seconds_per_step(split: Split, context: RunContext) -> float | None:
+def seconds_per_step(split: Split, context: RunContext, enough: float = 0.0) -> float | None:
     """Measure the duration of a training step, with the data workers at work; takes a few seconds.
 
     Args:
         split: The training split.
         context: Settings and device of the run.
+        enough: End the trial as soon as a step certainly takes less than this, in seconds.
 
     Returns:
         Seconds; None if they cannot be estimated: with several processes, with torch.compile, without enough memory for
@@ -50,7 +53,7 @@ def seconds_per_step(split: Split, context: RunContext) -> float | None:
     try:
         loading = settings.train.global_batch_size * _seconds_per_image(split, settings)
         with memory_explained(settings.train):
-            training = _seconds_of_training(split, context)
+            training = _seconds_of_training(split, context, enough)
     except MedmocoError:
         return None
     finally:
@@ -89,8 +92,8 @@ def duration_words(seconds: float) -> str:
     raise AssertionError
 
 
-def estimate_lines(seconds: float, steps: int, context: RunContext) -> tuple[str, str]:
-    """Return a line for the log about the duration of a run, and a warning if it is long; blank if it is not.
+def warning_if_long(seconds: float, steps: int, context: RunContext) -> str:
+    """Return a warning if a run takes many hours on this CPU; blank if it does not.
 
     The settings in the warning are those of configs/cxr.yaml.
 
@@ -100,19 +103,44 @@ def estimate_lines(seconds: float, steps: int, context: RunContext) -> tuple[str
         context: Settings and device of the run.
     """
     total = seconds * steps
-    line = f"expected duration: {duration_words(total)} for {steps:,} steps"
     if context.device.type != "cpu" or total < _LONG:
-        return line, ""
+        return ""
     backbone, size, epochs = context.settings.model.backbone, context.settings.views.size, context.settings.train.epochs
     smaller = [
         *(["model.backbone=resnet10t"] if backbone != "resnet10t" else []),
         *(["views.size=96"] if size > 96 else []),
         *(["train.epochs=30"] if epochs > 30 else []),
     ]
-    return line, (
+    return (
         f"training {backbone} on views of {size} pixels for {epochs} epochs takes {duration_words(total)} on this CPU;"
         f" use a GPU{', or settings for a CPU such as ' * bool(smaller)}{' '.join(smaller)}"
     )
+
+
+def warning_before_start(split: Split, steps: int, context: RunContext) -> str:
+    """Return `warning_if_long` by trial steps, as few as are needed to rule it out."""
+    if context.device.type != "cpu" or not steps:
+        return ""
+    seconds = seconds_per_step(split, context, enough=_LONG / steps / 2)
+    return "" if seconds is None else warning_if_long(seconds, steps, context)
+
+
+class Pace:
+    """Times the first steps of a run."""
+
+    def __init__(self) -> None:
+        self._ends: list[float] = []
+
+    def after_step(self) -> float | None:
+        """Return the mean duration of a step, once, when enough steps were timed; call it after every step."""
+        if len(self._ends) > _TIMED:
+            return None
+        self._ends.append(time.perf_counter())
+        passed, timed = self._ends[-1] - self._ends[0], len(self._ends) - 1
+        if timed < _TIMED and (not timed or passed < _PATIENCE):
+            return None
+        self._ends += [0.0] * _TIMED  # never again
+        return passed / timed
 
 
 # Measuring
@@ -133,7 +161,7 @@ def _seconds_per_image(split: Split, settings: RunSettings) -> float:
     return seconds
 
 
-def _seconds_of_training(split: Split, context: RunContext) -> float:
+def _seconds_of_training(split: Split, context: RunContext, enough: float) -> float:
     """Time training steps on noise: with the whole batch on a GPU, and with growing batches on a CPU, which is slow."""
     settings, whole = context.settings, context.settings.train.global_batch_size
     state = create_state(context)
@@ -155,6 +183,8 @@ def _seconds_of_training(split: Split, context: RunContext) -> float:
     size = min(whole, 2 * math.lcm(batch_norm_groups(settings, 1), passes))
     measure(size)  # a warm-up
     timed = [(size, measure(size))]
+    if (most := timed[0][1] * whole / size) < enough:  # larger batches take less time per image
+        return most
     while size < whole and (len(timed) < 2 or timed[-1][1] < _ENOUGH):
         size = min(whole, 2 * size)
         timed.append((size, measure(size)))

@@ -88,6 +88,8 @@ class Hooks:
     must_save: Callable[[], bool] = lambda: False
     # Whether training ends before the last step; the same on all processes
     finished: Callable[[], bool] = lambda: False
+    # Called after every step, when its result has been computed
+    stepped: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Loop:
                 interval.add(outputs["loss"] if sound else None)
                 self.log.advance(state.step)
                 skips.count(sound, outputs["loss"], state, self.group, hooks)
+                hooks.stepped()
                 for notice in notices_of(batch, self.group) if state.step <= first_epoch_ends else ():
                     self.log.remark(notice)
                 if measure:

@@ -26,7 +26,7 @@ from medmoco.training.best_checkpoint import Selection, patience_refusals
 from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
 from medmoco.training.distributed import ALONE, Group
-from medmoco.training.duration import estimate_lines, seconds_per_step
+from medmoco.training.duration import Pace, duration_words, warning_before_start
 from medmoco.training.engine import Hooks, Loop
 from medmoco.training.moco_task import Contrast, create_fitting_backbone, create_state, negative_numbers, traffic
 from medmoco.training.refusals import Refusals
@@ -58,7 +58,7 @@ def pretrain(
         group: The processes that train together; the first of them writes files and logs.
         progress: Show messages and a progress bar on stderr; log.txt has the messages either way.
         steps: End after this many steps, with a checkpoint, as a trial of the run.
-        estimate: Log the expected duration before the first step.
+        estimate: Log the expected duration after the first steps, and warn before if it is long on this CPU.
 
     Raises:
         SettingsError: the queue or the batch exceeds the training split; the folder holds another run. All that can be
@@ -77,8 +77,8 @@ def pretrain(
     with memory_explained(settings.train), ExitStack() as stack:
         session = open_session(stack, context, job, start)
         _log_start(session)
-        if estimate:
-            _log_duration(session, train)
+        if estimate and (warning := warning_before_start(train, session.order.steps - session.start_step, context)):
+            session.log.warn(warning)
         selection = Selection(session, partial(_measure, session, splits, monitor))
         selection.restore()
         state, order, model = session.state, session.order, session.state.model
@@ -93,6 +93,7 @@ def pretrain(
             skipped=session.skipped.list_skipped,
             replaced=partial(_list_replaced, session),
             must_save=selection.must_save,
+            stepped=partial(_log_duration, session, Pace()) if estimate else lambda: None,
             finished=lambda: (
                 selection.ended_early() or (steps is not None and state.step >= session.start_step + steps)
             ),
@@ -192,15 +193,11 @@ def _other_normalisation(backbone: Backbone, settings: RunSettings) -> str | Non
     )
 
 
-def _log_duration(session: TrainingSession, train: Split) -> None:
-    left = session.order.steps - session.start_step
-    seconds = seconds_per_step(train, session.context) if left else None
-    if seconds is None:  # the record of the first steps says how much time is left
-        return
-    line, warning = estimate_lines(seconds, left, session.context)
-    session.log.info(line)
-    if warning:
-        session.log.warn(warning)
+def _log_duration(session: TrainingSession, pace: Pace) -> None:
+    """Log the expected duration once it is known, unless the run is then nearly over."""
+    seconds, left = pace.after_step(), session.order.steps - session.state.step
+    if seconds and left:
+        session.log.info(f"expected duration: {duration_words(seconds * left)} for the other {left:,} steps")
 
 
 def _after_epoch(

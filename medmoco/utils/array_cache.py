@@ -18,6 +18,13 @@ Arrays = Mapping[str, NDArray[Any]]
 LIMIT = 2 * 2**30  # bytes of all files of a folder
 
 
+def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an .npz file, never unpickled; for a damaged file, NumPy and zipfile raise many kinds."""
+    # NumPy leaves a damaged file open that it opens itself. Reading an array verifies its checksum.
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
+
+
 class ArrayCache(NamedTuple):
     """Stores arrays in `KEY.npz`; several processes may use the same folder.
 
@@ -37,9 +44,7 @@ class ArrayCache(NamedTuple):
         """Return the arrays that were stored with this key, if any; they are never unpickled."""
         file = self.folder / f"{key}.npz"
         try:
-            # NumPy leaves a damaged file open that it opens itself. Reading an array verifies its checksum.
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-                arrays = {name: content[name] for name in content.files}
+            arrays = read_arrays(file)
         except FileNotFoundError:
             return None
         except Exception:  # NumPy and zipfile raise at least eight kinds for damaged files

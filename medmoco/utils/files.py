@@ -1,7 +1,8 @@
-"""Names of files, their hashes and sizes, atomic writing, and free space."""
+"""Names of files, their hashes and sizes, atomic writing, locks, and free space."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -9,6 +10,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
+
+from medmoco.errors import SettingsError
 
 PathLike = str | os.PathLike[str]
 
@@ -48,6 +52,21 @@ def replacing(file: Path, *, durable: bool = False, shared: bool = False) -> Ite
         raise
     if durable:
         _sync(file.parent)  # otherwise a crash may lose the new name
+
+
+def lock_or_refuse(file: IO[Any], refusal: str) -> None:
+    """Lock an open file against other processes until it is closed.
+
+    Raises:
+        SettingsError: another process has locked it.
+    """
+    try:
+        # Not flock, which data workers would inherit; they may outlive this process by one image.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise SettingsError(refusal) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def free_space(path: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -34,6 +35,9 @@ class _Request:
 
     @contextmanager
     def handling(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+            yield
+            return
         for number in _NUMBERS:
             signal.signal(number, self)
         try:

@@ -102,3 +102,76 @@ def test_dry_run__that_is_stopped_cannot_be_resumed(call: Call, tiny: Path, monk
     monkeypatch.setattr("medmoco.training.pretrain.training_batches", stop)
     assert call("pretrain", "--dry-run", code=75).stderr.endswith("the dry run was stopped; it left nothing behind\n")
     assert "Resume with: medmoco pretrain --resume" in call("pretrain", code=75).stderr
+
+
+SLOW = """
+import sys, time
+from medmoco.data.loading import loading
+from medmoco.data.quality import examine
+from medmoco.evaluation.features import feature_tables
+from medmoco.cli import main
+
+def slowly(module, name):
+    real = getattr(module, name)
+    setattr(module, name, lambda *given, **options: (time.sleep(0.1), real(*given, **options))[1])
+
+if sys.argv.pop(1) == "slow":
+    slowly(examine, "read_as_set")
+    slowly(loading, "read_canvas")
+examine.BLOCK = feature_tables.BLOCK = 4
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "number"), [("check", signal.SIGTERM), ("check", signal.SIGKILL), ("embed", signal.SIGTERM)]
+)
+def test_check_and_embed__resume_after_a_signal_to_the_whole_process_group(
+    tmp_path: Path, name: str, number: signal.Signals
+) -> None:
+    rows = ["Path"]
+    for row in range(40):
+        pixels = np.random.default_rng(row).integers(0, 256, (40, 40), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{row}.png")
+        rows.append(f"{row}.png")
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    settings = [
+        f"data.manifest={tmp_path}", f"data.root={tmp_path}", "data.labels={}", "data.workers=2", "data.canvas_size=32",
+        "views.size=32", "evaluate.batch_size=2", "model.backbone=test_resnet",
+    ]  # fmt: skip
+    options = ["--encoder", "random", "--split", "train"] if name == "embed" else []
+
+    def start(speed: str, out: Path) -> subprocess.Popen[str]:
+        arguments = [name, "--config", "configs/demo.yaml", *settings, *options, "--out", str(out)]
+        command = [sys.executable, "-c", SLOW, speed, *arguments]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    whole, resumed = (tmp_path / f"{which}{'.npz' * (name == 'embed')}" for which in ("whole", "resumed"))
+    assert start("fast", whole).communicate()[1] is not None
+    kept = resumed / "unfinished" if name == "check" else tmp_path / "resumed.npz.unfinished"
+    process = start("slow", resumed)
+    deadline = time.monotonic() + 120
+    while len(list(kept.glob("*.npz"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 75), said
+    assert number == signal.SIGKILL or "finished blocks are kept.\nRun the same command to continue." in said
+    assert "Traceback" not in said
+    finished = len(list(kept.glob("*.npz")))
+    process = start("fast", resumed)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert f"{4 * finished} of 40 images are already finished" in said
+    assert not kept.exists()
+    if name == "check":
+        assert {file.name: file.read_bytes() for file in resumed.iterdir()} == {
+            file.name: file.read_bytes() for file in whole.iterdir()
+        }
+    else:
+        assert resumed.read_bytes() == whole.read_bytes()

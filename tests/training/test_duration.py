@@ -13,7 +13,13 @@ from medmoco.errors import ImageError
 from medmoco.training import duration as module
 from medmoco.training.context import RunContext
 from medmoco.training.distributed import ALONE
-from medmoco.training.duration import duration_words, estimate_lines, seconds_per_step
+from medmoco.training.duration import (
+    Pace,
+    duration_words,
+    seconds_per_step,
+    warning_before_start,
+    warning_if_long,
+)
 from tests.helpers.packs import make_images, settings_for
 
 
@@ -87,15 +93,45 @@ def test_seconds_per_step__failures_are_left_to_the_run(
     assert seconds_per_step(data[0], RunContext(data[1])) is None
 
 
-def test_estimate_lines__warn_where_a_cpu_needs_days() -> None:
+def test_warning_if_long__names_settings_for_a_cpu() -> None:
     published = config.load(None, ["out=o", "data.manifest=m", "data.root=r"])
-    line, warning = estimate_lines(1100, 1400, RunContext(published))
-    assert line == "expected duration: about 18 days for 1,400 steps"
-    assert warning == (
+    assert warning_if_long(1100, 1400, RunContext(published)) == (
         "training resnet50 on views of 224 pixels for 200 epochs takes about 18 days on this CPU; use a GPU, or"
         " settings for a CPU such as model.backbone=resnet10t views.size=96 train.epochs=30"
     )
-    assert estimate_lines(10, 1400, RunContext(published))[1] == ""
-    assert estimate_lines(1100, 1400, RunContext(published, device=torch.device("cuda")))[1] == ""
+    assert warning_if_long(10, 1400, RunContext(published)) == ""
+    assert warning_if_long(1100, 1400, RunContext(published, device=torch.device("cuda"))) == ""
     small = config.load(published, ["model.backbone=resnet10t", "views.size=64", "train.epochs=9"])
-    assert estimate_lines(1100, 1400, RunContext(small))[1].endswith("on this CPU; use a GPU")
+    assert warning_if_long(1100, 1400, RunContext(small)).endswith("on this CPU; use a GPU")
+
+
+@pytest.mark.parametrize(("per_image", "sizes", "warns"), [(0.001, [10, 10], False), (100, [10, 10, 20], True)])
+def test_warning_before_start__needs_few_steps_to_rule_a_long_run_out(
+    data: tuple[Split, config.RunSettings], monkeypatch: pytest.MonkeyPatch,
+    per_image: float, sizes: list[int], warns: bool,
+) -> None:  # fmt: skip
+    tried, clock = [], [0.0]
+
+    def step(_: Any, __: Any, batch: Batch, measure: bool) -> None:
+        tried.append(len(batch.samples))
+        clock[0] += per_image * len(batch.samples)
+
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("medmoco.training.engine.Loop.step", step)
+    monkeypatch.setattr(module, "_seconds_per_image", lambda *_: 0.001)
+    large = config.load(data[1], ["train.global_batch_size=200", "method.batch_norm_splits=5"])
+    assert bool(warning_before_start(data[0], 1000, RunContext(large))) == warns
+    assert tried == sizes
+    assert warning_before_start(data[0], 1000, RunContext(large, device=torch.device("cuda"))) == ""
+    assert warning_before_start(data[0], 0, RunContext(large)) == ""
+
+
+@pytest.mark.parametrize(("step", "found"), [(1.0, [None, None, None, 1.0]), (60.0, [None, 60.0, None, None])])
+def test_pace__is_that_of_a_few_steps_after_the_first(
+    monkeypatch: pytest.MonkeyPatch, step: float, found: list[float | None]
+) -> None:
+    ends = iter([0.0, *(100 + number * step for number in range(9))])
+    next(ends)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ends))
+    pace = Pace()
+    assert [pace.after_step() for _ in range(9)] == found + [None] * 5

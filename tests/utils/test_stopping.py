@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -34,3 +35,12 @@ def test_stop_requests__what_is_asked_inside_is_asked_outside_too() -> None:
         assert outside()
         with stop_requests() as inside:
             assert not inside()
+
+
+def test_stop_requests__in_another_thread_there_are_no_signals() -> None:
+    def job() -> bool:
+        with stop_requests() as asked:
+            return asked()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(job).result()

@@ -50,9 +50,7 @@ def pixel_digest(pixels: Pixels) -> bytes:
 
 def canvas_digest(canvas: Canvas | VolumePixels) -> bytes:
     """Return the digest of a canvas's image or volume; empty for constant ones, which are all alike."""
-    pixels = (
-        canvas.pixels[: canvas.height, : canvas.width] if isinstance(canvas, Canvas) else canvas.pixels[:, :, :]
-    )
+    pixels = canvas.pixels[: canvas.height, : canvas.width] if isinstance(canvas, Canvas) else canvas.pixels[:, :, :]
     return pixel_digest(pixels) if pixels.min() < pixels.max() else b""
 
 

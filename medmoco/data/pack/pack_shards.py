@@ -79,9 +79,9 @@ class Shard:
 
 
 def write_shards(
-    folder: Path, shards: Iterable[Shard], data: DataSettings, stop_asked: Callable[[], bool], *, workers: int
+    folder: Path, data: DataSettings, shards: Iterable[Shard], stop_asked: Callable[[], bool], *, workers: int
 ) -> Iterator[int]:
-    """Make shards, each with at least one image to decode, until asked to stop; yield a shard's number for each image.
+    """Make shards, each with at least one image to decode, until asked to stop; yield 1 for each image.
 
     Raises:
         DataError: a shard cannot be written.
@@ -117,7 +117,7 @@ def write_shards(
         draft.missing.discard(position)
         if not draft.missing:
             _finish(folder, shard, drafts.pop(shard))
-        yield shard
+        yield 1
 
 
 class _Job(NamedTuple):

@@ -7,7 +7,6 @@ shard.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -17,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ from medmoco.data.pack.pack_shards import (
 from medmoco.data.pack.pack_sources import size_and_hash
 from medmoco.data.pack.shard_files import shard_name
 from medmoco.errors import DataError, SettingsError, Stopped
-from medmoco.utils.files import sha256_of
+from medmoco.utils.files import lock_or_refuse, sha256_of
 from medmoco.utils.guarded import map_guarded
+from medmoco.utils.jobs.cluster import Cluster, Needs, absolute, first_existing
 from medmoco.utils.progress import track
 from medmoco.utils.stopping import stop_requests
 
@@ -76,8 +77,6 @@ _PLAN = "plan.json"
 _OTHER = "use the settings of the pack, choose another folder with --out, or delete the pack"
 
 Log = Callable[[str], None]
-Writer = Callable[[Path, Iterable[Shard], DataSettings, Callable[[], bool]], Iterator[int]]
-"""Makes shards in a folder until asked to stop, and yields a shard's number for each image that is done."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Plan:
         """Return the work to make a shard, using its record if there is one."""
         part = self.part(number)
         known = {i: image for i, image in enumerate(record.images) if not image.failure} if record else {}
-        files, frames = self.files[part].tolist(), self.index["frame"][part].tolist()
+        files, frames = absolute(self.files[part]), self.index["frame"][part].tolist()
         return Shard(number, files, frames, known, list(self.series[part]))
 
 
@@ -119,24 +118,24 @@ def bytes_of_canvas(data: DataSettings) -> int:
     return math.prod(canvas_shape(data)) * (data.bit_depth // 8)
 
 
-def make_pack(data: DataSettings, out: Path, log: Log, write: Writer | None = None) -> int:
+def make_pack(data: DataSettings, out: Path, log: Log, cluster: Cluster | None = None) -> int:
     """Make a pack of all splits of the manifest, resume an incomplete one, or verify and repair a complete one.
 
     Args:
         data: Data settings.
         out: Folder of the pack: new, empty, or with a pack of the same images and settings.
         log: Receives progress messages.
-        write: Makes the shards; None means on this machine, with data.workers processes.
+        cluster: Makes the shards; None means this machine, with data.workers processes.
 
     Returns:
         The number of images that could not be packed.
 
     Raises:
-        SettingsError: `out` contains something else, another process is using it, or the disk is too small.
+        SettingsError: `out` contains something else, another process is using it, the disk is too small, or the
+            cluster cannot access the files.
         DataError: the manifest or the whole root cannot be used, files have changed, or writing fails.
         Stopped: a signal has requested it; finished shards are kept.
     """
-    write = write or _on_this_machine
     plan = _make_plan(data, log)
     with _claimed(out):
         if (out / INFO).is_file():
@@ -155,7 +154,7 @@ def make_pack(data: DataSettings, out: Path, log: Log, write: Writer | None = No
             log(f"packing {images} {what}{finished}")
         shards = (plan.shard(number, read_record(out, number)) for number in todo)
         with stop_requests() as stop_asked:
-            done = sum(1 for _ in track(write(out, shards, data, stop_asked), images, "packing"))
+            done = sum(track(_write(plan, out, shards, stop_asked, cluster), images, "packing", size=int))
         if done < images:
             raise Stopped(
                 f"stopped packing after {done} of {images} images; finished shards are kept.\n"
@@ -164,10 +163,13 @@ def make_pack(data: DataSettings, out: Path, log: Log, write: Writer | None = No
         return _finish(plan, out, log)
 
 
-def _on_this_machine(
-    out: Path, shards: Iterable[Shard], data: DataSettings, stop_asked: Callable[[], bool]
+def _write(
+    plan: Plan, out: Path, shards: Iterable[Shard], stop_asked: Callable[[], bool], cluster: Cluster | None
 ) -> Iterator[int]:
-    return write_shards(out, shards, data, stop_asked, workers=max(1, data.workers))
+    if cluster is None:
+        return write_shards(out, plan.data, shards, stop_asked, workers=max(1, plan.data.workers))
+    make = partial(write_shards, out.absolute(), plan.data, workers=1)
+    return cluster.run(make, shards, stop_asked, Needs(out, {"the images below data.root": first_existing(plan.files)}))
 
 
 # The plan
@@ -261,13 +263,7 @@ def _claimed(out: Path) -> Iterator[None]:
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
     with lock:
-        try:
-            # Not flock, which data workers would inherit; they may outlive this process by one image.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise SettingsError(f"another process is making the pack in {out}; wait until it has finished") from None
-        except OSError:
-            pass  # a file system without locks
+        lock_or_refuse(lock, f"another process is making the pack in {out}; wait until it has finished")
         _drop_half_written(out)
         yield
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,15 @@ from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.data.manifest.splits import DUPLICATES
 from medmoco.data.quality import findings
 from medmoco.data.quality.duplicates import Groups
-from medmoco.data.quality.examine import Examined, examine
+from medmoco.data.quality.examine import Examined, examine, reading_of
 from medmoco.data.quality.findings import Finding, Provenance, Rows, Shortcut, gather_rows, pixel_codes
 from medmoco.data.quality.margins import Margins
 from medmoco.data.quality.report_text import format_report
 from medmoco.errors import SettingsError
-from medmoco.utils.progress import track
+from medmoco.utils.jobs.blocks import unfinished
+from medmoco.utils.jobs.cluster import Cluster, first_existing
+
+UNFINISHED = "unfinished"  # folder of the results so far, removed when the report is complete
 
 Floats = NDArray[np.float64]
 
@@ -59,36 +61,63 @@ def audit(
     against: Sequence[Path] = (),
     find_shortcuts: FindShortcuts | None = None,
     find_provenance: FindProvenance | None = None,
+    cluster: Cluster | None = None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Audit:
     """Check every row and file of the manifest; write report.txt, rows.csv (rows to correct) and duplicates.csv.
 
+    If it is interrupted, the results of the files that were read are kept in the folder `unfinished`.
+
     Args:
-        settings: Settings of the data; `data.workers` processes read the files.
+        settings: Settings of the data.
         out: Folder for the files. The CSVs contain Paths and must be kept where the data may be stored.
         against: YAML files or manifests of other pretraining data, whose training rows are sought in val and test.
         find_shortcuts: Finds sizes and formats that predict labels without the image content.
         find_provenance: Predicts labels from paths, IDs, columns, file dates and image borders.
+        cluster: Reads the files; None means this machine, with `data.workers` processes.
+        log: Receives progress messages.
 
     Raises:
         ManifestError: a manifest is invalid, or symbolic links lead out of the root.
-        SettingsError: `out` cannot be written, or another settings file cannot be read.
+        SettingsError: `out` cannot be written, another settings file cannot be read, or the cluster cannot access the
+            files.
+        Stopped: a signal has requested it; what was read is kept.
     """
     data = settings.data
     splits = list(load_manifest(data, present_splits(data)).values())
     for split in splits:
         check_files(split, data, [FileFault.OUTSIDE])  # must not be read; other faults are reported row by row
     others = _load_others(against, data)
+    every = [*splits, *(split for split, _ in others)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "rows.csv").write_text("")  # fails now instead of after hours of reading
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
     rows, files, frames = gather_rows(splits, [split for split, _ in others])
-    examined = examine(files, frames, data, partial(track, what="reading"))
-    if all(split.names_frames for split in splits):
-        examined.notices.pop(FIRST_OF_SEVERAL, None)
+    readable = {f"the images of {split.name}": first_existing(split.files) for split in every} if cluster else {}
+    with unfinished(out / UNFINISHED, reading_of(files, frames, data)) as kept:
+        examined = examine(files, frames, data, kept, cluster=cluster, readable=readable, log=log)
+        if all(split.names_frames for split in splits):
+            examined.notices.pop(FIRST_OF_SEVERAL, None)
+        results, groups = _find(rows, examined, settings, every, [same_root for _, same_root in others])
+        shortcuts = find_shortcuts(splits, _traits(rows, examined)) if find_shortcuts and data.labels else []
+        provenance = Provenance()
+        if find_provenance and data.labels:
+            own = rows.file[rows.own]
+            provenance = find_provenance(splits, settings, examined.margins[own], examined.readable[own])
+        content = (splits, rows, examined, results, shortcuts, provenance)
+        (out / "report.txt").write_text(format_report(*content, all_labels=True), encoding="utf-8")
+        _list_rows(rows, results, every).to_csv(out / "rows.csv", index=False)
+        groups.table(splits).to_csv(out / DUPLICATES, index=False)
+    return Audit(results, shortcuts, provenance, format_report(*content), out)
+
+
+def _find(
+    rows: Rows, examined: Examined, settings: RunSettings, every: Sequence[Split], same_roots: list[bool]
+) -> tuple[list[Finding], Groups]:
+    """Return the results of all checks, and the groups of rows with the same image."""
     pixels = pixel_codes(rows, examined)
-    every = [*splits, *(split for split, _ in others)]
     groups = Groups(len(rows.file))
     groups.join_equal(rows.file, rows.own)
     groups.join_equal(pixels, rows.own)
@@ -96,23 +125,14 @@ def audit(
         *findings.unreadable(rows, examined),
         *findings.doubtful_ids(rows, every),
         *findings.in_two_splits(rows, pixels),
-        *findings.in_pretraining(rows, pixels, [same_root for _, same_root in others]),
-        *findings.odd_images(rows, examined, data.canvas_size),
+        *findings.in_pretraining(rows, pixels, same_roots),
+        *findings.odd_images(rows, examined, settings.data.canvas_size),
         findings.elongated(rows, examined, settings),
         *findings.mixed_formats(rows, examined),
         findings.same_pixels(rows, pixels),
         *findings.nearly_same(rows, examined, pixels, groups),
     ]
-    shortcuts = find_shortcuts(splits, _traits(rows, examined)) if find_shortcuts and data.labels else []
-    provenance = Provenance()
-    if find_provenance and data.labels:
-        own = rows.file[rows.own]
-        provenance = find_provenance(splits, settings, examined.margins[own], examined.readable[own])
-    content = (splits, rows, examined, results, shortcuts, provenance)
-    (out / "report.txt").write_text(format_report(*content, all_labels=True), encoding="utf-8")
-    _list_rows(rows, results, every).to_csv(out / "rows.csv", index=False)
-    groups.table(splits).to_csv(out / DUPLICATES, index=False)
-    return Audit(results, shortcuts, provenance, format_report(*content), out)
+    return results, groups
 
 
 def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Split, bool]]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.config import DataSettings
+from medmoco.config import DataSettings, as_tree
 from medmoco.data.image_io.fingerprints import CELLS, Patterns, pattern, pixel_digest
 from medmoco.data.image_io.images import FileFormat, file_format, read_as_set
 from medmoco.data.image_io.intensity import CONSTANT
 from medmoco.data.quality.margins import N_BORDER, N_MARKS, Margins, margins
 from medmoco.utils.guarded import Failure, map_guarded
+from medmoco.utils.jobs.blocks import Block, Result, States, Unfinished, blocks_of, states_of, work_through
+from medmoco.utils.jobs.cluster import Cluster, Needs, StopAsked, absolute
+
+BLOCK = 1024  # files that are examined again at most, per worker, after an interruption
 
 FILE_FAULTS = ("file missing", "file empty", "file cut off", "file damaged", "file too large", "file unreadable")
 
@@ -26,6 +34,11 @@ _KINDS = {
     "damaged": "file damaged",  # also if it crashed the decoder
 }
 """Words in the reader's message -> kind of fault; the first match counts."""
+
+_ARRAYS = ("digests", "patterns", "sizes", "constant", "format_of", "margins")  # of `Examined`
+
+# Settings that determine only which files are read, and by how many processes.
+_NOT_OF_READING = {"manifest", "root", "labels", "columns", "join", "where", "workers"}
 
 
 @dataclass(frozen=True)
@@ -64,23 +77,128 @@ class _Summary(NamedTuple):
     margins: Margins
 
 
-Track = Callable[[Iterator[Any], int], Iterable[Any]]
-"""Yields the results and shows the progress; see `progress.track`."""
+def reading_of(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSettings) -> list[Any]:
+    """Return what the results of reading files depend on, except their content; see `unfinished`."""
+    images = json.dumps([absolute(files), frames.tolist()])
+    settings = {key: value for key, value in as_tree(data).items() if key not in _NOT_OF_READING}
+    return [hashlib.sha256(images.encode()).hexdigest(), BLOCK, settings]
 
 
-def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSettings, track: Track) -> Examined:
-    """Read N images, from paths (N,) and frames (N,) counted from 1, each within the limits for hostile files."""
+def examine(
+    files: NDArray[np.object_],
+    frames: NDArray[np.int64],
+    data: DataSettings,
+    kept: Unfinished,
+    *,
+    cluster: Cluster | None = None,
+    readable: Mapping[str, str] | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> Examined:
+    """Read N images, each within the limits for hostile files.
 
-    def summarise(at: int) -> _Summary:
-        image = read_as_set(files[at], int(frames[at]), data)
+    Args:
+        files: (N,) paths.
+        frames: (N,), counted from 1.
+        data: Data settings.
+        kept: Finished blocks of an interrupted call, for `reading_of` these arguments.
+        cluster: Reads the files; None means this machine, with data.workers processes.
+        readable: What the workers of a cluster must be able to read; see `Needs`.
+        log: Receives progress messages.
+
+    Raises:
+        SettingsError: the cluster cannot access the files.
+        DataError: the disk refuses, or workers of the cluster died.
+        Stopped: a signal has requested it.
+    """
+    examined = _empty(len(files))
+
+    def make(todo: Sequence[Block], stop_asked: StopAsked) -> Iterator[int]:
+        parts = (_Part(block.number, block.files, frames[block.range].tolist()) for block in todo)
+        if cluster is None:
+            return _examine_parts(kept, data, parts, stop_asked, workers=max(1, data.workers))
+        one = partial(_examine_parts, kept, data, workers=1)
+        return cluster.run(one, parts, stop_asked, Needs(kept.folder, readable or {}))
+
+    work_through(blocks_of(len(files), BLOCK, absolute(files)), kept, make, partial(_add, examined), "reading", log)
+    return examined
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The files of a block, as sent to a worker."""
+
+    number: int
+    files: Sequence[str]  # n paths
+    frames: Sequence[int]  # n frames, counted from 1
+
+
+def _examine_parts(
+    kept: Unfinished, data: DataSettings, parts: Iterable[_Part], stop_asked: StopAsked, *, workers: int
+) -> Iterator[int]:
+    """Examine blocks until asked to stop, and write their results; yield 1 for each image."""
+    begun: dict[int, tuple[_Part, States, dict[int, _Summary | Failure]]] = {}
+    places: dict[int, tuple[int, int]] = {}  # block and position of pending jobs
+    numbers = count()
+
+    def jobs() -> Iterator[tuple[str, int]]:
+        for part in parts:
+            begun[part.number] = part, states_of(part.files), {}
+            for position, job in enumerate(zip(part.files, part.frames, strict=True)):
+                places[next(numbers)] = part.number, position
+                yield job
+
+    def summarise(job: tuple[str, int]) -> _Summary:
+        file, frame = job
+        image = read_as_set(file, frame, data)
         height, width = image.pixels.shape[:2]
         return _Summary(
-            pixel_digest(image.pixels), pattern(image.pixels), (height, width), file_format(files[at]), image.notices,
+            pixel_digest(image.pixels), pattern(image.pixels), (height, width), file_format(file), image.notices,
             margins(image),
         )  # fmt: skip
 
-    count = len(files)
-    examined = Examined(
+    results = map_guarded(
+        summarise, jobs(), workers=workers, seconds=data.decode_seconds, megabytes=data.decode_megabytes
+    )
+    for job, result in results:
+        if stop_asked():
+            return
+        number, position = places.pop(job)
+        part, states, found = begun[number]
+        found[position] = result
+        if len(found) == len(part.files):
+            kept.write(number, _as_result(part, found), states)
+            del begun[number]
+        yield 1
+
+
+def _as_result(part: _Part, found: Mapping[int, _Summary | Failure]) -> Result:
+    """Return what was found in the files of a block as arrays and facts, in the order of the files."""
+    examined = _empty(len(found))
+    for position, result in sorted(found.items()):
+        if isinstance(result, Failure):
+            examined.faults[position] = _fault_kind(part.files[position], result.reason), result.reason
+        else:
+            _store(examined, position, result)
+    arrays = {name: getattr(examined, name) for name in _ARRAYS}
+    return Result(arrays, [examined.formats, examined.notices, list(examined.faults.items())])
+
+
+def _add(examined: Examined, block: Block, result: Result) -> None:
+    """Add the result of a block at its place."""
+    for name in _ARRAYS:
+        getattr(examined, name)[block.range] = result.arrays[name]
+    formats, notices, faults = result.facts
+    names = [FileFormat(*file_format) for file_format in formats]
+    examined.formats.extend(name for name in names if name not in examined.formats)
+    codes = np.array([*(examined.formats.index(name) for name in names), -1], np.int16)  # -1 stays -1
+    examined.format_of[block.range] = codes[result.arrays["format_of"]]
+    for notice, positions in notices.items():
+        examined.notices.setdefault(notice, []).extend(block.start + position for position in positions)
+    examined.faults.update((block.start + position, (kind, reason)) for position, (kind, reason) in faults)
+
+
+def _empty(count: int) -> Examined:
+    return Examined(
         np.zeros((count, 32), np.uint8),
         np.zeros((count, CELLS**2), np.uint8),
         np.zeros((count, 2), np.int32),
@@ -88,14 +206,6 @@ def examine(files: NDArray[np.object_], frames: NDArray[np.int64], data: DataSet
         np.full(count, -1, np.int16),
         margins=_no_margins(count),
     )
-    workers, seconds, megabytes = max(1, data.workers), data.decode_seconds, data.decode_megabytes
-    results = map_guarded(summarise, range(count), workers=workers, seconds=seconds, megabytes=megabytes)
-    for at, result in track(results, count):
-        if isinstance(result, Failure):
-            examined.faults[at] = _fault_kind(files[at], result.reason), result.reason
-        else:
-            _store(examined, at, result)
-    return examined
 
 
 def _store(examined: Examined, at: int, summary: _Summary) -> None:

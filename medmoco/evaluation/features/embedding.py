@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -30,7 +30,7 @@ from medmoco.data.loading.preprocessing import NO_DATA, Preprocessing
 from medmoco.data.manifest.manifest import SPLITS
 from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError, MedmocoError, SettingsError, first_line
-from medmoco.evaluation.features.features import Features, encode, refuse_not_finite
+from medmoco.evaluation.features.features import Digests, Features, first_copies, outputs_of, refuse_not_finite
 from medmoco.evaluation.features.image_sets import Images, ImageSet, image_set
 from medmoco.training.device import choose_device
 from medmoco.utils.files import PathLike
@@ -49,6 +49,18 @@ class Options(NamedTuple):
     batch_size: int | None = None
     device: str | torch.device | None = None
     progress: bool = False
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a network for n images, as it returns them."""
+
+    values: Features  # (n, F) float32; of no meaning for unreadable images
+    digests: Digests  # n digests of canvases, see `fingerprints.canvas_digest`
+    errors: Sequence[str]  # n reasons why an image is unreadable, blank for the others
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 class Computed(NamedTuple):
@@ -73,27 +85,73 @@ def compute(
         raise SettingsError(f"unreadable={options.unreadable!r} is neither 'raise' nor 'nan'")
     settings = _settings_for(preprocessing, settings, images, options)
     found = image_set(images, options.root, settings)
-    count = len(found.rows)
-    if not count:
+    if not len(found.rows):
         raise SettingsError("there are no images: the argument is empty")
-    if found.in_memory:  # workers would only copy them
+    with closing(compute_batches(module, preprocessing, settings, found, options)) as batches:
+        shown = track(batches, len(found.rows), "images", size=len) if options.progress else batches
+        outputs = list(shown)
+    return put_together(outputs, found, options.unreadable)
+
+
+def compute_batches(
+    module: nn.Module, preprocessing: Preprocessing, settings: RunSettings, images: ImageSet, options: Options
+) -> Generator[Outputs, None, None]:
+    """Yield the outputs of a network for images, `evaluate.batch_size` at a time; raises as `Encoder.embed`.
+
+    Batches of other images or another size may change the last bits of an output.
+
+    Args:
+        module: (B, C, S, S) -> (B, F); moved to the device.
+        preprocessing: How images are converted to its input.
+        settings: Settings with this preprocessing.
+        images: N images.
+        options: `root` and `progress` are ignored.
+    """
+    if images.in_memory:  # workers would only copy them
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": 0})})
     device = _move(module, settings, options.device)
     make = whole_maker(preprocessing.dimensions, preprocessing.size, preprocessing.volumes)
-    dataset = _TolerantDataset(found.read, make, _blank(preprocessing))
-    errors: dict[int, str] = {}
-    with closing(whole_batches(dataset, count, settings)) as batches:
-        checked = _collect_errors(batches, found, errors, options.unreadable)
-        if options.progress:
-            checked = track(checked, count, "images", size=len)
-        values = encode({"encoder": module}, checked, settings, device).features["encoder"]
-    bad = list(errors)
-    refuse_not_finite("encoder", np.delete(values, bad, 0), np.delete(found.rows, bad), f"images ({found.what})")
+    dataset = _TolerantDataset(images.read, make, _blank(preprocessing))
+    with (
+        closing(whole_batches(dataset, len(images.rows), settings)) as batches,
+        closing(
+            outputs_of({"encoder": module}, _checked(batches, images, options.unreadable), settings, device)
+        ) as outputs,
+    ):
+        for batch, values in outputs:
+            unread = dict(batch.unread)
+            errors = [unread.get(sample, "") for sample in batch.samples.tolist()]
+            yield Outputs(values["encoder"].numpy(), batch.digests, errors)
+
+
+def put_together(outputs: Sequence[Outputs], images: ImageSet, unreadable: Unreadable) -> Computed:
+    """Return the outputs of consecutive batches: copies of an image get those of the first, unreadable ones NaN.
+
+    Raises:
+        CheckpointError: outputs are not finite.
+        ImageError: images are unreadable, and `unreadable` is "raise".
+    """
+    values = np.concatenate([part.values for part in outputs])
+    errors = [error for part in outputs for error in part.errors]
+    first = first_copies([digest for part in outputs for digest in part.digests])
+    if first is not None:
+        values = values[first]
+    bad = [position for position, error in enumerate(errors) if error]
+    if bad and unreadable == "raise":
+        raise _unreadable({position: errors[position] for position in bad}, len(errors), images)
+    refuse_not_finite("encoder", np.delete(values, bad, 0), np.delete(images.rows, bad), f"images ({images.what})")
     if bad:
         values[bad] = np.nan
-        shown = f"{', '.join(map(str, found.rows[bad[:10]]))}{', ...' * (len(bad) > 10)} ({found.what})"
-        warnings.warn(f"{len(bad)} of {count} images cannot be read and have NaN: {shown}", stacklevel=3)
-    return Computed(found.rows, values, [errors.get(index, "") for index in range(count)])
+        shown = f"{', '.join(map(str, images.rows[bad[:10]]))}{', ...' * (len(bad) > 10)} ({images.what})"
+        warnings.warn(f"{len(bad)} of {len(errors)} images cannot be read and have NaN: {shown}", stacklevel=4)
+    return Computed(images.rows, values, errors)
+
+
+def as_table(computed: Computed, unreadable: Unreadable) -> pd.DataFrame:
+    """Return a table of features: `row`, `feature_0` and so on, and with unreadable="nan" also `error`."""
+    columns = {f"feature_{number}": column for number, column in enumerate(computed.values.T)}
+    errors = {"error": computed.errors} if unreadable == "nan" else {}
+    return pd.DataFrame({"row": computed.rows, **columns, **errors})
 
 
 def _settings_for(preprocessing: Preprocessing, settings: RunSettings, images: Images, options: Options) -> RunSettings:
@@ -144,17 +202,18 @@ def _blank(preprocessing: Preprocessing) -> Canvas | VolumeCanvas:
     return Canvas(np.zeros(shape, dtype_of(preprocessing.bit_depth)), side, side, preprocessing.channels == "rgb")
 
 
-def _collect_errors(
-    batches: Iterable[Batch], images: ImageSet, errors: dict[int, str], unreadable: Unreadable
-) -> Iterator[Batch]:
-    """Yield the batches, and collect or raise the errors of their unreadable images."""
+def _checked(batches: Iterable[Batch], images: ImageSet, unreadable: Unreadable) -> Iterator[Batch]:
+    """Yield the batches; with unreadable="raise", refuse the first one with unreadable images."""
     for batch in batches:
-        errors |= dict(batch.unread)
-        if errors and unreadable == "raise":
-            listed = [f"image {images.rows[index]}: {text.splitlines()[0]}" for index, text in errors.items()][:_SHOWN]
-            first = f"{len(errors)} of the first {int(batch.samples[-1]) + 1} images ({images.what}) cannot be read;"
-            raise ImageError("\n".join([f"{first} unreadable='nan' gives NaN for them", *listed]))
+        if batch.unread and unreadable == "raise":
+            raise _unreadable(dict(batch.unread), int(batch.samples[-1]) + 1, images)
         yield batch
+
+
+def _unreadable(errors: Mapping[int, str], read: int, images: ImageSet) -> ImageError:
+    listed = [f"image {images.rows[index]}: {text.splitlines()[0]}" for index, text in errors.items()][:_SHOWN]
+    first = f"{len(errors)} of the first {read} images ({images.what}) cannot be read;"
+    return ImageError("\n".join([f"{first} unreadable='nan' gives NaN for them", *listed]))
 
 
 def _move(module: nn.Module, settings: RunSettings, device: str | torch.device | None) -> torch.device:

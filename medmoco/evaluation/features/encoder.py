@@ -19,7 +19,7 @@ from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.config.reading import merge
 from medmoco.data.loading.preprocessing import Image, Preprocessing
 from medmoco.errors import SettingsError
-from medmoco.evaluation.features.embedding import Options, Unreadable, compute
+from medmoco.evaluation.features.embedding import Options, Unreadable, as_table, compute
 from medmoco.evaluation.features.encoder_files import (
     RANDOM,
     Kind,
@@ -157,11 +157,7 @@ class Encoder:
         if settings.train.channels_last:  # so that the features are bitwise those of evaluation
             module.to(memory_format=torch.channels_last)
         found = compute(module, self.preprocessing, settings, images, options)
-        if not as_frame:
-            return found.values
-        columns = {f"feature_{number}": column for number, column in enumerate(found.values.T)}
-        errors = {"error": found.errors} if unreadable == "nan" else {}
-        return pd.DataFrame({"row": found.rows, **columns, **errors})
+        return as_table(found, unreadable) if as_frame else found.values
 
     def __repr__(self) -> str:
         channels, found = self.preprocessing.channels, self.preprocessing

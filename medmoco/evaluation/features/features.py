@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -104,51 +104,59 @@ def extract(
     batches: Iterable[Batch] = evaluation_batches(split, settings, size, make)
     if stop_asked is None:
         batches = track(batches, len(split), "images", size=len)
-    found = encode(encoders, batches, settings, device, precision, stop_asked, copies=make is None)
-    if len(found.digests) != len(split):
-        raise RuntimeError("evaluation batches are not the split's rows in order")
-    for name, values in found.features.items():
+    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    notices: list[str] = []
+    digests: list[bytes] = []
+    with closing(outputs_of(encoders, batches, settings, device, precision, stop_asked)) as outputs:
+        for batch, found in outputs:
+            for name, part in parts.items():
+                part.append(found[name])
+            notices += batch.notices
+            digests += batch.digests
+    if len(digests) != len(split):
+        raise RuntimeError("evaluation batches are not the split's rows")
+    features = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    first = first_copies(digests) if make is None else None
+    if first is not None:
+        features = {name: values[first] for name, values in features.items()}
+    for name, values in features.items():
         refuse_not_finite(name, values, split.rows, split.csv.name)
-    return found
+    return Extracted(features, tuple(notices), tuple(digests))
 
 
-def encode(
+def outputs_of(
     encoders: Mapping[str, nn.Module],
     batches: Iterable[Batch],
     settings: RunSettings,
     device: torch.device,
     precision: str = "fp32",
     stop_asked: Callable[[], bool] | None = None,
-    *,
-    copies: bool = True,
-) -> Extracted:
-    """Compute the features of batches of samples 0, 1, 2 and so on; arguments and errors are those of `extract`.
-
-    With `copies`, the copies of an image get the features of the first.
-    """
-    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    samples: list[Tensor] = []
-    notices: list[str] = []
-    digests: list[bytes] = []
-    with _frozen(encoders), torch.inference_mode(), autocast(device, precision):
+) -> Generator[tuple[Batch, dict[str, Tensor]], None, None]:
+    """Yield each batch with its features by encoder, (B, F) on the CPU; arguments and errors are those of `extract`."""
+    done = 0
+    with _frozen(encoders):
         for batch in batches:
             if stop_asked and stop_asked():
                 raise Stopped("stopped while features were computed")
-            whole = to_float(batch.views[-1], settings.views, device, channels_last=settings.train.channels_last)
-            for name, encoder in encoders.items():
-                by_window = len(batch.views) > 1 and not isinstance(encoder, RawPixels)
-                values = _mean_of_windows(encoder, batch, settings, device) if by_window else encoder(whole)
-                parts[name].append(values.float().cpu())
-            samples.append(batch.samples)
-            notices += batch.notices
-            digests += batch.digests
-    if not torch.equal(torch.cat(samples), torch.arange(len(digests))):
-        raise RuntimeError("evaluation batches are not the samples in order")
-    features = {name: torch.cat(part).numpy() for name, part in parts.items()}
-    first = _first_copies(digests) if copies else None
-    if first is not None:
-        features = {name: values[first] for name, values in features.items()}
-    return Extracted(features, tuple(notices), tuple(digests))
+            if not torch.equal(batch.samples, torch.arange(done, done + len(batch))):
+                raise RuntimeError("evaluation batches are not the samples in order")
+            done += len(batch)
+            with torch.inference_mode(), autocast(device, precision):  # not around the yield: they concern the caller
+                features = _features_of_batch(encoders, batch, settings, device)
+            yield batch, features
+
+
+def _features_of_batch(
+    encoders: Mapping[str, nn.Module], batch: Batch, settings: RunSettings, device: torch.device
+) -> dict[str, Tensor]:
+    """Return the features of a batch by encoder, (B, F) on the CPU."""
+    whole = to_float(batch.views[-1], settings.views, device, channels_last=settings.train.channels_last)
+    found = {}
+    for name, encoder in encoders.items():
+        in_windows = len(batch.views) > 1 and not isinstance(encoder, RawPixels)
+        values = _mean_of_windows(encoder, batch, settings, device) if in_windows else encoder(whole)
+        found[name] = values.float().cpu()
+    return found
 
 
 def _mean_of_windows(encoder: nn.Module, batch: Batch, settings: RunSettings, device: torch.device) -> Tensor:
@@ -160,7 +168,7 @@ def _mean_of_windows(encoder: nn.Module, batch: Batch, settings: RunSettings, de
     return torch.cat(parts).mean(0, keepdim=True)
 
 
-def _first_copies(digests: Sequence[bytes]) -> NDArray[np.int64] | None:
+def first_copies(digests: Sequence[bytes]) -> NDArray[np.int64] | None:
     """Return the position of each image's first copy; None if there are no copies.
 
     Constant images have no digest and do not count as copies, since their gray levels may differ.
@@ -168,6 +176,16 @@ def _first_copies(digests: Sequence[bytes]) -> NDArray[np.int64] | None:
     first: dict[bytes, int] = {}
     positions = [first.setdefault(digest, i) if digest else i for i, digest in enumerate(digests)]
     return None if positions == list(range(len(digests))) else np.array(positions)
+
+
+def digests_to_array(digests: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Return N digests as an array (N, 32); a constant image has no digest, here zeros."""
+    return np.frombuffer(b"".join(digest or bytes(32) for digest in digests), np.uint8).reshape(-1, 32)
+
+
+def digests_from_array(array: NDArray[np.uint8]) -> Digests:
+    """Return the digests in an array (N, 32)."""
+    return tuple(digest.tobytes() if digest.any() else b"" for digest in array)
 
 
 def fingerprint(module: nn.Module) -> str:

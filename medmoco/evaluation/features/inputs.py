@@ -27,7 +27,13 @@ from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean, number
 from medmoco.data.pack.pack import open_pack, recipe_of
 from medmoco.data.pack.pack_cache import local_folder
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.evaluation.features.features import Extracted, extract, fingerprint
+from medmoco.evaluation.features.features import (
+    Extracted,
+    digests_from_array,
+    digests_to_array,
+    extract,
+    fingerprint,
+)
 from medmoco.evaluation.metrics.subgroups import years_in
 from medmoco.training.device import choose_device
 from medmoco.utils.array_cache import ArrayCache, Arrays
@@ -227,7 +233,9 @@ def features_of(
     if cache is None or images is None:
         log(f"features of {split.name}: {len(split)} images")
         return extract(encoders, split, settings, device)
-    keys = {name: _key(module, images, settings, device) for name, module in encoders.items()}
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    computed_by = [machine, torch.get_num_threads()]
+    keys = {name: key_of_features(module, images, settings, computed_by) for name, module in encoders.items()}
     kept = {name: _unpack(name, cache.get(key), len(split)) for name, key in keys.items()}
     missing = {name: module for name, module in encoders.items() if kept[name] is None}
     log(f"features of {split.name}: {len(split)} images" + ("" if missing else f", kept in {cache.folder}"))
@@ -259,14 +267,13 @@ def hash_of_images(split: Split, data: DataSettings) -> str | None:
     return hashlib.sha256(json.dumps([content, split.csv.name, split.rows.tolist()]).encode()).hexdigest()
 
 
-def _key(module: nn.Module, images: str, settings: RunSettings, device: torch.device) -> str:
-    """Return a hash of everything that the features of images depend on."""
+def key_of_features(module: nn.Module, images: str, settings: RunSettings, computed_by: Sequence[object]) -> str:
+    """Return a hash of everything that features depend on: images, of which a hash is given, network and machine."""
     views = settings.views
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     shown = [settings.evaluate.volumes] if settings.data.dimensions == 3 else []
     parts = [
         {name: import_module(name).__version__ for name in _LIBRARIES},
-        [machine, torch.get_num_threads(), settings.train.channels_last, settings.evaluate.batch_size],
+        [*computed_by, settings.train.channels_last, settings.evaluate.batch_size],
         [recipe_of(settings.data), settings.evaluate.size or views.size, views.mean, views.std, *shown],
         [repr(module), fingerprint(module), images],
     ]
@@ -274,11 +281,10 @@ def _key(module: nn.Module, images: str, settings: RunSettings, device: torch.de
 
 
 def _pack(name: str, found: Extracted) -> Arrays:
-    """Return the features of one encoder as arrays; a constant image has no digest, here zeros."""
-    digests = b"".join(digest or bytes(32) for digest in found.digests)
+    """Return the features of one encoder as arrays."""
     return {
         "features": found.features[name],
-        "digests": np.frombuffer(digests, np.uint8).reshape(-1, 32),
+        "digests": digests_to_array(found.digests),
         "notices": np.array(found.notices, np.str_),
     }
 
@@ -290,8 +296,7 @@ def _unpack(name: str, arrays: Arrays | None, count: int) -> Extracted | None:
     features, digests, notices = (arrays[part] for part in ("features", "digests", "notices"))
     if features.dtype != np.float32 or features.ndim != 2 or len(features) != count or digests.shape != (count, 32):
         return None
-    rows = tuple(digest.tobytes() if digest.any() else b"" for digest in digests)
-    return Extracted({name: features}, tuple(notices.astype(str).tolist()), rows)
+    return Extracted({name: features}, tuple(notices.astype(str).tolist()), digests_from_array(digests))
 
 
 def make_folder(folder: Path) -> None:

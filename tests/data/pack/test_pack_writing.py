@@ -21,7 +21,9 @@ from medmoco.data.manifest.manifest import load_manifest
 from medmoco.data.pack import pack_shards, pack_writing
 from medmoco.data.pack.pack import INDEX
 from medmoco.data.pack.pack_shards import RECORDS
+from medmoco.data.pack.pack_writing import make_pack
 from medmoco.errors import DataError, ManifestError, SettingsError, Stopped
+from tests.helpers.dask_cluster import connected, on_dask, running
 from tests.helpers.packs import PER_SHARD, SIDE, content, make_images, pack, settings_for, small_shards, write_csv
 
 
@@ -113,14 +115,14 @@ def test_make_pack__killed_half_way_loses_at_most_the_shard_in_hand(
 def test_make_pack__stops_when_asked_and_goes_on(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(images, tmp_path / "straight")
 
-    def interrupted(*given: Any) -> Iterator[int]:
-        for count, number in enumerate(pack_shards.write_shards(*given, workers=1)):
+    def interrupted(*given: Any, workers: int) -> Iterator[int]:
+        for count, one in enumerate(pack_shards.write_shards(*given, workers=workers)):
             if count == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
-            yield number
+            yield one
 
     with monkeypatch.context() as patched:
-        patched.setattr(pack_writing, "_on_this_machine", interrupted)
+        patched.setattr(pack_writing, "write_shards", interrupted)
         with pytest.raises(Stopped, match=r"after 5 of 10 images; finished shards are kept") as caught:
             pack(images, tmp_path / "stopped")
     assert caught.value.exit_code == 75
@@ -356,3 +358,44 @@ def test_make_pack__of_some_rows_serves_a_manifest_of_those(images: Path, tmp_pa
     everything = settings_for(images, columns, f"data.pack={tmp_path / 'some'}").data
     with pytest.raises(DataError, match="4 of 7"):
         check_images(load_manifest(everything, ["train"])["train"], everything)
+
+
+@on_dask
+def test_make_pack__on_a_cluster_a_worker_killed_half_way_changes_no_byte(images: Path, tmp_path: Path) -> None:
+    (images / "train-5.png").write_bytes(b"")
+    pack(images, tmp_path / "local")
+    with running(tmp_path / "cluster", 2) as cluster:
+        killed = cluster.processes[1]
+
+        def kill(parts: int) -> None:
+            if parts == 1:
+                killed.kill()
+
+        with connected(cluster.address, kill) as dask:
+            assert make_pack(settings_for(images).data, tmp_path / "dask", print, dask) == 1
+        assert killed.poll() is not None
+        assert cluster.processes[2].poll() is None
+    assert content(tmp_path / "dask") == content(tmp_path / "local")
+
+
+@on_dask
+def test_make_pack__stops_on_a_cluster_and_goes_on_without_it(images: Path, tmp_path: Path) -> None:
+    pack(images, tmp_path / "local")
+    out, data = tmp_path / "dask", settings_for(images).data
+    with running(tmp_path / "cluster", 1) as cluster:
+        (out / RECORDS).mkdir(parents=True)
+        (out / "shard-00001.npy").mkdir()
+        (out / "shard-00001.npy/x").touch()
+        with (
+            connected(cluster.address) as dask,
+            pytest.raises(DataError, match=r"shard-00001\.npy of the pack cannot be written"),
+        ):
+            make_pack(data, out, print, dask)
+        shutil.rmtree(out)
+        with (
+            connected(cluster.address, lambda parts: os.kill(os.getpid(), signal.SIGTERM)) as dask,
+            pytest.raises(Stopped, match="finished shards are kept"),
+        ):
+            make_pack(data, out, print, dask)
+    assert pack(images, out)[1][0].startswith("packing ")
+    assert content(out) == content(tmp_path / "local")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,9 +18,12 @@ from medmoco.config import RunSettings, load
 from medmoco.data.loading.loading import read_canvases
 from medmoco.data.manifest.manifest import load_manifest
 from medmoco.data.pack.pack_writing import make_pack
+from medmoco.data.quality import audit as quality
+from medmoco.data.quality import examine
 from medmoco.data.quality.audit import Audit, audit
-from medmoco.errors import ManifestError, SettingsError
+from medmoco.errors import ManifestError, SettingsError, Stopped
 from medmoco.evaluation.leakage.shortcuts import find_provenance, find_shortcuts
+from tests.helpers.dask_cluster import connected, on_dask, running
 from tests.helpers.dicom_files import RAMP12, save_dicom
 from tests.helpers.films import edited, film
 
@@ -329,3 +335,87 @@ def test_audit__several_pages_are_remarked_on_where_no_frame_is_named(tmp_path: 
     for said in ((tmp_path / "report/rows.csv").read_text(), (tmp_path / "pack/notices.csv").read_text(), str(notices)):
         assert (words in said) != named
     assert any(words in line for line in lines) != named
+
+
+# ---- interruptions and clusters ----
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("block", [1024, 4])
+def test_audit__the_report_depends_neither_on_workers_nor_on_interruptions(
+    planted: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    audit(settings_of(planted, planted / "images"), planted / "whole", [planted])
+    monkeypatch.setattr(examine, "BLOCK", block)
+    audit(settings_of(planted, planted / "images", "data.workers=3"), planted / "three", [planted])
+    assert written(planted / "three") == written(planted / "whole")
+    settings, out = settings_of(planted, planted / "images"), planted / "stopped"
+    made = examine._examine_parts
+
+    def interrupted(*given: Any, workers: int) -> Iterator[int]:
+        for count, one in enumerate(made(*given, workers=workers)):
+            if count == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield one
+
+    with monkeypatch.context() as patched:
+        patched.setattr(examine, "_examine_parts", interrupted)
+        with pytest.raises(Stopped, match=r"stopped reading after 10 of 23 images"):
+            audit(settings, out, [planted])
+    assert (out / "unfinished").is_dir() == (block == 4)
+    said: list[str] = []
+    audit(settings, out, [planted], log=said.append)
+    assert len(said) == (block == 4)
+    assert written(out) == written(planted / "whole")
+
+
+def test_audit__reading_is_not_repeated_if_something_else_fails(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(planted, planted / "images", "data.labels=[Sick]")
+
+    def fail(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(settings, planted / "report", find_shortcuts=fail)
+    monkeypatch.setattr(examine, "read_as_set", pytest.fail)
+    said: list[str] = []
+    # Labels and workers do not matter for what is read from files.
+    other = settings_of(planted, planted / "images", "data.labels=[]", "data.workers=1")
+    audit(other, planted / "report", log=said.append)
+    assert said == ["23 of 23 images are already finished; their files have not changed since"]
+    assert sorted(written(planted / "report")) == ["duplicates.csv", "report.txt", "rows.csv"]
+
+
+@on_dask
+def test_audit__on_a_cluster_a_worker_killed_half_way_changes_no_byte(
+    planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(planted, planted / "images")
+    audit(settings, planted / "local")
+    monkeypatch.setattr(examine, "BLOCK", 4)
+    with running(planted / "cluster", 2) as cluster:
+
+        def kill(parts: int) -> None:
+            if parts == 2:
+                cluster.processes[1].kill()
+
+        with connected(cluster.address, kill) as dask:
+            audit(settings, planted / "dask", cluster=dask)
+        with (
+            connected(cluster.address, lambda _: os.kill(os.getpid(), signal.SIGTERM)) as dask,
+            pytest.raises(Stopped),
+        ):
+            audit(settings, planted / "stopped", cluster=dask)
+        monkeypatch.setattr(quality, "first_existing", lambda _: str(planted / "gone.png"))
+        with (
+            connected(cluster.address) as dask,
+            pytest.raises(SettingsError, match="cannot read the images of train"),
+        ):
+            audit(settings, planted / "refused", cluster=dask)
+    said: list[str] = []
+    audit(settings, planted / "stopped", log=said.append)
+    assert said
+    assert written(planted / "dask") == written(planted / "stopped") == written(planted / "local")

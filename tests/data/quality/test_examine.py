@@ -12,7 +12,8 @@ from PIL import Image
 from medmoco.config import DataSettings
 from medmoco.data.image_io.fingerprints import pattern, pixel_digest
 from medmoco.data.image_io.images import FileFormat, read_image
-from medmoco.data.quality.examine import Examined, examine
+from medmoco.data.quality.examine import Examined, examine, reading_of
+from medmoco.utils.jobs.blocks import unfinished
 from tests.helpers.dicom_files import RAMP12, save_dicom
 from tests.helpers.films import film
 
@@ -22,7 +23,9 @@ GRAY = FileFormat("PNG", 8, "MONOCHROME2")
 def look(folder: Path, names: list[str], **settings: Any) -> Examined:
     data = DataSettings(manifest=folder, root=str(folder), workers=1, **settings)
     files = np.array([str(folder / name) for name in names], dtype=object)
-    return examine(files, np.ones(len(files), np.int64), data, lambda results, _: results)
+    frames = np.ones(len(files), np.int64)
+    with unfinished(folder / "unfinished", reading_of(files, frames, data)) as kept:
+        return examine(files, frames, data, kept)
 
 
 @pytest.fixture

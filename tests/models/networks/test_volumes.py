@@ -157,9 +157,7 @@ def test_build_volume_network__refuses_networks_for_images(name: str, words: str
     ("name", "library"),
     [("nnunet/resenc", "dynamic-network-architectures"), ("monai/swin_unetr", "einops")],
 )
-def test_build_volume_network__says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, name: str, library: str
-) -> None:
+def test_build_volume_network__says_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str, library: str) -> None:
     find = importlib.util.find_spec
     missing = library.replace("-", "_")
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == missing else find(wanted))
@@ -191,7 +189,7 @@ def test_shortcuts__of_resnet18_pass_gradients() -> None:
     def gradient(net: nn.Module) -> Tensor:
         images = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
         for parameter in net.layer2[0].parameters():  # type: ignore[index, union-attr]
-            nn.init.zeros_(parameter) if not parameter.ndim == 5 else None
+            nn.init.zeros_(parameter) if parameter.ndim != 5 else None
         return torch.autograd.grad(net.eval()(images).square().sum(), images)[0]
 
     assert callable(gradient)
