@@ -64,11 +64,23 @@ def _confirm(columns: str) -> bool:
 def phantom(
     out: Annotated[Path, typer.Option(parser=path, help="New or empty folder.")],
     patients: Annotated[int, typer.Option(min=10, help="Number of synthetic patients.")] = 160,
-    image_size: Annotated[int, typer.Option(min=64, max=2048, help="Side of the images in pixels.")] = 256,
+    volumes: Annotated[bool, typer.Option("--volumes", help="CT volumes instead of chest films.")] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=64, max=2048, help="Side of the images or slices in pixels (default: 256; volumes: 128)."),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option("--format", metavar="A,B", help="dicom, and png or, for volumes, nifti (default: both)."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0 draws in this one.")] = 0,
 ) -> None:
     """Generate synthetic chest phantoms with a manifest, to try medmoco without data."""
-    medmoco.phantom(out, patients=patients, image_size=image_size, seed=seed)
+    chosen = [name.strip() for name in formats.split(",") if name.strip()] if formats is not None else None
+    medmoco.phantom(
+        out, volumes=volumes, patients=patients, image_size=image_size, seed=seed, formats=chosen, workers=workers
+    )
     print(f"wrote phantoms of {patients} synthetic patients, with train.csv, val.csv and test.csv, to {out}")
 
 

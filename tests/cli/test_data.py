@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import medmoco
 from medmoco import config
 from medmoco.datasets.prepare import DATASETS
 from tests.helpers.collections import write_images
@@ -188,3 +189,23 @@ def test_init__chosen_labels(call: Call, films: Path) -> None:
 
 def test_init__time_is_given_once(call: Call, films: Path) -> None:
     assert "exclude each other" in call("init", "films", "--minutes", 1, "--hours", 1, code=2).stderr
+
+
+def test_phantom__options_of_volumes(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {}
+    monkeypatch.setattr(medmoco, "phantom", lambda out, **options: given.update(options))
+    call("phantom", "--out", tmp_path / "a", "--volumes", "--patients", 12, "--format", "dicom, nifti", "--workers", 2)
+    assert given == {
+        "volumes": True, "patients": 12, "image_size": None, "seed": 0, "formats": ["dicom", "nifti"], "workers": 2,
+    }  # fmt: skip
+    call("phantom", "--out", tmp_path / "b", "--image-size", 64)
+    assert not given["volumes"]
+    assert given["formats"] is None
+    assert given["image_size"] == 64
+
+
+def test_phantom__writes_volumes(call: Call, tmp_path: Path) -> None:
+    call("phantom", "--out", tmp_path / "ct", "--volumes", "--patients", 10, "--image-size", 64, "--format", "dicom")
+    assert len(list((tmp_path / "ct" / "train").glob("PHANTOM-*/study1_series1/*.dcm"))) > 6 * 50
+    refused_formats = call("phantom", "--out", tmp_path / "x", "--volumes", "--format", "png", code=2).stderr
+    assert "choose from dicom, nifti" in refused_formats

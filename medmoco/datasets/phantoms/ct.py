@@ -24,6 +24,9 @@ WATER = 0.2059  # 1/cm at 60 keV, the energy of thorax.py; source: NISTIR 5632 t
 AIR, FAT, MUSCLE, BLOOD, LIVER = -1000.0, -100.0, 50.0, 42.0, 62.0
 INFLATED = -870.0  # lung of average density in deep inspiration, at the front
 BONE = 0.5  # share of the excess over soft tissue in the films, whose cortical bone is thicker than real
+# The next four make the labels neither trivial nor impossible. For 180 patients, cross-validated logistic regression
+# on 16 x 16 x 16 voxels has an AUROC of 0.43 for Nodule (chance) and 0.90 for Effusion; the strongest responses of a
+# blob filter within the lungs have 0.86 for Nodule (100 patients).
 NODULE, FLUID = (20.0, 60.0), (0.0, 20.0)
 DIAMETER = (0.8, 2.0)  # of nodules
 DEPTH, TOP = (2.5, 6.0), (0.0, 7.0)  # of effusions: at the base of the lung, and z where they end

@@ -114,13 +114,15 @@ def phantom(
         >>> import medmoco
         >>> medmoco.phantom("more", patients=10, image_size=64)
         {'train': 12, 'val': 3, 'test': 7}
-        >>> medmoco.phantom("ct", volumes=True, patients=3, image_size=32)
-        {'train': 1, 'val': 1, 'test': 1}
+        >>> medmoco.phantom("ct", volumes=True, patients=3, image_size=32, formats=["dicom"])
+        {'train': 2, 'val': 3, 'test': 2}
     """
     out = Path(out)
     known = KINDS if volumes else FORMATS
     size = image_size if image_size is not None else 128 if volumes else 256
     chosen = tuple(known) if formats is None else tuple(formats)
+    if volumes and size > 512:
+        raise SettingsError(f"image_size={size}: choose at most 512 for volumes")
     _check(out, patients, size, seed, workers)
     if not chosen or set(chosen) - set(known):
         raise SettingsError(f"formats={','.join(chosen)}: choose from {', '.join(known)}")

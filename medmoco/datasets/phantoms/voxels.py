@@ -75,9 +75,7 @@ def shares_of(solids: Solids, grid: Grid) -> Iterator[tuple[int, Region, Shares]
     first = np.minimum(first, np.array(grid.shape) - sizes)
     for size in np.unique(sizes[(sizes > 0).all(axis=1)], axis=0):
         members = np.flatnonzero((sizes == size).all(axis=1))
-        for batch in np.array_split(members, -(-len(members) * int(size.prod()) // BATCH)):
-            if not len(batch):
-                continue
+        for batch in np.array_split(members, min(-(-len(members) * int(size.prod()) // BATCH), len(members))):
             ticks = [t[first[batch, axis, None] + np.arange(size[axis])] for axis, t in enumerate(grid[:3])]
             shares = _shares(pick(solids, batch), ticks, np.array(grid.size))
             for index, start, share in zip(batch.tolist(), first[batch], shares, strict=True):
@@ -103,14 +101,15 @@ def _shares(solids: Solids, ticks: list[Shares], size: Array) -> Shares:
     # The radius r = sqrt(square) is 1 on the surface and grows by sqrt(slope) / r per voxel.
     square = np.maximum(square, np.float32(1e-9))
     share: Shares = (np.sqrt(square) - square) / (np.sqrt(slope) + np.float32(1e-9)) + np.float32(0.5)
+    share = np.clip(share, 0, 1, out=share)
     for normals, heights in zip(solids.normals.swapaxes(0, 1), solids.heights.T, strict=True):
         if normals.any():
             extent = np.linalg.norm(normals * size, axis=1)
             extent[extent == 0] = 1  # no plane, height 1
             n, limit = normals / extent[:, None], heights / extent + 0.5
             depth = ((column(limit) - column(n[:, 0]) * x) - column(n[:, 1]) * y) - column(n[:, 2]) * z
-            np.minimum(share, depth, out=share)
-    return np.clip(share, 0, 1, out=share)
+            share *= np.clip(depth, 0, 1, out=depth)
+    return share
 
 
 def cover(solids: Solids, grid: Grid) -> Shares:
@@ -130,7 +129,7 @@ def add_up(solids: Solids, weights: Shares, grid: Grid) -> Shares:
 
 
 def resolved(solids: Solids, grid: Grid) -> tuple[Solids, Shares]:
-    """Widen round tubes that are thinner than a voxel, and return them with weights that keep their volume.
+    """Widen round tubes that are thinner than a voxel, and return them with weights that make up for it.
 
     Returns:
         The solids and (N,) weights, 1 for those that are thick enough.
