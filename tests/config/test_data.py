@@ -11,8 +11,6 @@ from tests.helpers.written import MINIMAL, refusal, write
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("views.crop_scale=[0.9, 0.1]", "crop_scale [0.9, 0.1] must be [low, high]"),
-        ("views.crop_scale=[0, 1]", "crop_scale must be above 0"),
         ("data.labels={A: {uncertain: maybe}}", "'data.labels.A.uncertain'"),
         ("data.labels={A: {unsure: one}}", "unknown key 'data.labels.A.unsure'"),
         ("data.labels={A: {map: {}}}", "{} is not a mapping from the text of cells"),

@@ -34,12 +34,16 @@ def test_load__presets_stand_below_the_users_keys(tmp_path: Path) -> None:
     assert (settings.method.temperature, settings.method.projector) == (0.07, "linear")
 
 
+_VOLUMES = ["data.dimensions=3", "data.window=[40, 400]", "views.recipe=ct"]
+
+
 @pytest.mark.parametrize(
     ("group", "name"), [(group, name) for group, (_, choices) in config.RunSettings.PRESETS.items() for name in choices]
 )
 def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
     selector = config.RunSettings.PRESETS[group][0]
-    config.load(write(tmp_path, MINIMAL), [f"{group}.{selector}={name}"])
+    volumes = ["data.dimensions=3", "data.window=percentiles"] if name in config.VOLUME_RECIPES else []
+    config.load(write(tmp_path, MINIMAL), [f"{group}.{selector}={name}", *volumes])
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,14 @@ def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
         (["data.channels=5", "views.grayscale_probability=0.2"], "needs colour images, but data.channels is 5"),
         (["data.channels=rgb", "views.mean=[0.1, 0.2]"], "views.mean has 2 numbers for 3 channels"),
         (["data.scale=log"], "need bands"),
+        (["data.dimensions=3"], "volumes need a window"),
+        (["data.dimensions=3", "data.window=[40, 400]"], "views.recipe xray is for images; with data.dimensions 3"),
+        (["views.recipe=ct"], "views.recipe ct is for volumes; set data.dimensions to 3"),
+        ([*_VOLUMES, "data.channels=3"], "channels 3 applies to images"),
+        ([*_VOLUMES, "data.canvas_size=300"], "canvas_size applies to images"),
+        ([*_VOLUMES, "evaluate.stages=2"], "evaluate.stages 2 is not available for volumes; set it to 1"),
+        (["data.spacing=[1, 1, 3]"], "spacing applies to volumes"),
+        (["data.window=percentiles"], "window percentiles applies to volumes"),
         (["data.channels=blue"], "'data.channels': 'blue' is not gray, rgb or a number of bands"),
         (["data.channels=0"], "'data.channels': 0 is not gray"),
         (["data.channels=3", "data.band_ranges=[[0, 1], [0, 2]]"], "band_ranges has 2 pairs for 3 channels"),

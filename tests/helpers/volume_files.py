@@ -16,11 +16,6 @@ from medmoco.data.volume_io.volume import Volume
 from medmoco.errors import ImageError
 from tests.helpers.dicom_files import save_dicom
 
-VOLUMES = Path("/work/shared/data/volumes")
-if not VOLUMES.is_dir():
-    VOLUMES = Path(__file__).parents[3] / "shared/data/volumes"
-needs_volumes = pytest.mark.skipif(not VOLUMES.is_dir(), reason="shared/data/volumes is absent")
-
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)

@@ -120,7 +120,7 @@ def without_header_values(kind: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Unreadable, ImageError, SettingsError, MemoryError):
+    except (Unreadable, ImageError, SettingsError, MemoryError, PermissionError):
         raise
     except Exception as error:
         raise Unreadable(f"the {kind} file cannot be decoded ({type(error).__name__}); {DAMAGED}") from None

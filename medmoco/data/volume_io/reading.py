@@ -23,6 +23,7 @@ from medmoco.data.volume_io.headers import (
     check_finite,
     check_voxels,
     three_axes,
+    without_header_values,
 )
 from medmoco.data.volume_io.nifti import nifti_version, open_nifti
 from medmoco.data.volume_io.nrrd_metaimage import kind_of, open_itk
@@ -88,12 +89,14 @@ def _reading() -> Iterator[None]:
 def _open(path: Path, series: str, limits: Limits) -> StoredVolume:
     """Read the headers of a volume of any supported type."""
     if path.is_dir():
-        return open_folder(path, series, limits)
+        with without_header_values("DICOM"):
+            return open_folder(path, series, limits)
     check_file(path, limits)
     with path.open("rb") as stream:
         start = stream.read(512)
     if start[128:132] == b"DICM":
-        return open_file(path, series, limits)
+        with without_header_values("DICOM"):
+            return open_file(path, series, limits)
     if start.startswith(b"\x93NUMPY"):
         return _open_npy(path, limits)
     if kind := kind_of(start):

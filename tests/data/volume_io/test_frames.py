@@ -11,10 +11,9 @@ from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits
 from medmoco.data.volume_io.frames import frame_values, frames_of, read_header, series_of
 from medmoco.data.volume_io.reading import inspect_volume, read_volume
 from tests.helpers.dicom_files import table
-from tests.helpers.volume_files import VOLUMES, random_pixels, save_enhanced, save_series, save_slice, volume_refusal
+from tests.helpers.volume_files import random_pixels, save_enhanced, save_series, save_slice, volume_refusal
 
 PIXELS = random_pixels()
-DICOM = VOLUMES.parent / "dicom"
 
 
 def test_frames__series_of_a_file(tmp_path: Path) -> None:
@@ -96,7 +95,6 @@ def test_frames__films_are_not_volumes(tmp_path: Path) -> None:
     assert [fault.kind for fault in inspect_volume(path).faults] == ["duplicate_slices"]
 
 
-@pytest.mark.skipif(not DICOM.is_dir(), reason="shared/data/dicom is absent")
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -108,8 +106,8 @@ def test_frames__films_are_not_volumes(tmp_path: Path) -> None:
         ("RG1_UNCR.dcm", "a single slice, not a volume"),
     ],
 )
-def test_frames__real_files_that_are_not_volumes(name: str, words: str) -> None:
-    assert words in volume_refusal(DICOM / name)
+def test_frames__real_files_that_are_not_volumes(shared: Path, name: str, words: str) -> None:
+    assert words in volume_refusal(shared / "data/dicom" / name)
 
 
 def test_limits__of_a_file(tmp_path: Path) -> None:

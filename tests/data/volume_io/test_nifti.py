@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medmoco.data.image_io.limits import Limits
 from medmoco.data.volume_io.reading import inspect_volume, read_volume
-from tests.helpers.volume_files import VOLUMES, assert_voxels, needs_volumes, volume_refusal
+from tests.helpers.volume_files import assert_voxels, volume_refusal
 
 nib = pytest.importorskip("nibabel")
 
@@ -63,9 +63,9 @@ def test_nifti__orientation(tmp_path: Path, codes: str) -> None:
     assert volume.notices == ()
 
 
-@needs_volumes
-def test_nifti__real_files_as_nibabel() -> None:
-    files = [*sorted(VOLUMES.glob("*.nii.gz")), *sorted((VOLUMES / "hippocampus").rglob("*.nii.gz"))[::40]]
+def test_nifti__real_files_as_nibabel(shared: Path) -> None:
+    volumes = shared / "data/volumes"
+    files = [*sorted(volumes.glob("*.nii.gz")), *sorted((volumes / "hippocampus").rglob("*.nii.gz"))[::40]]
     assert len(files) > 8
     for file in files:
         volume, theirs = read_volume(file), nib.as_closest_canonical(nib.load(file))

@@ -16,11 +16,9 @@ from tests.helpers.volume_files import (
     AXIAL,
     CORONAL,
     SAGITTAL,
-    VOLUMES,
     assert_voxels,
     compress,
     dicom_voxels,
-    needs_volumes,
     normal_of,
     random_pixels,
     save_enhanced,
@@ -55,50 +53,51 @@ def kinds(path: Path, **options: Any) -> list[str]:
 # ---- real series ----
 
 
-@needs_volumes
+@pytest.fixture
+def volumes(shared: Path) -> Path:
+    return shared / "data/volumes"
+
+
 @pytest.mark.parametrize(("name", "position"), [("HFS", "HFS"), ("HFDR", "HFDR")])
-def test_series__real_mr_against_plain_loops(name: str, position: str) -> None:
-    files = sorted((VOLUMES / "mr_series" / name).iterdir())
+def test_series__real_mr_against_plain_loops(volumes: Path, name: str, position: str) -> None:
+    files = sorted((volumes / "mr_series" / name).iterdir())
     assert pydicom.dcmread(files[0], stop_before_pixels=True).PatientPosition == position
-    volume = read_volume(VOLUMES / "mr_series" / name)
+    volume = read_volume(volumes / "mr_series" / name)
     assert (volume.values.shape, volume.slice_axis, volume.modality) == ((35, 256, 256), 0, "MR")
     np.testing.assert_allclose(volume.spacing, (4.8, 1.015625, 1.015625), atol=1e-4)  # SliceThickness is 4
     assert_voxels(volume, dicom_voxels(files, every=37), 35 * 256 * 256 // 37)
 
 
-@needs_volumes
-def test_series__real_ct_against_plain_loops() -> None:
-    files = sorted((VOLUMES / "ct_series").iterdir())
-    volume = read_volume(VOLUMES / "ct_series")
+def test_series__real_ct_against_plain_loops(volumes: Path) -> None:
+    files = sorted((volumes / "ct_series").iterdir())
+    volume = read_volume(volumes / "ct_series")
     assert (volume.values.shape, volume.slice_axis, volume.modality) == ((512, 512, 20), 2, "CT")
     np.testing.assert_allclose(volume.spacing, (0.9765625, 0.9765625, 2.0))  # SliceThickness is 3
     assert_voxels(volume, dicom_voxels(files, every=997), 20 * 512 * 512 // 997)
 
 
-@needs_volumes
 @pytest.mark.parametrize("name", ["mr_series/HFS", "mr_series/HFDR", "ct_series"])
-def test_series__real_series_as_simpleitk(name: str) -> None:
+def test_series__real_series_as_simpleitk(volumes: Path, name: str) -> None:
     sitk = pytest.importorskip("SimpleITK")
-    headers = [(pydicom.dcmread(file, stop_before_pixels=True), file) for file in (VOLUMES / name).iterdir()]
+    headers = [(pydicom.dcmread(file, stop_before_pixels=True), file) for file in (volumes / name).iterdir()]
     normal = normal_of([float(number) for number in headers[0][0].ImageOrientationPatient])
     headers.sort(key=lambda pair: float(np.array(pair[0].ImagePositionPatient, float) @ normal))
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for _, file in headers])
     theirs = sitk.DICOMOrient(reader.Execute(), "RAS")
-    ours = read_volume(VOLUMES / name)
+    ours = read_volume(volumes / name)
     np.testing.assert_array_equal(ours.values, sitk.GetArrayFromImage(theirs).transpose(2, 1, 0))
     np.testing.assert_allclose(ours.spacing, theirs.GetSpacing(), atol=1e-4)
     np.testing.assert_allclose(ours.affine[:3, 3] * [-1, -1, 1], theirs.GetOrigin(), atol=1e-3)
 
 
-@needs_volumes
-def test_series__names_and_instance_numbers_do_not_matter(tmp_path: Path) -> None:
-    files = sorted((VOLUMES / "mr_series/HFS").iterdir())
+def test_series__names_and_instance_numbers_do_not_matter(volumes: Path, tmp_path: Path) -> None:
+    files = sorted((volumes / "mr_series/HFS").iterdir())
     for at, file in enumerate(np.random.default_rng(0).permutation(files)):
         dataset = pydicom.dcmread(file)
         dataset.InstanceNumber = at + 1
         dataset.save_as(tmp_path / f"{at:03d}")
-    volume, other = read_volume(VOLUMES / "mr_series/HFS"), read_volume(tmp_path)
+    volume, other = read_volume(volumes / "mr_series/HFS"), read_volume(tmp_path)
     np.testing.assert_array_equal(volume.values, other.values)
     np.testing.assert_array_equal(volume.affine, other.affine)
 
@@ -259,9 +258,8 @@ def test_faults__removed_slices(tmp_path: Path) -> None:
     assert volume_refusal(tmp_path / "a").startswith("3 slices are missing: most gaps are 2.5 mm, but 2 are larger")
 
 
-@needs_volumes
-def test_faults__removed_slice_of_a_real_series(tmp_path: Path) -> None:
-    shutil.copytree(VOLUMES / "mr_series/HFDR", tmp_path / "a")
+def test_faults__removed_slice_of_a_real_series(volumes: Path, tmp_path: Path) -> None:
+    shutil.copytree(volumes / "mr_series/HFDR", tmp_path / "a")
     (tmp_path / "a/011.dcm").unlink()
     assert kinds(tmp_path / "a") == ["missing_slices"]
 
