@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from medmoco.config import ViewSettings
 from medmoco.data.augment.color import LUMA_WEIGHTS, recolour
 from medmoco.data.augment.noise import add_noise, noise_windows
-from medmoco.data.augment.parameters import ViewParameters
+from medmoco.data.augment.parameters import ToneParameters, ViewParameters
 from medmoco.data.augment.warps import Pyramid, geometry_of, warp
 from medmoco.data.image_io.images import Canvas
 from medmoco.utils.portable_math import POWER_STEP, exp, log, power
@@ -60,7 +60,7 @@ def draw(
     valid_width = np.array([canvas.width for canvas in canvases], np.float64)
     valid_height = np.array([canvas.height for canvas in canvases], np.float64)
 
-    area = _between(u["area"], settings.crop_scale) * valid_width * valid_height
+    area = between(u["area"], settings.crop_scale) * valid_width * valid_height
     ratio = _ratio(u["ratio"], settings.crop_ratio)
     width = np.minimum(np.sqrt(area * ratio), valid_width)
     height = np.minimum(np.sqrt(area / ratio), valid_height)
@@ -76,16 +76,16 @@ def draw(
         width=width,
         height=height,
         mirrored=u["flip"] < settings.flip_probability,
-        angle=np.deg2rad(_around_zero(u["angle"], settings.rotation)),
-        brightness=1 + jittered * _around_zero(u["brightness"], settings.brightness),
-        contrast=1 + jittered * _around_zero(u["contrast"], settings.contrast),
-        gamma=np.rint(exp(jittered * _around_zero(u["gamma"], settings.gamma)) / POWER_STEP) * POWER_STEP,
-        sigma=np.where(blurred, _between(u["sigma"], settings.blur_sigma) * detail, 0.0),
+        angle=np.deg2rad(around_zero(u["angle"], settings.rotation)),
+        brightness=1 + jittered * around_zero(u["brightness"], settings.brightness),
+        contrast=1 + jittered * around_zero(u["contrast"], settings.contrast),
+        gamma=np.rint(exp(jittered * around_zero(u["gamma"], settings.gamma)) / POWER_STEP) * POWER_STEP,
+        sigma=np.where(blurred, between(u["sigma"], settings.blur_sigma) * detail, 0.0),
         noise=np.where(noisy, u["noise_std"] * settings.noise * detail, 0.0),
         noise_at=(np.stack([u["noise_x"], u["noise_y"]], 1) * windows).astype(np.int64),
         cutout=_draw_rectangle(settings, u),
-        saturation=1 + jittered * _around_zero(u["saturation"], settings.saturation),
-        hue=jittered * _around_zero(u["hue"], settings.hue),
+        saturation=1 + jittered * around_zero(u["saturation"], settings.saturation),
+        hue=jittered * around_zero(u["hue"], settings.hue),
         grayscale=u["grayscale"] < settings.grayscale_probability,
     )
 
@@ -124,10 +124,11 @@ def render(
         pyramids = [Pyramid(plane) for plane in planes[i]]
         for number, position in uses[i]:
             parameters = params[number]
+            kernel = blur_kernel(parameters.sigma[position])
             view = list(views[number][position])  # in place: allocating memory costs as much as a step
             for channel, pixels in enumerate(view):
                 warp(pyramids[channel], geometry[number], position, pixels)
-                _blur(pixels, parameters.sigma[position])
+                blur(pixels, kernel)
                 tones[number][channel].apply(pixels, position)
             if canvas.rgb:
                 _recolour(views[number][position], parameters, position)
@@ -214,23 +215,25 @@ def unchanged(canvases: Sequence[Canvas]) -> ViewParameters:
     )  # fmt: skip
 
 
-def _between(u: Floats, bounds: Sequence[float] | Floats) -> Floats:
+def between(u: Floats, bounds: Sequence[float] | Floats) -> Floats:
+    """Return numbers from a range for uniform ones."""
     return bounds[0] + u * (bounds[1] - bounds[0])
 
 
-def _around_zero(u: Floats, largest: float) -> Floats:
+def around_zero(u: Floats, largest: float) -> Floats:
+    """Return numbers from -largest to largest for uniform ones."""
     return (2 * u - 1) * largest
 
 
 def _ratio(u: Floats, bounds: Sequence[float]) -> Floats:
-    return exp(_between(u, log(np.array(bounds))))
+    return exp(between(u, log(np.array(bounds))))
 
 
 def _draw_rectangle(settings: ViewSettings, u: dict[str, Floats]) -> NDArray[np.int64]:
     if not settings.cutout_probability:
         return np.zeros((len(u["cutout"]), 4), np.int64)
     chosen = u["cutout"] < settings.cutout_probability
-    area = np.where(chosen, _between(u["cutout_area"], settings.cutout_scale), 0.0)
+    area = np.where(chosen, between(u["cutout_area"], settings.cutout_scale), 0.0)
     ratio = _ratio(u["cutout_ratio"], (0.5, 2.0))
     width, height = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
     x, y = u["cutout_x"] * (1 - width), u["cutout_y"] * (1 - height)
@@ -249,19 +252,23 @@ def _means(planes: Sequence[Sequence[Pixels]]) -> Floats:
     return np.array([[cv2.mean(plane)[0] for plane in image] for image in planes])
 
 
-def _blur(pixels: Pixels, sigma: float) -> None:
-    """Blur in place; the kernel omits less than 1/512 of the Gaussian, half a grey level of 8 bits."""
+def blur_kernel(sigma: float) -> Floats | None:
+    """Return a kernel that omits less than 1/512 of the Gaussian, half a grey level of 8 bits, or None for one tap."""
     radius = math.ceil(3.1 * sigma - 0.5)
-    if radius > 0:
-        kernel = cv2.getGaussianKernel(2 * radius + 1, sigma)
+    return np.asarray(cv2.getGaussianKernel(2 * radius + 1, sigma), np.float64) if radius > 0 else None
+
+
+def blur(pixels: Pixels, kernel: Floats | None) -> None:
+    """Blur an image in place, along both axes."""
+    if kernel is not None:
         # Three times faster than cv2.GaussianBlur on 8 bits, and closer to the exact result.
         cv2.sepFilter2D(pixels, -1, kernel, kernel, dst=pixels)
 
 
-class _Tones:
+class Tones:
     """Brightness, contrast and gamma of B views: one multiplication if gamma is 1, else a look-up table."""
 
-    def __init__(self, params: ViewParameters, means: Floats, dtype: np.dtype[Any]) -> None:
+    def __init__(self, params: ToneParameters, means: Floats, dtype: np.dtype[Any]) -> None:
         self._params, self._means, self._white = params, means, int(np.iinfo(dtype).max)
         self._curved = (params.gamma != 1).tolist()
         self._slopes = (params.brightness * params.contrast).tolist()
@@ -279,19 +286,19 @@ class _Tones:
             cv2.addWeighted(pixels, self._slopes[i], pixels, 0, self._shifts[i], dst=pixels)
 
 
-def _tones(params: ViewParameters, means: Floats, dtype: np.dtype[Any], *, rgb: bool) -> list[_Tones]:
+def _tones(params: ViewParameters, means: Floats, dtype: np.dtype[Any], *, rgb: bool) -> list[Tones]:
     """Return the tone changes of each channel; means are (B, C)."""
     if rgb:
         red, green, blue = (means * LUMA_WEIGHTS).T
-        return [_Tones(params, red + green + blue, dtype)] * 3  # not by BLAS, whose rounding depends on the CPU
-    return [_Tones(params, mean, dtype) for mean in means.T]
+        return [Tones(params, red + green + blue, dtype)] * 3  # not by BLAS, whose rounding depends on the CPU
+    return [Tones(params, mean, dtype) for mean in means.T]
 
 
 def _recolour(planes: Pixels, params: ViewParameters, i: int) -> None:
     recolour(planes, float(params.saturation[i]), float(params.hue[i]), grayscale=bool(params.grayscale[i]))
 
 
-def _tables(params: ViewParameters, means: Floats, white: int, only: int | None = None) -> Pixels:
+def _tables(params: ToneParameters, means: Floats, white: int, only: int | None = None) -> Pixels:
     """Return brightness, contrast and gamma as look-up tables, (B, white + 1), or (1, white + 1) for one image."""
     chosen = slice(None) if only is None else slice(only, only + 1)
     brightness, contrast = (values[chosen, None].astype(np.float32) for values in (params.brightness, params.contrast))

@@ -57,8 +57,8 @@ def geometry_of(params: ViewParameters, canvases: Sequence[Canvas], size: int) -
     Bilinear sampling uses every source pixel up to a reduction by two. Larger reductions start with exact halvings.
     """
     sides = np.array([(canvas.width, canvas.height) for canvas in canvases])
-    levels = np.maximum(_whole_log2(np.maximum(params.width, params.height) / size), 0)
-    levels = np.minimum(levels, _whole_log2(sides.min(1)))  # a strip one pixel wide has no half
+    levels = np.maximum(whole_log2(np.maximum(params.width, params.height) / size), 0)
+    levels = np.minimum(levels, whole_log2(sides.min(1)))  # a strip one pixel wide has no half
     shrink = 0.5**levels
     centres = np.stack([params.centre_x, params.centre_y], 1) * shrink[:, None]
     lengths = np.stack([params.width, params.height], 1) * shrink[:, None]
@@ -81,7 +81,8 @@ def geometry_of(params: ViewParameters, canvases: Sequence[Canvas], size: int) -
     )
 
 
-def _whole_log2(x: NDArray[Any]) -> NDArray[np.int64]:
+def whole_log2(x: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the binary logarithm of positive numbers, rounded down."""
     exponents: NDArray[np.int64] = np.frexp(x)[1].astype(np.int64) - 1
     return exponents
 
