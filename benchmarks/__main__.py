@@ -1,13 +1,14 @@
-"""`python -m benchmarks [views|files|jpeg|step|loading|manifest|growth|intervals|startup]`: all of them, or one."""
+"""`python -m benchmarks [views|volumes|files|jpeg|step|loading|manifest|growth|intervals|startup]`: all, or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views
+from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views, volumes
 
 ALL = {
     "views": views.run,
+    "volumes": volumes.run,
     "files": files.run,
     "jpeg": jpeg.run,
     "step": step.run,
