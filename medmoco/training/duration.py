@@ -104,14 +104,17 @@ def estimate_lines(seconds: float, steps: int, context: RunContext) -> tuple[str
     if context.device.type != "cpu" or total < _LONG:
         return line, ""
     backbone, size, epochs = context.settings.model.backbone, context.settings.views.size, context.settings.train.epochs
+    volumes = context.settings.data.dimensions == 3
+    small, enough = ("monai/resnet10_quarter", 48) if volumes else ("resnet10t", 96)
     smaller = [
-        *(["model.backbone=resnet10t"] if backbone != "resnet10t" else []),
-        *(["views.size=96"] if size > 96 else []),
+        *([f"model.backbone={small}"] if backbone != small else []),
+        *([f"views.size={enough}"] if size > enough else []),
         *(["train.epochs=30"] if epochs > 30 else []),
     ]
     return line, (
-        f"training {backbone} on views of {size} pixels for {epochs} epochs takes {duration_words(total)} on this CPU;"
-        f" use a GPU{', or settings for a CPU such as ' * bool(smaller)}{' '.join(smaller)}"
+        f"training {backbone} on views of {size} {'voxels' if volumes else 'pixels'} for {epochs} epochs takes"
+        f" {duration_words(total)} on this CPU; use a GPU{', or settings for a CPU such as ' * bool(smaller)}"
+        f"{' '.join(smaller)}"
     )
 
 
@@ -189,6 +192,6 @@ def random_batch(settings: RunSettings, size: int) -> Batch:
     side = settings.views.size
     dtype = torch.uint8 if settings.data.bit_depth == 8 else torch.uint16
     planned = plan_of(settings.method, settings.decoder).views
-    shape = (size, settings.data.channel_count, side, side)
+    shape = (size, settings.data.channel_count, *[side] * settings.data.dimensions)
     views = [torch.randint(0, 256, shape).to(dtype) for _ in planned]
     return Batch(views, torch.arange(size), step=0, epoch=0)
