@@ -17,6 +17,7 @@ from torch import nn
 
 from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.config.reading import merge
+from medmoco.data.augment.normalisation import memory_layout
 from medmoco.data.loading.preprocessing import Image, Preprocessing
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.embedding import Options, Unreadable, compute
@@ -155,7 +156,7 @@ class Encoder:
         options = Options(root, unreadable, batch_size, device, progress)
         settings, module = self.settings or self.preprocessing.settings, self.as_evaluated
         if settings.train.channels_last:  # so that the features are bitwise those of evaluation
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=memory_layout(settings.data.dimensions, channels_last=True))
         found = compute(module, self.preprocessing, settings, images, options)
         if not as_frame:
             return found.values
@@ -297,7 +298,9 @@ def _settings_for(kind: Kind, path: Path, config: ConfigSource | None) -> RunSet
 def _create(settings: RunSettings, *, whole: bool) -> Backbone:
     untrained = settings.model.model_copy(update={"init": None})
     size, channels, stages = settings.views.size, settings.data.channel_count, settings.evaluate.stages
-    backbone = create_backbone(untrained, seed=settings.seed, size=size, channels=channels, stages=stages)
+    backbone = create_backbone(
+        untrained, seed=settings.seed, size=size, channels=channels, stages=stages, dimensions=settings.data.dimensions
+    )
     if backbone.fixed_size and settings.evaluate.size not in (None, backbone.fixed_size):
         raise SettingsError(
             f"evaluate.size {settings.evaluate.size}: {backbone.name} takes views of {backbone.fixed_size} pixels only"

@@ -225,7 +225,7 @@ def _compute(
 ) -> tuple[dict[str, Extracted], dict[str, dict[str, Features]]]:
     """Return what was extracted for the primary encoder and those prepared alike, and all features by name, split."""
     own, *groups = _groups(loaded)
-    networks = {**{name: modules[name] for name in own}, PIXELS: thumbnails()}
+    networks = {**{name: modules[name] for name in own}, PIXELS: thumbnails(dimensions=settings.data.dimensions)}
     images = {name: hash_of_images(split, settings.data) if cache else None for name, split in splits.items()}
     extracted = {
         name: features_of(networks, split, settings, cache, log, images[name]) for name, split in splits.items()
