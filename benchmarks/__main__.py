@@ -1,10 +1,10 @@
-"""`python -m benchmarks [views|files|jpeg|step|loading|manifest|growth|intervals|startup]`: all of them, or one."""
+"""`python -m benchmarks [views|files|jpeg|step|loading|manifest|growth|intervals|startup|volume_packs]`: all or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views
+from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views, volume_packs
 
 ALL = {
     "views": views.run,
@@ -16,6 +16,7 @@ ALL = {
     "growth": growth.run,
     "intervals": intervals.run,
     "startup": startup.run,
+    "volume_packs": volume_packs.run,
 }
 
 for name in sys.argv[1:] or ALL:

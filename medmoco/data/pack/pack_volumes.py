@@ -12,11 +12,12 @@ knows numbers of bytes. Lengths are checked before anything is decompressed into
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +46,9 @@ def blosc2() -> Any:
         SettingsError: it is not installed.
     """
     try:
-        import blosc2 as module
+        return importlib.import_module("blosc2")
     except ImportError:
         raise SettingsError("packs of volumes need Blosc2: pip install medmoco[volumes]") from None
-    return module
 
 
 def compressed(pixels: Pixels) -> Bytes:
@@ -71,6 +71,25 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     """Yield the part of each chunk."""
     starts = product(*(range(0, side, CHUNK) for side in shape))
     yield from (tuple(slice(start, start + CHUNK) for start in corner) for corner in starts)
+
+
+class _Segment(NamedTuple):
+    """What a chunk contributes to a part, along one axis."""
+
+    chunk: int  # its number
+    side: int  # of the chunk
+    source: slice  # in the chunk
+    target: slice  # in the part
+
+
+def _segments(part: range, side: int) -> list[_Segment]:
+    segments = []
+    for chunk in range(part.start // CHUNK, (part.stop - 1) // CHUNK + 1):
+        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, side)
+        low, high = max(begin, part.start), min(end, part.stop)
+        source, target = slice(low - begin, high - begin), slice(low - part.start, high - part.start)
+        segments.append(_Segment(chunk, end - begin, source, target))
+    return segments
 
 
 class PackedPixels:
@@ -114,29 +133,21 @@ class PackedPixels:
             raise ValueError("a canvas in a pack is indexed by three slices with step 1")
         pixels = np.empty([len(axis) for axis in ranges], self.dtype)
         if pixels.size:
-            x, y, z = (range(axis.start // CHUNK, (axis.stop - 1) // CHUNK + 1) for axis in ranges)
+            x, y, z = (_segments(axis, side) for axis, side in zip(ranges, self.shape, strict=True))
             for column in product(x, y):
-                self._fill(pixels, [axis.start for axis in ranges], column, z)
+                self._fill(pixels, *column, z)
         return pixels
 
-    def _fill(self, pixels: Pixels, origin: list[int], column: tuple[int, int], z: range) -> None:
+    def _fill(self, pixels: Pixels, x: _Segment, y: _Segment, z: list[_Segment]) -> None:
         """Fill a part from neighbouring chunks along the last axis, which are read at once."""
-        first = (column[0] * self._grid[1] + column[1]) * self._grid[2]
-        begin, end = self._bounds[first + z.start], self._bounds[first + z.stop]
-        data = np.empty(end - begin, np.uint8)
-        self._files.read(self._shard, begin, data)
-        for number in z:
-            low = [CHUNK * at for at in (*column, number)]
-            high = [min(at + CHUNK, side) for at, side in zip(low, self.shape, strict=True)]
-            chunk = np.empty([stop - start for start, stop in zip(low, high, strict=True)], self.dtype)
-            at, stop = (self._bounds[first + which] - begin for which in (number, number + 1))
-            self._decompress(data[at:stop], chunk)
-            inside, source = [], []
-            for start, stop, offset, side in zip(low, high, origin, pixels.shape, strict=True):
-                from_, to = max(start, offset), min(stop, offset + side)
-                inside.append(slice(from_ - offset, to - offset))
-                source.append(slice(from_ - start, to - start))
-            pixels[tuple(inside)] = chunk[tuple(source)]
+        first = (x.chunk * self._grid[1] + y.chunk) * self._grid[2]
+        bounds = self._bounds[first + z[0].chunk : first + z[-1].chunk + 2]
+        data = np.empty(bounds[-1] - bounds[0], np.uint8)
+        self._files.read(self._shard, bounds[0], data)
+        for number, along in enumerate(z):
+            chunk = np.empty((x.side, y.side, along.side), self.dtype)
+            self._decompress(data[bounds[number] - bounds[0] : bounds[number + 1] - bounds[0]], chunk)
+            pixels[x.target, y.target, along.target] = chunk[x.source, y.source, along.source]
 
     def _decompress(self, data: Bytes, chunk: Pixels) -> None:
         if not _is_plain(data, chunk.nbytes):
@@ -151,10 +162,10 @@ def _is_plain(data: Bytes, nbytes: int) -> bool:
     """Return whether a chunk's header states these lengths, and nothing but a built-in codec and filter."""
     if len(data) < _HEADER:
         return False
-    stated, _, length = data[4:16].view("<i4").tolist()
-    codec, flags = int(data[_CODEC]), int(data[_FLAGS])
-    known = data[_FILTERS].max() <= _BITSHUFFLE and codec <= _ZSTD and not flags & ~_ONE_VALUE
-    return bool(stated == nbytes and length == len(data) and known)
+    header = data[:_HEADER].tobytes()
+    stated, length = (int.from_bytes(header[at : at + 4], "little") for at in (4, 12))
+    known = max(header[_FILTERS]) <= _BITSHUFFLE and header[_CODEC] <= _ZSTD and not header[_FLAGS] & ~_ONE_VALUE
+    return stated == nbytes and length == len(data) and known
 
 
 def _damaged(shard: int) -> DataError:
