@@ -39,6 +39,7 @@ def run() -> None:
     """Print a table for each part."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    blosc2().set_nthreads(1)
     _resampling()
     _storage("made CT", [*_volumes()])
     if CT.is_file() and importlib.util.find_spec("nibabel"):

@@ -4,16 +4,20 @@ A stored canvas is a table with the length of each chunk in bytes (little-endian
 order: cubes of 32 voxels, smaller at the far end of an axis. A chunk is its voxels in C order, compressed by Blosc2.
 The canvases of a shard follow one another in an `.npy` file of bytes, so a pack of many volumes has few files.
 
-Source: measured (`benchmarks/volume_packs.py`) against memory-mapped `.npy` files, Zarr, and files of Blosc2's own
-format. Of its codecs, LZ4 after a bit shuffle takes a few percent more bytes than Zstandard and half of its time.
-Blosc2's file format holds metadata, including code that its functions can run; only its compressor is used here, which
-knows numbers of bytes. Lengths are checked before anything is decompressed into an array of the expected size.
+The bytes depend on the version of Blosc2, the voxels do not.
+
+Source: measured (`benchmarks/volume_packs.py`). Memory-mapped `.npy` files take 1.4 times the bytes, and crops from
+Zarr take five times as long. From files of Blosc2's own format they take 0.8 times as long, but each volume needs an
+open file, and the metadata can describe functions, which not every version of Blosc2 refuses to rebuild when it opens
+the file. So only its compressor is used, and lengths, filters and codec are checked before a chunk is decompressed into
+an array of the expected size. LZ4 after a bit shuffle takes a sixth more bytes than Zstandard, and half of its time.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -31,11 +35,12 @@ Bytes = NDArray[np.uint8]
 Shape = tuple[int, int, int]
 
 CHUNK = 32
-"""Voxels per side. Source: measured, 64 reads twice the bytes for a crop of 96, and 16 takes twice as long."""
+"""Voxels per side. Source: measured, 64 takes as long for a crop of 96 voxels, and reads twice the bytes."""
 
 _LENGTH = np.dtype("<u4")
-_HEADER = 32  # bytes of a chunk's header. Source: C-Blosc2, README_CHUNK_FORMAT.rst
-_FILTERS, _CODEC, _FLAGS = slice(16, 22), 22, 31  # in it
+# Of a chunk: its length when decompressed and compressed, filters, codec and flags. Source: C-Blosc2,
+# README_CHUNK_FORMAT.rst.
+_HEADER = struct.Struct("<4xi4xi6sB8xB")
 _BITSHUFFLE, _ZSTD, _ONE_VALUE = 2, 5, 0x70  # the last known filter and codec; flags of chunks of one value
 
 
@@ -52,7 +57,7 @@ def blosc2() -> Any:
 
 
 def compressed(pixels: Pixels) -> Bytes:
-    """Return a canvas (X, Y, Z) uint8 or uint16 as it is stored; the bytes do not depend on the machine."""
+    """Return a canvas (X, Y, Z) uint8 or uint16 as it is stored; the bytes do not depend on threads."""
     chunks = [_compress(np.ascontiguousarray(pixels[part])) for part in _chunks(pixels.shape)]
     table = np.array([len(chunk) for chunk in chunks], _LENGTH)
     return np.frombuffer(table.tobytes() + b"".join(chunks), np.uint8)
@@ -110,7 +115,7 @@ class PackedPixels:
             DataError: the shard cannot be read, or is damaged.
         """
         self.shape, self.dtype = shape, np.dtype(dtype)
-        self._files, self._shard = files, shard
+        self._files, self._shard, self._decompress2 = files, shard, blosc2().decompress2
         self._grid = [math.ceil(side / CHUNK) for side in shape]
         count = math.prod(self._grid)
         if count * _LENGTH.itemsize > length:
@@ -118,7 +123,7 @@ class PackedPixels:
         table = np.empty(count, _LENGTH)
         files.read(shard, start, table)
         ends = table.astype(np.int64).cumsum() + table.nbytes
-        if ends[-1] != length or table.max() > CHUNK**3 * self.dtype.itemsize + _HEADER:
+        if ends[-1] != length or table.max() > CHUNK**3 * self.dtype.itemsize + _HEADER.size:
             raise _damaged(shard)
         self._bounds = [start + table.nbytes, *(start + ends).tolist()]
 
@@ -153,19 +158,18 @@ class PackedPixels:
         if not _is_plain(data, chunk.nbytes):
             raise _damaged(self._shard)
         try:
-            blosc2().decompress2(data, dst=chunk, nthreads=1)
+            self._decompress2(data, dst=chunk, nthreads=1)
         except (RuntimeError, ValueError):
             raise _damaged(self._shard) from None
 
 
 def _is_plain(data: Bytes, nbytes: int) -> bool:
     """Return whether a chunk's header states these lengths, and nothing but a built-in codec and filter."""
-    if len(data) < _HEADER:
+    if len(data) < _HEADER.size:
         return False
-    header = data[:_HEADER].tobytes()
-    stated, length = (int.from_bytes(header[at : at + 4], "little") for at in (4, 12))
-    known = max(header[_FILTERS]) <= _BITSHUFFLE and header[_CODEC] <= _ZSTD and not header[_FLAGS] & ~_ONE_VALUE
-    return stated == nbytes and length == len(data) and known
+    stated, length, filters, codec, flags = _HEADER.unpack_from(data.data)
+    known = max(filters) <= _BITSHUFFLE and codec <= _ZSTD and not flags & ~_ONE_VALUE
+    return bool(stated == nbytes and length == len(data) and known)
 
 
 def _damaged(shard: int) -> DataError:
