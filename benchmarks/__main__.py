@@ -1,10 +1,10 @@
-"""`python -m benchmarks [views|volumes|files|jpeg|step|loading|manifest|growth|intervals|startup]`: all, or one."""
+"""`python -m benchmarks [NAME ...]`: all benchmarks, or those of the given names, the keys of `ALL`."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views, volumes
+from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views, volume_packs, volumes
 
 ALL = {
     "views": views.run,
@@ -17,6 +17,7 @@ ALL = {
     "growth": growth.run,
     "intervals": intervals.run,
     "startup": startup.run,
+    "volume_packs": volume_packs.run,
 }
 
 for name in sys.argv[1:] or ALL:
