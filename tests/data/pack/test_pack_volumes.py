@@ -217,14 +217,14 @@ def test_pack__interrupted_and_resumed_gives_the_same_bytes(
 ) -> None:
     pack(volumes, tmp_path / "straight")
 
-    def interrupted(*given: Any) -> Iterator[int]:
+    def interrupted(*given: Any, workers: int) -> Iterator[int]:
         for count, number in enumerate(pack_shards.write_shards(*given, workers=1)):
             if count == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield number
 
     with monkeypatch.context() as patched:
-        patched.setattr(pack_writing, "_on_this_machine", interrupted)
+        patched.setattr(pack_writing, "write_shards", interrupted)
         with pytest.raises(Stopped, match="after 6 of 8 images"):
             pack(volumes, tmp_path / "pack")
     assert [file.name for file in (tmp_path / "pack").glob("shard-*")] == ["shard-00000.npy"]
