@@ -27,8 +27,9 @@ KNN_TEMPERATURE = 0.07
 """Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4."""
 
 _MAX_ITERATIONS = 2000
-_CHUNK_CELLS = 2**22  # similarities in memory at once, 32 MiB
-_LEAST_CHUNK = 32  # queries, although that may need more: each chunk reads the whole bank
+_BLOCK = 4096  # rows of features in double precision at once; all of them may have more gigabytes than the machine
+_CHUNK_CELLS = 2**25  # cosines in memory at once, 256 MiB
+_LEAST_CHUNK = 32  # queries, although that may need more: each chunk reads and normalises the whole bank
 _TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal within the precision of float32 features
 
 
@@ -128,7 +129,9 @@ def standardise(features: Mapping[str, Features]) -> Standard:
     """Standardise features (N, F) by split, by the mean and variance of `train`."""
     from sklearn.preprocessing import StandardScaler  # not at the top: importing scikit-learn takes a second
 
-    scaler = StandardScaler().fit(features["train"])
+    scaler, train = StandardScaler(), features["train"]
+    for block in _blocks(len(train)):
+        scaler.partial_fit(train[block])
     scaled = {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
     return Standard(scaled, scaler.mean_, scaler.scale_)
 
@@ -150,13 +153,18 @@ def linear_probe(
     reason = "no such split" if validation is None else undefined(validation)
     tried, notes = _candidates(strengths, reason)
     fits = []
-    for strength, coefficients, biases, iterations in _logistic_fits(features["train"][rows], train[rows], tried):
+    x, y = _labelled(features["train"], rows), train[rows]
+    for strength, coefficients, biases, iterations in _logistic_fits(x, y, tried):
         weights, bias = coefficients[0], float(biases[0])
-        score = 0.0 if reason or validation is None else auroc(validation, as_scores(features["val"] @ weights + bias))
+        score = 0.0
+        if not reason and validation is not None:
+            score = auroc(validation, as_scores(_logits(features["val"], weights, bias)))
         fits.append((score, strength, weights, bias, iterations))
     _, strength, weights, bias, iterations = max(fits, key=lambda fit: fit[0])  # the first of equals
     notes += _convergence(iterations)
-    scores = {split: as_scores(values @ weights + bias) for split, values in features.items() if split != "train"}
+    scores = {
+        split: as_scores(_logits(values, weights, bias)) for split, values in features.items() if split != "train"
+    }
     return Probe(strength, weights, bias, scores, tuple(notes))
 
 
@@ -180,9 +188,8 @@ def softmax_probe(
     reason = None if defined else "no such split" if validation is None else undefined(validation[:, 0])
     tried, notes = _candidates(strengths, reason)
     fits = []
-    for strength, weights, bias, iterations in _logistic_fits(
-        features["train"][rows], train[rows].argmax(axis=1), tried
-    ):
+    x, y = _labelled(features["train"], rows), train[rows].argmax(axis=1)
+    for strength, weights, bias, iterations in _logistic_fits(x, y, tried):
         if len(weights) == 1:  # two classes: their logits have opposite signs
             weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
         score = 0.0
@@ -224,11 +231,31 @@ def ridge_probe(
         weights, bias = model.coef_, float(model.intercept_)
         score = 0.0
         if not reason and validation is not None:
-            score, _ = errors_of(validation, as_scores(features["val"] @ weights + bias)[None])
+            score, _ = errors_of(validation, as_scores(_logits(features["val"], weights, bias))[None])
         fits.append((score, strength, weights, bias))
     _, strength, weights, bias = max(fits, key=lambda fit: fit[0])
-    scores = {split: as_scores(values @ weights + bias) for split, values in features.items() if split != "train"}
+    scores = {
+        split: as_scores(_logits(values, weights, bias)) for split, values in features.items() if split != "train"
+    }
     return Probe(strength, weights, bias, scores, tuple(notes))
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    """Yield slices of _BLOCK rows."""
+    return (slice(start, start + _BLOCK) for start in range(0, rows, _BLOCK))
+
+
+def _labelled(features: Features, rows: NDArray[np.bool_]) -> Features:
+    """Return the labelled rows; without a copy, which may have gigabytes, if these are all."""
+    return features if rows.all() else features[rows]
+
+
+def _logits(features: Features, weights: Floats, bias: Floats | float) -> Floats:
+    """Return features @ weights + bias, without converting all features to double precision at once."""
+    logits = np.empty((len(features), *weights.shape[1:]))
+    for block in _blocks(len(features)):
+        logits[block] = features[block] @ weights + bias
+    return logits
 
 
 def _candidates(strengths: Sequence[float], reason: str | None) -> tuple[list[float], list[str]]:
@@ -261,7 +288,7 @@ def _convergence(iterations: int) -> list[str]:
 
 def _class_scores(features: Features, weights: Floats, bias: Floats) -> Floats:
     """Return the log-odds of each class, (N, C)."""
-    return as_scores(one_versus_rest(torch.from_numpy(features @ weights.T + bias)).numpy())
+    return as_scores(one_versus_rest(torch.from_numpy(_logits(features, weights.T, bias))).numpy())
 
 
 def one_versus_rest(logits: Tensor) -> Tensor:
@@ -297,28 +324,39 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
         (M, L), 0 to 1, see `metrics.as_scores`; nan for a label without labelled rows.
     """
     result = np.full((len(queries), targets.shape[1]), np.nan)
-    unit_queries, known = unit_length(queries), ~np.isnan(targets)
+    known = ~np.isnan(targets)
+    rows = np.flatnonzero(known.any(1))  # n of the N
     # Labels that are missing in the same rows share their neighbours.
-    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
-    for number in range(patterns.shape[1]):
-        rows, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
-        if not rows.size:
-            continue
-        chosen = unit_length(bank if rows.size == len(bank) else bank[rows])  # (n, F)
-        votes = torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, l)
-        count = min(neighbours, rows.size)
-        step = max(_LEAST_CHUNK, _CHUNK_CELLS // rows.size)
-        for start in range(0, len(queries), step):
-            weights, near = _nearest(unit_queries[start : start + step] @ chosen.T, count)  # (m, k)
-            shares = (weights[:, :, None] * votes[near]).sum(1) / weights.sum(1, keepdim=True)
-            result[np.ix_(np.arange(start, start + len(shares)), labels)] = shares.numpy()
+    patterns, pattern_of = np.unique(known[rows], axis=1, return_inverse=True)
+    step = max(_LEAST_CHUNK, _CHUNK_CELLS // max(1, rows.size))
+    for start in range(0, len(queries), step):
+        chunk = slice(start, start + step)
+        cosines = cosine_similarities(queries[chunk], bank, rows)  # (m, n)
+        for number in np.flatnonzero(patterns.any(0)):
+            keys, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
+            among = cosines if keys.size == rows.size else cosines[:, keys]
+            weights, near = _nearest(among, min(neighbours, keys.size))  # (m, k)
+            for label in labels:  # one by one: if most images are tied, k is almost n
+                votes = torch.from_numpy(targets[rows[keys], label])[near]
+                result[chunk, label] = ((weights * votes).sum(1) / weights.sum(1)).numpy()
     return as_scores(result)
 
 
-def unit_length(features: Features) -> Tensor:
-    """Return features of unit length in float64, so that copies of an image are equally near up to _TIE."""
-    values = torch.from_numpy(features).to(torch.float64, copy=True)
-    return values.div_(values.norm(dim=1, keepdim=True).clamp_min_(1e-12))  # in place: a bank may have gigabytes
+def cosine_similarities(queries: Features, bank: Features, rows: NDArray[np.int64]) -> Tensor:
+    """Return the cosines of queries (M, F) and rows of a bank (N, F), (M, number of rows).
+
+    They are in float64, so that copies of an image are equally near up to _TIE.
+    """
+    units = _unit_length(queries)
+    cosines = torch.empty(len(queries), len(rows), dtype=torch.float64)
+    for block in _blocks(len(rows)):
+        cosines[:, block] = units @ _unit_length(bank[rows[block]]).T
+    return cosines
+
+
+def _unit_length(features: Features) -> Tensor:
+    values = torch.from_numpy(features).to(torch.float64)
+    return values / values.norm(dim=1, keepdim=True).clamp_min_(1e-12)
 
 
 def _nearest(cosines: Tensor, count: int) -> tuple[Tensor, Tensor]:
