@@ -28,7 +28,7 @@ KNN_TEMPERATURE = 0.07
 
 _MAX_ITERATIONS = 2000
 _BLOCK = 4096  # rows of features in double precision at once; all of them may have more gigabytes than the machine
-_CHUNK_CELLS = 2**25  # cosines in memory at once, 256 MiB
+_CHUNK_CELLS = 2**26  # cosines in memory at once, 512 MiB
 _LEAST_CHUNK = 32  # queries, although that may need more: each chunk reads and normalises the whole bank
 _TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal within the precision of float32 features
 
