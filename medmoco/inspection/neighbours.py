@@ -103,7 +103,7 @@ def nearest(
     Returns:
         A table with COLUMNS.
     """
-    cosines = cosine_similarities(queries, keys, np.arange(len(keys))).numpy().round(_DIGITS)  # (M, N)
+    cosines = cosine_similarities(queries, keys).numpy().round(_DIGITS)  # (M, N)
     lines = []
     for row, patient, cosine in zip(chosen.rows, chosen.patients, cosines, strict=True):
         own = bank.patients == patient

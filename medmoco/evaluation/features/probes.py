@@ -27,7 +27,7 @@ KNN_TEMPERATURE = 0.07
 """Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4."""
 
 _MAX_ITERATIONS = 2000
-_BLOCK = 4096  # rows of features in double precision at once; all of them may have more gigabytes than the machine
+_BLOCK_CELLS = 2**20  # numbers in double precision at once, 8 MiB; all features may have more than the machine
 _CHUNK_CELLS = 2**26  # cosines in memory at once, 512 MiB
 _LEAST_CHUNK = 32  # queries, although that may need more: each chunk reads and normalises the whole bank
 _TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal within the precision of float32 features
@@ -130,7 +130,7 @@ def standardise(features: Mapping[str, Features]) -> Standard:
     from sklearn.preprocessing import StandardScaler  # not at the top: importing scikit-learn takes a second
 
     scaler, train = StandardScaler(), features["train"]
-    for block in _blocks(len(train)):
+    for block in _blocks(*train.shape):
         scaler.partial_fit(train[block])
     scaled = {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
     return Standard(scaled, scaler.mean_, scaler.scale_)
@@ -240,9 +240,10 @@ def ridge_probe(
     return Probe(strength, weights, bias, scores, tuple(notes))
 
 
-def _blocks(rows: int) -> Iterator[slice]:
-    """Yield slices of _BLOCK rows."""
-    return (slice(start, start + _BLOCK) for start in range(0, rows, _BLOCK))
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    """Yield slices of rows that have at most _BLOCK_CELLS numbers together."""
+    step = max(1, _BLOCK_CELLS // width)
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _labelled(features: Features, rows: NDArray[np.bool_]) -> Features:
@@ -253,7 +254,7 @@ def _labelled(features: Features, rows: NDArray[np.bool_]) -> Features:
 def _logits(features: Features, weights: Floats, bias: Floats | float) -> Floats:
     """Return features @ weights + bias, without converting all features to double precision at once."""
     logits = np.empty((len(features), *weights.shape[1:]))
-    for block in _blocks(len(features)):
+    for block in _blocks(*features.shape):
         logits[block] = features[block] @ weights + bias
     return logits
 
@@ -329,9 +330,10 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
     # Labels that are missing in the same rows share their neighbours.
     patterns, pattern_of = np.unique(known[rows], axis=1, return_inverse=True)
     step = max(_LEAST_CHUNK, _CHUNK_CELLS // max(1, rows.size))
+    matrix = torch.empty(min(step, len(queries)), rows.size, dtype=torch.float64)  # once: new memory is slow at first
     for start in range(0, len(queries), step):
         chunk = slice(start, start + step)
-        cosines = cosine_similarities(queries[chunk], bank, rows)  # (m, n)
+        cosines = cosine_similarities(queries[chunk], bank, None if rows.size == len(bank) else rows, matrix)  # (m, n)
         for number in np.flatnonzero(patterns.any(0)):
             keys, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
             among = cosines if keys.size == rows.size else cosines[:, keys]
@@ -342,29 +344,42 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
     return as_scores(result)
 
 
-def cosine_similarities(queries: Features, bank: Features, rows: NDArray[np.int64]) -> Tensor:
-    """Return the cosines of queries (M, F) and rows of a bank (N, F), (M, number of rows).
+def cosine_similarities(
+    queries: Features, bank: Features, rows: NDArray[np.int64] | None = None, out: Tensor | None = None
+) -> Tensor:
+    """Return the cosines of queries and images in float64, so that copies of an image are equally near up to _TIE.
 
-    They are in float64, so that copies of an image are equally near up to _TIE.
+    Args:
+        queries: (M, F) features.
+        bank: (N, F) features of the images.
+        rows: (n,) rows of the bank to use; all N if None.
+        out: (M or more, n) memory for the result.
+
+    Returns:
+        (M, n).
     """
-    units = _unit_length(queries)
-    cosines = torch.empty(len(queries), len(rows), dtype=torch.float64)
-    for block in _blocks(len(rows)):
-        cosines[:, block] = units @ _unit_length(bank[rows[block]]).T
+    units, count = _unit_length(queries), len(bank) if rows is None else len(rows)
+    cosines = torch.empty(len(queries), count, dtype=torch.float64) if out is None else out[: len(queries)]
+    for block in _blocks(count, bank.shape[1]):
+        cosines[:, block] = units @ _unit_length(bank[block if rows is None else rows[block]]).T
     return cosines
 
 
 def _unit_length(features: Features) -> Tensor:
     values = torch.from_numpy(features).to(torch.float64)
-    return values / values.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+    unit: Tensor = values / values.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+    return unit
 
 
 def _nearest(cosines: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the weights of the `count` nearest images and of all tied with the last, and their numbers, (m, k)."""
     near, index = cosines.topk(min(count + 1, cosines.shape[1]))  # (m, k + 1)
     last = near[:, count - 1, None]
-    if (near[:, count:] >= last - _TIE).any():  # search for all ties only if there are any
-        near, index = cosines.topk(int((cosines >= last - _TIE).sum(1).max()))
+    more = (near[:, count:] >= last - _TIE).any(1).nonzero()[:, 0]
+    if len(
+        more
+    ):  # search for all ties only if there are any; row by row, since summing booleans takes 9 bytes for each
+        near, index = cosines.topk(max(int((cosines[row] >= last[row] - _TIE).count_nonzero()) for row in more))
     above, tied = near > last + _TIE, (near - last).abs() <= _TIE
     room = (count - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
     return ((near - near[:, :1]) / KNN_TEMPERATURE).exp() * (above + room * tied), index

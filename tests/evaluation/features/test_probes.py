@@ -61,12 +61,12 @@ def test_standardise__uses_train_alone() -> None:
         assert np.allclose(values, (features[name] - mean) / std, atol=1e-4)
 
 
-@pytest.mark.parametrize("block", [7, 2**12])
+@pytest.mark.parametrize("block", [70, 2**20])
 @pytest.mark.parametrize("constant", [7, 0.1, 1e6 / 3])
 def test_standardise__a_constant_feature_does_no_harm(
     constant: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "_BLOCK", block)
+    monkeypatch.setattr(probes, "_BLOCK_CELLS", block)
     features, _ = splits()
     for values in features.values():
         values[:, 3] = constant
@@ -84,7 +84,7 @@ def test_standardise__and_probe_hold_no_copies_in_double_precision() -> None:
     linear_probe(standard, targets, targets[:20_000], [0.1])
     more = tracemalloc.get_traced_memory()[1] - held
     tracemalloc.stop()
-    block = 8 * 64 * probes._BLOCK
+    block = 8 * probes._BLOCK_CELLS
     assert held < sum(each.nbytes for each in standard.values()) + 3 * block
     assert more < 2 * block
 
@@ -161,11 +161,11 @@ def plain_knn(bank: Features, targets: Floats, query: NDArray[np.float32], neigh
     return sum(w * target for w, (_, target) in zip(weights, nearest, strict=True)) / sum(weights)
 
 
-@pytest.mark.parametrize(("cells", "block"), [(1, 1), (120 * 7, 50), (2**24, 2**12)])
+@pytest.mark.parametrize(("cells", "block"), [(1, 1), (120 * 7, 50), (2**24, 2**20)])
 def test_knn_scores__equal_a_plain_loop_with_missing_labels(
     cells: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "_BLOCK", block)
+    monkeypatch.setattr(probes, "_BLOCK_CELLS", block)
     monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
     monkeypatch.setattr(probes, "_LEAST_CHUNK", 1)
     features, _ = splits()
@@ -220,8 +220,8 @@ def test_knn_scores__depend_neither_on_the_order_of_rows_nor_on_the_block(monkey
     scores = knn_scores(bank, targets, queries, 10)
     np.testing.assert_array_equal(scores[:30], scores[30:])
     order = generator.permutation(120)
-    for cells, block in ((1, 2**12), (120 * 7, 7), (2**22, 50)):
-        monkeypatch.setattr(probes, "_BLOCK", block)
+    for cells, block in ((1, 2**20), (120 * 7, 64 * 7), (2**22, 50)):
+        monkeypatch.setattr(probes, "_BLOCK_CELLS", block)
         monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
         monkeypatch.setattr(probes, "_LEAST_CHUNK", 1)
         np.testing.assert_array_equal(knn_scores(bank[order], targets[order], queries, 10), scores)
