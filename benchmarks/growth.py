@@ -247,7 +247,7 @@ WORK = {
     "order an epoch": Measured(_order, (*MANY, TEN_MILLION)),
     "find near duplicates": Measured(_near_duplicates, MANY),
     "bootstrap an AUROC": Measured(_bootstrap, MANY),
-    **{  # their features, and a standardised copy of them for the probe
+    **{  # in memory are the features, and for the probe a standardised copy of them
         f"{name}, {width} features": Measured(partial(prepare, width=width), MANY, copies * 4 * width)
         for name, prepare, copies in (("fit a linear probe", _probe, 2), ("score 1,000 images by kNN", _knn, 1))
         for width in (NARROW, WIDE)
