@@ -1,10 +1,10 @@
-"""`python -m benchmarks [views|files|jpeg|step|loading|manifest|growth|intervals|startup]`: all of them, or one."""
+"""`python -m benchmarks [views|files|jpeg|step|loading|workers|growth|intervals|startup]`: all of them, or one."""
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views
+from benchmarks import files, growth, intervals, jpeg, loading, startup, step, views, workers
 
 ALL = {
     "views": views.run,
@@ -12,11 +12,12 @@ ALL = {
     "jpeg": jpeg.run,
     "step": step.run,
     "loading": loading.run,
-    "manifest": manifest.run,
+    "workers": workers.run,
     "growth": growth.run,
     "intervals": intervals.run,
     "startup": startup.run,
 }
 
-for name in sys.argv[1:] or ALL:
-    ALL[name]()
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ALL:
+        ALL[name]()
