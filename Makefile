@@ -59,7 +59,7 @@ format: $(READY) ## format the code
 	ruff check --fix
 	ruff format
 
-bench: $(READY) ## benchmark views, training steps, JPEG, a million rows and starting, in about ten minutes
+bench: $(READY) ## all benchmarks of speed and memory
 	python -m benchmarks
 
 dist: $(READY) ## build the source distribution and the wheel in dist/, and check their metadata and contents

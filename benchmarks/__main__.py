@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import files, growth, intervals, jpeg, loading, manifest, startup, step, views, volume_packs, volumes
+from benchmarks import (
+    files,
+    growth,
+    intervals,
+    jpeg,
+    loading,
+    startup,
+    step,
+    views,
+    volume_packs,
+    volumes,
+    workers,
+)
 
 ALL = {
     "views": views.run,
@@ -13,12 +25,13 @@ ALL = {
     "jpeg": jpeg.run,
     "step": step.run,
     "loading": loading.run,
-    "manifest": manifest.run,
+    "workers": workers.run,
     "growth": growth.run,
     "intervals": intervals.run,
     "startup": startup.run,
     "volume_packs": volume_packs.run,
 }
 
-for name in sys.argv[1:] or ALL:
-    ALL[name]()
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ALL:
+        ALL[name]()
