@@ -194,27 +194,6 @@ def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_
     return view_maker.channels_first([view_maker.whole_view(canvas, size) for canvas in canvases])
 
 
-def whole_volumes(
-    canvases: list[VolumeCanvas], samples: Samples, *, size: int, way: str
-) -> view_maker.Pixels | list[view_maker.Pixels]:
-    """Return volumes as evaluation shows them.
-
-    Args:
-        canvases: B volumes.
-        samples: (B,).
-        size: Side S of the network's input, in voxels.
-        way: See `evaluate.volumes`: "resized", or "sliding" for a single volume.
-
-    Returns:
-        (B, 1, S, S, S); or for "sliding" the windows (W, 1, S, S, S) and the whole volume (1, 1, S, S, S).
-    """
-    wholes = np.stack([volume_views.whole_view(canvas, size) for canvas in canvases])[:, None]
-    if way == "resized":
-        return wholes
-    (canvas,) = canvases
-    return [volume_views.windows(canvas, size)[:, None], wholes]
-
-
 class WholeDataset(Dataset[Batch | MedmocoError]):
     """Maps positions in a split to whole-image views, or to what `make` returns for each image."""
 
@@ -354,7 +333,11 @@ def evaluation_batches(split: Split, settings: RunSettings, size: int, make: Vie
 
 def whole_maker(dimensions: int, size: int, volumes: str) -> ViewMaker:
     """Return what makes the network's input for evaluation, in which images and volumes are shown as a whole."""
-    return partial(whole_volumes, size=size, way=volumes) if dimensions == 3 else partial(whole_views, size=size)
+    return (
+        partial(volume_views.whole_volumes, size=size, way=volumes)
+        if dimensions == 3
+        else partial(whole_views, size=size)
+    )
 
 
 def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> Batches:
