@@ -105,7 +105,6 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         self.share = share
         self.plan = plan or plan_of(settings.method, settings.decoder)
         self.make = make
-        self.maker: Any = volume_views if settings.data.dimensions == 3 else view_maker
         weighs = plan is None and settings.decoder.empty != "none"
         self.emptiness = Emptiness(split, settings.data, settings.decoder) if weighs else None
         patient = settings.positives.image == "patient" and any(wanted.view == 1 for wanted in self.plan.views)
@@ -155,14 +154,19 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
                 takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
             sets.append(distinct)
         params = [self._draw(canvases, chosen, used, epoch, view) for chosen, view in zip(sets, of_view, strict=True)]
-        made = dict(zip(of_view, self.maker.render(self.settings.views, canvases, params, sets), strict=True))
+        made = dict(zip(of_view, self._maker.render(self.settings.views, canvases, params, sets), strict=True))
         return [
             made[view][takes[number]] if number in takes else made[view]
             for number, (view, _) in enumerate(self.plan.views)
         ]
 
+    @property
+    def _maker(self) -> Any:
+        """The module that draws and renders views."""
+        return volume_views if self.settings.data.dimensions == 3 else view_maker
+
     def _draw(self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int) -> ViewParameters:
-        return self.maker.draw(  # type: ignore[no-any-return]
+        return self._maker.draw(  # type: ignore[no-any-return]
             self.settings.views, [canvases[i] for i in places],
             seed=self.settings.seed, epoch=epoch, samples=used[places], view=view,
         )  # fmt: skip
