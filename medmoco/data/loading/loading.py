@@ -154,19 +154,16 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
                 takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
             sets.append(distinct)
         params = [self._draw(canvases, chosen, used, epoch, view) for chosen, view in zip(sets, of_view, strict=True)]
-        made = dict(zip(of_view, self._maker.render(self.settings.views, canvases, params, sets), strict=True))
+        made = dict(
+            zip(of_view, maker_of(self.settings.data).render(self.settings.views, canvases, params, sets), strict=True)
+        )
         return [
             made[view][takes[number]] if number in takes else made[view]
             for number, (view, _) in enumerate(self.plan.views)
         ]
 
-    @property
-    def _maker(self) -> Any:
-        """The module that draws and renders views."""
-        return volume_views if self.settings.data.dimensions == 3 else view_maker
-
     def _draw(self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int) -> ViewParameters:
-        return self._maker.draw(  # type: ignore[no-any-return]
+        return maker_of(self.settings.data).draw(  # type: ignore[no-any-return]
             self.settings.views, [canvases[i] for i in places],
             seed=self.settings.seed, epoch=epoch, samples=used[places], view=view,
         )  # fmt: skip
@@ -191,6 +188,11 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             return Found(samples, samples, canvases, notices)
         except ImageError as error:
             raise ImageError(f"{error}\n{self.remedy}") from None
+
+
+def maker_of(data: DataSettings) -> Any:
+    """Return the module that draws and renders views of these images or volumes."""
+    return volume_views if data.dimensions == 3 else view_maker
 
 
 def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_maker.Pixels:
