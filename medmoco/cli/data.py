@@ -96,6 +96,9 @@ def prepare(
         typer.Option(parser=path, help="Folder with its tables and images as published, or MedMNIST's file."),
     ],
     out: Annotated[Path, typer.Option(parser=path, help="New or empty folder for the manifest.")],
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="With dicom_tree: one row for each CT, MR or PT series.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the splits that the makers do not define.")] = 0,
     gzip: Annotated[bool, typer.Option("--gzip", help="Write .csv.gz files.")] = False,
     workers: Annotated[
@@ -104,7 +107,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Call `medmoco.prepare`; the help is above."""
-    print(medmoco.prepare(name, source, out, seed=seed, gzip=gzip, workers=workers).text)
+    print(medmoco.prepare(name, source, out, volumes=volumes, seed=seed, gzip=gzip, workers=workers).text)
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -6,12 +6,13 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import pydicom
@@ -53,17 +54,26 @@ _PER_YEAR = {"y": 1, "m": 12, "w": 365.25 / 7, "d": 365.25}
 _OLDEST = 120
 
 
-def read_headers(root: Path, paths: Sequence[str], workers: int) -> pd.DataFrame:
+def read_headers(
+    root: Path, paths: Sequence[str], workers: int, more: Mapping[str, str] = MappingProxyType({})
+) -> pd.DataFrame:
     """Read the headers of files below a folder in several processes; with 1, in this one.
 
+    Args:
+        root: The folder.
+        paths: N paths relative to it.
+        workers: Number of processes.
+        more: Further columns and the DICOM keywords of their cells.
+
     Returns:
-        N rows in the order of `paths`, every cell text: `COLUMNS`, and Fault, the reason why a file is not an image.
+        N rows in the order of `paths`, every cell text: `COLUMNS`, those of `more`, and Fault, the reason why a file is
+        not an image.
     """
-    read: Callable[[str], dict[str, str]] = partial(_read_header, root)
+    read: Callable[[str], dict[str, str]] = partial(_read_header, root, dict(more))
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         found = pool.map(read, paths, chunksize=64) if pool else map(read, paths)
         records = list(track(found, len(paths), "headers"))
-    return pd.DataFrame(records, columns=[*COLUMNS, "Fault"], dtype=str).fillna("")
+    return pd.DataFrame(records, columns=[*COLUMNS, *more, "Fault"], dtype=str).fillna("")
 
 
 def years(age: str) -> str:
@@ -78,12 +88,13 @@ def years(age: str) -> str:
     return str(completed) if completed <= _OLDEST else ""
 
 
-def _read_header(root: Path, path: str) -> dict[str, str]:
+def _read_header(root: Path, more: Mapping[str, str], path: str) -> dict[str, str]:
     try:
         # pydicom's warnings and error texts are not shown: both quote values that may identify a patient.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _record(*_open_header(root / path))
+            header, syntax = _open_header(root / path, [*_TAGS, *more.values()])
+            return {**_record(header, syntax), **{column: _text(header, tag) for column, tag in more.items()}}
     except InvalidDicomError:
         return {"Fault": "the content is not DICOM"}
     except OSError as error:
@@ -103,17 +114,17 @@ def _record(header: Dataset, syntax: UID) -> dict[str, str]:
     }
 
 
-def _open_header(file: Path) -> tuple[Dataset, UID]:
-    """Return the elements of `_TAGS` and the transfer syntax; a deflated dataset is inflated only at its start."""
+def _open_header(file: Path, names: list[str]) -> tuple[Dataset, UID]:
+    """Return some elements and the transfer syntax; a deflated dataset is inflated only at its start."""
     meta = read_file_meta_info(file)
     syntax = UID(meta.get("TransferSyntaxUID") or "")
     if syntax != DeflatedExplicitVRLittleEndian:
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS), syntax
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*names]), syntax
     with file.open("rb") as stream:
         stream.seek(144 + int(meta.FileMetaInformationGroupLength))
         deflated = stream.read(_HEADER_BYTES)
     plain = io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _HEADER_BYTES))
-    tags: list[BaseTag | int] = [Tag(name) for name in _TAGS]
+    tags: list[BaseTag | int] = [Tag(name) for name in names]
     return read_dataset(plain, False, True, stop_when=lambda tag, *_: tag >= _PIXELS, specific_tags=tags), syntax
 
 

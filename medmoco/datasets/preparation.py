@@ -27,7 +27,7 @@ CHEXPERT_LABELS = [
 ]  # fmt: skip
 """Labels of the CheXpert labeller, which CheXpert and MIMIC-CXR-JPG use."""
 
-_FIRST = ["Path", "Frame", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Laterality"]
+_FIRST = ["Path", "Frame", "PatientID", "StudyID", "SeriesInstanceUID", "ViewPosition", "Sex", "Age", "Laterality"]
 _CELLS: dict[str, Any] = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": -1, "-1.0": -1, "": pd.NA}
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
 
@@ -131,7 +131,8 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
     faults = _faults(table, prepared.faults)
     kept = table[faults == ""]
     if kept.empty:
-        raise ManifestError(f"{source.folder}: found no usable row of {about.name}")
+        why = f"; the most frequent reason: {faults.value_counts().index[0]}" if len(faults) else ""
+        raise ManifestError(f"{source.folder}: found no usable row of {about.name}{why}")
     labels = kept[list(prepared.labels)].astype("float32")
     patients, unnamed = patient_ids(kept)
     nobody = "The source does not identify patients: each image counts as a patient, so a person may be in two splits."
@@ -148,7 +149,8 @@ def write(about: About, prepared: Prepared, source: Source, *, seed: int, compre
     faults[kept.index[places == ""]] = "image file not found in the source folder"
     kept = kept.assign(Path=places)[places != ""]
     files = {name: kept[splits[kept.index] == name] for name in SPLITS}
-    left_out = pd.DataFrame({"Path": table["Path"], "Reason": faults})[faults != ""]
+    identity = [name for name in ("Path", "SeriesInstanceUID") if name in table]
+    left_out = table[identity].assign(Reason=faults)[faults != ""]
     extra = {"left_out": left_out}
     if prepared.boxes is not None:
         extra["boxes"] = _boxes(prepared, table, kept)
@@ -196,7 +198,7 @@ def _label_cells(column: pd.Series[Any]) -> pd.Series[Any]:
 
 def _faults(table: pd.DataFrame, given: pd.Series[str] | None) -> pd.Series[str]:
     faults = pd.Series("", table.index) if given is None else given.reset_index(drop=True).astype(str)
-    key = [name for name in ("Path", "Frame") if name in table]
+    key = [name for name in ("Path", "Frame", "SeriesInstanceUID") if name in table]
     again = table[faults == ""].duplicated(key)
     faults[again.index[again]] = "same image as in an earlier row"
     return faults
@@ -260,7 +262,8 @@ def _page(
     ]  # fmt: skip
     if len(left_out):
         lines += ["| reason | rows |", "|---|---:|"]
-        lines += [f"| {reason} | {count:,} |" for reason, count in left_out["Reason"].value_counts().items()]
+        kinds = left_out["Reason"].str.split(": ").str[0]  # what follows a colon may differ from row to row
+        lines += [f"| {kind} | {count:,} |" for kind, count in kinds.value_counts().items()]
         lines += ["", "`left_out.csv` lists these rows."]
     else:
         lines.append("Nothing.")

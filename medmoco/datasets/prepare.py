@@ -34,7 +34,14 @@ DATASETS = dict(sorted((RADIOGRAPHS | COLLECTIONS).items()))
 
 
 def prepare(
-    name: str, source: Path | str, out: Path | str, *, seed: int = 0, gzip: bool = False, workers: int | None = None
+    name: str,
+    source: Path | str,
+    out: Path | str,
+    *,
+    volumes: bool = False,
+    seed: int = 0,
+    gzip: bool = False,
+    workers: int | None = None,
 ) -> PreparedManifest:
     """Write the manifest of a public data set, split by patient, with a README.md that documents it.
 
@@ -42,13 +49,14 @@ def prepare(
         name: One of the data sets that `medmoco prepare --help` lists.
         source: Folder with the data set's tables and images as its makers publish them; for MedMNIST the .npz file.
         out: New or empty folder for the manifest.
+        volumes: Whether each row is a CT, MR or PT series instead of an image; of dicom_tree only.
         seed: Seed of the splits that the makers do not define.
         gzip: Whether to write .csv.gz files.
         workers: Processes that read DICOM headers, if a data set needs them; None is one per CPU core.
 
     Raises:
         ManifestError: the source lacks a table, or a table is not the published one.
-        SettingsError: the name is unknown, the source does not exist, or `out` is not empty.
+        SettingsError: the name is unknown or has no volumes, the source does not exist, or `out` is not empty.
 
     Examples:
         >>> import medmoco
@@ -62,6 +70,8 @@ def prepare(
         raise SettingsError(
             f"unknown data set {name!r}{did_you_mean(name, list(DATASETS))}\navailable: {', '.join(DATASETS)}"
         )
+    if volumes and name != "dicom_tree":
+        raise SettingsError(f"--volumes: {name} has no volumes; they need the data set dicom_tree")
     from medmoco.data.manifest.split_files import check_new_folder
     from medmoco.datasets.preparation import write
     from medmoco.datasets.source import Source
@@ -70,5 +80,5 @@ def prepare(
     if not Path(source).exists():
         raise SettingsError(f"the source {source} does not exist; name the folder that you downloaded the data set to")
     module = import_module(f"medmoco.datasets.{'radiographs' if name in RADIOGRAPHS else 'collections'}.{name}")
-    place = Source(Path(source), Path(out), workers or available_cores())
+    place = Source(Path(source), Path(out), workers or available_cores(), volumes)
     return write(module.ABOUT, module.prepare(place), place, seed=seed, compressed=gzip)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -25,6 +26,7 @@ class Source:
     folder: Path  # folder of the data set, or its file if it is a single file
     out: Path  # folder for the manifest
     workers: int = 1  # number of processes that read DICOM headers
+    volumes: bool = False  # whether a row is a volume, such as a CT series, instead of an image
 
     @cached_property
     def files(self) -> list[str]:
@@ -86,9 +88,9 @@ class Source:
         """Read a text file of one entry per line; see `find`."""
         return read_bytes(self.find(*names)).decode("utf-8-sig", errors="replace").split()
 
-    def headers(self, paths: Sequence[str]) -> pd.DataFrame:
+    def headers(self, paths: Sequence[str], more: Mapping[str, str] = MappingProxyType({})) -> pd.DataFrame:
         """Read the DICOM headers of files in the folder; see `medmoco.datasets.headers.read_headers`."""
-        return read_headers(self.folder, paths, self.workers)
+        return read_headers(self.folder, paths, self.workers, more)
 
     def locate(self, paths: pd.Series[str]) -> pd.Series[str]:
         """Find images at any depth and with any image suffix, by the end of their path or by their name alone.

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medmoco.data.manifest.columns import PATIENT, STUDY
+from medmoco.data.manifest.columns import PATIENT, SERIES, STUDY
 from medmoco.data.manifest.manifest import Split, names_patients
 
 
@@ -39,9 +39,17 @@ def study_ids(split: Split) -> pd.Series[str] | None:
 
 
 def image_keys(split: Split) -> pd.Series[str]:
-    """Return file and frame of every row; the same file has the same key whatever its root and Path."""
+    """Return file and frame of every row; the same file has the same key whatever its root and Path.
+
+    Of a folder with DICOM files, the key includes the series that the row names.
+    """
     files = [os.path.abspath(file) for file in split.files]
-    return pd.Series(files, dtype=object) + "\0" + pd.Series(split.frames).astype(str)
+    keys = pd.Series(files, dtype=object) + "\0" + pd.Series(split.frames).astype(str)
+    if SERIES not in split.table.columns:
+        return keys
+    # A file has one series, which need not be named, so the same file in another manifest must match.
+    chosen = [f"\0{uid}" if uid and os.path.isdir(file) else "" for file, uid in zip(files, split.series, strict=True)]
+    return keys + pd.Series(chosen, dtype=object)
 
 
 def also_in(one: pd.Series[str], other: pd.Series[str]) -> NDArray[np.bool_]:

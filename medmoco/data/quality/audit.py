@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from medmoco.data.image_io.intensity import FIRST_OF_SEVERAL
 from medmoco.data.manifest.file_checks import FileFault, check_files
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
 from medmoco.data.manifest.splits import DUPLICATES
-from medmoco.data.quality import findings
+from medmoco.data.quality import findings, volume_findings
 from medmoco.data.quality.duplicates import Groups
-from medmoco.data.quality.examine import Examined, examine, reading_of
+from medmoco.data.quality.examine import Examined, examine, no_margins, reading_of
 from medmoco.data.quality.findings import Finding, Provenance, Rows, Shortcut, gather_rows, pixel_codes
 from medmoco.data.quality.margins import Margins
 from medmoco.data.quality.report_text import format_report
@@ -94,18 +94,17 @@ def audit(
         (out / "rows.csv").write_text("")  # fails now instead of after hours of reading
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error.strerror}") from None
-    rows, files, frames = gather_rows(splits, [split for split, _ in others])
-    readable = {f"the images of {split.name}": first_existing(split.files) for split in every} if cluster else {}
-    with unfinished(out / UNFINISHED, reading_of(files, frames, data)) as kept:
-        examined = examine(files, frames, data, kept, cluster=cluster, readable=readable, log=log)
+    rows, images = gather_rows(splits, [split for split, _ in others], data.dimensions)
+    readable = {f"the {rows.noun}s of {split.name}": first_existing(split.files) for split in every} if cluster else {}
+    with unfinished(out / UNFINISHED, reading_of(images, data)) as kept:
+        examined = examine(images, data, kept, cluster=cluster, readable=readable, log=log)
         if all(split.names_frames for split in splits):
             examined.notices.pop(FIRST_OF_SEVERAL, None)
         results, groups = _find(rows, examined, settings, every, [same_root for _, same_root in others])
         shortcuts = find_shortcuts(splits, _traits(rows, examined)) if find_shortcuts and data.labels else []
         provenance = Provenance()
         if find_provenance and data.labels:
-            own = rows.file[rows.own]
-            provenance = find_provenance(splits, settings, examined.margins[own], examined.readable[own])
+            provenance = find_provenance(splits, settings, *_margins(rows, examined))
         content = (splits, rows, examined, results, shortcuts, provenance)
         (out / "report.txt").write_text(format_report(*content, all_labels=True), encoding="utf-8")
         _list_rows(rows, results, every).to_csv(out / "rows.csv", index=False)
@@ -126,13 +125,34 @@ def _find(
         *findings.doubtful_ids(rows, every),
         *findings.in_two_splits(rows, pixels),
         *findings.in_pretraining(rows, pixels, same_roots),
-        *findings.odd_images(rows, examined, settings.data.canvas_size),
-        findings.elongated(rows, examined, settings),
-        *findings.mixed_formats(rows, examined),
+        *(_of_volumes if settings.data.dimensions == 3 else _of_images)(rows, examined, settings),
         findings.same_pixels(rows, pixels),
         *findings.nearly_same(rows, examined, pixels, groups),
     ]
     return results, groups
+
+
+def _of_images(rows: Rows, examined: Examined, settings: RunSettings) -> Iterator[Finding]:
+    yield from findings.odd_images(rows, examined, settings.data.canvas_size)
+    yield findings.elongated(rows, examined, settings)
+    yield from findings.mixed_formats(rows, examined)
+
+
+def _of_volumes(rows: Rows, examined: Examined, settings: RunSettings) -> Iterator[Finding]:
+    yield findings.constant(rows, examined)
+    yield from findings.noticed(rows, examined)
+    yield volume_findings.small_canvases(rows, examined, settings)
+    yield volume_findings.odd_spacings(rows, examined)
+    if any(getattr(one, "modality", "") for one in examined.formats):  # else nothing could be found
+        yield findings.minority(rows, examined, "modalities", "modality")
+
+
+def _margins(rows: Rows, examined: Examined) -> tuple[Margins, NDArray[np.bool_]]:
+    """Return the margins of the images of train, val and test, and whether they are known; those of volumes are not."""
+    own = rows.file[rows.own]
+    if rows.dimensions == 3:
+        return no_margins(len(own)), np.zeros(len(own), bool)
+    return examined.margins[own], examined.readable[own]
 
 
 def _load_others(against: Sequence[Path], data: DataSettings) -> list[tuple[Split, bool]]:
@@ -152,9 +172,14 @@ def _traits(rows: Rows, examined: Examined) -> dict[str, Floats]:
     """Return traits of the images of train, val and test other than their content; nan for unreadable files."""
     files = rows.file[rows.own]
     readable = examined.readable[files]
-    height, width = np.where(readable, examined.sizes[files].T, np.nan)
-    traits = {"width": width, "height": height, "width / height": width / height}
-    for at, field in enumerate(("file type", "bit depth", "photometric interpretation")):
+    fields: tuple[str, ...] = ("file type", "modality")
+    if rows.dimensions == 3:
+        traits = volume_findings.traits(rows, examined)
+    else:
+        height, width = np.where(readable, examined.sizes[files].T, np.nan)
+        traits = {"width": width, "height": height, "width / height": width / height}
+        fields = ("file type", "bit depth", "photometric interpretation")
+    for at, field in enumerate(fields):
         values = np.array([str(file_format[at]) for file_format in examined.formats], dtype=object)
         for value in sorted(set(values))[:-1]:  # the last follows from the others
             traits[f"{field} {value}"] = np.where(readable, values[examined.format_of[files]] == value, np.nan)

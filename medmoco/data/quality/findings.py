@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
 from medmoco.data.image_io.fingerprints import near_duplicates
-from medmoco.data.image_io.images import FileFormat
 from medmoco.data.manifest.file_checks import FOUND
 from medmoco.data.manifest.ids import DOUBTS, doubts
 from medmoco.data.manifest.manifest import SPLITS, Split
 from medmoco.data.manifest.overlap import image_keys, patient_ids, study_ids
 from medmoco.data.quality.duplicates import Groups
-from medmoco.data.quality.examine import FILE_FAULTS, Examined
+from medmoco.data.quality.examine import FILE_FAULTS, Examined, Images
 from medmoco.data.quality.shapes import ELONGATED, elongation
+from medmoco.data.quality.volumes import VOLUME_FAULTS
 
 Codes = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -43,6 +43,12 @@ class Rows:
     patient: Codes  # (R,) int64, codes
     study: Codes  # (R,) int64, codes
     own: Mask  # (R,) bool, false for rows of other pretraining data
+    dimensions: int = 2  # 3 for rows of volumes
+
+    @property
+    def noun(self) -> str:
+        """What a row lists."""
+        return "volume" if self.dimensions == 3 else "image"
 
     @property
     def held_out(self) -> Mask:
@@ -94,8 +100,8 @@ class Provenance:
     notes: Sequence[str] = ()  # what was not, and why
 
 
-def gather_rows(splits: Sequence[Split], others: Sequence[Split]) -> tuple[Rows, NDArray[np.object_], Codes]:
-    """Return the rows of all splits with codes, and the distinct files (F,) with their frames (F,)."""
+def gather_rows(splits: Sequence[Split], others: Sequence[Split], dimensions: int = 2) -> tuple[Rows, Images]:
+    """Return the rows of all splits with codes, and the distinct images or volumes."""
     every = [*splits, *others]
     sizes = [len(split) for split in every]
     keys = pd.concat([image_keys(split) for split in every])
@@ -110,9 +116,14 @@ def gather_rows(splits: Sequence[Split], others: Sequence[Split]) -> tuple[Rows,
         patient=_codes([patient_ids(split) for split in every], sizes),
         study=_codes([study_ids(split) for split in every], sizes),
         own=np.repeat(np.arange(len(every)) < len(splits), sizes),
+        dimensions=dimensions,
     )
-    files = np.concatenate([split.files for split in every])[first]
-    return rows, files, np.concatenate([split.frames for split in every])[first]
+    images = Images(
+        files=np.concatenate([split.files for split in every])[first],
+        frames=np.concatenate([split.frames for split in every])[first],
+        series=np.concatenate([np.array(split.series, dtype=object) for split in every])[first],
+    )
+    return rows, images
 
 
 def _codes(columns: Sequence[pd.Series[str] | None], sizes: Sequence[int]) -> Codes:
@@ -130,12 +141,14 @@ def _or_blank(column: pd.Series[str] | None, size: int) -> pd.Series[str]:
 
 def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
     """Report unreadable files by kind; in other pretraining data they are only warnings."""
-    kind_of = np.full(len(files.constant), -1)
-    for at, (kind, _) in files.faults.items():
-        kind_of[at] = FILE_FAULTS.index(kind)
-    for number, kind in enumerate(FILE_FAULTS):
-        bad = np.flatnonzero(rows.own & (kind_of == number)[rows.file])
-        details = [files.faults[rows.file[at]][1] for at in bad]
+    by_kind: dict[str, dict[int, str]] = {kind: {} for kind in FILE_FAULTS}
+    if rows.dimensions == 3:
+        by_kind |= {kind: {} for kind in VOLUME_FAULTS}
+    for (at, kind), text in files.faults.items():
+        by_kind.setdefault(kind, {})[at] = text
+    for kind, texts in by_kind.items():
+        bad = np.flatnonzero(rows.own & np.isin(rows.file, list(texts)))
+        details = [texts[rows.file[at]] for at in bad]
         hints = (
             f"{rows.name(int(at))}: {text.split('; ')[1]}"
             for at, text in zip(bad, details, strict=True)
@@ -143,23 +156,39 @@ def unreadable(rows: Rows, files: Examined) -> Iterator[Finding]:
         )
         yield Finding("fault", kind, bad, details, next(hints, ""))
     if not rows.own.all():
-        bad = np.flatnonzero(~rows.own & (kind_of >= 0)[rows.file])
-        details = [files.faults[rows.file[at]][1] for at in bad]
-        yield Finding("warning", "no image in pretraining data", bad, details)
+        any_text = {at: text for (at, _), text in files.faults.items()}
+        bad = np.flatnonzero(~rows.own & np.isin(rows.file, list(any_text)))
+        details = [any_text[rows.file[at]] for at in bad]
+        yield Finding("warning", f"no {rows.noun} in pretraining data", bad, details)
 
 
 def odd_images(rows: Rows, files: Examined, canvas_size: int) -> Iterator[Finding]:
     """Report images that are constant or small, or on which the reader remarked."""
-    constant = np.flatnonzero(rows.own & files.constant[rows.file])
-    yield Finding("warning", "constant image", constant, ["all pixels have the same value"] * len(constant))
+    yield constant(rows, files)
     small = np.flatnonzero(rows.own & files.readable[rows.file] & (files.sizes.max(axis=1) < canvas_size)[rows.file])
     sizes = [f"{height} x {width} pixels" for height, width in files.sizes[rows.file[small]]]
     yield Finding("warning", "smaller than the canvas", small, sizes, f"data.canvas_size {canvas_size}")
-    for notice, at in sorted(files.notices.items()):
-        noticed = np.zeros(len(files.constant), bool)
-        noticed[at] = True
-        affected = np.flatnonzero(rows.own & noticed[rows.file])
-        yield Finding("warning", re.split("[:;]", notice)[0], affected, [notice] * len(affected))
+    yield from noticed(rows, files)
+
+
+def constant(rows: Rows, files: Examined) -> Finding:
+    """Report images or volumes whose pixels or voxels are all equal."""
+    at = np.flatnonzero(rows.own & files.constant[rows.file])
+    what = "voxels" if rows.dimensions == 3 else "pixels"
+    return Finding("warning", f"constant {rows.noun}", at, [f"all {what} have the same value"] * len(at))
+
+
+def noticed(rows: Rows, files: Examined) -> Iterator[Finding]:
+    """Report images or volumes on which the reader remarked, by the start of the remark."""
+    by_kind: dict[str, list[str]] = {}
+    for notice in sorted(files.notices):
+        by_kind.setdefault(re.split("[:;]", notice)[0], []).append(notice)
+    for kind, notices in by_kind.items():
+        which = np.full(len(files.constant), -1)
+        for number, notice in enumerate(notices):
+            which[files.notices[notice]] = number
+        affected = np.flatnonzero(rows.own & (which >= 0)[rows.file])
+        yield Finding("warning", kind, affected, [notices[number] for number in which[rows.file[affected]]])
 
 
 def elongated(rows: Rows, files: Examined, settings: RunSettings) -> Finding:
@@ -174,14 +203,16 @@ def elongated(rows: Rows, files: Examined, settings: RunSettings) -> Finding:
 
 def mixed_formats(rows: Rows, files: Examined) -> Iterator[Finding]:
     """Report rows whose files store pixels in another format than the majority."""
-    yield _minority(rows, files, "bit depth", lambda file_format: file_format.bits)
-    yield _minority(rows, files, "photometric interpretation", lambda file_format: file_format.photometric)
+    yield minority(rows, files, "bit depth", "bits")
+    yield minority(rows, files, "photometric interpretation", "photometric")
 
 
-def _minority(rows: Rows, files: Examined, what: str, value: Callable[[FileFormat], Hashable]) -> Finding:
+def minority(rows: Rows, files: Examined, what: str, field: str) -> Finding:
+    """Report rows whose files have another value of a field of their format than most; blank values are unknown."""
     readable = np.flatnonzero(rows.own & files.readable[rows.file])
-    names = [str(value(file_format)) for file_format in files.formats]
+    names = [str(getattr(file_format, field)) for file_format in files.formats]
     values = np.array(names, dtype=object)[files.format_of[rows.file[readable]]]
+    readable, values = readable[values != ""], values[values != ""]
     counts = Counter(values.tolist()).most_common()
     others = readable[values != counts[0][0]] if counts else readable
     remark = ", ".join(f"{name}: {count:,}" for name, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
@@ -193,14 +224,17 @@ def _minority(rows: Rows, files: Examined, what: str, value: Callable[[FileForma
 
 
 def in_two_splits(rows: Rows, pixels: Codes) -> Iterator[Finding]:
-    """Report patients, studies, files and pixels that are in two splits, by their row in the later split."""
+    """Report patients, studies, files and pixels that are in two splits, by their row in the later split.
+
+    Of volumes, they are called volumes (files or series) and voxels.
+    """
     for kind, codes in _shareable(rows, pixels).items():
         if kind in ("patient", "study") and (codes[rows.own] < 0).all():
             continue  # the check does not apply, so it must not be listed as passed
         first = _first_with(codes, rows.own)
         later = np.flatnonzero(rows.own & (first >= 0))
         later = later[rows.source[first[later]] != rows.source[later]]
-        later = _in_other_files(rows, later, first) if kind == "pixels" else later
+        later = _in_other_files(rows, later, first) if codes is pixels else later
         yield _shared(rows, f"{kind} in two splits", kind, codes, later, first)
 
 
@@ -211,13 +245,14 @@ def in_pretraining(rows: Rows, pixels: Codes, same_root: Sequence[bool]) -> Iter
     sets whether its files are below the same root.
     """
     for source, is_same in enumerate(same_root, len(rows.sources) - len(same_root)):
-        for kind in ("file", "pixels", "patient"):
-            codes = _shareable(rows, pixels)[kind]
+        shareable = _shareable(rows, pixels)
+        for kind in [kind for kind in ("file", "volume", "pixels", "voxels", "patient") if kind in shareable]:
+            codes = shareable[kind]
             if kind == "patient" and any((codes[side] < 0).all() for side in (rows.own, rows.source == source)):
                 continue
             first = _first_with(codes, rows.source == source)
             at = np.flatnonzero(rows.held_out & (first >= 0))
-            at = _in_other_files(rows, at, first) if kind == "pixels" else at
+            at = _in_other_files(rows, at, first) if codes is pixels else at
             finding = _shared(rows, f"{kind} in {rows.sources[source]} data", kind, codes, at, first)
             if kind != "patient":
                 is_same = is_same or bool((first[rows.own] >= 0).any())
@@ -242,13 +277,15 @@ def same_pixels(rows: Rows, pixels: Codes) -> Finding:
     first = _first_with(pixels, rows.own)
     later = np.flatnonzero(rows.own & (first >= 0) & (first != np.arange(len(first))))
     later = _in_other_files(rows, later[rows.source[first[later]] == rows.source[later]], first)
-    return replace(_shared(rows, "same pixels twice", "pixels", pixels, later, first), severity="warning")
+    what = "voxels" if rows.dimensions == 3 else "pixels"
+    return replace(_shared(rows, f"same {what} twice", what, pixels, later, first), severity="warning")
 
 
 def nearly_same(rows: Rows, files: Examined, pixels: Codes, groups: Groups) -> Iterator[Finding]:
     """Report near duplicates: within the splits by the later row, and rows of val and test in pretraining data.
 
-    Near duplicates within the splits are joined in `groups`.
+    Near duplicates within the splits are joined in `groups`. Volumes of one patient are not reported: reconstructions
+    of the same scan are nearly the same.
     """
     usable = np.flatnonzero(pixels >= 0)
     representative = usable[np.unique(pixels[usable], return_index=True)[1]]  # the first row of each distinct image
@@ -256,6 +293,9 @@ def nearly_same(rows: Rows, files: Examined, pixels: Codes, groups: Groups) -> I
     partner, elsewhere = np.full((2, nothing), nothing)
     for pairs in near_duplicates(files.patterns, rows.file[representative]):
         one, other = np.sort(representative[pairs], axis=1).T
+        if rows.dimensions == 3:
+            differ = (rows.patient[one] != rows.patient[other]) | (rows.patient[one] < 0)
+            one, other = one[differ], other[differ]
         own = rows.own[other]  # other is the later one, and own rows come first
         np.minimum.at(partner, other[own], one[own])
         groups.join(other[own], one[own])
@@ -284,7 +324,8 @@ def _in_other_files(rows: Rows, at: Codes, first: Codes) -> Codes:
 
 
 def _shareable(rows: Rows, pixels: Codes) -> dict[str, Codes]:
-    return {"patient": rows.patient, "study": rows.study, "file": rows.file, "pixels": pixels}
+    file, content = ("volume", "voxels") if rows.dimensions == 3 else ("file", "pixels")
+    return {"patient": rows.patient, "study": rows.study, file: rows.file, content: pixels}
 
 
 def _first_with(codes: Codes, among: Mask) -> Codes:
@@ -299,7 +340,7 @@ def _shared(rows: Rows, kind: str, what: str, codes: Codes, at: Codes, first: Co
     details = [f"same {what} as {rows.name(one)}" for one in first[at]]
     count = np.unique(codes[at]).size
     remarks = {"patient": f"{count:,} patients", "study": f"{count:,} studies"}
-    if kind == "pixels in two splits":
-        remarks["pixels"] = _MERGE
+    if kind in ("pixels in two splits", "voxels in two splits"):
+        remarks[what] = _MERGE
     remark = remarks.get(what, "") if count else ""
     return Finding("fault", kind, at, details, remark)

@@ -14,6 +14,7 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.data.manifest.overlap import patient_ids
 from medmoco.data.quality.examine import Examined
 from medmoco.data.quality.findings import Finding, Provenance, Rows, Shortcut
+from medmoco.data.quality.volume_findings import describe_volumes
 
 _DESCRIBING = (STUDY, "ViewPosition", "Sex", "Age", "Laterality")
 _WIDTH = 119
@@ -63,7 +64,9 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
     for number in range(len(splits), len(rows.sources)):
         yield f"{rows.sources[number]} data for comparison: {(rows.source == number).sum():,} rows"
     readable = rows.file[rows.own & files.readable[rows.file]]
-    if readable.size:
+    if readable.size and rows.dimensions == 3:
+        yield from describe_volumes(rows, files)
+    elif readable.size:
         kinds = Counter(files.formats[at].kind for at in files.format_of[readable])
         low, middle, high = np.percentile(files.sizes[readable], [0, 50, 100], axis=0).round().astype(int)
         spans = [

@@ -58,7 +58,7 @@ def read_volume_canvas(path: str | Path, series: str, data: DataSettings) -> tup
         ImageError: the volume cannot be read, or its canvas would be too large.
     """
     volume = read_volume(path, series=series, limits=limits_of(data))
-    canvas, notices = _canvas_of(volume, data)
+    canvas, notices = canvas_of(volume, data)
     return canvas, tuple(dict.fromkeys([*volume.notices, *notices]))  # the reader may have noticed the same
 
 
@@ -68,7 +68,7 @@ def to_volume_canvas(volume: Volume, data: DataSettings) -> VolumeCanvas:
     Raises:
         ImageError: it would have more than `data.max_voxels` voxels.
     """
-    return _canvas_of(volume, data)[0]
+    return canvas_of(volume, data)[0]
 
 
 def recommended_spacing(spacings: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -93,7 +93,8 @@ def recommended_spacing(spacings: NDArray[np.float64]) -> tuple[float, float, fl
     return x, y, z
 
 
-def _canvas_of(volume: Volume, data: DataSettings) -> tuple[VolumeCanvas, tuple[str, ...]]:
+def canvas_of(volume: Volume, data: DataSettings) -> tuple[VolumeCanvas, tuple[str, ...]]:
+    """Return the canvas of a volume, see `to_volume_canvas`, and notices about it."""
     steps = tuple(-(-side // _COARSE) for side in volume.values.shape)
     coarse = volume.values[:: steps[0], :: steps[1], :: steps[2]]
     mask = body(coarse, is_ct=_is_ct(volume, data))

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
-from medmoco.data.manifest.columns import PATIENT, STUDY, meaning
+from medmoco.data.manifest.columns import PATIENT, SERIES, STUDY, meaning
 from medmoco.data.manifest.manifest import Split
 from medmoco.data.quality.margins import N_BORDER, Margins
 from medmoco.evaluation.metrics.subgroups import MOST_GROUPS, years_in
@@ -84,7 +84,7 @@ class Rows:
         for column in self._columns(settings):
             cells = self.table[column].str.strip().to_numpy(dtype=object)
             means = (meaning(column) or ("",))[0]
-            if means in (PATIENT, STUDY, "Path"):
+            if means in (PATIENT, STUDY, "Path") or column == SERIES:
                 yield from _of_texts(cells, column, column)
             elif means or not set(cells) <= _FINDING:
                 yield _of_cells(cells, column, is_age=means == "Age")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class Result(NamedTuple):
     facts: Any = None
 
 
-States = NDArray[np.int64]  # (n, 2) size in bytes and time of change in nanoseconds of n files; -1 if missing
+# (n, 2) size in bytes and time of change in nanoseconds of n files; for a folder, such as that of a DICOM series, the
+# sum and the latest of its files; -1 if missing
+States = NDArray[np.int64]
 
 
 def blocks_of(count: int, size: int, files: Sequence[str] = ()) -> list[Block]:
@@ -70,8 +73,15 @@ def states_of(files: Sequence[str]) -> States:
     for row, file in zip(states, files, strict=True):
         with suppress(OSError):
             found = os.stat(file)
-            row[:] = found.st_size, found.st_mtime_ns
+            row[:] = _folder_state(file, found) if stat.S_ISDIR(found.st_mode) else (found.st_size, found.st_mtime_ns)
     return states
+
+
+def _folder_state(folder: str, found: os.stat_result) -> tuple[int, int]:
+    """Return the size of the files in a folder and the latest time of change: its own if a file came or went."""
+    with os.scandir(folder) as entries:
+        inside = [entry.stat() for entry in entries if entry.is_file()]
+    return sum(file.st_size for file in inside), max([found.st_mtime_ns, *(file.st_mtime_ns for file in inside)])
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,8 @@ def work_through(
     take: Callable[[Block, Result], None],
     what: str,
     log: Log,
+    *,
+    noun: str = "images",
 ) -> None:
     """Make the blocks that are not finished, and take the results of all.
 
@@ -162,6 +174,7 @@ def work_through(
         take: Receives each block with its result, in order.
         what: The word for this in the progress, such as "reading".
         log: Receives a line if blocks are already finished.
+        noun: What is worked on, in messages.
 
     Raises:
         Stopped: a signal has requested it; finished blocks are kept.
@@ -171,12 +184,12 @@ def work_through(
     images = sum(block.size for block in todo)
     finished = sum(block.size for block in blocks) - images
     if finished:
-        log(f"{finished} of {finished + images} images are already finished; their files have not changed since")
+        log(f"{finished} of {finished + images} {noun} are already finished; their files have not changed since")
     with stop_requests() as stop_asked:
         done = sum(track(make(todo, stop_asked), images, what, size=int))
     if done < images:
         raise Stopped(
-            f"stopped {what} after {finished + done} of {finished + images} images; finished blocks are kept.\n"
+            f"stopped {what} after {finished + done} of {finished + images} {noun}; finished blocks are kept.\n"
             "Run the same command to continue."
         )
     for block in blocks:

@@ -12,7 +12,7 @@ from PIL import Image
 from medmoco.config import DataSettings
 from medmoco.data.image_io.fingerprints import pattern, pixel_digest
 from medmoco.data.image_io.images import FileFormat, read_image
-from medmoco.data.quality.examine import Examined, examine, reading_of
+from medmoco.data.quality.examine import Examined, Images, examine, reading_of
 from medmoco.utils.jobs.blocks import unfinished
 from tests.helpers.dicom_files import RAMP12, save_dicom
 from tests.helpers.films import film
@@ -23,9 +23,9 @@ GRAY = FileFormat("PNG", 8, "MONOCHROME2")
 def look(folder: Path, names: list[str], **settings: Any) -> Examined:
     data = DataSettings(manifest=folder, root=str(folder), workers=1, **settings)
     files = np.array([str(folder / name) for name in names], dtype=object)
-    frames = np.ones(len(files), np.int64)
-    with unfinished(folder / "unfinished", reading_of(files, frames, data)) as kept:
-        return examine(files, frames, data, kept)
+    images = Images(files, np.ones(len(files), np.int64), np.full(len(files), "", dtype=object))
+    with unfinished(folder / "unfinished", reading_of(images, data)) as kept:
+        return examine(images, data, kept)
 
 
 @pytest.fixture
@@ -64,10 +64,9 @@ def folder(tmp_path: Path) -> Path:
 def test_examine__faults_have_their_kind(folder: Path, name: str, kind: str, words: str) -> None:
     found = look(folder, ["whole.png", name], max_pixels=20_000)
     assert found.readable.tolist() == [True, False]
-    assert list(found.faults) == [1]
-    assert found.faults[1][0] == kind
-    assert words in found.faults[1][1]
-    assert name not in found.faults[1][1]
+    assert list(found.faults) == [(1, kind)]
+    assert words in found.faults[1, kind]
+    assert name not in found.faults[1, kind]
     assert not found.patterns[1].any()
 
 

@@ -73,9 +73,10 @@ def test_gather_rows__codes_are_of_all_splits(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_text(text)
     own = load_manifest(DataSettings(manifest=tmp_path / "a", root="films"), ("train", "test"))
     other = load_manifest(DataSettings(manifest=tmp_path / "b", root="./films/"), ("train",))["train"]
-    rows, files, frames = gather_rows(list(own.values()), [other])
-    assert [Path(file).name for file in files] == ["x.png", "y.png", "z.png", "w.png"]
-    assert frames.tolist() == [1] * 4
+    rows, images = gather_rows(list(own.values()), [other])
+    assert [Path(file).name for file in images.files] == ["x.png", "y.png", "z.png", "w.png"]
+    assert images.frames.tolist() == [1] * 4
+    assert images.series.tolist() == [""] * 4
     assert rows.file.tolist() == [0, 1, 0, 2, 2, 3]
     assert rows.source.tolist() == [0, 0, 1, 1, 2, 2]
     assert rows.number.tolist() == [2, 3, 2, 3, 2, 3]
@@ -90,7 +91,7 @@ def test_gather_rows__codes_are_of_all_splits(tmp_path: Path) -> None:
 
 def test_unreadable__each_kind_by_itself() -> None:
     hint = "gone; the file exists with different upper and lower case; look again"
-    faults = {1: ("file missing", hint), 3: ("file damaged", "odd"), 4: ("file missing", "away")}
+    faults = {(1, "file missing"): hint, (3, "file damaged"): "odd", (4, "file missing"): "away"}
     format_of = np.array([0, -1, 0, -1, -1], np.int16)
     files = files_of(5, faults=faults, format_of=format_of)
     assert found(findings.unreadable(rows_of("ttvsp"), files)) == {
@@ -247,7 +248,7 @@ def test_doubtful_ids__across_all_sources(tmp_path: Path) -> None:
     own = load_manifest(DataSettings(manifest=tmp_path / "a", root="films"), ("train", "test"))
     other = load_manifest(DataSettings(manifest=tmp_path / "b", root="films"), ("train",))["train"]
     every = [*own.values(), replace(other, name="pretraining")]
-    rows, _, _ = gather_rows(every[:2], every[2:])
+    rows, _ = gather_rows(every[:2], every[2:])
     said = {
         kind: [rows.name(at) for at in where]
         for kind, (_, where, _) in found(findings.doubtful_ids(rows, every)).items()
@@ -282,7 +283,7 @@ def test_in_two_splits__patients_as_a_plain_loop_finds_them(ids: tuple[list[tupl
             lines = [f'{name}{number}.png,"{shape.format(patient)}"' for number, (patient, shape) in enumerate(own)]
             Path(folder, f"{name}.csv").write_text("\n".join(["Path,PatientID", *lines]) + "\n")
         splits = load_manifest(DataSettings(manifest=Path(folder), root="films"), names)
-    rows, _, _ = gather_rows(list(splits.values()), [])
+    rows, _ = gather_rows(list(splits.values()), [])
     expected = [
         f"{name} row {number}"
         for at, (name, own) in enumerate(zip(names, ids, strict=True))

@@ -39,7 +39,7 @@ def finding(severity: str, kind: str, rows: list[int], remark: str = "") -> Find
 
 
 def test_screen__every_character(splits: list[Split]) -> None:
-    rows, _, _ = gather_rows(splits, [])
+    rows, _ = gather_rows(splits, [])
     found = [
         finding("warning", "odd", [0, 1, 2, 3, 4], "a remark"),
         finding("fault", "very bad indeed", [4]),
@@ -67,7 +67,7 @@ def test_screen__every_character(splits: list[Split]) -> None:
 
 
 def test_screen__a_label_told_by_shape_is_said_in_words(splits: list[Split]) -> None:
-    rows, _, _ = gather_rows(splits, [])
+    rows, _ = gather_rows(splits, [])
     shortcuts = [
         Shortcut("A", "width / height", 0.88, 0.85, 0.9, 0.893),
         Shortcut("B", "height", 0.62, 0.58, 0.7, None),
@@ -82,7 +82,7 @@ def test_screen__a_label_told_by_shape_is_said_in_words(splits: list[Split]) -> 
 def test_screen__without_labels_patients_or_readable_files(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("Path\n1\n")
     splits = list(load_manifest(DataSettings(manifest=tmp_path, root="x"), ("train",)).values())
-    rows, _, _ = gather_rows(splits, splits)
+    rows, _ = gather_rows(splits, splits)
     nothing = np.zeros(1, bool)
     files = Examined(
         np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), nothing,
@@ -103,7 +103,7 @@ def test_screen__is_one_screen_whatever_the_labels(tmp_path: Path) -> None:
         (tmp_path / f"{split}.csv").write_text(f"Path,{','.join(names)}\n{split},{cells}\n")
     data = DataSettings.model_validate({"manifest": tmp_path, "root": "x", "labels": names})
     splits = list(load_manifest(data).values())
-    rows, _, _ = gather_rows(splits, [])
+    rows, _ = gather_rows(splits, [])
     shortcuts = [Shortcut(name, "width", 0.9, 0.8, 1.0, 0.9) for name in names]
     text = format_report(splits, rows, files_of(rows), [], shortcuts)
     assert "\nand 154 more labels, in report.txt\n" in text
@@ -121,7 +121,7 @@ def test_screen__rows_that_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("Path,PatientID,A\n1,p,1\n2,p,2\n3,p,3\n")
     data = DataSettings.model_validate({"manifest": tmp_path, "root": "x", "where": "A > 2"})
     splits = list(load_manifest(data, ("train",)).values())
-    rows, _, _ = gather_rows(splits, [])
+    rows, _ = gather_rows(splits, [])
     one = Examined(
         np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), np.zeros(1, bool),
         np.full(1, -1, np.int16),
@@ -136,7 +136,7 @@ def test_screen__columns_that_other_names_hide(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("Path,PatientID,study_id,View Position,age,Sex\n1,p,s,PA,1,F\n")
     data = DataSettings.model_validate({"manifest": tmp_path, "root": "x", "labels": ["age"]})
     splits = list(load_manifest(data, ("train",)).values())
-    rows, _, _ = gather_rows(splits, [])
+    rows, _ = gather_rows(splits, [])
     one = Examined(
         np.zeros((1, 32), np.uint8), np.zeros((1, 1024), np.uint8), np.zeros((1, 2), np.int32), np.zeros(1, bool),
         np.full(1, -1, np.int16),
@@ -149,7 +149,7 @@ def test_screen__columns_that_other_names_hide(tmp_path: Path) -> None:
 
 
 def test_screen__labels_told_by_sources_with_remedies(splits: list[Split]) -> None:
-    rows, _, _ = gather_rows(splits, [])
+    rows, _ = gather_rows(splits, [])
     found = Provenance(
         [
             Shortcut("A", "folder 1 of Path", 1.0, 1.0, 1.0, None, 0.7, "Path", "name the sources"),

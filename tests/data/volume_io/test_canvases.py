@@ -175,13 +175,13 @@ def test_canvas__large_volumes_are_cropped_as_coarsely_as_stated() -> None:
 def test_canvas__without_a_body_is_the_whole_volume_with_a_notice() -> None:
     air = np.full((40, 40, 40), -1000, np.float32)
     air[3, 3, 3] = -480
-    canvas, notices = canvases._canvas_of(volume(air), data_for(HERE, window=(-900, 400)))
+    canvas, notices = canvases.canvas_of(volume(air), data_for(HERE, window=(-900, 400)))
     assert (canvas.shape, notices) == ((40, 40, 40), (NO_BODY,))
 
 
 @pytest.mark.parametrize("window", [SOFT, "percentiles"])
 def test_canvas__a_constant_volume_is_black_with_a_notice(window: Any) -> None:
-    canvas, notices = canvases._canvas_of(volume(np.full((9, 8, 7), -300)), data_for(HERE, window=window))
+    canvas, notices = canvases.canvas_of(volume(np.full((9, 8, 7), -300)), data_for(HERE, window=window))
     assert notices == (CONSTANT,)
     assert canvas.shape == (9, 8, 7)
     assert not canvas.pixels.any()
