@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medmoco.config import DataSettings
 from medmoco.data.image_io.intensity import CONSTANT, Pixels, dtype_of, linear_exact, quantise
 from medmoco.data.image_io.limits import limits_of
+from medmoco.data.volume_io.reading import read_volume
 from medmoco.data.volume_io.volume import Volume, VolumeCanvas
 from medmoco.errors import ImageError
 
@@ -73,8 +74,6 @@ def read_volume_canvas(path: str | Path, series: str, data: DataSettings) -> tup
     Raises:
         ImageError: the volume cannot be read, or its canvas would be too large.
     """
-    from medmoco.data.volume_io.reading import read_volume
-
     volume = read_volume(path, series=series, limits=limits_of(data))
     canvas, notices = _canvas_of(volume, data)
     return canvas, tuple(dict.fromkeys([*volume.notices, *notices]))  # the reader may have noticed the same
