@@ -102,7 +102,7 @@ def list_models(pattern: str = "", *, limit: int | None = 30, dimensions: int = 
 def _describe(name: str, dimensions: int) -> dict[str, object]:
     parameters, width = None, None
     try:
-        # Shapes without memory. The networks for volumes are few and small, and some compute while they are created.
+        # Shapes without memory. The networks for volumes are few, and some compute while they are created.
         with torch.device("cpu" if dimensions == 3 else "meta"):
             network, width, _ = build_network(name, _SIZE, 1, dimensions)
         parameters = round(sum(weights.numel() for weights in network.parameters()) / 1e6, 1)

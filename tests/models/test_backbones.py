@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from monai.networks import nets
 from safetensors.torch import save_file
 from torch import nn
 
@@ -243,9 +244,12 @@ def test_create_backbone__of_volumes_gives_only_the_last_features() -> None:
     assert torch.equal(backbone.of_last_stage()(volumes), backbone(volumes))
 
 
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/swin_unetr", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("monai/resnet10_quarter", "monai"), ("monai/swin_unetr", "monai"), ("nnunet/resenc_4stages", "nnU-Net")],
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_create_backbone__of_volumes_starts_from_a_file(tmp_path: Path, name: str, suffix: str) -> None:
+def test_create_backbone__of_volumes_starts_from_a_file(tmp_path: Path, name: str, library: str, suffix: str) -> None:
     file = tmp_path / f"w{suffix}"
     saved = create_backbone(ModelSettings(backbone=name), seed=1, size=32, dimensions=3)
     state = plain_tensors(saved.net.state_dict())
@@ -253,7 +257,15 @@ def test_create_backbone__of_volumes_starts_from_a_file(tmp_path: Path, name: st
     loaded = create_backbone(ModelSettings(backbone=name, init=file), seed=0, size=32, dimensions=3)
     assert all(torch.equal(value, loaded.net.state_dict()[key]) for key, value in state.items())
     assert loaded.start is not None
-    assert f"{len(state)} tensors unchanged, 0 converted" in loaded.start
+    assert f"names of {library}: {len(state)} tensors unchanged, 0 converted, 0 left out" in loaded.start
+
+
+def test_create_backbone__starts_from_weights_with_the_names_of_medicalnet(tmp_path: Path) -> None:
+    theirs = nets.ResNetFeatures("resnet10", pretrained=False, spatial_dims=3, in_channels=1).state_dict()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, tmp_path / "w.pth")
+    model = ModelSettings(backbone="monai/resnet10", init=tmp_path / "w.pth")
+    loaded = create_backbone(model, seed=0, size=32, dimensions=3).net.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in theirs.items())
 
 
 def test_load_weights__of_an_image_network_do_not_fit_volumes(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def kind_of(backbone: str) -> str | None:
 
 def naming_of(backbone: str) -> str:
     """Return the library whose tensor names medmoco uses for a backbone."""
-    return "monai" if backbone.startswith("monai/") else "timm"
+    return {"monai": "monai", "nnunet": "nnU-Net"}.get(backbone.partition("/")[0], "timm")
 
 
 def rename(state: Mapping[str, Tensor], backbone: str, source: str, target: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -14,7 +14,7 @@ from torch import Tensor
 from medmoco.errors import CheckpointError
 from medmoco.models.interop.detect_format import NAME_IT, Found, Which, find, fixed_as_in_moco_v3, network_of, own_name
 from medmoco.models.interop.layouts import arranged
-from medmoco.models.interop.naming import VARIANTS
+from medmoco.models.interop.naming import VARIANTS, naming_of
 from medmoco.models.interop.schemes import OTHER, other_content
 from medmoco.models.interop.state_dicts import Contents
 
@@ -130,6 +130,8 @@ def fit(
         raise CheckpointError(_misfit(contents, backbone, mismatches, found, other))
     rows += [Row(name, "left out", "", (), "no tensor") for name in contents.others]
     added = len(counters.keys() - state.keys())
+    if not found.kind:  # the file has the network's own names
+        found = replace(found, naming=naming_of(backbone))
     return Imported({name: state.get(name, value) for name, value in own.items()}, rows, found, added)
 
 

@@ -1,1 +1,1 @@
-"""Networks that timm does not have by name."""
+"""Networks for volumes, and a stem that timm has no name for."""
