@@ -13,7 +13,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Keep compiled modules; otherwise each of the many processes that the tests start would recompile the package.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo docs test test-slow test-gpu test-floors lint format bench dist clean
+.PHONY: help demo demo-3d docs test test-slow test-gpu test-floors lint format bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## pretrain, evaluate and export on 1,500 real chest films in a few minutes; writes to demo/
 	medmoco demo --overwrite
+
+demo-3d: $(READY) ## the same on CT volumes that it draws: check, pack, pretrain, evaluate, export; writes to demo-3d/
+	medmoco demo --volumes --overwrite
 
 # `worksteal` keeps the tests of a file together, so that their shared fixtures are created once.
 test: lint ## linters, then all tests except the slow ones and those that need a GPU
@@ -59,7 +62,7 @@ format: $(READY) ## format the code
 	ruff check --fix
 	ruff format
 
-bench: $(READY) ## benchmark views, training steps, JPEG, a million rows and starting, in about ten minutes
+bench: $(READY) ## all benchmarks of speed and memory
 	python -m benchmarks
 
 dist: $(READY) ## build the source distribution and the wheel in dist/, and check their metadata and contents
@@ -68,6 +71,6 @@ dist: $(READY) ## build the source distribution and the wheel in dist/, and chec
 	twine check --strict dist/*
 	pytest -m "" tests/test_packaging.py
 
-clean: ## remove demo/, builds and caches; the environment stays
-	rm -rf demo build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove demo/, demo-3d/, builds and caches; the environment stays
+	rm -rf demo demo-3d build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

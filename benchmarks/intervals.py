@@ -17,6 +17,8 @@ from medmoco.evaluation.metrics.auroc import bootstrap_auroc, bootstrap_average_
 from medmoco.evaluation.metrics.significance import delong
 
 DRAWS, ROUNDS = 1000, 3
+SIZES = {10_000: (1000, 50), 1_000_000: (100, 2)}
+"""Rows, and the draws that a round times: by medmoco, and by the loop."""
 
 Floats = NDArray[np.float64]
 Data = tuple[Floats, Floats, NDArray[np.int64]]
@@ -25,12 +27,11 @@ Metric = Callable[..., Any]
 
 def run() -> None:
     """Print a table for each size and metric, then what a million rows take in full."""
-    sizes = {10_000: (1000, 50), 1_000_000: (100, 2)}  # draws that a round times, of ours and of the loop
     metrics = {
         "AUROC": (bootstrap_auroc, roc_auc_score),
         "average precision": (bootstrap_average_precision, average_precision_score),
     }
-    for rows, draws in sizes.items():
+    for rows, draws in SIZES.items():
         data = _make(rows)
         for name, (ours, theirs) in metrics.items():
             _compare(f"{name}, {rows:,} rows of {rows // 3:,} patients, one core", data, ours, theirs, draws)

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.turns import report, seconds_per_round
 from medmoco.data.image_io.images import read_image, to_canvas
 
-IMAGES, ROUNDS, CANVAS = 4, 5, 256
+IMAGES, ROUNDS, CANVAS, SIDES = 4, 5, 256, (1024, 2048, 3000)
 KINDS = {
     "quality 95": {"quality": 95},
     "quality 75": {"quality": 75},
@@ -29,7 +29,7 @@ def run() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
-        for side, (kind, options) in product((1024, 2048, 3000), KINDS.items()):
+        for side, (kind, options) in product(SIDES, KINDS.items()):
             files = _write_images(Path(name), side, options)
             sizes = {"decoded whole": None, "at reduced size": CANVAS}
             contestants = {name: partial(_read, files, size) for name, size in sizes.items()}

@@ -13,7 +13,7 @@ from medmoco.data.pack.pack_writing import make_pack
 from medmoco.training.bench import measure
 from medmoco.training.synthetic import on_phantoms
 
-ROUNDS, SECONDS = 5, 6.0
+ROUNDS, SECONDS, SIDE = 5, 6.0, 512
 SMALL = {"ResNet-10, 96 px, batch 64": ("model.backbone=resnet10t", "views.size=96")}
 LARGE = {"ResNet-18, 224 px, batch 64": ("model.backbone=resnet18", "views.size=224")}
 """Only for GPUs: on a CPU, loading keeps up with it anyway, and it takes minutes."""
@@ -26,7 +26,7 @@ def run() -> None:
     for kind, overrides in (SMALL | LARGE if torch.cuda.is_available() else SMALL).items():
         for workers in (1, 2):
             settings = _settings(*overrides, f"data.workers={workers}", f"train.threads={threads}")
-            with on_phantoms(settings, lambda _: None, side=512) as given, tempfile.TemporaryDirectory() as folder:
+            with on_phantoms(settings, lambda _: None, side=SIDE) as given, tempfile.TemporaryDirectory() as folder:
                 pack = Path(folder) / "pack"
                 make_pack(given.data, pack, lambda _: None)
                 packed = given.model_copy(update={"data": given.data.model_copy(update={"pack": str(pack)})})

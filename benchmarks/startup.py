@@ -9,6 +9,7 @@ from functools import partial
 
 from benchmarks.turns import seconds_per_round
 
+ROUNDS = 5
 STATEMENTS = {
     "import torch": "import torch",
     "medmoco --help": "import medmoco.cli",
@@ -29,7 +30,7 @@ def run() -> None:
         name: partial(subprocess.run, [sys.executable, "-c", statement], check=True)
         for name, statement in STATEMENTS.items()
     }
-    times = seconds_per_round(starts, rounds=5)
+    times = seconds_per_round(starts, ROUNDS)
     print(f"\nstarting a command\n{'':24} {'seconds':>8}   relative to import torch")
     for name, seconds in times.items():
         ratios = [own / base for own, base in zip(seconds, times["import torch"], strict=True)]

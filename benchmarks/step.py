@@ -17,11 +17,13 @@ from medmoco.training.device import autocast, choose_device, choose_precision
 from medmoco.training.optim import create_optimizer
 
 ROUNDS, STEPS = 5, 2
+SIZES = ((96, 128, 2048), (96, 128, 65536), (224, 32, 65536))
+"""Sides of the views, images of a batch, and negatives in the queue."""
 
 
 def run() -> None:
     """Print one table for each size of views and queue."""
-    for size, batch, queue in ((96, 128, 2048), (96, 128, 65536), (224, 32, 65536)):
+    for size, batch, queue in SIZES:
         _compare(size, batch, queue)
 
 

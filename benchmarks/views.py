@@ -18,7 +18,7 @@ from medmoco.config import RECIPES, DataSettings, ViewSettings
 from medmoco.data.augment.views import draw, render
 from medmoco.data.image_io.images import Canvas
 
-ROUNDS, CANVAS = 5, 256
+IMAGES, ROUNDS, CANVAS = 64, 5, 256  # images of a usual batch
 DATA = DataSettings(manifest=Path(), root=".", canvas_size=CANVAS)
 
 
@@ -66,7 +66,7 @@ def run() -> None:
     """Print a table of views of canvases that are in memory."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    canvases = [_canvas(number) for number in range(64)]  # a usual batch
+    canvases = [_canvas(number) for number in range(IMAGES)]
     pictures = [Image.fromarray(canvas.pixels) for canvas in canvases]
     tensors = [torch.from_numpy(canvas.pixels)[None] for canvas in canvases]
     recipe, gray = published(), torchvision_gray()

@@ -18,6 +18,7 @@ utils/              files, tables, signals, progress, counted randomness
 data/               CSV row to batch of views
     manifest/       rows, labels, patients, splits; `tables/` reads tables as people have them
     image_io/       image files to grey levels; `formats/` has one module for each
+    volume_io/      CT and MR volumes to the patient's axes, and to canvases
     augment/        canvas to augmented view
     pack/           canvases decoded once
     loading/        views to batches: order, workers, unusable images

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -29,11 +29,14 @@ PANEL = "Setup"
 commands = typer.Typer()
 
 SETTINGS = "demo.yaml"
-TITLE = "Encoder pretrained on 900 chest films"
+TITLE, TITLE_OF_VOLUMES = "Encoder pretrained on 900 chest films", "Encoder pretrained on CT phantoms"
 DONE = "commands.txt"
 """The commands that have ended, one a line; --resume runs the others."""
 
-WRITTEN = {SETTINGS, DONE, "run", "run-check", "views.png", "export"}
+PATIENTS = 60
+"""Synthetic patients of the demo of volumes."""
+
+WRITTEN = {SETTINGS, DONE, "data", "pack", "run", "run-check", "views.png", "export"}
 """Everything in the folder of a demo; only a folder with nothing else is replaced."""
 
 
@@ -45,6 +48,9 @@ def demo(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a demo that was interrupted.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Draw CT volumes and use them instead of films (default folder: demo-3d).")
+    ] = False,
 ) -> None:
     """Try medmoco on 1,500 small chest films that come with it: check, pretrain, evaluate, export. Takes minutes.
 
@@ -52,11 +58,11 @@ def demo(
     """
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite exclude each other; give one")
-    folder = out or Path("demo")
-    _make_folder(folder, resume, overwrite)
+    folder = out or Path("demo-3d" if volumes else "demo")
+    _make_folder(folder, resume, overwrite, volumes)
     record = folder / DONE
     done = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
-    for words in demo_commands(folder, _imagenet_weights()):
+    for words in volume_commands(folder) if volumes else demo_commands(folder, _imagenet_weights()):
         command = shlex.join(["medmoco", *words])
         if command in done:
             continue
@@ -64,11 +70,29 @@ def demo(
             words = [*words, "--resume"]
         print(f"\n$ {shlex.join(['medmoco', *words])}", flush=True)
         if code := _run(words):
-            print(f"to continue the demo: medmoco demo --out {shlex.quote(str(folder))} --resume", file=sys.stderr)
+            again = f"medmoco demo{' --volumes' * volumes} --out {shlex.quote(str(folder))} --resume"
+            print(f"to continue the demo: {again}", file=sys.stderr)
             raise typer.Exit(code)
         with record.open("a", encoding="utf-8") as file:
             file.write(f"{command}\n")
-    print(_pointers(folder))
+    print(_pointers(folder, volumes))
+
+
+def volume_commands(folder: Path) -> list[list[str]]:
+    """Return the words after `medmoco` of each command of the demo of volumes."""
+    config, run, export = ["--config", str(folder / SETTINGS)], str(folder / "run"), str(folder / "export")
+    drawn = ["--out", str(folder / "data"), "--volumes", "--patients", str(PATIENTS), "--image-size", "96"]
+    return [
+        ["phantom", *drawn, "--format", "dicom", "--workers", "2"],
+        ["check", *config],
+        ["pack", *config, "--out", str(folder / "pack")],
+        ["preview", *config, "--out", str(folder / "views.png"), "--images", "3", "--views", "4"],
+        ["pretrain", *config],
+        ["evaluate", *config, "--encoder", run, "--out", f"{run}/evaluation", "--test"],
+        ["export", "--run", run, "--out", export],
+        ["verify", export],
+        ["report", run, "--card", f"{export}/MODEL_CARD.md", "--title", TITLE_OF_VOLUMES],
+    ]
 
 
 def demo_commands(folder: Path, weights: Path | None) -> list[list[str]]:
@@ -93,7 +117,7 @@ def demo_commands(folder: Path, weights: Path | None) -> list[list[str]]:
     ]
 
 
-def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+def _make_folder(folder: Path, resume: bool, overwrite: bool, volumes: bool) -> None:
     """Write the settings into a new folder, or check that it holds a demo to resume."""
     try:
         names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
@@ -112,7 +136,8 @@ def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         if names:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text(demo_settings(folder), encoding="utf-8")
+        text = volume_settings(folder) if volumes else demo_settings(folder)
+        (folder / SETTINGS).write_text(text, encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{folder} cannot be used for the demo: {error.strerror}") from None
 
@@ -123,7 +148,18 @@ def demo_settings(folder: Path) -> str:
     if films.is_relative_to(Path.cwd()):
         films = films.relative_to(Path.cwd())
     text = resource(f"configs/{SETTINGS}").read_text(encoding="utf-8")
-    for old, new in (("demo/run", folder / "run"), ("manifests/chest_films", films)):
+    return _with_paths(text, {"demo/run": folder / "run", "manifests/chest_films": films})
+
+
+def volume_settings(folder: Path) -> str:
+    """Return the text of configs/demo_3d.yaml with its paths replaced."""
+    text = resource("configs/demo_3d.yaml").read_text(encoding="utf-8")
+    names = ("run", "data/{split}", "data", "pack")
+    return _with_paths(text, {f"demo-3d/{name}": folder / name for name in names})
+
+
+def _with_paths(text: str, paths: Mapping[str, Path]) -> str:
+    for old, new in paths.items():
         text = text.replace(f": {old}\n", f": {_yaml(new)}\n")
     return text
 
@@ -162,11 +198,12 @@ def _run(words: Sequence[str]) -> int:
             signal.signal(number, handler)
 
 
-def _pointers(folder: Path) -> str:
+def _pointers(folder: Path, volumes: bool) -> str:
     """Return where to look next; `medmoco report` has just named the report."""
+    figures = f"figures:  {folder}/run/curve/*.svg, AUROC by the number of labelled patients\n"
     return (
-        f"views:    {folder}/views.png, films and what the encoder sees of them\n"
-        f"figures:  {folder}/run/curve/*.svg, AUROC by the number of labelled patients\n"
+        f"views:    {folder}/views.png, {'volumes' if volumes else 'films'} and what the encoder sees of them\n"
+        f"{'' if volumes else figures}"
         f"encoder:  {folder}/export, with its preprocessing, model card and verification\n"
         "next:     medmoco init FOLDER starts with your own images"
     )

@@ -35,6 +35,9 @@ _SETTINGS = (
 )  # fmt: skip
 
 
+_SETTINGS_OF_VOLUMES = ("data.dimensions", "data.spacing")
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """Facts about a run.
@@ -103,7 +106,10 @@ def write_card(run: RunFacts, contract: Tree, parity: Tree) -> str:
     """Return the model card of a run's encoder as Markdown, from the contents of preprocessing.json and parity.json."""
     train, tests = run.train, [score for score in run.scores or () if score.split == "test"]
     labels = zip(train.label_names, train.raw_labels.T, strict=True) if train else ()
-    chosen = {key: value for key, value in flatten(as_tree(run.settings)) if key.startswith(_SETTINGS)}
+    shown: tuple[str, ...] = _SETTINGS
+    if run.settings.data.dimensions == 3:
+        shown = (*_SETTINGS_OF_VOLUMES, *(key for key in _SETTINGS if key != "data.canvas_size"))
+    chosen = {key: value for key, value in flatten(as_tree(run.settings)) if key.startswith(shown)}
     return _render(
         contract,
         parity,
@@ -206,7 +212,8 @@ def _compute(run: RunFacts) -> list[str]:
         before = record["step"]
     if seconds:
         took, rate = timedelta(seconds=round(seconds)), before * batch / seconds
-        lines.append(f"{before} training steps took {took} at {rate:.0f} images per second")
+        shown = "volumes" if run.settings.data.dimensions == 3 else "images"
+        lines.append(f"{before} training steps took {took} at {rate:.0f} {shown} per second")
     return lines
 
 

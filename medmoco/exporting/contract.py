@@ -20,7 +20,9 @@ import torch
 
 import medmoco
 from medmoco.data.loading.preprocessing import Preprocessing
+from medmoco.data.volume_io.volume import AXES
 from medmoco.exporting.subject import INPUT, Subject
+from medmoco.exporting.volume_contract import steps_of_volumes
 from medmoco.utils.files import sha256_of
 
 _POLARITY = (
@@ -72,26 +74,24 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
         formats: For each format, its path in the folder and what its `describe` returns.
         folder: Folder of the export, with the files of the formats only.
     """
-    prepared, size, width = subject.preprocessing, subject.preprocessing.size, subject.backbone.feature_dim
-    levels = first_step(prepared)
+    prepared, width = subject.preprocessing, subject.backbone.feature_dim
+    is_volume = prepared.dimensions == 3
+    steps = steps_of_volumes(prepared) if is_volume else _steps_of_images(prepared)
     return {
-        "steps": [*levels, "canvas", "resize", "normalise", "mirror"],
-        **levels,
-        "canvas": {
-            "longer_side": prepared.canvas_size,
-            "bit_depth": prepared.bit_depth,
-            "white": 2**prepared.bit_depth - 1,
-            "rule": _CANVAS,
-        },
-        "resize": {"height": size, "width": size, "keep_aspect_ratio": False, "crop": None, "rule": _RESIZE},
+        "steps": [*steps, "normalise", "mirror"],
+        **steps,
         "normalise": {"mean": prepared.mean, "std": prepared.std, "rule": "(pixel / white - mean) / std"},
-        "mirror": {"average": prepared.mirror, "rule": _mirror_rule(subject)},
+        "mirror": {
+            "average": prepared.mirror,
+            **({"axis": AXES[0]} if is_volume else {}),
+            "rule": _mirror_rule(subject),
+        },
         "scored_stages": subject.scored_stages,
         "input": {
             "name": INPUT,
-            "shape": ["batch", subject.backbone.channels, size, size],
+            "shape": ["batch", subject.backbone.channels, *[prepared.size] * prepared.dimensions],
             "dtype": "float32",
-            "layout": "NCHW",
+            "layout": "NCXYZ" if is_volume else "NCHW",
         },
         "outputs": [
             {"name": name, "shape": ["batch", *shape], "dtype": "float32", "meaning": meaning}
@@ -106,6 +106,21 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
             name: {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
             for name in files_in(folder)
         },
+    }
+
+
+def _steps_of_images(prepared: Preprocessing) -> dict[str, dict[str, Any]]:
+    """Return the steps from an image file to pixels, in order."""
+    size = prepared.size
+    return {
+        **first_step(prepared),
+        "canvas": {
+            "longer_side": prepared.canvas_size,
+            "bit_depth": prepared.bit_depth,
+            "white": 2**prepared.bit_depth - 1,
+            "rule": _CANVAS,
+        },
+        "resize": {"height": size, "width": size, "keep_aspect_ratio": False, "crop": None, "rule": _RESIZE},
     }
 
 
@@ -134,22 +149,23 @@ def files_in(folder: Path) -> list[str]:
 
 
 def _mirror_rule(subject: Subject) -> str:
+    image = "volume" if subject.preprocessing.dimensions == 3 else "image"
     if not subject.preprocessing.mirror:
-        return "none: outputs are those of the image itself"
+        return f"none: outputs are those of the {image} itself"
     if subject.head is None:
         return (
-            "scores in the card were measured on the mean features of the image and its left-right mirror image; no "
+            f"scores in the card were measured on the mean features of the {image} and its left-right mirror image; no "
             "file computes this mean itself"
         )
     return (
-        "logits are those of the image and its left-right mirror image: average the network's outputs over both "
+        f"logits are those of the {image} and its left-right mirror image: average the network's outputs over both "
         "first. Files that contain the computation (ONNX, program) do this themselves"
     )
 
 
 def _outputs(subject: Subject, width: int) -> list[tuple[str, list[int | str], str]]:
     if subject.head is None:
-        return [("features", [width], "pooled features before any classifier, not normalised")]
+        return [("features", [width], f"pooled features before any classifier, not normalised{_of_windows(subject)}")]
     labels = subject.head.out_features
     outputs: list[tuple[str, list[int | str], str]] = [
         ("logits", [labels], "log-odds of each label, to which the thresholds of the operating points apply"),
@@ -158,6 +174,12 @@ def _outputs(subject: Subject, width: int) -> list[tuple[str, list[int | str], s
     if subject.top_patches is not None:
         outputs.append(("patch_scores", [labels, "height", "width"], "by label, rows of patches from the top"))
     return outputs
+
+
+def _of_windows(subject: Subject) -> str:
+    prepared = subject.preprocessing
+    in_windows = prepared.dimensions == 3 and prepared.volumes == "sliding"
+    return ", of one window; those of a volume are the mean over its windows" if in_windows else ""
 
 
 def _classifier(subject: Subject) -> dict[str, Any] | None:

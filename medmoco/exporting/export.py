@@ -29,7 +29,17 @@ from medmoco.exporting.formats import (
     timm_file,
     torchvision_file,
 )
-from medmoco.exporting.parity import CASES, SUMS, Floats, NotInstalledError, compare, save_cases, synthetic_views
+from medmoco.exporting.parity import (
+    CASES,
+    SUMS,
+    SYNTHETIC_IMAGES,
+    SYNTHETIC_VOLUMES,
+    Floats,
+    NotInstalledError,
+    compare,
+    save_cases,
+    synthetic_views,
+)
 from medmoco.exporting.scan import folder_names, refuse_names
 from medmoco.exporting.sources import Surroundings, Warn, surroundings
 from medmoco.exporting.standalone import standalone_source
@@ -136,7 +146,7 @@ def _chosen(names: Sequence[str], subject: Subject, warn: Warn) -> dict[str, For
 def _fill(folder: Path, subject: Subject, known: Surroundings, chosen: dict[str, Format]) -> None:
     """Write all files of an export."""
     described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
-    (folder / "prepare.py").write_text(standalone_source(), encoding="utf-8")
+    (folder / "prepare.py").write_text(standalone_source(subject.preprocessing.dimensions), encoding="utf-8")
     contract = preprocessing(subject, described, folder)
     write_json(folder / "preprocessing.json", contract)
     parity = _compare_formats(subject, known.views, folder, list(chosen))
@@ -158,7 +168,10 @@ def _compare_formats(subject: Subject, real: list[NDArray[Any]], folder: Path, f
     The synthetic images and their outputs stay in the export for `medmoco verify`; real images do not.
     """
     prepared = subject.preprocessing
-    synthetic = synthetic_views(prepared.size, prepared.bit_depth, channels=subject.backbone.channels)
+    count = SYNTHETIC_VOLUMES if prepared.dimensions == 3 else SYNTHETIC_IMAGES
+    synthetic = synthetic_views(
+        prepared.size, prepared.bit_depth, count, channels=subject.backbone.channels, dimensions=prepared.dimensions
+    )
     views = torch.from_numpy(np.concatenate([synthetic, *real]))
     images: Floats = to_float(views, prepared, torch.device("cpu"), channels_last=False).numpy()
     expected = _outputs(subject, images)

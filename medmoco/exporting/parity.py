@@ -34,7 +34,7 @@ SUMS = "SHA256SUMS"
 """Hashes of every other file, for `sha256sum -c`."""
 
 TOLERANCES = {"onnx": GRAPH_TOLERANCE, "program": GRAPH_TOLERANCE}
-_SYNTHETIC = 4
+SYNTHETIC_IMAGES, SYNTHETIC_VOLUMES = 4, 2
 
 Floats = NDArray[np.float32]
 
@@ -43,17 +43,32 @@ class NotInstalledError(Exception):
     """The format's library is not installed; the message is its name."""
 
 
-def synthetic_views(size: int, bit_depth: int, count: int = _SYNTHETIC, channels: int = 1) -> NDArray[Any]:
-    """Make images of smooth blobs and noise from a fixed seed.
+def synthetic_views(
+    size: int, bit_depth: int, count: int = SYNTHETIC_IMAGES, channels: int = 1, dimensions: int = 2
+) -> NDArray[Any]:
+    """Make images or volumes of smooth blobs and noise from a fixed seed.
 
     Returns:
-        (count, channels, size, size) uint8 or uint16.
+        (count, channels, size, size) uint8 or uint16; of volumes, (count, channels, size, size, size).
     """
     generator = np.random.default_rng(0)
+    if dimensions == 3:
+        rough = generator.random((count * channels, 6, 6, 6), np.float32)
+        return _levels(np.stack([_enlarged(blob, size) for blob in rough]), generator, bit_depth, channels)
     blobs = generator.random((count * channels, 6, 6), np.float32)
     soft = np.stack([cv2.resize(blob, (size, size), interpolation=cv2.INTER_LINEAR) for blob in blobs])
+    return _levels(soft, generator, bit_depth, channels)
+
+
+def _enlarged(blob: Floats, size: int) -> Floats:
+    """Return a volume (6, 6, 6) as (size, size, size), enlarged linearly: slice by slice, then along the first axis."""
+    slices = np.stack([cv2.resize(part, (size, size)) for part in blob])
+    return cv2.resize(slices.reshape(len(blob), -1), (size * size, size)).reshape(size, size, size)
+
+
+def _levels(soft: Floats, generator: np.random.Generator, bit_depth: int, channels: int) -> NDArray[Any]:
     shares = np.clip(soft + 0.03 * generator.standard_normal(soft.shape), 0, 1)
-    levels: NDArray[Any] = np.rint(shares.reshape(count, channels, size, size) * (2**bit_depth - 1))
+    levels: NDArray[Any] = np.rint(shares.reshape(-1, channels, *soft.shape[1:]) * (2**bit_depth - 1))
     return levels.astype(np.uint8) if bit_depth == 8 else levels.astype(np.uint16)
 
 
@@ -75,7 +90,7 @@ def compare(name: str, folder: Path, images: Floats, expected: Mapping[str, Floa
     Args:
         name: Name of the format.
         folder: Folder of the export.
-        images: (N, C, S, S), normalised.
+        images: (N, C, S, S), or (N, C, S, S, S) of volumes; normalised.
         expected: Outputs by name, (N, F) or (N, L).
 
     Returns:

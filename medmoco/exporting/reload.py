@@ -9,6 +9,7 @@ pass through pipes, so that no pixel is written to disk.
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.metadata
 import io
 import json
@@ -25,7 +26,10 @@ Contract = dict[str, Any]
 Floats = NDArray[np.float32]
 Run = Callable[[Floats, str], dict[str, Floats]]  # (images, name of a torch type) -> outputs by name
 
-_LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "monai", "onnxruntime", "detectron2", "safetensors", "numpy")
+_LIBRARIES = (
+    "medmoco", "torch", "torchvision", "timm", "monai", "onnxruntime", "detectron2", "safetensors", "numpy",
+    "dynamic_network_architectures",
+)  # fmt: skip
 HALF_IMAGES = 2  # for half precision, which many processors compute slowly
 ABSENT = 3  # exit code if the format's library is not installed
 
@@ -34,7 +38,7 @@ ABSENT = 3  # exit code if the format's library is not installed
 
 
 def load_safetensors(path: Path, contract: Contract) -> Run:
-    """Load into the plain timm or MONAI network with strict=True."""
+    """Load into the plain network of timm, MONAI or nnU-Net with strict=True."""
     from safetensors.torch import load_file
 
     model = contract["model"]
@@ -45,13 +49,19 @@ def load_safetensors(path: Path, contract: Contract) -> Run:
         net: Any = timm.create_model(model["name"], **model["arguments"], **stem)
     else:
         import torch
-        from monai.networks import nets
 
-        net = getattr(nets, model["name"])(**model["arguments"])
+        classes = {key: imported(model["arguments"][key]) for key in model.get("classes", ())}
+        net = imported(model["function"])(**{**model["arguments"], **classes})
         if model["replaced_by_identity"]:
             net.set_submodule(model["replaced_by_identity"], torch.nn.Identity())
     net.load_state_dict(load_file(path), strict=True)
     return of_network(net, contract)
+
+
+def imported(path: str) -> Any:
+    """Return a class or function by the path that it is imported from."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def conv_stem(widths: list[int]) -> Callable[..., Any]:
@@ -225,12 +235,18 @@ def of_network(net: Any, contract: Contract) -> Run:
         converted = net if precision == "float32" else copy.deepcopy(net).to(kind)
         with torch.inference_mode():
             views = torch.from_numpy(images).to(kind)
-            outputs = converted(views).float().numpy()
+            outputs = pooled(converted(views)).float().numpy()
             if contract["classifier"] and contract["mirror"]["average"]:
                 outputs = (outputs + converted(views.flip(-1)).float().numpy()) / 2
         return finish(outputs, contract["classifier"])
 
     return run
+
+
+def pooled(outputs: Any) -> Any:
+    """Return the features of volumes from feature maps (B, F, X, Y, Z), or from those of all stages."""
+    last = outputs[-1] if isinstance(outputs, list) else outputs
+    return last.mean((2, 3, 4)) if last.ndim == 5 else last
 
 
 def finish(outputs: Floats, classifier: Contract | None) -> dict[str, Floats]:
@@ -278,9 +294,9 @@ def main() -> None:
                 raise
             continue  # PyTorch lacks an operation in this precision on this processor
         arrays |= {f"{precision}/{key}": np.concatenate([first[key], rest[key]]) for key in first}
-    imported = {name: importlib.metadata.version(name) for name in _LIBRARIES if sys.modules.get(name)}
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES if sys.modules.get(name)}
     stream = io.BytesIO()  # NumPy cannot write to a pipe
-    np.savez(stream, libraries=np.array(json.dumps(imported)), **arrays)
+    np.savez(stream, libraries=np.array(json.dumps(versions)), **arrays)
     with out:
         out.write(stream.getvalue())
 

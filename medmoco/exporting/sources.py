@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, Tree, load_run, run_of
+from medmoco.data.augment import volume_views
 from medmoco.data.augment.views import channels_first, whole_view
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
 from medmoco.data.loading.preprocessing import NO_DATA
@@ -25,7 +26,7 @@ from medmoco.exporting.subject import Subject
 
 Warn = Callable[[str], None]
 
-_REAL_IMAGES = 4
+_REAL_IMAGES, _REAL_VOLUMES = 4, 1  # a volume takes as long as a hundred images
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,13 @@ def _rows_trained_on(train: Split | None, settings: RunSettings) -> Split | None
 def _real_views(settings: RunSettings, size: int, train: Split | None) -> list[NDArray[Any]]:
     if train is None:
         return []
-    few = train.select(train.spread(_REAL_IMAGES))
+    is_volume = settings.data.dimensions == 3
+    few = train.select(train.spread(_REAL_VOLUMES if is_volume else _REAL_IMAGES))
     try:
         check_images(few, settings.data)
         canvases, _ = read_canvases(few, np.arange(len(few)), settings)
     except (DataError, SettingsError):  # SettingsError if the pack is missing
         return []
+    if is_volume:
+        return [np.stack([volume_views.whole_view(canvas, size)[None] for canvas in canvases])]
     return [channels_first([whole_view(canvas, size) for canvas in canvases])]

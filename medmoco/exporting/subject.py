@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from medmoco.models.backbones import Backbone
 from medmoco.models.interop.naming import has_conv_stem, timm_model
 from medmoco.models.interop.state_dicts import plain_tensors
 from medmoco.models.networks.conv_stem import conv_stem_widths
+from medmoco.models.networks.volumes import NETWORKS, TO_IMPORT, VolumeNetwork
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -30,6 +31,9 @@ INPUT = "image"
 NOT_STATED = "not stated"
 NETWORK_PRECISIONS = ("float32", "float16", "bfloat16")
 """Precisions that are tried for networks whose weights can be converted."""
+
+# From the outputs of networks for volumes that end in feature maps, of the last stage or of each.
+_FEATURES = {"ResidualEncoder": "outputs.mean((2, 3, 4))", "SwinTransformer": "outputs[-1].mean((2, 3, 4))"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Subject:
 
     @property
     def build(self) -> dict[str, Any]:
-        """How to build the plain timm or MONAI network that loads `state` with strict=True.
+        """How to build the plain network of timm, MONAI or nnU-Net that loads `state` with strict=True.
 
         For a classifier of patches it is the encoder alone, because the plain network has no such head.
         """
@@ -92,6 +96,12 @@ class Subject:
         if self.head is not None:
             state |= {f"{classifier_name(self)}.{name}": value for name, value in self.head.state_dict().items()}
         return state
+
+    @property
+    def example(self) -> Tensor:
+        """An input of the network, for tracing: two black images or volumes."""
+        prepared = self.preprocessing
+        return torch.zeros(2, self.backbone.channels, *[prepared.size] * prepared.dimensions)
 
     @property
     def graph(self) -> nn.Module:
@@ -183,6 +193,8 @@ def classifier_name(subject: Subject) -> str:
 
 def _build(subject: Subject) -> dict[str, Any]:
     backbone = subject.backbone
+    if backbone.dimensions == 3:
+        return _build_of_volumes(NETWORKS[backbone.name], backbone.channels)
     labels = subject.head.out_features if subject.head is not None and subject.top_patches is None else 0
     if not backbone.name.startswith("monai/"):
         # Transformers with a fixed grid of patches need the size of their input.
@@ -203,6 +215,19 @@ def _build(subject: Subject) -> dict[str, Any]:
     }
 
 
+def _build_of_volumes(network: VolumeNetwork, channels: int) -> dict[str, Any]:
+    name = network.function.rpartition(".")[2]
+    return {
+        "library": network.library,
+        "name": name,
+        "function": network.function,
+        "arguments": {network.channels: channels, **network.arguments},
+        "replaced_by_identity": network.classifier,
+        "classes": [key for key in TO_IMPORT if network.arguments.get(key)],
+        "features": _FEATURES.get(name, "outputs"),
+    }
+
+
 def refusal_by_name(subject: Subject) -> str | None:
     """Return why the network cannot be built from a name and plain arguments; None if it can."""
     return f"timm has no name for {subject.backbone.name} with its stem" if "conv_stem" in subject.build else None
@@ -210,14 +235,16 @@ def refusal_by_name(subject: Subject) -> str | None:
 
 def refuse_all_but_timm(subject: Subject) -> str | None:
     """Return why a format that timm reads by a network's name cannot hold the subject; None if it can."""
+    if subject.backbone.dimensions == 3:
+        return "timm has no networks for volumes"
     if subject.build["library"] != "timm":
         return f"{subject.backbone.name} is not a timm network"
     return refusal_by_name(subject) or refuse_other_heads(subject)
 
 
-def written(arguments: Mapping[str, Any]) -> str:
-    """Write keyword arguments as in a call, for the card."""
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+def written(arguments: Mapping[str, Any], classes: Sequence[str] = ()) -> str:
+    """Write keyword arguments as in a call, for the card; those in `classes` are names of classes."""
+    return ", ".join(f"{key}={value if key in classes else repr(value)}" for key, value in arguments.items())
 
 
 def save_state(state: Mapping[str, Tensor], file: Path) -> Path:

@@ -15,7 +15,7 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import Features
 from medmoco.evaluation.features.inputs import feature_cache, features_of, find_rows, load_splits, writing
-from medmoco.evaluation.features.probes import unit_length
+from medmoco.evaluation.features.probes import cosine_similarities
 from medmoco.plotting.pictures import Tile, positives, read_views, shown, write_picture
 from medmoco.utils.files import PathLike
 
@@ -103,7 +103,7 @@ def nearest(
     Returns:
         A table with COLUMNS.
     """
-    cosines = (unit_length(queries) @ unit_length(keys).T).numpy().round(_DIGITS)  # (M, N)
+    cosines = cosine_similarities(queries, keys).numpy().round(_DIGITS)  # (M, N)
     lines = []
     for row, patient, cosine in zip(chosen.rows, chosen.patients, cosines, strict=True):
         own = bank.patients == patient

@@ -43,9 +43,11 @@ Ranks = NDArray[np.float64]
 TIE = 1e-6
 """Cosines that differ by less are ties: the rounding error of a sum of a few thousand float32 products."""
 
+ROWS_AT_A_TIME = 2048
+"""Copies whose features are in memory at once."""
+
 _RECALLS = (1, 5, 10, 50, 100)
 _SHOWN = (1, 5, 10)  # of these, in the table
-_ROWS_AT_A_TIME = 2048  # copies whose features are in memory at once
 _CELLS = 2**19  # cosines in memory at once, 2 MiB, so that they fit into the cache
 
 
@@ -224,8 +226,8 @@ def place_split(
     parts: dict[tuple[str, str], list[Placed]] = {
         (name, str(perturbation)): [] for name in bank for perturbation in perturbations
     }
-    for start in range(0, len(split), _ROWS_AT_A_TIME):
-        block = split.select(np.arange(start, min(start + _ROWS_AT_A_TIME, len(split))))
+    for start in range(0, len(split), ROWS_AT_A_TIME):
+        block = split.select(np.arange(start, min(start + ROWS_AT_A_TIME, len(split))))
         log(f"ranking perturbed copies of images {start + 1} to {start + len(block)}")
         make = partial(perturb, perturbations=perturbations, views=views, rows=block.rows, seed=settings.seed)
         on_view = {

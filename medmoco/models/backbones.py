@@ -241,7 +241,8 @@ def _misfit(backbone: Backbone, size: int, device: str) -> str | None:
     training = backbone.training
     try:
         with torch.no_grad():
-            features = torch.func.functional_call(backbone.eval(), state, (images,))
+            # nnU-Net's networks hold layers under two names; with tie_weights, they would keep the tensors of `state`.
+            features = torch.func.functional_call(backbone.eval(), state, (images,), tie_weights=False)
     except Exception as error:  # anything that the network's own code may raise
         return without_names(error)
     finally:

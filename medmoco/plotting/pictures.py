@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medmoco.config import DataSettings, RunSettings
 from medmoco.data.augment.color import displayed
-from medmoco.data.loading.loading import read_canvases, whole_views
+from medmoco.data.loading.loading import read_canvases, whole_maker
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 
@@ -42,17 +42,18 @@ class Tile:
 
 
 def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings) -> NDArray[Any]:
-    """Return the whole-image views of a few rows as input for encoders, (B, C, S, S) uint8 or uint16.
+    """Return the whole-image views of a few rows, (B, C, S, S) or (B, 1, S, S, S) uint8 or uint16.
 
     Raises:
         DataError: an image cannot be used.
     """
     canvases, _ = read_canvases(split, positions, settings)
-    return whole_views(canvases, positions, size=settings.evaluate.size or settings.views.size)
+    size = settings.evaluate.size or settings.views.size
+    return np.asarray(whole_maker(settings.data.dimensions, size, "resized")(canvases, positions))
 
 
 def shown(view: NDArray[Any], data: DataSettings) -> NDArray[Any]:
-    """Return channels (C, S, S) as a tile's pixels: (S, S, 3) uint8 for rgb, or the mean of bands."""
+    """Return channels (C, S, S) as a tile's pixels: (S, S, 3) uint8 for rgb, or the mean of bands; see `displayed`."""
     pixels = displayed(view, rgb=data.channels == "rgb")
     return (pixels >> 8).astype(np.uint8) if pixels.ndim == 3 and pixels.dtype == np.uint16 else pixels
 

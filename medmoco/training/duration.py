@@ -106,14 +106,17 @@ def warning_if_long(seconds: float, steps: int, context: RunContext) -> str:
     if context.device.type != "cpu" or total < _LONG:
         return ""
     backbone, size, epochs = context.settings.model.backbone, context.settings.views.size, context.settings.train.epochs
+    volumes = context.settings.data.dimensions == 3
+    small, enough = ("monai/resnet10_quarter", 48) if volumes else ("resnet10t", 96)
     smaller = [
-        *(["model.backbone=resnet10t"] if backbone != "resnet10t" else []),
-        *(["views.size=96"] if size > 96 else []),
+        *([f"model.backbone={small}"] if backbone != small else []),
+        *([f"views.size={enough}"] if size > enough else []),
         *(["train.epochs=30"] if epochs > 30 else []),
     ]
     return (
-        f"training {backbone} on views of {size} pixels for {epochs} epochs takes {duration_words(total)} on this CPU;"
-        f" use a GPU{', or settings for a CPU such as ' * bool(smaller)}{' '.join(smaller)}"
+        f"training {backbone} on views of {size} {'voxels' if volumes else 'pixels'} for {epochs} epochs takes"
+        f" {duration_words(total)} on this CPU; use a GPU{', or settings for a CPU such as ' * bool(smaller)}"
+        f"{' '.join(smaller)}"
     )
 
 

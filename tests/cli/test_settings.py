@@ -46,6 +46,8 @@ def test_models__lists_a_selection_and_what_matches(call: Call, monkeypatch: pyt
     monkeypatch.setattr("medmoco.cli.settings._MOST", 1)
     assert "and 6 more; a longer pattern" in call("models", "resnet10*").stdout
     assert "did you mean resnet50" in call("models", "resnt50", code=2).stderr
+    listed = call("models", "monai/resnet10_*", "--dimensions", "3").stdout.splitlines()[1]
+    assert listed.split()[:4] == ["monai/resnet10_quarter", "0.9", "M", "128"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

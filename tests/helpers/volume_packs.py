@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,8 @@ from medmoco.data.volume_io.volume import Volume
 from medmoco.errors import ImageError
 from tests.helpers.packs import write_csv
 
-REAL = Path("/work/shared/data/volumes")
+SHARED = Path(os.environ.get("MEDMOCO_SHARED", Path(__file__).parents[2] / "../shared"))
+REAL = SHARED.resolve() / "data/volumes"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared volumes are not on this machine")
 
 

@@ -90,7 +90,7 @@ def test_place_split__what_an_encoder_ignores_is_at_rank_one(tmp_path: Path, mon
         def forward(self, views: Tensor) -> Tensor:
             return views.mean((1, 3)) - views.mean((1, 2, 3))[:, None]
 
-    monkeypatch.setattr(module, "_ROWS_AT_A_TIME", 5)
+    monkeypatch.setattr(module, "ROWS_AT_A_TIME", 5)
     settings = make_data(tmp_path)
     val = load_splits(settings, ("val",))["val"]
     encoders = {"profile": Profile(), "pixels": thumbnails()}

@@ -11,7 +11,9 @@ from torch import nn
 
 from medmoco.config import ModelSettings
 from medmoco.errors import CheckpointError, SettingsError
+from medmoco.models import backbones
 from medmoco.models.backbones import Backbone, check_size, create_backbone, fix_patches, load_weights
+from medmoco.models.interop.state_dicts import plain_tensors
 
 
 @pytest.mark.parametrize(
@@ -196,3 +198,67 @@ def test_check_size__what_shapes_alone_cannot_tell_is_tried() -> None:
 def test_create_backbone__a_tag_of_weights_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"the tag \.a1_in1k refers to weights.*\nUse resnet50\."):
         create_backbone(ModelSettings(backbone="resnet50.a1_in1k"), seed=0, size=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("nnunet/resenc_5stages", 16, r"volumes of 16 x 16 x 16 voxels \(views\.size\):\n.*\n.*\(32 is enough\)"),
+        ("monai/densenet121", 16, r"volumes of 16 x 16 x 16 voxels \(views\.size\):\n.*\n.*\(32 is enough\)"),
+    ],
+)
+def test_check_size__of_volumes(name: str, size: int, words: str) -> None:
+    backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=size, dimensions=3)
+    with pytest.raises(SettingsError, match=words) as caught:
+        check_size(backbone, size)
+    assert len(str(caught.value).splitlines()) <= 5
+    check_size(backbone, 32)
+
+
+@pytest.mark.parametrize("size", [16, 40, 96])
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/swin_unetr", "nnunet/resenc_4stages"])
+def test_check_size__of_volumes_computes_shapes_alone(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=size, dimensions=3)
+    devices: list[str] = []
+    misfit = backbones._misfit
+    monkeypatch.setattr(backbones, "_misfit", lambda *given: devices.append(given[2]) or misfit(*given))
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    check_size(backbone, size)
+    assert devices == ["meta"]
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_create_backbone__networks_for_volumes_do_not_take_images() -> None:
+    for name in ("nnunet/resenc", "monai/resnet10"):
+        with pytest.raises(SettingsError, match=f"'{name}' is a network for volumes; set data.dimensions=3"):
+            create_backbone(ModelSettings(backbone=name), seed=0, size=64)
+
+
+def test_create_backbone__of_volumes_gives_only_the_last_features() -> None:
+    model = ModelSettings(backbone="monai/resnet10_quarter")
+    with pytest.raises(SettingsError, match=r"evaluate\.stages 2: monai/resnet10_quarter gives only its last features"):
+        create_backbone(model, seed=0, size=32, stages=2, dimensions=3)
+    backbone = create_backbone(model, seed=0, size=32, dimensions=3).eval()
+    volumes = torch.randn(2, 1, 16, 16, 16)
+    assert torch.equal(backbone.of_last_stage()(volumes), backbone(volumes))
+
+
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/swin_unetr", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_create_backbone__of_volumes_starts_from_a_file(tmp_path: Path, name: str, suffix: str) -> None:
+    file = tmp_path / f"w{suffix}"
+    saved = create_backbone(ModelSettings(backbone=name), seed=1, size=32, dimensions=3)
+    state = plain_tensors(saved.net.state_dict())
+    save_file(state, file) if suffix == ".safetensors" else torch.save({"state_dict": state}, file)
+    loaded = create_backbone(ModelSettings(backbone=name, init=file), seed=0, size=32, dimensions=3)
+    assert all(torch.equal(value, loaded.net.state_dict()[key]) for key, value in state.items())
+    assert loaded.start is not None
+    assert f"{len(state)} tensors unchanged, 0 converted" in loaded.start
+
+
+def test_load_weights__of_an_image_network_do_not_fit_volumes(tmp_path: Path) -> None:
+    images = create_backbone(ModelSettings(backbone="monai/densenet121"), seed=0, size=32)
+    save_file(plain_tensors(images.net.state_dict()), tmp_path / "w.safetensors")
+    model = ModelSettings(backbone="monai/densenet121", init=tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="shape"):
+        create_backbone(model, seed=0, size=32, dimensions=3)

@@ -134,3 +134,35 @@ def test_sync_batch_norm__evaluation_and_names_are_unchanged() -> None:
     x = torch.randn(3, 3, 5, 5)
     assert torch.equal(synced.eval()(x), plain.eval()(x))
     assert synced.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_split_batch_norm__of_volumes_is_that_of_groups_normalised_by_hand(dimensions: int) -> None:
+    norm = nn.BatchNorm3d(3) if dimensions == 3 else nn.BatchNorm2d(3)
+    split_batch_norm(norm, 4)
+    x = torch.randn(8, 3, *[5] * dimensions).double() * 3 + 1
+    found = norm.double()(x)
+    space = tuple(range(2, x.ndim))
+    for first in range(0, 8, 2):
+        group = x[first : first + 2]
+        mean = group.mean((0, *space), keepdim=True)
+        variance = (group - mean).square().mean((0, *space), keepdim=True)
+        torch.testing.assert_close(found[first : first + 2], (group - mean) / (variance + norm.eps).sqrt())
+    settle_statistics(norm)
+    means = torch.stack([group.mean((0, *space)) for group in x.chunk(4)]).mean(0)
+    torch.testing.assert_close(norm.running_mean, 0.1 * means)
+
+
+def test_split_batch_norm__leaves_instance_norm_alone() -> None:
+    norms = nn.Sequential(nn.InstanceNorm3d(3, affine=True), nn.InstanceNorm3d(3, track_running_stats=False))
+    split_batch_norm(norms, 4)
+    assert {type(norm) for norm in norms} == {nn.InstanceNorm3d}
+
+
+def test_sync_batch_norm__of_volumes_on_one_process_is_plain_batch_norm() -> None:
+    plain, synced = nn.BatchNorm3d(3), nn.BatchNorm3d(3)
+    sync_batch_norm(synced, lambda own: own)
+    x = torch.randn(4, 3, 2, 3, 5) * 3 + 1
+    torch.testing.assert_close(synced(x), plain(x))
+    settle_statistics(synced)
+    torch.testing.assert_close(synced.running_var, plain.running_var)

@@ -7,7 +7,8 @@ from medmoco.config import ModelSettings
 from medmoco.errors import SettingsError
 from medmoco.models import listing as module
 from medmoco.models.backbones import create_backbone
-from medmoco.models.listing import ADVICE, list_models, matching_names
+from medmoco.models.listing import ADVICE, VOLUME_ADVICE, list_models, matching_names
+from medmoco.models.networks.volumes import NETWORKS
 
 
 def test_matching_names__parts_and_patterns() -> None:
@@ -49,3 +50,26 @@ def test_list_models__lists_what_it_cannot_measure(monkeypatch: pytest.MonkeyPat
     assert len(table) == 2
     assert table[["parameters", "features"]].isna().all(axis=None)
     assert isinstance(table, pd.DataFrame)
+
+
+def test_list_models__for_volumes() -> None:
+    assert matching_names("resenc", 3) == ["nnunet/resenc", "nnunet/resenc_5stages", "nnunet/resenc_4stages"]
+    table = list_models("resnet1", dimensions=3).set_index("name")
+    assert table["features"].to_dict() == {"monai/resnet10_quarter": 128, "monai/resnet10": 512, "monai/resnet18": 512}
+    for name in table.index:
+        backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=32, dimensions=3)
+        assert table["parameters"][name] == round(sum(w.numel() for w in backbone.parameters()) / 1e6, 1)
+    assert set(VOLUME_ADVICE) <= set(NETWORKS)
+
+
+@pytest.mark.slow  # creates the largest, too
+def test_list_models__for_volumes_lists_all_without_a_pattern() -> None:
+    table = list_models(dimensions=3)
+    assert list(table["name"]) == list(NETWORKS)
+    assert table["parameters"].between(0.5, 100).all()
+
+
+@pytest.mark.parametrize(("pattern", "dimensions", "needed"), [("nnunet", 2, 3), ("vit_small", 3, 2)])
+def test_matching_names__says_where_a_pattern_does_match(pattern: str, dimensions: int, needed: int) -> None:
+    with pytest.raises(SettingsError, match=f"matches '{pattern}', but some for .* set dimensions to {needed}"):
+        matching_names(pattern, dimensions)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,13 @@ from medmoco.data.loading.loading import Batch
 from medmoco.data.loading.pairs import plan_of
 from medmoco.data.loading.sampler import StepOrder, key_order
 from medmoco.errors import SettingsError
-from medmoco.models.moco import MoCo, Negatives
+from medmoco.models.moco import MoCo, Negatives, create_moco
 from medmoco.training.context import RunContext
 from medmoco.training.distributed import ALONE, Group
 from medmoco.training.moco_task import (
     Contrast,
     contrast_diagnostics,
+    create_fitting_backbone,
     create_state,
     embedding_diagnostics,
     traffic,
@@ -229,6 +232,105 @@ def test_contrast__groups_do_change_something() -> None:
     assert one["losses"] != pytest.approx(four["losses"], rel=1e-4)
 
 
+VOLUMES = (
+    "data.dimensions=3", "data.window=[40,400]", "views.recipe=ct", "views.size=16",
+    "model.backbone=monai/resnet10_quarter", "train.channels_last=true",
+)  # fmt: skip
+
+
+def _of_volumes(settings: config.RunSettings) -> tuple[DoubleContrast, torch.Tensor, list[torch.Tensor]]:
+    """Return the task, two views (2, B, 1, S, S, S) of each volume, and the same as floats."""
+    state = create_state(RunContext(settings))
+    task = DoubleContrast(state.model.double().train(), RunContext(settings), steps=STEPS)  # type: ignore[arg-type]
+    views = torch.randint(0, 256, (2, BATCH, 1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    views = views.to(torch.uint8)
+    floats = [to_float(view, settings.views, torch.device("cpu"), channels_last=False).double() for view in views]
+    return task, views, floats
+
+
+def test_contrast__v2_with_groups_of_volumes_equals_a_plain_reference() -> None:
+    settings = make_settings(*VOLUMES, "method.batch_norm_splits=8")
+    task, views, floats = _of_volumes(settings)
+    plain = create_moco(
+        create_fitting_backbone(settings), settings.method, seed=1, size=settings.views.size
+    ).double().train()  # fmt: skip
+    plain.load_state_dict(task.model.state_dict())
+    queue = plain.queue.clone()
+    order = torch.from_numpy(key_order(settings.seed, 0, BATCH))
+    (outputs,) = task.losses(Batch([views[0], views[1][order]], torch.arange(BATCH), 0, 0), measure=False)
+    outputs["loss"].backward()
+    task.after_step()
+
+    # Both encoders start equal, so the moving average changes nothing.
+    keys = torch.empty(BATCH, settings.method.embedding_dim, dtype=torch.float64)
+    with torch.no_grad():
+        for group in order.chunk(8):
+            keys[group] = functional.normalize(plain.key_encoder(floats[1][group]), dim=1)
+    loss, means = 0.0, []
+    norm: Any = plain.query_encoder.backbone.net.bn1  # type: ignore[union-attr]
+    for group in torch.arange(BATCH).chunk(8):
+        norm.reset_running_stats()
+        for i, q in zip(group, functional.normalize(plain.query_encoder(floats[0][group]), dim=1), strict=True):
+            logits = torch.stack([q @ key for key in (keys[i], *queue)]) / settings.method.temperature
+            own = (torch.logsumexp(logits, 0) - logits[0]) / BATCH
+            own.backward(retain_graph=True)
+            loss += float(own.detach())
+        means.append(norm.running_mean.clone())
+    assert float(outputs["loss"].detach()) == pytest.approx(loss, rel=1e-9)
+    gradients = dict(plain.query_encoder.named_parameters())
+    for name, weight in task.model.query_encoder.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name].grad, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(task.model.queue[:BATCH], keys)
+    running_mean = task.model.query_encoder.backbone.net.bn1.running_mean  # type: ignore[union-attr]
+    torch.testing.assert_close(running_mean, torch.stack(means).mean(0))
+    weight = next(task.model.query_encoder.parameters())
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_contrast__v3_of_volumes_equals_a_plain_reference() -> None:
+    settings = make_settings(
+        *VOLUMES, "method.name=moco_v3", "method.hidden_dim=32",
+        "method.embedding_dim=16", "method.queue_size=0", "method.batch_norm_splits=1", "method.projector=mlp_2",
+    )  # fmt: skip
+    task, views, floats = _of_volumes(settings)
+    plain = copy.deepcopy(task.model)
+    (outputs,) = task.losses(Batch(list(views), torch.arange(BATCH), 0, 0), measure=False)
+    outputs["loss"].backward()
+    with torch.no_grad():
+        keys = [functional.normalize(plain.key_encoder(view), dim=1) for view in floats]
+    assert plain.predictor is not None
+    queries = [functional.normalize(plain.predictor(plain.query_encoder(view)), dim=1) for view in floats]
+    loss = torch.zeros((), dtype=torch.float64)
+    for q, k in ((queries[0], keys[1]), (queries[1], keys[0])):
+        loss = loss + functional.cross_entropy(q @ k.T / settings.method.temperature, torch.arange(BATCH)) / 2
+    loss = settings.method.loss_scale * loss
+    loss.backward()
+    assert float(outputs["loss"].detach()) == pytest.approx(float(loss.detach()), rel=1e-9)
+    gradients = dict(plain.query_encoder.named_parameters())
+    for name, weight in task.model.query_encoder.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad, gradients[name].grad, rtol=1e-6, atol=1e-9)
+
+
+def test_contrast__reconstructs_volumes_too() -> None:
+    settings = make_settings(*VOLUMES, "decoder.weight=2", "decoder.contrast=0.5", "decoder.channels=32")
+    task, views, floats = _of_volumes(settings)
+    (outputs,) = task.losses(Batch(list(views), torch.arange(BATCH), 0, 0), measure=False)
+    with torch.no_grad():
+        _, (made,) = task.model.branches()([floats[0]])
+    assert made.shape == floats[0].shape
+    assert float(outputs["reconstruction"]) == pytest.approx(float((made - floats[0]).square().mean()), rel=1e-5)
+    expected = 0.5 * float(outputs["contrast"]) + 2 * float(outputs["reconstruction"])
+    assert float(outputs["loss"].detach()) == pytest.approx(expected)
+
+
+def test_create_fitting_backbone__of_volumes_checks_the_size() -> None:
+    with pytest.raises(SettingsError, match=r"does not accept volumes of 16 x 16 x 16 voxels \(views\.size\)"):
+        create_fitting_backbone(make_settings(*VOLUMES, "model.backbone=monai/densenet121"))
+    with pytest.raises(SettingsError, match=r"'resnet50' is not a network for volumes .*did you mean monai/resnet50"):
+        create_fitting_backbone(make_settings(*VOLUMES, "model.backbone=resnet50"))
+
+
 def _tell_traffic(group: Group) -> str:
     settings = make_settings()
     train(group, settings)
@@ -241,6 +343,14 @@ def test_traffic__counts_what_was_sent() -> None:
     said, _ = run_together(2, _tell_traffic)
     assert "embeddings 0.00819" in said  # 8 keys of 128 numbers of 8 bytes
     assert said.endswith("would add 0.0328 MB")  # 8 images of 32 x 32 floats
+
+
+def test_traffic__of_volumes_counts_voxels() -> None:
+    settings = make_settings(*VOLUMES)
+    group = Group(size=2)
+    model = create_state(RunContext(settings)).model
+    assert isinstance(model, MoCo)
+    assert traffic(RunContext(settings, group=group), 1, model).endswith("would add 0.131 MB")  # 8 of 16**3 floats
 
 
 def test_contrast_diagnostics__equal_plain_loops() -> None:

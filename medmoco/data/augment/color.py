@@ -50,8 +50,27 @@ def _shift_hue(image: Pixels, hue: float) -> Pixels:
 
 
 def displayed(planes: Pixels, *, rgb: bool) -> Pixels:
-    """Return channels (C, H, W) as a picture: (H, W, 3) for rgb, else (H, W), the channel or the mean of the bands."""
+    """Return channels (C, H, W) as a picture: (H, W, 3) for rgb, else (H, W), the channel or the mean of the bands.
+
+    Volumes (1, S, S, S) become (2 S, 2 S), see `orthogonal_slices`.
+    """
+    if planes.ndim == 4:
+        return orthogonal_slices(planes[0])
     if rgb:
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
     picture: Pixels = planes[0] if len(planes) == 1 else np.rint(planes.mean(0)).astype(planes.dtype)
+    return picture
+
+
+def orthogonal_slices(volume: Pixels) -> Pixels:
+    """Return the middle slices of a volume (S, S, S) with the axes of RAS, as radiologists view them, (2 S, 2 S).
+
+    The axial slice is above the sagittal one, and the coronal one to the right of it. The patient's right is on the
+    left, and the front at the top or on the left.
+    """
+    x, y, z = (side // 2 for side in volume.shape)
+    seen = volume[::-1, ::-1, ::-1]
+    axial, coronal = seen[:, :, -1 - z].T, seen[:, -1 - y].T
+    sagittal = seen[-1 - x].T
+    picture: Pixels = np.block([[axial, coronal], [sagittal, np.zeros_like(sagittal)]])
     return picture

@@ -151,6 +151,27 @@ def windows(canvas: VolumeCanvas, size: int) -> Pixels:
     return made.reshape(-1, size, size, size)
 
 
+def whole_volumes(
+    canvases: Sequence[VolumeCanvas], samples: NDArray[np.int64], *, size: int, way: str
+) -> Pixels | list[Pixels]:
+    """Return volumes as evaluation shows them.
+
+    Args:
+        canvases: B volumes; one for "sliding".
+        samples: (B,) positions in a split, which do not matter here.
+        size: Side S of the network's input, in voxels.
+        way: "resized" or "sliding", see `evaluate.volumes`.
+
+    Returns:
+        (B, 1, S, S, S); for "sliding" the windows (W, 1, S, S, S), and the whole volume (1, 1, S, S, S) for controls.
+    """
+    wholes: Pixels = np.stack([whole_view(canvas, size) for canvas in canvases])[:, None]
+    if way == "resized":
+        return wholes
+    (canvas,) = canvases
+    return [windows(canvas, size)[:, None], wholes]
+
+
 def unchanged(canvases: Sequence[VolumeCanvas]) -> VolumeViewParameters:
     """Return the parameters of views that show B whole volumes without any augmentation."""
     number = len(canvases)

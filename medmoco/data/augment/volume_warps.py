@@ -100,7 +100,7 @@ def _turned_about(
     levels = _halvings(params.extent[i], size)
     matrix, offset = matrix_of(params, i, canvas.spacing, size)
     start, stop = _whole_box(params, i, levels)
-    low, high = _bounds(matrix, offset, canvas, size, 1)
+    low, high = _bounds(matrix, offset, canvas, size, 0)
     low -= (low - start) % (1 << levels)  # the same voxels are averaged as without rotation
     low[axis], high[axis] = start[axis], stop[axis]
     block = _block(canvas, low, high, levels, axis)
@@ -130,8 +130,8 @@ def _turned(canvas: VolumeCanvas, params: VolumeViewParameters, i: int, shape: t
     # u is the axis of the view that is closest to x, in mm, so that a is far from 0.
     lead = int(np.argmax(np.abs(matrix[0]) / params.extent[i] / canvas.spacing))
     slopes = matrix[1:, lead] / matrix[0, lead]
-    low, high = _bounds(matrix, offset, canvas, size, 1 + int(np.ceil(np.abs(slopes).max())))
-    low -= (low - _whole_box(params, i, levels)[0]) % (1 << levels)
+    low, high = _bounds(matrix, offset, canvas, size, int(np.ceil(np.abs(slopes).max())))
+    low -= (low - _whole_box(params, i, levels)[0]) % (1 << levels)  # as above
     block = _block(canvas, low, high, levels)
     matrix, offset = _in_block(matrix, offset, low, levels)
     matrix = np.roll(matrix, -lead, axis=1)
@@ -162,7 +162,7 @@ def _whole_box(params: VolumeViewParameters, i: int, levels: Integers) -> tuple[
 
 
 def _bounds(matrix: Floats, offset: Floats, canvas: VolumeCanvas, size: int, margin: int) -> tuple[Integers, Integers]:
-    """Return the voxels of the canvas that a view needs, (3,) from and (3,) up to."""
+    """Return the voxels of the canvas that a view needs, and a margin, (3,) from and (3,) up to."""
     reach = np.abs(matrix).sum(1) * (size - 1) / 2
     centre = offset + matrix.sum(1) * (size - 1) / 2
     low = np.maximum(np.floor(centre - reach).astype(np.int64) - margin, 0)

@@ -105,7 +105,6 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
         self.share = share
         self.plan = plan or plan_of(settings.method, settings.decoder)
         self.make = make
-        self.maker: Any = volume_views if settings.data.dimensions == 3 else view_maker
         weighs = plan is None and settings.decoder.empty != "none"
         self.emptiness = Emptiness(split, settings.data, settings.decoder) if weighs else None
         patient = settings.positives.image == "patient" and any(wanted.view == 1 for wanted in self.plan.views)
@@ -155,14 +154,16 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
                 takes |= dict(zip(numbers, np.split(back, len(numbers)), strict=True))
             sets.append(distinct)
         params = [self._draw(canvases, chosen, used, epoch, view) for chosen, view in zip(sets, of_view, strict=True)]
-        made = dict(zip(of_view, self.maker.render(self.settings.views, canvases, params, sets), strict=True))
+        made = dict(
+            zip(of_view, maker_of(self.settings.data).render(self.settings.views, canvases, params, sets), strict=True)
+        )
         return [
             made[view][takes[number]] if number in takes else made[view]
             for number, (view, _) in enumerate(self.plan.views)
         ]
 
     def _draw(self, canvases: list[Canvas], places: Samples, used: Samples, epoch: int, view: int) -> ViewParameters:
-        return self.maker.draw(  # type: ignore[no-any-return]
+        return maker_of(self.settings.data).draw(  # type: ignore[no-any-return]
             self.settings.views, [canvases[i] for i in places],
             seed=self.settings.seed, epoch=epoch, samples=used[places], view=view,
         )  # fmt: skip
@@ -189,30 +190,14 @@ class ViewDataset(Dataset[Batch | MedmocoError]):
             raise ImageError(f"{error}\n{self.remedy}") from None
 
 
+def maker_of(data: DataSettings) -> Any:
+    """Return the module that draws and renders views of these images or volumes."""
+    return volume_views if data.dimensions == 3 else view_maker
+
+
 def whole_views(canvases: list[Canvas], samples: Samples, *, size: int) -> view_maker.Pixels:
     """Return whole-image views, (B, C, size, size)."""
     return view_maker.channels_first([view_maker.whole_view(canvas, size) for canvas in canvases])
-
-
-def whole_volumes(
-    canvases: list[VolumeCanvas], samples: Samples, *, size: int, way: str
-) -> view_maker.Pixels | list[view_maker.Pixels]:
-    """Return volumes as evaluation shows them.
-
-    Args:
-        canvases: B volumes.
-        samples: (B,).
-        size: Side S of the network's input, in voxels.
-        way: See `evaluate.volumes`: "resized", or "sliding" for a single volume.
-
-    Returns:
-        (B, 1, S, S, S); or for "sliding" the windows (W, 1, S, S, S) and the whole volume (1, 1, S, S, S).
-    """
-    wholes = np.stack([volume_views.whole_view(canvas, size) for canvas in canvases])[:, None]
-    if way == "resized":
-        return wholes
-    (canvas,) = canvases
-    return [volume_views.windows(canvas, size)[:, None], wholes]
 
 
 class WholeDataset(Dataset[Batch | MedmocoError]):
@@ -354,7 +339,11 @@ def evaluation_batches(split: Split, settings: RunSettings, size: int, make: Vie
 
 def whole_maker(dimensions: int, size: int, volumes: str) -> ViewMaker:
     """Return what makes the network's input for evaluation, in which images and volumes are shown as a whole."""
-    return partial(whole_volumes, size=size, way=volumes) if dimensions == 3 else partial(whole_views, size=size)
+    return (
+        partial(volume_views.whole_volumes, size=size, way=volumes)
+        if dimensions == 3
+        else partial(whole_views, size=size)
+    )
 
 
 def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> Batches:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.data.augment.color import displayed
-from medmoco.data.augment.views import Pixels, channels_first, draw, render, whole_view
+from medmoco.data.augment.views import Pixels
 from medmoco.data.image_io.images import Canvas
-from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
+from medmoco.data.loading.loading import check_images, maker_of, read_canvases, trained_rows, whole_maker
 from medmoco.data.loading.pairs import Partners
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.errors import SettingsError
@@ -78,21 +78,21 @@ def _images_of_views(settings: RunSettings, split: Split, samples: Samples, view
 def _tiles(
     settings: RunSettings, canvases: list[Canvas], read: Samples, samples: Samples, shown: list[Samples]
 ) -> list[list[Picture]]:
-    """Return for each sample the whole image and its views, each (size, size) or (size, size, 3) uint8.
+    """Return for each sample the whole image and its views, as pictures in uint8; see `displayed`.
 
     `read` (N,) are the positions of the canvases, ascending; `samples` and for each view `shown` (B,) those of images.
     """
-    places = [np.searchsorted(read, of_view) for of_view in shown]
+    places, maker = [np.searchsorted(read, of_view) for of_view in shown], maker_of(settings.data)
     params = [
-        draw(
+        maker.draw(
             settings.views, [canvases[i] for i in of_view], seed=settings.seed, epoch=number // 2,
             samples=read[of_view], view=number % 2,
         )
         for number, of_view in enumerate(places)
     ]  # fmt: skip
-    made = render(settings.views, canvases, params, places)
+    made = maker.render(settings.views, canvases, params, places)
     own = [canvases[i] for i in np.searchsorted(read, samples)]
-    wholes = channels_first([whole_view(canvas, settings.views.size) for canvas in own])
+    wholes = whole_maker(settings.data.dimensions, settings.views.size, "resized")(own, samples)
     return [
         [_tile(planes, rgb=own[0].rgb) for planes in (seen, *(view[i] for view in made))]
         for i, seen in enumerate(wholes)

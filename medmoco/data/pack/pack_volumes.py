@@ -4,19 +4,24 @@ A stored canvas is a table with the length of each chunk in bytes (little-endian
 order: cubes of 32 voxels, smaller at the far end of an axis. A chunk is its voxels in C order, compressed by Blosc2.
 The canvases of a shard follow one another in an `.npy` file of bytes, so a pack of many volumes has few files.
 
-Source: measured (`benchmarks/volume_packs.py`) against memory-mapped `.npy` files, Zarr, and files of Blosc2's own
-format. Of its codecs, LZ4 after a bit shuffle takes a few percent more bytes than Zstandard and half of its time.
-Blosc2's file format holds metadata, including code that its functions can run; only its compressor is used here, which
-knows numbers of bytes. Lengths are checked before anything is decompressed into an array of the expected size.
+The bytes depend on the version of Blosc2, the voxels do not.
+
+Source: measured (`benchmarks/volume_packs.py`). Memory-mapped `.npy` files take 1.4 times the bytes, and crops from
+Zarr take five times as long. From files of Blosc2's own format they take 0.8 times as long, but each volume needs an
+open file, and the metadata can describe functions, which not every version of Blosc2 refuses to rebuild when it opens
+the file. So only its compressor is used, and lengths, filters and codec are checked before a chunk is decompressed into
+an array of the expected size. LZ4 after a bit shuffle takes a sixth more bytes than Zstandard, and half of its time.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +35,12 @@ Bytes = NDArray[np.uint8]
 Shape = tuple[int, int, int]
 
 CHUNK = 32
-"""Voxels per side. Source: measured, 64 reads twice the bytes for a crop of 96, and 16 takes twice as long."""
+"""Voxels per side. Source: measured, 64 takes as long for a crop of 96 voxels, and reads twice the bytes."""
 
 _LENGTH = np.dtype("<u4")
-_HEADER = 32  # bytes of a chunk's header. Source: C-Blosc2, README_CHUNK_FORMAT.rst
-_FILTERS, _CODEC, _FLAGS = slice(16, 22), 22, 31  # in it
+# Of a chunk: its length when decompressed and compressed, filters, codec and flags. Source: C-Blosc2,
+# README_CHUNK_FORMAT.rst.
+_HEADER = struct.Struct("<4xi4xi6sB8xB")
 _BITSHUFFLE, _ZSTD, _ONE_VALUE = 2, 5, 0x70  # the last known filter and codec; flags of chunks of one value
 
 
@@ -45,14 +51,13 @@ def blosc2() -> Any:
         SettingsError: it is not installed.
     """
     try:
-        import blosc2 as module
+        return importlib.import_module("blosc2")
     except ImportError:
         raise SettingsError("packs of volumes need Blosc2: pip install medmoco[volumes]") from None
-    return module
 
 
 def compressed(pixels: Pixels) -> Bytes:
-    """Return a canvas (X, Y, Z) uint8 or uint16 as it is stored; the bytes do not depend on the machine."""
+    """Return a canvas (X, Y, Z) uint8 or uint16 as it is stored; the bytes do not depend on threads."""
     chunks = [_compress(np.ascontiguousarray(pixels[part])) for part in _chunks(pixels.shape)]
     table = np.array([len(chunk) for chunk in chunks], _LENGTH)
     return np.frombuffer(table.tobytes() + b"".join(chunks), np.uint8)
@@ -73,6 +78,25 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     yield from (tuple(slice(start, start + CHUNK) for start in corner) for corner in starts)
 
 
+class _Segment(NamedTuple):
+    """What a chunk contributes to a part, along one axis."""
+
+    chunk: int  # its number
+    side: int  # of the chunk
+    source: slice  # in the chunk
+    target: slice  # in the part
+
+
+def _segments(part: range, side: int) -> list[_Segment]:
+    segments = []
+    for chunk in range(part.start // CHUNK, (part.stop - 1) // CHUNK + 1):
+        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, side)
+        low, high = max(begin, part.start), min(end, part.stop)
+        source, target = slice(low - begin, high - begin), slice(low - part.start, high - part.start)
+        segments.append(_Segment(chunk, end - begin, source, target))
+    return segments
+
+
 class PackedPixels:
     """The voxels of a canvas in a pack; indexing it by three slices reads and decompresses the chunks they need."""
 
@@ -91,7 +115,7 @@ class PackedPixels:
             DataError: the shard cannot be read, or is damaged.
         """
         self.shape, self.dtype = shape, np.dtype(dtype)
-        self._files, self._shard = files, shard
+        self._files, self._shard, self._decompress2 = files, shard, blosc2().decompress2
         self._grid = [math.ceil(side / CHUNK) for side in shape]
         count = math.prod(self._grid)
         if count * _LENGTH.itemsize > length:
@@ -99,7 +123,7 @@ class PackedPixels:
         table = np.empty(count, _LENGTH)
         files.read(shard, start, table)
         ends = table.astype(np.int64).cumsum() + table.nbytes
-        if ends[-1] != length or table.max() > CHUNK**3 * self.dtype.itemsize + _HEADER:
+        if ends[-1] != length or table.max() > CHUNK**3 * self.dtype.itemsize + _HEADER.size:
             raise _damaged(shard)
         self._bounds = [start + table.nbytes, *(start + ends).tolist()]
 
@@ -114,46 +138,37 @@ class PackedPixels:
             raise ValueError("a canvas in a pack is indexed by three slices with step 1")
         pixels = np.empty([len(axis) for axis in ranges], self.dtype)
         if pixels.size:
-            x, y, z = (range(axis.start // CHUNK, (axis.stop - 1) // CHUNK + 1) for axis in ranges)
+            x, y, z = (_segments(axis, side) for axis, side in zip(ranges, self.shape, strict=True))
             for column in product(x, y):
-                self._fill(pixels, [axis.start for axis in ranges], column, z)
+                self._fill(pixels, *column, z)
         return pixels
 
-    def _fill(self, pixels: Pixels, origin: list[int], column: tuple[int, int], z: range) -> None:
+    def _fill(self, pixels: Pixels, x: _Segment, y: _Segment, z: list[_Segment]) -> None:
         """Fill a part from neighbouring chunks along the last axis, which are read at once."""
-        first = (column[0] * self._grid[1] + column[1]) * self._grid[2]
-        begin, end = self._bounds[first + z.start], self._bounds[first + z.stop]
-        data = np.empty(end - begin, np.uint8)
-        self._files.read(self._shard, begin, data)
-        for number in z:
-            low = [CHUNK * at for at in (*column, number)]
-            high = [min(at + CHUNK, side) for at, side in zip(low, self.shape, strict=True)]
-            chunk = np.empty([stop - start for start, stop in zip(low, high, strict=True)], self.dtype)
-            at, stop = (self._bounds[first + which] - begin for which in (number, number + 1))
-            self._decompress(data[at:stop], chunk)
-            inside, source = [], []
-            for start, stop, offset, side in zip(low, high, origin, pixels.shape, strict=True):
-                from_, to = max(start, offset), min(stop, offset + side)
-                inside.append(slice(from_ - offset, to - offset))
-                source.append(slice(from_ - start, to - start))
-            pixels[tuple(inside)] = chunk[tuple(source)]
+        first = (x.chunk * self._grid[1] + y.chunk) * self._grid[2]
+        bounds = self._bounds[first + z[0].chunk : first + z[-1].chunk + 2]
+        data = np.empty(bounds[-1] - bounds[0], np.uint8)
+        self._files.read(self._shard, bounds[0], data)
+        for number, along in enumerate(z):
+            chunk = np.empty((x.side, y.side, along.side), self.dtype)
+            self._decompress(data[bounds[number] - bounds[0] : bounds[number + 1] - bounds[0]], chunk)
+            pixels[x.target, y.target, along.target] = chunk[x.source, y.source, along.source]
 
     def _decompress(self, data: Bytes, chunk: Pixels) -> None:
         if not _is_plain(data, chunk.nbytes):
             raise _damaged(self._shard)
         try:
-            blosc2().decompress2(data, dst=chunk, nthreads=1)
+            self._decompress2(data, dst=chunk, nthreads=1)
         except (RuntimeError, ValueError):
             raise _damaged(self._shard) from None
 
 
 def _is_plain(data: Bytes, nbytes: int) -> bool:
     """Return whether a chunk's header states these lengths, and nothing but a built-in codec and filter."""
-    if len(data) < _HEADER:
+    if len(data) < _HEADER.size:
         return False
-    stated, _, length = data[4:16].view("<i4").tolist()
-    codec, flags = int(data[_CODEC]), int(data[_FLAGS])
-    known = data[_FILTERS].max() <= _BITSHUFFLE and codec <= _ZSTD and not flags & ~_ONE_VALUE
+    stated, length, filters, codec, flags = _HEADER.unpack_from(data.data)
+    known = max(filters) <= _BITSHUFFLE and codec <= _ZSTD and not flags & ~_ONE_VALUE
     return bool(stated == nbytes and length == len(data) and known)
 
 

@@ -55,6 +55,8 @@ def training_elongation(split: Split, settings: RunSettings) -> str:
         SettingsError, DataError: the pack cannot be used.
     """
     data = settings.data
+    if data.dimensions == 3:  # their views have the spacing of the canvas, whatever its shape
+        return ""
     few = split.select(split.spread(_SAMPLE))
     if data.pack:
         pack = open_pack(local_folder(data), data)

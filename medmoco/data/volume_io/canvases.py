@@ -6,6 +6,7 @@ Every rule depends on the volume alone, so a volume gives the same canvas in tra
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from medmoco.config import DataSettings
 from medmoco.data.image_io.intensity import CONSTANT, Pixels, dtype_of, linear_exact, quantise
 from medmoco.data.image_io.limits import limits_of
+from medmoco.data.volume_io.reading import read_volume
 from medmoco.data.volume_io.volume import Volume, VolumeCanvas
 from medmoco.errors import ImageError
 
@@ -42,6 +44,22 @@ _ANISOTROPIC = 3.0
 """Ratio of the largest spacing to the next above which a data set is anisotropic. Source: nnU-Net, ANISO_THRESHOLD."""
 
 
+class CanvasRules(Protocol):
+    """The data settings that determine the canvas of a volume."""
+
+    @property
+    def window(self) -> Literal["voi", "full", "percentiles"] | tuple[float, float]: ...  # noqa: D102 - as in settings
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None: ...  # noqa: D102
+
+    @property
+    def bit_depth(self) -> Literal[8, 16]: ...  # noqa: D102
+
+    @property
+    def max_voxels(self) -> int: ...  # noqa: D102
+
+
 def read_volume_canvas(path: str | Path, series: str, data: DataSettings) -> tuple[VolumeCanvas, tuple[str, ...]]:
     """Decode a volume to a canvas according to the settings, as used in training and stored in packs.
 
@@ -56,14 +74,12 @@ def read_volume_canvas(path: str | Path, series: str, data: DataSettings) -> tup
     Raises:
         ImageError: the volume cannot be read, or its canvas would be too large.
     """
-    from medmoco.data.volume_io.reading import read_volume
-
     volume = read_volume(path, series=series, limits=limits_of(data))
     canvas, notices = canvas_of(volume, data)
     return canvas, tuple(dict.fromkeys([*volume.notices, *notices]))  # the reader may have noticed the same
 
 
-def to_volume_canvas(volume: Volume, data: DataSettings) -> VolumeCanvas:
+def to_volume_canvas(volume: Volume, data: CanvasRules) -> VolumeCanvas:
     """Return a volume cropped to the body, resampled to `data.spacing`, and windowed to `data.bit_depth`.
 
     Raises:
@@ -94,7 +110,7 @@ def recommended_spacing(spacings: NDArray[np.float64]) -> tuple[float, float, fl
     return x, y, z
 
 
-def canvas_of(volume: Volume, data: DataSettings) -> tuple[VolumeCanvas, tuple[str, ...]]:
+def canvas_of(volume: Volume, data: CanvasRules) -> tuple[VolumeCanvas, tuple[str, ...]]:
     """Return the canvas of a volume, see `to_volume_canvas`, and notices about it."""
     steps = tuple(-(-side // _COARSE) for side in volume.values.shape)
     coarse = volume.values[:: steps[0], :: steps[1], :: steps[2]]
@@ -110,7 +126,7 @@ def canvas_of(volume: Volume, data: DataSettings) -> tuple[VolumeCanvas, tuple[s
     return canvas, () if found else (NO_BODY,)
 
 
-def _is_ct(volume: Volume, data: DataSettings) -> bool:
+def _is_ct(volume: Volume, data: CanvasRules) -> bool:
     """Return whether values are in HU; a file that does not tell, such as NIfTI, is CT if the window is in HU."""
     return volume.modality == "CT" or (not volume.modality and isinstance(data.window, tuple))
 
@@ -220,7 +236,7 @@ def _resized(values: Values, axis: int, side: int) -> Values:
 # The window
 
 
-def _black_and_white(values: Values, mask: Mask, data: DataSettings) -> tuple[float, float]:
+def _black_and_white(values: Values, mask: Mask, data: CanvasRules) -> tuple[float, float]:
     """Return the values that become black and white."""
     if isinstance(data.window, tuple):
         centre, width = data.window

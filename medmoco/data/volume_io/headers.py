@@ -129,8 +129,8 @@ def without_header_values(kind: str) -> Iterator[None]:
 def check_voxels(shape: tuple[int, ...], voxel_bytes: int, limits: Limits) -> None:
     """Refuse a volume that would exceed the limits when it is uncompressed.
 
-    `data.max_pixels` applies to its slices and `data.max_frames` to their number. `data.max_bytes` applies to all of
-    its voxels as stored, because a small compressed file may state any size.
+    `data.max_pixels` applies to its slices, `data.max_frames` to their number and `data.max_voxels` to all of its
+    voxels; so does `data.max_bytes`, because a small compressed file may state any size.
 
     Raises:
         ImageError: it exceeds them, or is empty.
@@ -139,6 +139,11 @@ def check_voxels(shape: tuple[int, ...], voxel_bytes: int, limits: Limits) -> No
     if slices < 1:
         raise ImageError(f"the header states {slices} slices; {DAMAGED}")
     within(limits)(width, height, slices)
+    if math.prod(shape) > limits.max_voxels:
+        raise ImageError(
+            f"it has {width} x {height} x {slices} voxels, more than data.max_voxels = {limits.max_voxels};\nraise the"
+            " limit if the volume is really that large"
+        )
     size = math.prod(shape) * voxel_bytes
     if size > limits.max_bytes:
         raise ImageError(

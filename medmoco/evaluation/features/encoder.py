@@ -17,6 +17,7 @@ from torch import nn
 
 from medmoco.config import ConfigSource, RunSettings, load
 from medmoco.config.reading import merge
+from medmoco.data.augment.normalisation import memory_layout
 from medmoco.data.loading.preprocessing import Image, Preprocessing
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.embedding import Options, Unreadable, as_table, compute
@@ -155,7 +156,7 @@ class Encoder:
         options = Options(root, unreadable, batch_size, device, progress)
         settings, module = self.settings or self.preprocessing.settings, self.as_evaluated
         if settings.train.channels_last:  # so that the features are bitwise those of evaluation
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=memory_layout(settings.data.dimensions, channels_last=True))
         found = compute(module, self.preprocessing, settings, images, options)
         return as_table(found, unreadable) if as_frame else found.values
 

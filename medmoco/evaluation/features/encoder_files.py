@@ -254,6 +254,8 @@ def _load_run_into(backbone: Backbone, source: Path, log: Callable[[str], None])
 def _settings_of_export(folder: Path) -> Tree:
     contract = _read_json(folder / CONTRACT)
     try:
+        if "resample" in contract:
+            return _settings_of_volumes(contract)
         step = next(contract[name] for name in ("grayscale", "colour", "bands") if name in contract)
         canvas, size = contract["canvas"], contract["resize"]["height"]
         data = {"canvas_size": canvas["longer_side"], "bit_depth": canvas["bit_depth"]}
@@ -277,6 +279,36 @@ def _settings_of_export(folder: Path) -> Tree:
         }
     except (KeyError, StopIteration, TypeError):
         raise CheckpointError(f"{folder / CONTRACT} is damaged, or of another version of medmoco") from None
+
+
+def _settings_of_volumes(contract: Tree) -> Tree:
+    """Return the settings of an export for volumes.
+
+    Raises:
+        KeyError, StopIteration, TypeError: the contract is damaged.
+    """
+    window, shown = contract["grayscale"]["window"], "windows" if "windows" in contract else "resize"
+    size = contract[shown]["size"][0]
+    return {
+        "data": {
+            "dimensions": 3,
+            "spacing": contract["resample"]["spacing"],
+            "window": window,
+            "bit_depth": contract["canvas"]["bit_depth"],
+        },
+        "views": {
+            "recipe": "mr" if window == "percentiles" else "ct",
+            "mean": contract["normalise"]["mean"],
+            "std": contract["normalise"]["std"],
+            "size": size,
+        },
+        "evaluate": {
+            "size": size,
+            "mirror": contract["mirror"]["average"],
+            "volumes": "sliding" if shown == "windows" else "resized",
+        },
+        "model": {"backbone": named_as_exported(contract["model"])},
+    }
 
 
 def _weights_of_export(folder: Path) -> tuple[Path, Tree]:

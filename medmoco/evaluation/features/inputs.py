@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmoco.config import DataSettings, RunSettings, run_of
+from medmoco.data.augment.normalisation import memory_layout
 from medmoco.data.loading.loading import check_images
 from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, select_where
@@ -194,7 +195,7 @@ def on_device(module: nn.Module, settings: RunSettings) -> torch.device:
     device = choose_device(settings.train)
     module.to(device)
     if settings.train.channels_last:
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=memory_layout(settings.data.dimensions, channels_last=True))
     return device
 
 

@@ -27,8 +27,9 @@ KNN_TEMPERATURE = 0.07
 """Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4."""
 
 _MAX_ITERATIONS = 2000
-_CHUNK_CELLS = 2**22  # similarities in memory at once, 32 MiB
-_LEAST_CHUNK = 32  # queries, although that may need more: each chunk reads the whole bank
+_BLOCK_CELLS = 2**20  # numbers in double precision at once, 8 MiB; all features may have more than the machine
+_CHUNK_CELLS = 2**26  # cosines in memory at once, 512 MiB
+_LEAST_CHUNK = 32  # queries, although that may need more: each chunk reads and normalises the whole bank
 _TIE = float(np.finfo(np.float32).eps)  # cosines closer than this are equal within the precision of float32 features
 
 
@@ -128,7 +129,9 @@ def standardise(features: Mapping[str, Features]) -> Standard:
     """Standardise features (N, F) by split, by the mean and variance of `train`."""
     from sklearn.preprocessing import StandardScaler  # not at the top: importing scikit-learn takes a second
 
-    scaler = StandardScaler().fit(features["train"])
+    scaler, train = StandardScaler(), features["train"]
+    for block in _blocks(*train.shape):
+        scaler.partial_fit(train[block])
     scaled = {split: scaler.transform(values).astype(np.float32, copy=False) for split, values in features.items()}
     return Standard(scaled, scaler.mean_, scaler.scale_)
 
@@ -150,13 +153,18 @@ def linear_probe(
     reason = "no such split" if validation is None else undefined(validation)
     tried, notes = _candidates(strengths, reason)
     fits = []
-    for strength, coefficients, biases, iterations in _logistic_fits(features["train"][rows], train[rows], tried):
+    x, y = _labelled(features["train"], rows), train[rows]
+    for strength, coefficients, biases, iterations in _logistic_fits(x, y, tried):
         weights, bias = coefficients[0], float(biases[0])
-        score = 0.0 if reason or validation is None else auroc(validation, as_scores(features["val"] @ weights + bias))
+        score = 0.0
+        if not reason and validation is not None:
+            score = auroc(validation, as_scores(_logits(features["val"], weights, bias)))
         fits.append((score, strength, weights, bias, iterations))
     _, strength, weights, bias, iterations = max(fits, key=lambda fit: fit[0])  # the first of equals
     notes += _convergence(iterations)
-    scores = {split: as_scores(values @ weights + bias) for split, values in features.items() if split != "train"}
+    scores = {
+        split: as_scores(_logits(values, weights, bias)) for split, values in features.items() if split != "train"
+    }
     return Probe(strength, weights, bias, scores, tuple(notes))
 
 
@@ -180,9 +188,8 @@ def softmax_probe(
     reason = None if defined else "no such split" if validation is None else undefined(validation[:, 0])
     tried, notes = _candidates(strengths, reason)
     fits = []
-    for strength, weights, bias, iterations in _logistic_fits(
-        features["train"][rows], train[rows].argmax(axis=1), tried
-    ):
+    x, y = _labelled(features["train"], rows), train[rows].argmax(axis=1)
+    for strength, weights, bias, iterations in _logistic_fits(x, y, tried):
         if len(weights) == 1:  # two classes: their logits have opposite signs
             weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
         score = 0.0
@@ -224,11 +231,32 @@ def ridge_probe(
         weights, bias = model.coef_, float(model.intercept_)
         score = 0.0
         if not reason and validation is not None:
-            score, _ = errors_of(validation, as_scores(features["val"] @ weights + bias)[None])
+            score, _ = errors_of(validation, as_scores(_logits(features["val"], weights, bias))[None])
         fits.append((score, strength, weights, bias))
     _, strength, weights, bias = max(fits, key=lambda fit: fit[0])
-    scores = {split: as_scores(values @ weights + bias) for split, values in features.items() if split != "train"}
+    scores = {
+        split: as_scores(_logits(values, weights, bias)) for split, values in features.items() if split != "train"
+    }
     return Probe(strength, weights, bias, scores, tuple(notes))
+
+
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    """Yield slices of rows that have at most _BLOCK_CELLS numbers together."""
+    step = max(1, _BLOCK_CELLS // width)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _labelled(features: Features, rows: NDArray[np.bool_]) -> Features:
+    """Return the labelled rows; without a copy, which may have gigabytes, if these are all."""
+    return features if rows.all() else features[rows]
+
+
+def _logits(features: Features, weights: Floats, bias: Floats | float) -> Floats:
+    """Return features @ weights + bias, without converting all features to double precision at once."""
+    logits = np.empty((len(features), *weights.shape[1:]))
+    for block in _blocks(*features.shape):
+        logits[block] = features[block] @ weights + bias
+    return logits
 
 
 def _candidates(strengths: Sequence[float], reason: str | None) -> tuple[list[float], list[str]]:
@@ -261,7 +289,7 @@ def _convergence(iterations: int) -> list[str]:
 
 def _class_scores(features: Features, weights: Floats, bias: Floats) -> Floats:
     """Return the log-odds of each class, (N, C)."""
-    return as_scores(one_versus_rest(torch.from_numpy(features @ weights.T + bias)).numpy())
+    return as_scores(one_versus_rest(torch.from_numpy(_logits(features, weights.T, bias))).numpy())
 
 
 def one_versus_rest(logits: Tensor) -> Tensor:
@@ -297,36 +325,61 @@ def knn_scores(bank: Features, targets: Floats, queries: Features, neighbours: i
         (M, L), 0 to 1, see `metrics.as_scores`; nan for a label without labelled rows.
     """
     result = np.full((len(queries), targets.shape[1]), np.nan)
-    unit_queries, known = unit_length(queries), ~np.isnan(targets)
+    known = ~np.isnan(targets)
+    rows = np.flatnonzero(known.any(1))  # n of the N
     # Labels that are missing in the same rows share their neighbours.
-    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
-    for number in range(patterns.shape[1]):
-        rows, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
-        if not rows.size:
-            continue
-        chosen = unit_length(bank if rows.size == len(bank) else bank[rows])  # (n, F)
-        votes = torch.from_numpy(targets[np.ix_(rows, labels)])  # (n, l)
-        count = min(neighbours, rows.size)
-        step = max(_LEAST_CHUNK, _CHUNK_CELLS // rows.size)
-        for start in range(0, len(queries), step):
-            weights, near = _nearest(unit_queries[start : start + step] @ chosen.T, count)  # (m, k)
-            shares = (weights[:, :, None] * votes[near]).sum(1) / weights.sum(1, keepdim=True)
-            result[np.ix_(np.arange(start, start + len(shares)), labels)] = shares.numpy()
+    patterns, pattern_of = np.unique(known[rows], axis=1, return_inverse=True)
+    step = max(_LEAST_CHUNK, _CHUNK_CELLS // max(1, rows.size))
+    matrix = torch.empty(min(step, len(queries)), rows.size, dtype=torch.float64)  # once: new memory is slow at first
+    for start in range(0, len(queries), step):
+        chunk = slice(start, start + step)
+        cosines = cosine_similarities(queries[chunk], bank, None if rows.size == len(bank) else rows, matrix)  # (m, n)
+        for number in np.flatnonzero(patterns.any(0)):
+            keys, labels = np.flatnonzero(patterns[:, number]), np.flatnonzero(pattern_of.reshape(-1) == number)
+            among = cosines if keys.size == rows.size else cosines[:, keys]
+            weights, near = _nearest(among, min(neighbours, keys.size))  # (m, k)
+            for label in labels:  # one by one: if most images are tied, k is almost n
+                votes = torch.from_numpy(targets[rows[keys], label])[near]
+                result[chunk, label] = ((weights * votes).sum(1) / weights.sum(1)).numpy()
     return as_scores(result)
 
 
-def unit_length(features: Features) -> Tensor:
-    """Return features of unit length in float64, so that copies of an image are equally near up to _TIE."""
-    values = torch.from_numpy(features).to(torch.float64, copy=True)
-    return values.div_(values.norm(dim=1, keepdim=True).clamp_min_(1e-12))  # in place: a bank may have gigabytes
+def cosine_similarities(
+    queries: Features, bank: Features, rows: NDArray[np.int64] | None = None, out: Tensor | None = None
+) -> Tensor:
+    """Return the cosines of queries and images in float64, so that copies of an image are equally near up to _TIE.
+
+    Args:
+        queries: (M, F) features.
+        bank: (N, F) features of the images.
+        rows: (n,) rows of the bank to use; all N if None.
+        out: (M or more, n) memory for the result.
+
+    Returns:
+        (M, n).
+    """
+    units, count = _unit_length(queries), len(bank) if rows is None else len(rows)
+    cosines = torch.empty(len(queries), count, dtype=torch.float64) if out is None else out[: len(queries)]
+    for block in _blocks(count, bank.shape[1]):
+        cosines[:, block] = units @ _unit_length(bank[block if rows is None else rows[block]]).T
+    return cosines
+
+
+def _unit_length(features: Features) -> Tensor:
+    values = torch.from_numpy(features).to(torch.float64)
+    unit: Tensor = values / values.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+    return unit
 
 
 def _nearest(cosines: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the weights of the `count` nearest images and of all tied with the last, and their numbers, (m, k)."""
     near, index = cosines.topk(min(count + 1, cosines.shape[1]))  # (m, k + 1)
     last = near[:, count - 1, None]
-    if (near[:, count:] >= last - _TIE).any():  # search for all ties only if there are any
-        near, index = cosines.topk(int((cosines >= last - _TIE).sum(1).max()))
+    more = (near[:, count:] >= last - _TIE).any(1).nonzero()[:, 0]
+    if len(
+        more
+    ):  # search for all ties only if there are any; row by row, since summing booleans takes 9 bytes for each
+        near, index = cosines.topk(max(int((cosines[row] >= last[row] - _TIE).count_nonzero()) for row in more))
     above, tied = near > last + _TIE, (near - last).abs() <= _TIE
     room = (count - above.sum(1, keepdim=True)) / tied.sum(1, keepdim=True)
     return ((near - near[:, :1]) / KNN_TEMPERATURE).exp() * (above + room * tied), index

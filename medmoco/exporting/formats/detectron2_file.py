@@ -34,6 +34,8 @@ _FILE = "encoder.detectron2.pth"
 
 def refusal(subject: Subject) -> str | None:
     """Detectron2 has ResNets only, and reads gray and RGB images only."""
+    if subject.backbone.dimensions == 3:
+        return "detectron2 has no networks for volumes"
     name = subject.backbone.name
     if isinstance(subject.preprocessing.channels, int):
         return "detectron2 reads gray and RGB images, not bands"

@@ -29,10 +29,9 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     Raises:
         CheckpointError: torch cannot express the network.
     """
-    size = subject.preprocessing.size
     try:
         program = torch.onnx.export(
-            subject.graph, (torch.zeros(2, subject.backbone.channels, size, size),), input_names=[INPUT],
+            subject.graph, (subject.example,), input_names=[INPUT],
             output_names=list(subject.outputs), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             opset_version=OPSET, verbose=False,
         )  # fmt: skip

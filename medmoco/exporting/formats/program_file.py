@@ -24,11 +24,9 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     Raises:
         CheckpointError: torch cannot trace the network.
     """
-    size = subject.preprocessing.size
-    example = (torch.zeros(2, subject.backbone.channels, size, size),)
     batch = torch.export.Dim("batch", min=1)
     try:
-        program = torch.export.export(subject.graph, example, dynamic_shapes=({0: batch},))
+        program = torch.export.export(subject.graph, (subject.example,), dynamic_shapes=({0: batch},))
     except Exception as error:  # torch raises many, some of them private, if it cannot trace a network
         reason = first_line(error)
         raise CheckpointError(f"torch cannot trace this network as a program; nothing was exported\n{reason}") from None

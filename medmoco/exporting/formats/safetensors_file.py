@@ -1,4 +1,4 @@
-"""safetensors: the tensors with the names of the plain timm or MONAI network."""
+"""safetensors: the tensors with the names of the plain network of timm, MONAI or nnU-Net."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
 def describe(subject: Subject) -> dict[str, Any]:
     """Describe how to load it: into the "model" of preprocessing.json, with strict=True."""
     build = subject.build
-    arguments = written(build["arguments"])
+    arguments = written(build["arguments"], build.get("classes", ()))
     if build["library"] == "timm":
         stem = _stem(build["conv_stem"], subject.backbone.channels) if "conv_stem" in build else []
         made = [*stem, f'net = timm.create_model("{build["name"]}", {arguments}{", embed_layer=stem" if stem else ""})']
@@ -33,6 +33,7 @@ def describe(subject: Subject) -> dict[str, Any]:
             *made,
             f'net.load_state_dict(safetensors.torch.load_file("{subject.stem}.safetensors"), strict=True)',
             "outputs = net.eval()(images)",
+            *([f"features = {build['features']}"] if build.get("features", "outputs") != "outputs" else []),
         ],
     }
 

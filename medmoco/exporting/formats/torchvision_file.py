@@ -25,6 +25,8 @@ _ENDS = {
 
 def refusal(subject: Subject) -> str | None:
     """Torchvision must have the same network, layer by layer."""
+    if subject.backbone.dimensions == 3:
+        return "torchvision has no such networks for volumes"
     name, kind = subject.backbone.name, kind_of(subject.backbone.name)
     if kind not in _ENDS or not (_is_plain_vit(subject) if kind == "vit" else _plain(name) in _models()):
         return f"{name} is not in torchvision, which has {', '.join(_models())} and ViTs with a class token"

@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 
@@ -214,14 +217,14 @@ def test_pack__interrupted_and_resumed_gives_the_same_bytes(
 ) -> None:
     pack(volumes, tmp_path / "straight")
 
-    def interrupted(*given: Any) -> Iterator[int]:
+    def interrupted(*given: Any, workers: int) -> Iterator[int]:
         for count, number in enumerate(pack_shards.write_shards(*given, workers=1)):
             if count == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield number
 
     with monkeypatch.context() as patched:
-        patched.setattr(pack_writing, "_on_this_machine", interrupted)
+        patched.setattr(pack_writing, "write_shards", interrupted)
         with pytest.raises(Stopped, match="after 6 of 8 images"):
             pack(volumes, tmp_path / "pack")
     assert [file.name for file in (tmp_path / "pack").glob("shard-*")] == ["shard-00000.npy"]
@@ -355,3 +358,30 @@ def test_pack__of_real_volumes_gives_their_canvases(tmp_path: Path) -> None:
     for sample, name in enumerate(names):
         expected, _ = read_volume_canvas(REAL / "hippocampus/images" / name, "", data_for(tmp_path))
         np.testing.assert_array_equal(rows.read(sample).pixels[:, :, :], expected.pixels)
+
+
+@needs_real
+@pytest.mark.skipif(find_spec("medmoco.data.volume_io.reading") is None, reason="this checkout has no readers")
+def test_pack__of_dicom_series_hashes_their_files(tmp_path: Path) -> None:
+    for number, name in enumerate(("HFS", "HFDR")):
+        for file in sorted((REAL / "mr_series" / name).iterdir())[:12]:
+            for folder in (tmp_path / "data" / name, tmp_path / "data/both"):
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, folder / f"{number}-{file.name}")
+    uid = str(pydicom.dcmread(next((tmp_path / "data/HFS").iterdir())).SeriesInstanceUID)
+    rows = ["Path,SeriesInstanceUID", "HFS,", "HFDR,", f"both,{uid}"]
+    (tmp_path / "data/train.csv").write_text("\n".join(rows))
+    assert pack(tmp_path / "data", tmp_path / "pack")[0] == 0
+    index = np.load(tmp_path / "pack/index.npy")
+    assert index["sha256"][0] == index["sha256"][2] != index["sha256"][1]
+    found = opened(tmp_path / "data", tmp_path / "pack")
+    np.testing.assert_array_equal(found.read(0).pixels[:, :, :], found.read(2).pixels[:, :, :])
+    assert found.read(0).slice_axis == 0  # sagittal
+    data = data_for(tmp_path / "data")
+    split = load_manifest(data, ("train",))["train"]
+    assert usable_rows(open_pack(tmp_path / "pack", data), split, data).all()
+    next((tmp_path / "data/HFDR").iterdir()).unlink()
+    with pytest.raises(DataError, match=r"1 of 3 train rows have files that changed .* \(rows 3\)"):
+        usable_rows(open_pack(tmp_path / "pack", data), split, data)
+    with pytest.raises(DataError, match=r"1 files have changed since they were packed \(rows: train 3\)"):
+        pack(tmp_path / "data", tmp_path / "pack")

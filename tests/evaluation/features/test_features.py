@@ -184,3 +184,28 @@ def test_mirrored__is_the_mean_over_an_image_and_its_mirror_image() -> None:
     torch.testing.assert_close(found, (encoder(views) + encoder(views.flip(-1))) / 2)
     torch.testing.assert_close(Mirrored(encoder)(views.flip(-1)), found)
     assert not torch.allclose(found, encoder(views))
+
+
+def test_mirrored__exchanges_left_and_right_of_volumes() -> None:
+    views = torch.randn(2, 1, 3, 4, 5)
+    seen: list[Tensor] = []
+
+    class Recording(nn.Module):
+        def forward(self, given: Tensor) -> Tensor:
+            seen.append(given)
+            return given.flatten(1)[:, :2]
+
+    found = Mirrored(Recording())(views)
+    right_to_left = torch.stack([views[:, :, 2], views[:, :, 1], views[:, :, 0]], 2)
+    assert torch.equal(seen[0], views)
+    assert torch.equal(seen[1], right_to_left)
+    assert torch.equal(found, (views.flatten(1)[:, :2] + right_to_left.flatten(1)[:, :2]) / 2)
+
+
+def test_thumbnails__of_volumes_are_block_means() -> None:
+    views = torch.randn(2, 1, 32, 32, 32)
+    found = thumbnails(dimensions=3)(views)
+    assert found.shape == (2, 16**3)
+    assert float(found[1, 16 * 16 * 3 + 16 * 5 + 7]) == pytest.approx(float(views[1, 0, 6:8, 10:12, 14:16].mean()))
+    assert thumbnails(4, dimensions=3)(views).shape == (2, 64)
+    assert thumbnails()(views[:, :, 0]).shape == (2, 32 * 32)

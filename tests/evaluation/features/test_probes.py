@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -60,13 +61,32 @@ def test_standardise__uses_train_alone() -> None:
         assert np.allclose(values, (features[name] - mean) / std, atol=1e-4)
 
 
-def test_standardise__a_constant_feature_does_no_harm() -> None:
+@pytest.mark.parametrize("block", [70, 2**20])
+@pytest.mark.parametrize("constant", [7, 0.1, 1e6 / 3])
+def test_standardise__a_constant_feature_does_no_harm(
+    constant: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "_BLOCK_CELLS", block)
     features, _ = splits()
     for values in features.values():
-        values[:, 3] = 7
+        values[:, 3] = constant
     assert all(
         np.isfinite(values).all() and not values[:, 3].any() for values in standardise(features).features.values()
     )
+
+
+def test_standardise__and_probe_hold_no_copies_in_double_precision() -> None:
+    values, targets = made(30_000, 64)
+    features = {"train": values, "val": values[:20_000]}
+    tracemalloc.start()
+    standard = standardise(features).features
+    held = tracemalloc.get_traced_memory()[1]
+    linear_probe(standard, targets, targets[:20_000], [0.1])
+    more = tracemalloc.get_traced_memory()[1] - held
+    tracemalloc.stop()
+    block = 8 * probes._BLOCK_CELLS
+    assert held < sum(each.nbytes for each in standard.values()) + 3 * block
+    assert more < 2 * block
 
 
 def test_linear_probe__equals_scikit_learn_at_the_strength_best_on_validation() -> None:
@@ -141,8 +161,11 @@ def plain_knn(bank: Features, targets: Floats, query: NDArray[np.float32], neigh
     return sum(w * target for w, (_, target) in zip(weights, nearest, strict=True)) / sum(weights)
 
 
-@pytest.mark.parametrize("cells", [1, 120 * 7, 2**24])
-def test_knn_scores__equal_a_plain_loop_with_missing_labels(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cells", "block"), [(1, 1), (120 * 7, 50), (2**24, 2**20)])
+def test_knn_scores__equal_a_plain_loop_with_missing_labels(
+    cells: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "_BLOCK_CELLS", block)
     monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
     monkeypatch.setattr(probes, "_LEAST_CHUNK", 1)
     features, _ = splits()
@@ -197,10 +220,16 @@ def test_knn_scores__depend_neither_on_the_order_of_rows_nor_on_the_block(monkey
     scores = knn_scores(bank, targets, queries, 10)
     np.testing.assert_array_equal(scores[:30], scores[30:])
     order = generator.permutation(120)
-    for cells in (1, 120 * 7, 2**22):
+    for cells, block in ((1, 2**20), (120 * 7, 64 * 7), (2**22, 50)):
+        monkeypatch.setattr(probes, "_BLOCK_CELLS", block)
         monkeypatch.setattr(probes, "_CHUNK_CELLS", cells)
         monkeypatch.setattr(probes, "_LEAST_CHUNK", 1)
         np.testing.assert_array_equal(knn_scores(bank[order], targets[order], queries, 10), scores)
+
+
+def test_knn_scores__without_labels_are_nan() -> None:
+    features, _ = splits()
+    assert np.isnan(knn_scores(features["train"], np.full((120, 2), np.nan), features["val"], 20)).all()
 
 
 def test_knn_scores__places_that_are_left_are_shared_by_those_who_are_as_near() -> None:

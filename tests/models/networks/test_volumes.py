@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from monai.networks import nets
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from medmoco.config import ModelSettings
@@ -183,13 +183,11 @@ def test_named_as_built__an_image_network_keeps_its_name() -> None:
     assert named_as_exported(model) == "monai/densenet121"
 
 
-def test_shortcuts__of_resnet18_pass_gradients() -> None:
-    """Those of MedicalNet's resnet18 do not in MONAI, which is why ours has others."""
-
-    def gradient(net: nn.Module) -> Tensor:
-        images = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
-        for parameter in net.layer2[0].parameters():  # type: ignore[index, union-attr]
-            nn.init.zeros_(parameter) if parameter.ndim != 5 else None
-        return torch.autograd.grad(net.eval()(images).square().sum(), images)[0]
-
-    assert callable(gradient)
+@pytest.mark.parametrize("name", ["monai/resnet18", pytest.param("monai/resnet34", marks=pytest.mark.slow)])
+def test_build_volume_network__shortcuts_pass_gradients(name: str) -> None:
+    net: Any = create(name).net  # with the shortcuts of MedicalNet's, there would be none
+    for block in (net.layer2[0], net.layer3[0], net.layer4[0]):
+        nn.init.zeros_(block.bn2.weight)
+        maps = torch.randn(2, block.conv1.in_channels, 4, 4, 4, requires_grad=True)
+        (gradient,) = torch.autograd.grad(block(maps).square().sum(), maps)
+        assert gradient.any()

@@ -1,0 +1,202 @@
+"""Volumes through the public API: from files to an encoder, its features and its scores."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import cv2
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import medmoco
+from medmoco.data.augment.volume_views import whole_view, windows
+from medmoco.errors import DataError, SettingsError, Stopped
+from medmoco.training import pretrain as module
+from medmoco.training.checkpoint import load_checkpoint
+from medmoco.training.moco_task import Contrast
+from tests.helpers.runs import assert_same
+
+SIZES = {"train": 12, "val": 8}
+
+
+def write_volumes(folder: Path) -> Path:
+    """Write volumes of noise with a ball whose brightness is the label, several of each patient."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(side) for side in (30, 26, 14)], indexing="ij"), -1)
+    for split, count in SIZES.items():
+        rows = []
+        for number in range(count):
+            label = number % 2
+            values = rng.normal(100, 20, grid.shape[:3])
+            centre = rng.uniform((8, 8, 4), (22, 18, 10))
+            values[np.linalg.norm((grid - centre) * (1, 1, 2), axis=-1) < 6] += 60 + 120 * label
+            affine = np.diag([1.0, 1.0, 2.0, 1.0])
+            path = f"secret-{split}-{number}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), affine), folder / path)
+            rows.append((path, f"confidential-{split}-{number // 2}", label))
+        pd.DataFrame(rows, columns=["Path", "PatientID", "Bright"]).to_csv(folder / f"{split}.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_volumes(tmp_path_factory.mktemp("volumes"))
+
+
+def settings(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "data": {
+            "manifest": str(folder), "root": str(folder), "labels": ["Bright"], "dimensions": 3, "spacing": [1, 1, 2],
+            "window": "percentiles", "workers": 0, **changes.pop("data", {}),
+        },
+        "views": {"recipe": "mr", "size": 16, **changes.pop("views", {})},
+        "model": {"backbone": "monai/resnet10_quarter"},
+        "method": {"queue_size": 8, "batch_norm_splits": 2, "hidden_dim": 16, "embedding_dim": 8},
+        "train": {
+            "epochs": 2, "global_batch_size": 4, "warmup_epochs": 0, "knn_every": 2, "device": "cpu", "threads": 1,
+            "checkpoint_every": 2,
+        },
+        "evaluate": {"batch_size": 4, "bootstrap": 100, "strengths": [0.01, 1], **changes.pop("evaluate", {})},
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> medmoco.Run:
+    return medmoco.pretrain(settings(volumes, tmp_path_factory.mktemp("runs") / "run"))
+
+
+def model_of(folder: Path) -> dict[str, Any]:
+    model: dict[str, Any] = load_checkpoint(folder / "checkpoints", pytest.fail)["model"]
+    return model
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"pack": "pack"}])
+def test_pretrain__gives_the_same_weights_with_workers_and_from_a_pack(
+    volumes: Path, run: medmoco.Run, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    if "pack" in changes:
+        changes = {"pack": str(tmp_path / changes["pack"])}
+    other = medmoco.pretrain(settings(volumes, tmp_path / "run", data=changes))
+    assert_same(model_of(run.folder), model_of(other.folder))
+
+
+def test_pretrain__resumes_bitwise(
+    volumes: Path, run: medmoco.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Contrast):
+        def losses(self, batch: Any, measure: bool) -> Any:
+            if batch.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().losses(batch, measure)
+
+    tree = settings(volumes, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "Contrast", Interrupted)
+        with pytest.raises(Stopped, match="after step 4 of 6"):
+            medmoco.pretrain(tree)
+    again = medmoco.pretrain(tree, resume=True)
+    assert_same(model_of(run.folder), model_of(again.folder))
+
+
+def test_pretrain__by_patient_with_reconstruction_and_v3(volumes: Path, tmp_path: Path) -> None:
+    tree = settings(volumes, tmp_path / "run")
+    tree |= {
+        "method": {"name": "moco_v3", "hidden_dim": 16, "embedding_dim": 8},
+        "positives": {"image": "patient"},
+        "decoder": {"weight": 1.0, "channels": 16},
+    }
+    records = medmoco.pretrain(tree).metrics
+    assert np.isfinite(records[["loss", "reconstruction"]].dropna().to_numpy()).all()
+    assert len(records["reconstruction"].dropna())
+
+
+def test_pretrain__refuses_a_faulty_volume_with_its_row(volumes: Path, tmp_path: Path) -> None:
+    folder = write_volumes(tmp_path)
+    flat = nibabel.Nifti1Image(np.zeros((9, 9, 1), np.float32), np.eye(4))
+    nibabel.save(flat, folder / "secret-train-3.nii.gz")
+    with pytest.raises(DataError, match=r"train.csv row 5: .*single slice") as caught:
+        medmoco.pretrain(settings(folder, tmp_path / "run"))
+    assert "secret" not in str(caught.value)
+
+
+def test_embed__features_of_windows_are_their_mean_and_resized_is_one_view(volumes: Path, run: medmoco.Run) -> None:
+    encoder = run.encoder
+    (file,) = sorted(volumes.glob("secret-val-0.nii.gz"))
+    prepared = torch.from_numpy(encoder.preprocess(file))  # (W, 1, S, S, S)
+    with torch.inference_mode():
+        expected = encoder.module(prepared).mean(0).numpy()
+    np.testing.assert_allclose(encoder.embed([file])[0], expected, rtol=1e-4, atol=1e-6)
+    resized = medmoco.load_encoder(run.folder, {"evaluate": {"volumes": "resized"}})
+    view = torch.from_numpy(resized.preprocess(file))  # (1, S, S, S)
+    assert view.shape == (1, 16, 16, 16)
+    with torch.inference_mode():
+        expected = resized.module(view[None])[0].numpy()
+    np.testing.assert_allclose(resized.embed([file])[0], expected, rtol=1e-4, atol=1e-6)
+    assert "of volumes of 16 x 16 x 16 voxels" in repr(encoder)
+
+
+def test_embed__files_folders_arrays_and_the_split_agree(volumes: Path, run: medmoco.Run, tmp_path: Path) -> None:
+    encoder = run.encoder
+    of_split = encoder.embed("val")
+    rows = [f"secret-val-{number}.nii.gz" for number in range(SIZES["val"])]
+    np.testing.assert_array_equal(encoder.embed(rows, root=volumes), of_split)
+    few = tmp_path / "few"
+    few.mkdir()
+    for row in rows[:2]:
+        (few / row).write_bytes((volumes / row).read_bytes())
+    np.testing.assert_array_equal(encoder.embed(few), of_split[:2])
+    values = np.asarray(nibabel.load(volumes / rows[0]).dataobj)
+    np.testing.assert_array_equal(encoder.embed([values]), of_split[:1])
+    (few / rows[1]).write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="1 of 2 images cannot be read"):
+        found = encoder.embed(few, unreadable="nan")
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[0], of_split[0])
+
+
+@pytest.mark.parametrize("way", ["sliding", "resized"])
+def test_evaluate__scores_volumes_next_to_the_untrained_network_and_raw_voxels(
+    volumes: Path, run: medmoco.Run, tmp_path: Path, way: str
+) -> None:
+    tree = settings(volumes, tmp_path / "run", evaluate={"volumes": way})
+    found = medmoco.evaluate(tree, {"ours": run}, out=tmp_path / "scores")
+    frame = found.to_frame()
+    assert set(frame["encoder"]) == {"ours", "untrained", "pixels"}
+    assert frame["auroc"].between(0, 1).all()
+    sides = "in windows of 16 x 16 x 16" if way == "sliding" else "volumes 16 x 16 x 16"
+    assert sides in (tmp_path / "scores/table.txt").read_text()
+
+
+def test_raw_voxels__are_of_the_whole_volume_in_either_way(volumes: Path, run: medmoco.Run, tmp_path: Path) -> None:
+    scores = []
+    for way in ("sliding", "resized"):
+        tree = settings(volumes, tmp_path / way, evaluate={"volumes": way})
+        frame = medmoco.evaluate(tree, {"ours": run}, out=tmp_path / way).to_frame()
+        scores.append(frame[frame["encoder"] == "pixels"]["auroc"].to_numpy())
+    np.testing.assert_array_equal(*scores)
+
+
+def test_preview__shows_three_slices_of_a_volume(volumes: Path, tmp_path: Path) -> None:
+    picture = cv2.imread(str(medmoco.preview(settings(volumes, tmp_path / "run"), tmp_path / "views.png", images=2)))
+    assert picture is not None
+    assert picture.shape[0] == 2 * (2 * 16 + 4)
+
+
+def test_settings__what_has_no_meaning_for_volumes_is_refused(volumes: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"decoder\.empty"):
+        medmoco.pretrain(settings(volumes, tmp_path / "run", decoder={"weight": 1.0, "empty": "black"}))
+
+
+def test_views__cover_what_evaluation_shows(volumes: Path, run: medmoco.Run) -> None:
+    canvas = run.encoder.preprocessing.canvas(volumes / "secret-val-1.nii.gz")
+    shown = windows(canvas, 16)
+    assert len(shown) > 1
+    assert whole_view(canvas, 16).shape == shown.shape[1:]
