@@ -32,7 +32,7 @@ _OTHER_IMAGES = (
 )  # fmt: skip
 """Suffixes of images that medmoco does not read; they are left out, not ignored."""
 
-_VOLUME = "a NIfTI volume; export its slices to PNG, TIFF or DICOM first"
+_VOLUME = "a NIfTI volume; init is for images: list volumes in a CSV with a column Path, and set data.dimensions to 3"
 _HEADER_SECONDS, _HEADER_MEGABYTES = 20.0, 1024
 _ENDS = 2**16  # bytes at either end of a file that are compared before its whole content
 _COLOURED = 4.0  # mean difference of the channels, of 255, above which an image has colour

@@ -13,6 +13,7 @@ from medmoco.data.image_io.intensity import CONSTANT, FIRST_OF_SEVERAL
 from medmoco.data.manifest.ids import DOUBTS, doubts
 from medmoco.data.manifest.manifest import SPLITS, names_patients
 from medmoco.data.manifest.split_files import patient_ids
+from medmoco.datasets.series import MODALITIES
 from medmoco.starting.collection import Collection
 from medmoco.starting.plan import WIDE
 
@@ -44,6 +45,11 @@ def warnings_about(images: Collection, canvas: int) -> list[str]:
     several = images.sample.notices.get(FIRST_OF_SEVERAL, 0)
     if several and "Frame" not in images.table:
         found.append("Some files have several pages; only the first is used. Add a Frame column to use the others.")
+    if images.headers["Modality"].isin(MODALITIES).any():
+        found.append(
+            "Each slice of the CT, MR and PT series counts as an image. To use the series as volumes, write a manifest"
+            " with `medmoco prepare dicom_tree --volumes`, and set data.dimensions to 3."
+        )
     if names_patients(images.table):
         kinds = doubts(images.table["PatientID"])
         found += [

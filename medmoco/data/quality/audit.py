@@ -180,7 +180,7 @@ def _traits(rows: Rows, examined: Examined) -> dict[str, Floats]:
         traits = {"width": width, "height": height, "width / height": width / height}
         fields = ("file type", "bit depth", "photometric interpretation")
     for at, field in enumerate(fields):
-        values = np.array([str(file_format[at]) for file_format in examined.formats], dtype=object)
+        values = np.array([str(file_format[at]) or "not stated" for file_format in examined.formats], dtype=object)
         for value in sorted(set(values))[:-1]:  # the last follows from the others
             traits[f"{field} {value}"] = np.where(readable, values[examined.format_of[files]] == value, np.nan)
     return traits

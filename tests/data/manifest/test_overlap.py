@@ -57,6 +57,21 @@ def test_image_keys__one_file_has_one_name(tmp_path: Path, monkeypatch: pytest.M
     assert os.getcwd() == str(tmp_path)
 
 
+def test_image_keys__a_series_tells_rows_of_a_folder_apart_but_not_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "scans/folder").mkdir(parents=True)
+    root, header = str(tmp_path / "scans"), "Path,SeriesInstanceUID\n"
+    (tmp_path / "scans/a.nii").touch()
+    data = DataSettings(manifest=tmp_path / "m", root=root, dimensions=3, window="percentiles")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/train.csv").write_text(f"{header}folder,1.1\nfolder,1.2\na.nii,1.3\n")
+    (tmp_path / "m/val.csv").write_text(f"{header}folder,1.2\nfolder,1.4\na.nii,\n")
+    splits = load_manifest(data, ("train", "val"))
+    keys = [image_keys(splits[name]) for name in ("val", "train")]
+    assert also_in(*keys).tolist() == [True, False, True]
+    plain = load(tmp_path / "b", root=root, train="Path\na.nii\n")["train"]
+    assert also_in(image_keys(plain), keys[1]).tolist() == [True]
+
+
 def test_overlap_notices__count_patients_and_images_of_every_pair(tmp_path: Path) -> None:
     splits = load(
         tmp_path,

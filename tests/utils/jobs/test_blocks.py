@@ -139,3 +139,34 @@ def test_unfinished__what_the_disk_refuses(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match=r"block 3 cannot be written.*\nFinished blocks are kept"):
         Unfinished(tmp_path / "gone", "key").write(3, Result({}), states_of([]))
+
+
+def test_states_of__a_folder_changes_with_its_files(tmp_path: Path) -> None:
+    """As the folder of a DICOM series does, if a slice is replaced, added or removed."""
+    folder = tmp_path / "series"
+    (folder / "below").mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / name).write_text("12345")
+        os.utime(folder / name, ns=(1, 10))
+    os.utime(folder, ns=(1, 20))
+
+    def state() -> list[int]:
+        return states_of([str(folder)])[0].tolist()
+
+    assert state() == [10, 20]
+    os.utime(folder / "b", ns=(1, 30))
+    assert state() == [10, 30]
+    (folder / "b").write_text("1234")
+    os.utime(folder / "b", ns=(1, 30))
+    assert state() == [9, 30]
+    (folder / "below/c").touch()  # which is not read
+    os.utime(folder, ns=(1, 20))
+    assert state() == [9, 30]
+    (folder / "a").rename(folder / "c")
+    assert state()[1] > 30
+    assert states_of([str(tmp_path / "gone")]).tolist() == [[-1, -1]]
+
+
+def test_work_through__names_what_it_works_on(files: list[str], tmp_path: Path) -> None:
+    with unfinished(tmp_path / "kept", 1) as kept, pytest.raises(Stopped, match="after 0 of 11 volumes"):
+        work_through(blocks_of(11, 4), kept, lambda *_: iter([]), print, "reading", print, noun="volumes")
