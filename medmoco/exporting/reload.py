@@ -201,8 +201,10 @@ def load_monai_bundle(path: Path, contract: Contract) -> Run:
     net.eval()
 
     def run(images: Floats, _: str) -> dict[str, Floats]:
+        # Its inferer takes the windows of each volume, (N, W, C, S, S, S).
+        given = images[:, None] if "windows" in contract else images
         with torch.inference_mode():
-            outputs = infer(torch.from_numpy(images), net)
+            outputs = infer(torch.from_numpy(given), net)
         last = contract["outputs"][-1]["name"]
         return {last: np.stack([finish({"pred": output})["pred"].numpy() for output in outputs])}
 
