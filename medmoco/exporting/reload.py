@@ -211,6 +211,23 @@ def load_monai_bundle(path: Path, contract: Contract) -> Run:
     return run
 
 
+def load_nnunet(path: Path, contract: Contract) -> Run:
+    """Build nnU-Net's network from the plans, and run its encoder on volumes with the axes Z, Y, X."""
+    import torch
+
+    plans = json.loads((path / "plans.json").read_text(encoding="utf-8"))
+    build = plans["configurations"][contract["formats"]["nnunet"]["configuration"]]["architecture"]
+    given, channels = build["arch_kwargs"], contract["input"]["shape"][1]
+    classes = {key: imported(given[key]) for key in build["_kw_requires_import"] if given[key]}
+    net = imported(build["network_class_name"])(input_channels=channels, num_classes=2, **{**given, **classes})
+    state = torch.load(path / "checkpoint.pth", weights_only=True)["network_weights"]
+    found = net.load_state_dict(state, strict=False)
+    if found.unexpected_keys or any(".seg_layers." not in name for name in found.missing_keys):
+        raise RuntimeError("the tensors are not those of nnU-Net's network")
+    run = of_network(net.encoder, contract)
+    return lambda images, precision: run(np.ascontiguousarray(images.transpose(0, 1, 4, 3, 2)), precision)
+
+
 LOADERS: dict[str, Callable[[Path, Contract], Run]] = {
     "safetensors": load_safetensors,
     "timm": load_timm,
@@ -218,6 +235,7 @@ LOADERS: dict[str, Callable[[Path, Contract], Run]] = {
     "detectron2": load_detectron2,
     "huggingface": load_huggingface,
     "monai-bundle": load_monai_bundle,
+    "nnunet": load_nnunet,
     "onnx": load_onnx,
     "program": load_program,
 }

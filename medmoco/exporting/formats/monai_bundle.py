@@ -341,11 +341,12 @@ def _readme(subject: Subject) -> str:
     labels, prepared = _labels(subject), subject.preprocessing
     given = "features" if labels is None else "calibrated probabilities"
     if prepared.dimensions == 3:
-        read = f"Every entry of IMAGES must be a {_files(prepared)} file, or the folder of a DICOM series."
+        read = f"Every entry of IMAGES must be a {_files(prepared)} file, or the\nfolder of a DICOM series."
         why = "they neither\nfind the body nor average over the extent of larger voxels"
     else:
         read = f"Every file in IMAGES, at any depth, must be\n{_files(prepared)}; only the first frame is read."
         why = "they apply neither\nthe window nor the polarity of a DICOM file"
+    read += " The CSV in RESULTS has the name of each file and its"
     kind = "volumes" if prepared.dimensions == 3 else "images"
     return f"""\
 # {subject.backbone.name} {subject.stem}
@@ -361,7 +362,7 @@ python -P -m monai.bundle run --config_file configs/inference.json --meta_file c
 ```
 
 Run it in this folder, or pass the folder as `--bundle_root`. {read}
-The CSV in RESULTS has the name of each file and its {given}. Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
+{given}. Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
 
 `scripts/prepare.py` prepares {kind} exactly as for training: `preprocessing` in `configs/inference.json` calls it, and
 `contract` there has its parameters. MONAI's own readers and transforms cannot replace it, because {why}.
