@@ -23,6 +23,7 @@ from medmoco.exporting.formats import (
     detectron2_file,
     huggingface,
     monai_bundle,
+    nnunet_folder,
     onnx_file,
     program_file,
     safetensors_file,
@@ -54,6 +55,7 @@ FORMATS: dict[str, Format] = {
     "detectron2": detectron2_file,
     "huggingface": huggingface,
     "monai-bundle": monai_bundle,
+    "nnunet": nnunet_folder,
     "onnx": onnx_file,
     "program": program_file,
 }
@@ -101,6 +103,8 @@ def export(
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another for the export")
+    if isinstance(network, Classifier) and network.encoder.preprocessing.dimensions == 3:
+        raise SettingsError("a classifier of volumes cannot be exported; export its encoder, with the run as --run")
     subject = subject_of(network, licence)
     chosen = _chosen(formats, subject, warn)
     if subject.head is None and subject.preprocessing.mirror:

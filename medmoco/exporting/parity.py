@@ -63,7 +63,8 @@ def synthetic_views(
 def _enlarged(blob: Floats, size: int) -> Floats:
     """Return a volume (6, 6, 6) as (size, size, size), enlarged linearly: slice by slice, then along the first axis."""
     slices = np.stack([cv2.resize(part, (size, size)) for part in blob])
-    return cv2.resize(slices.reshape(len(blob), -1), (size * size, size)).reshape(size, size, size)
+    enlarged: Floats = np.asarray(cv2.resize(slices.reshape(len(blob), -1), (size * size, size)), np.float32)
+    return enlarged.reshape(size, size, size)
 
 
 def _levels(soft: Floats, generator: np.random.Generator, bit_depth: int, channels: int) -> NDArray[Any]:

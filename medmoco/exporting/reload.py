@@ -201,12 +201,31 @@ def load_monai_bundle(path: Path, contract: Contract) -> Run:
     net.eval()
 
     def run(images: Floats, _: str) -> dict[str, Floats]:
+        # Its inferer takes the windows of each volume, (N, W, C, S, S, S).
+        given = images[:, None] if "windows" in contract else images
         with torch.inference_mode():
-            outputs = infer(torch.from_numpy(images), net)
+            outputs = infer(torch.from_numpy(given), net)
         last = contract["outputs"][-1]["name"]
         return {last: np.stack([finish({"pred": output})["pred"].numpy() for output in outputs])}
 
     return run
+
+
+def load_nnunet(path: Path, contract: Contract) -> Run:
+    """Build nnU-Net's network from the plans, and run its encoder on volumes with the axes Z, Y, X."""
+    import torch
+
+    plans = json.loads((path / "plans.json").read_text(encoding="utf-8"))
+    build = plans["configurations"][contract["formats"]["nnunet"]["configuration"]]["architecture"]
+    given, channels = build["arch_kwargs"], contract["input"]["shape"][1]
+    classes = {key: imported(given[key]) for key in build["_kw_requires_import"] if given[key]}
+    net = imported(build["network_class_name"])(input_channels=channels, num_classes=2, **{**given, **classes})
+    state = torch.load(path / "checkpoint.pth", weights_only=True)["network_weights"]
+    found = net.load_state_dict(state, strict=False)
+    if found.unexpected_keys or any(".seg_layers." not in name for name in found.missing_keys):
+        raise RuntimeError("the tensors are not those of nnU-Net's network")
+    run = of_network(net.encoder, contract)
+    return lambda images, precision: run(np.ascontiguousarray(images.transpose(0, 1, 4, 3, 2)), precision)
 
 
 LOADERS: dict[str, Callable[[Path, Contract], Run]] = {
@@ -216,6 +235,7 @@ LOADERS: dict[str, Callable[[Path, Contract], Run]] = {
     "detectron2": load_detectron2,
     "huggingface": load_huggingface,
     "monai-bundle": load_monai_bundle,
+    "nnunet": load_nnunet,
     "onnx": load_onnx,
     "program": load_program,
 }

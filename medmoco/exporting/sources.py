@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, Tree, load_run, run_of
-from medmoco.data.augment import volume_views
 from medmoco.data.augment.views import channels_first, whole_view
+from medmoco.data.augment.volume_views import whole_volumes
 from medmoco.data.loading.loading import check_images, read_canvases, trained_rows
 from medmoco.data.loading.preprocessing import NO_DATA
 from medmoco.data.manifest.manifest import Split, load_manifest, present_splits
+from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import DataError, SettingsError
 from medmoco.evaluation.features.encoder import Encoder
 from medmoco.evaluation.supervised.classifier import Classifier, run_around
@@ -120,5 +121,6 @@ def _real_views(settings: RunSettings, size: int, train: Split | None) -> list[N
     except (DataError, SettingsError):  # SettingsError if the pack is missing
         return []
     if is_volume:
-        return [np.stack([volume_views.whole_view(canvas, size)[None] for canvas in canvases])]
+        views = whole_volumes(cast(list[VolumeCanvas], canvases), np.arange(len(few)), size=size, way="resized")
+        return [np.asarray(views)]
     return [channels_first([whole_view(canvas, size) for canvas in canvases])]

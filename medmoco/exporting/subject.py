@@ -104,6 +104,11 @@ class Subject:
         return torch.zeros(2, self.backbone.channels, *[prepared.size] * prepared.dimensions)
 
     @property
+    def precisions(self) -> list[str]:
+        """Precisions to try; for volumes only the first, as processors convolve them in others slowly or not at all."""
+        return list(NETWORK_PRECISIONS[:1] if self.backbone.dimensions == 3 else NETWORK_PRECISIONS)
+
+    @property
     def graph(self) -> nn.Module:
         """The computation from images to all outputs, for formats that contain it."""
         return GraphNetwork(self)

@@ -6,11 +6,13 @@ SciPy, must produce the same voxels.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from medmoco.data.augment import volume_views
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.data.volume_io import canvases
+from medmoco.models.networks.volumes import NETWORKS
 
 _ORIENTATION = (
     "the first index grows to the patient's right, the second to the front, the third to the head: axes are permuted "
@@ -98,3 +100,21 @@ def steps_of_volumes(prepared: Preprocessing) -> dict[str, dict[str, Any]]:
         },
         **shown,
     }
+
+
+def steps_read(prepared: Preprocessing) -> dict[str, dict[str, Any]]:
+    """Return the part of the steps that prepare.py reads."""
+    read = {
+        "resample": ("spacing",), "grayscale": ("window",), "canvas": ("bit_depth", "white"), "windows": ("size",),
+        "resize": ("size",),
+    }  # fmt: skip
+    steps = steps_of_volumes(prepared)
+    return {name: {key: steps[name][key] for key in keys} for name, keys in read.items() if name in steps}
+
+
+def packages_of_volumes(backbone: str) -> dict[str, str]:
+    """Return the versions of what a network and prepare.py import, besides MONAI, PyTorch and NumPy."""
+    network = NETWORKS[backbone]
+    own = [name.replace("_", "-") for name in (network.library, network.also) if name and name != "monai"]
+    read = ["pydicom", "opencv-python-headless", "nibabel", "SimpleITK", "scipy", "pillow"]
+    return {name: version(name) for name in (*own, *read)}

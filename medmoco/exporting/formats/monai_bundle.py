@@ -1,4 +1,4 @@
-"""MONAI bundle: a folder that `python -m monai.bundle run` applies to a folder of images, without medmoco.
+"""MONAI bundle: a folder that `python -m monai.bundle run` applies to a folder of images or volumes, without medmoco.
 
 Source: MONAI Bundle Specification, https://docs.monai.io/en/latest/mb_specification.html.
 """
@@ -24,6 +24,7 @@ from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.exporting.contract import first_step
 from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import Subject, refusal_by_name, refuse_other_heads
+from medmoco.exporting.volume_contract import packages_of_volumes, steps_read
 from medmoco.models.interop.state_dicts import plain_tensors
 
 FOLDER = "monai_bundle"
@@ -31,11 +32,23 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 """Schema of metadata.json, the newest that MONAI names; its verify_metadata downloads it from there."""
 
 _NOT_STATED = "not stated"
-_PREPARE = {"_target_": "scripts.prepare.image", "_mode_": "callable", "contract": "@contract"}
+
+_IMAGES = (
+    "$[{'image': str(file), 'file': str(file)} for file in sorted(pathlib.Path(@dataset_dir).rglob('*'))"
+    " if file.is_file()]"
+)
+_VOLUMES = (  # a folder is a DICOM series
+    "$[{'image': str(file), 'file': str(file)} for file in sorted(pathlib.Path(@dataset_dir).iterdir())"
+    " if not file.name.startswith('.')]"
+)
+_MEAN_OF_WINDOWS = (
+    "$lambda volumes, network, *_, **__: torch.stack([torch.cat([network(some) for some in windows.split(4)]).mean(0)"
+    " for windows in volumes])"
+)
 
 
 def refusal(subject: Subject) -> str | None:
-    """A bundle can hold every timm or MONAI network that has a name, except with a head of patches or stages."""
+    """A bundle can hold every network that has a name, except with a head of patches or stages."""
     return refusal_by_name(subject) or refuse_other_heads(subject)
 
 
@@ -53,7 +66,7 @@ def write(subject: Subject, folder: Path) -> list[Path]:
         "docs/README.md": _readme(subject),
         "docs/data_license.txt": f"Licence of the training data: {_NOT_STATED}\n",
         "scripts/__init__.py": "",
-        "scripts/prepare.py": standalone_source(),
+        "scripts/prepare.py": standalone_source(subject.preprocessing.dimensions),
     }
     for name, text in texts.items():
         (root / name).write_text(text, encoding="utf-8")
@@ -92,7 +105,9 @@ def _width(subject: Subject) -> int:
 
 def inference(subject: Subject) -> dict[str, Any]:
     """Return the configuration for `monai.bundle run`, with MONAI's usual names."""
-    labels = _labels(subject)
+    labels, is_volume = _labels(subject), subject.preprocessing.dimensions == 3
+    prepare = "scripts.prepare.volume" if is_volume else "scripts.prepare.image"
+    called = {"_target_": prepare, "_mode_": "callable", "contract": "@contract"}
     plain, network_def = _network(subject)
     rows = io.StringIO()
     csv.writer(rows).writerow(["file", *(labels or (f"feature_{number}" for number in range(_width(subject))))])
@@ -109,16 +124,16 @@ def inference(subject: Subject) -> dict[str, Any]:
         "contract": _contract(subject),
         "preprocessing": {
             "_target_": "Compose",
-            "transforms": [{"_target_": "Lambdad", "keys": "image", "func": _PREPARE, "track_meta": False}],
+            "transforms": [{"_target_": "Lambdad", "keys": "image", "func": called, "track_meta": False}],
         },
         "dataset": {
             "_target_": "Dataset",
-            "data": "$[{'image': str(file), 'file': str(file)} for file in sorted(pathlib.Path(@dataset_dir)"
-            ".rglob('*')) if file.is_file()]",
+            "data": _VOLUMES if is_volume else _IMAGES,
             "transform": "@preprocessing",
         },
         "dataloader": {
-            "_target_": "DataLoader", "dataset": "@dataset", "batch_size": 16, "shuffle": False, "num_workers": 0,
+            "_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1 if is_volume else 16, "shuffle": False,
+            "num_workers": 0,
         },
         "inferer": _inferer(subject),
         **_postprocessing(subject),
@@ -156,7 +171,11 @@ def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
     build = subject.build
     if build["library"] == "timm":
         return {}, {"_target_": build["function"], "model_name": build["name"], **build["arguments"]}
-    definition = {"_target_": build["function"], **build["arguments"]}
+    classes = {key: f"${build['arguments'][key]}" for key in build.get("classes", ())}
+    definition = {"_target_": build["function"], **build["arguments"], **classes}
+    if build.get("features", "outputs") != "outputs":
+        hook = f"lambda net, images, outputs: {build['features']}"
+        return {"plain_network": definition}, f"$@plain_network.register_forward_hook({hook}) and @plain_network"
     if not build["replaced_by_identity"]:
         return {}, definition
     dropped = f"@plain_network.set_submodule('{build['replaced_by_identity']}', torch.nn.Identity())"
@@ -166,24 +185,30 @@ def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
 def _contract(subject: Subject) -> dict[str, Any]:
     """Return the part of preprocessing.json that scripts/prepare.py reads."""
     prepared = subject.preprocessing
+    normalise = {"mean": prepared.mean, "std": prepared.std}
+    if prepared.dimensions == 3:
+        return {**steps_read(prepared), "normalise": normalise}
     read = ("window",) if isinstance(prepared.channels, str) else ("channels", "scale", "ranges")
     levels = {name: {key: step[key] for key in read} for name, step in first_step(prepared).items()}
     return {
         **levels,
         "canvas": {"longer_side": prepared.canvas_size, "white": 2**prepared.bit_depth - 1},
         "resize": {"height": prepared.size, "width": prepared.size},
-        "normalise": {"mean": prepared.mean, "std": prepared.std},
+        "normalise": normalise,
     }
 
 
 def _channels(prepared: Preprocessing) -> dict[str, str]:
     if isinstance(prepared.channels, int):
         return {str(number): f"band {number + 1}" for number in range(prepared.channels)}
-    names = ("red", "green", "blue") if prepared.channels == "rgb" else ("gray level, dense tissue bright",)
+    gray = "gray level" if prepared.dimensions == 3 else "gray level, dense tissue bright"
+    names = ("red", "green", "blue") if prepared.channels == "rgb" else (gray,)
     return {str(number): name for number, name in enumerate(names)}
 
 
 def _inferer(subject: Subject) -> dict[str, Any] | str:
+    if subject.preprocessing.dimensions == 3 and subject.preprocessing.volumes == "sliding":
+        return _MEAN_OF_WINDOWS
     if subject.head is None or not subject.preprocessing.mirror:
         return {"_target_": "SimpleInferer"}
     # The head is linear: the mean of logits is the logit of mean features.
@@ -226,7 +251,7 @@ def metadata(subject: Subject) -> dict[str, Any]:
     }  # fmt: skip
     images = {
         "type": "image", "format": "magnitude", "modality": "n/a", "num_channels": subject.backbone.channels,
-        "spatial_shape": [prepared.size, prepared.size], "dtype": "float32",
+        "spatial_shape": [prepared.size] * prepared.dimensions, "dtype": "float32",
         "value_range": [
             min(-mean / std for mean, std in zip(prepared.means, prepared.stds, strict=True)),
             max((1 - mean) / std for mean, std in zip(prepared.means, prepared.stds, strict=True)),
@@ -238,10 +263,6 @@ def metadata(subject: Subject) -> dict[str, Any]:
         pred |= {"type": "probabilities", "format": "classes", "channel_def": dict(enumerate(labels))}
         calibrated = pred | {"value_range": [0, 1]}
         data_format["post_processed_outputs"] = {"pred": calibrated}
-    packages = {
-        "timm": timm.__version__, "pydicom": pydicom.__version__, "pillow": PIL.__version__,
-        "opencv-python-headless": cv2.__version__,
-    }  # fmt: skip
     return {
         "schema": SCHEMA,
         "version": "1.0.0",
@@ -249,15 +270,15 @@ def metadata(subject: Subject) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {**packages, "pytorch-ignite": "0.5.0", "fire": "0.6.0"},
+        "required_packages_version": {**_packages(subject), "pytorch-ignite": "0.5.0", "fire": "0.6.0"},
         "name": f"{name} {subject.stem}",
         "task": f"Features of medical {prepared.images}" if labels is None else f"Probabilities of {', '.join(labels)}",
-        "description": f"{name}, pretrained by momentum contrast on unlabelled {prepared.images}: {prepared.size} x "
-        f"{prepared.size} pixels to {outputs}",
+        "description": f"{name}, pretrained by momentum contrast on unlabelled {prepared.images}: {prepared.sides} "
+        f"to {outputs}",
         "authors": _NOT_STATED,
         "copyright": _NOT_STATED,
         "data_source": _NOT_STATED,
-        "data_type": _files(prepared),
+        "data_type": _files(prepared) + (" files, DICOM series" if prepared.dimensions == 3 else ""),
         "image_classes": f"{prepared.images}, {prepared.levels}, prepared by scripts/prepare.py",
         "pred_classes": outputs,
         "intended_use": "Research. This is not a medical device.",
@@ -266,6 +287,16 @@ def metadata(subject: Subject) -> dict[str, Any]:
         ],
         "network_data_format": data_format,
     }
+
+
+def _packages(subject: Subject) -> dict[str, str]:
+    """Return the versions of what the network and scripts/prepare.py import, besides MONAI, PyTorch and NumPy."""
+    if subject.preprocessing.dimensions == 3:
+        return packages_of_volumes(subject.backbone.name)
+    return {
+        "timm": timm.__version__, "pydicom": pydicom.__version__, "pillow": PIL.__version__,
+        "opencv-python-headless": cv2.__version__,
+    }  # fmt: skip
 
 
 # ---- texts ----
@@ -301,32 +332,40 @@ format=%(asctime)s %(levelname)s %(message)s
 
 
 def _files(prepared: Preprocessing) -> str:
+    if prepared.dimensions == 3:
+        return "NIfTI, NRRD or MetaImage"
     return "DICOM, PNG or JPEG" if isinstance(prepared.channels, str) else ".npy"
 
 
 def _readme(subject: Subject) -> str:
-    labels, size = _labels(subject), subject.preprocessing.size
+    labels, prepared = _labels(subject), subject.preprocessing
     given = "features" if labels is None else "calibrated probabilities"
+    if prepared.dimensions == 3:
+        read = f"Every entry of IMAGES must be a {_files(prepared)} file, or the\nfolder of a DICOM series."
+        why = "they neither\nfind the body nor average over the extent of larger voxels"
+    else:
+        read = f"Every file in IMAGES, at any depth, must be\n{_files(prepared)}; only the first frame is read."
+        why = "they apply neither\nthe window nor the polarity of a DICOM file"
+    read += " The CSV in RESULTS has the name of each file and its"
+    kind = "volumes" if prepared.dimensions == 3 else "images"
     return f"""\
 # {subject.backbone.name} {subject.stem}
 
-**This is not a medical device.** A network for {subject.preprocessing.images} of {size} x {size} pixels,
+**This is not a medical device.** A network for {prepared.images} of {prepared.sides},
 pretrained by momentum contrast, with the outputs
 {_width(subject)} {"features" if labels is None else f"log-odds: {', '.join(labels)}"}.
 
 ```bash
-pip install "monai[fire,ignite]" timm pydicom opencv-python-headless pillow
+pip install "monai[fire,ignite]" {" ".join(_packages(subject))}
 python -P -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
     --logging_file configs/logging.conf --dataset_dir IMAGES --output_dir RESULTS
 ```
 
-Run it in this folder, or pass the folder as `--bundle_root`. Every file in IMAGES, at any depth, must be
-{_files(subject.preprocessing)}; only the first frame is read. The CSV in RESULTS has the name of each file and its
+Run it in this folder, or pass the folder as `--bundle_root`. {read}
 {given}. Compressed DICOM needs pydicom's decoders (`pip install pylibjpeg[all] pyjpegls python-gdcm`).
 
-`scripts/prepare.py` prepares images exactly as for training: `preprocessing` in `configs/inference.json` calls it, and
-`contract` there has its parameters. MONAI's own readers and transforms cannot replace it, because they apply neither
-the window nor the polarity of a DICOM file.
+`scripts/prepare.py` prepares {kind} exactly as for training: `preprocessing` in `configs/inference.json` calls it, and
+`contract` there has its parameters. MONAI's own readers and transforms cannot replace it, because {why}.
 
 ## Verify
 

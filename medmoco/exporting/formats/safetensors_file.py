@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medmoco.exporting.subject import NETWORK_PRECISIONS, Subject, refuse_other_heads, save_state, written
+from medmoco.exporting.subject import Subject, refuse_other_heads, save_state, written
 
 refusal = refuse_other_heads
 
@@ -28,7 +28,7 @@ def describe(subject: Subject) -> dict[str, Any]:
             made.append(f'net.set_submodule("{build["replaced_by_identity"]}", torch.nn.Identity())')
     return {
         "library": build["library"],
-        "precisions": list(NETWORK_PRECISIONS),
+        "precisions": subject.precisions,
         "load": [
             *made,
             f'net.load_state_dict(safetensors.torch.load_file("{subject.stem}.safetensors"), strict=True)',
