@@ -65,7 +65,8 @@ def _head(splits: Sequence[Split], rows: Rows, files: Examined) -> Iterator[str]
         yield f"{rows.sources[number]} data for comparison: {(rows.source == number).sum():,} rows"
     readable = rows.file[rows.own & files.readable[rows.file]]
     if readable.size and rows.dimensions == 3:
-        yield from describe_volumes(rows, files)
+        for line in describe_volumes(rows, files):
+            yield from _wrapped(line)
     elif readable.size:
         kinds = Counter(files.formats[at].kind for at in files.format_of[readable])
         low, middle, high = np.percentile(files.sizes[readable], [0, 50, 100], axis=0).round().astype(int)

@@ -113,8 +113,8 @@ def _first_split(rows: Rows, files: Examined) -> str:
 
 def _spans(values: NDArray[np.floating] | NDArray[np.integer], form: str) -> Iterator[str]:
     for name, (low, middle, high) in zip(_NAMES, np.percentile(values, [0, 50, 100], axis=0).T, strict=True):
-        span = f"{low:{form}} to {high:{form}} (median {middle:{form}})"
-        yield f"{name} {span if low < high else f'{low:{form}}'}"
+        least, most = f"{low:{form}}", f"{high:{form}}"
+        yield f"{name} {least}" if least == most else f"{name} {least} to {most} (median {middle:{form}})"
 
 
 def _times(sides: NDArray[np.integer]) -> str:

@@ -93,9 +93,10 @@ def test_describe_volumes__ranges_and_a_recommendation() -> None:
         " 10th percentile); it resamples 4 of 4 volumes",
     ]
     files = examined([(8, 9, 10)] * 3, [(1.004, 1, 2), (1, 1, 2), (1, 1, 4)])
-    assert [*describe_volumes(rows("ttt"), files)][-1] == (
-        "recommended data.spacing: [1, 1, 2] (median of each axis in train); it resamples 1 of 3 volumes"
-    )
+    assert [*describe_volumes(rows("ttt"), files)][-2:] == [
+        "spacing: left-right 1, front-back 1, head-foot 2 to 4 (median 2) mm",
+        "recommended data.spacing: [1, 1, 2] (median of each axis in train); it resamples 1 of 3 volumes",
+    ]
 
 
 def test_traits__of_rows_not_of_files() -> None:
