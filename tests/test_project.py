@@ -112,7 +112,7 @@ COMMANDS += [pytest.param(words, id=f"demo: medmoco {' '.join(words)}") for word
 
 
 def test_documented_commands__are_those_of_the_demo_and_the_makefile() -> None:
-    assert list(_medmoco_commands(ROOT / "Makefile")) == [["demo", "--overwrite"]]
+    assert list(_medmoco_commands(ROOT / "Makefile")) == [["demo", "--overwrite"], ["demo", "--volumes", "--overwrite"]]
     steps = ["check", "preview", "pretrain", "evaluate", "curve", "export", "verify", "report"]
     assert [words[0] for words in DEMO] == steps
 

@@ -232,25 +232,6 @@ class DataSettings(Settings):
         return channel_count(self.channels)
 
     @model_validator(mode="after")
-    def _bands(self) -> DataSettings:
-        if isinstance(self.channels, str):
-            if self.scale != "linear" or self.band_ranges:
-                raise ValueError("scale and band_ranges need bands: set channels to the number of bands, or drop them")
-            return self
-        if self.window != "voi":
-            raise ValueError("window applies to gray and rgb; for bands, use band_ranges")
-        ranges = self.band_ranges or ()
-        if len(ranges) not in (0, 1, self.channels):
-            raise ValueError(
-                f"band_ranges has {len(ranges)} pairs for {self.channels} channels; give one pair, or one per channel"
-            )
-        for low, high in ranges:
-            if low >= high or (self.scale == "log" and low <= 0):
-                needs = "0 < low < high" if self.scale == "log" else "low < high"
-                raise ValueError(f"band_ranges [{low:g}, {high:g}] must be [low, high] with {needs}")
-        return self
-
-    @model_validator(mode="after")
     def _volumes(self) -> DataSettings:
         if self.dimensions == 2:
             if self.spacing:
@@ -267,6 +248,25 @@ class DataSettings(Settings):
             raise ValueError(f"channels {self.channels} applies to images; volumes have one channel")
         if self.canvas_size != type(self).model_fields["canvas_size"].default:
             raise ValueError("canvas_size applies to images; for volumes, spacing determines the size")
+        return self
+
+    @model_validator(mode="after")
+    def _bands(self) -> DataSettings:
+        if isinstance(self.channels, str):
+            if self.scale != "linear" or self.band_ranges:
+                raise ValueError("scale and band_ranges need bands: set channels to the number of bands, or drop them")
+            return self
+        if self.window != "voi":
+            raise ValueError("window applies to gray and rgb; for bands, use band_ranges")
+        ranges = self.band_ranges or ()
+        if len(ranges) not in (0, 1, self.channels):
+            raise ValueError(
+                f"band_ranges has {len(ranges)} pairs for {self.channels} channels; give one pair, or one per channel"
+            )
+        for low, high in ranges:
+            if low >= high or (self.scale == "log" and low <= 0):
+                needs = "0 < low < high" if self.scale == "log" else "low < high"
+                raise ValueError(f"band_ranges [{low:g}, {high:g}] must be [low, high] with {needs}")
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +204,22 @@ def test_views__cover_what_evaluation_shows(volumes: Path, run: medmoco.Run) -> 
     shown = windows(canvas, 16)
     assert len(shown) > 1
     assert whole_view(canvas, 16).shape == shown.shape[1:]
+
+
+@pytest.mark.slow
+def test_page__its_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/volumes.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (settings_of_page,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("ct.yaml").write_text(settings_of_page)
+    commands = [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("medmoco ")
+    ]
+    assert len(commands) == 9
+    for command in commands:
+        words = [sys.executable, "-m", "medmoco.cli", *shlex.split(command)[1:]]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
