@@ -227,6 +227,11 @@ class DataSettings(Settings):
     any current GPU."""
 
     @property
+    def noun(self) -> str:
+        """What messages call the rows: images or volumes."""
+        return "volumes" if self.dimensions == 3 else "images"
+
+    @property
     def channel_count(self) -> int:
         """Number of channels of a canvas."""
         return channel_count(self.channels)

@@ -150,14 +150,14 @@ def make_pack(data: DataSettings, out: Path, log: Log, cluster: Cluster | None =
         if todo:
             ready = plan.shards - len(todo)
             finished = f"; {ready} of {plan.shards} shards are already finished" if ready else ""
-            what = f"images as canvases of {data.canvas_size} pixels" if data.dimensions == 2 else "volumes"
-            log(f"packing {images} {what}{finished}")
+            canvases = f" as canvases of {data.canvas_size} pixels" if data.dimensions == 2 else ""
+            log(f"packing {images} {data.noun}{canvases}{finished}")
         shards = (plan.shard(number, read_record(out, number)) for number in todo)
         with stop_requests() as stop_asked:
             done = sum(track(_write(plan, out, shards, stop_asked, cluster), images, "packing", size=int))
         if done < images:
             raise Stopped(
-                f"stopped packing after {done} of {images} images; finished shards are kept.\n"
+                f"stopped packing after {done} of {images} {data.noun}; finished shards are kept.\n"
                 "Run the same command to continue."
             )
         return _finish(plan, out, log)
@@ -386,7 +386,7 @@ def _finish(plan: Plan, out: Path, log: Log) -> int:
     write_atomically(out / INFO, lambda stream: stream.write((json.dumps(info, indent=1) + "\n").encode()))
     shutil.rmtree(out / RECORDS)
     for notice, count in Counter(notice for *_, notice in noticed).most_common():
-        log(f"{count} images: {notice}")
+        log(f"{count} {plan.data.noun}: {notice}")
     size = sum(file.stat().st_size for file in out.iterdir())
-    log(f"the pack is complete: {len(index) - len(failed)} of {len(index)} images, {size / 1e9:.2f} GB")
+    log(f"the pack is complete: {len(index) - len(failed)} of {len(index)} {plan.data.noun}, {size / 1e9:.2f} GB")
     return len(failed)

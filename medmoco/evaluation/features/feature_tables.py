@@ -98,7 +98,7 @@ def embed(
             require_column(rows, column, "--columns names")
         for notice in rows.notices:
             log(notice)
-        log(f"features of {split}: {len(rows)} images")
+        log(f"features of {split}: {len(rows)} {given.data.noun}")
         unreadable: Unreadable = "nan" if given.data.bad_images == "quarantine" else "raise"
         job = _Job(loaded, os.fspath(encoder), unreadable)
         with unfinished(out.with_name(f"{out.name}.unfinished"), _depends_on(loaded, rows)) as kept:

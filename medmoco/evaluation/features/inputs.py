@@ -232,14 +232,14 @@ def features_of(
     (device,) = {on_device(module, settings) for module in encoders.values()}
     images = images or (hash_of_images(split, settings.data) if cache else None)
     if cache is None or images is None:
-        log(f"features of {split.name}: {len(split)} images")
+        log(f"features of {split.name}: {len(split)} {settings.data.noun}")
         return extract(encoders, split, settings, device)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     computed_by = [machine, torch.get_num_threads()]
     keys = {name: key_of_features(module, images, settings, computed_by) for name, module in encoders.items()}
     kept = {name: _unpack(name, cache.get(key), len(split)) for name, key in keys.items()}
     missing = {name: module for name, module in encoders.items() if kept[name] is None}
-    log(f"features of {split.name}: {len(split)} images" + ("" if missing else f", kept in {cache.folder}"))
+    log(f"features of {split.name}: {len(split)} {settings.data.noun}" + ("" if missing else f", kept in {cache.folder}"))
     found = [one for one in kept.values() if one]
     if missing:
         found.append(extract(missing, split, settings, device))

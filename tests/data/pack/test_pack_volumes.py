@@ -225,7 +225,7 @@ def test_pack__interrupted_and_resumed_gives_the_same_bytes(
 
     with monkeypatch.context() as patched:
         patched.setattr(pack_writing, "write_shards", interrupted)
-        with pytest.raises(Stopped, match="after 6 of 8 images"):
+        with pytest.raises(Stopped, match="after 6 of 8 volumes"):
             pack(volumes, tmp_path / "pack")
     assert [file.name for file in (tmp_path / "pack").glob("shard-*")] == ["shard-00000.npy"]
     assert "packing 4 volumes; 1 of 2 shards are already finished" in pack(volumes, tmp_path / "pack")[1]
