@@ -174,7 +174,8 @@ def _log_start(session: TrainingSession) -> None:
         )
     log.info(
         f"{'resuming' if session.checkpoint else 'pretraining'} {settings.model.backbone} with {settings.method.name}"
-        f" on {order.samples} {settings.data.noun}, {order.steps} steps of {order.batch_size}, from step {session.start_step},"
+        f" on {order.samples} {settings.data.noun}, {order.steps} steps of {order.batch_size},"
+        f" from step {session.start_step},"
         f" {f'{processes} processes on ' if processes > 1 else ''}{context.device.type}, {context.precision}"
         f" ({context.reason})"
     )

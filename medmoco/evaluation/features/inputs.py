@@ -239,7 +239,8 @@ def features_of(
     keys = {name: key_of_features(module, images, settings, computed_by) for name, module in encoders.items()}
     kept = {name: _unpack(name, cache.get(key), len(split)) for name, key in keys.items()}
     missing = {name: module for name, module in encoders.items() if kept[name] is None}
-    log(f"features of {split.name}: {len(split)} {settings.data.noun}" + ("" if missing else f", kept in {cache.folder}"))
+    where = "" if missing else f", kept in {cache.folder}"
+    log(f"features of {split.name}: {len(split)} {settings.data.noun}{where}")
     found = [one for one in kept.values() if one]
     if missing:
         found.append(extract(missing, split, settings, device))

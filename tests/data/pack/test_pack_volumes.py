@@ -186,7 +186,7 @@ def test_pack__gives_what_the_files_give(volumes: Path, tmp_path: Path, bit_dept
 def test_pack__states_how_it_was_made_and_no_paths(volumes: Path, tmp_path: Path) -> None:
     failed, said = pack(volumes, tmp_path / "pack", window=(300, 900), spacing=(1, 1, 2))
     assert failed == 0
-    assert said == ["packing 8 volumes", "the pack is complete: 8 of 8 images, 0.00 GB"]
+    assert said == ["packing 8 volumes", "the pack is complete: 8 of 8 volumes, 0.00 GB"]
     info = json.loads((tmp_path / "pack/pack.json").read_text())
     assert info["format"] == 3
     assert info["recipe"] == {"dimensions": 3, "spacing": [1.0, 1.0, 2.0], "window": [300.0, 900.0], "bit_depth": 8}
