@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-_OWN = "medmoco"
 Key = tuple[str, str]
 """A module, by its full name, and a name in it."""
 
@@ -84,9 +83,10 @@ def _read(module: ModuleType) -> _Module:
     for node in nodes:
         last = node.end_lineno or 0
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == _OWN:
+            source = str(node.module).partition(".")[0] if isinstance(node, ast.ImportFrom) else ""
+            if isinstance(node, ast.ImportFrom) and source == module.__name__.partition(".")[0]:
                 imported |= _imported(node)
-            elif not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+            elif source != "__future__":
                 libraries.append(node)
         elif last <= end:
             continue  # the docstring
@@ -185,16 +185,17 @@ def _is_new(own: _Definition, module: _Module, wanted: set[Key], renamed: dict[K
 def _text(own: _Definition, module: _Module, read: dict[str, _Module], renamed: dict[Key, str]) -> str:
     """Return the lines of a definition with its new names."""
     edits: list[tuple[int, int, int, str]] = []  # line, first and last byte, new text
+    changed = set()
     for node, key in _references(own, module, read):
-        is_through_module = isinstance(node, ast.Attribute)
-        if key in renamed or is_through_module:
+        old, new = node.id if isinstance(node, ast.Name) else "", renamed.get(key, key[1])
+        if old != new:  # also where a name is imported under another, or used through its module
             assert node.lineno == node.end_lineno
-            edits.append((node.lineno - 1, node.col_offset, node.end_col_offset or 0, renamed.get(key, key[1])))
+            edits.append((node.lineno - 1, node.col_offset, node.end_col_offset or 0, new))
+            changed.add(old)
     for whole in own.nodes:
         if isinstance(whole, (ast.FunctionDef, ast.ClassDef)) and (module.name, whole.name) in renamed:
             start = whole.col_offset + len("def " if isinstance(whole, ast.FunctionDef) else "class ")
             edits.append((whole.lineno - 1, start, start + len(whole.name), renamed[module.name, whole.name]))
-    changed = {node.id for node, key in _references(own, module, read) if key in renamed and isinstance(node, ast.Name)}
     _refuse_shadows(own, changed)
     lines = list(module.lines)
     for line, first, last, new in sorted(edits, reverse=True):

@@ -44,7 +44,8 @@ def verify(folder: PathLike, *, trust: bool = False, log: Callable[[str], None] 
     count = check_files(folder)
     parity = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
     cases, expected = load_cases(folder / CASES)
-    log(f"{count} files are unchanged; outputs for {len(cases)} synthetic images:")
+    kind = "volumes" if cases.ndim == 5 else "images"
+    log(f"{count} files are unchanged; outputs for {len(cases)} synthetic {kind}:")
     rows, failures, outcomes = [_HEAD], [], {}
     for name in (record["format"] for record in parity["formats"]):
         try:

@@ -59,7 +59,8 @@ _RESIZE = (
     "the whole canvas, whatever its aspect ratio. An axis of at least twice `size` is first averaged over blocks of "
     "2**n voxels, n = floor(log2(side / size)), leaving out voxels at both ends that fill no block, the odd one at the "
     "far end, and rounded. Then linearly with voxel centres, the border repeated, without antialiasing: the second and "
-    "third axis, rounded, then the first, rounded. OpenCV computes in fixed point, so expect differences of one level"
+    "third axis, rounded, then the first, rounded. OpenCV computes in fixed point, so expect occasional differences of "
+    "one or two levels of 255"
 )
 
 

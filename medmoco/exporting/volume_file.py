@@ -5,8 +5,8 @@
     views = prepare.volume("scan.nii.gz", contract)  # (W, 1, S, S, S) or (1, S, S, S) float32
 
 Every export of a network for volumes contains this file, and any project may copy it (Apache-2.0). It needs NumPy,
-SciPy, OpenCV, pydicom and nibabel, and for NRRD and MetaImage SimpleITK. medmoco reads volumes with the same code, so
-that a deployed network receives the same voxels as in training.
+SciPy, OpenCV, Pillow, pydicom and nibabel, and for NRRD and MetaImage SimpleITK. medmoco reads volumes with the same
+code, so that a deployed network receives the same voxels as in training.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from medmoco.errors import CheckpointError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.exporting.card import gather, write_card, write_plain_card
 from medmoco.exporting.subject import subject_of
+from medmoco.exporting.volume_contract import steps_of_volumes
+from tests.helpers.volume_subjects import CT, prepared, volume_subject
 
 CONTRACT = {
     "input": {"shape": ["batch", 1, 32, 32]},
@@ -197,3 +199,22 @@ def test_plain_card__of_a_classifier_names_labels_and_thresholds(run: Path) -> N
         assert text in card, text
     assert "planted" not in card
     assert "not findings" not in card
+
+
+@pytest.mark.parametrize("volumes", ["sliding", "resized"])
+def test_plain_card__of_volumes(volumes: str) -> None:
+    subject = volume_subject(volumes=volumes)
+    contract = CONTRACT | {
+        **steps_of_volumes(subject.preprocessing), "input": {"shape": ["batch", 1, 32, 32, 32]},
+    }  # fmt: skip
+    card = write_plain_card(subject, contract, PARITY)
+    for text in (
+        "An encoder of volumes of 32 x 32 x 32 voxels to 512 features", "a spacing of 1.5 x 1 x 2 mm",
+        "percentiles 0.5 and 99.5 of the body", "axes of RAS", "training volumes",
+    ):  # fmt: skip
+        assert text in card, text
+    assert ("Overlapping windows of the input size" in card) == (volumes == "sliding")
+    assert ("The whole volume is resized" in card) == (volumes == "resized")
+    assert "pixels" not in card
+    ct = write_plain_card(subject, contract | steps_of_volumes(prepared(**CT)), PARITY)
+    assert "the spacing of their files, and a window of centre 40 and width 400 HU" in ct

@@ -16,7 +16,7 @@ from torch import nn
 from medmoco import config
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
-from medmoco.evaluation.supervised.classifier import load_classifier
+from medmoco.evaluation.supervised.classifier import Classifier, load_classifier
 from medmoco.evaluation.supervised.classifier_folder import describe_classifier, save_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting import card
@@ -25,10 +25,12 @@ from medmoco.exporting.export import ALL, FORMATS, export
 from medmoco.exporting.formats import safetensors_file
 from medmoco.exporting.parity import STATE_TOLERANCE, load_cases
 from medmoco.exporting.sources import surroundings
+from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import Subject, subject_of
 from medmoco.exporting.verify import verify
 from medmoco.models.backbones import create_backbone, load_weights
 from medmoco.training.checkpoint import load_checkpoint
+from tests.helpers.volume_subjects import head_like, volume_encoder
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -341,3 +343,35 @@ def test_export__says_that_scores_average_mirror_images(tmp_path: Path, make_run
     lines.clear()
     export(make_run(tmp_path / "other", "model.backbone=resnet10t"), tmp_path / "plain", ONE, warn=lines.append)
     assert not [line for line in lines if "mirror" in line]
+
+
+def test_export__volumes(tmp_path: Path) -> None:
+    encoder, out = volume_encoder(), tmp_path / "export"
+    formats = ["safetensors", "onnx"]
+    export(encoder, out, formats, warn=lambda _: None)
+    assert verify(out) == dict.fromkeys(formats, "verified")
+    parity = json.loads((out / "parity.json").read_text())
+    assert parity["images"] == {"synthetic": 2, "training": 0}
+    assert max(record["max_relative_difference"] for record in parity["formats"]) < 1e-5
+    contract = json.loads((out / "preprocessing.json").read_text())
+    assert contract["steps"][-3:] == ["windows", "normalise", "mirror"]
+    assert contract["mirror"]["axis"] == "left_right"
+    assert contract["input"]["shape"] == ["batch", 1, 32, 32, 32]
+    assert contract["outputs"][0]["meaning"].endswith("the mean over its windows")
+    assert (out / "prepare.py").read_text() == standalone_source(3)
+    loaded = load_encoder(out)
+    assert loaded.preprocessing == encoder.preprocessing
+    np.testing.assert_array_equal(loaded.embed([head_like()]), encoder.embed([head_like()]))
+
+
+def test_export__volumes_in_formats_of_images(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="timm: timm has no networks for volumes"):
+        export(volume_encoder(), tmp_path / "export", ["timm"], warn=lambda _: None)
+
+
+def test_export__classifiers_of_volumes_are_refused(tmp_path: Path) -> None:
+    encoder = volume_encoder()
+    classifier = object.__new__(Classifier)
+    object.__setattr__(classifier, "encoder", encoder)
+    with pytest.raises(SettingsError, match="classifier of volumes cannot be exported"):
+        export(classifier, tmp_path / "export")

@@ -125,3 +125,14 @@ def test_cases__are_kept(tmp_path: Path) -> None:
     images, outputs = load_cases(tmp_path / "cases")
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(outputs["features"], expected())
+
+
+def test_synthetic_views__of_volumes() -> None:
+    views = synthetic_views(32, 8, 2, dimensions=3)
+    assert views.shape == (2, 1, 32, 32, 32)
+    assert views.dtype == np.uint8
+    assert (views == synthetic_views(32, 8, 2, dimensions=3)).all()
+    assert views.std() > 20
+    assert not (views[0] == views[1]).all()
+    steps = [np.abs(np.diff(views.astype(float), axis=axis)).mean() for axis in (2, 3, 4)]
+    assert max(steps) < 1.2 * min(steps) < views.std()  # as smooth along each axis

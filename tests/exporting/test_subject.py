@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.exporting.export import FORMATS
 from medmoco.exporting.subject import (
     Subject,
+    _build_of_volumes,
     classifier_name,
     save_state,
     subject_of,
 )
+from medmoco.models.networks.volumes import NETWORKS, build_volume_network, named_as_built
+from tests.helpers.volume_subjects import volume_subject
 
 IMAGES = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -143,3 +148,22 @@ def test_classifier_name__two_are_refused() -> None:
     subject = subject_of(load_encoder("random", settings))
     with pytest.raises(CheckpointError, match="no single classifier"):
         classifier_name(subject)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network__of_volumes_is_known_by_what_builds_it(name: str) -> None:
+    network = NETWORKS[name]
+    build = json.loads(json.dumps(_build_of_volumes(network, 1)))
+    assert named_as_built(build) == name
+    assert build["arguments"][network.channels] == 1
+    if network.also is None or importlib.util.find_spec(network.also):
+        with torch.device("cpu" if "swin" in name else "meta"), torch.no_grad():  # Swin's linspace needs a device
+            net, width = build_volume_network(name, 1)
+            outputs = net.eval()(torch.zeros(2, 1, *[32 if "swin" in name else 64] * 3))
+            features = eval(build["features"], {"outputs": outputs})
+        assert features.shape == (2, width)
+
+
+def test_example__has_the_shape_of_the_input() -> None:
+    assert volume_subject().example.shape == (2, 1, 32, 32, 32)
+    assert volume_subject().precisions == ["float32"]

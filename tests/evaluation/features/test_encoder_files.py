@@ -21,13 +21,16 @@ GRAY: dict[str, Any] = {
     "canvas_size": 40, "bit_depth": 16, "window": (40.0, 400.0), "mean": 0.4, "std": 0.2, "size": 32, "mirror": True,
 }  # fmt: skip
 
+VOLUMES: dict[str, Any] = {"dimensions": 3, "canvas_size": 256, "spacing": (1.5, 1.0, 3.0)}
+
 
 def export_of(folder: Path, name: str = "test_resnet", **changes: Any) -> Encoder:
     """Write preprocessing.json and weights as an export has them; return what was exported."""
     prepared = Preprocessing(**(GRAY | changes))
     backbone = create_backbone(
-        ModelSettings(backbone=name), seed=5, size=prepared.size, channels=prepared.channel_count
-    )
+        ModelSettings(backbone=name), seed=5, size=prepared.size, channels=prepared.channel_count,
+        dimensions=prepared.dimensions,
+    )  # fmt: skip
     encoder = Encoder(backbone.eval(), prepared, Provenance("random"))
     subject = subject_of(encoder, "CC0-1.0")
     folder.mkdir()
@@ -48,6 +51,9 @@ def export_of(folder: Path, name: str = "test_resnet", **changes: Any) -> Encode
         ("vit_tiny_patch16_224", {}),
         ("moco-v3/vit_tiny", {}),
         ("moco-v3/vit_conv_tiny", {}),
+        ("monai/resnet10_quarter", VOLUMES),
+        ("monai/densenet121", VOLUMES | {"volumes": "resized", "window": "percentiles", "spacing": None}),
+        ("nnunet/resenc_4stages", VOLUMES | {"mirror": False, "bit_depth": 8}),
     ],
 )
 def test_export__comes_back_as_the_encoder_it_is(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:

@@ -73,8 +73,8 @@ def read_back() -> Callable[..., tuple[dict[str, Floats], dict[str, Floats]]]:
         assert FORMATS[name].refusal(subject) is None
         described = _write(FORMATS[name], subject, folder)
         contract = json.loads(json.dumps(preprocessing(subject, {name: described}, folder)))
-        size = subject.preprocessing.size
-        images = np.random.default_rng(2).standard_normal((3, 1, size, size)).astype(np.float32)
+        sides = subject.example.shape[2:]
+        images = np.random.default_rng(2).standard_normal((3, 1, *sides)).astype(np.float32)
         run = LOADERS[name](folder / described["path"], contract)
         return run(images, "float32"), _outputs(subject, images)
 

@@ -8,6 +8,7 @@ import torch
 
 from medmoco.exporting.formats import detectron2_file
 from tests.helpers.made_files import assert_comes_back_in
+from tests.helpers.volume_subjects import volume_subject
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -49,3 +50,7 @@ def test_refusal__names_the_networks_there_are(make_subject) -> None:
     reason = detectron2_file.refusal(make_subject("test_vit"))
     assert reason
     assert "resnet50, resnet101" in reason
+
+
+def test_refusal__of_volumes() -> None:
+    assert detectron2_file.refusal(volume_subject()) == "detectron2 has no networks for volumes"

@@ -20,10 +20,12 @@ from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.evaluation.features.encoder import Encoder
 from medmoco.evaluation.features.encoder_files import Provenance
 from medmoco.exporting.formats import monai_bundle
-from medmoco.exporting.subject import Subject
+from medmoco.exporting.subject import Subject, subject_of
 from medmoco.models.backbones import create_backbone
 from tests.helpers.dicom_files import RAMP12, save_dicom
 from tests.helpers.shipped import shipped
+from tests.helpers.volume_files import random_pixels, save_series
+from tests.helpers.volume_subjects import head_like, volume_encoder, volume_subject
 
 LABELS = ("Mass, large", 'the "$other"', "@50%")
 
@@ -194,3 +196,45 @@ def test_readme__says_how_to_run_and_verify(tmp_path: Path) -> None:
     text = (tmp_path / monai_bundle.FOLDER / "docs/README.md").read_text()
     for word in ("not a medical device", "monai.bundle run", "verify_net_in_out", "verify_metadata", *LABELS):
         assert word in text
+
+
+# ---- volumes ----
+
+
+@pytest.mark.parametrize("volumes", ["sliding", "resized"])
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "nnunet/resenc_4stages"])
+def test_write__an_encoder_of_volumes_gives_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, volumes: str
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    encoder = volume_encoder(name, volumes=volumes)
+    monai_bundle.write(subject_of(encoder), tmp_path)
+    images = tmp_path / "images"
+    images.mkdir()
+    files = [images / "a.nii.gz", images / "b.nii", images / "series"]
+    for seed, file in enumerate(files[:2]):
+        nibabel.save(nibabel.Nifti1Image(head_like(seed=seed), np.diag([-1.2, 1.0, 1.5, 1.0])), file)
+    save_series(files[2], random_pixels(9, 40, 30))
+    root = tmp_path / monai_bundle.FOLDER
+    header, found = run_bundle(root, images, tmp_path / "out", monkeypatch)
+    assert len(header) == 1 + encoder.feature_dim
+    assert list(found) == [str(file) for file in files]
+    wanted = encoder.embed(files)
+    np.testing.assert_allclose(list(found.values()), wanted, atol=1e-5 * np.abs(wanted).max())
+    assert np.ptp(wanted, 0).max() > 0.01 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages"])
+def test_write__of_volumes_is_verified_by_monai(tmp_path: Path, name: str) -> None:
+    monai_bundle.write(volume_subject(name), tmp_path)
+    root = tmp_path / monai_bundle.FOLDER
+    files = {f"{name}_file": str(root / "configs" / file) for name, file in _CONFIGS.items()}
+    verify_net_in_out("network_def", device="cpu", **files)
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(SPECIFIED))
+    digest = {"hash_type": "sha256", "hash_val": hashlib.sha256(schema.read_bytes()).hexdigest()}
+    verify_metadata(meta_file=files["meta_file"], filepath=schema, **digest)
+    text = (root / "docs/README.md").read_text()
+    for word in ("32 x 32 x 32 voxels", "NIfTI", "DICOM series", "nibabel"):
+        assert word in text
+    assert ("dynamic-network-architectures" in text) == name.startswith("nnunet/")

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from medmoco.exporting.formats import safetensors_file
+from tests.helpers.volume_subjects import volume_subject
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "monai/densenet121", "moco-v3/vit_conv_tiny"])
@@ -43,3 +44,26 @@ def test_describe__lines_of_the_card_run(
         "import monai, safetensors.torch, timm, torch\n" + "\n".join(safetensors_file.describe(subject)["load"]), scope
     )
     torch.testing.assert_close(scope["outputs"], subject.backbone(images))
+
+
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages"])
+def test_describe__code_for_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    subject = volume_subject(name)
+    safetensors_file.write(subject, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    libraries = "import torch, monai.networks.nets, safetensors.torch, dynamic_network_architectures\n"
+    if name.startswith("nnunet"):
+        libraries += "import dynamic_network_architectures.building_blocks.residual_encoders\n"
+    scope = {"images": torch.randn(2, 1, 32, 32, 32)}
+    exec(libraries + "\n".join(safetensors_file.describe(subject)["load"]), scope)
+    found = scope.get("features", scope["outputs"])
+    torch.testing.assert_close(found, subject.backbone(scope["images"]))
+
+
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize("form", ["safetensors", "onnx", "program", "monai-bundle", "nnunet"])
+def test_write__every_format_of_volumes_reads_back(tmp_path: Path, read_back, form: str, name: str) -> None:
+    if form == "nnunet" and not name.startswith("nnunet"):
+        pytest.skip("nnU-Net has its own encoders only")
+    found, expected = read_back(form, volume_subject(name), tmp_path)
+    np.testing.assert_allclose(found["features"], expected["features"], atol=1e-5 * expected["features"].max())

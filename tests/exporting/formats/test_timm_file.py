@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medmoco.exporting.formats import huggingface, monai_bundle, safetensors_file, timm_file
+from tests.helpers.volume_subjects import volume_subject
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -49,3 +50,8 @@ def test_refusal__names_other_libraries(make_subject) -> None:
 def test_refusal__of_what_has_no_name(make_subject, form) -> None:
     said = form.refusal(make_subject("moco-v3/vit_conv_tiny"))
     assert said == "timm has no name for moco-v3/vit_conv_tiny with its stem"
+
+
+@pytest.mark.parametrize("form", [timm_file, huggingface])
+def test_refusal__of_volumes(form) -> None:
+    assert form.refusal(volume_subject()) == "timm has no networks for volumes"

@@ -9,6 +9,7 @@ import torchvision
 
 from medmoco.exporting.formats import torchvision_file
 from tests.helpers.made_files import assert_comes_back_in
+from tests.helpers.volume_subjects import volume_subject
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,9 @@ def test_refusal__another_network_is_said_with_what_there_is(make_subject, name:
     if name == "resnet10t":
         assert "densenet121" in reason
         assert "resnet50" in reason
+
+
+def test_refusal__of_volumes() -> None:
+    assert torchvision_file.refusal(volume_subject("monai/densenet121")) == (
+        "torchvision has no such networks for volumes"
+    )
