@@ -199,8 +199,8 @@ def _text(own: _Definition, module: _Module, read: dict[str, _Module], renamed: 
     _refuse_shadows(own, changed)
     lines = list(module.lines)
     for line, first, last, new in sorted(edits, reverse=True):
-        old = lines[line].encode()
-        lines[line] = (old[:first] + new.encode() + old[last:]).decode()
+        text = lines[line].encode()
+        lines[line] = (text[:first] + new.encode() + text[last:]).decode()
     return "\n".join(lines[own.first : own.last])
 
 

@@ -44,7 +44,15 @@ CONTRACT, CLASSIFIER = "preprocessing.json", "classifier.json"
 
 # With other preprocessing than in training, an encoder gives plausible, wrong features.
 _OF_IMPORT = ("model.backbone", "views.mean", "views.std")
-_OF_RUN = (*_OF_IMPORT, "data.channels", "data.window", "data.scale", "data.band_ranges", "data.bit_depth")
+_OF_RUN = (
+    *_OF_IMPORT,
+    "data.channels",
+    "data.spacing",
+    "data.window",
+    "data.scale",
+    "data.band_ranges",
+    "data.bit_depth",
+)
 _MUST_AGREE: dict[Kind, tuple[str, ...]] = {"run": _OF_RUN, "export": _OF_RUN, "import": _OF_IMPORT}
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from medmoco.config import ModelSettings
 from medmoco.data.loading.preprocessing import Preprocessing
-from medmoco.errors import CheckpointError
+from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.features.encoder import Encoder, load_encoder
 from medmoco.evaluation.features.encoder_files import Provenance, implied_settings, kind_of_source, split_size
 from medmoco.evaluation.features.features import fingerprint
@@ -63,6 +63,16 @@ def test_export__comes_back_as_the_encoder_it_is(tmp_path: Path, name: str, chan
     assert found.preprocessing == exported.preprocessing
     assert (found.provenance.kind, found.provenance.licence) == ("export", "CC0-1.0")
     assert found.provenance.weights_sha256 == fingerprint(exported.module)
+
+
+def test_export__volumes_of_another_spacing_are_refused(tmp_path: Path) -> None:
+    export_of(tmp_path / "e", "monai/resnet10_quarter", **VOLUMES)
+    settings = load_encoder(tmp_path / "e").settings
+    assert settings is not None
+    assert load_encoder(tmp_path / "e", settings).preprocessing.spacing == (1.5, 1.0, 3.0)
+    other = settings.model_copy(update={"data": settings.data.model_copy(update={"spacing": (1.0, 1.0, 1.0)})})
+    with pytest.raises(SettingsError, match=r"data.spacing: export \[1.5, 1.0, 3.0\], settings \[1.0, 1.0, 1.0\]"):
+        load_encoder(tmp_path / "e", other)
 
 
 def test_export__damage_is_found(tmp_path: Path) -> None:
