@@ -19,8 +19,6 @@ from medmoco.exporting.volume_contract import steps_read
 from tests.helpers.volume_files import random_pixels, save_series
 from tests.helpers.volume_subjects import CT, MR, head_like, prepared
 
-VOLUMES = Path("/work/shared/data/volumes")
-
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_standalone_source__no_name_is_defined_twice(dimensions: Literal[2, 3]) -> None:
@@ -101,11 +99,11 @@ def test_standalone_source__volumes_are_bitwise_those_of_training(
     check(paths, tmp_path, size=24, volumes=volumes, **settings)
 
 
-@pytest.mark.skipif(not VOLUMES.is_dir(), reason="the real volumes are on the machines of the project only")
 @pytest.mark.parametrize("settings", [MR, CT], ids=["mr", "ct"])
-def test_standalone_source__real_volumes(tmp_path: Path, settings: dict[str, Any]) -> None:
-    real = [VOLUMES / name for name in ("ct_series", "example_ct_sm.nii.gz", "mr_series/HFS")]
-    check([*real, min((VOLUMES / "hippocampus/images").iterdir())], tmp_path, volumes="resized", **settings)
+def test_standalone_source__real_volumes(tmp_path: Path, shared: Path, settings: dict[str, Any]) -> None:
+    volumes = shared / "data/volumes"
+    real = [volumes / name for name in ("ct_series", "example_ct_sm.nii.gz", "mr_series/HFS")]
+    check([*real, min((volumes / "hippocampus/images").iterdir())], tmp_path, volumes="resized", **settings)
 
 
 def test_standalone_source__volumes_refuse_with_a_value_error(tmp_path: Path) -> None:
