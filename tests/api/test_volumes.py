@@ -179,6 +179,17 @@ def test_evaluate__scores_volumes_next_to_the_untrained_network_and_raw_voxels(
     assert sides in (tmp_path / "scores/table.txt").read_text()
 
 
+def test_classifiers__of_volumes_are_trained_and_predict(volumes: Path, run: medmoco.Run, tmp_path: Path) -> None:
+    short = {"epochs": 1, "warmup_epochs": 0, "global_batch_size": 4, "least_steps": 2}
+    tree = settings(volumes, tmp_path / "run", evaluate={"mirror": True}, finetune=short)
+    classifier = medmoco.finetune(tree, run.folder, tmp_path / "tuned")
+    table = classifier.predict([volumes / f"secret-val-{number}.nii.gz" for number in range(3)])
+    assert table.filter(like="Bright").apply(lambda column: column.between(0, 1)).all(axis=None)
+    probe = medmoco.evaluate(tree, {"ours": run}, out=tmp_path / "scores")
+    assert medmoco.load_classifier(tmp_path / "scores/classifier").preprocessing.dimensions == 3
+    assert probe.to_frame()["auroc"].notna().all()
+
+
 def test_raw_voxels__are_of_the_whole_volume_in_either_way(volumes: Path, run: medmoco.Run, tmp_path: Path) -> None:
     scores = []
     for way in ("sliding", "resized"):

@@ -60,7 +60,8 @@ class Facts(Settings):
     backbone: str
     size: Annotated[Int, Field(ge=16)]
     mirror: bool
-    stages: Annotated[Int, Field(ge=1)] = 1  # missing in older classifiers
+    stages: Annotated[Int, Field(ge=1)] = 1  # missing in older classifiers, as is the next
+    volumes: Literal["sliding", "resized"] = "sliding"
     data: CanvasPart
     views: NormalisationPart
     calibration: dict[str, _Calibration]
@@ -75,7 +76,8 @@ class Facts(Settings):
     @property
     def preprocessing(self) -> Preprocessing:
         """Preprocessing of the classifier's images."""
-        return Preprocessing(**dict(self.data), **dict(self.views), size=self.size, mirror=self.mirror)
+        shown = {"size": self.size, "mirror": self.mirror, "volumes": self.volumes}
+        return Preprocessing(**dict(self.data), **dict(self.views), **shown)
 
     @model_validator(mode="after")
     def _every_label_is_described(self) -> Facts:
@@ -117,6 +119,7 @@ def describe_classifier(
         "size": settings.evaluate.size or settings.views.size,
         "mirror": settings.evaluate.mirror,
         "stages": settings.evaluate.stages,
+        "volumes": settings.evaluate.volumes,
         "data": {key: getattr(settings.data, key) for key in CanvasPart.model_fields},
         "views": {key: getattr(settings.views, key) for key in NormalisationPart.model_fields},
         "calibration": dict(calibration),
@@ -196,8 +199,11 @@ def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
             "Copy the folder again, or train the classifier again."
         )
     try:
-        model, channels = ModelSettings(backbone=facts.backbone), facts.preprocessing.channel_count
-        backbone = create_backbone(model, seed=0, size=facts.size, channels=channels, stages=facts.stages)
+        prepared = facts.preprocessing
+        backbone = create_backbone(
+            ModelSettings(backbone=facts.backbone), seed=0, size=facts.size, channels=prepared.channel_count,
+            stages=facts.stages, dimensions=prepared.dimensions,
+        )  # fmt: skip
         network = ClassifierNetwork(
             backbone,
             nn.Linear(backbone.feature_dim, len(facts.labels)),

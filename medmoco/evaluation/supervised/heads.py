@@ -46,7 +46,8 @@ class ClassifierNetwork(nn.Module):
             return self.pool(self.score_patches(views))
         features = self.backbone(views)
         if self.mirror and not self.training:
-            features = (features + self.backbone(views.flip(-1))) / 2
+            left_right = 2 if views.ndim == 5 else -1
+            features = (features + self.backbone(views.flip(left_right))) / 2
         with torch.autocast(views.device.type, enabled=False):  # in half precision, log-odds would tie
             logits: Tensor = self.head(features.float())
         return one_versus_rest(logits) if self.exclusive else logits
