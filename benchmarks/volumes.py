@@ -117,8 +117,9 @@ def run() -> None:
 def _canvas(number: int) -> VolumeCanvas:
     """Return noisy smooth structures."""
     rng = np.random.default_rng(number)
-    rough = rng.random((20, 20, 15))
-    smooth = rough.repeat(8, 0).repeat(8, 1).repeat(8, 2)
+    smooth = rng.random([-(-side // 8) for side in SHAPE])
+    for axis, side in enumerate(SHAPE):
+        smooth = smooth.repeat(8, axis).take(range(side), axis)
     pixels = np.clip(40 + 160 * smooth + rng.normal(0, 3, SHAPE), 0, 255).astype(np.uint8)
     return VolumeCanvas(pixels, (1.0, 1.0, 1.0))
 

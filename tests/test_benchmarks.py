@@ -13,7 +13,21 @@ import cv2
 import pytest
 import torch
 
-from benchmarks import files, forecast, growth, intervals, jpeg, loading, probes, startup, step, views, workers
+from benchmarks import (
+    files,
+    forecast,
+    growth,
+    intervals,
+    jpeg,
+    loading,
+    probes,
+    startup,
+    step,
+    views,
+    volume_packs,
+    volumes,
+    workers,
+)
 from benchmarks.__main__ import ALL
 from medmoco.config import as_tree, load, to_yaml
 from tests.helpers.squares import SMALL, write_images
@@ -196,3 +210,23 @@ def test_probes__both_are_scored(
     assert "published SGD,   1 epochs:" in text
     for name in ("default  ", "published", "difference"):
         assert f"Bright, {name}:" in text
+
+
+def test_volumes__every_library_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shrink(monkeypatch, volumes, ROUNDS=1, VOLUMES=1, SIZE=16, SHAPE=(24, 24, 20))
+    volumes.run()
+    names = rates(capsys.readouterr().out)
+    assert {name for name in names if name.startswith("medmoco")}
+    assert {name for name in names if name.startswith("MONAI")}
+
+
+def test_volume_packs__every_storage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ((40, 40, 10), (0.8, 0.8, 3.0), (1.5, 1.5, 1.5))
+    shrink(
+        monkeypatch, volume_packs, SHAPE=(48, 40, 36), VOLUMES=2, CROP=16, CROPS=2, ROUNDS=1, RESAMPLED=small,
+        CT=Path("absent"),
+    )  # fmt: skip
+    volume_packs.run()
+    assert volume_packs.OURS in capsys.readouterr().out

@@ -186,7 +186,7 @@ class DataSettings(Settings):
     max_bytes: Count = 2_000_000_000
     """Larger files are refused without opening them. Source: tomosynthesis and ultrasound loops reach 1 to 2 GB."""
 
-    max_voxels: Count = 400_000_000
+    max_voxels: Count = 600_000_000
     """Volumes with more voxels, in the file or on the canvas, are refused before decoding. Source: a CT of the whole
     body has 512 x 512 x 1,500."""
 

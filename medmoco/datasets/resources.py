@@ -8,7 +8,7 @@ import medmoco
 from medmoco.errors import SettingsError, UnexpectedError
 
 EXAMPLES = ("cxr", "detection", "fundus", "imagenet", "oct", "ultrasound")
-"""Names of the files in configs/, except demo.yaml, whose paths `medmoco demo` fills in."""
+"""Names of the files in configs/, except demo.yaml and demo_3d.yaml, whose paths `medmoco demo` fills in."""
 
 
 def resource(name: str) -> Path:

@@ -65,7 +65,7 @@ def settings(folder: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "method": {"queue_size": 8, "batch_norm_splits": 2, "hidden_dim": 16, "embedding_dim": 8},
         "train": {
             "epochs": 2, "global_batch_size": 4, "warmup_epochs": 0, "knn_every": 2, "device": "cpu", "threads": 1,
-            "checkpoint_every": 2,
+            "checkpoint_every": 2, "precision": "fp32",  # bf16 convolutions of a single voxel are wrong on AMX
         },
         "evaluate": {"batch_size": 4, "bootstrap": 100, "strengths": [0.01, 1], **changes.pop("evaluate", {})},
         **changes,

@@ -26,7 +26,7 @@ def test_resource__lies_in_the_package_of_a_wheel(tmp_path: Path, monkeypatch: p
     assert resource("configs/cxr.yaml") == installed
 
 
-def test_examples__are_the_files_in_configs_except_the_demo() -> None:
-    assert sorted([*EXAMPLES, "demo"]) == sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
+def test_examples__are_the_files_in_configs_except_the_demos() -> None:
+    assert sorted([*EXAMPLES, "demo", "demo_3d"]) == sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
     with pytest.raises(SettingsError, match=r"--example xray: the examples are cxr, detection,"):
         example("xray")

@@ -20,7 +20,7 @@ class Limits:
     max_bytes: int = 2_000_000_000
     max_pixels: int = 100_000_000
     max_frames: int = 10_000
-    max_voxels: int = 400_000_000
+    max_voxels: int = 600_000_000
 
     @property
     def inflated_bytes(self) -> int:

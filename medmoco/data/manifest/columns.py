@@ -31,6 +31,7 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
         r"study(?:instance)?(?:id|uid|no|nr|number|key|code)?(?:anon)?|studies",
         r"accession(?:id|no|nr|num|number)?(?:anon)?|acc(?:no|num|anon)|exam(?:ination)?(?:id|no|number|uid)",
     ),
+    SERIES: (r"series(?:instance)?(?:id|uid|no|nr|number)?(?:anon)?",),
     "Path": (
         r"[a-z]*paths?",
         r"[a-z]*filenames?|(?:image|img|dicom|dcm|png|jpe?g)?files?|filelocation|(?:image|img)name",

@@ -114,7 +114,7 @@ def extract(
             notices += batch.notices
             digests += batch.digests
     if len(digests) != len(split):
-        raise RuntimeError("evaluation batches are not the split's rows")
+        raise RuntimeError("evaluation batches are not the split's rows in order")
     features = {name: torch.cat(part).numpy() for name, part in parts.items()}
     first = first_copies(digests) if make is None else None
     if first is not None:

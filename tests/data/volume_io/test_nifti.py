@@ -219,8 +219,9 @@ def test_nifti__bombs_and_limits(tmp_path: Path) -> None:
     patched(path, 42, "<3h", 9000, 9000, 9000)
     bomb = tmp_path / "b.nii.gz"
     bomb.write_bytes(gzip.compress(path.read_bytes()))
-    assert "data.max_bytes" in volume_refusal(bomb)
-    assert "too small" in volume_refusal(bomb, limits=Limits(max_bytes=10**13))
+    assert "data.max_voxels" in volume_refusal(bomb)
+    assert "data.max_bytes" in volume_refusal(bomb, limits=Limits(max_voxels=10**12))
+    assert "too small" in volume_refusal(bomb, limits=Limits(max_bytes=10**13, max_voxels=10**12))
     patched(path, 42, "<3h", 20000, 20000, 1)
     assert "data.max_pixels" in volume_refusal(path)
     patched(path, 42, "<3h", 5, 6, 20000)

@@ -55,7 +55,8 @@ def test_save_classifier__is_read_back_and_scores_the_same(tmp_path: Path) -> No
     torch.testing.assert_close(again(views), classifier.eval()(views), rtol=0, atol=0)
     assert facts.labels == LABELS
     assert facts.model_dump(mode="json")["data"] == {
-        "canvas_size": 40, "bit_depth": 8, "window": [40.0, 400.0], "channels": "gray", "scale": "linear",
+        "canvas_size": 40, "bit_depth": 8, "window": [40.0, 400.0], "dimensions": 2, "spacing": None,
+        "channels": "gray", "scale": "linear",
         "band_ranges": None,
     }  # fmt: skip
     assert facts.calibration["Sick"].model_dump() == {"kind": "platt", "slope": 1.5, "intercept": -0.5}
