@@ -110,6 +110,7 @@ def test_pretrain__resumes_bitwise(
     assert_same(model_of(run.folder), model_of(again.folder))
 
 
+@pytest.mark.slow
 def test_pretrain__by_patient_with_reconstruction_and_v3(volumes: Path, tmp_path: Path) -> None:
     tree = settings(volumes, tmp_path / "run")
     tree |= {
@@ -190,6 +191,7 @@ def test_classifiers__of_volumes_are_trained_and_predict(volumes: Path, run: med
     assert probe.to_frame()["auroc"].notna().all()
 
 
+@pytest.mark.slow
 def test_raw_voxels__are_of_the_whole_volume_in_either_way(volumes: Path, run: medmoco.Run, tmp_path: Path) -> None:
     scores = []
     for way in ("sliding", "resized"):

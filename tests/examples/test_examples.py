@@ -39,6 +39,7 @@ def test_chest_films__pretrain_evaluate_and_export(tmp_path: Path) -> None:
     assert pictures == ["views", "curve", "neighbours", "projection", "saliency"]
 
 
+@pytest.mark.slow
 def test_fundus__starts_from_a_folder_of_colour_images(tmp_path: Path) -> None:
     shown = execute("fundus", tmp_path)
     assert "channels: rgb" in shown["init"]
@@ -46,6 +47,7 @@ def test_fundus__starts_from_a_folder_of_colour_images(tmp_path: Path) -> None:
     assert "image/png" in shown["plot"]
 
 
+@pytest.mark.slow
 def test_weights__lead_to_a_script_that_agrees_with_medmoco(tmp_path: Path) -> None:
     shown = execute("weights", tmp_path)
     assert "293 tensors unchanged" in shown["import"]

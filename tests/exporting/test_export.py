@@ -345,6 +345,7 @@ def test_export__says_that_scores_average_mirror_images(tmp_path: Path, make_run
     assert not [line for line in lines if "mirror" in line]
 
 
+@pytest.mark.slow
 def test_export__volumes(tmp_path: Path) -> None:
     encoder, out = volume_encoder(), tmp_path / "export"
     formats = ["safetensors", "onnx"]

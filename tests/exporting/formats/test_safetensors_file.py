@@ -60,7 +60,9 @@ def test_describe__code_for_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(found, subject.backbone(scope["images"]))
 
 
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize(
+    "name", ["monai/resnet10_quarter", pytest.param("nnunet/resenc_4stages", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "program", "monai-bundle", "nnunet"])
 def test_write__every_format_of_volumes_reads_back(tmp_path: Path, read_back, form: str, name: str) -> None:
     if form == "nnunet" and not name.startswith("nnunet"):
