@@ -32,6 +32,12 @@ LOOSER = 10 if Version(cv2.__version__) < Version("5") or Version(sklearn.__vers
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 
 
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in float32, as the stored runs did, on CPUs with AMX too."""
+    monkeypatch.setattr("medmoco.training.device.has_amx", lambda: False)
+
+
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a copy of the files as the working folder, because paths in them are relative to it."""
@@ -83,8 +89,7 @@ def assert_resumed(old: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("overrides", [[], ["data.pack=pack"]], ids=["images", "pack"])
-def test_run__is_resumed(call: Call, old: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medmoco.training.device.has_amx", lambda: False)  # the losses were recorded in float32
+def test_run__is_resumed(call: Call, old: Path, overrides: list[str]) -> None:
     said = call("pretrain", "--config", "run/config.yaml", "--resume", "train.epochs=3", *overrides).stderr
     assert "from step 6" in said
     assert_resumed(old, "run")
