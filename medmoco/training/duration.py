@@ -95,7 +95,7 @@ def duration_words(seconds: float) -> str:
 def warning_if_long(seconds: float, steps: int, context: RunContext) -> str:
     """Return a warning if a run takes many hours on this CPU; blank if it does not.
 
-    The settings in the warning are those of configs/cxr.yaml.
+    The settings in the warning are those of configs/cxr.yaml, or for volumes those of configs/demo_3d.yaml.
 
     Args:
         seconds: Estimated duration of a step.
@@ -129,21 +129,24 @@ def warning_before_start(split: Split, steps: int, context: RunContext) -> str:
 
 
 class Pace:
-    """Times the first steps of a run."""
+    """Times the first steps of a run, after one that warms up."""
 
     def __init__(self) -> None:
-        self._ends: list[float] = []
+        self._start: float | None = None  # the end of the step that warms up
+        self._steps = 0
+        self._known = False
 
     def after_step(self) -> float | None:
         """Return the mean duration of a step, once, when enough steps were timed; call it after every step."""
-        if len(self._ends) > _TIMED:
+        if self._known:
             return None
-        self._ends.append(time.perf_counter())
-        passed, timed = self._ends[-1] - self._ends[0], len(self._ends) - 1
-        if timed < _TIMED and (not timed or passed < _PATIENCE):
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = now
             return None
-        self._ends += [0.0] * _TIMED  # never again
-        return passed / timed
+        self._steps += 1
+        self._known = self._steps == _TIMED or now - self._start >= _PATIENCE
+        return (now - self._start) / self._steps if self._known else None
 
 
 # Measuring

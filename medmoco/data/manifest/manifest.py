@@ -68,7 +68,7 @@ class Split:
     @property
     def series(self) -> list[str]:
         """N UIDs that choose one of the DICOM series in a folder; blank where the manifest names none."""
-        return self.table[SERIES].tolist() if SERIES in self.table.columns else [""] * len(self)
+        return [uid.strip() for uid in self.table[SERIES]] if SERIES in self.table.columns else [""] * len(self)
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Return the positions of up to `count` rows, evenly spread over the split, ascending."""

@@ -106,9 +106,7 @@ def keys_of(split: Split, data: DataSettings) -> NDArray[np.uint64]:
 
 def series_of(split: Split, data: DataSettings) -> list[str]:
     """Return the SeriesInstanceUID of each row's volume; blank if the manifest names none, and for images."""
-    if data.dimensions == 2 or "SeriesInstanceUID" not in split.table:
-        return [""] * len(split)
-    return [uid.strip() for uid in split.table["SeriesInstanceUID"]]
+    return split.series if data.dimensions == 3 else [""] * len(split)
 
 
 def row_type(data: DataSettings) -> np.dtype[Any]:

@@ -147,8 +147,7 @@ def examine(
         return cluster.run(one, parts, stop_asked, Needs(kept.folder, readable or {}))
 
     blocks = blocks_of(count, _block_size(data), absolute(images.files))
-    noun = "volumes" if data.dimensions == 3 else "images"
-    work_through(blocks, kept, make, partial(_add, examined), "reading", log, noun=noun)
+    work_through(blocks, kept, make, partial(_add, examined), "reading", log, noun=data.noun)
     return examined
 
 
