@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 from medmoco.config.base import Count, Float, Int, Positive, Seconds, Settings, Tree
 from medmoco.config.paths import PathSetting, PathText
 from medmoco.config.yaml_text import shown
+from medmoco.errors import SettingsError
 
 
 def _refuse_other_channels(value: Any) -> Any:
@@ -225,6 +226,15 @@ class DataSettings(Settings):
     workers: Annotated[Int, Field(ge=0)] = 2
     """Number of data worker processes; with 0, the training process loads the data. Source: measured, two cores feed
     any current GPU."""
+
+    def require_images(self, what: str) -> None:
+        """Refuse volumes for something that only images have, such as "detection".
+
+        Raises:
+            SettingsError: `dimensions` is 3.
+        """
+        if self.dimensions == 3:
+            raise SettingsError(f"{what} is available for images only, but data.dimensions is 3")
 
     @property
     def noun(self) -> str:

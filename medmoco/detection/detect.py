@@ -135,6 +135,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     Raises:
         SettingsError: they contradict each other.
     """
+    settings.data.require_images("detection")
     chosen = settings.detection
     train = loop_settings(settings.train, chosen)
     if train.compile:

@@ -64,6 +64,7 @@ def reconstruct(
         >>> print(medmoco.reconstruct("decoder.yaml", "runs/decoder", "decoder.png", [2, 3]))  # doctest: +SKIP
     """
     settings, run, out = load(config), Path(run), Path(out)
+    settings.data.require_images("reconstruct")
     trained = load_run(run_of(run) or run)
     model = load_with_decoder(run, trained, log)
     prepared = {key: getattr(trained.data, key) for key in (*RECIPE, *RECIPE_OF_CHANNELS)}

@@ -137,6 +137,7 @@ def placement(
         True
     """
     settings, sources, out = load(config), sources_of(encoders), Path(out)
+    settings.data.require_images("placement")
     chosen = [parse_perturbation(text) for text in dict.fromkeys(perturbations or AMOUNTS)]
     make_folder(out)
     rows = load_splits(settings, (split,))[split]
@@ -144,7 +145,7 @@ def placement(
         log(notice)
     if len(rows) < 2:
         raise ManifestError(f"{rows.csv.name}: ranking needs at least two {split} images, but there is one; add rows")
-    networks = {**load_controls(sources, settings, log), "pixels": thumbnails(dimensions=settings.data.dimensions)}
+    networks = {**load_controls(sources, settings, log), "pixels": thumbnails()}
     runs = {name: run for name, source in sources.items() if (run := run_of(Path(source)))}
     heads = {name: load_projector(Path(sources[name]), settings) for name in runs}
     recipe = load_run(next(iter(runs.values()))).views if runs else settings.views

@@ -82,6 +82,7 @@ def saliency(
     settings, changes = loaded.prepared(load(config))
     for change in changes:
         log(change)
+    settings.data.require_images("saliency")
     found = load_splits(settings, (split,))[split]
     few = found.select(find_rows(found, rows))
     images, device = read_views(few, np.arange(len(few)), settings), on_device(model, settings)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medmoco.config import RunSettings
-from medmoco.data.augment import views as view_maker
 from medmoco.data.loading.emptiness import check_masks
-from medmoco.data.loading.loading import Batch, canvas_reader, check_images, training_batches
+from medmoco.data.loading.loading import Batch, canvas_reader, check_images, maker_of, training_batches
 from medmoco.data.loading.sampler import StepOrder
 from medmoco.data.loading.workers import AHEAD
 from medmoco.data.manifest.manifest import Split, load_manifest
@@ -253,7 +253,7 @@ def _reading(split: Split, settings: RunSettings) -> Callable[[], int]:
     return work
 
 
-def _chunks(split: Split) -> Iterator[view_maker.Pixels]:
+def _chunks(split: Split) -> Iterator[NDArray[np.int64]]:
     for epoch in range(_ENDLESS):
         order = permutation(epoch, length=len(split))
         yield from np.split(order, range(_CHUNK, len(order), _CHUNK))
@@ -262,15 +262,14 @@ def _chunks(split: Split) -> Iterator[view_maker.Pixels]:
 def _view_making(split: Split, settings: RunSettings) -> Callable[[], int]:
     samples = next(_chunks(split))
     canvases, _ = canvas_reader(split, settings.data)(samples)
-    epochs = iter(range(_ENDLESS * 1000))
+    epochs, maker = iter(range(_ENDLESS * 1000)), maker_of(settings.data)
 
     def work() -> int:
         epoch = next(epochs)
         params = [
-            view_maker.draw(settings.views, canvases, seed=0, epoch=epoch, samples=samples, view=view)
-            for view in range(2)
+            maker.draw(settings.views, canvases, seed=0, epoch=epoch, samples=samples, view=view) for view in range(2)
         ]
-        return len(view_maker.render(settings.views, canvases, params)[0])
+        return len(maker.render(settings.views, canvases, params)[0])
 
     return work
 

@@ -27,6 +27,7 @@ def on_phantoms(settings: RunSettings, log: Callable[[str], None], side: int = _
         log: Receives what takes a while.
         side: Side of the images in pixels.
     """
+    settings.data.require_images("bench --synthetic")
     log(f"drawing synthetic films of {side} x {side} pixels")
     with tempfile.TemporaryDirectory(prefix="medmoco-bench-") as name:
         folder = Path(name)

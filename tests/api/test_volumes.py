@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ import medmoco
 from medmoco.data.augment.volume_views import whole_view, windows
 from medmoco.errors import DataError, SettingsError, Stopped
 from medmoco.training import pretrain as module
+from medmoco.training.bench import measure
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.moco_task import Contrast
+from medmoco.training.synthetic import on_phantoms
 from tests.helpers.runs import assert_same
 
 SIZES = {"train": 12, "val": 8}
@@ -210,6 +213,33 @@ def test_preview__shows_three_slices_of_a_volume(volumes: Path, tmp_path: Path) 
 def test_settings__what_has_no_meaning_for_volumes_is_refused(volumes: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"decoder\.empty"):
         medmoco.pretrain(settings(volumes, tmp_path / "run", decoder={"weight": 1.0, "empty": "black"}))
+
+
+@pytest.mark.parametrize("command", ["detect", "placement", "saliency", "reconstruct", "bench --synthetic"])
+def test_commands__for_images_only_say_so(volumes: Path, run: medmoco.Run, tmp_path: Path, command: str) -> None:
+    tree = settings(volumes, tmp_path / "run")
+    calls: dict[str, Callable[[], object]] = {
+        "detect": lambda: medmoco.detect(tree, run.folder, tmp_path / "out"),
+        "placement": lambda: medmoco.placement(tree, run.folder, tmp_path / "out"),
+        "saliency": lambda: medmoco.saliency(
+            tree, classifier_of(run, tree, tmp_path), tmp_path / "s.png", [2], "Bright"
+        ),
+        "reconstruct": lambda: medmoco.reconstruct(tree, run.folder, tmp_path / "r.png", [2]),
+        "bench --synthetic": lambda: on_phantoms(medmoco.load_config(tree), print).__enter__(),
+    }
+    with pytest.raises(SettingsError, match=r"is available for images only, but data\.dimensions is 3") as caught:
+        calls[command]()
+    assert command.split()[0] in str(caught.value) or command == "detect"
+
+
+def classifier_of(run: medmoco.Run, tree: dict[str, Any], folder: Path) -> Path:
+    medmoco.evaluate(tree, {"ours": run}, out=folder / "scores")
+    return folder / "scores/classifier"
+
+
+def test_bench__measures_volumes(volumes: Path, tmp_path: Path) -> None:
+    facts = measure(medmoco.load_config(settings(volumes, tmp_path / "run")), 0.3, lambda _: None)
+    assert facts.views.median > 0
 
 
 def test_views__cover_what_evaluation_shows(volumes: Path, run: medmoco.Run) -> None:

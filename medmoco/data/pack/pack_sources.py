@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
-import pydicom
-
-from medmoco.data.image_io.intensity import quiet
+from medmoco.data.image_io.intensity import Unreadable, quiet
+from medmoco.data.volume_io.frames import is_dicom, series_of
 from medmoco.utils.files import sha256_of
 
 
@@ -47,10 +47,7 @@ def _bytes(files: list[Path]) -> int:
 
 
 def _series(file: Path) -> str:
-    """Return the SeriesInstanceUID of a DICOM file; blank if it is none."""
-    try:
-        with quiet():
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-            return str(header.get("SeriesInstanceUID", "")).strip()
-    except Exception:  # pydicom raises many kinds for files that are no DICOM or damaged, which the reader refuses
-        return ""
+    """Return the SeriesInstanceUID of a DICOM file; blank if it is none, or damaged, which the reader refuses."""
+    with suppress(Unreadable), quiet():
+        return series_of(file) if is_dicom(file) else ""
+    return ""
