@@ -35,7 +35,7 @@ from medmoco.data.image_io.intensity import (
     on_canvas,
     quiet,
 )
-from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits, check_file, limits_of, within
+from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits, as_image_errors, check_file, limits_of, within
 from medmoco.errors import ImageError
 
 
@@ -84,13 +84,8 @@ def reading(path: Path, limits: Limits) -> Iterator[None]:
         ImageError: the file cannot be read.
     """
     check_file(path, limits)
-    try:
-        with quiet():
-            yield
-    except Unreadable as error:
-        raise ImageError(str(error)) from None
-    except OSError as error:
-        raise ImageError(f"the file cannot be opened: {error.strerror}") from None
+    with as_image_errors():
+        yield
 
 
 def read_image(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmoco.config import DataSettings
-from medmoco.data.image_io.intensity import Admit, Unreadable, admit_all
+from medmoco.data.image_io.intensity import Admit, Unreadable, admit_all, quiet
 from medmoco.data.manifest.file_checks import similar_file_hint
 from medmoco.errors import ImageError
 
@@ -34,6 +36,22 @@ DEFAULT_LIMITS = Limits()
 def limits_of(data: DataSettings) -> Limits:
     """Return the limits in the settings."""
     return Limits(data.max_bytes, data.max_pixels, data.max_frames, data.max_voxels)
+
+
+@contextmanager
+def as_image_errors() -> Iterator[None]:
+    """Silence the libraries that read files, and turn what goes wrong inside the block into `ImageError`.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    try:
+        with quiet():
+            yield
+    except Unreadable as error:
+        raise ImageError(str(error)) from None
+    except OSError as error:
+        raise ImageError(f"the file cannot be opened: {error.strerror}") from None
 
 
 def check_file(path: Path, limits: Limits) -> None:

@@ -212,6 +212,8 @@ class WholeDataset(Dataset[Batch | MedmocoError]):
             canvases, notices = self.read(samples)
         except MedmocoError as error:
             return error
+        # Read once what is needed several times: in windows that overlap, as a whole, and for the digest.
+        canvases = [canvas.in_memory() if isinstance(canvas, VolumeCanvas) else canvas for canvas in canvases]
         made = self.make(canvases, samples)
         views = [torch.from_numpy(each) for each in (made if isinstance(made, list) else [made])]
         digests = tuple(canvas_digest(canvas) for canvas in canvases)

@@ -16,7 +16,7 @@ from medmoco.data.image_io.limits import limits_of
 from medmoco.data.volume_io.canvases import canvas_of
 from medmoco.data.volume_io.headers import SINGLE_SLICE
 from medmoco.data.volume_io.nrrd_metaimage import kind_of
-from medmoco.data.volume_io.reading import inspect_volume, read_volume
+from medmoco.data.volume_io.reading import open_volume
 
 VOLUME_FAULTS = (
     "single slice", "missing slices", "duplicate slices", "uneven spacing", "gantry tilt", "shifted slices",
@@ -76,11 +76,12 @@ def summarise_volume(path: str, series: str, data: DataSettings) -> VolumeSummar
         ImageError: it cannot be read.
     """
     limits = limits_of(data)
-    header = inspect_volume(path, series=series, limits=limits)
+    opened = open_volume(path, series=series, limits=limits)
+    header = opened.header
     faults = tuple((fault_name(fault.kind), fault.text) for fault in header.faults if fault.severity == "fault")
     if faults:
         return VolumeSummary(faults)
-    volume = read_volume(path, series=series, limits=limits)
+    volume = opened.load()
     canvas, about_canvas = canvas_of(volume, data)
     notices = [f"{fault_name(fault.kind)}: {fault.text}" for fault in header.faults]
     if CONSTANT in volume.notices:

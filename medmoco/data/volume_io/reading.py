@@ -6,15 +6,16 @@ paths nor patient data; the caller adds the row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from medmoco.data.image_io.formats.bands import npy_header
-from medmoco.data.image_io.intensity import CONSTANT, DAMAGED, Unreadable, quiet
-from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits, check_file
+from medmoco.data.image_io.intensity import CONSTANT, DAMAGED, Unreadable
+from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits, as_image_errors, check_file
 from medmoco.data.volume_io.geometry import header_of, to_ras
 from medmoco.data.volume_io.headers import (
     NO_ORIENTATION,
@@ -48,18 +49,11 @@ def read_volume(path: str | Path, *, series: str = "", limits: Limits = DEFAULT_
         ImageError: the volume is missing, damaged, too large, of unknown type, or has a fault (see `inspect_volume`).
         SettingsError: nibabel or SimpleITK is not installed.
     """
-    with _reading():
-        stored = _open(Path(path), series, limits)
-        header = header_of(stored)
-        for fault in header.faults:
-            if fault.severity == "fault":
-                raise Unreadable(fault.text)
-        values = to_ras(stored, stored.load())
-        check_finite(values)
-    notices = [fault.text for fault in header.faults]
-    if values.min() == values.max():
-        notices.append(CONSTANT)
-    return Volume(values, header.affine, header.slice_axis, header.modality, tuple(notices))
+    opened = open_volume(path, series=series, limits=limits)
+    for fault in opened.header.faults:
+        if fault.severity == "fault":
+            raise ImageError(fault.text)
+    return opened.load()
 
 
 def inspect_volume(path: str | Path, *, series: str = "", limits: Limits = DEFAULT_LIMITS) -> VolumeHeader:
@@ -71,19 +65,41 @@ def inspect_volume(path: str | Path, *, series: str = "", limits: Limits = DEFAU
         ImageError: see `read_volume`.
         SettingsError: see `read_volume`.
     """
-    with _reading():
-        return header_of(_open(Path(path), series, limits))
+    return open_volume(path, series=series, limits=limits).header
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        with quiet():
-            yield
-    except Unreadable as error:
-        raise ImageError(str(error)) from None
-    except OSError as error:
-        raise ImageError(f"the file cannot be opened: {error.strerror}") from None
+@dataclass(frozen=True)
+class OpenVolume:
+    """A volume whose headers have been read.
+
+    Attributes:
+        header: Its geometry and faults.
+        load: Reads its voxels, whatever its faults; raises as `read_volume`.
+    """
+
+    header: VolumeHeader
+    load: Callable[[], Volume]
+
+
+def open_volume(path: str | Path, *, series: str = "", limits: Limits = DEFAULT_LIMITS) -> OpenVolume:
+    """Read the headers of a volume once, to inspect it first and then read it.
+
+    Arguments and errors are those of `inspect_volume`.
+    """
+    with as_image_errors():
+        stored = _open(Path(path), series, limits)
+        header = header_of(stored)
+    return OpenVolume(header, partial(_load, stored, header))
+
+
+def _load(stored: StoredVolume, header: VolumeHeader) -> Volume:
+    with as_image_errors():
+        values = to_ras(stored, stored.load())
+        check_finite(values)
+    notices = [fault.text for fault in header.faults]
+    if values.min() == values.max():
+        notices.append(CONSTANT)
+    return Volume(values, header.affine, header.slice_axis, header.modality, tuple(notices))
 
 
 def _open(path: Path, series: str, limits: Limits) -> StoredVolume:

@@ -7,7 +7,7 @@ third to the head (superior). Source: NIfTI and MONAI use the same; DICOM's coor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +60,10 @@ class VolumeCanvas:
     spacing: tuple[float, float, float]
     slice_axis: int = 2
     rgb: bool = False
+
+    def in_memory(self) -> VolumeCanvas:
+        """Return the same canvas with all its voxels read."""
+        return replace(self, pixels=self.pixels[:, :, :])
 
     @property
     def shape(self) -> tuple[int, int, int]:
