@@ -22,12 +22,14 @@ import torch
 import medmoco
 from medmoco.data.augment.volume_views import whole_view, windows
 from medmoco.errors import DataError, SettingsError, Stopped
+from medmoco.evaluation.features.inputs import hash_of_images, load_unlabelled
 from medmoco.training import pretrain as module
 from medmoco.training.bench import measure
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.moco_task import Contrast
 from medmoco.training.synthetic import on_phantoms
 from tests.helpers.runs import assert_same
+from tests.helpers.volume_files import random_pixels, save_series
 
 SIZES = {"train": 12, "val": 8}
 
@@ -168,6 +170,26 @@ def test_embed__files_folders_arrays_and_the_split_agree(volumes: Path, run: med
         found = encoder.embed(few, unreadable="nan")
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(found[0], of_split[0])
+
+
+def test_series__of_one_folder_have_features_and_hashes_of_their_own(tmp_path: Path) -> None:
+    for number in range(2):
+        pixels = random_pixels(8, 24, 20, seed=number)
+        save_series(
+            tmp_path / "both", pixels, names=[f"{number}-{k}" for k in range(8)], SeriesInstanceUID=f"1.{number}"
+        )
+    found, hashes = [], []
+    for order in ("01", "10"):
+        lines = ["Path,SeriesInstanceUID", *(f"both,1.{number} " for number in order)]
+        (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+        tree = settings(tmp_path, tmp_path / "run", data={"labels": [], "window": [0, 2000]})
+        found.append(medmoco.embed(tree, "random", tmp_path / f"{order}.npz", split="train").to_numpy()[:, 1:])
+        split = load_unlabelled(medmoco.load_config(tree), "train")
+        hashes.append(hash_of_images(split, medmoco.load_config(tree).data))
+    np.testing.assert_array_equal(found[0], found[1][::-1])
+    assert not np.array_equal(found[0], found[1])
+    assert None not in hashes
+    assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize("way", ["sliding", "resized"])

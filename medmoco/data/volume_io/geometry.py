@@ -158,13 +158,13 @@ def position_faults(along: Floats) -> list[VolumeFault]:
     multiples = np.rint(gaps / usual)
     differ = np.abs(gaps - usual) > tolerance
     missing = differ & (multiples > 1) & (np.abs(gaps - multiples * usual) <= tolerance)
-    if missing.any():
+    if count := np.count_nonzero(missing):
         faults.append(
             VolumeFault(
                 "missing_slices",
                 f"{int((multiples[missing] - 1).sum())} slices are missing: most gaps are {usual:.4g} mm, but"
-                f" {np.count_nonzero(missing)} are larger, up to {gaps.max():.4g} mm;\nobtain the series again, or"
-                " resample it if it was acquired with several spacings",
+                f" {count} {'is' if count == 1 else 'are'} larger, up to {gaps.max():.4g} mm;\nobtain the series again,"
+                " or resample it if it was acquired with several spacings",
             )
         )
     uneven = differ & ~missing

@@ -20,6 +20,7 @@ import pandas as pd
 
 from medmoco.config import ConfigSource, RunSettings, Tree, as_tree, load
 from medmoco.data.image_io.limits import limits_of
+from medmoco.data.manifest.columns import SERIES
 from medmoco.data.manifest.manifest import Split, require_column
 from medmoco.data.pack.pack import open_pack
 from medmoco.data.pack.pack_cache import local_folder
@@ -207,7 +208,8 @@ def _depends_on(encoder: Encoder, rows: Split) -> list[Any]:
         pack = open_pack(local_folder(settings.data), settings.data)
         images: list[Any] = [pack.info["files"], pack.find(rows, settings.data).tolist()]
     else:
-        images = [absolute(rows.files), rows.frames.tolist(), astuple(limits_of(settings.data))]
+        limits = astuple(limits_of(settings.data))
+        images = [absolute(rows.files), rows.frames.tolist(), rows.series, limits]
     digest = hashlib.sha256(json.dumps([images, rows.csv.name, rows.rows.tolist()]).encode()).hexdigest()
     # The device of the settings, not the machine: those of a cluster may differ from this one.
     return [key_of_features(encoder.as_evaluated, digest, settings, [settings.train.device]), _rows_per_block(settings)]
@@ -240,7 +242,7 @@ def _compute_on(
     cluster: Cluster, job: _Job, rows: Split, kept: Unfinished, todo: Sequence[Block], stop_asked: StopAsked
 ) -> Iterator[int]:
     sent = job.for_workers()
-    columns = [name for name in ("Path", "Frame") if name in rows.table]  # no others leave this machine
+    columns = [name for name in ("Path", "Frame", SERIES) if name in rows.table]  # no others leave this machine
     rows = replace(rows, files=np.array(absolute(rows.files), rows.files.dtype), table=rows.table[columns])
     parts = (_Part(block.number, rows.select(np.arange(block.range.start, block.range.stop))) for block in todo)
     readable = {"the encoder": "" if sent.source == RANDOM else sent.source}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from medmoco.data.loading.loading import check_images
 from medmoco.data.manifest.columns import IDENTIFYING
 from medmoco.data.manifest.manifest import Split, load_manifest, select_where
 from medmoco.data.manifest.row_filter import decimal_comma, did_you_mean, number_in
-from medmoco.data.pack.pack import open_pack, recipe_of
+from medmoco.data.pack.pack import open_pack, recipe_of, series_of
 from medmoco.data.pack.pack_cache import local_folder
+from medmoco.data.pack.pack_sources import size_and_hash
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.features import (
     Extracted,
@@ -259,14 +261,22 @@ def hash_of_images(split: Split, data: DataSettings) -> str | None:
         pack = open_pack(local_folder(data), data)
         content: list[Any] = [pack.info["files"], pack.find(split, data).tolist()]
     else:
-        files = list(dict.fromkeys(split.files))
+        sources = list(zip(split.files.tolist(), series_of(split, data), strict=True))
+        distinct = list(dict.fromkeys(sources))
         try:
             with ThreadPoolExecutor(_HASH_THREADS) as pool:
-                hashes = dict(zip(files, track(pool.map(sha256_of, files), len(files), "hashing files"), strict=True))
+                found = track(pool.map(_hash_of_source, distinct), len(distinct), "hashing files")
+                hashes = dict(zip(distinct, found, strict=True))
         except OSError:
             return None
-        content = [[hashes[file] for file in split.files], split.frames.tolist(), split.names_frames]
+        content = [[hashes[source] for source in sources], split.frames.tolist(), split.names_frames]
     return hashlib.sha256(json.dumps([content, split.csv.name, split.rows.tolist()]).encode()).hexdigest()
+
+
+def _hash_of_source(source: tuple[str, str]) -> str:
+    """Return the SHA-256 of a file, or of the files of a DICOM series in a folder."""
+    path, series = source
+    return size_and_hash(path, series)[1] if os.path.isdir(path) else sha256_of(path)
 
 
 def key_of_features(module: nn.Module, images: str, settings: RunSettings, computed_by: Sequence[object]) -> str:
