@@ -105,7 +105,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     )  # fmt: skip
     try:
         # -P: otherwise a random.py in the working folder would be imported instead of Python's own.
-        elastic_launch(plan, sys.executable)("-P", "-m", "medmoco.cli", *arguments)
+        elastic_launch(plan, sys.executable)("-P", "-m", "medmoco", *arguments)
     except ChildFailedError as error:
         return _exit_code(error.failures)
     except SignalException:

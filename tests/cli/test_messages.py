@@ -72,7 +72,7 @@ def test_errors__are_whole_lines_in_a_file(call: Call, monkeypatch: pytest.Monke
 
 def test_errors__fit_a_terminal(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = f"stty cols 60 && {shlex.quote(sys.executable)} -m medmoco.cli config"
+    command = f"stty cols 60 && {shlex.quote(sys.executable)} -m medmoco config"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, stdin=theirs, stderr=theirs, check=False, timeout=60)
     assert done.returncode == 2
     os.close(theirs)

@@ -36,7 +36,7 @@ def test_pretrain__a_signal_to_the_whole_process_group_saves_and_says_how_to_go_
         "data.canvas_size=32", "views.size=32", "model.backbone=test_resnet", "method.queue_size=8",
         "method.batch_norm_splits=1", "train.global_batch_size=4", "train.epochs=100000", "train.log_every=1",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "medmoco.cli", "pretrain", "--config", "configs/demo.yaml", *overrides]
+    command = [sys.executable, "-m", "medmoco", "pretrain", "--config", "configs/demo.yaml", *overrides]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text():
@@ -79,7 +79,7 @@ def test_processes__without_config_all_of_them_read_medmoco_yaml(
     temporary = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
     for words in (["pretrain", "--devices", "2", "--dry-run"], ["pretrain", "--devices", "2", "train.epochs=1"]):
-        command = [sys.executable, "-m", "medmoco.cli", *words]
+        command = [sys.executable, "-m", "medmoco", *words]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=300, check=False,
             env={**os.environ, "TMPDIR": str(temporary)},

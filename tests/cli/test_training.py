@@ -47,7 +47,7 @@ def test_tune__a_signal_stops_the_search_and_resume_ends_it_as_if_nothing_had_be
     assert "The winner is trial" in printed or "No trial scored better" in printed
     metrics = tmp_path / "run-tune" / "trial-005" / "metrics.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "medmoco.cli", "tune", "--config", file],
+        [sys.executable, "-m", "medmoco", "tune", "--config", file],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 200

@@ -188,7 +188,7 @@ def with_shared_memory(size: int, script: str) -> subprocess.CompletedProcess[st
 
 def command(settings: Path, out: Path, *more: str) -> str:
     """Return `medmoco pretrain` for a shell."""
-    return shlex.join([sys.executable, "-m", "medmoco.cli", "pretrain", "--config", str(settings), f"out={out}", *more])
+    return shlex.join([sys.executable, "-m", "medmoco", "pretrain", "--config", str(settings), f"out={out}", *more])
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ class Node:
             "--max-restarts=3",
         ]  # fmt: skip
         run = [
-            "-m", "medmoco.cli", "pretrain", "--config", str(settings), f"out={out}", "--resume",
+            "-m", "medmoco", "pretrain", "--config", str(settings), f"out={out}", "--resume",
             "train.hang_seconds=30", "train.epochs=40",
         ]  # fmt: skip
         command = ["ip", "netns", "exec", NAMES[number], sys.executable, "-m", "torch.distributed.run", *meeting, *run]

@@ -20,7 +20,7 @@ evaluate: {bootstrap: 100}
 
 def start(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run medmoco as a user does, in a process of its own; importing all it needs takes that some seconds."""
-    command = [sys.executable, "-m", "medmoco.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "medmoco", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done

@@ -102,7 +102,7 @@ def test_launch__processes_look_for_no_modules_in_the_working_folder(monkeypatch
     for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     assert module.launch(["pretrain"], 2) == 0
-    assert started == [("-P", "-m", "medmoco.cli", "pretrain")]
+    assert started == [("-P", "-m", "medmoco", "pretrain")]
 
 
 def test_joined__port_in_use() -> None:

@@ -236,7 +236,7 @@ def test_job__starts_a_process_for_each_gpu_with_the_words_as_given(
     _write((where, "train.lr=0.1"), Resources(nodes=2, gpus=2))
     _start(place, STATE="done", CODE="0").communicate(timeout=60)
     words = ["pretrain", "--config", str(place / "cxr.yaml"), where, "train.lr=0.1", "--resume"]
-    said = "".join(f"[{word}]" for word in ("-P", "-m", "medmoco.cli", *words))
+    said = "".join(f"[{word}]" for word in ("-P", "-m", "medmoco", *words))
     assert sorted(_calls(place, "python")) == [f"python {rank} {place} 4 WARN {said}" for rank in range(4)]
     assert "--cpus-per-task=4" in _calls(place, "srun")[0]
 

@@ -1,4 +1,4 @@
-"""`python -m medmoco.cli`, which starts the processes of a distributed run."""
+"""`python -m medmoco`: the command `medmoco`, and the processes of a distributed run."""
 
 from __future__ import annotations
 
