@@ -95,9 +95,10 @@ def file_faults(
         files: Root and Path joined; the Paths contain no "..".
         root: Folder that must contain the files.
         allow_symlinks: Whether links may lead out of the root.
-        folders: Whether folders are accepted, such as that of a DICOM series.
+        folders: Whether folders are accepted, such as that of a DICOM series; links in them are resolved as well.
     """
     top = os.path.realpath(root)
+    within = None if allow_symlinks else os.path.join(top, "")
 
     @lru_cache(maxsize=2**16)
     def resolve(folder: str) -> str:
@@ -108,20 +109,29 @@ def file_faults(
             return os.path.realpath(folder)
         return os.path.join(resolve(parent), name)
 
+    @lru_cache(maxsize=2**16)
+    def links_out(folder: str) -> bool:  # several series may lie in one folder
+        with os.scandir(folder) as entries:
+            links = [entry.path for entry in entries if entry.is_symlink()]
+        return any(not os.path.realpath(link).startswith(within or "") for link in links)
+
     for file in files:
-        yield _fault(file, None if allow_symlinks else os.path.join(top, ""), resolve, folders=folders)
+        yield _fault(file, within, resolve, links_out if folders else None)
 
 
-def _fault(file: str, within: str | None, resolve: Callable[[str], str], *, folders: bool) -> FileFault | None:
+def _fault(
+    file: str, within: str | None, resolve: Callable[[str], str], links_out: Callable[[str], bool] | None
+) -> FileFault | None:
     try:
         mode = os.lstat(file).st_mode
         is_link = stat.S_ISLNK(mode)
         of_content = os.stat(file).st_mode if is_link else mode
-        if not (stat.S_ISREG(of_content) or (folders and stat.S_ISDIR(of_content))):
+        is_folder = stat.S_ISDIR(of_content)
+        if not (stat.S_ISREG(of_content) or (links_out and is_folder)):
             return FileFault.NO_FILE
         if within:
             folder = os.path.dirname(os.path.realpath(file)) if is_link else resolve(os.path.dirname(file))
-            if not os.path.join(folder, "").startswith(within):
+            if not os.path.join(folder, "").startswith(within) or (links_out and is_folder and links_out(file)):
                 return FileFault.OUTSIDE
     except (FileNotFoundError, NotADirectoryError):
         return FileFault.MISSING

@@ -6,6 +6,7 @@ of these positions, never SliceThickness. Source: DICOM PS3.3 C.7.6.2.1.1.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +47,9 @@ def open_folder(folder: Path, series: str, limits: Limits) -> StoredVolume:
         ImageError: a file or the series exceeds the limits.
     """
     by_series: dict[str, list[DicomFile]] = {}
-    others = unchosen = 0
-    for path in sorted(folder.iterdir()):
-        if not path.is_file():
-            continue
-        if not is_dicom(path):
-            others += 1
-            continue
-        if series and series_of(path) != series:
-            unchosen += 1
-            continue
+    listed = _listed(folder, folder.stat().st_mtime_ns, bool(series))
+    others = len(listed.get(None, ()))
+    for path in listed.get(series, ()):
         check_file(path, limits)
         file = read_header(path, limits)
         if "Rows" in file.header and str(file.header.get("SOPClassUID")) not in NO_IMAGE_CLASSES:
@@ -64,7 +58,8 @@ def open_folder(folder: Path, series: str, limits: Limits) -> StoredVolume:
             others += 1
     if not by_series:
         raise Unreadable(
-            f"none of the {unchosen} DICOM files in the folder is an image of the series in {SERIES};\n"
+            f"none of the {sum(map(len, listed.values())) - others} DICOM files in the folder is an image of the"
+            f" series in {SERIES};\n"
             "correct that column or the Path"
             if series
             else "the folder contains no DICOM images; correct the Path"
@@ -79,6 +74,20 @@ def open_folder(folder: Path, series: str, limits: Limits) -> StoredVolume:
         text = f"{others} other files in the folder are not DICOM images; they are ignored"
         warnings.append(VolumeFault("other_files", text, "warning"))
     return _open(next(iter(by_series.values())), limits, warnings)
+
+
+@lru_cache(maxsize=16)
+def _listed(folder: Path, _changed: int, by_series: bool) -> dict[str | None, list[Path]]:
+    """Return the DICOM files of a folder by their series if asked, else under "", and the other files under None.
+
+    It is kept until the folder changes: with thousands of series in one folder, its files are opened only once for all.
+    """
+    listed: dict[str | None, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            series = (series_of(path) if by_series else "") if is_dicom(path) else None
+            listed.setdefault(series, []).append(path)
+    return listed
 
 
 def open_file(path: Path, series: str, limits: Limits) -> StoredVolume:

@@ -102,6 +102,21 @@ def test_file_faults__no_permission(world: Path) -> None:
     assert faults == [FileFault.UNREACHABLE]
 
 
+def test_file_faults__links_in_the_folder_of_a_series(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("root/own", "root/inside", "root/outside", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.dcm").touch()
+    (root / "inside/2.dcm").symlink_to("../own/1.dcm")
+    (root / "outside/2.dcm").symlink_to(tmp_path / "elsewhere/1.dcm")
+    (root / "linked").symlink_to("../elsewhere")
+    files = [f"{root}/{name}" for name in ("own", "inside", "outside", "linked", "outside")]
+    outside = FileFault.OUTSIDE
+    found = list(file_faults(files, str(root), allow_symlinks=False, folders=True))
+    assert found == [None, None, outside, outside, outside]
+    assert list(file_faults(files, str(root), allow_symlinks=True, folders=True)) == [None] * 5
+
+
 def test_file_faults__follows_only_links(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resolving a path costs ten times as much as looking at it, so of a million files only links are resolved."""
     resolved = []

@@ -11,6 +11,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from medmoco.data.image_io.limits import Limits
+from medmoco.data.volume_io import series
 from medmoco.data.volume_io.reading import inspect_volume, read_volume
 from tests.helpers.volume_files import (
     AXIAL,
@@ -218,6 +219,21 @@ def test_series__is_chosen_in_a_folder_of_several(tmp_path: Path) -> None:
     message = volume_refusal(tmp_path / "a", series="1.2.5")
     assert "none of the 10 DICOM files" in message
     assert "1.2.5" not in message
+
+
+def test_series__files_of_a_folder_are_opened_once_for_all_its_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    found = series.series_of
+    monkeypatch.setattr(series, "series_of", lambda path: opened.append(path) or found(path))
+    for uid in ("1.1", "1.2", "1.3"):
+        save_series(tmp_path / "a", PIXELS, SeriesInstanceUID=uid, names=[f"{uid}-{k}" for k in range(5)])
+    for uid in ("1.1", "1.2", "1.3"):
+        assert len(inspect_volume(tmp_path / "a", series=uid).files) == 5
+    assert len(opened) == 15
+    save_series(tmp_path / "a", PIXELS, SeriesInstanceUID="1.4", names=[f"1.4-{k}" for k in range(5)])
+    assert len(inspect_volume(tmp_path / "a", series="1.4").files) == 5
 
 
 def test_series__file_of_another_series(tmp_path: Path) -> None:
