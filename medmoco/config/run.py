@@ -127,7 +127,7 @@ class RunSettings(Settings):
         if not volumes:
             return
         for key, value in {
-            "decoder.empty": self.decoder.empty, "evaluate.stages": self.evaluate.stages,
+            "decoder.empty": self.decoder.empty,
             "finetune.head": self.finetune.head, "finetune.augmentation": self.finetune.augmentation,
             "model.fixed_patches": self.model.fixed_patches,
         }.items():  # fmt: skip

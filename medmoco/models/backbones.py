@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from medmoco.models.interop.schemes import Preparation
 from medmoco.models.interop.state_dict_matching import fit
 from medmoco.models.interop.state_dicts import read_contents
 from medmoco.models.networks.conv_stem import conv_stem
-from medmoco.models.networks.volumes import NETWORKS, build_volume_network, named_as_built, pooled
+from medmoco.models.networks.volumes import NETWORKS, build_volume_network, named_as_built, pooled, pooled_of_stages
 from medmoco.utils.rng import WEIGHTS, hashed
 
 # Some 2-D networks of MONAI: class names, and arguments other than the input channels.
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         self.name = name
         self.net = net
         self.stages = stages
-        self.feature_dim = feature_dim + sum(_earlier_widths(name, net, stages))
+        self.feature_dim = feature_dim + sum(_earlier_widths(name, net, stages, dimensions))
         self._last_dim = feature_dim
 
     def of_last_stage(self) -> Backbone:
@@ -83,17 +83,16 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, (B, C, H, W) or (B, C, X, Y, Z) -> (B, F)."""
         net: Any = self.net
-        if self.dimensions == 3:
-            return pooled(net(images))
+        if self.dimensions == 3 and self.stages > 1:
+            return pooled_of_stages(net, self.name, self.stages, images)
         if self.stages == 1:
-            features: Tensor = net(images)
-            return features
+            return pooled(net(images))
         last, maps = net.forward_intermediates(images, indices=self.stages, norm=True)
         earlier = [one.mean((2, 3)) for one in maps[:-1]]  # the last is what `last` was made from
         return torch.cat([*earlier, net.forward_head(last)], 1)
 
 
-def _earlier_widths(name: str, net: nn.Module, stages: int) -> list[int]:
+def _earlier_widths(name: str, net: nn.Module, stages: int, dimensions: int) -> Sequence[int]:
     """Return the widths of the last `stages` stages of a network without the last of all.
 
     Raises:
@@ -101,8 +100,10 @@ def _earlier_widths(name: str, net: nn.Module, stages: int) -> list[int]:
     """
     if stages == 1:
         return []
-    widths = [stage["num_chs"] for stage in getattr(net, "feature_info", [])]
-    if not hasattr(net, "forward_intermediates") or not hasattr(net, "forward_head"):
+    widths: Sequence[int] = [stage["num_chs"] for stage in getattr(net, "feature_info", [])]
+    if dimensions == 3:
+        widths = NETWORKS[name].widths
+    elif not hasattr(net, "forward_intermediates") or not hasattr(net, "forward_head"):
         raise SettingsError(f"evaluate.stages {stages}: {name} gives only its last features; set it to 1")
     if stages > len(widths):
         raise SettingsError(f"evaluate.stages {stages}: {name} has only {len(widths)} stages")

@@ -58,7 +58,6 @@ def test_presets__are_valid(tmp_path: Path, group: str, name: str) -> None:
         (["views.recipe=ct"], "views.recipe ct is for volumes; set data.dimensions to 3"),
         ([*_VOLUMES, "data.channels=3"], "channels 3 applies to images"),
         ([*_VOLUMES, "data.canvas_size=300"], "canvas_size applies to images"),
-        ([*_VOLUMES, "evaluate.stages=2"], "evaluate.stages 2 is not available for volumes; set it to 1"),
         (["data.spacing=[1, 1, 3]"], "spacing applies to volumes"),
         (["data.window=percentiles"], "window percentiles applies to volumes"),
         (["data.channels=blue"], "'data.channels': 'blue' is not gray, rgb or a number of bands"),

@@ -235,13 +235,39 @@ def test_create_backbone__networks_for_volumes_do_not_take_images() -> None:
             create_backbone(ModelSettings(backbone=name), seed=0, size=64)
 
 
-def test_create_backbone__of_volumes_gives_only_the_last_features() -> None:
+@pytest.mark.parametrize(
+    ("name", "earlier"),
+    [
+        ("monai/resnet10_quarter", ["layer2", "layer3"]),
+        pytest.param("monai/resnet50", ["layer2", "layer3"], marks=pytest.mark.slow),
+        ("monai/densenet121", ["features.denseblock2", "features.denseblock3"]),
+        ("nnunet/resenc_4stages", ["stages.1", "stages.2"]),
+        ("monai/swin_unetr", None),
+    ],
+)
+def test_create_backbone__features_of_more_stages_of_volumes(name: str, earlier: list[str] | None) -> None:
+    model = ModelSettings(backbone=name)
+    plain = create_backbone(model, seed=0, size=32, dimensions=3).eval()
+    joined = create_backbone(model, seed=0, size=32, dimensions=3, stages=3).eval()
+    kept: list[torch.Tensor] = []
+    for layer in earlier or ():
+        plain.net.get_submodule(layer).register_forward_hook(lambda *given: kept.append(given[2].mean((2, 3, 4))))
+    with torch.inference_mode():
+        volumes = torch.randn(2, 1, 32, 32, 32)
+        last, all_stages = plain(volumes), joined(volumes)
+        if earlier is None:  # it returns the maps of all stages
+            kept = [one.mean((2, 3, 4)) for one in plain.net(volumes)[-3:-1]]
+        assert torch.equal(all_stages, torch.cat([*kept, last], 1))
+        assert torch.equal(joined(volumes), all_stages)  # the first call left nothing behind
+        assert torch.equal(joined.of_last_stage()(volumes), last)
+    assert joined.feature_dim == all_stages.shape[1]
+    assert plain.state_dict().keys() == joined.state_dict().keys()
+
+
+def test_create_backbone__stages_of_volumes_that_there_are_not() -> None:
     model = ModelSettings(backbone="monai/resnet10_quarter")
-    with pytest.raises(SettingsError, match=r"evaluate\.stages 2: monai/resnet10_quarter gives only its last features"):
-        create_backbone(model, seed=0, size=32, stages=2, dimensions=3)
-    backbone = create_backbone(model, seed=0, size=32, dimensions=3).eval()
-    volumes = torch.randn(2, 1, 16, 16, 16)
-    assert torch.equal(backbone.of_last_stage()(volumes), backbone(volumes))
+    with pytest.raises(SettingsError, match=r"evaluate\.stages 5: monai/resnet10_quarter has only 4 stages"):
+        create_backbone(model, seed=0, size=32, stages=5, dimensions=3)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from medmoco.errors import SettingsError
@@ -34,7 +35,8 @@ class VolumeNetwork:
         function: Import path of the function or class.
         channels: Its argument for the number of input channels.
         arguments: All others.
-        width: Width of the pooled features.
+        widths: Widths of the maps of its stages; the last is that of the pooled features.
+        layers: The layers whose outputs are the maps of the stages; none if the network returns the maps itself.
         classifier: The layer to replace by an identity.
         also: Optional library that this one needs.
     """
@@ -42,7 +44,8 @@ class VolumeNetwork:
     function: str
     channels: str
     arguments: dict[str, Any]
-    width: int
+    widths: tuple[int, ...]
+    layers: tuple[str, ...] = ()
     classifier: str | None = None
     also: str | None = None
 
@@ -63,7 +66,9 @@ def _resnet(depth: int, width: int, widen_factor: float = 1.0) -> VolumeNetwork:
         "spatial_dims": 3, "feed_forward": False, "conv1_t_stride": 2, "bias_downsample": False,
         "widen_factor": widen_factor,
     }  # fmt: skip
-    return VolumeNetwork(f"monai.networks.nets.resnet{depth}", "n_input_channels", arguments, width)
+    widths = (width // 8, width // 4, width // 2, width)
+    layers = ("layer1", "layer2", "layer3", "layer4")
+    return VolumeNetwork(f"monai.networks.nets.resnet{depth}", "n_input_channels", arguments, widths, layers)
 
 
 def _swin_unetr(width: int) -> VolumeNetwork:
@@ -72,9 +77,8 @@ def _swin_unetr(width: int) -> VolumeNetwork:
         "embed_dim": width, "window_size": (7, 7, 7), "patch_size": (2, 2, 2), "depths": (2, 2, 2, 2),
         "num_heads": (3, 6, 12, 24),
     }  # fmt: skip
-    return VolumeNetwork(
-        "monai.networks.nets.swin_unetr.SwinTransformer", "in_chans", arguments, 16 * width, also="einops"
-    )
+    widths = tuple(width * 2**stage for stage in range(5))
+    return VolumeNetwork("monai.networks.nets.swin_unetr.SwinTransformer", "in_chans", arguments, widths, also="einops")
 
 
 def _residual_encoder(stages: int) -> VolumeNetwork:
@@ -102,7 +106,8 @@ def _residual_encoder(stages: int) -> VolumeNetwork:
         "nonlin_kwargs": {"inplace": True},
     }
     function = "dynamic_network_architectures.building_blocks.residual_encoders.ResidualEncoder"
-    return VolumeNetwork(function, "input_channels", arguments, features[-1])
+    layers = tuple(f"stages.{stage}" for stage in range(stages))
+    return VolumeNetwork(function, "input_channels", arguments, tuple(features), layers)
 
 
 NETWORKS: dict[str, VolumeNetwork] = {
@@ -112,8 +117,9 @@ NETWORKS: dict[str, VolumeNetwork] = {
     "monai/resnet34": _resnet(34, 512),
     "monai/resnet50": _resnet(50, 2048),
     "monai/densenet121": VolumeNetwork(
-        "monai.networks.nets.DenseNet121", "in_channels", {"spatial_dims": 3, "out_channels": 1}, 1024,
-        "class_layers.out",
+        "monai.networks.nets.DenseNet121", "in_channels", {"spatial_dims": 3, "out_channels": 1},
+        (256, 512, 1024, 1024),
+        (*(f"features.denseblock{block}" for block in (1, 2, 3)), "class_layers.relu"), "class_layers.out",
     ),
     "monai/swin_unetr": _swin_unetr(24),
     "monai/swin_unetr_48": _swin_unetr(48),
@@ -150,13 +156,30 @@ def build_volume_network(name: str, channels: int) -> tuple[nn.Module, int]:
         from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 
         net.apply(InitWeights_He(1e-2))
-    return net, network.width
+    return net, network.widths[-1]
 
 
 def pooled(maps: Tensor | list[Tensor]) -> Tensor:
     """Return features (B, F) from features, from maps (B, F, X, Y, Z), or from those of all stages."""
     deepest = maps[-1] if isinstance(maps, list) else maps
     return deepest.mean((2, 3, 4)) if deepest.ndim == 5 else deepest
+
+
+def pooled_of_stages(net: nn.Module, name: str, stages: int, volumes: Tensor) -> Tensor:
+    """Return the pooled maps of the last `stages` stages of a network, joined, (B, C, X, Y, Z) -> (B, F).
+
+    What a layer returns is seen by a hook, so that networks of any library keep their own code and names.
+    """
+    maps: list[Tensor] = []
+    layers = [net.get_submodule(layer) for layer in NETWORKS[name].layers[:-1]]
+    hooks = [layer.register_forward_hook(lambda _, __, output: maps.append(output)) for layer in layers]
+    try:
+        outputs = net(volumes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps += outputs if isinstance(outputs, list) else [outputs]
+    return torch.cat([pooled(one) for one in maps[-stages:]], 1)
 
 
 def named_as_built(model: Mapping[str, Any]) -> str | None:

@@ -29,8 +29,8 @@ def test_build_volume_network__features_come_out_and_gradients_reach_every_weigh
     backbone = create(name)
     side = SMALLEST.get(name, 16)
     features = backbone.train()(torch.randn(2, 1, side, side, side))
-    assert features.shape == (2, NETWORKS[name].width)
-    assert backbone.feature_dim == NETWORKS[name].width
+    assert features.shape == (2, NETWORKS[name].widths[-1])
+    assert backbone.feature_dim == NETWORKS[name].widths[-1]
     features.square().sum().backward()
     weights = dict(backbone.named_parameters())
     if side < 32 and name.startswith("monai/swin"):  # attention within a single voxel has no bias to learn
