@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medmoco.config import ConfigSource, ModelSettings, load
+from medmoco.config import ConfigSource, ModelSettings, RunSettings, load
+from medmoco.data.augment.color import orthogonal_slices
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
@@ -30,6 +31,7 @@ from medmoco.evaluation.features.inputs import find_label, find_rows, load_split
 from medmoco.evaluation.supervised.classifier import load_classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone, create_backbone
+from medmoco.models.networks.volumes import NETWORKS
 from medmoco.plotting.pictures import Tile, read_views, shown, write_picture
 from medmoco.utils.files import PathLike
 
@@ -82,7 +84,7 @@ def saliency(
     settings, changes = loaded.prepared(load(config))
     for change in changes:
         log(change)
-    settings.data.require_images("saliency")
+    _refuse_windows(settings)
     found = load_splits(settings, (split,))[split]
     few = found.select(find_rows(found, rows))
     images, device = read_views(few, np.arange(len(few)), settings), on_device(model, settings)
@@ -99,11 +101,21 @@ def saliency(
         details = [result, *remarks, *_similarity(maps[index], control[index])]
         text.append(f"{': '.join(names)}, {'; '.join(details)}")
         captions = (names, ("Grad-CAM" if top is None else "patch scores", result, *remarks), _CONTROL)
-        lines.append(_tiles(shown(images[index], settings.data), captions, (maps[index], control[index]), top))
+        at = _peak(maps[index], images.shape[-1])
+        pixels = shown(images[index], settings.data, at)
+        lines.append(_tiles(pixels, captions, (maps[index], control[index]), top, at))
     write_picture(lines, out)
     return "\n".join(
         [*text, _legend(model, maps), f"{out} shows images of patients: keep it where such images may be stored"]
     )
+
+
+def _refuse_windows(settings: RunSettings) -> None:
+    if settings.data.dimensions == 3 and settings.evaluate.volumes == "sliding":
+        raise SettingsError(
+            "the classifier takes features of windows (evaluate.volumes sliding), but a map shows a whole volume;\n"
+            "evaluate with evaluate.volumes=resized for a classifier that saliency can explain"
+        )
 
 
 def patch_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tuple[Scores, Maps]:
@@ -132,11 +144,11 @@ def class_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tupl
 
     Args:
         classifier: Classifier in eval mode.
-        views: (B, C, S, S), normalised.
+        views: (B, C, S, S) or (B, C, S, S, S), normalised.
         index: Index of the label.
 
     Returns:
-        (B,) scores, and (B, h, w) maps, at least 0, on the grid of the last feature map.
+        (B,) scores, and (B, h, w) or (B, x, y, z) maps, at least 0, on the grid of the last feature map.
 
     Raises:
         SettingsError: the encoder does not end in a feature map of channels and positions.
@@ -147,12 +159,13 @@ def class_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> tupl
     one_sided = ClassifierNetwork(classifier.backbone, classifier.head, exclusive=classifier.exclusive).eval()
     maps = _grad_cam(one_sided, views, index)
     if classifier.mirror:
-        maps = (maps + _grad_cam(one_sided, views.flip(-1), index).flip(-1)) / 2
+        x = 2 if views.ndim == 5 else 3  # the axis from right to left; maps have no channels
+        maps = (maps + _grad_cam(one_sided, views.flip(x), index).flip(x - 1)) / 2
     return scores, maps.cpu().numpy()
 
 
 def _grad_cam(classifier: ClassifierNetwork, views: Tensor, index: int) -> Tensor:
-    """Return the maps of one forward pass, (B, h, w)."""
+    """Return the maps of one forward pass, (B, h, w) or (B, x, y, z)."""
     from monai.visualize import GradCAM  # here, because importing MONAI takes seconds
 
     own = copy.deepcopy(classifier)  # MONAI leaves hooks and gradients behind
@@ -174,7 +187,7 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
 
     Args:
         backbone: Encoder in eval mode.
-        view: (1, C, S, S), input for a trial.
+        view: (1, C, S, S) or (1, C, S, S, S), input for a trial.
 
     Raises:
         SettingsError: there is no map of channels and positions, as in a transformer, or the features are of several
@@ -187,6 +200,8 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
         )
     described = getattr(backbone.net, "feature_info", None)
     name = _LAST_OF_MONAI.get(backbone.name) or (described[-1]["module"] if described else None)
+    if backbone.dimensions == 3:
+        name = next(reversed(NETWORKS[backbone.name].layers), None)
     shapes: list[torch.Size] = []
     if name:
         module = backbone.net.get_submodule(name)
@@ -195,21 +210,24 @@ def last_map(backbone: Backbone, view: Tensor) -> str:
             backbone(view)
         hook.remove()
     channels = described[-1]["num_chs"] if described else backbone.feature_dim
-    if not name or not shapes or len(shapes[0]) != 4 or shapes[0][1] != channels:
+    if not name or not shapes or len(shapes[0]) != backbone.dimensions + 2 or shapes[0][1] != channels:
         raise SettingsError(
             f"{backbone.name} does not end in a feature map of channels and positions, which Grad-CAM needs;\n"
-            "transformers do not. Fine-tune it with finetune.head=patches, or use a convolutional network."
+            "transformers do not. "
+            + ("Use" if backbone.dimensions == 3 else "Fine-tune it with finetune.head=patches, or use")
+            + " a convolutional network."
         )
     return str(name)
 
 
 def random_maps(classifier: ClassifierNetwork, views: Tensor, index: int) -> Maps:
-    """Return the maps, (B, h, w), of the same classifier with a randomly initialised encoder.
+    """Return the maps, as `class_maps`, of the same classifier with a randomly initialised encoder.
 
     With random weights, the sign of a position's contribution is arbitrary, so class maps include both signs.
     """
-    model, channels = ModelSettings(backbone=classifier.backbone.name), classifier.backbone.channels
-    backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=channels)
+    own = classifier.backbone
+    model = ModelSettings(backbone=own.name)
+    backbone = create_backbone(model, seed=0, size=views.shape[-1], channels=own.channels, dimensions=own.dimensions)
     if classifier.top_patches is not None:
         random = ClassifierNetwork(
             backbone.to(views.device), classifier.head, mirror=classifier.mirror, top_patches=classifier.top_patches
@@ -251,9 +269,10 @@ def _similarity(values: Maps, control: Maps) -> list[str]:
 
 
 def _legend(classifier: ClassifierNetwork, maps: Maps) -> str:
-    grid = f"{maps.shape[1]} x {maps.shape[2]}"
+    grid = " x ".join(map(str, maps.shape[1:]))
     if classifier.top_patches is None:
-        return f"Grad-CAM: each map has {grid} positions and is scaled to its largest value"
+        slices = "; the slices meet in the position of this value" if maps.ndim == 4 else ""
+        return f"Grad-CAM: each map has {grid} positions and is scaled to its largest value{slices}"
     unit = "the class's logit before softmax" if classifier.exclusive else "the log-odds"
     return (
         f"patch scores: each map has {grid} patches, coloured from the lowest to the highest; {unit} of an image is\n"
@@ -266,14 +285,28 @@ def _truth(split: Split, position: int, label: str) -> str:
     return f"{label} {values[0]:.0f}" if values.size and not np.isnan(values[0]) else f"{label} unknown"
 
 
+def _peak(values: Maps, size: int) -> tuple[int, ...] | None:
+    """Return the voxel of a volume of `size` a side in which its map is highest; None for an image."""
+    if values.ndim == 2:
+        return None
+    place = np.unravel_index(values.argmax(), values.shape)
+    return tuple(int((at + 0.5) * size / side) for at, side in zip(place, values.shape, strict=True))
+
+
 def _tiles(
-    pixels: NDArray[Any], captions: Sequence[Sequence[str]], maps: Sequence[Maps], top: int | None
-) -> list[Tile]:
-    """Return an image alone and under each map; the highest patch scores are outlined."""
+    pixels: NDArray[Any], captions: Sequence[Sequence[str]], maps: Sequence[Maps], top: int | None,
+    at: tuple[int, ...] | None,
+) -> list[Tile]:  # fmt: skip
+    """Return an image alone and under each map; the highest patch scores are outlined.
+
+    Of a volume, the pixels are three slices that meet in the voxel `at`.
+    """
     plain, *others = ["\n".join(caption) for caption in captions]
     tiles = [Tile(pixels, plain)]
     for caption, values in zip(others, maps, strict=True):
-        if top is None:
+        if at is not None:
+            tiles.append(Tile(pixels, caption, orthogonal_slices(_overlay(values, len(pixels) // 2), at)))
+        elif top is None:
             tiles.append(Tile(pixels, caption, _overlay(values, len(pixels))))
         else:
             above = values - values.min()
@@ -288,8 +321,9 @@ def _highest(values: Maps, top: int) -> NDArray[np.bool_]:
     return kept.reshape(values.shape)
 
 
-def _overlay(values: Maps, size: int, mode: str = "bilinear") -> Maps:
-    """Return a map resized to the image, with a largest value of 1."""
-    large = functional.interpolate(torch.from_numpy(values)[None, None], (size, size), mode=mode)[0, 0]
+def _overlay(values: Maps, size: int, mode: str = "linear") -> Maps:
+    """Return a map resized to the image or volume, with a largest value of 1."""
+    kind = mode if mode != "linear" else {2: "bilinear", 3: "trilinear"}[values.ndim]
+    large = functional.interpolate(torch.from_numpy(values)[None, None], (size,) * values.ndim, mode=kind)[0, 0]
     scaled: Maps = (large / large.max().clamp(min=torch.finfo(large.dtype).tiny)).numpy()
     return scaled

@@ -52,9 +52,9 @@ def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings
     return np.asarray(whole_maker(settings.data.dimensions, size, "resized")(canvases, positions))
 
 
-def shown(view: NDArray[Any], data: DataSettings) -> NDArray[Any]:
+def shown(view: NDArray[Any], data: DataSettings, at: Sequence[int] | None = None) -> NDArray[Any]:
     """Return channels (C, S, S) as a tile's pixels: (S, S, 3) uint8 for rgb, or the mean of bands; see `displayed`."""
-    pixels = displayed(view, rgb=data.channels == "rgb")
+    pixels = displayed(view, rgb=data.channels == "rgb", at=at)
     return (pixels >> 8).astype(np.uint8) if pixels.ndim == 3 and pixels.dtype == np.uint16 else pixels
 
 

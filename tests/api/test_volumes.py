@@ -97,22 +97,50 @@ def test_pretrain__gives_the_same_weights_with_workers_and_from_a_pack(
     assert_same(model_of(run.folder), model_of(other.folder))
 
 
-def test_pretrain__resumes_bitwise(
-    volumes: Path, run: medmoco.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def pretrain_in_two_parts(tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, step: int) -> medmoco.Run:
+    """Stop a run by SIGTERM after a step, as SLURM does, and resume it."""
+
     class Interrupted(Contrast):
         def losses(self, batch: Any, measure: bool) -> Any:
-            if batch.step == 3:
+            if batch.step == step - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().losses(batch, measure)
 
-    tree = settings(volumes, tmp_path / "run")
     with monkeypatch.context() as patched:
         patched.setattr(module, "Contrast", Interrupted)
-        with pytest.raises(Stopped, match="after step 4 of 6"):
+        with pytest.raises(Stopped, match=f"after step {step} of"):
             medmoco.pretrain(tree)
-    again = medmoco.pretrain(tree, resume=True)
+    return medmoco.pretrain(tree, resume=True)
+
+
+def test_pretrain__resumes_bitwise(
+    volumes: Path, run: medmoco.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = pretrain_in_two_parts(settings(volumes, tmp_path / "run"), monkeypatch, 4)
     assert_same(model_of(run.folder), model_of(again.folder))
+
+
+@pytest.mark.slow
+def test_hippocampi__are_trained_resumed_bitwise_and_exported(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shared / "data/volumes/hippocampus"
+
+    def tree(name: str) -> dict[str, Any]:
+        made = settings(folder, tmp_path / name, data={"labels": [], "spacing": [1, 1, 1]}, views={"size": 32})
+        made["train"] |= {"global_batch_size": 8, "knn_every": 0}
+        return made
+
+    run = medmoco.pretrain(tree("whole"))
+    assert run.metrics["step"].max() == 30  # two epochs of 120 volumes
+    again = pretrain_in_two_parts(tree("parts"), monkeypatch, 17)
+    assert_same(model_of(run.folder), model_of(again.folder))
+    medmoco.export(again, tmp_path / "export", formats=["safetensors", "onnx", "monai-bundle"])
+    medmoco.verify(tmp_path / "export")
+    first = folder / pd.read_csv(folder / "test.csv")["Path"][0]
+    np.testing.assert_allclose(
+        medmoco.load_encoder(tmp_path / "export").embed([first]), again.encoder.embed([first]), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.slow
@@ -207,12 +235,14 @@ def test_evaluate__scores_volumes_next_to_the_untrained_network_and_raw_voxels(
 
 def test_classifiers__of_volumes_are_trained_and_predict(volumes: Path, run: medmoco.Run, tmp_path: Path) -> None:
     short = {"epochs": 1, "warmup_epochs": 0, "global_batch_size": 4, "least_steps": 2}
-    tree = settings(volumes, tmp_path / "run", evaluate={"mirror": True}, finetune=short)
+    tree = settings(volumes, tmp_path / "run", evaluate={"mirror": True, "stages": 3}, finetune=short)
     classifier = medmoco.finetune(tree, run.folder, tmp_path / "tuned")
     table = classifier.predict([volumes / f"secret-val-{number}.nii.gz" for number in range(3)])
     assert table.filter(like="Bright").apply(lambda column: column.between(0, 1)).all(axis=None)
     probe = medmoco.evaluate(tree, {"ours": run}, out=tmp_path / "scores")
-    assert medmoco.load_classifier(tmp_path / "scores/classifier").preprocessing.dimensions == 3
+    frozen = medmoco.load_classifier(tmp_path / "scores/classifier")
+    assert frozen.preprocessing.dimensions == 3
+    assert frozen.predict([volumes / "secret-val-0.nii.gz"])["Bright"].between(0, 1).all()
     assert probe.to_frame()["auroc"].notna().all()
 
 
@@ -237,15 +267,12 @@ def test_settings__what_has_no_meaning_for_volumes_is_refused(volumes: Path, tmp
         medmoco.pretrain(settings(volumes, tmp_path / "run", decoder={"weight": 1.0, "empty": "black"}))
 
 
-@pytest.mark.parametrize("command", ["detect", "placement", "saliency", "reconstruct", "bench --synthetic"])
+@pytest.mark.parametrize("command", ["detect", "placement", "reconstruct", "bench --synthetic"])
 def test_commands__for_images_only_say_so(volumes: Path, run: medmoco.Run, tmp_path: Path, command: str) -> None:
     tree = settings(volumes, tmp_path / "run")
     calls: dict[str, Callable[[], object]] = {
         "detect": lambda: medmoco.detect(tree, run.folder, tmp_path / "out"),
         "placement": lambda: medmoco.placement(tree, run.folder, tmp_path / "out"),
-        "saliency": lambda: medmoco.saliency(
-            tree, classifier_of(run, tree, tmp_path), tmp_path / "s.png", [2], "Bright"
-        ),
         "reconstruct": lambda: medmoco.reconstruct(tree, run.folder, tmp_path / "r.png", [2]),
         "bench --synthetic": lambda: on_phantoms(medmoco.load_config(tree), print).__enter__(),
     }
@@ -254,9 +281,25 @@ def test_commands__for_images_only_say_so(volumes: Path, run: medmoco.Run, tmp_p
     assert command.split()[0] in str(caught.value) or command == "detect"
 
 
-def classifier_of(run: medmoco.Run, tree: dict[str, Any], folder: Path) -> Path:
-    medmoco.evaluate(tree, {"ours": run}, out=folder / "scores")
-    return folder / "scores/classifier"
+@pytest.mark.parametrize("mirror", [False, True])
+def test_saliency__shows_three_slices_of_a_volume(
+    volumes: Path, run: medmoco.Run, tmp_path: Path, mirror: bool
+) -> None:
+    tree = settings(volumes, tmp_path / "run", evaluate={"volumes": "resized", "mirror": mirror, "size": 64})
+    medmoco.evaluate(tree, {"ours": run}, out=tmp_path / "scores")
+    text = medmoco.saliency(tree, tmp_path / "scores/classifier", tmp_path / "s.png", [2, 3], "Bright")
+    assert "Grad-CAM: each map has 2 x 2 x 2 positions" in text
+    assert "secret" not in text
+    picture = cv2.imread(str(tmp_path / "s.png"))
+    assert picture is not None
+    assert np.ptp(picture.astype(int), axis=2).max() > 30  # there is colour
+
+
+def test_saliency__of_windows_is_refused(volumes: Path, run: medmoco.Run, tmp_path: Path) -> None:
+    tree = settings(volumes, tmp_path / "run")
+    medmoco.evaluate(tree, {"ours": run}, out=tmp_path / "scores")
+    with pytest.raises(SettingsError, match=r"evaluate\.volumes=resized"):
+        medmoco.saliency(tree, tmp_path / "scores/classifier", tmp_path / "s.png", [2], "Bright")
 
 
 def test_bench__measures_volumes(volumes: Path, tmp_path: Path) -> None:
@@ -285,6 +328,6 @@ def test_page__its_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     assert len(commands) == 9
     for command in commands:
-        words = [sys.executable, "-m", "medmoco.cli", *shlex.split(command)[1:]]
+        words = [sys.executable, "-m", "medmoco", *shlex.split(command)[1:]]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -103,6 +103,40 @@ def test_class_maps__agree_with_the_formula(name: str) -> None:
     assert scores == pytest.approx(made(views)[:, 1].tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages"])
+def test_class_maps__of_volumes_agree_with_the_formula(name: str) -> None:
+    backbone = create_backbone(ModelSettings(backbone=name), seed=1, size=48, dimensions=3)
+    made = ClassifierNetwork(backbone, nn.Linear(backbone.feature_dim, 2)).eval()
+    views = torch.randn(2, 1, 48, 48, 48, generator=torch.Generator().manual_seed(0))
+    kept: list[Tensor] = []
+    layer = made.backbone.net.get_submodule(last_map(backbone, views[:1]))
+    hook = layer.register_forward_hook(lambda *given: kept.append(given[2]))
+    with torch.no_grad():
+        made(views)
+    hook.remove()
+    expected = torch.einsum("bcxyz,c->bxyz", kept[0], made.head.weight[1]).relu() / kept[0][0, 0].numel()
+    np.testing.assert_allclose(class_maps(made, views, 1)[1], expected.detach().numpy(), rtol=1e-3, atol=1e-6)
+    both = ClassifierNetwork(backbone, made.head, mirror=True).eval()
+    other = class_maps(made, views.flip(2), 1)[1]
+    mean = (expected.detach().numpy() + other[:, ::-1]) / 2
+    np.testing.assert_allclose(class_maps(both, views, 1)[1], mean, rtol=1e-3, atol=1e-6)
+
+
+def test_peak__is_the_voxel_in_which_slices_meet() -> None:
+    values = np.zeros((2, 2, 3), np.float32)
+    values[1, 0, 2] = 1
+    assert module._peak(values, 48) == (36, 12, 40)
+    assert module._peak(values[0], 48) is None
+    overlay = module._overlay(values, 48)
+    assert overlay[36, 12, 40] > 0.95 * overlay.max()
+
+
+def test_last_map__of_volumes_a_transformer_has_none() -> None:
+    backbone = create_backbone(ModelSettings(backbone="monai/swin_unetr"), seed=0, size=32, dimensions=3).eval()
+    with pytest.raises(SettingsError, match=r"transformers do not\. Use a convolutional network"):
+        last_map(backbone, torch.zeros(1, 1, 32, 32, 32))
+
+
 def test_class_maps__leave_the_classifier_as_it_was(corner_net: ClassifierNetwork) -> None:
     before = {name: value.clone() for name, value in corner_net.state_dict().items()}
     gradients = [parameter.grad.clone() for parameter in corner_net.parameters()]

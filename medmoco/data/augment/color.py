@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -49,26 +50,26 @@ def _shift_hue(image: Pixels, hue: float) -> Pixels:
     return rounded
 
 
-def displayed(planes: Pixels, *, rgb: bool) -> Pixels:
+def displayed(planes: Pixels, *, rgb: bool, at: Sequence[int] | None = None) -> Pixels:
     """Return channels (C, H, W) as a picture: (H, W, 3) for rgb, else (H, W), the channel or the mean of the bands.
 
-    Volumes (1, S, S, S) become (2 S, 2 S), see `orthogonal_slices`.
+    Volumes (1, S, S, S) become (2 S, 2 S), see `orthogonal_slices`, for which `at` is.
     """
     if planes.ndim == 4:
-        return orthogonal_slices(planes[0])
+        return orthogonal_slices(planes[0], at)
     if rgb:
         return np.ascontiguousarray(planes.transpose(1, 2, 0))
     picture: Pixels = planes[0] if len(planes) == 1 else np.rint(planes.mean(0)).astype(planes.dtype)
     return picture
 
 
-def orthogonal_slices(volume: Pixels) -> Pixels:
-    """Return the middle slices of a volume (S, S, S) with the axes of RAS, as radiologists view them, (2 S, 2 S).
+def orthogonal_slices(volume: Pixels, at: Sequence[int] | None = None) -> Pixels:
+    """Return three slices of a volume (S, S, S) with the axes of RAS, as radiologists view them, (2 S, 2 S).
 
-    The axial slice is above the sagittal one, and the coronal one to the right of it. The patient's right is on the
-    left, and the front at the top or on the left.
+    The slices meet in the voxel `at`, by default in the middle. The axial slice is above the sagittal one, and the
+    coronal one to the right of it. The patient's right is on the left, and the front at the top or on the left.
     """
-    x, y, z = (side // 2 for side in volume.shape)
+    x, y, z = [side // 2 for side in volume.shape] if at is None else at
     seen = volume[::-1, ::-1, ::-1]
     axial, coronal = seen[:, :, -1 - z].T, seen[:, -1 - y].T
     sagittal = seen[-1 - x].T
