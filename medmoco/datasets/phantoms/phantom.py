@@ -91,9 +91,9 @@ def phantom(
     The images are frontal chest films with the labels Opacity and Interstitial; boxes.csv has the boxes of the
     opacities, in pixels. Half of the DICOM files are MONOCHROME1, half of the PNG files have 8 bits.
 
-    The volumes are chest CT in HU with the labels Nodule and Effusion; nodules.csv has the centres of the nodules in
-    RAS coordinates and their diameters, in mm. The Path of a DICOM series is its folder. Slices are 3 to 5 mm apart;
-    the order of half of the series has nothing to do with their position.
+    The volumes are chest CT in HU with the labels Nodule, Opacity and Effusion; nodules.csv has the centres of the
+    nodules in RAS coordinates and their diameters, in mm. The Path of a DICOM series is its folder. Slices are 3 to 5
+    mm apart; the order of half of the series has nothing to do with their position.
 
     Args:
         out: New or empty folder.

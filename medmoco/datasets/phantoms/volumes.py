@@ -27,7 +27,8 @@ KINDS = {"dicom": ("int16", "int16_offset", "uint12"), "nifti": ("nifti",)}
 STORED = {"int16": (1, 16, 0), "int16_offset": (1, 16, -1024), "uint12": (0, 12, -1024)}
 """PixelRepresentation, BitsStored and RescaleIntercept of a kind of DICOM series."""
 
-COLUMNS = ["Path", "PatientID", "StudyID", "SeriesInstanceUID", "Sex", "Age", "Modality", "Nodule", "Effusion"]
+LABELS = ["Nodule", "Opacity", "Effusion"]
+COLUMNS = ["Path", "PatientID", "StudyID", "SeriesInstanceUID", "Sex", "Age", "Modality", *LABELS]
 NODULE_COLUMNS = ["Split", "Path", "x_mm", "y_mm", "z_mm", "diameter_mm"]
 
 HU = npt.NDArray[np.int16]
@@ -69,7 +70,7 @@ def write_patient(
                 write_nifti(folder / path, values, series.affine)
             else:
                 uid = write_series(folder / path, values, person, patient, series)
-            labels = [int(bool(scan.nodules)), int(bool(scan.effusions))]
+            labels = [int(bool(lesions)) for lesions in (scan.nodules, scan.opacities, scan.effusions)]
             rows.append([path, patient, f"{patient}-{study}", uid, person.sex, person.age, "CT", *labels])
             found = nodule_positions(scan, origin)
             nodules += [[path, *nodule] for nodule in found] or [[path, "", "", "", ""]]

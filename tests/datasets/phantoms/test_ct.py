@@ -15,16 +15,16 @@ from medmoco.datasets.phantoms.ct import (
     scan_grid,
     smooth_field,
 )
-from medmoco.datasets.phantoms.thorax import Pose, build_thorax, draw_person
+from medmoco.datasets.phantoms.thorax import Pose, build_thorax, draw_lesions, draw_person
 from medmoco.datasets.phantoms.voxels import Grid, Shares
 
 
 @pytest.fixture(scope="module")
 def scan() -> Scan:
-    """A patient with nodules, without an effusion."""
+    """A patient with nodules alone."""
     for number in count(1):
         scan = draw_scan(draw_person(0, number), 1)
-        if scan.nodules and not scan.effusions:
+        if scan.nodules and not scan.effusions and not scan.opacities:
             return scan
     raise AssertionError
 
@@ -83,16 +83,30 @@ def test_nodules__add_their_volume_where_they_are(scan, grid, hu):
     assert added.min() > -60  # a nodule may lie on a vessel of nearly the same density
     lesions = build_thorax(scan.person, scan.pose, scan.nodules).lesions
     for (_, blobs), value in zip(lesions, scan.values, strict=True):
-        part = around(added, grid, tuple(blobs.centre[0]), 1.3)
+        part = around(added, grid, tuple(blobs.centre[0]), 2.2)
         volume = part.sum() * np.prod(grid.size) / (value + 850)
         diameter = 2 * (volume * 3 / 4 / np.pi) ** (1 / 3)
         assert 0.7 * DIAMETER[0] < diameter < 1.2 * DIAMETER[1]
         assert around(hu, grid, tuple(blobs.centre[0]), 0.3).max() > -300
     far = added.copy()
     for _, blobs in lesions:
-        masks = [np.abs(ticks - p) <= 1.6 for ticks, p in zip(grid[:3], blobs.centre[0], strict=True)]
+        masks = [np.abs(ticks - p) <= 2.4 for ticks, p in zip(grid[:3], blobs.centre[0], strict=True)]
         far[np.ix_(*masks)] = 0
     assert not far.any()
+
+
+def test_opacities__fill_the_air_of_a_lung_in_part(scan, grid, hu):
+    person = scan.person
+    opacities = next(found for study in count(1) if (found := draw_lesions(person, study)))
+    filled = render(replace(scan, opacities=opacities), grid)
+    added = filled - hu
+    assert added.min() > -60  # where there were vessels
+    assert np.percentile(filled[added > 400], 95) < FLUID[1] + 1  # the others are next to a rib
+    litres = added.sum() * np.prod(grid.size) / 850 / 1000
+    assert 0.02 < litres < 0.5
+    lung = build_thorax(person, scan.pose, opacities).lesions[0][0]
+    x, weight = grid.x - scan.pose.shift[0], added.sum(axis=(1, 2))
+    assert weight[(x > 0) == (lung == 0)].sum() < 0.02 * weight.sum() or len({side for side, _ in opacities}) == 2
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -127,10 +141,10 @@ def test_nodules__are_in_the_air_of_every_study():
     assert found > 20
 
 
-def test_draws__chances_of_both_labels():
+def test_draws__chances_of_the_labels():
     scans = [draw_scan(draw_person(1, number), 1) for number in range(1, 121)]
-    for label in ([bool(scan.nodules) for scan in scans], [bool(scan.effusions) for scan in scans]):
-        assert 0.28 < np.mean(label) < 0.54
+    for label in ("nodules", "opacities", "effusions"):
+        assert 0.28 < np.mean([bool(getattr(scan, label)) for scan in scans]) < 0.58
     sides = {tuple(effusion.side for effusion in scan.effusions) for scan in scans}
     assert sides == {(), (0,), (1,), (0, 1)}
 
