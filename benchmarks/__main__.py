@@ -13,6 +13,7 @@ from benchmarks import (
     startup,
     step,
     views,
+    volume_costs,
     volume_packs,
     volumes,
     workers,
@@ -30,6 +31,7 @@ ALL = {
     "intervals": intervals.run,
     "startup": startup.run,
     "volume_packs": volume_packs.run,
+    "volume_costs": volume_costs.run,
 }
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def _in_process(name: str, size: int) -> tuple[float, float]:
     return float(seconds), float(memory)
 
 
-def _memory(what: str) -> float:
+def process_memory(what: str) -> float:
     """Return VmRSS, the memory of this process, or VmHWM, its peak, in MB; `resource` would count the parent's."""
     return int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0]) / 1024
 
@@ -74,9 +74,9 @@ def measure(name: str, size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = WORK[name].prepare(size, Path(folder))
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before, start = _memory("VmRSS"), time.perf_counter()
+        before, start = process_memory("VmRSS"), time.perf_counter()
         work()
-        print(time.perf_counter() - start, _memory("VmHWM") - before)
+        print(time.perf_counter() - start, process_memory("VmHWM") - before)
 
 
 # ---- what is measured ----

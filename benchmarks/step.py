@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from benchmarks.turns import report, seconds_per_round
 from medmoco.config import MethodSettings, ModelSettings, TrainSettings, ViewSettings
-from medmoco.data.augment.normalisation import to_float
+from medmoco.data.augment.normalisation import memory_layout, to_float
 from medmoco.models.backbones import create_backbone
 from medmoco.models.batch_norm import forget_statistics, settle_statistics, split_batch_norm
 from medmoco.models.moco import MoCo, create_moco, info_nce
@@ -20,25 +20,35 @@ ROUNDS, STEPS = 5, 2
 SIZES = ((96, 128, 2048), (96, 128, 65536), (224, 32, 65536))
 """Sides of the views, images of a batch, and negatives in the queue."""
 
+FLOOR = "floor: bare encoders"
+
 
 def run() -> None:
     """Print one table for each size of views and queue."""
     for size, batch, queue in SIZES:
-        _compare(size, batch, queue)
+        contestants, where = steps("resnet18", size, batch, queue)
+        times = seconds_per_round(contestants, ROUNDS)
+        title = f"ResNet-18, {size} px, batch {batch}, queue {queue}, {where}"
+        report(title, times, per_round=STEPS * batch, unit="images", reference=FLOOR)
 
 
-def _compare(size: int, batch: int, queue: int) -> None:
+def steps(
+    backbone: str, size: int, batch: int, queue: int, *, dimensions: int = 2, splits: int = 8
+) -> tuple[dict[str, Callable[[], None]], str]:
+    """Return steps of the bare encoders and of medmoco, with and without split batch norm, and device and precision."""
     train = TrainSettings(global_batch_size=batch)
     device = choose_device(train)
     precision, _ = choose_precision(train, device)
-    views = [torch.randint(0, 256, (batch, 1, size, size), dtype=torch.uint8) for _ in range(2)]
+    shape = (batch, 1, *[size] * dimensions)
+    views = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(2)]
     shuffle = torch.randperm(batch, device=device)
+    layout = memory_layout(dimensions, channels_last=True)
 
     def model(splits: int = 1) -> MoCo:
-        backbone = create_backbone(ModelSettings(backbone="resnet18"), seed=0, size=size)
-        made = create_moco(backbone, MethodSettings(queue_size=queue), seed=0)
+        encoder = create_backbone(ModelSettings(backbone=backbone), seed=0, size=size, dimensions=dimensions)
+        made = create_moco(encoder, MethodSettings(queue_size=queue), seed=0)
         split_batch_norm(made, splits)
-        made.to(device).to(memory_format=torch.channels_last)
+        made.to(device).to(memory_format=layout)
         return made.train()
 
     def repeat(step: Callable[[MoCo, torch.optim.Optimizer], None], splits: int = 1) -> Callable[[], None]:
@@ -78,10 +88,8 @@ def _compare(size: int, batch: int, queue: int) -> None:
         forget_statistics(made)
 
     contestants = {
-        "floor: bare encoders": repeat(bare_step),
+        FLOOR: repeat(bare_step),
         "medmoco": repeat(full_step),
-        "medmoco, 8 batch-norm groups": repeat(full_step, splits=8),
+        f"medmoco, {splits} batch-norm groups": repeat(full_step, splits=splits),
     }
-    times = seconds_per_round(contestants, ROUNDS)
-    title = f"ResNet-18, {size} px, batch {batch}, queue {queue}, {device.type} {precision}"
-    report(title, times, per_round=STEPS * batch, unit="images", reference="floor: bare encoders")
+    return contestants, f"{device.type} {precision}"

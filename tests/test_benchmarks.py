@@ -24,6 +24,7 @@ from benchmarks import (
     startup,
     step,
     views,
+    volume_costs,
     volume_packs,
     volumes,
     workers,
@@ -230,3 +231,17 @@ def test_volume_packs__every_storage(monkeypatch: pytest.MonkeyPatch, capsys: py
     )  # fmt: skip
     volume_packs.run()
     assert volume_packs.OURS in capsys.readouterr().out
+
+
+def test_volume_costs__every_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shrink(
+        monkeypatch, volume_costs, SIZES=(32,), PATIENTS=(3, 5), IMAGE_SIZE=64, BACKBONE="monai/resnet10_quarter",
+        ROUNDS=1, SECONDS=0.05, _in_process=volume_costs.costs,
+    )  # fmt: skip
+    volume_costs.run()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"32 voxels of 8\.00 mm: \d\.\d+ MB a volume, .* h to pack 10,000; \d+ \[.*\] views/s from the pack; "
+        r"step [\d.]+ volumes/s \(cpu \w+\), .* of the bare encoders, .* h an epoch of 10,000; [\d.]+ GB of memory",
+        line,
+    )
