@@ -33,7 +33,7 @@ TITLE, TITLE_OF_VOLUMES = "Encoder pretrained on 900 chest films", "Encoder pret
 DONE = "commands.txt"
 """The commands that have ended, one a line; --resume runs the others."""
 
-PATIENTS = 60
+PATIENTS = 200
 """Synthetic patients of the demo of volumes."""
 
 WRITTEN = {SETTINGS, DONE, "data", "pack", "run", "run-check", "views.png", "export"}
@@ -81,7 +81,7 @@ def demo(
 def volume_commands(folder: Path) -> list[list[str]]:
     """Return the words after `medmoco` of each command of the demo of volumes."""
     config, run, export = ["--config", str(folder / SETTINGS)], str(folder / "run"), str(folder / "export")
-    drawn = ["--out", str(folder / "data"), "--volumes", "--patients", str(PATIENTS), "--image-size", "96"]
+    drawn = ["--out", str(folder / "data"), "--volumes", "--patients", str(PATIENTS), "--image-size", "64"]
     return [
         ["phantom", *drawn, "--format", "dicom", "--workers", "2"],
         ["check", *config],
@@ -184,7 +184,7 @@ def _imagenet_weights() -> Path | None:
 
 def _run(words: Sequence[str]) -> int:
     """Run a command, which decides itself what to do about Ctrl-C and SIGTERM; return its exit code."""
-    process = subprocess.Popen([sys.executable, "-m", "medmoco.cli", *words])  # noqa: S603 - our own words
+    process = subprocess.Popen([sys.executable, "-m", "medmoco", *words])  # noqa: S603 - our own words
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:  # a terminal sends Ctrl-C to both processes
