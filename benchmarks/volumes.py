@@ -27,6 +27,7 @@ from medmoco.data.volume_io.volume import VolumeCanvas
 
 ROUNDS, VOLUMES, SIZE, SHAPE = 5, 4, 96, (160, 160, 120)
 CT = ViewSettings(recipe="ct", **VOLUME_RECIPES["ct"])
+FLIPS = ("front_back", "head_foot")  # off by default, but common elsewhere
 SMALLEST_ZOOM, LARGEST_ZOOM = CT.zoom
 MEAN, STD = 0.5, 0.25  # the defaults
 ANGLE = math.radians(CT.rotation)
@@ -106,7 +107,7 @@ def run() -> None:
                 print(f"{library} cannot be imported and is left out")
     for recipe, own in VOLUME_RECIPES.items():
         for axes in ("slice", "all"):
-            settings = ViewSettings(**{"recipe": recipe, **own, "rotation_axes": axes})
+            settings = ViewSettings(**{"recipe": recipe, **own, "rotation_axes": axes, "flip_axes": FLIPS})
             contestants[f"medmoco {recipe}, {axes}"] = partial(ours, canvases, settings)
     contestants["copies of voxels"] = lambda: _copies(canvases)
     times = seconds_per_round(contestants, ROUNDS)

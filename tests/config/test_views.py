@@ -28,5 +28,5 @@ def test_views__refuse(tmp_path: Path, overrides: list[str], expected: str) -> N
 def test_views__recipes_of_volumes_have_their_own_size_and_ranges(tmp_path: Path) -> None:
     views = config.load(write(tmp_path, MINIMAL), _VOLUMES).views
     assert (views.size, views.gamma, views.blur_sigma, views.low_resolution_probability) == (96, 0.4, (0.5, 1.0), 0.25)
-    assert views.flip_axes == ("front_back", "head_foot")  # never left and right, unless asked for
+    assert views.flip_axes == ()
     assert config.load(write(tmp_path, MINIMAL), [*_VOLUMES, "views.size=32"]).views.size == 32
