@@ -33,7 +33,7 @@ TITLE, TITLE_OF_VOLUMES = "Encoder pretrained on 900 chest films", "Encoder pret
 DONE = "commands.txt"
 """The commands that have ended, one a line; --resume runs the others."""
 
-PATIENTS = 200
+PATIENTS = 150
 """Synthetic patients of the demo of volumes."""
 
 WRITTEN = {SETTINGS, DONE, "data", "pack", "run", "run-check", "views.png", "export"}

@@ -126,8 +126,13 @@ def test_render__flips_the_axes_that_are_asked_for(axis: int) -> None:
     np.testing.assert_array_equal(make_views(settings, [canvas], [0])[0], np.flip(canvas.pixels, axis))
 
 
-def test_draw__left_and_right_are_not_exchanged_by_default() -> None:
-    mirrored = drawn(recipe("ct"), [shaped(60, 60, 60)] * 2000, list(range(2000))).mirrored
+FLIPS = ("front_back", "head_foot")
+
+
+def test_draw__flips_along_the_named_axes_alone() -> None:
+    canvases, samples = [shaped(60, 60, 60)] * 2000, list(range(2000))
+    assert not drawn(recipe("ct"), canvases, samples).mirrored.any()
+    mirrored = drawn(recipe("ct", flip_axes=FLIPS), canvases, samples).mirrored
     assert not mirrored[:, 0].any()
     np.testing.assert_allclose(mirrored[:, 1:].mean(0), 0.5, atol=0.05)
 
@@ -329,7 +334,8 @@ def test_draw__gives_the_recorded_numbers() -> None:
     for name in sorted(VOLUME_RECIPES):
         for axes in ("slice", "all"):
             for view in range(2):
-                params = drawn(recipe(name, rotation_axes=axes), [shaped(60, 30, 20)] * 20, list(range(20)), view=view)
+                settings = recipe(name, rotation_axes=axes, flip_axes=FLIPS)
+                params = drawn(settings, [shaped(60, 30, 20)] * 20, list(range(20)), view=view)
                 for field in fields(params):
                     digest.update(np.ascontiguousarray(getattr(params, field.name)).tobytes())
     assert digest.hexdigest()[:16] == "ad122d09adde4b5b"
