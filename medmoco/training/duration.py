@@ -95,7 +95,7 @@ def duration_words(seconds: float) -> str:
 def warning_if_long(seconds: float, steps: int, context: RunContext) -> str:
     """Return a warning if a run takes many hours on this CPU; blank if it does not.
 
-    The settings in the warning are those of configs/cxr.yaml, or for volumes those of configs/demo_3d.yaml.
+    The settings in the warning are those of configs/cxr.yaml, or for volumes those of docs/results.md.
 
     Args:
         seconds: Estimated duration of a step.
