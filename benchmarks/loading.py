@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.turns import spread
 from medmoco.config import RunSettings, load
 from medmoco.data.pack.pack_writing import make_pack
 from medmoco.training.bench import measure
@@ -33,8 +34,7 @@ def run() -> None:
                 found = [measure(packed, SECONDS, lambda _: None) for _ in range(ROUNDS)]
             shares = [facts.together.median / facts.step.median for facts in found]
             rate = statistics.median(facts.together.median for facts in found)
-            spread = f"{statistics.median(shares):.2f} [{min(shares):.2f}-{max(shares):.2f}]"
-            print(f"{kind}, {workers} worker(s):".ljust(44), f"{rate:8.0f}   {spread}")
+            print(f"{kind}, {workers} worker(s):".ljust(44), f"{rate:8.0f}   {spread(shares, 2)}")
 
 
 def _settings(*overrides: str) -> RunSettings:

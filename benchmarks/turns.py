@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
 def seconds_per_round(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -17,6 +17,11 @@ def seconds_per_round(contestants: Mapping[str, Callable[[], object]], rounds: i
             if number:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the median and the range, such as "0.95 [0.93-0.97]"."""
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
 
 
 def report(title: str, times: dict[str, list[float]], *, per_round: int, unit: str, reference: str) -> None:

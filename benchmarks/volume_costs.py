@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.growth import process_memory
 from benchmarks.step import FLOOR, STEPS, steps
-from benchmarks.turns import seconds_per_round
+from benchmarks.turns import seconds_per_round, spread
 from medmoco.config import RunSettings, load
 from medmoco.data.manifest.manifest import SPLITS, load_manifest
 from medmoco.data.pack.pack_writing import make_pack
@@ -62,7 +62,7 @@ def costs(size: int, folder: Path) -> str:
     return (
         f"{size} voxels of {EXTENT / size:.2f} mm: {each / 1e6:.2f} MB a volume, {each * MANY / 1e9:.1f} GB and"
         f" {time_of_each * MANY / 3600:.1f} h to pack {MANY:,};"
-        f" {_spread(rates, 0)} views/s from the pack; step {rate:.1f} volumes/s ({where}), {_spread(ratios, 2)} of the"
+        f" {spread(rates, 0)} views/s from the pack; step {rate:.1f} volumes/s ({where}), {spread(ratios, 2)} of the"
         f" bare encoders, {MANY / rate / 3600:.1f} h an epoch of {MANY:,};"
         f" {process_memory('VmHWM') / 1024:.1f} GB of memory"
     )
@@ -91,10 +91,6 @@ def _rows(settings: RunSettings) -> int:
 
 def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
 
 
 if __name__ == "__main__":

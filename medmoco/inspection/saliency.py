@@ -321,9 +321,9 @@ def _highest(values: Maps, top: int) -> NDArray[np.bool_]:
     return kept.reshape(values.shape)
 
 
-def _overlay(values: Maps, size: int, mode: str = "linear") -> Maps:
-    """Return a map resized to the image or volume, with a largest value of 1."""
-    kind = mode if mode != "linear" else {2: "bilinear", 3: "trilinear"}[values.ndim]
-    large = functional.interpolate(torch.from_numpy(values)[None, None], (size,) * values.ndim, mode=kind)[0, 0]
+def _overlay(values: Maps, size: int, mode: str | None = None) -> Maps:
+    """Return a map resized to the image or volume, linearly by default, with a largest value of 1."""
+    mode = mode or ("trilinear" if values.ndim == 3 else "bilinear")
+    large = functional.interpolate(torch.from_numpy(values)[None, None], (size,) * values.ndim, mode=mode)[0, 0]
     scaled: Maps = (large / large.max().clamp(min=torch.finfo(large.dtype).tiny)).numpy()
     return scaled

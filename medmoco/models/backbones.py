@@ -83,10 +83,11 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features, (B, C, H, W) or (B, C, X, Y, Z) -> (B, F)."""
         net: Any = self.net
-        if self.dimensions == 3 and self.stages > 1:
-            return pooled_of_stages(net, self.name, self.stages, images)
         if self.stages == 1:
-            return pooled(net(images))
+            features: Tensor = net(images)
+            return pooled(features) if self.dimensions == 3 else features
+        if self.dimensions == 3:
+            return pooled_of_stages(net, self.name, self.stages, images)
         last, maps = net.forward_intermediates(images, indices=self.stages, norm=True)
         earlier = [one.mean((2, 3)) for one in maps[:-1]]  # the last is what `last` was made from
         return torch.cat([*earlier, net.forward_head(last)], 1)
@@ -100,10 +101,12 @@ def _earlier_widths(name: str, net: nn.Module, stages: int, dimensions: int) -> 
     """
     if stages == 1:
         return []
-    widths: Sequence[int] = [stage["num_chs"] for stage in getattr(net, "feature_info", [])]
+    widths: Sequence[int]
     if dimensions == 3:
         widths = NETWORKS[name].widths
-    elif not hasattr(net, "forward_intermediates") or not hasattr(net, "forward_head"):
+    elif hasattr(net, "forward_intermediates") and hasattr(net, "forward_head"):
+        widths = [stage["num_chs"] for stage in getattr(net, "feature_info", [])]
+    else:
         raise SettingsError(f"evaluate.stages {stages}: {name} gives only its last features; set it to 1")
     if stages > len(widths):
         raise SettingsError(f"evaluate.stages {stages}: {name} has only {len(widths)} stages")

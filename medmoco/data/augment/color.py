@@ -53,7 +53,7 @@ def _shift_hue(image: Pixels, hue: float) -> Pixels:
 def displayed(planes: Pixels, *, rgb: bool, at: Sequence[int] | None = None) -> Pixels:
     """Return channels (C, H, W) as a picture: (H, W, 3) for rgb, else (H, W), the channel or the mean of the bands.
 
-    Volumes (1, S, S, S) become (2 S, 2 S), see `orthogonal_slices`, for which `at` is.
+    Volumes (1, S, S, S) become three slices that meet in the voxel `at`, (2 S, 2 S); see `orthogonal_slices`.
     """
     if planes.ndim == 4:
         return orthogonal_slices(planes[0], at)

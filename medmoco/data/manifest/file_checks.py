@@ -98,7 +98,7 @@ def file_faults(
         folders: Whether folders are accepted, such as that of a DICOM series; links in them are resolved as well.
     """
     top = os.path.realpath(root)
-    within = None if allow_symlinks else os.path.join(top, "")
+    within = os.path.join(top, "")
 
     @lru_cache(maxsize=2**16)
     def resolve(folder: str) -> str:
@@ -113,10 +113,10 @@ def file_faults(
     def links_out(folder: str) -> bool:  # several series may lie in one folder
         with os.scandir(folder) as entries:
             links = [entry.path for entry in entries if entry.is_symlink()]
-        return any(not os.path.realpath(link).startswith(within or "") for link in links)
+        return any(not os.path.realpath(link).startswith(within) for link in links)
 
     for file in files:
-        yield _fault(file, within, resolve, links_out if folders else None)
+        yield _fault(file, None if allow_symlinks else within, resolve, links_out if folders else None)
 
 
 def _fault(
