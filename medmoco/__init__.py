@@ -42,6 +42,9 @@ starting/           folder of images to manifest and settings
 inspection/         neighbours, projection, retrieval, saliency, reconstruction
 tuning/             hyperparameter search
 detection/          boxes
+segmentation/       classes of pixels and voxels, with few masks
+    masks/          cells of a manifest to class numbers, and class numbers to files
+    scores/         predicted and true masks to metrics
 reporting/          runs to one offline page
 exporting/          encoder to files that other software loads
     formats/        one module for each format

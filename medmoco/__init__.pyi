@@ -9,6 +9,7 @@ from .api.training import Run as Run
 from .api.training import detect as detect
 from .api.training import finetune as finetune
 from .api.training import pretrain as pretrain
+from .api.training import segment as segment
 from .api.training import tune as tune
 from .data.augment.augmentation import Augmentation as Augmentation
 from .data.loading.preview import preview as preview

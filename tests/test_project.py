@@ -263,7 +263,8 @@ PUBLIC = {
     "MoCo", "Packed", "Run", "TwoViews", "check", "chest_films", "curve", "detect", "doctor", "dry_run", "embed",
     "evaluate", "export", "external", "finetune", "import_weights", "init", "list_models", "load_classifier",
     "load_config", "load_encoder", "neighbours", "pack", "phantom", "placement", "prepare", "pretrain", "preview",
-    "projection", "reconstruct", "report", "saliency", "split", "tune", "verify",
+    "projection", "reconstruct", "report", "saliency", "segment", "split", "tune",
+    "verify",
 }  # fmt: skip
 """What `import medmoco` offers. A name that goes, or changes its meaning, is a line in CHANGELOG.md."""
 

@@ -1,4 +1,4 @@
-"""Pretraining, fine-tuning, detection and search."""
+"""Pretraining, fine-tuning, detection, segmentation and search."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from medmoco.detection.scoring import Detected
     from medmoco.evaluation.features.encoder import Encoder
     from medmoco.evaluation.supervised.classifier import Classifier
+    from medmoco.segmentation.scores.scoring import Segmented
     from medmoco.training.distributed import Group
 
 
@@ -252,6 +253,56 @@ def detect(
 
     settings = load_config(config)
     scoring = Scoring(test, Path(against) if against else None, Path(pictures) if pictures else None)
+    with joined_group(settings) as group:
+        start = StartMode(resume, overwrite, allow_change)
+        return train(
+            settings, os.fspath(encoder), Path(out), scoring=scoring, start=start, group=group, progress=progress
+        )
+
+
+def segment(
+    config: ConfigSource,
+    encoder: PathLike,
+    out: PathLike,
+    *,
+    test: bool = False,
+    against: PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_change: bool = False,
+    progress: bool = True,
+) -> Segmented | None:
+    """Train a segmentation network on masks with the encoder under a decoder, and score it by Dice and surfaces.
+
+    Args:
+        config: See `load_config`; `segmentation` describes the training, the column Mask of the manifest has the masks.
+        encoder: Run, weights file, or "random" to train from scratch.
+        out: Run folder.
+        test: Evaluate on the test set too, which is recorded in the ledger.
+        against: Run folder of another segmentation on the same images, for paired differences.
+        resume: Continue the run in the folder from its newest checkpoint, if there is one.
+        overwrite: Replace the run in the folder.
+        allow_change: Resume even if the settings, the manifest or the masks have changed.
+        progress: Show messages and a progress bar on stderr.
+
+    Returns:
+        The scores; None on all processes but the first.
+
+    Raises:
+        SettingsError, DataError, CheckpointError, DistributedError, DivergedError, Stopped: as `pretrain`.
+
+    Examples:
+        >>> import medmoco
+        >>> config = medmoco.load_config("config.yaml", segmentation={"label_fraction": 0.1})
+        >>> found = medmoco.segment(config, "runs/phantoms", "runs/masks", test=True)  # doctest: +SKIP
+        >>> found.to_frame()  # doctest: +SKIP
+    """
+    from medmoco.segmentation.segment import Scoring
+    from medmoco.segmentation.segment import segment as train
+    from medmoco.training.run_folder import StartMode
+
+    settings = load_config(config)
+    scoring = Scoring(test, Path(against) if against else None)
     with joined_group(settings) as group:
         start = StartMode(resume, overwrite, allow_change)
         return train(

@@ -110,6 +110,34 @@ def detect(
 
 
 @commands.command(rich_help_panel=PANEL)
+def segment(
+    config_file: Config,
+    encoder: Encoder,
+    out: Annotated[Path, typer.Option(parser=path, help="Run folder of the segmentation network.")],
+    test: Test = False,
+    against: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="Run folder of another segmentation to compare with, on the same images."),
+    ] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    devices: Devices = None,
+    allow_change: AllowChange = False,
+) -> None:
+    """Train a segmentation network on masks with the encoder under a decoder, and score it by Dice and surfaces."""
+    settings = load(config_file, overrides)
+    with in_processes(settings, devices, out):
+        found = medmoco.segment(
+            settings, encoder, out, test=test, against=against,
+            resume=resume, overwrite=overwrite, allow_change=allow_change,
+        )  # fmt: skip
+        if found:
+            print(found.table)
+            print(f"run folder: {out}")
+
+
+@commands.command(rich_help_panel=PANEL)
 def report(
     runs: Annotated[list[Path], typer.Argument(parser=path, metavar="RUN...", help="Run folders to compare.")],
     out: Annotated[

@@ -23,6 +23,7 @@ from medmoco.config.evaluation import (
     FinetuneSettings,
     Possible,
     Range,
+    SegmentationSettings,
     TuneSettings,
 )
 from medmoco.config.reading import (
@@ -76,6 +77,7 @@ __all__ = [
     "Possible",
     "Range",
     "RunSettings",
+    "SegmentationSettings",
     "Settings",
     "TrainSettings",
     "Tree",

@@ -1,4 +1,4 @@
-"""Settings of evaluation, fine-tuning, detection and hyperparameter search."""
+"""Settings of evaluation, fine-tuning, detection, segmentation and hyperparameter search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from medmoco.config.base import Count, Float, Int, Positive, Settings, Tree
+from medmoco.config.base import Count, Float, Fraction, Int, Positive, Settings, Tree
 from medmoco.config.paths import PathSetting
 
 PROTOCOLS: dict[str, Tree] = {
@@ -252,6 +252,95 @@ class DetectionSettings(Settings):
     patience: Annotated[Int, Field(ge=0)] = 0
     """Epochs without a better validation average precision after which training stops; 0 disables early stopping. The
     best epoch is kept in any case."""
+
+
+class SegmentationSettings(Settings):
+    """Training of a segmentation network.
+
+    Device, precision, threads, checkpoints and similar settings are taken from `train`; rotation, flips and changes of
+    intensity from `views`.
+    """
+
+    classes: dict[str, Annotated[Int, Field(ge=1, le=65535)]] = Field(default={})
+    """Name of each class and its value in the masks, such as {anterior: 1, posterior: 2}; 0 is the background. By
+    default, every value in the masks of train is a class, named by its value."""
+
+    ignore: Annotated[Int, Field(ge=1, le=65535)] | None = None
+    """Value in the masks of what is neither learned nor scored, such as 255."""
+
+    runs: Literal["absolute", "relative"] | None = None
+    """How masks given as run lengths count: every start from the first pixel (absolute), or from the end of the run
+    before (relative); null if masks are files. Source: SIIM-ACR Pneumothorax uses relative."""
+
+    frozen: bool = False
+    """Train only the decoder, on the encoder as it is."""
+
+    label_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Fraction of the training patients whose masks are used."""
+
+    label_draw: Annotated[Int, Field(ge=0)] = 0
+    """Number of the draw of that fraction."""
+
+    foreground: Fraction = 0.5
+    """Fraction of the crops that are centred on a voxel of a class, each class in turn; the others are anywhere.
+    Source: nnU-Net, Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z), takes a third; our choice."""
+
+    size: Annotated[Int, Field(ge=16, le=2048)] | None = None
+    """Side of a crop and of the windows in prediction, in pixels or voxels, a multiple of the encoder's largest stride;
+    null uses views.size."""
+
+    zoom: tuple[Positive, Positive] = (0.8, 1.25)
+    """Range of the side of the part that a crop shows, relative to `size`. Source: nnU-Net scales by 0.7 to 1.4; our
+    choice."""
+
+    channels: Annotated[Int, Field(ge=4)] = 16
+    """Channels of the decoder at full resolution; deeper levels have those of the encoder. nnU-Net's decoder has its
+    own. Source: segmentation_models.pytorch."""
+
+    epochs: Count = 60
+    """Largest number of passes over the training masks; early stopping may end training before."""
+
+    global_batch_size: Annotated[Int, Field(ge=2)] = 8
+    """Crops per step."""
+
+    least_steps: Count = 20
+    """Smallest number of steps per epoch; with few masks, an epoch uses each of them several times, in new crops."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Optimiser."""
+
+    lr: Positive = 1e-3
+    """Peak learning rate; it is not scaled with the batch size."""
+
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.05
+    """Weight decay: of all parameters for SGD, not of norms and biases for AdamW."""
+
+    warmup_epochs: Annotated[Float, Field(ge=0)] = 1.0
+    """Epochs in which the learning rate rises linearly from 0 to `lr`."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Schedule of the learning rate."""
+
+    milestones: tuple[Positive, ...] = (40.0, 50.0)
+    """Epochs at which schedule `step` divides the learning rate by ten."""
+
+    patience: Annotated[Int, Field(ge=0)] = 20
+    """Epochs without a better Dice on val after which training stops; 0 disables early stopping. The best epoch is kept
+    in any case."""
+
+    overlap: Annotated[Float, Field(ge=0, lt=1)] = 0.5
+    """Overlap of neighbouring windows when whole images are segmented. Source: nnU-Net."""
+
+    tolerance: Positive = 1.0
+    """Distance, in mm up to which surfaces agree, for the surface Dice; in pixels for images. Choose what two readers
+    differ by. Source: Nikolov et al. 2018 (arXiv:1809.04430)."""
+
+    @field_validator("zoom")
+    @classmethod
+    def _ordered(cls, zoom: tuple[float, float]) -> tuple[float, float]:
+        if zoom[0] > zoom[1]:
+            raise ValueError(f"the first number, {zoom[0]:g}, must not be above the second, {zoom[1]:g}")
+        return zoom
 
 
 class Range(Settings):

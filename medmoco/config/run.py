@@ -8,7 +8,14 @@ from pydantic import Field, model_validator
 
 from medmoco.config.base import Int, Settings, Tree
 from medmoco.config.data import DataSettings
-from medmoco.config.evaluation import PROTOCOLS, DetectionSettings, EvaluateSettings, FinetuneSettings, TuneSettings
+from medmoco.config.evaluation import (
+    PROTOCOLS,
+    DetectionSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    SegmentationSettings,
+    TuneSettings,
+)
 from medmoco.config.paths import PathSetting
 from medmoco.config.training import (
     METHODS,
@@ -50,6 +57,7 @@ class RunSettings(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     detection: DetectionSettings = DetectionSettings()
+    segmentation: SegmentationSettings = SegmentationSettings()
     tune: TuneSettings = TuneSettings()
 
     PRESETS: ClassVar[dict[str, tuple[str, dict[str, Tree]]]] = {
@@ -86,12 +94,10 @@ class RunSettings(Settings):
                 "method.negatives=other_images repels a query from its patient's other images, but\n"
                 "positives.image=patient attracts them; set method.negatives to other_patients or all"
             )
-        if self.train.warmup_epochs >= self.train.epochs:
-            raise ValueError(f"train.warmup_epochs {self.train.warmup_epochs:g} must be below train.epochs")
-        if self.finetune.warmup_epochs >= self.finetune.epochs:
-            raise ValueError(f"finetune.warmup_epochs {self.finetune.warmup_epochs:g} must be below finetune.epochs")
-        if self.detection.warmup_epochs >= self.detection.epochs:
-            raise ValueError(f"detection.warmup_epochs {self.detection.warmup_epochs:g} must be below detection.epochs")
+        for group in ("train", "finetune", "detection", "segmentation"):
+            training = getattr(self, group)
+            if training.warmup_epochs >= training.epochs:
+                raise ValueError(f"{group}.warmup_epochs {training.warmup_epochs:g} must be below {group}.epochs")
         self._check_channels()
         self._check_dimensions()
         if self.data.dimensions == 2 and self.data.canvas_size < self.views.size // 2:

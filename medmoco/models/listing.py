@@ -39,6 +39,7 @@ VOLUME_ADVICE = {
     "nnunet/resenc": "to fine-tune nnU-Net's ResEncM, ResEncL or ResEncXL; patches of 128 to 255 voxels a side",
     "nnunet/resenc_5stages": "the same for patches of 64 to 127 voxels a side",
     "nnunet/resenc_4stages": "the same for patches of 32 to 63 voxels a side",
+    "nnunet/resenc_4stages_quarter": "a quarter of its channels; for a CPU, and to segment small structures",
 }
 """The same for volumes."""
 

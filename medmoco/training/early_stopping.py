@@ -1,4 +1,4 @@
-"""Supervised training for fine-tuning and detection: keep the epoch that is best on validation, and stop early."""
+"""Supervised training (fine-tuning, detection, segmentation): keep the epoch that is best on val, and stop early."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medmoco.config import DetectionSettings, FinetuneSettings, TrainSettings
+from medmoco.config import DetectionSettings, FinetuneSettings, SegmentationSettings, TrainSettings
 from medmoco.data.loading.loading import Batches
 from medmoco.data.loading.sampler import StepOrder
 from medmoco.errors import SettingsError, Stopped
@@ -29,7 +29,9 @@ _OF_THE_LOOP = (
 )  # fmt: skip
 
 
-def loop_settings(train: TrainSettings, chosen: FinetuneSettings | DetectionSettings) -> TrainSettings:
+def loop_settings(
+    train: TrainSettings, chosen: FinetuneSettings | DetectionSettings | SegmentationSettings
+) -> TrainSettings:
     """Return the settings of the training loop: `train`, with the values of `chosen` where it has the same setting."""
     own = {key: getattr(chosen, key) for key in _OF_THE_LOOP}
     return train.model_copy(update=own | {"knn_every": 0, "patience": None})

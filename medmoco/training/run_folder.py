@@ -39,7 +39,7 @@ _LIBRARIES = ("medmoco", "torch", "torchvision", "timm", "numpy", "cv2", "pydico
 HARMLESS = ("out", "data.root", "data.manifest", "data.pack", "data.max_bytes", "data.max_frames", "data.decode_",
              "data.allow_symlinks", "data.bad_images", "data.workers", "model.init", "train.hang_seconds",
              "train.log_every", "train.checkpoint_every", "train.knn_every", "evaluate.", "finetune.",
-             "detection.", "tune.")  # fmt: skip
+             "detection.", "segmentation.", "tune.")  # fmt: skip
 # May change too, but affect the weights; the log warns.
 _FREE = ("train.epochs", "train.patience")
 # Determine the shape of the saved state, so --allow-change cannot help.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Draws for different purposes use different first keys, so that they never share a stream.
-ORDER, VIEW, SHUFFLE, SUBSET, WEIGHTS, SPLIT, SUBSTITUTE, PARTNER, PROPOSAL = range(9)
+ORDER, VIEW, SHUFFLE, SUBSET, WEIGHTS, SPLIT, SUBSTITUTE, PARTNER, PROPOSAL, CROP = range(10)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

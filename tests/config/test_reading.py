@@ -36,7 +36,10 @@ def test_load__defaults_file_and_command_line_in_rising_order(tmp_path: Path) ->
         ("trian.lr=1", "unknown key 'trian'; did you mean 'train'?"),
         ("train.foo=1", "unknown key 'train.foo'; known: epochs, global_batch_size, optimizer, lr"),
         ("train.learning_rate=1", "unknown key 'train.learning_rate'; did you mean 'train.lr'?"),
-        ("epochs=3", "did you mean 'train.epochs', 'finetune.epochs', 'detection.epochs' or 'tune.epochs'?"),
+        (
+            "epochs=3",
+            "'train.epochs', 'finetune.epochs', 'detection.epochs', 'segmentation.epochs' or 'tune.epochs'?",
+        ),
         ("batch_size=8", "did you mean 'train.global_batch_size' or 'evaluate.batch_size'?"),
         ("data.queue_size=1", "unknown key 'data.queue_size'; did you mean 'method.queue_size'?"),
         ("queue_sise=1", "unknown key 'queue_sise'; did you mean 'method.queue_size'?"),

@@ -53,7 +53,7 @@ def test_list_models__lists_what_it_cannot_measure(monkeypatch: pytest.MonkeyPat
 
 
 def test_list_models__for_volumes() -> None:
-    assert matching_names("resenc", 3) == ["nnunet/resenc", "nnunet/resenc_5stages", "nnunet/resenc_4stages"]
+    assert matching_names("resenc_4", 3) == ["nnunet/resenc_4stages", "nnunet/resenc_4stages_quarter"]
     table = list_models("resnet1", dimensions=3).set_index("name")
     assert table["features"].to_dict() == {"monai/resnet10_quarter": 128, "monai/resnet10": 512, "monai/resnet18": 512}
     for name in table.index:

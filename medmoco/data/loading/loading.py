@@ -326,7 +326,8 @@ def training_batches(
     Raises:
         DataError: an image cannot be used; a data worker was killed or hangs.
     """
-    return _raising(_loader(ViewDataset(split, settings, share, plan, make), order.from_step(start_step), settings))
+    dataset = ViewDataset(split, settings, share, plan, make)
+    return batches_of(dataset, order.from_step(start_step), settings)
 
 
 def evaluation_batches(split: Split, settings: RunSettings, size: int, make: ViewMaker | None = None) -> Batches:
@@ -356,10 +357,15 @@ def whole_batches(dataset: WholeDataset, count: int, settings: RunSettings) -> B
     sliding = settings.data.dimensions == 3 and settings.evaluate.volumes == "sliding"
     step = 1 if sliding else settings.evaluate.batch_size
     chunks = np.split(np.arange(count), range(step, count, step))
-    return _raising(_loader(dataset, chunks, settings))
+    return batches_of(dataset, chunks, settings)
 
 
-def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> Generator[Any, None, None]:
+def batches_of(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -> Batches:
+    """Yield the batches of a dataset, made in data workers, in the order of the keys.
+
+    Raises:
+        MedmocoError: one that the dataset returns instead of a batch; see also `items_of`.
+    """
     workers = settings.data.workers
     loader: DataLoader[Any] = DataLoader(
         dataset,
@@ -371,7 +377,7 @@ def _loader(dataset: Dataset[Any], keys: Iterable[Any], settings: RunSettings) -
         pin_memory=torch.cuda.is_available() and settings.train.device != "cpu",
         prefetch_factor=AHEAD if workers else None,
     )
-    return items_of(loader, settings)
+    return _raising(items_of(loader, settings))
 
 
 def hand_over(item: Any) -> Any:

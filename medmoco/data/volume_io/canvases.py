@@ -5,6 +5,7 @@ Every rule depends on the volume alone, so a volume gives the same canvas in tra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -112,18 +113,24 @@ def recommended_spacing(spacings: NDArray[np.float64]) -> tuple[float, float, fl
 
 def canvas_of(volume: Volume, data: CanvasRules) -> tuple[VolumeCanvas, tuple[str, ...]]:
     """Return the canvas of a volume, see `to_volume_canvas`, and notices about it."""
+    canvas, notices, _ = canvas_and_box(volume, data)
+    return canvas, notices
+
+
+def canvas_and_box(volume: Volume, data: CanvasRules) -> tuple[VolumeCanvas, tuple[str, ...], Box]:
+    """Return the canvas of a volume, notices about it, and the part of the volume that it shows."""
     steps = tuple(-(-side // _COARSE) for side in volume.values.shape)
     coarse = volume.values[:: steps[0], :: steps[1], :: steps[2]]
     mask = body(coarse, is_ct=_is_ct(volume, data))
     found = mask.sum() >= max(1.0, _TINY * mask.size)
     window = _black_and_white(coarse, mask if found else np.ones_like(mask), data)
-    values = volume.values[_box(mask, steps)] if found else volume.values
-    values, spacing = resample(values, volume.spacing, data.spacing, data.max_voxels)
+    box = _box(mask, steps) if found else _everything(volume.values.shape)
+    values, spacing = resample(volume.values[box], volume.spacing, data.spacing, data.max_voxels)
     pixels = _windowed(values, window, data.bit_depth)
     canvas = VolumeCanvas(pixels, spacing, volume.slice_axis)
     if pixels.min() == pixels.max():
-        return canvas, (CONSTANT,)
-    return canvas, () if found else (NO_BODY,)
+        return canvas, (CONSTANT,), box
+    return canvas, () if found else (NO_BODY,), box
 
 
 def _is_ct(volume: Volume, data: CanvasRules) -> bool:
@@ -174,6 +181,11 @@ def _without_holes(mask: Mask) -> Mask:
     return filled
 
 
+def _everything(shape: tuple[int, ...]) -> Box:
+    x, y, z = (slice(0, side) for side in shape)
+    return x, y, z
+
+
 def _box(mask: Mask, steps: tuple[int, ...]) -> Box:
     """Return the part of a volume that contains the body and a margin, of which `mask` has every `steps`-th voxel."""
     parts = []
@@ -215,10 +227,16 @@ def resample(
             f"at data.spacing it would have {new[0]} x {new[1]} x {new[2]} voxels, more than data.max_voxels ="
             f" {max_voxels};\ncheck the spacing in its header, or set a larger data.spacing"
         )
-    for axis in sorted(range(3), key=lambda axis: new[axis] / old[axis]):  # first where voxels become fewer
-        values = _resized(values, axis, new[axis]) if new[axis] != old[axis] else values
     x, y, z = (at * n / m for at, n, m in zip(spacing, old, new, strict=True))
-    return values, (x, y, z)
+    return resize(values, new), (x, y, z)
+
+
+def resize(values: Values, shape: Sequence[int]) -> Values:
+    """Return a volume with other numbers of voxels and the same extent, see `resample`."""
+    old = values.shape
+    for axis in sorted(range(3), key=lambda axis: shape[axis] / old[axis]):  # first where voxels become fewer
+        values = _resized(values, axis, shape[axis]) if shape[axis] != old[axis] else values
+    return values
 
 
 def _resized(values: Values, axis: int, side: int) -> Values:

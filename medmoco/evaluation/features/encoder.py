@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -35,8 +35,21 @@ from medmoco.evaluation.features.features import Features, Mirrored, fingerprint
 from medmoco.evaluation.features.image_sets import Images
 from medmoco.evaluation.records import UNNAMED
 from medmoco.models.backbones import Backbone, check_size, create_backbone
+from medmoco.models.maps import LastMap
 from medmoco.training.runlog import print_warning
 from medmoco.utils.files import PathLike
+
+
+class FeatureMaps(NamedTuple):
+    """The last maps of a network for N images.
+
+    Attributes:
+        maps: (N, F, h, w), or (N, F, x, y, z) of volumes, float32.
+        stride: Pixels or voxels of the network's input per cell of a map, along each axis.
+    """
+
+    maps: NDArray[np.float32]
+    stride: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,17 +124,31 @@ class Encoder:
         progress: bool = False,
     ) -> pd.DataFrame: ...
 
+    @overload
+    def embed(
+        self,
+        images: Images,
+        *,
+        root: PathLike | None = None,
+        dense: Literal[True],
+        unreadable: Unreadable = "raise",
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        progress: bool = False,
+    ) -> FeatureMaps: ...
+
     def embed(
         self,
         images: Images,
         *,
         root: PathLike | None = None,
         as_frame: bool = False,
+        dense: bool = False,
         unreadable: Unreadable = "raise",
         batch_size: int | None = None,
         device: str | torch.device | None = None,
         progress: bool = False,
-    ) -> Features | pd.DataFrame:
+    ) -> Features | pd.DataFrame | FeatureMaps:
         """Return the features of images in the order given, the same as in `medmoco evaluate`.
 
         Args:
@@ -131,6 +158,8 @@ class Encoder:
             root: Folder that relative paths are in.
             as_frame: Return a table: `row` (of the manifest, or the position from 0), `feature_0` to `feature_F-1`,
                 and for unreadable="nan" also `error`.
+            dense: Return the last map of the network instead of its pooled features, for heads of your own. It shows
+                the image as `preprocess` prepares it; a volume is resized as a whole, not shown in windows.
             unreadable: "raise" stops at the first batch with an unreadable image; "nan" returns a row of NaN for each
                 one, and warns.
             batch_size: Images per forward pass; by default `evaluate.batch_size`.
@@ -138,7 +167,7 @@ class Encoder:
             progress: Show a progress bar.
 
         Returns:
-            (N, F) float32.
+            (N, F) float32; for dense=True the maps and their stride.
 
         Raises:
             ImageError: images cannot be read; the message names positions or rows, never paths.
@@ -152,9 +181,18 @@ class Encoder:
         (2, 512)
         >>> encoder.embed(pixels, as_frame=True)["row"].tolist()
         [0, 1]
+        >>> maps, stride = encoder.embed(pixels, dense=True)
+        >>> maps.shape, stride
+        ((2, 512, 1, 1), 32)
         """
+        if dense and as_frame:
+            raise SettingsError("dense=True returns maps, which as_frame=True cannot hold; leave out one of them")
         options = Options(root, unreadable, batch_size, device, progress)
         settings, module = self.settings or self.preprocessing.settings, self.as_evaluated
+        if dense:
+            preprocessing = self.preprocessing.model_copy(update={"volumes": "resized"})
+            maps = compute(LastMap(self.module), preprocessing, settings, images, options).values
+            return FeatureMaps(maps, preprocessing.size // maps.shape[-1])
         if settings.train.channels_last:  # so that the features are bitwise those of evaluation
             module.to(memory_format=memory_layout(settings.data.dimensions, channels_last=True))
         found = compute(module, self.preprocessing, settings, images, options)

@@ -216,18 +216,18 @@ def _frozen(encoders: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def refuse_not_finite(name: str, features: Features, rows: NDArray[np.int64], of: str) -> None:
-    """Refuse features (N, F) of an encoder that are not finite.
+    """Refuse features (N, F), or maps of them, of an encoder that are not finite.
 
     Args:
         name: Name of the encoder.
-        features: (N, F).
+        features: (N, F) or (N, F, ...).
         rows: (N,) row numbers or positions for the message.
         of: What the rows refer to.
 
     Raises:
         CheckpointError: some features are not finite.
     """
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(axis=1))
     if bad.size:
         raise CheckpointError(
             f"encoder '{name}' gives features that are not finite for {bad.size} of {len(rows)} rows of "

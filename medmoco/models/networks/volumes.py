@@ -37,6 +37,7 @@ class VolumeNetwork:
         arguments: All others.
         widths: Widths of the maps of its stages; the last is that of the pooled features.
         layers: The layers whose outputs are the maps of the stages; none if the network returns the maps itself.
+        stem: The layer whose output is the map before the first stage, if it is finer than that.
         classifier: The layer to replace by an identity.
         also: Optional library that this one needs.
     """
@@ -46,6 +47,7 @@ class VolumeNetwork:
     arguments: dict[str, Any]
     widths: tuple[int, ...]
     layers: tuple[str, ...] = ()
+    stem: str | None = None
     classifier: str | None = None
     also: str | None = None
 
@@ -68,7 +70,7 @@ def _resnet(depth: int, width: int, widen_factor: float = 1.0) -> VolumeNetwork:
     }  # fmt: skip
     widths = (width // 8, width // 4, width // 2, width)
     layers = ("layer1", "layer2", "layer3", "layer4")
-    return VolumeNetwork(f"monai.networks.nets.resnet{depth}", "n_input_channels", arguments, widths, layers)
+    return VolumeNetwork(f"monai.networks.nets.resnet{depth}", "n_input_channels", arguments, widths, layers, "act")
 
 
 def _swin_unetr(width: int) -> VolumeNetwork:
@@ -81,7 +83,7 @@ def _swin_unetr(width: int) -> VolumeNetwork:
     return VolumeNetwork("monai.networks.nets.swin_unetr.SwinTransformer", "in_chans", arguments, widths, also="einops")
 
 
-def _residual_encoder(stages: int) -> VolumeNetwork:
+def _residual_encoder(stages: int, width: int = 32) -> VolumeNetwork:
     """Describe the encoder of nnU-Net's residual encoder U-Net.
 
     ResEncM, ResEncL and ResEncXL differ in the size and number of patches; their network depends on the patches alone.
@@ -89,7 +91,7 @@ def _residual_encoder(stages: int) -> VolumeNetwork:
 
     Source: nnU-Net's `ResEncUNetPlanner` and `get_pool_and_conv_props`; Isensee et al. 2024 (arXiv:2404.09556).
     """
-    features = [min(320, 32 * 2**stage) for stage in range(stages)]
+    features = [min(320, width * 2**stage) for stage in range(stages)]
     arguments = {
         "n_stages": stages,
         "features_per_stage": features,
@@ -119,13 +121,15 @@ NETWORKS: dict[str, VolumeNetwork] = {
     "monai/densenet121": VolumeNetwork(
         "monai.networks.nets.DenseNet121", "in_channels", {"spatial_dims": 3, "out_channels": 1},
         (256, 512, 1024, 1024),
-        (*(f"features.denseblock{block}" for block in (1, 2, 3)), "class_layers.relu"), "class_layers.out",
+        (*(f"features.denseblock{block}" for block in (1, 2, 3)), "class_layers.relu"),
+        "features.relu0", "class_layers.out",
     ),
     "monai/swin_unetr": _swin_unetr(24),
     "monai/swin_unetr_48": _swin_unetr(48),
     "nnunet/resenc": _residual_encoder(6),
     "nnunet/resenc_5stages": _residual_encoder(5),
     "nnunet/resenc_4stages": _residual_encoder(4),
+    "nnunet/resenc_4stages_quarter": _residual_encoder(4, 8),
 }  # fmt: skip
 """The networks that `model.backbone` can name if `data.dimensions` is 3."""
 
@@ -166,20 +170,33 @@ def pooled(maps: Tensor | list[Tensor]) -> Tensor:
 
 
 def pooled_of_stages(net: nn.Module, name: str, stages: int, volumes: Tensor) -> Tensor:
-    """Return the pooled maps of the last `stages` stages of a network, joined, (B, C, X, Y, Z) -> (B, F).
+    """Return the pooled maps of the last `stages` stages of a network, joined, (B, C, X, Y, Z) -> (B, F)."""
+    return torch.cat([pooled(one) for one in maps_of_stages(net, name, volumes, stem=False)[-stages:]], 1)
+
+
+def maps_of_stages(net: nn.Module, name: str, volumes: Tensor, *, stem: bool = True) -> list[Tensor]:
+    """Return the maps of a network's stages, finest first, (B, C, X, Y, Z) -> (B, F_i, X / s_i, Y / s_i, Z / s_i).
 
     What a layer returns is seen by a hook, so that networks of any library keep their own code and names.
+
+    Args:
+        net: The network.
+        name: Its name.
+        volumes: Its input.
+        stem: Start with the map before the first stage, if the network has one of another size.
     """
+    network = NETWORKS[name]
+    names = [network.stem, *network.layers] if stem and network.stem else [*network.layers]
     maps: list[Tensor] = []
-    layers = [net.get_submodule(layer) for layer in NETWORKS[name].layers[:-1]]
-    hooks = [layer.register_forward_hook(lambda _, __, output: maps.append(output)) for layer in layers]
+    hooks = [
+        net.get_submodule(layer).register_forward_hook(lambda _, __, output: maps.append(output)) for layer in names
+    ]
     try:
         outputs = net(volumes)
     finally:
         for hook in hooks:
             hook.remove()
-    maps += outputs if isinstance(outputs, list) else [outputs]
-    return torch.cat([pooled(one) for one in maps[-stages:]], 1)
+    return maps or list(outputs)
 
 
 def named_as_built(model: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,1 @@
+"""Segmentation: masks, decoders on pretrained encoders, and their evaluation."""

@@ -1,0 +1,201 @@
+"""Training of a segmentation network, and its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from medmoco.config import RunSettings
+from medmoco.data.augment.normalisation import to_float
+from medmoco.data.augment.views import channels_first
+from medmoco.data.loading.loading import Batch, Batches, batches_of
+from medmoco.data.loading.sampler import Share, StepOrder
+from medmoco.errors import CheckpointError, Stopped
+from medmoco.models.batch_norm import forget_statistics, settle_statistics
+from medmoco.segmentation.cases import Case
+from medmoco.segmentation.crops import CropDataset
+from medmoco.segmentation.grids import Numbers, onto_image
+from medmoco.segmentation.masks.masks import IGNORED
+from medmoco.segmentation.networks import SegmentationNetwork
+from medmoco.training.context import RunContext
+from medmoco.training.device import autocast
+from medmoco.training.distributed import gradients_stay_here
+
+Probabilities = NDArray[np.float32]
+
+
+def crop_batches(
+    cases: Sequence[Case], settings: RunSettings, order: StepOrder, start_step: int, share: Share
+) -> Batches:
+    """Yield this process's share of the training crops from a step on; see `loading.training_batches`."""
+    return batches_of(CropDataset(cases, settings, share), order.from_step(start_step), settings)
+
+
+# Training
+
+
+class Segmenting:
+    """The task of the training loop: cross-entropy plus the Dice loss, over what is not ignored."""
+
+    def __init__(self, model: SegmentationNetwork, context: RunContext) -> None:
+        self.model = model
+        self._apply = context.group.wrap(model, context.device)
+        self._context = context
+
+    def losses(self, batch: Batch, measure: bool) -> Iterator[dict[str, Tensor]]:
+        """Yield the losses of each part of a batch."""
+        context = self._context
+        train, device = context.settings.train, context.device
+        parts = train.accumulation_steps
+        views, numbers = batch.views
+        self.model.train()
+        for part, (own, truth) in enumerate(zip(views.chunk(parts), numbers.chunk(parts), strict=True)):
+            images = to_float(own, context.settings.views, device, channels_last=train.channels_last)
+            with gradients_stay_here(self._apply, part < parts - 1):
+                with autocast(device, context.precision):
+                    scores = self._apply(images)
+                entropy, dice = segmentation_losses(scores.float(), truth.to(device))
+                yield {
+                    "loss": (entropy + dice) / parts,
+                    **({"cross_entropy": entropy / parts, "dice_loss": dice / parts} if measure else {}),
+                }
+
+    def after_step(self) -> None:
+        """Update the running statistics."""
+        settle_statistics(self.model)
+
+    def skip_step(self) -> None:
+        """Discard the update of the running statistics."""
+        forget_statistics(self.model)
+
+
+def segmentation_losses(scores: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy and the Dice loss.
+
+    The Dice loss is that of the classes, without the background, over all crops together. Both are 0 if everything is
+    ignored. Source: nnU-Net, Isensee et al. 2021 (doi:10.1038/s41592-020-01008-z), and its batch Dice.
+
+    Args:
+        scores: (B, 1 + C, ...) log-odds up to a constant.
+        truth: (B, ...) uint8 class numbers.
+    """
+    counts = truth != IGNORED
+    numbers = torch.where(counts, truth, 0).long()
+    entropies = functional.cross_entropy(scores, numbers, reduction="none")
+    entropy = (entropies * counts).sum() / counts.sum().clamp(min=1)
+    mask = counts.unsqueeze(1)
+    shares = (scores.softmax(1) * mask)[:, 1:]
+    one_hot = torch.zeros_like(scores).scatter_(1, numbers.unsqueeze(1), 1.0)
+    is_class = (one_hot * mask)[:, 1:]
+    axes = (0, *range(2, scores.ndim))
+    overlap, total = (shares * is_class).sum(axes), (shares + is_class).sum(axes)
+    return entropy, (1 - (2 * overlap + _SMOOTH) / (total + _SMOOTH)).mean()
+
+
+_SMOOTH = 1e-5
+"""Added to overlap and total, so that a class that is neither there nor predicted has a loss of 0. Source: nnU-Net."""
+
+
+# Prediction
+
+
+def probabilities_of(
+    model: SegmentationNetwork, canvas: NDArray[Any], settings: RunSettings, device: torch.device, precision: str
+) -> Probabilities:
+    """Return the probabilities of background and classes on a canvas, from overlapping windows.
+
+    The mean of the windows is weighted by a Gaussian about their centres. Source: nnU-Net; the code is MONAI's.
+
+    Args:
+        model: The network, on `device`.
+        canvas: (H, W) or (H, W, C) of an image or (X, Y, Z) of a volume, uint8 or uint16.
+        settings: `views.size` is the side of a window, `segmentation.overlap` their overlap.
+        device: Device of the network.
+        precision: Precision of its arithmetic.
+
+    Returns:
+        (1 + C, H, W) or (1 + C, X, Y, Z), on the CPU.
+    """
+    from monai.inferers import sliding_window_inference  # not at the top, because importing MONAI takes seconds
+
+    dimensions, size = settings.data.dimensions, settings.views.size
+    views = canvas[None, None] if dimensions == 3 else channels_first([canvas])
+    around = [(0, 0), (0, 0)]
+    for side in views.shape[2:]:  # black, as in training; MONAI would pad the normalised image
+        missing = max(0, size - side)
+        around.append((missing // 2, missing - missing // 2))
+    images = to_float(torch.from_numpy(np.pad(views, around)), settings.views, device, channels_last=False)
+    batch = max(1, settings.evaluate.batch_size // (8 if dimensions == 3 else 1))
+
+    def predict(windows: Tensor) -> Tensor:
+        with autocast(device, precision):
+            scores: Tensor = model(windows)
+        return scores.float().softmax(1)
+
+    model.eval()
+    with torch.inference_mode():
+        found: Any = sliding_window_inference(
+            images, (size,) * dimensions, batch, predict, settings.segmentation.overlap, mode="gaussian", device="cpu"
+        )
+    inside = tuple(
+        slice(before, before + side) for (before, _), side in zip(around[2:], views.shape[2:], strict=True)
+    )  # fmt: skip
+    probabilities: Probabilities = found[0][(slice(None), *inside)].numpy()
+    if not np.isfinite(probabilities).all():
+        raise CheckpointError("the network's scores are not finite; its training diverged, so lower segmentation.lr")
+    return probabilities
+
+
+def segment_cases(
+    model: SegmentationNetwork,
+    cases: Sequence[Case],
+    settings: RunSettings,
+    device: torch.device,
+    precision: str = "fp32",
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> Iterator[Numbers]:
+    """Yield the class numbers of each image, on its own grid.
+
+    Raises:
+        CheckpointError: the scores are not finite.
+        Stopped: `stop_asked` returned True.
+    """
+    for case in cases:
+        if stop_asked():
+            raise Stopped("stopped during prediction")
+        yield onto_image(probabilities_of(model, case.canvas.pixels, settings, device, precision), case.grid)
+
+
+def dice_on_canvases(
+    model: SegmentationNetwork,
+    cases: Sequence[Case],
+    classes: int,
+    settings: RunSettings,
+    device: torch.device,
+    precision: str,
+    stop_asked: Callable[[], bool],
+) -> NDArray[np.float64]:
+    """Return the mean Dice of each class over the images that show it, (C,), on the grid of the canvases.
+
+    It chooses the epoch; scores are on the grids of the images. Raises as `segment_cases`.
+    """
+    found = np.full((len(cases), classes), np.nan)
+    for i, case in enumerate(cases):
+        if stop_asked():
+            raise Stopped("stopped during prediction")
+        predicted = probabilities_of(model, case.canvas.pixels, settings, device, precision).argmax(0)
+        for place in range(classes):
+            truth = case.numbers == place + 1
+            if truth.any():
+                own = (predicted == place + 1) & (case.numbers != IGNORED)
+                found[i, place] = 2 * (truth & own).sum() / (truth.sum() + own.sum())
+    known = ~np.isnan(found)
+    means: NDArray[np.float64] = np.full(classes, np.nan)
+    np.divide(np.where(known, found, 0).sum(0), known.sum(0), out=means, where=known.any(0))
+    return means

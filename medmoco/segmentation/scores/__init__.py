@@ -1,0 +1,1 @@
+"""Scores: predicted and true masks to metrics with intervals by patient, records and a table."""
