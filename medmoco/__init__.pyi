@@ -40,6 +40,8 @@ from .inspection.saliency import saliency as saliency
 from .models.convert import import_weights as import_weights
 from .models.listing import list_models as list_models
 from .models.moco import MoCo as MoCo
+from .segmentation.segmenter import Segmenter as Segmenter
+from .segmentation.segmenter import load_segmenter as load_segmenter
 from .starting.health.doctor import doctor as doctor
 from .starting.health.finding import Finding as Finding
 from .starting.init import init as init

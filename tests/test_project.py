@@ -260,9 +260,11 @@ def test_modules__nothing_is_unpickled() -> None:
 
 PUBLIC = {
     "Augmentation", "Classifier", "Curve", "DryRun", "Encoder", "Evaluation", "External", "Finding", "MedmocoError",
-    "MoCo", "Packed", "Run", "TwoViews", "check", "chest_films", "curve", "detect", "doctor", "dry_run", "embed",
+    "MoCo", "Packed", "Run", "Segmenter", "TwoViews", "check", "chest_films", "curve", "detect", "doctor", "dry_run",
+    "embed",
     "evaluate", "export", "external", "finetune", "import_weights", "init", "list_models", "load_classifier",
-    "load_config", "load_encoder", "neighbours", "pack", "phantom", "placement", "prepare", "pretrain", "preview",
+    "load_config", "load_encoder", "load_segmenter",
+    "neighbours", "pack", "phantom", "placement", "prepare", "pretrain", "preview",
     "projection", "reconstruct", "report", "saliency", "segment", "split", "tune",
     "verify",
 }  # fmt: skip

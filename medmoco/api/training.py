@@ -267,6 +267,7 @@ def segment(
     *,
     test: bool = False,
     against: PathLike | None = None,
+    pictures: PathLike | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_change: bool = False,
@@ -280,6 +281,7 @@ def segment(
         out: Run folder.
         test: Evaluate on the test set too, which is recorded in the ledger.
         against: Run folder of another segmentation on the same images, for paired differences.
+        pictures: PNG file to write with contours in a few images; it shows patients.
         resume: Continue the run in the folder from its newest checkpoint, if there is one.
         overwrite: Replace the run in the folder.
         allow_change: Resume even if the settings, the manifest or the masks have changed.
@@ -302,7 +304,7 @@ def segment(
     from medmoco.training.run_folder import StartMode
 
     settings = load_config(config)
-    scoring = Scoring(test, Path(against) if against else None)
+    scoring = Scoring(test, Path(against) if against else None, Path(pictures) if pictures else None)
     with joined_group(settings) as group:
         start = StartMode(resume, overwrite, allow_change)
         return train(

@@ -119,6 +119,10 @@ def segment(
         Path | None,
         typer.Option(parser=path, help="Run folder of another segmentation to compare with, on the same images."),
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="PNG file for contours on a few images. It shows images of patients."),
+    ] = None,
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -129,7 +133,7 @@ def segment(
     settings = load(config_file, overrides)
     with in_processes(settings, devices, out):
         found = medmoco.segment(
-            settings, encoder, out, test=test, against=against,
+            settings, encoder, out, test=test, against=against, pictures=pictures,
             resume=resume, overwrite=overwrite, allow_change=allow_change,
         )  # fmt: skip
         if found:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 import medmoco
 from medmoco.cli import options
 from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
+from medmoco.config import RunSettings
 from medmoco.errors import ImageError, SettingsError
 from medmoco.utils.files import SETTINGS_FILE
 
@@ -20,8 +21,13 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def predict(
-    classifier: Annotated[Path, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")],
-    out: Annotated[Path, typer.Option(parser=path, help="CSV file for the probabilities.")],
+    out: Annotated[Path, typer.Option(parser=path, help="CSV file for the probabilities, or folder for the masks.")],
+    classifier: Annotated[
+        Path | None, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")
+    ] = None,
+    segmenter: Annotated[
+        Path | None, typer.Option(parser=path, help="Run folder of segment, to write masks instead of probabilities.")
+    ] = None,
     config_file: Annotated[
         Path | None,
         typer.Option(
@@ -46,40 +52,78 @@ def predict(
     with_path: Annotated[
         bool, typer.Option("--with-path", help="Add the Path of each row of a manifest, which may identify patients.")
     ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Write masks as DICOM segmentations instead of NIfTI or PNG.")
+    ] = False,
 ) -> None:
-    """Apply a classifier to the rows of a manifest, or to files; writes a calibrated probability for each label."""
+    """Apply a classifier or a segmenter to the rows of a manifest, or to files: probabilities or masks."""
+    if (classifier is None) == (segmenter is None):
+        raise SettingsError("give either --classifier, for probabilities, or --segmenter, for masks")
+    if (segmenter and with_path) or (classifier and dicom_seg):
+        raise SettingsError("--with-path is for --classifier, and --dicom-seg for --segmenter")
+    to: Literal["auto", "dicom-seg"] = "dicom-seg" if dicom_seg else "auto"
     if images:
-        _predict_files(images, classifier, out, config_file, overrides or [])
+        files, settings_given = _files_and_overrides(images, overrides or [])
+        machine = load(config_file, settings_given) if config_file else None
+        if segmenter:
+            _write_masks_of_files(files, segmenter, out, machine, settings_given, to)
+        else:
+            _write_probabilities_of_files(files, cast(Path, classifier), out, machine, settings_given)
         return
     if config_file is None and not Path(SETTINGS_FILE).exists():
         raise SettingsError(
             f"there is no {SETTINGS_FILE} in the working folder:\n"
             "give --images with files or folders, or --config FILE for the rows of a manifest"
         )
-    settings = load(config_file or Path(SETTINGS_FILE), overrides)
-    name = split_name(split)
+    settings, name = load(config_file or Path(SETTINGS_FILE), overrides), split_name(split)
+    if segmenter:
+        from medmoco.segmentation.predict import predict_masks
+
+        rows = predict_masks(settings, segmenter, out, split=name, to=to, log=log)
+        print(f"masks of {rows} rows of {name} were written to {out}, named by their rows")
+        return
     from medmoco.evaluation.supervised.predict import predict as apply
 
-    rows = apply(settings, classifier, out, split=name, with_path=with_path, log=log)
+    rows = apply(settings, cast(Path, classifier), out, split=name, with_path=with_path, log=log)
     print(f"{rows} rows of {name} were written to {out}")
 
 
-def _predict_files(
-    images: list[str], classifier: Path, out: Path, config_file: Path | None, arguments: list[str]
-) -> None:
-    """Apply a classifier to files. Those that a shell puts in place of *.png arrive as arguments, next to overrides."""
+def _files_and_overrides(images: list[str], arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """Return files and settings. Files that a shell puts in place of *.png arrive as arguments, next to overrides."""
     overrides = [text for text in arguments if re.match(r"[\w.]+=", text) and not Path(text).exists()]
     names = [*images, *(text for text in arguments if text not in overrides)]
-    settings = load(config_file, overrides) if config_file else None
+    return [Path(name) if Path(name).exists() else path(name) for name in names], overrides
+
+
+def _write_probabilities_of_files(
+    files: list[Path], classifier: Path, out: Path, machine: RunSettings | None, overrides: list[str]
+) -> None:
     from medmoco.evaluation.supervised.predict import predict_files
 
-    files = [Path(name) if Path(name).exists() else path(name) for name in names]
-    count, unread = predict_files(files, classifier, out, settings=settings, overrides=overrides, log=log)
+    count, unread = predict_files(files, classifier, out, settings=machine, overrides=overrides, log=log)
     print(f"{count} files were written to {out}, with their names as given")
     if unread:
         raise ImageError(
             f"{unread} of {count} files cannot be read: they have no probability, and the reason is in the column error"
         )
+
+
+def _write_masks_of_files(
+    files: list[Path],
+    segmenter: Path,
+    out: Path,
+    machine: RunSettings | None,
+    overrides: list[str],
+    to: Literal["auto", "dicom-seg"],
+) -> None:
+    from medmoco.segmentation.predict import predict_masks_of_files
+
+    count, unread = predict_masks_of_files(
+        files, segmenter, out, settings=machine, overrides=overrides, to=to, log=log
+    )  # fmt: skip
+    print(f"masks of {count - unread} files were written to {out}, named like them")
+    if unread:
+        raise ImageError(f"{unread} of {count} files cannot be read; the reasons are above")
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -7,11 +7,10 @@ volume its canvas shows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +25,24 @@ from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError
 from medmoco.segmentation.grids import Grid, Numbers, onto_canvas
 from medmoco.segmentation.masks.mask_rows import MaskedRows, naming_row, read_row
-from medmoco.segmentation.masks.masks import IGNORED, Classes, Mask, check_mask
+from medmoco.segmentation.masks.masks import IGNORED, Classes, check_mask
 
 _MOST_PLACES = 10_000  # remembered per class and image, to centre crops on; as many as nnU-Net
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An image as the network sees it.
+
+    Attributes:
+        canvas: Its canvas. That of an image counts as a whole, with its padding.
+        grid: Where the canvas lies in the image.
+        affine: (4, 4) RAS matrix of a volume; None for an image.
+    """
+
+    canvas: Canvas | VolumeCanvas
+    grid: Grid
+    affine: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Case:
     """An annotated image.
 
     Attributes:
-        canvas: Its canvas. That of an image counts as a whole, with its padding.
+        canvas: See `Placed`.
         numbers: Class numbers on the canvas.
         grid: Where the canvas lies in the image.
         values: The class numbers that occur, 0 and IGNORED included, ascending.
@@ -79,9 +93,8 @@ def read_cases(rows: MaskedRows, classes: Classes, settings: RunSettings) -> Ann
     Raises:
         ImageError: an image or a mask cannot be used; names the row.
     """
-    read = _volume_case if settings.data.dimensions == 3 else _image_case
     with ThreadPoolExecutor(max(1, settings.data.workers)) as pool:
-        return Annotated(rows, tuple(pool.map(partial(read, rows, classes, settings.data), range(len(rows)))))
+        return Annotated(rows, tuple(pool.map(partial(_read_case, rows, classes, settings.data), range(len(rows)))))
 
 
 def truth_of(annotated: Annotated, position: int, classes: Classes, data: DataSettings) -> Numbers:
@@ -90,44 +103,48 @@ def truth_of(annotated: Annotated, position: int, classes: Classes, data: DataSe
     return read_row(annotated.rows, position, classes, data, (shape[0], shape[1])).numbers
 
 
-def _image_case(rows: MaskedRows, classes: Classes, data: DataSettings, position: int) -> Case:
-    with _naming_row(rows, position):
-        image = read_as_set(rows.split.files[position], int(rows.split.frames[position]), data)
-        shape = image.pixels.shape[0], image.pixels.shape[1]
-        canvas = to_canvas(image, data.canvas_size, data.bit_depth)
-    mask = read_row(rows, position, classes, data, shape)
-    with naming_row(rows, position):
-        check_mask(mask, shape)
-    side, box = data.canvas_size, (slice(0, shape[0]), slice(0, shape[1]))
-    grid = Grid(shape, box, (canvas.height, canvas.width), (1.0, 1.0))
-    return _case(replace(canvas, height=side, width=side, rgb=data.channels == "rgb"), mask, grid, (side, side))
+def place_image(file: str | Path, data: DataSettings, *, frame: int = 1, series: str = "") -> Placed:
+    """Read an image or a volume, and say where its canvas lies in it.
 
+    Args:
+        file: A file, or the folder of a DICOM series.
+        data: Data settings.
+        frame: Frame of a DICOM file or page of a TIFF file, from 1.
+        series: SeriesInstanceUID of a volume, if its folder has several series.
 
-def _volume_case(rows: MaskedRows, classes: Classes, data: DataSettings, position: int) -> Case:
-    with _naming_row(rows, position):
-        volume = read_volume(rows.split.files[position], series=rows.split.series[position], limits=limits_of(data))
+    Raises:
+        ImageError: it cannot be used.
+    """
+    if data.dimensions == 3:
+        volume = read_volume(file, series=series, limits=limits_of(data))
         canvas, _, box = canvas_and_box(volume, data)
-    mask, shape = read_row(rows, position, classes, data), volume.values.shape
-    with naming_row(rows, position):
-        check_mask(mask, shape, volume.affine)
-    inside = tuple(slice(part.start, min(part.stop, side)) for part, side in zip(box, shape, strict=True))
-    return _case(canvas, mask, Grid(shape, inside, canvas.shape, volume.spacing), canvas.shape)
+        shape = volume.values.shape
+        inside = tuple(slice(part.start, min(part.stop, side)) for part, side in zip(box, shape, strict=True))
+        return Placed(canvas, Grid(shape, inside, canvas.shape, volume.spacing), volume.affine)
+    image = read_as_set(file, frame, data)
+    height, width = image.pixels.shape[:2]
+    scaled, side = to_canvas(image, data.canvas_size, data.bit_depth), data.canvas_size
+    grid = Grid((height, width), (slice(0, height), slice(0, width)), (scaled.height, scaled.width), (1.0, 1.0))
+    return Placed(replace(scaled, height=side, width=side, rgb=data.channels == "rgb"), grid, None)
 
 
-@contextmanager
-def _naming_row(rows: MaskedRows, position: int) -> Iterator[None]:
+def _read_case(rows: MaskedRows, classes: Classes, data: DataSettings, position: int) -> Case:
+    split = rows.split
     try:
-        yield
+        placed = place_image(
+            split.files[position], data, frame=int(split.frames[position]), series=split.series[position]
+        )  # fmt: skip
     except ImageError as error:
-        raise ImageError(f"{where(rows.split, position)}: {error}") from None
-
-
-def _case(canvas: Canvas | VolumeCanvas, mask: Mask, grid: Grid, shape: tuple[int, ...]) -> Case:
-    numbers = onto_canvas(mask.numbers, grid, shape)
+        raise ImageError(f"{where(split, position)}: {error}") from None
+    grid = placed.grid
+    mask = read_row(rows, position, classes, data, (grid.shape[0], grid.shape[1]))
+    with naming_row(rows, position):
+        check_mask(mask, grid.shape, placed.affine)
+    numbers = onto_canvas(mask.numbers, grid, placed.canvas.pixels.shape[: len(grid.shape)])
     values = np.unique(numbers).tolist()
     places = (_some_places(numbers == value) for value in values if value not in (0, IGNORED))
     digest = hashlib.sha256(mask.numbers.tobytes()).hexdigest()
-    return Case(canvas, numbers, grid, tuple(values), tuple(places), digest)
+    return Case(placed.canvas, numbers, grid, tuple(values), tuple(places), digest)
 
 
 def _some_places(chosen: NDArray[np.bool_]) -> NDArray[np.int32]:

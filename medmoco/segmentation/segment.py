@@ -23,12 +23,15 @@ from medmoco.evaluation.record_files import write_records
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.segmentation.annotations import Annotations, case_facts, load_annotations
 from medmoco.segmentation.cases import truth_of
+from medmoco.segmentation.drawing import draw_contours
+from medmoco.segmentation.grids import Numbers
 from medmoco.segmentation.learning import Segmenting, crop_batches, dice_on_canvases, segment_cases
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
 from medmoco.segmentation.scores.metrics import Measures, score_case, stack
 from medmoco.segmentation.scores.records import CaseFacts, SegmentationScore, write_cases
 from medmoco.segmentation.scores.records import read_cases as read_scores
 from medmoco.segmentation.scores.scoring import Segmented, differences_of, layout, records_of, score
+from medmoco.segmentation.segmenter import SEGMENTER, save_segmenter
 from medmoco.training.agreement import count_sharing, on_first, together
 from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
@@ -52,10 +55,12 @@ class Scoring:
     Attributes:
         test: Also evaluate on the test set, which is recorded in the ledger.
         against: Folder of another segmentation run on the same images, for paired differences.
+        pictures: PNG file to write, with contours on a few images.
     """
 
     test: bool = False
     against: Path | None = None
+    pictures: Path | None = None
 
 
 VAL_ONLY = Scoring()
@@ -73,8 +78,8 @@ def segment(
 ) -> Segmented | None:
     """Train a segmentation network on the masks of train, keep the epoch that is best on val, and evaluate it.
 
-    In addition to the usual files, the run folder contains cases.csv with the scores of each image, scores.json,
-    differences.json and table.txt.
+    In addition to the usual files, the run folder contains the subfolder segmenter, cases.csv with the scores of each
+    image, scores.json, differences.json and table.txt.
 
     Args:
         settings: `segmentation` defines the training; device, precision and the like come from `train`.
@@ -123,7 +128,7 @@ def segment(
     )
     with memory_explained(settings.train), ExitStack() as stack_:
         selection = train_and_select(stack_, context, job, start)
-        return on_first(group, lambda: scorer.finish(selection, other), patiently=True)
+        return on_first(group, lambda: scorer.finish(selection, other, scoring.pictures), patiently=True)
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
@@ -219,11 +224,23 @@ class _Scorer:
             f"val_dice/{name}": value for name, value in zip(names, by_class.tolist(), strict=True) if value == value
         }
 
-    def finish(self, selection: Selection, other: tuple[dict[str, Measures], str] | None) -> Segmented:
-        """Evaluate the weights of the best epoch, and write the scores and the table."""
+    def finish(
+        self, selection: Selection, other: tuple[dict[str, Measures], str] | None, pictures: Path | None
+    ) -> Segmented:
+        """Evaluate the weights of the best epoch, and write the network, the scores and the table."""
         best, out = selection.best, self.settings.out
         selection.session.log.info(f"done: {best.validated} epochs; epoch {best.epoch + 1} is the best on val")
-        measures = {name: self._measures(name) for name in self.annotations.scored}
+        save_segmenter(
+            out / SEGMENTER, self.model, self.annotations.classes, self.settings, encoder=self.source,
+            val_dice=best.score,
+        )  # fmt: skip
+        measures = {}
+        for name in self.annotations.scored:  # the last of which is test, if it is scored
+            annotated = self.annotations.splits[name]
+            predicted = list(segment_cases(self.model, annotated.cases, self.settings, self.context.device))
+            measures[name] = self._measures(name, predicted)
+        if pictures:
+            draw_contours(annotated, predicted, self.settings.data, pictures)
         write_cases(out, measures, _rows_of(self.annotations), self.facts)
         segmented = self._compare(measures, other)
         with explaining_disk_errors():
@@ -232,10 +249,9 @@ class _Scorer:
             (out / "table.txt").write_text(segmented.table, encoding="utf-8")
         return segmented
 
-    def _measures(self, name: str) -> Measures:
+    def _measures(self, name: str, predicted: Sequence[Numbers]) -> Measures:
         """Return the scores of each image of a split, on the images' own grids."""
         annotated, classes = self.annotations.splits[name], self.annotations.classes
-        predicted = segment_cases(self.model, annotated.cases, self.settings, self.context.device)
         return stack([
             score_case(
                 numbers, truth_of(annotated, position, classes, self.settings.data), case.grid.spacing, len(classes),

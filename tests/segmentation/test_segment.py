@@ -31,7 +31,7 @@ from tests.helpers.together import run_together, through_a_stop
 RESUME = StartMode(resume=True)
 FILES = {
     "config.yaml", "environment.json", "status.json", "metrics.jsonl", "log.txt", "tensorboard", "checkpoints",
-    "cases.csv", "cases.json", "scores.json", "differences.json", "table.txt",
+    "cases.csv", "cases.json", "segmenter", "scores.json", "differences.json", "table.txt",
 }  # fmt: skip
 
 

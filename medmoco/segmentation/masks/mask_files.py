@@ -211,7 +211,7 @@ def _highdicom() -> Any:
         return importlib.import_module("highdicom")
     except ImportError:
         raise SettingsError(
-            "DICOM segmentations need highdicom: pip install highdicom; or write another format"
+            "DICOM segmentations need highdicom: pip install medmoco[segmentation]; or write another format"
         ) from None
 
 

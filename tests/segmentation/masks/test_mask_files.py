@@ -247,7 +247,8 @@ def with_uids(folder: Path, target: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["mr_series/HFS", "mr_series/HFDR", "ct_series"])
 def test_write_dicom_seg__real_series(shared: Path, tmp_path: Path, name: str) -> None:
-    hd = pytest.importorskip("highdicom")
+    import highdicom as hd
+
     folder = shared / "data/volumes" / name
     volume = read_volume(folder)
     numbers = sparse_numbers(volume.values.shape)
@@ -285,7 +286,6 @@ def test_write_dicom_seg__real_series(shared: Path, tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("cosines", [AXIAL, CORONAL, SAGITTAL, (-1, 0, 0, 0, -1, 0)])
 def test_write_dicom_seg__made_series_in_any_order(tmp_path: Path, cosines: Any) -> None:
-    pytest.importorskip("highdicom")
     names = [f"{number}.dcm" for number in (3, 0, 4, 1, 2)]
     save_series(
         tmp_path / "series", random_pixels(), cosines=cosines, names=names, SOPInstanceUID=lambda k: f"1.2.3.{k}",
@@ -298,7 +298,6 @@ def test_write_dicom_seg__made_series_in_any_order(tmp_path: Path, cosines: Any)
 
 
 def test_write_dicom_seg__enhanced_file(tmp_path: Path) -> None:
-    pytest.importorskip("highdicom")
     positions = [(0, 0, 2.5 * k) for k in (2, 0, 3, 1)]
     save_enhanced(
         tmp_path / "a.dcm", random_pixels(4), positions, SOPInstanceUID="1.2.3.4", StudyInstanceUID="1.2",
@@ -318,7 +317,6 @@ def made_series(folder: Path, **tags: Any) -> Path:
 
 
 def test_write_dicom_seg__copies_only_what_identifies_the_study(tmp_path: Path) -> None:
-    pytest.importorskip("highdicom")
     folder = made_series(
         tmp_path / "series", PatientName="Müller^Jörg", SpecificCharacterSet="ISO_IR 100", PatientSex="U",
         PatientBirthDate="19500101", PatientComments=SECRET, PatientAddress=SECRET, PatientWeight="70",
@@ -336,7 +334,8 @@ def test_write_dicom_seg__copies_only_what_identifies_the_study(tmp_path: Path) 
 
 
 def test_write_dicom_seg__without_any_class(tmp_path: Path) -> None:
-    hd = pytest.importorskip("highdicom")
+    import highdicom as hd
+
     folder = made_series(tmp_path / "series")
     write_dicom_seg(tmp_path / "seg.dcm", np.zeros((7, 6, 5), np.uint8), folder, CLASSES)
     seg = hd.seg.segread(tmp_path / "seg.dcm")
@@ -345,7 +344,8 @@ def test_write_dicom_seg__without_any_class(tmp_path: Path) -> None:
 
 
 def test_write_dicom_seg__of_a_radiograph(tmp_path: Path) -> None:
-    hd = pytest.importorskip("highdicom")
+    import highdicom as hd
+
     pixels = random_pixels(1, 8, 9)[0]
     save_dicom(
         tmp_path / "a.dcm", pixels, SOPClassUID="1.2.840.10008.5.1.4.1.1.1", SOPInstanceUID="1.2.3.4", Modality="CR",
@@ -376,7 +376,6 @@ def test_write_dicom_seg__of_a_radiograph(tmp_path: Path) -> None:
     ],
 )
 def test_write_dicom_seg__what_cannot_be_written(tmp_path: Path, tags: Any, shape: Any, message: str) -> None:
-    pytest.importorskip("highdicom")
     folder = made_series(tmp_path / "series", PatientName=SECRET, **tags)
     with pytest.raises(ImageError, match=message) as refused:
         write_dicom_seg(tmp_path / "seg.dcm", random_numbers(shape), folder, CLASSES)
@@ -392,5 +391,5 @@ def test_write_dicom_seg__limits_and_missing_library(tmp_path: Path, monkeypatch
         with pytest.raises(ImageError, match=r"exceed data\.max_bytes"):
             write_dicom_seg(tmp_path / "seg.dcm", numbers, folder, CLASSES, limits=Limits(max_bytes=100))
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(SettingsError, match="DICOM segmentations need highdicom: pip install highdicom"):
+    with pytest.raises(SettingsError, match=r"DICOM segmentations need highdicom: pip install medmoco\[segmentation\]"):
         write_dicom_seg(tmp_path / "seg.dcm", numbers, folder, CLASSES)

@@ -1,0 +1,244 @@
+"""A trained segmentation network with everything needed to use it, and its folder.
+
+The folder contains segmenter.safetensors, with the weights, and segmenter.json, with the classes and the preprocessing;
+no paths, patients or machines. `segment` writes one into its run folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
+
+from medmoco import __version__
+from medmoco.config import ConfigSource, Float, Fraction, Int, ModelSettings, RunSettings, Settings, load
+from medmoco.data.loading.preprocessing import NO_DATA, CanvasPart, NormalisationPart
+from medmoco.errors import CheckpointError, SettingsError, first_line
+from medmoco.models.backbones import create_backbone
+from medmoco.models.interop.state_dicts import plain_tensors
+from medmoco.segmentation.cases import place_image
+from medmoco.segmentation.grids import Numbers, onto_image
+from medmoco.segmentation.learning import probabilities_of
+from medmoco.segmentation.masks.masks import Classes
+from medmoco.segmentation.networks import SegmentationNetwork, create_network
+from medmoco.training.device import choose_device
+from medmoco.utils.files import PathLike, replacing
+
+SEGMENTER = "segmenter"
+"""Its folder in a run folder."""
+WEIGHTS, FACTS = "segmenter.safetensors", "segmenter.json"
+
+
+class SegmenterFacts(Settings):
+    """The content of segmenter.json."""
+
+    format: Literal[1]
+    classes: Annotated[dict[str, Int], Field(min_length=1)]
+    ignore: Int | None
+    backbone: str
+    channels: Int
+    size: Annotated[Int, Field(ge=16)]
+    overlap: Fraction
+    data: CanvasPart
+    views: NormalisationPart
+    encoder: dict[str, str | Int | None]
+    val_dice: Float
+    seed: Int
+    medmoco: str
+    sha256: str
+
+    def apply_to(self, settings: RunSettings) -> RunSettings:
+        """Return settings that prepare and segment images as in training."""
+        return settings.model_copy(update={
+            "data": settings.data.model_copy(update=dict(self.data)),
+            "views": settings.views.model_copy(update={**dict(self.views), "size": self.size}),
+            "model": settings.model.model_copy(update={"backbone": self.backbone, "init": None}),
+            "segmentation": settings.segmentation.model_copy(
+                update={"channels": self.channels, "overlap": self.overlap, "frozen": False}
+            ),
+        })  # fmt: skip
+
+
+class PredictedMask(NamedTuple):
+    """The predicted mask of an image.
+
+    Attributes:
+        numbers: (H, W) or (X, Y, Z) uint8 class numbers, 0 for background; volumes have the axes of RAS.
+        affine: (4, 4), from voxel indices to RAS coordinates in mm; None for an image.
+    """
+
+    numbers: Numbers
+    affine: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, repr=False)
+class Segmenter:
+    """A segmentation network with the preprocessing of its images.
+
+    Attributes:
+        module: (B, C, S, S) -> (B, 1 + classes, S, S), or the same in 3-D, in eval mode. A plain `nn.Module`.
+        classes: The classes, and their values in files.
+        facts: How it was made.
+        settings: Those that it prepares images with.
+    """
+
+    module: SegmentationNetwork
+    classes: Classes
+    facts: SegmenterFacts
+    settings: RunSettings
+
+    def segment(self, image: PathLike, *, frame: int = 1, series: str = "", device: str | None = None) -> PredictedMask:
+        """Return the class of each pixel or voxel of an image, on its own grid.
+
+        Args:
+            image: A file, or the folder of a DICOM series.
+            frame: Frame of a DICOM file or page of a TIFF file, from 1.
+            series: SeriesInstanceUID of a volume, if its folder has several series.
+            device: Device such as "cuda"; by default a GPU if there is one.
+
+        Raises:
+            ImageError: the image cannot be used; the message contains no path.
+            SettingsError: the device is not available.
+        """
+        where = choose_device(self.settings.train) if device is None else torch.device(device)
+        placed = place_image(Path(image), self.settings.data, frame=frame, series=series)
+        scores = probabilities_of(self.module.to(where), placed.canvas.pixels, self.settings, where, "fp32")
+        return PredictedMask(onto_image(scores, placed.grid), placed.affine)
+
+    def __repr__(self) -> str:
+        what = "volumes" if self.facts.data.dimensions == 3 else "images"
+        return f"Segmenter({self.facts.backbone}, {', '.join(self.classes.names)} in {what})"
+
+
+def save_segmenter(
+    folder: Path,
+    model: SegmentationNetwork,
+    classes: Classes,
+    settings: RunSettings,
+    *,
+    encoder: Mapping[str, Any],
+    val_dice: float,
+) -> None:
+    """Write the folder of a segmenter, replacing an existing one.
+
+    Args:
+        folder: The folder.
+        model: The trained network.
+        classes: Its classes.
+        settings: Those of the run.
+        encoder: `Provenance.record` of the encoder before training.
+        val_dice: Its Dice on val.
+
+    Raises:
+        CheckpointError: the weights are not finite, or the folder cannot be written.
+    """
+    state = {name.replace("backbone.net.", "backbone."): value for name, value in model.state_dict().items()}
+    if not all(value.isfinite().all() for value in state.values()):
+        raise CheckpointError("the network's weights are not finite: its training diverged; nothing was written")
+    content = save(plain_tensors(state), metadata={"format": "pt"})
+    facts = SegmenterFacts(
+        format=1,
+        classes=dict(zip(classes.names, classes.values, strict=True)),
+        ignore=classes.ignore,
+        backbone=settings.model.backbone,
+        channels=settings.segmentation.channels,
+        size=settings.views.size,
+        overlap=settings.segmentation.overlap,
+        data=CanvasPart(**{key: getattr(settings.data, key) for key in CanvasPart.model_fields}),
+        views=NormalisationPart(**{key: getattr(settings.views, key) for key in NormalisationPart.model_fields}),
+        encoder=dict(encoder),
+        val_dice=val_dice,
+        seed=settings.seed,
+        medmoco=__version__,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, written in ((WEIGHTS, content), (FACTS, facts.model_dump_json(indent=2).encode() + b"\n")):
+            with replacing(folder / name, durable=True) as temporary:
+                temporary.write_bytes(written)
+    except OSError as error:
+        raise CheckpointError(f"the segmenter folder {folder} cannot be written: {error.strerror}") from None
+
+
+def load_segmenter(folder: PathLike, config: ConfigSource | None = None) -> Segmenter:
+    """Load a segmentation network that `segment` has trained.
+
+    Args:
+        folder: Run folder of `segment`, or its subfolder segmenter.
+        config: Settings of the machine, such as the device. They do not change the preprocessing.
+
+    Returns:
+        The network, in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: it is not such a folder, is damaged, or was written by another version.
+        SettingsError: the settings are invalid.
+
+    Examples:
+        >>> import medmoco
+        >>> segmenter = medmoco.load_segmenter("runs/masks")  # doctest: +SKIP
+        >>> segmenter.segment("case.nii.gz").numbers.shape  # doctest: +SKIP
+    """
+    path = Path(folder)
+    path = path / SEGMENTER if (path / SEGMENTER / FACTS).is_file() else path
+    facts = _read_facts(path)
+    machine = load(config or {"out": ".", "data": {"manifest": str(NO_DATA), "root": "."}})
+    settings = facts.apply_to(machine)
+    try:
+        content = (path / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path / WEIGHTS} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != facts.sha256:
+        raise CheckpointError(
+            f"{path / WEIGHTS} is damaged or does not belong to {FACTS}: its SHA-256 differs.\n"
+            "Copy the folder again, or train again."
+        )
+    try:
+        backbone = create_backbone(
+            ModelSettings(backbone=facts.backbone), seed=0, size=facts.size, channels=settings.data.channel_count,
+            dimensions=facts.data.dimensions,
+        )  # fmt: skip
+        classes = Classes(tuple(facts.classes), tuple(facts.classes.values()), facts.ignore)
+        network = create_network(backbone, settings, len(classes))
+        network.load_state_dict({
+            f"backbone.net.{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name: value
+            for name, value in load_tensors(content).items()
+        })  # fmt: skip
+    except SettingsError as error:
+        raise CheckpointError(f"{path / FACTS}: {error}") from None
+    except (SafetensorError, RuntimeError):
+        raise CheckpointError(
+            f"{path / WEIGHTS} does not match a {facts.backbone} with {len(facts.classes)} classes.\n"
+            "It may have been written with other versions of timm and MONAI."
+        ) from None
+    return Segmenter(network.eval(), classes, facts, settings)
+
+
+def _read_facts(folder: Path) -> SegmenterFacts:
+    file = folder / FACTS
+    try:
+        return SegmenterFacts.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is not a segmenter folder: it has no {FACTS}; create one with `medmoco segment`"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        finding = error.errors()[0]
+        reason = f"{'.'.join(map(str, finding['loc'])) or FACTS}: {finding['msg'].removeprefix('Value error, ')}"
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
+    raise CheckpointError(f"{file} is damaged or of another version of medmoco ({reason})")
