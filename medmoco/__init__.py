@@ -44,6 +44,7 @@ tuning/             hyperparameter search
 detection/          boxes
 segmentation/       classes of pixels and voxels, with few masks
     masks/          cells of a manifest to class numbers, and class numbers to files
+    annotated/      canvases with class numbers, and training crops
     scores/         predicted and true masks to metrics
 reporting/          runs to one offline page
 exporting/          encoder to files that other software loads

@@ -73,14 +73,18 @@ def phantom(
         str | None,
         typer.Option("--format", metavar="A,B", help="dicom, and png or, for volumes, nifti (default: both)."),
     ] = None,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Write masks of the opacities too, for medmoco segment; films only.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all random draws.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0 draws in this one.")] = 0,
 ) -> None:
     """Generate synthetic chest phantoms with a manifest, to try medmoco without data."""
     chosen = [name.strip() for name in formats.split(",") if name.strip()] if formats is not None else None
     medmoco.phantom(
-        out, volumes=volumes, patients=patients, image_size=image_size, seed=seed, formats=chosen, workers=workers
-    )
+        out, volumes=volumes, patients=patients, image_size=image_size, seed=seed, formats=chosen, masks=masks,
+        workers=workers,
+    )  # fmt: skip
     print(f"wrote phantoms of {patients} synthetic patients, with train.csv, val.csv and test.csv, to {out}")
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 import medmoco
 from medmoco.cli import options
 from medmoco.cli.options import Config, Overrides, ScoredSplit, load, log, path, split_name
-from medmoco.config import RunSettings
 from medmoco.errors import ImageError, SettingsError
 from medmoco.utils.files import SETTINGS_FILE
+
+if TYPE_CHECKING:
+    from medmoco.config import RunSettings
 
 PANEL = "Use"
 commands = typer.Typer()
@@ -77,15 +79,27 @@ def predict(
         )
     settings, name = load(config_file or Path(SETTINGS_FILE), overrides), split_name(split)
     if segmenter:
-        from medmoco.segmentation.predict import predict_masks
+        print(_write_masks_of_rows(settings, segmenter, out, name, to))
+    else:
+        print(_write_probabilities_of_rows(settings, cast(Path, classifier), out, name, with_path=with_path))
 
-        rows = predict_masks(settings, segmenter, out, split=name, to=to, log=log)
-        print(f"masks of {rows} rows of {name} were written to {out}, named by their rows")
-        return
+
+def _write_probabilities_of_rows(
+    settings: RunSettings, classifier: Path, out: Path, split: str, *, with_path: bool
+) -> str:
     from medmoco.evaluation.supervised.predict import predict as apply
 
-    rows = apply(settings, cast(Path, classifier), out, split=name, with_path=with_path, log=log)
-    print(f"{rows} rows of {name} were written to {out}")
+    rows = apply(settings, classifier, out, split=split, with_path=with_path, log=log)
+    return f"{rows} rows of {split} were written to {out}"
+
+
+def _write_masks_of_rows(
+    settings: RunSettings, segmenter: Path, out: Path, split: str, to: Literal["auto", "dicom-seg"]
+) -> str:
+    from medmoco.segmentation.predict import predict_masks
+
+    rows = predict_masks(settings, segmenter, out, split=split, to=to, log=log)
+    return f"masks of {rows} rows of {split} were written to {out}, named by their rows"
 
 
 def _files_and_overrides(images: list[str], arguments: list[str]) -> tuple[list[Path], list[str]]:

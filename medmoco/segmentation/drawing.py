@@ -14,8 +14,8 @@ from medmoco.config import DataSettings
 from medmoco.data.augment.color import displayed
 from medmoco.data.augment.views import channels_first
 from medmoco.plotting.pictures import Tile, write_picture
-from medmoco.segmentation.cases import Annotated, Case
-from medmoco.segmentation.grids import Numbers, onto_canvas
+from medmoco.segmentation.annotated.cases import Annotated, Case
+from medmoco.segmentation.annotated.grids import Numbers, onto_canvas
 from medmoco.segmentation.masks.masks import IGNORED
 
 _TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which are safe for colour-blind readers

@@ -18,9 +18,9 @@ from medmoco.data.loading.loading import Batch, Batches, batches_of
 from medmoco.data.loading.sampler import Share, StepOrder
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
-from medmoco.segmentation.cases import Case
-from medmoco.segmentation.crops import CropDataset
-from medmoco.segmentation.grids import Numbers, onto_image
+from medmoco.segmentation.annotated.cases import Case
+from medmoco.segmentation.annotated.crops import CropDataset
+from medmoco.segmentation.annotated.grids import Numbers, onto_image
 from medmoco.segmentation.masks.masks import IGNORED
 from medmoco.segmentation.networks import SegmentationNetwork
 from medmoco.training.context import RunContext

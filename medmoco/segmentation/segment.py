@@ -21,10 +21,10 @@ from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.record_files import write_records
 from medmoco.evaluation.scoring.table import MACRO
-from medmoco.segmentation.annotations import Annotations, case_facts, load_annotations
-from medmoco.segmentation.cases import truth_of
+from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
+from medmoco.segmentation.annotated.cases import truth_of
+from medmoco.segmentation.annotated.grids import Numbers
 from medmoco.segmentation.drawing import draw_contours
-from medmoco.segmentation.grids import Numbers
 from medmoco.segmentation.learning import Segmenting, crop_batches, dice_on_canvases, segment_cases
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
 from medmoco.segmentation.scores.metrics import Measures, score_case, stack

@@ -27,8 +27,8 @@ from medmoco.data.loading.preprocessing import NO_DATA, CanvasPart, Normalisatio
 from medmoco.errors import CheckpointError, SettingsError, first_line
 from medmoco.models.backbones import create_backbone
 from medmoco.models.interop.state_dicts import plain_tensors
-from medmoco.segmentation.cases import place_image
-from medmoco.segmentation.grids import Numbers, onto_image
+from medmoco.segmentation.annotated.cases import place_image
+from medmoco.segmentation.annotated.grids import Numbers, onto_image
 from medmoco.segmentation.learning import probabilities_of
 from medmoco.segmentation.masks.masks import Classes
 from medmoco.segmentation.networks import SegmentationNetwork, create_network

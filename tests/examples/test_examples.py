@@ -56,6 +56,14 @@ def test_weights__lead_to_a_script_that_agrees_with_medmoco(tmp_path: Path) -> N
     assert by_script == pytest.approx(by_medmoco, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_segmentation__compares_with_training_from_scratch(tmp_path: Path) -> None:
+    shown = execute("segmentation", tmp_path)
+    assert "run minus from scratch" in shown["segment"]
+    assert "image/png" in shown["contours"]
+    assert "(128, 128)" in shown["predict"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks__are_committed_without_outputs(path: Path) -> None:
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]

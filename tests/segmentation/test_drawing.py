@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmoco.segmentation.annotations import load_annotations
-from medmoco.segmentation.cases import truth_of
+from medmoco.segmentation.annotated.annotations import load_annotations
+from medmoco.segmentation.annotated.cases import truth_of
 from medmoco.segmentation.drawing import _FOUND, _TRUTH, _slices, _tile, draw_contours
 from medmoco.segmentation.segment import settings_of_run
 from tests.helpers.blobs import make_settings, write_blobs

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from medmoco.config import RunSettings
 from medmoco.data.image_io.images import Canvas
 from medmoco.errors import CheckpointError, Stopped
-from medmoco.segmentation.cases import Case
-from medmoco.segmentation.grids import Grid
+from medmoco.segmentation.annotated.cases import Case
+from medmoco.segmentation.annotated.grids import Grid
 from medmoco.segmentation.learning import dice_on_canvases, probabilities_of, segment_cases, segmentation_losses
 from medmoco.segmentation.masks.masks import IGNORED
 from tests.helpers.blobs import make_settings

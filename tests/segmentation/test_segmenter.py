@@ -10,7 +10,7 @@ import torch
 
 import medmoco
 from medmoco.errors import CheckpointError
-from medmoco.segmentation.annotations import load_annotations
+from medmoco.segmentation.annotated.annotations import load_annotations
 from medmoco.segmentation.learning import segment_cases
 from medmoco.segmentation.segment import segment, settings_of_run
 from medmoco.segmentation.segmenter import FACTS, SEGMENTER, WEIGHTS, load_segmenter

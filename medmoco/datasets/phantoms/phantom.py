@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -80,6 +81,7 @@ def phantom(
     image_size: int | None = None,
     seed: int = 0,
     formats: Sequence[str] | None = None,
+    masks: bool = False,
     workers: int = 0,
 ) -> dict[str, int]:
     """Write phantoms of one to four images or CT volumes per patient, and their manifest.
@@ -102,6 +104,7 @@ def phantom(
         image_size: Side of the images or slices in pixels, 256 or 128 (about 3 mm) by default.
         seed: Seed of all random draws.
         formats: "dicom", and "png" for images or "nifti" for volumes; both by default.
+        masks: Write the pixels of the opacities in each image too, as PNG files that the column Mask names.
         workers: Number of processes; 0 draws in this one.
 
     Returns:
@@ -124,6 +127,8 @@ def phantom(
     if volumes and size > 512:
         raise SettingsError(f"image_size={size}: choose at most 512 for volumes")
     _check(out, patients, size, seed, workers)
+    if masks and volumes:
+        raise SettingsError("masks=True: only images have masks; leave it out")
     if not chosen or set(chosen) - set(known):
         raise SettingsError(f"formats={','.join(chosen)}: choose from {', '.join(known)}")
     if "nifti" in chosen:
@@ -131,7 +136,7 @@ def phantom(
     chosen = tuple(name for name in known if name in chosen)  # in this order, whatever that of the argument
     val, test = (max(1, round(SHARES[name] * patients)) for name in ("val", "test"))
     splits = ["train"] * (patients - val - test) + ["val"] * val + ["test"] * test
-    write = _write_volumes if volumes else _write_patient
+    write = _write_volumes if volumes else partial(_write_patient, masks=masks)
     jobs = [(out / split, seed, number, size, chosen) for number, split in enumerate(splits, start=1)]
     try:
         if workers:
@@ -141,7 +146,8 @@ def phantom(
             written = [write(*job) for job in jobs]
         if volumes:
             return _write_tables(out, splits, written, COLUMNS_OF_VOLUMES, "nodules.csv", NODULE_COLUMNS)
-        return _write_tables(out, splits, written, COLUMNS, "boxes.csv", BOX_COLUMNS)
+        columns = [*COLUMNS, "Mask"] if masks else COLUMNS
+        return _write_tables(out, splits, written, columns, "boxes.csv", BOX_COLUMNS)
     except OSError as error:
         raise SettingsError(
             f"cannot write to {out}: {error.strerror}; free some space or choose another folder"
@@ -184,7 +190,7 @@ def _write_volumes(
 
 
 def _write_patient(
-    folder: Path, seed: int, number: int, image_size: int, formats: Sequence[str]
+    folder: Path, seed: int, number: int, image_size: int, formats: Sequence[str], *, masks: bool
 ) -> tuple[list[Row], list[Row]]:
     """Write the images of one patient; return the rows of the manifest and those of the boxes, without their split."""
     person, kinds = draw_person(seed, number), [kind for name in formats for kind in FORMATS[name]]
@@ -208,6 +214,10 @@ def _write_patient(
                 write_dicom(folder / path, pixels, kind, person, pose, study, image)
             labels = [int(bool(lesions)), int(person.interstitial > 0)]
             rows.append([path, patient, f"{patient}-{study}", pose.view, person.sex, person.age, *labels])
+            if masks:
+                mask = f"{patient}/study{study}_image{image}_mask.png"
+                write_mask(folder / mask, lesion_mask(thorax, image_size))
+                rows[-1].append(mask)
             found = lesion_boxes(thorax, image_size)
             boxes += [[path, "Opacity", *box] for box in found] or [[path, "", "", "", "", ""]]
     return rows, boxes
@@ -222,6 +232,19 @@ def lesion_boxes(thorax: Thorax, image_size: int) -> list[tuple[int, int, int, i
             x, y, width, height = cv2.boundingRect(added.astype(np.uint8))
             boxes.append((int(x), int(y), int(x + width), int(y + height)))
     return boxes
+
+
+def lesion_mask(thorax: Thorax, image_size: int) -> npt.NDArray[np.bool_]:
+    """Return which pixels show an opacity, (H, W): those to which one adds more than `BOX_FLOOR`."""
+    shown = np.zeros((image_size, image_size), bool)
+    for lesion in thorax.lesions:
+        shown |= project_lesion(thorax, lesion, image_size) > BOX_FLOOR
+    return shown
+
+
+def write_mask(file: Path, shown: npt.NDArray[np.bool_]) -> None:
+    """Write a mask (H, W) as PNG with the values 0 and 1."""
+    file.write_bytes(cv2.imencode(".png", shown.astype(np.uint8))[1].tobytes())
 
 
 def display_window(pixels: Image) -> tuple[int, int]:

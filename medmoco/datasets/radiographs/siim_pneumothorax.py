@@ -1,4 +1,4 @@
-"""SIIM-ACR pneumothorax segmentation: a label for each image and a box around each mask."""
+"""SIIM-ACR pneumothorax segmentation: a label and the masks of each image, and a box around each mask."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ def prepare(source: Source) -> Prepared:
     """Read train-rle.csv; the name of its second column starts with a space."""
     given = source.table("train-rle.csv", "stage_2_train.csv", columns=["ImageId", "EncodedPixels"])
     codes = given["EncodedPixels"].str.strip()
-    positive = (codes != "-1").groupby(given["ImageId"], sort=False).any()
-    table = pd.DataFrame({"Path": "dicom-images-train/" + positive.index + ".dcm", "Pneumothorax": positive.to_numpy()})
+    by_image = codes.groupby(given["ImageId"], sort=False)
+    joined = by_image.agg("|".join)
+    table = pd.DataFrame({
+        "Path": "dicom-images-train/" + joined.index + ".dcm",
+        "Pneumothorax": (joined != "-1").to_numpy(),
+        "Mask": joined.to_numpy(),
+    })  # fmt: skip
     masks = codes[codes != "-1"]
     corners = pd.DataFrame([mask_box(code) for code in masks], index=masks.index, columns=BOXES[2:])
     paths = "dicom-images-train/" + given["ImageId"] + ".dcm"
@@ -36,6 +41,7 @@ def prepare(source: Source) -> Prepared:
         notes=[
             f"The table has {len(given):,} rows, one for each mask; an image with several masks is one row here.",
             "`boxes.csv` holds the smallest box around each mask.",
+            "`Mask` holds the run lengths of the masks; for `medmoco segment`, set `segmentation.runs=relative`.",
             "The images come from NIH ChestX-ray14, but the source does not say which ones: do not pretrain on one "
             "data set and test on the other.",
             "The official archive puts each file into nested folders, whose names are not in the table: run `medmoco "

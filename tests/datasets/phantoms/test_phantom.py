@@ -46,6 +46,33 @@ def test_phantom__same_seed_same_bytes(tmp_path, phantoms):
     assert contents(tmp_path / "again") == contents(phantoms)
 
 
+def test_phantom__masks_are_what_the_boxes_enclose(tmp_path, phantoms):
+    phantom(tmp_path / "masks", patients=20, image_size=48, seed=3, masks=True)
+    with_masks, without = contents(tmp_path / "masks"), contents(phantoms)
+    assert {name: without[name] for name in without if not name.endswith(".csv")}.items() <= with_masks.items()
+    boxes = pd.read_csv(tmp_path / "masks/boxes.csv")
+    rows = table(tmp_path / "masks")
+    assert rows["Opacity"].sum() > 5
+    for split, path, mask, opacity in rows[["Split", "Path", "Mask", "Opacity"]].itertuples(index=False):
+        shown = cv2.imread(str(tmp_path / "masks" / split / mask), cv2.IMREAD_UNCHANGED)
+        assert shown.shape == (48, 48)
+        assert set(np.unique(shown)) <= {0, 1}
+        own = boxes[(boxes["Split"] == split) & (boxes["Path"] == path) & boxes["Label"].notna()]
+        inside = np.zeros_like(shown)
+        for x_min, y_min, x_max, y_max in own[["x_min", "y_min", "x_max", "y_max"]].astype(int).itertuples(index=False):
+            part = shown[y_min:y_max, x_min:x_max]
+            assert all(part.any(axis).all() or len(own) > 1 for axis in (0, 1))  # the box is tight
+            inside[y_min:y_max, x_min:x_max] = 1
+        assert not (shown > inside).any()
+        assert shown.any() == (len(own) > 0)
+        assert opacity or not shown.any()
+
+
+def test_phantom__volumes_have_no_masks(tmp_path):
+    with pytest.raises(SettingsError, match="only images have masks"):
+        phantom(tmp_path / "ct", volumes=True, masks=True)
+
+
 def test_phantom__other_seed_other_images(tmp_path, phantoms):
     phantom(tmp_path / "other", patients=3, image_size=48, seed=4)
     assert not set(contents(tmp_path / "other").values()) & set(contents(phantoms).values())

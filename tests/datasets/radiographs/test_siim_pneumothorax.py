@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from medmoco.datasets.radiographs.siim_pneumothorax import mask_box
+from medmoco.segmentation.masks.run_lengths import decode_runs
 from tests.helpers.dataset_files import go, put, refusal
 
 
@@ -29,6 +30,10 @@ def test_prepare__one_row_per_image_and_a_box_per_mask(tmp_path: Path) -> None:
     assert len(files["all"]) == 31
     assert files["all"].loc["dicom-images-train/1.2.99.dcm", "Pneumothorax"] == "1"
     assert (files["all"]["Pneumothorax"] == "1").sum() == 1
+    masks = files["all"]["Mask"]
+    shown = decode_runs(masks["dicom-images-train/1.2.99.dcm"], (1024, 1024), "relative")
+    np.testing.assert_array_equal(shown, (first + second) > 0)
+    assert not decode_runs(masks["dicom-images-train/1.2.3.dcm"], (1024, 1024), "relative").any()
     assert set(files["boxes"]["Path"]) == set(files["all"].index)
     assert files["boxes"][["x_min", "y_min", "x_max", "y_max"]].to_numpy()[:2].tolist() == [
         ["30", "100", "61", "171"],

@@ -11,7 +11,7 @@ from medmoco.config import RunSettings
 from medmoco.data.loading.loading import read_canvases
 from medmoco.errors import ImageError
 from medmoco.evaluation.features.inputs import load_splits
-from medmoco.segmentation.cases import Annotated, read_cases, truth_of
+from medmoco.segmentation.annotated.cases import Annotated, read_cases, truth_of
 from medmoco.segmentation.masks.mask_rows import masked_rows
 from medmoco.segmentation.masks.masks import IGNORED, Classes
 from medmoco.segmentation.segment import settings_of_run
@@ -66,7 +66,7 @@ def test_truth_of__is_on_the_grid_of_the_image(settings: RunSettings) -> None:
 
 def test_read_cases__places_are_limited_and_spread(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read(settings).cases[0].places[0]
-    monkeypatch.setattr("medmoco.segmentation.cases._MOST_PLACES", 10)
+    monkeypatch.setattr("medmoco.segmentation.annotated.cases._MOST_PLACES", 10)
     few = read(settings).cases[0].places[0]
     assert len(few) <= 10 < len(whole)
     assert np.ptp(few, axis=0).min() > 0

@@ -23,7 +23,7 @@ from medmoco.data.volume_io.canvases import canvas_and_box
 from medmoco.data.volume_io.reading import read_volume
 from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError
-from medmoco.segmentation.grids import Grid, Numbers, onto_canvas
+from medmoco.segmentation.annotated.grids import Grid, Numbers, onto_canvas
 from medmoco.segmentation.masks.mask_rows import MaskedRows, naming_row, read_row
 from medmoco.segmentation.masks.masks import IGNORED, Classes, check_mask
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.segmentation.annotations import Annotations, case_facts, load_annotations
+from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
 from medmoco.segmentation.segment import settings_of_run
 from tests.helpers.blobs import SECRET, make_settings, write_blobs
 

@@ -8,8 +8,8 @@ import pytest
 from medmoco.config import RunSettings
 from medmoco.data.loading.sampler import BatchKey, Share
 from medmoco.evaluation.features.inputs import load_splits
-from medmoco.segmentation.cases import Case, read_cases
-from medmoco.segmentation.crops import CropDataset, make_crops
+from medmoco.segmentation.annotated.cases import Case, read_cases
+from medmoco.segmentation.annotated.crops import CropDataset, make_crops
 from medmoco.segmentation.masks.mask_rows import masked_rows
 from medmoco.segmentation.masks.masks import IGNORED, Classes
 from medmoco.segmentation.segment import settings_of_run

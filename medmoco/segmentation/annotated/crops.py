@@ -26,8 +26,8 @@ from medmoco.data.image_io.images import Canvas
 from medmoco.data.loading.loading import Batch
 from medmoco.data.loading.sampler import BatchKey, Share
 from medmoco.data.volume_io.volume import VolumeCanvas
-from medmoco.segmentation.cases import Case
-from medmoco.segmentation.grids import Numbers, largest
+from medmoco.segmentation.annotated.cases import Case
+from medmoco.segmentation.annotated.grids import Numbers, largest
 from medmoco.utils.rng import CROP, uniform
 
 Integers = NDArray[np.int64]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from medmoco.segmentation.grids import Grid, largest, onto_canvas, onto_image
+from medmoco.segmentation.annotated.grids import Grid, largest, onto_canvas, onto_image
 
 
 def one_hot(numbers: np.ndarray, classes: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.inputs import load_splits
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.scoring.table import MACRO
-from medmoco.segmentation.cases import Annotated, read_cases
+from medmoco.segmentation.annotated.cases import Annotated, read_cases
 from medmoco.segmentation.masks.mask_rows import MaskedRows, class_values, masked_rows
 from medmoco.segmentation.masks.masks import Classes, unnamed_classes
 from medmoco.segmentation.scores.records import CaseFacts, CaseSplit

@@ -1,0 +1,1 @@
+"""Annotated images: canvases with class numbers on one grid, and training crops of both."""
