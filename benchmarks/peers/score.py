@@ -137,7 +137,9 @@ def _record(study: Study, settings: RunSettings, scored: Mapping[str, Area]) -> 
     if ledger:
         (label,) = settings.data.labels
         score = scored[study.encoders[0]].value
-        record_test_evaluation(ledger, "benchmark", study.splits["test"], settings, study.encoders, {label: score})
+        record_test_evaluation(
+            ledger, "benchmark", study.splits["test"], settings, study.encoders, auroc={label: score}
+        )
 
 
 def _seed(name: str, number: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import medmoco
 from medmoco.errors import SettingsError, UnexpectedError
 
-EXAMPLES = ("cxr", "detection", "fundus", "imagenet", "oct", "ultrasound")
+EXAMPLES = ("cxr", "detection", "fundus", "imagenet", "oct", "segmentation", "ultrasound")
 """Names of the files in configs/, except demo.yaml and demo_3d.yaml, whose paths `medmoco demo` fills in."""
 
 

@@ -296,6 +296,6 @@ class _Scorer:
         count = record_test_evaluation(
             ledger, "detect", self.annotations.splits["test"].split, self.settings,
             list(dict.fromkeys(score.encoder for score in own)),
-            {score.label: score.value for score in own if score.label != MACRO},
+            auroc={score.label: score.value for score in own if score.label != MACRO},
         )  # fmt: skip
         return note_on_test(count, ledger)

@@ -256,5 +256,5 @@ def _record_test(study: Study, found: Curve, settings: RunSettings, out: Path) -
     }
     ledger = ledger_of(study.encoder, out)
     assert ledger  # `out` is given
-    count = record_test_evaluation(ledger, "curve", study.splits["test"], settings, study.encoders, aurocs, r2)
+    count = record_test_evaluation(ledger, "curve", study.splits["test"], settings, study.encoders, auroc=aurocs, r2=r2)
     return f"{note_on_test(count, ledger)}\n"

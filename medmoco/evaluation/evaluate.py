@@ -135,7 +135,9 @@ def _record_test(
         if (key.split, key.method) == ("test", "linear") and entry.score.primary and key.label != MACRO
     }
     r2 = {score.label: score.r2 for score in regression.scores if score.split == "test" and score.primary}
-    count = record_test_evaluation(ledger, "evaluate", study.splits["test"], settings, study.encoders, aurocs, r2)
+    count = record_test_evaluation(
+        ledger, "evaluate", study.splits["test"], settings, study.encoders, auroc=aurocs, r2=r2
+    )
     return note_on_test(count, ledger)
 
 

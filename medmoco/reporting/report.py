@@ -107,7 +107,13 @@ def ledger_section(runs: Sequence[Run]) -> Section:
         words = "Test scores become optimistic if choices are based on them."
         blocks.append(Text(f"{run.name}: the test split was scored {times}. {words}"))
         cells = [_ledger_cells(entry) for entry in run.ledger]
-        blocks.append(Table(f"Test-set evaluations, {run.name}", ["time (UTC)", "AUROC", "command", "rows"], cells))
+        blocks.append(
+            Table(
+                f"Test-set evaluations, {run.name}",
+                ["time (UTC)", "score (AUROC unless named)", "command", "rows"],
+                cells,
+            )
+        )
     return Section("Test-set evaluations", blocks)
 
 
@@ -119,6 +125,7 @@ def _ledger_cells(entry: LedgerEntry) -> list[str]:
             [
                 *(f"{label} {number(value)}" for label, value in entry.auroc.items()),
                 *(f"{target} R2 {number(value)}" for target, value in entry.r2.items()),
+                *(f"{name} Dice {number(value)}" for name, value in entry.dice.items()),
             ]
         )
         or NOTHING,

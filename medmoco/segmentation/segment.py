@@ -314,6 +314,6 @@ class _Scorer:
         count = record_test_evaluation(
             ledger, "segment", self.annotations.splits["test"].rows.split, self.settings,
             list(dict.fromkeys(each.encoder for each in own)),
-            {each.label: each.value for each in own if each.label != MACRO},
+            dice={each.label: each.value for each in own if each.label != MACRO},
         )  # fmt: skip
         return note_on_test(count, ledger)

@@ -91,6 +91,11 @@ class Segmenter:
         classes: The classes, and their values in files.
         facts: How it was made.
         settings: Those that it prepares images with.
+
+    Examples:
+        >>> import medmoco
+        >>> segmenter = medmoco.load_segmenter("runs/masks")  # doctest: +SKIP
+        >>> segmenter.segment("film.dcm").numbers.shape  # doctest: +SKIP
     """
 
     module: SegmentationNetwork

@@ -197,6 +197,7 @@ def test_phantom__options_of_volumes(call: Call, monkeypatch: pytest.MonkeyPatch
     call("phantom", "--out", tmp_path / "a", "--volumes", "--patients", 12, "--format", "dicom, nifti", "--workers", 2)
     assert given == {
         "volumes": True, "patients": 12, "image_size": None, "seed": 0, "formats": ["dicom", "nifti"], "workers": 2,
+        "masks": False,
     }  # fmt: skip
     call("phantom", "--out", tmp_path / "b", "--image-size", 64)
     assert not given["volumes"]

@@ -17,7 +17,7 @@ from tests.helpers.commands import Call, refused, start
 COMMANDS = {
     "config", "phantom", "split", "check", "preview", "pack", "bench", "pretrain", "tune", "slurm", "evaluate",
     "finetune", "predict", "embed", "curve", "external", "neighbours", "projection", "placement", "saliency",
-    "reconstruct", "prepare", "report", "export", "import", "verify", "detect", "doctor", "models", "init",
+    "reconstruct", "prepare", "report", "export", "import", "verify", "detect", "segment", "doctor", "models", "init",
     "demo",
 }  # fmt: skip
 

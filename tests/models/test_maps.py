@@ -20,7 +20,7 @@ def make(name: str, dimensions: int = 2, size: int = 64) -> Backbone:
         ("resnet10t", 2, [2, 4, 8, 16, 32]),
         ("convnext_atto", 2, [4, 8, 16, 32]),
         ("monai/resnet10_quarter", 3, [2, 4, 8, 16, 32]),
-        ("monai/swin_unetr", 3, [2, 4, 8, 16, 32]),
+        pytest.param("monai/swin_unetr", 3, [2, 4, 8, 16, 32], marks=pytest.mark.slow),
         ("nnunet/resenc_4stages_quarter", 3, [1, 2, 4, 8]),
     ],
 )

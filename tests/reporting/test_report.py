@@ -395,9 +395,11 @@ def test_ledger_section__every_test_evaluation(run: Run) -> None:
     assert "2026-11-21 08:30:00 | Pneumonia 0.870; Viral 0.870 | evaluate | 200 (all)" in words
 
 
-def test_ledger_section__shows_r2_of_numeric_targets(run: Run) -> None:
-    entry = LedgerEntry(auroc={"Viral": 0.8}, r2={"Age": -0.25, "Width": None})
-    assert "Viral 0.800; Age R2 −0.250; Width R2 –" in words_of(ledger_section([replace(run, ledger=[entry])]))
+def test_ledger_section__names_scores_other_than_auroc(run: Run) -> None:
+    entry = LedgerEntry(auroc={"Viral": 0.8}, r2={"Age": -0.25, "Width": None}, dice={"Lung": 0.9})
+    assert "Viral 0.800; Age R2 −0.250; Width R2 –; Lung Dice 0.900" in words_of(
+        ledger_section([replace(run, ledger=[entry])])
+    )
 
 
 @pytest.mark.parametrize("entry", [{}, {"command": "medmoco evaluate --out /srv/secret", "rows": None}])

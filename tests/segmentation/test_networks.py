@@ -24,7 +24,7 @@ def make(name: str, dimensions: int, *overrides: str) -> SegmentationNetwork:
 @pytest.mark.parametrize(
     ("name", "dimensions"),
     [
-        ("resnet10t", 2), ("convnext_atto", 2), ("monai/resnet10_quarter", 3), ("monai/densenet121", 3),
+        ("resnet10t", 2), ("convnext_atto", 2), ("monai/resnet10_quarter", 3), pytest.param("monai/densenet121", 3, marks=pytest.mark.slow),
         ("nnunet/resenc_4stages_quarter", 3),
     ],
 )  # fmt: skip
@@ -46,7 +46,9 @@ def test_create_network__the_encoder_keeps_its_weights_and_names() -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "nnunet/resenc_4stages_quarter"])
+@pytest.mark.parametrize(
+    "name", ["monai/resnet10_quarter", pytest.param("nnunet/resenc_4stages_quarter", marks=pytest.mark.slow)]
+)
 def test_create_network__weights_depend_on_the_seed_only(name: str) -> None:
     torch.manual_seed(1)
     one = make(name, 3).state_dict()

@@ -76,7 +76,7 @@ def test_segment__leaves_scores_and_compares_two_runs(
     assert "test evaluation 1, recorded in ledger.jsonl" in found.table
     assert max(map(len, found.table.splitlines())) <= 120
     (entry,) = read_ledger(runs[1] / "ledger.jsonl")
-    assert (entry.command, set(entry.auroc)) == ("segment", {"large", "small"})
+    assert (entry.command, entry.auroc, set(entry.dice)) == ("segment", {}, {"large", "small"})
     with (runs[1] / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["split"], int(row["row"])) for row in rows} == {

@@ -17,7 +17,7 @@ from medmoco.segmentation.segmenter import FACTS, SEGMENTER, WEIGHTS, load_segme
 from tests.helpers.blobs import SECRET, SPACING, make_settings, write_blobs
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     folder = tmp_path_factory.mktemp("run")
     manifest = write_blobs(folder / "data", request.param)

@@ -1,7 +1,7 @@
 """The ledger of test evaluations: a file in the run folder with a line for each evaluation on a test set.
 
 A test score is unbiased only if no choice was based on it. So every test evaluation must be requested and is recorded
-in a line, which reports count. It contains the names and AUROCs of what was scored, but no path, id or host.
+in a line, which reports count. It contains the names and scores of what was scored, but no path, id or host.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class LedgerEntry(Part):
     """AUROC of the primary encoder by label or class, 0 to 1."""
     r2: dict[str, float | None] = Field(default_factory=dict)
     """R2 of the primary encoder by numeric target, at most 1."""
+    dice: dict[str, float | None] = Field(default_factory=dict)
+    """Dice of the primary encoder's segmentation by class, 0 to 1."""
 
 
 def ledger_of(encoder: str, out: Path | None) -> Path | None:
@@ -57,10 +59,17 @@ def record_test_evaluation(
     test: Split,
     settings: RunSettings,
     encoders: Sequence[str],
-    aurocs: Mapping[str, float | None],
-    r2: Mapping[str, float | None] | None = None,
+    **scores: Mapping[str, float | None],
 ) -> int:
     """Add a line to the ledger, see `LedgerEntry`; return its number of lines.
+
+    Args:
+        ledger: The file.
+        command: Command that evaluated.
+        test: The test split.
+        settings: Settings of the evaluation.
+        encoders: Names of the encoders, the primary one first.
+        scores: Scores of the primary encoder: auroc, r2 or dice, by label, target or class.
 
     Raises:
         CheckpointError: the ledger cannot be written or read, and no score may be shown.
@@ -73,8 +82,7 @@ def record_test_evaluation(
         where=settings.evaluate.where,
         rows=len(test),
         encoders=tuple(encoders),
-        auroc=dict(aurocs),
-        r2=dict(r2 or {}),
+        **{metric: dict(values) for metric, values in scores.items()},
     )
     try:
         with ledger.open("a", encoding="utf-8") as file:

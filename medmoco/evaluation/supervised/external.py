@@ -93,7 +93,7 @@ def external(
     assert ledger  # `out` is given
     for name, tree, split, _ in sides:
         aurocs = {label: getattr(score, name).auroc for label, score in compared.items()}
-        record_test_evaluation(ledger, "external", split, tree, [name], aurocs)
+        record_test_evaluation(ledger, "external", split, tree, [name], auroc=aurocs)
     clinical = join(
         apply_operating_points(
             OperatingPoints(loaded.calibrations[label], loaded.operating_points[label]),

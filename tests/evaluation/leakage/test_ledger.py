@@ -34,8 +34,8 @@ def test_record_test_evaluation__counts_and_keeps_the_scores(tmp_path: Path, set
     assert ledger == tmp_path / "ledger.jsonl"
     assert ledger_of(str(tmp_path), None) == ledger
     assert read_ledger(ledger) == []
-    assert record_test_evaluation(ledger, "evaluate", test, settings, ["run"], {"Pneumonia": 0.9}) == 1
-    assert record_test_evaluation(ledger, "curve", test, settings, ["run", "pixels"], {"Pneumonia": None}) == 2
+    assert record_test_evaluation(ledger, "evaluate", test, settings, ["run"], auroc={"Pneumonia": 0.9}) == 1
+    assert record_test_evaluation(ledger, "curve", test, settings, ["run", "pixels"], auroc={"Pneumonia": None}) == 2
     first, second = read_ledger(ledger)
     assert first.r2 == {}
     assert (first.command, first.rows, first.auroc) == ("evaluate", 7, {"Pneumonia": 0.9})
@@ -63,6 +63,6 @@ def test_read_ledger__a_damaged_line_is_named(tmp_path: Path) -> None:
 
 def test_record_test_evaluation__keeps_r2_of_numeric_targets(tmp_path: Path, settings: RunSettings) -> None:
     test: Any = Rows()
-    record_test_evaluation(tmp_path / "ledger.jsonl", "evaluate", test, settings, ["run"], {}, {"Age": -0.2})
+    record_test_evaluation(tmp_path / "ledger.jsonl", "evaluate", test, settings, ["run"], r2={"Age": -0.2})
     (entry,) = read_ledger(tmp_path / "ledger.jsonl")
     assert (entry.auroc, entry.r2) == ({}, {"Age": -0.2})
