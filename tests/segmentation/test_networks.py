@@ -24,10 +24,13 @@ def make(name: str, dimensions: int, *overrides: str) -> SegmentationNetwork:
 @pytest.mark.parametrize(
     ("name", "dimensions"),
     [
-        ("resnet10t", 2), ("convnext_atto", 2), ("monai/resnet10_quarter", 3), pytest.param("monai/densenet121", 3, marks=pytest.mark.slow),
+        ("resnet10t", 2),
+        ("convnext_atto", 2),
+        ("monai/resnet10_quarter", 3),
+        pytest.param("monai/densenet121", 3, marks=pytest.mark.slow),
         ("nnunet/resenc_4stages_quarter", 3),
     ],
-)  # fmt: skip
+)
 def test_create_network__scores_every_pixel_and_all_of_it_learns(name: str, dimensions: int) -> None:
     network = make(name, dimensions)
     scores = network(torch.rand(2, 1, *[32] * dimensions))
