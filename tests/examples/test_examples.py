@@ -25,6 +25,7 @@ def execute(name: str, folder: Path) -> dict[str, str]:
     return {cell.id: "".join(map(str, cell.outputs)) for cell in notebook.cells if cell.cell_type == "code"}
 
 
+@pytest.mark.slow  # `make demo` does the same
 def test_chest_films__pretrain_evaluate_and_export(tmp_path: Path) -> None:
     shown = execute("chest_films", tmp_path)
     assert "1,500 rows: train 900 of 499 patients" in shown["check"]
