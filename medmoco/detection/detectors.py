@@ -21,6 +21,7 @@ from torchvision.ops.feature_pyramid_network import (
 from medmoco.config import DetectionSettings, RunSettings, ViewSettings
 from medmoco.errors import SettingsError
 from medmoco.models.backbones import Backbone
+from medmoco.models.maps import freeze_unused
 from medmoco.utils.rng import WEIGHTS, hashed
 
 STRIDES = {"faster_rcnn": (4, 8, 16, 32), "retinanet": (8, 16, 32)}
@@ -61,8 +62,7 @@ class Pyramid(nn.Module):
         for module in self._frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-        for parameter in _unused_parameters(self):
-            parameter.requires_grad_(False)
+        freeze_unused(self.net, self.features, torch.zeros(1, self.channels, 128, 128))  # large enough for any network
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the encoder's maps (B, C, H / stride, W / stride), finest first."""
@@ -158,20 +158,6 @@ def _frozen_modules(encoder: Backbone, detection: DetectionSettings) -> Iterator
         yield from (modules[name] for name in _up_to(encoder, 2**detection.frozen_stages, list(modules)))
     if detection.norm == "frozen":
         yield from (module for module in modules.values() if isinstance(module, _BatchNorm))
-
-
-def _unused_parameters(pyramid: Pyramid) -> list[nn.Parameter]:
-    """Return the encoder's parameters that no level uses; distributed training would wait for their gradients."""
-    trained = [parameter for parameter in pyramid.net.parameters() if parameter.requires_grad]
-    if not trained:
-        return []
-    modes = {module: module.training for module in pyramid.net.modules()}
-    pyramid.net.eval()  # to keep the statistics of norms
-    maps = pyramid.features(trained[0].new_zeros(1, pyramid.channels, 128, 128))  # large enough for any network
-    gradients = torch.autograd.grad(maps, trained, [torch.ones_like(each) for each in maps], allow_unused=True)
-    for module, mode in modes.items():
-        module.training = mode
-    return [parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None]
 
 
 def _up_to(encoder: Backbone, stride: int, names: Sequence[str]) -> list[str]:
