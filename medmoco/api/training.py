@@ -247,8 +247,8 @@ def detect(
         >>> found = medmoco.detect(config, "runs/phantoms", "runs/detector", test=True)  # doctest: +SKIP
         >>> found.to_frame()  # doctest: +SKIP
     """
-    from medmoco.detection.detect import Scoring
     from medmoco.detection.detect import detect as train
+    from medmoco.evaluation.scoring.trained import Scoring
     from medmoco.training.run_folder import StartMode
 
     settings = load_config(config)
@@ -299,7 +299,7 @@ def segment(
         >>> found = medmoco.segment(config, "runs/phantoms", "runs/masks", test=True)  # doctest: +SKIP
         >>> found.to_frame()  # doctest: +SKIP
     """
-    from medmoco.segmentation.segment import Scoring
+    from medmoco.evaluation.scoring.trained import Scoring
     from medmoco.segmentation.segment import segment as train
     from medmoco.training.run_folder import StartMode
 

@@ -32,10 +32,9 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
-from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
-from medmoco.evaluation.record_files import write_records
 from medmoco.evaluation.records import DetectionScore
 from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.scoring.trained import VAL_ONLY, Scoring, paired_names, record_test
 from medmoco.training.agreement import count_sharing, on_first, together
 from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained
@@ -50,24 +49,6 @@ _UNUSED = ("method.", "evaluate.", "finetune.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "detection."))
 _NAMES = {"random": "untrained"}  # name of an encoder in the table, if it is not the kind of its source
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What to evaluate after training.
-
-    Attributes:
-        test: Also evaluate on the test set, which is recorded in the ledger.
-        against: Folder of another detection run on the same images, for paired differences.
-        pictures: PNG file to write, with boxes on a few images.
-    """
-
-    test: bool = False
-    against: Path | None = None
-    pictures: Path | None = None
-
-
-VAL_ONLY = Scoring()
 
 
 def detect(
@@ -235,9 +216,7 @@ class _Scorer:
         write_detections(self.settings.out, found, self.annotations, self.source)
         detected = self._compare(self._score(found), other)
         with explaining_disk_errors():
-            write_records(self.settings.out / "scores.json", detected.scores)
-            write_records(self.settings.out / "differences.json", detected.differences)
-            (self.settings.out / "table.txt").write_text(detected.table, encoding="utf-8")
+            detected.save(self.settings.out)
         if pictures:
             shown = "test" if "test" in found else "val"
             draw_detections(
@@ -253,18 +232,21 @@ class _Scorer:
         }
 
     def _compare(self, scores: Mapping[str, Scores], other: tuple[dict[str, Detections], str] | None) -> Detected:
-        name = _NAMES.get(self.source["kind"], self.source["kind"])
+        name, control = paired_names(self.source["kind"], other[1] if other else "", _NAMES)
         records, differences = self._records(scores, name), []
         if other:
-            theirs, control = self._score(other[0]), _NAMES.get(other[1], other[1])
-            control = control if control != name else "other"
+            theirs = self._score(other[0])
             records += self._records(theirs, control, primary=False)
             differences = [
                 record
                 for split in scores
                 for record in differences_of(split, scores[split], theirs[split], (name, control))
             ]
-        notes = ["val also chose the epoch: only test is an unbiased score", self._record_test(records)]
+        test = self.annotations.splits.get("test")
+        note = record_test(
+            "detect", self.settings, self.encoder, test.split if test is not None else None, records, "auroc"
+        )
+        notes = ["val also chose the epoch: only test is an unbiased score", note]
         return Detected(tuple(records), tuple(differences), layout(records, differences, self._head(), notes))
 
     def _records(self, scores: Mapping[str, Scores], encoder: str, *, primary: bool = True) -> list[DetectionScore]:
@@ -285,17 +267,3 @@ class _Scorer:
             "AUROC: presence of a box in an image, by its highest score",
             f"95 % intervals: {self.settings.evaluate.bootstrap} draws of patients",
         ]
-
-    def _record_test(self, scores: Sequence[DetectionScore]) -> str:
-        """Record a test-set evaluation in the ledger before any score is shown; return the note about it."""
-        if "test" not in self.annotations.splits:
-            return "test was not evaluated; --test does so and records it in the ledger"
-        ledger = ledger_of(self.encoder, self.settings.out)
-        assert ledger  # there is a run folder
-        own = [score for score in scores if (score.split, score.metric) == ("test", "auroc") and score.primary]
-        count = record_test_evaluation(
-            ledger, "detect", self.annotations.splits["test"].split, self.settings,
-            list(dict.fromkeys(score.encoder for score in own)),
-            auroc={score.label: score.value for score in own if score.label != MACRO},
-        )  # fmt: skip
-        return note_on_test(count, ledger)

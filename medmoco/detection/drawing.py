@@ -15,10 +15,8 @@ from medmoco.data.augment.views import channels_first
 from medmoco.data.loading.loading import read_canvases
 from medmoco.detection.boxes import Annotated, Corners
 from medmoco.detection.learning import Detections
-from medmoco.plotting.pictures import Tile, write_picture
+from medmoco.plotting.pictures import FOUND, TRUTH, Tile, enlarged, write_picture
 
-_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which are safe for colour-blind readers
-_SIDE = 240  # pixels of a tile, about its size in the picture
 _LINE = 2  # pixels, so that resampling does not lose a line
 _COLUMNS, _IMAGES = 4, 8
 _SHOWN = 3  # detections per image, by highest score
@@ -41,14 +39,13 @@ def draw_detections(
     for position, canvas in zip(positions.tolist(), canvases, strict=True):
         image = canvas.pixels[: canvas.height, : canvas.width]
         seen = displayed(channels_first([image])[0], rgb=canvas.rgb)
-        eight = seen if seen.dtype == np.uint8 else (seen >> 8).astype(np.uint8)
         found = np.flatnonzero(detections.images == position)
         best = found[np.argsort(-detections.scores[found], kind="stable")][:_SHOWN]
         truth = annotated.boxes_of(position)
-        picture = enlarged(eight)
+        picture = enlarged(seen)
         scale = np.array(picture.shape[1::-1]) / annotated.sizes[position][::-1]
-        paint(picture, annotated.corners[truth] * np.tile(scale, 2), _TRUTH)
-        paint(picture, detections.corners[best] * np.tile(scale, 2), _FOUND)
+        paint(picture, annotated.corners[truth] * np.tile(scale, 2), TRUTH)
+        paint(picture, detections.corners[best] * np.tile(scale, 2), FOUND)
         found_words = "nothing found"
         if best.size:  # name only the best: the tile is too narrow for all names
             scores = ", ".join(f"{value:.2f}" for value in detections.scores[best])
@@ -67,14 +64,6 @@ def choose(annotated: Annotated) -> NDArray[np.int64]:
     parts = [(sick, count_sick), (well, count_well)]
     chosen = [part[np.linspace(0, len(part) - 1, count).astype(np.int64)] for part, count in parts if count]
     return np.concatenate(chosen)
-
-
-def enlarged(seen: Picture) -> Picture:
-    """Return an image (H, W) or (H, W, 3) as RGB in the size of a tile, so that lines are thin."""
-    scale = _SIDE / max(seen.shape)
-    size = (max(1, round(seen.shape[1] * scale)), max(1, round(seen.shape[0] * scale)))
-    large: Picture = np.asarray(cv2.resize(seen, size, interpolation=cv2.INTER_LINEAR), np.uint8)
-    return large if large.ndim == 3 else np.repeat(large[..., None], 3, axis=2)
 
 
 def paint(picture: Picture, corners: Corners, colour: tuple[int, int, int]) -> None:

@@ -14,7 +14,7 @@ from medmoco.detection.boxes import Annotated
 from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, Matches, match
 from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval, or_none, share_interval
-from medmoco.evaluation.record_files import to_frame
+from medmoco.evaluation.record_files import SavedRecords, to_frame
 from medmoco.evaluation.records import DetectionDifference, DetectionScore
 from medmoco.evaluation.scoring.table import MACRO, span
 
@@ -96,7 +96,7 @@ def _mean(scores: Sequence[Score]) -> Score:
 
 
 @dataclass(frozen=True, eq=False)
-class Detected:
+class Detected(SavedRecords):
     """Result of a detection run.
 
     Attributes:
@@ -104,6 +104,8 @@ class Detected:
         differences: This run minus the other one.
         table: The table that `medmoco detect` prints.
     """
+
+    _FILES = (("scores", "scores.json", DetectionScore), ("differences", "differences.json", DetectionDifference))
 
     scores: tuple[DetectionScore, ...]
     differences: tuple[DetectionDifference, ...]

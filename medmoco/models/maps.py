@@ -54,7 +54,12 @@ def levels_of(encoder: Backbone) -> list[Level]:
     """
     if encoder.fixed_size:
         raise SettingsError(_refusal(encoder, f"takes only images of {encoder.fixed_size} x {encoder.fixed_size}"))
-    maps = _on_blank_image(encoder, lambda images: stage_maps(encoder, images))
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            maps = stage_maps(encoder.eval(), blank_image(encoder))
+    finally:
+        encoder.train(training)
     levels = [Level(round(_SIDE / each.shape[-1]), each.shape[1]) for each in maps]
     strides = [level.stride for level in levels]
     ratios = [after / before for before, after in zip([1, *strides], strides, strict=False)]
@@ -90,19 +95,9 @@ def freeze_unused(net: nn.Module, maps: Callable[[Tensor], Sequence[Tensor]], ex
         parameter.requires_grad_(gradient is not None)
 
 
-def blank_image(encoder: Backbone, side: int = _SIDE) -> Tensor:
-    """Return an image (1, C, side, side) or volume (1, C, side, side, side) of zeros."""
-    return torch.zeros(1, encoder.channels, *[side] * encoder.dimensions)
-
-
-def _on_blank_image(encoder: Backbone, function: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
-    training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            return function(blank_image(encoder))
-    finally:
-        encoder.train(training)
+def blank_image(encoder: Backbone) -> Tensor:
+    """Return a small image (1, C, S, S) or volume (1, C, S, S, S) of zeros."""
+    return torch.zeros(1, encoder.channels, *[_SIDE] * encoder.dimensions)
 
 
 def _refusal(encoder: Backbone, reason: str) -> str:

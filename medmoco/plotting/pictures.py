@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +22,10 @@ from medmoco.errors import SettingsError
 
 _INCHES, _LINE, _GAP = 1.9, 0.15, 0.1  # side of a tile, height of a line of its caption, and gap above the caption
 _RESOLUTION = 120  # pixels per inch
+TRUTH, FOUND = (86, 180, 233), (230, 159, 0)
+"""Colours of what is true and what was predicted: sky blue and orange, which colour-blind readers can tell apart."""
+
+_SIDE = 240  # pixels of an enlarged image, about the size of a tile
 _LOWEST_OPACITY, _HIGHEST_OPACITY = 0.0, 0.6  # of a map at 0 and 1, so that the image shows through
 
 
@@ -50,6 +55,15 @@ def read_views(split: Split, positions: NDArray[np.int64], settings: RunSettings
     canvases, _ = read_canvases(split, positions, settings)
     size = settings.evaluate.size or settings.views.size
     return np.asarray(whole_maker(settings.data.dimensions, size, "resized")(canvases, positions))
+
+
+def enlarged(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image (H, W) or (H, W, 3) as RGB of 8 bits in the size of a tile, so that lines on it are thin."""
+    scale = _SIDE / max(pixels.shape)
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    eight = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+    large = np.asarray(cv2.resize(np.ascontiguousarray(eight), size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return large if large.ndim == 3 else np.repeat(large[..., None], 3, axis=2)
 
 
 def shown(view: NDArray[Any], data: DataSettings, at: Sequence[int] | None = None) -> NDArray[Any]:

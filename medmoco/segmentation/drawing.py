@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +11,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.config import DataSettings
-from medmoco.data.augment.color import displayed
+from medmoco.data.augment.color import displayed, three_slices
 from medmoco.data.augment.views import channels_first
-from medmoco.plotting.pictures import Tile, write_picture
+from medmoco.plotting.pictures import FOUND, TRUTH, Tile, enlarged, write_picture
 from medmoco.segmentation.annotated.cases import Annotated, Case
-from medmoco.segmentation.annotated.grids import Numbers, onto_canvas
-from medmoco.segmentation.masks.masks import IGNORED
+from medmoco.segmentation.annotated.grids import onto_canvas
+from medmoco.segmentation.masks.masks import IGNORED, Numbers
 
-_TRUTH, _FOUND = (86, 180, 233), (230, 159, 0)  # sky blue and orange, which are safe for colour-blind readers
-_SIDE = 240  # pixels of a tile, about its size in the picture
 _LINE = 2  # pixels, so that resampling does not lose a line
 _IMAGES = 8
 _COLUMNS = 4  # of images; a volume takes a line of three slices
 
-Picture = NDArray[np.uint8]
+Picture = NDArray[Any]  # of gray levels or colours
 
 
-def draw_contours(annotated: Annotated, predicted: Sequence[Numbers], data: DataSettings, out: Path) -> None:
-    """Write a picture of a few images of a split, evenly spaced among those that show a class.
+def choose(annotated: Annotated) -> list[int]:
+    """Return the positions of the images to show, evenly spaced among those that show a class."""
+    shown = [position for position, case in enumerate(annotated.cases) if case.places] or list(range(len(annotated)))
+    places = np.unique(np.linspace(0, len(shown) - 1, _IMAGES).astype(int)).tolist()
+    return [shown[place] for place in places]
 
-    Volumes are shown as three slices through the middle of their mask: to the patient's axes x, y and z.
+
+def draw_contours(annotated: Annotated, predicted: Mapping[int, Numbers], data: DataSettings, out: Path) -> None:
+    """Write a picture of a few images of a split; volumes are shown as three slices through the middle of a class.
 
     Args:
         annotated: N images.
-        predicted: N predicted masks, on the images' own grids.
+        predicted: Predicted masks by the position of their image, on the images' own grids.
         data: Data settings.
         out: PNG file to write or replace.
 
     Raises:
         SettingsError: it cannot be written.
     """
-    shown = [position for position, case in enumerate(annotated.cases) if case.places] or list(range(len(annotated)))
-    places = np.unique(np.linspace(0, len(shown) - 1, _IMAGES).astype(int)).tolist()
     lines = []
-    for position in (shown[place] for place in places):
+    for position, numbers in predicted.items():
         case = annotated.cases[position]
-        found = onto_canvas(predicted[position], case.grid, case.numbers.shape)
+        found = onto_canvas(numbers, case.grid, case.numbers.shape)
         row = f"row {annotated.rows.split.rows[position]}"
         lines.append([_tile(*slice_, row) for slice_ in _slices(case, found, data)])
     if data.dimensions == 2:
@@ -56,47 +57,25 @@ def draw_contours(annotated: Annotated, predicted: Sequence[Numbers], data: Data
 
 
 def _slices(case: Case, found: Numbers, data: DataSettings) -> list[tuple[Picture, Numbers, Numbers]]:
-    """Return gray levels, true and predicted class numbers of the slices to show, as a viewer displays them."""
+    """Return gray levels or colours, true and predicted class numbers of the slices to show."""
     pixels = case.canvas.pixels
     if data.dimensions == 2:
         part = tuple(slice(0, side) for side in case.grid.size)
         seen = displayed(channels_first([pixels[part]])[0], rgb=case.canvas.rgb)
-        return [(_eight(seen), case.numbers[part], found[part])]
-    middle = case.places[0].mean(0).astype(int) if case.places else np.array(found.shape) // 2
-    return [
-        (
-            _eight(_upright(pixels.take(at, axis))),
-            _upright(case.numbers.take(at, axis)),
-            _upright(found.take(at, axis)),
-        )
-        for axis, at in enumerate(middle.tolist())
-    ]
-
-
-def _upright(plane: NDArray[Any]) -> NDArray[Any]:
-    """Return a slice with its second axis upwards, as both axes grow to the right, the front or the head."""
-    return plane.T[::-1]
-
-
-def _eight(pixels: NDArray[Any]) -> Picture:
-    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+        return [(seen, case.numbers[part], found[part])]
+    middle = case.places[0].mean(0).astype(int).tolist() if case.places else None
+    return list(zip(*(three_slices(one, middle) for one in (pixels, case.numbers, found)), strict=True))
 
 
 def _tile(pixels: Picture, truth: Numbers, found: Numbers, row: str) -> Tile:
     """Return an enlarged slice with the contours of every class."""
-    scale = _SIDE / max(pixels.shape[:2])
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    large: Picture = np.asarray(
-        cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_LINEAR), np.uint8
-    )
-    if large.ndim == 2:
-        large = np.repeat(large[..., None], 3, axis=2)
-    for numbers, colour in ((truth, _TRUTH), (found, _FOUND)):
+    picture = enlarged(pixels)
+    for numbers, colour in ((truth, TRUTH), (found, FOUND)):
         for value in np.unique(numbers).tolist():
             if value in (0, IGNORED):
                 continue
             own = np.ascontiguousarray(numbers == value).astype(np.uint8)
-            enlarged = cv2.resize(own, size, interpolation=cv2.INTER_NEAREST)
-            contours, _ = cv2.findContours(enlarged, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(large, contours, -1, colour, _LINE)
-    return Tile(large, f"{row}\nmask (blue), predicted (orange)")
+            large = cv2.resize(own, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, contours, -1, colour, _LINE)
+    return Tile(picture, f"{row}\nmask (blue), predicted (orange)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from medmoco.data.augment.views import channels_first
 from medmoco.data.loading.loading import Batch, Batches, batches_of
 from medmoco.data.loading.sampler import Share, StepOrder
 from medmoco.errors import CheckpointError, Stopped
+from medmoco.evaluation.metrics.auroc import ratio
 from medmoco.models.batch_norm import forget_statistics, settle_statistics
 from medmoco.segmentation.annotated.cases import Case
 from medmoco.segmentation.annotated.crops import CropDataset
-from medmoco.segmentation.annotated.grids import Numbers, onto_image
-from medmoco.segmentation.masks.masks import IGNORED
+from medmoco.segmentation.annotated.grids import onto_image
+from medmoco.segmentation.masks.masks import IGNORED, Numbers
 from medmoco.segmentation.networks import SegmentationNetwork
 from medmoco.training.context import RunContext
 from medmoco.training.device import autocast
@@ -54,7 +55,6 @@ class Segmenting:
         train, device = context.settings.train, context.device
         parts = train.accumulation_steps
         views, numbers = batch.views
-        self.model.train()
         for part, (own, truth) in enumerate(zip(views.chunk(parts), numbers.chunk(parts), strict=True)):
             images = to_float(own, context.settings.views, device, channels_last=train.channels_last)
             with gradients_stay_here(self._apply, part < parts - 1):
@@ -104,6 +104,9 @@ _SMOOTH = 1e-5
 
 # Prediction
 
+_SHARE_OF_BATCH = {2: 1, 3: 8}
+"""Number by which `evaluate.batch_size` is divided: the finest maps of a decoder are as large as its input."""
+
 
 def probabilities_of(
     model: SegmentationNetwork, canvas: NDArray[Any], settings: RunSettings, device: torch.device, precision: str
@@ -131,7 +134,7 @@ def probabilities_of(
         missing = max(0, size - side)
         around.append((missing // 2, missing - missing // 2))
     images = to_float(torch.from_numpy(np.pad(views, around)), settings.views, device, channels_last=False)
-    batch = max(1, settings.evaluate.batch_size // (8 if dimensions == 3 else 1))
+    batch = max(1, settings.evaluate.batch_size // _SHARE_OF_BATCH[dimensions])
 
     def predict(windows: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -152,50 +155,47 @@ def probabilities_of(
     return probabilities
 
 
-def segment_cases(
+def probabilities_of_cases(
     model: SegmentationNetwork,
     cases: Sequence[Case],
     settings: RunSettings,
     device: torch.device,
     precision: str = "fp32",
     stop_asked: Callable[[], bool] = lambda: False,
-) -> Iterator[Numbers]:
-    """Yield the class numbers of each image, on its own grid.
+) -> Iterator[Probabilities]:
+    """Yield the probabilities on the canvas of each image, see `probabilities_of`.
 
     Raises:
-        CheckpointError: the scores are not finite.
+        CheckpointError: they are not finite.
         Stopped: `stop_asked` returned True.
     """
     for case in cases:
         if stop_asked():
             raise Stopped("stopped during prediction")
-        yield onto_image(probabilities_of(model, case.canvas.pixels, settings, device, precision), case.grid)
+        yield probabilities_of(model, case.canvas.pixels, settings, device, precision)
+
+
+def segment_cases(
+    model: SegmentationNetwork, cases: Sequence[Case], settings: RunSettings, device: torch.device
+) -> Iterator[Numbers]:
+    """Yield the class numbers of each image, on its own grid; raises CheckpointError as `probabilities_of_cases`."""
+    found = probabilities_of_cases(model, cases, settings, device)
+    return (onto_image(own, case.grid) for own, case in zip(found, cases, strict=True))
 
 
 def dice_on_canvases(
-    model: SegmentationNetwork,
-    cases: Sequence[Case],
-    classes: int,
-    settings: RunSettings,
-    device: torch.device,
-    precision: str,
-    stop_asked: Callable[[], bool],
+    probabilities: Iterable[Probabilities], cases: Sequence[Case], classes: int
 ) -> NDArray[np.float64]:
     """Return the mean Dice of each class over the images that show it, (C,), on the grid of the canvases.
 
-    It chooses the epoch; scores are on the grids of the images. Raises as `segment_cases`.
+    It chooses the epoch; scores are on the grids of the images.
     """
     found = np.full((len(cases), classes), np.nan)
-    for i, case in enumerate(cases):
-        if stop_asked():
-            raise Stopped("stopped during prediction")
-        predicted = probabilities_of(model, case.canvas.pixels, settings, device, precision).argmax(0)
+    for i, (own, case) in enumerate(zip(probabilities, cases, strict=True)):
+        predicted, counts = own.argmax(0), case.numbers != IGNORED
         for place in range(classes):
-            truth = case.numbers == place + 1
+            truth, shown = case.numbers == place + 1, (predicted == place + 1) & counts
             if truth.any():
-                own = (predicted == place + 1) & (case.numbers != IGNORED)
-                found[i, place] = 2 * (truth & own).sum() / (truth.sum() + own.sum())
+                found[i, place] = 2 * (truth & shown).sum() / (truth.sum() + shown.sum())
     known = ~np.isnan(found)
-    means: NDArray[np.float64] = np.full(classes, np.nan)
-    np.divide(np.where(known, found, 0).sum(0), known.sum(0), out=means, where=known.any(0))
-    return means
+    return ratio(np.where(known, found, 0).sum(0), known.sum(0))

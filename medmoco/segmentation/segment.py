@@ -18,14 +18,17 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
-from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
-from medmoco.evaluation.record_files import write_records
-from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.scoring.trained import VAL_ONLY, Scoring, paired_names, record_test
 from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
 from medmoco.segmentation.annotated.cases import truth_of
-from medmoco.segmentation.annotated.grids import Numbers
-from medmoco.segmentation.drawing import draw_contours
-from medmoco.segmentation.learning import Segmenting, crop_batches, dice_on_canvases, segment_cases
+from medmoco.segmentation.drawing import choose, draw_contours
+from medmoco.segmentation.learning import (
+    Segmenting,
+    crop_batches,
+    dice_on_canvases,
+    probabilities_of_cases,
+    segment_cases,
+)
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
 from medmoco.segmentation.scores.metrics import Measures, score_case, stack
 from medmoco.segmentation.scores.records import CaseFacts, SegmentationScore, write_cases
@@ -46,24 +49,6 @@ _UNUSED = ("method.", "evaluate.", "finetune.", "detection.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "segmentation."))
 _NAMES = {"random": "from scratch"}  # name of an encoder in the table, if it is not the kind of its source
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What to evaluate after training.
-
-    Attributes:
-        test: Also evaluate on the test set, which is recorded in the ledger.
-        against: Folder of another segmentation run on the same images, for paired differences.
-        pictures: PNG file to write, with contours on a few images.
-    """
-
-    test: bool = False
-    against: Path | None = None
-    pictures: Path | None = None
-
-
-VAL_ONLY = Scoring()
 
 
 def segment(
@@ -103,13 +88,12 @@ def segment(
     with together(group):
         annotations = load_annotations(settings, encoder, scoring.test)
         check_shared_memory(settings, settings.train.global_batch_size // group.size, sharing, views=1)
-        facts_of_cases = case_facts(settings, annotations)
-        other = _read_other(scoring.against, facts_of_cases, annotations)
         loaded = load_encoder(encoder, settings, log=warnings.append, whole=False)
         source = loaded.provenance.record()
+        facts_of_cases = case_facts(settings, annotations, source)
+        other = _read_other(scoring.against, facts_of_cases, annotations)
         encoder_hash = fingerprint(loaded.module)[:16]
         model = create_network(loaded.module.of_last_stage(), settings, len(annotations.classes))
-    facts_of_cases = facts_of_cases.model_copy(update={"encoder": source})
     scorer = _Scorer(context, annotations, model, encoder, source, facts_of_cases)
     cases = annotations.splits["train"].cases
     job = SupervisedJob(
@@ -216,9 +200,10 @@ class _Scorer:
         """Return the Dice on the canvases of val, as a mean over classes and for each class."""
         context, cases = self.context, self.annotations.splits["val"].cases
         names = self.annotations.classes.names
-        by_class = dice_on_canvases(
-            self.model, cases, len(names), context.settings, context.device, context.precision, stop_asked
+        found = probabilities_of_cases(
+            self.model, cases, context.settings, context.device, context.precision, stop_asked
         )
+        by_class = dice_on_canvases(found, cases, len(names))
         mean = float(np.nanmean(by_class))
         return mean, {"val_dice": mean} | {
             f"val_dice/{name}": value for name, value in zip(names, by_class.tolist(), strict=True) if value == value
@@ -234,24 +219,19 @@ class _Scorer:
             out / SEGMENTER, self.model, self.annotations.classes, self.settings, encoder=self.source,
             val_dice=best.score,
         )  # fmt: skip
-        measures = {}
-        for name in self.annotations.scored:  # the last of which is test, if it is scored
-            annotated = self.annotations.splits[name]
-            predicted = list(segment_cases(self.model, annotated.cases, self.settings, self.context.device))
-            measures[name] = self._measures(name, predicted)
-        if pictures:
-            draw_contours(annotated, predicted, self.settings.data, pictures)
+        measures = {name: self._measures(name) for name in self.annotations.scored}
+        segmented = self._compare(measures, other)  # records a test evaluation before any score is written
         write_cases(out, measures, _rows_of(self.annotations), self.facts)
-        segmented = self._compare(measures, other)
         with explaining_disk_errors():
-            write_records(out / "scores.json", segmented.scores)
-            write_records(out / "differences.json", segmented.differences)
-            (out / "table.txt").write_text(segmented.table, encoding="utf-8")
+            segmented.save(out)
+        if pictures:
+            self._draw(pictures)
         return segmented
 
-    def _measures(self, name: str, predicted: Sequence[Numbers]) -> Measures:
+    def _measures(self, name: str) -> Measures:
         """Return the scores of each image of a split, on the images' own grids."""
         annotated, classes = self.annotations.splits[name], self.annotations.classes
+        predicted = segment_cases(self.model, annotated.cases, self.settings, self.context.device)
         return stack([
             score_case(
                 numbers, truth_of(annotated, position, classes, self.settings.data), case.grid.spacing, len(classes),
@@ -260,19 +240,29 @@ class _Scorer:
             for position, (numbers, case) in enumerate(zip(predicted, annotated.cases, strict=True))
         ])  # fmt: skip
 
+    def _draw(self, pictures: Path) -> None:
+        """Segment a few images again, as the masks of all would fill the memory, and draw their contours."""
+        annotated = self.annotations.splits[self.annotations.scored[-1]]  # test, if it is scored
+        positions = choose(annotated)
+        cases = [annotated.cases[position] for position in positions]
+        predicted = segment_cases(self.model, cases, self.settings, self.context.device)
+        draw_contours(annotated, dict(zip(positions, predicted, strict=True)), self.settings.data, pictures)
+
     def _compare(self, measures: Mapping[str, Measures], other: tuple[dict[str, Measures], str] | None) -> Segmented:
-        name = _NAMES.get(self.source["kind"], self.source["kind"])
+        name, control = paired_names(self.source["kind"], other[1] if other else "", _NAMES)
         records, differences = self._records(measures, name), []
         if other:
-            control = _NAMES.get(other[1], other[1])
-            control = control if control != name else "other"
             records += self._records(other[0], control, primary=False)
             for split in measures:
                 differences += differences_of(
                     split, (measures[split], other[0][split]), self._patients(split), self.facts.classes,
                     (name, control), draws=self.settings.evaluate.bootstrap, seed=self.settings.seed,
                 )  # fmt: skip
-        notes = ["val also chose the epoch: only test is an unbiased score", self._record_test(records)]
+        test = self.annotations.splits.get("test")
+        note = record_test(
+            "segment", self.settings, self.encoder, test.rows.split if test is not None else None, records, "dice"
+        )
+        notes = ["val also chose the epoch: only test is an unbiased score", note]
         units = ("mm", "mL") if self.settings.data.dimensions == 3 else ("pixels", "pixels")
         table = layout(records, differences, self._head(), notes, length_unit=units[0], volume_unit=units[1])
         return Segmented(tuple(records), tuple(differences), table)
@@ -303,17 +293,3 @@ class _Scorer:
             f"trained on {len(train)} masks of {np.unique(train.rows.split.patients).size} patients",
             f"95 % intervals: {self.settings.evaluate.bootstrap} draws of patients",
         ]
-
-    def _record_test(self, scores: Sequence[SegmentationScore]) -> str:
-        """Record a test-set evaluation in the ledger before any score is shown; return the note about it."""
-        if "test" not in self.annotations.splits:
-            return "test was not evaluated; --test does so and records it in the ledger"
-        ledger = ledger_of(self.encoder, self.settings.out)
-        assert ledger  # there is a run folder
-        own = [each for each in scores if (each.split, each.metric) == ("test", "dice") and each.primary]
-        count = record_test_evaluation(
-            ledger, "segment", self.annotations.splits["test"].rows.split, self.settings,
-            list(dict.fromkeys(each.encoder for each in own)),
-            dice={each.label: each.value for each in own if each.label != MACRO},
-        )  # fmt: skip
-        return note_on_test(count, ledger)

@@ -6,8 +6,6 @@ no paths, patients or machines. `segment` writes one into its run folder.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +14,28 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save
 
 from medmoco import __version__
 from medmoco.config import ConfigSource, Float, Fraction, Int, ModelSettings, RunSettings, Settings, load
-from medmoco.data.loading.preprocessing import NO_DATA, CanvasPart, NormalisationPart
-from medmoco.errors import CheckpointError, SettingsError, first_line
+from medmoco.data.loading.preprocessing import CanvasPart, NormalisationPart, without_data
+from medmoco.errors import CheckpointError, SettingsError
+from medmoco.evaluation.supervised.model_folder import ModelFolder
 from medmoco.models.backbones import create_backbone
-from medmoco.models.interop.state_dicts import plain_tensors
 from medmoco.segmentation.annotated.cases import place_image
-from medmoco.segmentation.annotated.grids import Numbers, onto_image
+from medmoco.segmentation.annotated.grids import onto_image
 from medmoco.segmentation.learning import probabilities_of
-from medmoco.segmentation.masks.masks import Classes
+from medmoco.segmentation.masks.masks import Classes, Numbers
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
 from medmoco.training.device import choose_device
-from medmoco.utils.files import PathLike, replacing
+from medmoco.utils.files import PathLike
 
 SEGMENTER = "segmenter"
 """Its folder in a run folder."""
 WEIGHTS, FACTS = "segmenter.safetensors", "segmenter.json"
+_FOLDER = ModelFolder("segmenter", WEIGHTS, FACTS, "`medmoco segment`")
 
 
 class SegmenterFacts(Settings):
@@ -59,9 +57,9 @@ class SegmenterFacts(Settings):
     sha256: str
 
     def apply_to(self, settings: RunSettings) -> RunSettings:
-        """Return settings that prepare and segment images as in training."""
+        """Return settings that prepare and segment images as in training, without a pack."""
         return settings.model_copy(update={
-            "data": settings.data.model_copy(update=dict(self.data)),
+            "data": settings.data.model_copy(update={**dict(self.data), "pack": None}),
             "views": settings.views.model_copy(update={**dict(self.views), "size": self.size}),
             "model": settings.model.model_copy(update={"backbone": self.backbone, "init": None}),
             "segmentation": settings.segmentation.model_copy(
@@ -149,32 +147,21 @@ def save_segmenter(
         CheckpointError: the weights are not finite, or the folder cannot be written.
     """
     state = {name.replace("backbone.net.", "backbone."): value for name, value in model.state_dict().items()}
-    if not all(value.isfinite().all() for value in state.values()):
-        raise CheckpointError("the network's weights are not finite: its training diverged; nothing was written")
-    content = save(plain_tensors(state), metadata={"format": "pt"})
-    facts = SegmenterFacts(
-        format=1,
-        classes=dict(zip(classes.names, classes.values, strict=True)),
-        ignore=classes.ignore,
-        backbone=settings.model.backbone,
-        channels=settings.segmentation.channels,
-        size=settings.views.size,
-        overlap=settings.segmentation.overlap,
-        data=CanvasPart(**{key: getattr(settings.data, key) for key in CanvasPart.model_fields}),
-        views=NormalisationPart(**{key: getattr(settings.views, key) for key in NormalisationPart.model_fields}),
-        encoder=dict(encoder),
-        val_dice=val_dice,
-        seed=settings.seed,
-        medmoco=__version__,
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, written in ((WEIGHTS, content), (FACTS, facts.model_dump_json(indent=2).encode() + b"\n")):
-            with replacing(folder / name, durable=True) as temporary:
-                temporary.write_bytes(written)
-    except OSError as error:
-        raise CheckpointError(f"the segmenter folder {folder} cannot be written: {error.strerror}") from None
+    _FOLDER.write(folder, state, SegmenterFacts, {
+        "format": 1,
+        "classes": dict(zip(classes.names, classes.values, strict=True)),
+        "ignore": classes.ignore,
+        "backbone": settings.model.backbone,
+        "channels": settings.segmentation.channels,
+        "size": settings.views.size,
+        "overlap": settings.segmentation.overlap,
+        "data": {key: getattr(settings.data, key) for key in CanvasPart.model_fields},
+        "views": {key: getattr(settings.views, key) for key in NormalisationPart.model_fields},
+        "encoder": dict(encoder),
+        "val_dice": val_dice,
+        "seed": settings.seed,
+        "medmoco": __version__,
+    })  # fmt: skip
 
 
 def load_segmenter(folder: PathLike, config: ConfigSource | None = None) -> Segmenter:
@@ -198,18 +185,9 @@ def load_segmenter(folder: PathLike, config: ConfigSource | None = None) -> Segm
     """
     path = Path(folder)
     path = path / SEGMENTER if (path / SEGMENTER / FACTS).is_file() else path
-    facts = _read_facts(path)
-    machine = load(config or {"out": ".", "data": {"manifest": str(NO_DATA), "root": "."}})
-    settings = facts.apply_to(machine)
-    try:
-        content = (path / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path / WEIGHTS} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != facts.sha256:
-        raise CheckpointError(
-            f"{path / WEIGHTS} is damaged or does not belong to {FACTS}: its SHA-256 differs.\n"
-            "Copy the folder again, or train again."
-        )
+    facts = _FOLDER.read_facts(path, SegmenterFacts)
+    content = _FOLDER.read_weights(path, facts.sha256)
+    settings = facts.apply_to(without_data() if config is None else load(config))
     try:
         backbone = create_backbone(
             ModelSettings(backbone=facts.backbone), seed=0, size=facts.size, channels=settings.data.channel_count,
@@ -224,26 +202,5 @@ def load_segmenter(folder: PathLike, config: ConfigSource | None = None) -> Segm
     except SettingsError as error:
         raise CheckpointError(f"{path / FACTS}: {error}") from None
     except (SafetensorError, RuntimeError):
-        raise CheckpointError(
-            f"{path / WEIGHTS} does not match a {facts.backbone} with {len(facts.classes)} classes.\n"
-            "It may have been written with other versions of timm and MONAI."
-        ) from None
+        raise _FOLDER.mismatch(path, f"{facts.backbone} with {len(facts.classes)} classes") from None
     return Segmenter(network.eval(), classes, facts, settings)
-
-
-def _read_facts(folder: Path) -> SegmenterFacts:
-    file = folder / FACTS
-    try:
-        return SegmenterFacts.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} is not a segmenter folder: it has no {FACTS}; create one with `medmoco segment`"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        finding = error.errors()[0]
-        reason = f"{'.'.join(map(str, finding['loc'])) or FACTS}: {finding['msg'].removeprefix('Value error, ')}"
-    except (ValueError, RecursionError) as error:
-        reason = first_line(error)
-    raise CheckpointError(f"{file} is damaged or of another version of medmoco ({reason})")

@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 
 from medmoco import config
 from medmoco.detection import detect as module
-from medmoco.detection.detect import Scoring, detect, settings_of_run
+from medmoco.detection.detect import detect, settings_of_run
 from medmoco.detection.learning import Detecting
 from medmoco.errors import ManifestError, SettingsError, Stopped
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.leakage.ledger import read_ledger
+from medmoco.evaluation.scoring.trained import Scoring
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
 from medmoco.training.run_folder import StartMode

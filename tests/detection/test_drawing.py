@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from medmoco.detection.boxes import load_annotations
-from medmoco.detection.drawing import _FOUND, _TRUTH, choose, draw_detections, enlarged, paint
+from medmoco.detection.drawing import choose, draw_detections, paint
 from medmoco.detection.learning import Detections
+from medmoco.plotting.pictures import FOUND, TRUTH, enlarged
 from tests.helpers.rectangles import make_settings, write_images
 
 
@@ -20,7 +21,7 @@ def test_draw_detections__shows_both_kinds_of_boxes(tmp_path: Path, bits: int) -
     out = tmp_path / "boxes.png"
     draw_detections(annotations.splits["val"], found, annotations.labels, settings, out)
     pixels = np.asarray(Image.open(out).convert("RGB")).astype(int)
-    for colour in (_TRUTH, _FOUND):
+    for colour in (TRUTH, FOUND):
         assert (np.abs(pixels - colour).max(axis=2) < 40).sum() > 20
 
 
@@ -38,6 +39,6 @@ def test_choose__images_with_and_without_boxes(tmp_path: Path) -> None:
 def test_paint__edges_are_those_of_the_box() -> None:
     picture = enlarged(np.zeros((10, 20), np.uint8))
     assert picture.shape == (120, 240, 3)
-    paint(picture, np.array([[100.0, 20, 200, 90]]), _FOUND)
+    paint(picture, np.array([[100.0, 20, 200, 90]]), FOUND)
     y, x = np.nonzero(picture.any(axis=2))
     assert (x.min(), x.max() + 1, y.min(), y.max() + 1) == (99, 201, 19, 91)  # the line is two pixels wide, and centred

@@ -13,7 +13,13 @@ from medmoco.data.image_io.images import Canvas
 from medmoco.errors import CheckpointError, Stopped
 from medmoco.segmentation.annotated.cases import Case
 from medmoco.segmentation.annotated.grids import Grid
-from medmoco.segmentation.learning import dice_on_canvases, probabilities_of, segment_cases, segmentation_losses
+from medmoco.segmentation.learning import (
+    dice_on_canvases,
+    probabilities_of,
+    probabilities_of_cases,
+    segment_cases,
+    segmentation_losses,
+)
 from medmoco.segmentation.masks.masks import IGNORED
 from tests.helpers.blobs import make_settings
 
@@ -118,8 +124,8 @@ def test_dice_on_canvases__is_that_of_what_counts() -> None:
     cases = [case_of(pixels, numbers), case_of(pixels, np.zeros_like(numbers))]
 
     def measure(**changes: Any) -> np.ndarray:
-        arguments = {"stop_asked": lambda: False} | changes
-        return dice_on_canvases(Brightness(), cases, 2, settings_of(2), CPU, "fp32", **arguments)  # type: ignore[arg-type]
+        network: Any = Brightness()
+        return dice_on_canvases(probabilities_of_cases(network, cases, settings_of(2), CPU, **changes), cases, 2)
 
     np.testing.assert_allclose(measure(), [2 * 8 / 32, np.nan])
     with pytest.raises(Stopped):

@@ -18,9 +18,10 @@ from medmoco import config
 from medmoco.errors import ManifestError, SettingsError, Stopped
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.leakage.ledger import read_ledger
+from medmoco.evaluation.scoring.trained import Scoring
 from medmoco.segmentation import segment as module
 from medmoco.segmentation.learning import Segmenting
-from medmoco.segmentation.segment import Scoring, segment, settings_of_run
+from medmoco.segmentation.segment import segment, settings_of_run
 from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
 from medmoco.training.run_folder import StartMode

@@ -66,12 +66,20 @@ def displayed(planes: Pixels, *, rgb: bool, at: Sequence[int] | None = None) -> 
 def orthogonal_slices(volume: Pixels, at: Sequence[int] | None = None) -> Pixels:
     """Return three slices of a volume (S, S, S) with the axes of RAS, as radiologists view them, (2 S, 2 S).
 
-    The slices meet in the voxel `at`, by default in the middle. The axial slice is above the sagittal one, and the
-    coronal one to the right of it. The patient's right is on the left, and the front at the top or on the left.
+    The slices are those of `three_slices`. The axial slice is above the sagittal one, and the coronal one to the right
+    of it.
+    """
+    axial, coronal, sagittal = three_slices(volume, at)
+    picture: Pixels = np.block([[axial, coronal], [sagittal, np.zeros_like(sagittal)]])
+    return picture
+
+
+def three_slices(volume: Pixels, at: Sequence[int] | None = None) -> tuple[Pixels, Pixels, Pixels]:
+    """Return the axial (Y, X), coronal (Z, X) and sagittal slice (Z, Y) of a volume (X, Y, Z) with the axes of RAS.
+
+    The slices meet in the voxel `at`, by default in the middle. As radiologists view them, the patient's right is on
+    the left, and the front at the top or on the left.
     """
     x, y, z = [side // 2 for side in volume.shape] if at is None else at
     seen = volume[::-1, ::-1, ::-1]
-    axial, coronal = seen[:, :, -1 - z].T, seen[:, -1 - y].T
-    sagittal = seen[-1 - x].T
-    picture: Pixels = np.block([[axial, coronal], [sagittal, np.zeros_like(sagittal)]])
-    return picture
+    return seen[:, :, -1 - z].T, seen[:, -1 - y].T, seen[-1 - x].T

@@ -70,11 +70,11 @@ def draw(
     u = _draw_numbers(seed, epoch, samples, view)
     shapes = np.array([canvas.shape for canvas in canvases])
     extent = _extents(settings, u)
-    low, high = _limits(shapes - extent)
+    low, high = limits_of_boxes(shapes - extent)
     if view and settings.overlap:
         first = _draw_numbers(seed, epoch, samples, 0)
         others = _extents(settings, first)
-        starts = _place(first, *_limits(shapes - others))
+        starts = _place(first, *limits_of_boxes(shapes - others))
         shared = _shared(settings, u, np.minimum(extent, others))
         low = np.maximum(low, starts + shared - extent)
         high = np.minimum(high, starts + others - shared)
@@ -199,11 +199,11 @@ def _extents(settings: ViewSettings, u: dict[str, Floats]) -> Integers:
     return np.repeat(side[:, None], 3, axis=1)
 
 
-def _limits(space: Integers) -> tuple[Integers, Integers]:
+def limits_of_boxes(space: Integers) -> tuple[Integers, Integers]:
     """Return the lowest and highest first voxels of boxes; one larger than the canvas is in its middle.
 
     Args:
-        space: (B, 3), how much longer the canvas is than the box.
+        space: (B, 3) or (B, 2), how much longer the canvas is than the box.
     """
     return np.minimum(space // 2, 0), np.maximum(space, space // 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +23,7 @@ from medmoco.config import (
     Settings,
     Tree,
     channel_count,
+    load,
 )
 from medmoco.data.augment.normalisation import to_float
 from medmoco.data.image_io.formats.bands import band_axis, levels_of
@@ -37,6 +39,15 @@ NO_DATA = Path("no-data")
 
 Image = str | Path | ArrayLike
 """A file, or the pixels of an image."""
+
+
+def without_data(overrides: Sequence[str] = ()) -> RunSettings:
+    """Return settings that name no data, for files and arrays; `overrides` are texts such as "train.device=cpu".
+
+    Raises:
+        SettingsError: an override is invalid.
+    """
+    return load({"out": ".", "data": {"manifest": str(NO_DATA), "root": "."}}, overrides)
 
 
 class CanvasPart(Settings):

@@ -123,8 +123,9 @@ def canvas_and_box(volume: Volume, data: CanvasRules) -> tuple[VolumeCanvas, tup
     coarse = volume.values[:: steps[0], :: steps[1], :: steps[2]]
     mask = body(coarse, is_ct=_is_ct(volume, data))
     found = mask.sum() >= max(1.0, _TINY * mask.size)
-    window = _black_and_white(coarse, mask if found else np.ones_like(mask), data)
-    box = _box(mask, steps) if found else _everything(volume.values.shape)
+    mask = mask if found else np.ones_like(mask)
+    window = _black_and_white(coarse, mask, data)
+    box = _box(mask, steps, volume.values.shape)
     values, spacing = resample(volume.values[box], volume.spacing, data.spacing, data.max_voxels)
     pixels = _windowed(values, window, data.bit_depth)
     canvas = VolumeCanvas(pixels, spacing, volume.slice_axis)
@@ -181,18 +182,13 @@ def _without_holes(mask: Mask) -> Mask:
     return filled
 
 
-def _everything(shape: tuple[int, ...]) -> Box:
-    x, y, z = (slice(0, side) for side in shape)
-    return x, y, z
-
-
-def _box(mask: Mask, steps: tuple[int, ...]) -> Box:
+def _box(mask: Mask, steps: tuple[int, ...], shape: tuple[int, ...]) -> Box:
     """Return the part of a volume that contains the body and a margin, of which `mask` has every `steps`-th voxel."""
     parts = []
-    for axis, step in enumerate(steps):
+    for axis, (step, side) in enumerate(zip(steps, shape, strict=True)):
         others = tuple(other for other in range(3) if other != axis)
         first, *_, last = np.flatnonzero(mask.any(axis=others))[[0, -1]].tolist()
-        parts.append(slice(max(0, first - _MARGIN) * step, (last + _MARGIN + 1) * step))
+        parts.append(slice(max(0, first - _MARGIN) * step, min((last + _MARGIN + 1) * step, side)))
     x, y, z = parts
     return x, y, z
 

@@ -57,6 +57,7 @@ COLUMNS = ["Path", "PatientID", "StudyID", "ViewPosition", "Sex", "Age", "Opacit
 BOX_COLUMNS = ["Split", "Path", "Label", "x_min", "y_min", "x_max", "y_max"]
 
 Image = npt.NDArray[np.uint16]
+Flags = npt.NDArray[np.bool_]
 
 
 def expose(attenuation: Array, rng: np.random.Generator) -> Image:
@@ -214,37 +215,38 @@ def _write_patient(
                 write_dicom(folder / path, pixels, kind, person, pose, study, image)
             labels = [int(bool(lesions)), int(person.interstitial > 0)]
             rows.append([path, patient, f"{patient}-{study}", pose.view, person.sex, person.age, *labels])
+            shown = lesion_pixels(thorax, image_size)
             if masks:
                 mask = f"{patient}/study{study}_image{image}_mask.png"
-                write_mask(folder / mask, lesion_mask(thorax, image_size))
+                write_mask(folder / mask, shown)
                 rows[-1].append(mask)
-            found = lesion_boxes(thorax, image_size)
+            found = lesion_boxes(shown)
             boxes += [[path, "Opacity", *box] for box in found] or [[path, "", "", "", "", ""]]
     return rows, boxes
 
 
-def lesion_boxes(thorax: Thorax, image_size: int) -> list[tuple[int, int, int, int]]:
-    """Return x_min, y_min, x_max, y_max of each opacity, in pixels from the top left corner."""
+def lesion_pixels(thorax: Thorax, image_size: int) -> Flags:
+    """Return which pixels show each of L opacities, (L, H, W): those to which it adds more than `BOX_FLOOR`."""
+    shown = np.zeros((len(thorax.lesions), image_size, image_size), bool)
+    for number, lesion in enumerate(thorax.lesions):
+        shown[number] = project_lesion(thorax, lesion, image_size) > BOX_FLOOR
+    return shown
+
+
+def lesion_boxes(shown: Flags) -> list[tuple[int, int, int, int]]:
+    """Return x_min, y_min, x_max, y_max of each opacity (L, H, W), in pixels from the top left corner."""
     boxes = []
-    for lesion in thorax.lesions:
-        added = project_lesion(thorax, lesion, image_size) > BOX_FLOOR
+    for added in shown:
         if added.any():
             x, y, width, height = cv2.boundingRect(added.astype(np.uint8))
             boxes.append((int(x), int(y), int(x + width), int(y + height)))
     return boxes
 
 
-def lesion_mask(thorax: Thorax, image_size: int) -> npt.NDArray[np.bool_]:
-    """Return which pixels show an opacity, (H, W): those to which one adds more than `BOX_FLOOR`."""
-    shown = np.zeros((image_size, image_size), bool)
-    for lesion in thorax.lesions:
-        shown |= project_lesion(thorax, lesion, image_size) > BOX_FLOOR
-    return shown
-
-
-def write_mask(file: Path, shown: npt.NDArray[np.bool_]) -> None:
-    """Write a mask (H, W) as PNG with the values 0 and 1."""
-    file.write_bytes(cv2.imencode(".png", shown.astype(np.uint8))[1].tobytes())
+def write_mask(file: Path, shown: Flags) -> None:
+    """Write the pixels of all opacities (L, H, W) as PNG, with the values 0 and 1."""
+    mask = np.asarray(shown.any(axis=0), np.uint8)
+    file.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
 
 
 def display_window(pixels: Image) -> tuple[int, int]:

@@ -7,29 +7,27 @@ calibration and the thresholds; no paths, patients or machines. `evaluate` write
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import nn
 
 from medmoco import __version__
 from medmoco.config import Float, Fraction, Int, LabelPolicy, ModelSettings, RunSettings, Settings, Tree
 from medmoco.data.loading.preprocessing import CanvasPart, NormalisationPart, Preprocessing
-from medmoco.errors import CheckpointError, SettingsError, first_line
+from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
+from medmoco.evaluation.supervised.model_folder import ModelFolder
 from medmoco.models.backbones import create_backbone
-from medmoco.models.interop.state_dicts import plain_tensors
 from medmoco.models.patches import check_patches
-from medmoco.utils.files import replacing
 
 WEIGHTS, FACTS = "classifier.safetensors", "classifier.json"
+_FOLDER = ModelFolder("classifier", WEIGHTS, FACTS, "`medmoco finetune` or `medmoco evaluate`")
 
 _Finite = Annotated[Float, Field(allow_inf_nan=False)]
 
@@ -152,19 +150,7 @@ def save_classifier(folder: Path, classifier: ClassifierNetwork, facts: Tree) ->
         raise ValueError("the facts are those of another classifier")
     state = {f"backbone.{name}": value for name, value in backbone.net.state_dict().items()}
     state |= {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
-    if not all(value.isfinite().all() for value in state.values()):
-        raise CheckpointError("the classifier's weights are not finite: its training diverged; nothing was written")
-    content = save(plain_tensors(state), metadata={"format": "pt"})
-    file_facts = {"format": 1, "medmoco": __version__, "sha256": hashlib.sha256(content).hexdigest()}
-    tree = Facts.model_validate({**facts, **file_facts}).model_dump(mode="json")
-    text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, written in ((WEIGHTS, content), (FACTS, text.encode())):
-            with replacing(folder / name, durable=True) as temporary:
-                temporary.write_bytes(written)
-    except OSError as error:
-        raise CheckpointError(f"the classifier folder {folder} cannot be written: {error.strerror}") from None
+    _FOLDER.write(folder, state, Facts, {**facts, "format": 1, "medmoco": __version__})
 
 
 def remove_classifier(folder: Path) -> None:
@@ -188,16 +174,8 @@ def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
     Raises:
         CheckpointError: it is not a classifier folder, is damaged, or was written by another version.
     """
-    facts = _read_facts(folder)
-    try:
-        content = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != facts.sha256:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged or does not belong to {FACTS}: its SHA-256 differs.\n"
-            "Copy the folder again, or train the classifier again."
-        )
+    facts = _FOLDER.read_facts(folder, Facts)
+    content = _FOLDER.read_weights(folder, facts.sha256)
     try:
         prepared = facts.preprocessing
         backbone = create_backbone(
@@ -218,27 +196,5 @@ def read_classifier(folder: Path) -> tuple[ClassifierNetwork, Facts]:
     except SettingsError as error:
         raise CheckpointError(f"{folder / FACTS}: {error}") from None
     except (SafetensorError, RuntimeError):
-        raise CheckpointError(
-            f"{folder / WEIGHTS} does not match a {facts.backbone} with {len(facts.labels)} labels.\n"
-            "It may have been written with other versions of timm and MONAI."
-        ) from None
+        raise _FOLDER.mismatch(folder, f"{facts.backbone} with {len(facts.labels)} labels") from None
     return network.eval(), facts
-
-
-def _read_facts(folder: Path) -> Facts:
-    file = folder / FACTS
-    try:
-        return Facts.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} is not a classifier folder: it has no {FACTS};\n"
-            "create one with `medmoco finetune` or `medmoco evaluate`"
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
-    except ValidationError as error:
-        finding = error.errors()[0]
-        reason = f"{'.'.join(map(str, finding['loc'])) or FACTS}: {finding['msg'].removeprefix('Value error, ')}"
-    except (ValueError, RecursionError) as error:
-        reason = first_line(error)
-    raise CheckpointError(f"{file} is damaged or of another version of medmoco ({reason})")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from medmoco.config import RunSettings, load
-from medmoco.data.loading.preprocessing import NO_DATA
+from medmoco.config import RunSettings
+from medmoco.data.loading.preprocessing import without_data
 from medmoco.errors import ImageError, SettingsError
 from medmoco.evaluation.features.image_sets import files_in
 from medmoco.evaluation.features.inputs import load_unlabelled, writing
@@ -87,7 +87,7 @@ def predict_files(
         SettingsError: the settings are invalid, or the CSV cannot be written.
     """
     classifier = load_classifier(folder)
-    machine = settings or load({"out": ".", "data": {"manifest": str(NO_DATA), "root": "."}}, overrides)
+    machine = settings or without_data(overrides)
     own, changes = classifier.prepared(machine)
     _begin(classifier, changes if settings else [], out, log)
     files: list[Path] = []

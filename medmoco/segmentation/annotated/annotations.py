@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medmoco.config import RunSettings
+from medmoco.config import RunSettings, Tree
 from medmoco.data.manifest.splits import fraction_size, nested_places
 from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.inputs import load_splits
@@ -66,7 +66,7 @@ def load_annotations(settings: RunSettings, encoder: str, test: bool) -> Annotat
     if MACRO in classes.names:
         raise SettingsError(f"'{MACRO}' is the mean over classes in every table; rename that class")
     drawn = {**rows, "train": _draw(rows["train"], settings)}
-    annotated = {name: read_cases(own, classes, settings) for name, own in drawn.items()}
+    annotated = {name: read_cases(own, classes, data) for name, own in drawn.items()}
     _refuse_nothing_to_learn(annotated, classes)
     notes = [notice for split in splits.values() for notice in split.notices]
     notes += [
@@ -112,8 +112,8 @@ def _describe(splits: Mapping[str, Annotated], classes: Classes) -> str:
     return f"{'; '.join(counts)}; classes {', '.join(classes.names)}"
 
 
-def case_facts(settings: RunSettings, annotations: Annotations) -> CaseFacts:
-    """Return the facts about the scores of each image that another run must share; without the encoder."""
+def case_facts(settings: RunSettings, annotations: Annotations, encoder: Tree) -> CaseFacts:
+    """Return the facts about the scores of each image; `encoder` is the `Provenance.record` of the run's encoder."""
     chosen = settings.segmentation
     scored = [annotations.splits[name] for name in annotations.scored]
     masks = [(own.rows.split.name, [case.mask_sha256 for case in own.cases]) for own in scored]
@@ -121,5 +121,5 @@ def case_facts(settings: RunSettings, annotations: Annotations) -> CaseFacts:
     splits = {own.rows.split.name: CaseSplit(manifest_sha256=own.rows.split.sha256, images=len(own)) for own in scored}
     return CaseFacts(
         classes=annotations.classes.names, tolerance=chosen.tolerance, masks_sha256=digest, splits=splits,
-        encoder={},
+        encoder=encoder,
     )  # fmt: skip

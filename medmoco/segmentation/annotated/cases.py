@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medmoco.config import DataSettings, RunSettings
+from medmoco.config import DataSettings
 from medmoco.data.image_io.images import Canvas, read_as_set, to_canvas
 from medmoco.data.image_io.limits import limits_of
 from medmoco.data.loading.quarantine import where
@@ -23,9 +23,9 @@ from medmoco.data.volume_io.canvases import canvas_and_box
 from medmoco.data.volume_io.reading import read_volume
 from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError
-from medmoco.segmentation.annotated.grids import Grid, Numbers, onto_canvas
+from medmoco.segmentation.annotated.grids import Grid, onto_canvas
 from medmoco.segmentation.masks.mask_rows import MaskedRows, naming_row, read_row
-from medmoco.segmentation.masks.masks import IGNORED, Classes, check_mask
+from medmoco.segmentation.masks.masks import IGNORED, Classes, Numbers, check_mask
 
 _MOST_PLACES = 10_000  # remembered per class and image, to centre crops on; as many as nnU-Net
 
@@ -82,19 +82,19 @@ class Annotated:
         return len(self.cases)
 
 
-def read_cases(rows: MaskedRows, classes: Classes, settings: RunSettings) -> Annotated:
+def read_cases(rows: MaskedRows, classes: Classes, data: DataSettings) -> Annotated:
     """Read images and masks.
 
     Args:
         rows: Rows and their masks.
         classes: Classes in the masks.
-        settings: Settings of the run; `data.workers` is the number of threads.
+        data: Data settings; `workers` is the number of threads.
 
     Raises:
         ImageError: an image or a mask cannot be used; names the row.
     """
-    with ThreadPoolExecutor(max(1, settings.data.workers)) as pool:
-        return Annotated(rows, tuple(pool.map(partial(_read_case, rows, classes, settings.data), range(len(rows)))))
+    with ThreadPoolExecutor(max(1, data.workers)) as pool:
+        return Annotated(rows, tuple(pool.map(partial(_read_case, rows, classes, data), range(len(rows)))))
 
 
 def truth_of(annotated: Annotated, position: int, classes: Classes, data: DataSettings) -> Numbers:
@@ -118,9 +118,7 @@ def place_image(file: str | Path, data: DataSettings, *, frame: int = 1, series:
     if data.dimensions == 3:
         volume = read_volume(file, series=series, limits=limits_of(data))
         canvas, _, box = canvas_and_box(volume, data)
-        shape = volume.values.shape
-        inside = tuple(slice(part.start, min(part.stop, side)) for part, side in zip(box, shape, strict=True))
-        return Placed(canvas, Grid(shape, inside, canvas.shape, volume.spacing), volume.affine)
+        return Placed(canvas, Grid(volume.values.shape, box, canvas.shape, volume.spacing), volume.affine)
     image = read_as_set(file, frame, data)
     height, width = image.pixels.shape[:2]
     scaled, side = to_canvas(image, data.canvas_size, data.bit_depth), data.canvas_size

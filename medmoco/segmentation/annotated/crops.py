@@ -27,7 +27,8 @@ from medmoco.data.loading.loading import Batch
 from medmoco.data.loading.sampler import BatchKey, Share
 from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.segmentation.annotated.cases import Case
-from medmoco.segmentation.annotated.grids import Numbers, largest
+from medmoco.segmentation.annotated.grids import largest
+from medmoco.segmentation.masks.masks import Numbers
 from medmoco.utils.rng import CROP, uniform
 
 Integers = NDArray[np.int64]
@@ -88,10 +89,8 @@ def _boxes(cases: Sequence[Case], samples: Integers, epoch: int, settings: RunSe
     extent = np.repeat(side[:, None], dimensions, axis=1)
     if dimensions == 2:
         extent = np.minimum(extent, shapes)  # images are reflected at their border, which would repeat their classes
-    space = shapes - extent
-    low, high = np.minimum(space // 2, 0), np.maximum(space, space // 2)
-    anywhere = low + np.floor(np.stack([u[axis] for axis in "xyz"[:dimensions]], 1) * (high - low + 1)).astype(np.int64)
-    start = anywhere
+    low, high = volume_views.limits_of_boxes(shapes - extent)
+    start = low + np.floor(np.stack([u[axis] for axis in "xyz"[:dimensions]], 1) * (high - low + 1)).astype(np.int64)
     for i, case in enumerate(cases):
         if case.places and u["foreground"][i] < chosen.foreground:
             places = case.places[int(u["class"][i] * len(case.places))]

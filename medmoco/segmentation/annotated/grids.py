@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmoco.data.volume_io.canvases import resize
+from medmoco.segmentation.masks.masks import Numbers
 
-Numbers = NDArray[np.uint8]  # (H, W) or (X, Y, Z): 0 background, 1 to C classes, IGNORED
 Plane = NDArray[Any]
 
 

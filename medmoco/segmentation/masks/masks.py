@@ -31,7 +31,7 @@ from medmoco.data.volume_io.reading import read_volume
 from medmoco.errors import ImageError, SettingsError
 from medmoco.segmentation.masks.run_lengths import Runs, decode_runs
 
-Numbers = NDArray[np.uint8]
+Numbers = NDArray[np.uint8]  # (H, W) or (X, Y, Z): 0 background, 1 to C classes, IGNORED
 Values = NDArray[Any]
 
 IGNORED = 255

@@ -26,13 +26,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medmoco.segmentation.masks.masks import IGNORED
+from medmoco.segmentation.masks.masks import IGNORED, Numbers
 
 _PERCENTILE = 95
 _ROUNDING = 1e-6  # mm, so that a distance of three voxels of 0.1 mm is within a tolerance of 0.3 mm
 
 Floats = NDArray[np.float64]
-Numbers = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
 
 

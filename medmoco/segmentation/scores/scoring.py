@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from medmoco.evaluation.metrics.auroc import Interval, bootstrap_sums, interval, or_none, ratio, share_interval
-from medmoco.evaluation.record_files import to_frame
+from medmoco.evaluation.record_files import SavedRecords, to_frame
 from medmoco.evaluation.scoring.table import MACRO, figure, span
 from medmoco.segmentation.scores.metrics import Flags, Floats, Measures
 from medmoco.segmentation.scores.records import Integers, SegmentationDifference, SegmentationScore
@@ -131,7 +131,7 @@ def _interval(metric: str, own: Score) -> Interval:
 
 
 @dataclass(frozen=True, eq=False)
-class Segmented:
+class Segmented(SavedRecords):
     """Result of a segmentation run.
 
     Attributes:
@@ -139,6 +139,8 @@ class Segmented:
         differences: This run minus the other one.
         table: The table that `medmoco segment` prints.
     """
+
+    _FILES = (("scores", "scores.json", SegmentationScore), ("differences", "differences.json", SegmentationDifference))
 
     scores: tuple[SegmentationScore, ...]
     differences: tuple[SegmentationDifference, ...]

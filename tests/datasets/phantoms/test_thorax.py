@@ -4,7 +4,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from medmoco.datasets.phantoms.phantom import lesion_boxes
+from medmoco.datasets.phantoms.phantom import lesion_boxes, lesion_pixels
 from medmoco.datasets.phantoms.solids import Solids
 from medmoco.datasets.phantoms.thorax import (
     CORTICAL,
@@ -95,7 +95,7 @@ def test_project_thorax__does_not_depend_on_the_grid(thorax):
 
 
 def test_lesions__boxes_hold_what_they_add(thorax):
-    boxes = lesion_boxes(thorax, SIZE)
+    boxes = lesion_boxes(lesion_pixels(thorax, SIZE))
     assert len(boxes) == 2
     total = np.zeros((SIZE, SIZE))
     for lesion, (left, top, right, bottom) in zip(thorax.lesions, boxes, strict=True):

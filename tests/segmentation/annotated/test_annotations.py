@@ -67,11 +67,11 @@ def test_load_annotations__refuses_what_cannot_be_learned(manifest: Path) -> Non
 
 def test_case_facts__tell_masks_apart(manifest: Path) -> None:
     settings = settings_of_run(make_settings(manifest, 2), Path("run"))
-    before = case_facts(settings, load(manifest))
-    assert before == case_facts(settings, load(manifest, "segmentation.label_fraction=0.34"))
+    before = case_facts(settings, load(manifest), {})
+    assert before == case_facts(settings, load(manifest, "segmentation.label_fraction=0.34"), {})
     pixels = np.asarray(Image.open(manifest / "val" / f"{SECRET}-0-mask.png")).copy()
     pixels[14, 18] = 20 if pixels[14, 18] != 20 else 0
     Image.fromarray(pixels).save(manifest / "val" / f"{SECRET}-0-mask.png")
-    after = case_facts(settings, load(manifest))
+    after = case_facts(settings, load(manifest), {})
     assert after.masks_sha256 != before.masks_sha256
     assert after.splits == before.splits

@@ -22,7 +22,7 @@ CLASSES = Classes(("large", "small"), (LARGE, SMALL), UNSURE)
 
 def read(settings: RunSettings) -> Annotated:
     split = load_splits(settings, ["train"])["train"]
-    return read_cases(masked_rows(split, settings.data), CLASSES, settings)
+    return read_cases(masked_rows(split, settings.data), CLASSES, settings.data)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -80,7 +80,7 @@ def test_read_cases__names_the_row_and_no_path(settings: RunSettings, tmp_path: 
     files = np.array([*split.files[:2], str(broken)], dtype=split.files.dtype)
     rows = replace(annotated.rows, split=replace(split.select(np.arange(3)), files=files))
     with pytest.raises(ImageError, match=r"^train\.csv row 4: ") as caught:
-        read_cases(rows, CLASSES, settings)
+        read_cases(rows, CLASSES, settings.data)
     assert SECRET not in str(caught.value)
 
 

@@ -27,7 +27,7 @@ def manifest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def load(manifest: tuple[Path, int], *overrides: str) -> tuple[list[Case], RunSettings]:
     settings = settings_of_run(make_settings(*manifest, "segmentation.size=16", *overrides), Path("run"))
     split = load_splits(settings, ["train"])["train"]
-    return list(read_cases(masked_rows(split, settings.data), CLASSES, settings).cases), settings
+    return list(read_cases(masked_rows(split, settings.data), CLASSES, settings.data).cases), settings
 
 
 def test_make_crops__classes_follow_their_pixels(manifest: tuple[Path, int]) -> None:
