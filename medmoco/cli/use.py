@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,43 +63,34 @@ def predict(
         raise SettingsError("give either --classifier, for probabilities, or --segmenter, for masks")
     if (segmenter and with_path) or (classifier and dicom_seg):
         raise SettingsError("--with-path is for --classifier, and --dicom-seg for --segmenter")
-    to: Literal["auto", "dicom-seg"] = "dicom-seg" if dicom_seg else "auto"
     if images:
         files, settings_given = _files_and_overrides(images, overrides or [])
         machine = load(config_file, settings_given) if config_file else None
-        if segmenter:
-            _write_masks_of_files(files, segmenter, out, machine, settings_given, to)
-        else:
-            _write_probabilities_of_files(files, cast(Path, classifier), out, machine, settings_given)
+        if classifier:
+            _predict_files(files, classifier, out, machine, settings_given)
+        elif segmenter:
+            _segment_files(files, segmenter, out, machine, settings_given, dicom_seg=dicom_seg)
         return
+    settings, name = _settings_of_manifest(config_file, overrides), split_name(split)
+    if classifier:
+        from medmoco.evaluation.supervised.predict import predict as apply
+
+        rows = apply(settings, classifier, out, split=name, with_path=with_path, log=log)
+        print(f"{rows} rows of {name} were written to {out}")
+    elif segmenter:
+        from medmoco.segmentation.predict import predict_masks
+
+        rows = predict_masks(settings, segmenter, out, split=name, dicom_seg=dicom_seg, log=log)
+        print(f"masks of {rows} rows of {name} were written to {out}, named by their rows")
+
+
+def _settings_of_manifest(config_file: Path | None, overrides: list[str] | None) -> RunSettings:
     if config_file is None and not Path(SETTINGS_FILE).exists():
         raise SettingsError(
             f"there is no {SETTINGS_FILE} in the working folder:\n"
             "give --images with files or folders, or --config FILE for the rows of a manifest"
         )
-    settings, name = load(config_file or Path(SETTINGS_FILE), overrides), split_name(split)
-    if segmenter:
-        print(_write_masks_of_rows(settings, segmenter, out, name, to))
-    else:
-        print(_write_probabilities_of_rows(settings, cast(Path, classifier), out, name, with_path=with_path))
-
-
-def _write_probabilities_of_rows(
-    settings: RunSettings, classifier: Path, out: Path, split: str, *, with_path: bool
-) -> str:
-    from medmoco.evaluation.supervised.predict import predict as apply
-
-    rows = apply(settings, classifier, out, split=split, with_path=with_path, log=log)
-    return f"{rows} rows of {split} were written to {out}"
-
-
-def _write_masks_of_rows(
-    settings: RunSettings, segmenter: Path, out: Path, split: str, to: Literal["auto", "dicom-seg"]
-) -> str:
-    from medmoco.segmentation.predict import predict_masks
-
-    rows = predict_masks(settings, segmenter, out, split=split, to=to, log=log)
-    return f"masks of {rows} rows of {split} were written to {out}, named by their rows"
+    return load(config_file or Path(SETTINGS_FILE), overrides)
 
 
 def _files_and_overrides(images: list[str], arguments: list[str]) -> tuple[list[Path], list[str]]:
@@ -109,7 +100,7 @@ def _files_and_overrides(images: list[str], arguments: list[str]) -> tuple[list[
     return [Path(name) if Path(name).exists() else path(name) for name in names], overrides
 
 
-def _write_probabilities_of_files(
+def _predict_files(
     files: list[Path], classifier: Path, out: Path, machine: RunSettings | None, overrides: list[str]
 ) -> None:
     from medmoco.evaluation.supervised.predict import predict_files
@@ -122,18 +113,19 @@ def _write_probabilities_of_files(
         )
 
 
-def _write_masks_of_files(
+def _segment_files(
     files: list[Path],
     segmenter: Path,
     out: Path,
     machine: RunSettings | None,
     overrides: list[str],
-    to: Literal["auto", "dicom-seg"],
+    *,
+    dicom_seg: bool,
 ) -> None:
     from medmoco.segmentation.predict import predict_masks_of_files
 
     count, unread = predict_masks_of_files(
-        files, segmenter, out, settings=machine, overrides=overrides, to=to, log=log
+        files, segmenter, out, settings=machine, overrides=overrides, dicom_seg=dicom_seg, log=log
     )  # fmt: skip
     print(f"masks of {count - unread} files were written to {out}, named like them")
     if unread:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
-from medmoco.config import RunSettings, load
-from medmoco.data.loading.preprocessing import NO_DATA
+from medmoco.config import RunSettings
+from medmoco.data.image_io.limits import limits_of
+from medmoco.data.loading.preprocessing import without_data
 from medmoco.data.loading.quarantine import where
 from medmoco.errors import ImageError, SettingsError
 from medmoco.evaluation.features.image_sets import files_in, volumes_in
@@ -16,12 +16,11 @@ from medmoco.segmentation.masks.mask_files import write_dicom_seg, write_nifti, 
 from medmoco.segmentation.segmenter import Segmenter, load_segmenter
 from medmoco.utils.progress import track
 
-Format = Literal["auto", "dicom-seg"]
 Log = Callable[[str], None]
 
 
 def predict_masks(
-    settings: RunSettings, folder: Path, out: Path, *, split: str = "test", to: Format = "auto", log: Log = print
+    settings: RunSettings, folder: Path, out: Path, *, split: str = "test", dicom_seg: bool = False, log: Log = print
 ) -> int:
     """Write a mask for each row of a split, named by its row, and return their number.
 
@@ -30,7 +29,7 @@ def predict_masks(
         folder: Folder of the segmenter, or the run that contains it.
         out: Folder for the masks.
         split: train, val or test; its masks are not used.
-        to: "auto" writes NIfTI on the grid of volumes, and PNG for images; "dicom-seg" DICOM segmentations.
+        dicom_seg: Write DICOM segmentations instead of NIfTI files, on the grids of volumes, or PNG files of images.
         log: Receives progress messages.
 
     Raises:
@@ -39,16 +38,13 @@ def predict_masks(
         SettingsError: a mask cannot be written.
     """
     segmenter = load_segmenter(folder, settings)
-    own = segmenter.settings.model_copy(
-        update={"data": segmenter.settings.data.model_copy(update={"pack": None, "labels": {}})}
-    )
-    rows = load_unlabelled(own, split)
+    rows = load_unlabelled(segmenter.settings, split)
     log(f"segmenting {len(rows)} rows")
     _begin(out)
     numbers = zip(rows.files.tolist(), rows.frames.tolist(), rows.series, rows.rows.tolist(), strict=True)
     for position, (file, frame, series, row) in enumerate(track(list(numbers), len(rows), "images")):
         try:
-            _write(segmenter, Path(file), out / f"{split}_row_{row:05}", to, frame=frame, series=series)
+            _write(segmenter, Path(file), out / f"{split}_row_{row:05}", dicom_seg, frame=frame, series=series)
         except ImageError as error:
             raise ImageError(f"{where(rows, position)}: {error}") from None
     return len(rows)
@@ -61,10 +57,10 @@ def predict_masks_of_files(
     *,
     settings: RunSettings | None = None,
     overrides: Sequence[str] = (),
-    to: Format = "auto",
+    dicom_seg: bool = False,
     log: Log = print,
 ) -> tuple[int, int]:
-    """Write a mask for each file, named like it; those that cannot be read are logged, and the others written.
+    """Write a mask for each file, named like it; the log has the number of each file that cannot be read, and why.
 
     Args:
         images: Files and folders, whose images are found recursively.
@@ -72,7 +68,7 @@ def predict_masks_of_files(
         out: Folder for the masks.
         settings: Settings of the machine; by default those that the segmenter needs.
         overrides: Texts such as "train.device=cpu", in place of `settings`.
-        to: See `predict_masks`.
+        dicom_seg: See `predict_masks`.
         log: Receives progress messages.
 
     Returns:
@@ -83,7 +79,7 @@ def predict_masks_of_files(
         ImageError: a folder contains no images.
         SettingsError: two files have the same name, or a mask cannot be written.
     """
-    machine = settings or load({"out": ".", "data": {"manifest": str(NO_DATA), "root": "."}}, overrides)
+    machine = settings or without_data(overrides)
     segmenter = load_segmenter(folder, machine)
     files: list[Path] = []
     for image in images:
@@ -93,16 +89,19 @@ def predict_masks_of_files(
             raise ImageError(f"--images {image}: {error}") from None
     files = list(dict.fromkeys(files))
     names = [_stem(file) for file in files]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise SettingsError(f"--images: several files are named {repeated[0]}; segment their folders one at a time")
+    if len(set(names)) < len(names):
+        raise SettingsError(
+            "--images: several files are named alike, and so would their masks be;\nname one folder at a time"
+        )
     _begin(out)
     bad = 0
-    for file, name in track(list(zip(files, names, strict=True)), len(files), "images"):
+    named = list(zip(files, names, strict=True))
+    for number, (file, name) in enumerate(track(named, len(files), "images"), start=1):
         try:
-            _write(segmenter, file, out / name, to)
+            _write(segmenter, file, out / name, dicom_seg)
         except ImageError as error:
             bad += 1
-            log(f"{file}: {error if file.exists() else 'the file does not exist'}")
+            log(f"file {number} of {len(files)}: {error if file.exists() else 'the file does not exist'}")
     return len(files), bad
 
 
@@ -120,17 +119,18 @@ def _stem(file: Path) -> str:
     return file.name.removesuffix(".gz").rsplit(".", 1)[0] if file.suffix == ".gz" else file.stem
 
 
-def _write(segmenter: Segmenter, file: Path, out: Path, to: Format, *, frame: int = 1, series: str = "") -> None:
+def _write(segmenter: Segmenter, file: Path, out: Path, dicom_seg: bool, *, frame: int = 1, series: str = "") -> None:
     """Write the mask of one image, whose name gets the suffix of its format."""
     numbers, affine = segmenter.segment(file, frame=frame, series=series)
-    named = {"dicom-seg": ".dcm", "auto": ".png" if affine is None else ".nii.gz"}
-    mask = out.with_name(out.name + named[to])
+    suffix = ".dcm" if dicom_seg else ".png" if affine is None else ".nii.gz"
+    mask, classes = out.with_name(out.name + suffix), segmenter.classes
     try:
-        if to == "dicom-seg":
-            write_dicom_seg(mask, numbers, file, segmenter.classes, series=series)
+        if dicom_seg:
+            limits = limits_of(segmenter.settings.data)
+            write_dicom_seg(mask, numbers, file, classes, series=series, limits=limits)
         elif affine is None:
-            write_png(mask, numbers, segmenter.classes)
+            write_png(mask, numbers, classes)
         else:
-            write_nifti(mask, numbers, affine, segmenter.classes, like=file)
+            write_nifti(mask, numbers, affine, classes, like=file)
     except OSError as error:
         raise SettingsError(f"{mask} cannot be written: {error.strerror}") from None

@@ -58,6 +58,8 @@ def test_predict_masks_of_files__writes_what_can_be_read(run: tuple[Path, int], 
     assert [file.name for file in (tmp_path / "out").iterdir()] == [good.name]
     assert len(lines) == 2
     assert lines[1].endswith("the file does not exist")
+    assert lines[0].startswith("file 2 of 3: ")
+    assert not any(str(tmp_path) in line or SECRET in line for line in lines)
 
 
 def test_predict_masks_of_files__refuses_two_files_of_one_name(run: tuple[Path, int], tmp_path: Path) -> None:
