@@ -118,7 +118,8 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     """
     settings.data.require_images("detection")
     chosen = settings.detection
-    train = loop_settings(settings.train, chosen)
+    settings = loop_settings(settings, chosen)
+    train = settings.train
     if train.compile:
         raise SettingsError("train.compile: detectors take images of any size and cannot be compiled; set it to false")
     check_parts("detection", train, processes)
@@ -129,7 +130,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
             f"detection.size {chosen.size}: the pack's canvases have {settings.data.canvas_size} pixels; create a pack"
             f" with data.canvas_size={chosen.size}, or remove data.pack"
         )
-    return settings.model_copy(update={"out": out, "train": train})
+    return settings.model_copy(update={"out": out})
 
 
 def _load(settings: RunSettings, encoder: str, test: bool, group: Group) -> tuple[Annotations, list[str]]:

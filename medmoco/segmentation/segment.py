@@ -122,7 +122,8 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
         SettingsError: they contradict each other.
     """
     chosen = settings.segmentation
-    train = loop_settings(settings.train, chosen)
+    settings = loop_settings(settings, chosen)
+    train = settings.train
     if train.compile:
         raise SettingsError("train.compile: segmentation networks cannot be compiled; set it to false")
     check_parts("segmentation", train, processes)
@@ -133,7 +134,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
             f"segmentation.size {views.size} is larger than data.canvas_size {data.canvas_size}, the longer side of the"
             " images\nthat the network sees; lower it, or raise data.canvas_size"
         )
-    return settings.model_copy(update={"out": out, "train": train, "data": data, "views": views})
+    return settings.model_copy(update={"out": out, "data": data, "views": views})
 
 
 # Training

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medmoco.config import DetectionSettings, FinetuneSettings, SegmentationSettings, TrainSettings
+from medmoco.config import DetectionSettings, FinetuneSettings, RunSettings, SegmentationSettings, TrainSettings
 from medmoco.data.loading.loading import Batches
 from medmoco.data.loading.sampler import StepOrder
 from medmoco.errors import SettingsError, Stopped
@@ -30,11 +30,17 @@ _OF_THE_LOOP = (
 
 
 def loop_settings(
-    train: TrainSettings, chosen: FinetuneSettings | DetectionSettings | SegmentationSettings
-) -> TrainSettings:
-    """Return the settings of the training loop: `train`, with the values of `chosen` where it has the same setting."""
+    settings: RunSettings, chosen: FinetuneSettings | DetectionSettings | SegmentationSettings
+) -> RunSettings:
+    """Return settings whose `train` has the values of `chosen` where that has the same setting.
+
+    The batch is then another, which `method.batch_norm_splits`, of pretraining only, need not divide.
+    """
     own = {key: getattr(chosen, key) for key in _OF_THE_LOOP}
-    return train.model_copy(update=own | {"knn_every": 0, "patience": None})
+    train = settings.train.model_copy(update=own | {"knn_every": 0, "patience": None})
+    return settings.model_copy(
+        update={"train": train, "method": settings.method.model_copy(update={"batch_norm_splits": 1})}
+    )
 
 
 def check_parts(section: str, train: TrainSettings, processes: int) -> None:

@@ -34,8 +34,8 @@ def test_is_final__after_so_many_epochs_without_a_better_one(patience: int, ends
 
 def test_loop_settings__leave_the_scores_of_pretraining_out_and_load_again() -> None:
     base = ["out=a", "data.manifest=m", "data.root=r", "data.labels=[A]", "train.patience=2"]
-    settings = config.load(None, base)
-    train = loop_settings(settings.train, settings.finetune)
-    assert (train.knn_every, train.patience) == (0, None)
-    again = settings.model_copy(update={"train": train})
+    splits = ["method.batch_norm_splits=8", "finetune.global_batch_size=4"]  # eight groups of a batch of 256
+    settings = config.load(None, [*base, *splits])
+    again = loop_settings(settings, settings.finetune)
+    assert (again.train.knn_every, again.train.patience) == (0, None)
     assert config.load(config.as_tree(again)) == again

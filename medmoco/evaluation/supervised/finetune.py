@@ -143,7 +143,8 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
     """Return the settings of the loop and the views, in which those of `finetune` take precedence."""
     chosen = settings.finetune
     views = settings.views.model_copy(update=_CROP_FLIP if chosen.augmentation == "crop_flip" else {})
-    train = loop_settings(settings.train, chosen)
+    settings = loop_settings(settings, chosen)
+    train = settings.train
     if processes > 1:
         check_parts("finetune", train, processes)
     if train.global_batch_size // (processes * train.accumulation_steps) < 2:
@@ -153,7 +154,7 @@ def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> Run
             f" finetune.global_batch_size {train.global_batch_size}; {remedy}, or raise the batch size"
         )
     evaluate = settings.evaluate.model_copy(update={"stages": 1})  # all of the network learns, so the last is enough
-    return settings.model_copy(update={"out": out, "train": train, "views": views, "evaluate": evaluate})
+    return settings.model_copy(update={"out": out, "views": views, "evaluate": evaluate})
 
 
 def _create_model(
