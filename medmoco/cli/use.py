@@ -195,6 +195,9 @@ def export(
     classifier: Annotated[
         Path | None, typer.Option(parser=path, help="Classifier folder written by evaluate or finetune.")
     ] = None,
+    segmenter: Annotated[
+        Path | None, typer.Option(parser=path, help="Run folder of segment, with its segmentation network.")
+    ] = None,
     encoder: Annotated[
         Path | None, typer.Option(parser=path, help="Weights file, with the settings in --config.")
     ] = None,
@@ -208,19 +211,23 @@ def export(
         ),
     ] = None,
     formats: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
             metavar="A,B|all",
-            help="safetensors, timm, torchvision, detectron2, huggingface, monai-bundle, onnx, program.",
+            help="safetensors, timm, torchvision, detectron2, huggingface, monai-bundle, nnunet, onnx, program"
+            " (default: safetensors,onnx; of a segmentation network onnx).",
         ),
-    ] = "safetensors,onnx",
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the model card.")] = "not stated",
 ) -> None:
-    """Export an encoder or classifier with everything needed to use it elsewhere; every file is verified."""
-    given = [value for value in (run, classifier, encoder) if value is not None]
+    """Export an encoder, a classifier or a segmentation network with all that is needed to use it elsewhere.
+
+    Every file is verified.
+    """
+    given = [value for value in (run, classifier, segmenter, encoder) if value is not None]
     if len(given) != 1 or (config_file and not encoder):
-        raise SettingsError("give exactly one of --run, --classifier, or --encoder with --config")
+        raise SettingsError("give exactly one of --run, --classifier, --segmenter, or --encoder with --config")
     if run is not None:
         from medmoco.config import run_of
 
@@ -229,8 +236,9 @@ def export(
     elif encoder is not None:
         network = medmoco.load_encoder(encoder, load(config_file or Path(SETTINGS_FILE)))
     else:
-        network = classifier
-    for file in medmoco.export(network, out, [name.strip() for name in formats.split(",")], licence=licence):
+        network = medmoco.load_segmenter(segmenter) if segmenter is not None else classifier
+    chosen = None if formats is None else [name.strip() for name in formats.split(",")]
+    for file in medmoco.export(network, out, chosen, licence=licence):
         print(file)
 
 

@@ -143,8 +143,13 @@ def _ended_early(status: Tree) -> bool:
 
 
 def write_plain_card(subject: Subject, contract: Tree, parity: Tree) -> str:
-    """Return the model card of a classifier, or of an encoder without a run, as Markdown; see `write_card`."""
+    """Return the model card of any network but the encoder of a run, as Markdown; see `write_card`."""
     facts, kind = subject.classifier, subject.encoder.provenance.kind
+    if subject.segmenter:
+        return _render(
+            contract, parity, what="segmentation network", backbone=subject.backbone.name, segmenter=subject.segmenter,
+            origin="trained on masks", start=_start(subject.segmenter["encoder"]),
+        )  # fmt: skip
     sources = {"export": "from an export", "import": "from weights imported from another project"}
     return _render(
         contract,

@@ -64,6 +64,13 @@ _RESIZE = (
     "INTER_LINEAR); rounded to the nearest integer. OpenCV computes in fixed point, so expect occasional "
     "differences of one level"
 )
+_MASK = (
+    "the canvas of an image is padded to a square with black, at the right and at the bottom. One that is smaller than "
+    "a window is padded to its size, with half of the black, rounded down, before it. Windows of size with overlap "
+    "cover the canvas; their probabilities are averaged, weighted by a Gaussian about their centres (MONAI's "
+    "sliding_window_inference, mode gaussian). The mean is resampled to the grid of the file, linearly where that is "
+    "finer and by averaging where it is coarser, and the most probable class counts; outside of the canvas, background"
+)
 
 
 def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -75,8 +82,11 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
         folder: Folder of the export, with the files of the formats only.
     """
     prepared, width = subject.preprocessing, subject.backbone.feature_dim
-    is_volume = prepared.dimensions == 3
+    is_volume, facts = prepared.dimensions == 3, subject.segmenter
     steps = steps_of_volumes(prepared) if is_volume else _steps_of_images(prepared)
+    if facts is not None:
+        steps.pop("resize", None)
+        steps["windows"] = {"size": [prepared.size] * prepared.dimensions, "overlap": facts["overlap"], "rule": _MASK}
     return {
         "steps": [*steps, "normalise", "mirror"],
         **steps,
@@ -98,6 +108,7 @@ def preprocessing(subject: Subject, formats: Mapping[str, Any], folder: Path) ->
             for name, shape, meaning in _outputs(subject, width)
         ],
         "classifier": _classifier(subject),
+        **({"segmenter": {key: facts[key] for key in ("classes", "ignore", "val_dice")}} if facts else {}),
         "model": {**subject.build, "feature_dim": width},
         "formats": dict(formats),
         "licence": subject.licence,
@@ -164,6 +175,10 @@ def _mirror_rule(subject: Subject) -> str:
 
 
 def _outputs(subject: Subject, width: int) -> list[tuple[str, list[int | str], str]]:
+    if subject.segmenter:
+        classes, prepared = ["background", *subject.segmenter["classes"]], subject.preprocessing
+        shape: list[int | str] = [len(classes), *[prepared.size] * prepared.dimensions]
+        return [("probabilities", shape, f"of {', '.join(classes)} at each place of a window; their sum is 1")]
     if subject.head is None:
         return [("features", [width], f"pooled features before any classifier, not normalised{_of_windows(subject)}")]
     labels = subject.head.out_features

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medmoco.data.augment.normalisation import to_float
 from medmoco.errors import CheckpointError, SettingsError
-from medmoco.evaluation.features.encoder import Encoder, load_encoder
+from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.supervised.classifier import Classifier, load_classifier
 from medmoco.evaluation.supervised.classifier_folder import is_classifier
 from medmoco.exporting.contract import files_in, preprocessing
@@ -42,9 +42,10 @@ from medmoco.exporting.parity import (
     synthetic_views,
 )
 from medmoco.exporting.scan import folder_names, refuse_names
-from medmoco.exporting.sources import Surroundings, Warn, surroundings
+from medmoco.exporting.sources import Network, Surroundings, Warn, surroundings
 from medmoco.exporting.standalone import standalone_source
 from medmoco.exporting.subject import NOT_STATED, Subject, subject_of
+from medmoco.segmentation.segmenter import is_segmenter, load_segmenter
 from medmoco.training.runlog import print_warning, write_json
 from medmoco.utils.files import PathLike, sha256_of
 
@@ -59,14 +60,14 @@ FORMATS: dict[str, Format] = {
     "onnx": onnx_file,
     "program": program_file,
 }
-DEFAULT = ("safetensors", "onnx")
+DEFAULT, DEFAULT_OF_SEGMENTERS = ("safetensors", "onnx"), ("onnx",)
 ALL = "all"
 
 
 def export(
-    network: PathLike | Encoder | Classifier,
+    network: PathLike | Network,
     out: PathLike,
-    formats: Sequence[str] = DEFAULT,
+    formats: Sequence[str] | None = None,
     *,
     licence: str = NOT_STATED,
     warn: Warn = print_warning,
@@ -77,9 +78,11 @@ def export(
     outputs, and none of them contains a name of a patient, image, user or machine.
 
     Args:
-        network: Run folder, classifier folder, or what `load_encoder` or `load_classifier` returned.
+        network: Run folder, classifier folder, run folder of `segment`, or what `load_encoder`, `load_classifier` or
+            `load_segmenter` returned.
         out: New or empty folder.
-        formats: Names in FORMATS, or "all" for every format that can hold the network.
+        formats: Names in FORMATS, or "all" for every format that can hold the network; by default safetensors and onnx,
+            of a segmentation network onnx.
         licence: Licence of the weights, for the card.
         warn: Receives a line for each format that "all" skips, for a manifest that cannot be read, and for an encoder
             with `evaluate.mirror`.
@@ -99,14 +102,14 @@ def export(
         'MODEL_CARD.md'
     """
     if isinstance(network, str | os.PathLike):
-        network = load_classifier(network) if is_classifier(Path(network)) else load_encoder(network)
+        network = _loaded(Path(network))
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is not an empty folder; choose another for the export")
     if isinstance(network, Classifier) and network.encoder.preprocessing.dimensions == 3:
         raise SettingsError("a classifier of volumes cannot be exported; export its encoder, with the run as --run")
     subject = subject_of(network, licence)
-    chosen = _chosen(formats, subject, warn)
+    chosen = _chosen(formats or (DEFAULT_OF_SEGMENTERS if subject.segmenter else DEFAULT), subject, warn)
     if subject.head is None and subject.preprocessing.mirror:
         warn(
             "the scores of this encoder are of the mean features of each image and its mirror image (evaluate.mirror); "
@@ -133,6 +136,12 @@ def export(
     return [out / name for name in files_in(out)]
 
 
+def _loaded(folder: Path) -> Network:
+    if is_segmenter(folder):
+        return load_segmenter(folder)
+    return load_classifier(folder) if is_classifier(folder) else load_encoder(folder)
+
+
 def _chosen(names: Sequence[str], subject: Subject, warn: Warn) -> dict[str, Format]:
     unknown = [name for name in names if name not in {*FORMATS, ALL}]
     if unknown:
@@ -150,7 +159,8 @@ def _chosen(names: Sequence[str], subject: Subject, warn: Warn) -> dict[str, For
 def _fill(folder: Path, subject: Subject, known: Surroundings, chosen: dict[str, Format]) -> None:
     """Write all files of an export."""
     described = {name: _write(format_, subject, folder) for name, format_ in chosen.items()}
-    (folder / "prepare.py").write_text(standalone_source(subject.preprocessing.dimensions), encoding="utf-8")
+    prepare = standalone_source(subject.preprocessing.dimensions, masks=subject.segmenter is not None)
+    (folder / "prepare.py").write_text(prepare, encoding="utf-8")
     contract = preprocessing(subject, described, folder)
     write_json(folder / "preprocessing.json", contract)
     parity = _compare_formats(subject, known.views, folder, list(chosen))
@@ -198,10 +208,10 @@ def _compare_formats(subject: Subject, real: list[NDArray[Any]], folder: Path, f
 
 
 def _outputs(subject: Subject, images: Floats) -> dict[str, Floats]:
-    """Return the network's outputs by name, and the features without mirroring."""
+    """Return the network's outputs by name; of a classifier also the features, without mirroring."""
     batch = torch.from_numpy(images)
     with torch.inference_mode():
         outputs = subject.graph(batch)
-        features = outputs if subject.head is None else subject.backbone(batch)
+        features = {} if subject.head is None else {"features": subject.backbone(batch).numpy()}
     named = zip(subject.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True)
-    return {"features": features.numpy(), **{name: values.numpy() for name, values in named}}
+    return features | {name: values.numpy() for name, values in named}

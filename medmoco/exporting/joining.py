@@ -47,19 +47,19 @@ class _Module:
         return self.name.rpartition(".")[2]
 
 
-def joined(modules: Sequence[ModuleType], *, entry: str | None = None, before: str = "") -> str:
+def joined(modules: Sequence[ModuleType], *, entries: Sequence[str] = (), before: str = "") -> str:
     """Return the text of a file with the docstring of the last module.
 
     Args:
         modules: Each after those that it imports.
-        entry: A function of the last module; only what it needs is copied. By default everything is.
+        entries: Functions of the last module; only what they need is copied. By default everything is.
         before: Definitions that take the place of those of modules that are not listed.
 
     Raises:
         AssertionError: two definitions have the same name, and a parameter or variable has it, too.
     """
     read = {module.__name__: _read(module) for module in modules}
-    wanted = _needed(read, (modules[-1].__name__, entry)) if entry else _everything(read)
+    wanted = _needed(read, [(modules[-1].__name__, entry) for entry in entries]) if entries else _everything(read)
     renamed = _renamed(read, wanted)
     parts, copied = [before] if before else [], set[str]()
     for module in read.values():
@@ -88,8 +88,8 @@ def _read(module: ModuleType) -> _Module:
                 imported |= _imported(node)
             elif source != "__future__":
                 libraries.append(node)
-        elif last <= end:
-            continue  # the docstring
+        elif last <= end or _is_guard(node):
+            continue  # the docstring, or what runs a script
         elif isinstance(node, ast.Expr):  # the string that describes a constant
             before = definitions.pop()
             definitions.append(_Definition((*before.nodes, node), before.names, before.first, last))
@@ -97,6 +97,10 @@ def _read(module: ModuleType) -> _Module:
             first = definitions[-1].last if definitions else end
             definitions.append(_Definition((node,), _names(node), first, last))
     return _Module(module.__name__, text.splitlines(), definitions, libraries, imported)
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
 def _imported(node: ast.ImportFrom) -> dict[str, Key]:
@@ -121,9 +125,9 @@ def _everything(read: dict[str, _Module]) -> set[Key]:
     return {(module.name, name) for module in read.values() for name in module.defined}
 
 
-def _needed(read: dict[str, _Module], entry: Key) -> set[Key]:
-    """Return a definition and all those that it refers to, directly or not."""
-    found, waiting = set[Key](), [entry]
+def _needed(read: dict[str, _Module], entries: Iterable[Key]) -> set[Key]:
+    """Return definitions and all those that they refer to, directly or not."""
+    found, waiting = set[Key](), [*entries]
     while waiting:
         module, name = waiting.pop()
         if (module, name) in found:

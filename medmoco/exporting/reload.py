@@ -41,21 +41,25 @@ def load_safetensors(path: Path, contract: Contract) -> Run:
     """Load into the plain network of timm, MONAI or nnU-Net with strict=True."""
     from safetensors.torch import load_file
 
-    model = contract["model"]
+    net = plain_network(contract["model"])
+    net.load_state_dict(load_file(path), strict=True)
+    return of_network(net, contract)
+
+
+def plain_network(model: Contract) -> Any:
+    """Build the network of timm, MONAI or nnU-Net that "model" in preprocessing.json describes, with random weights."""
     if model["library"] == "timm":
         import timm
 
         stem: dict[str, Any] = {"embed_layer": conv_stem(model["conv_stem"])} if "conv_stem" in model else {}
-        net: Any = timm.create_model(model["name"], **model["arguments"], **stem)
-    else:
-        import torch
+        return timm.create_model(model["name"], **model["arguments"], **stem)
+    import torch
 
-        classes = {key: imported(model["arguments"][key]) for key in model.get("classes", ())}
-        net = imported(model["function"])(**{**model["arguments"], **classes})
-        if model["replaced_by_identity"]:
-            net.set_submodule(model["replaced_by_identity"], torch.nn.Identity())
-    net.load_state_dict(load_file(path), strict=True)
-    return of_network(net, contract)
+    classes = {key: imported(model["arguments"][key]) for key in model.get("classes", ())}
+    net = imported(model["function"])(**{**model["arguments"], **classes})
+    if model["replaced_by_identity"]:
+        net.set_submodule(model["replaced_by_identity"], torch.nn.Identity())
+    return net
 
 
 def imported(path: str) -> Any:
@@ -196,9 +200,19 @@ def load_monai_bundle(path: Path, contract: Contract) -> Run:
 
     parser = ConfigParser()
     parser.read_config(path / "configs" / "inference.json")
-    net, infer, finish = (parser.get_parsed_content(part) for part in ("network_def", "inferer", "postprocessing"))
+    sys.path.insert(0, str(path))  # its configuration may import its scripts
+    net = parser.get_parsed_content("network_def")
     net.load_state_dict(torch.load(path / "models" / "model.pt", weights_only=True))
     net.eval()
+    infer = parser.get_parsed_content("inferer")
+    if "segmenter" in contract:
+
+        def segment(images: Floats, _: str) -> dict[str, Floats]:
+            with torch.inference_mode():
+                return {"probabilities": infer(torch.from_numpy(images), lambda some: net(some).softmax(1)).numpy()}
+
+        return segment
+    finish = parser.get_parsed_content("postprocessing")
 
     def run(images: Floats, _: str) -> dict[str, Floats]:
         # Its inferer takes the windows of each volume, (N, W, C, S, S, S).

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,11 @@ from medmoco.evaluation.supervised.classifier import Classifier, run_around
 from medmoco.exporting import card
 from medmoco.exporting.scan import Names, local_names, manifest_names
 from medmoco.exporting.subject import Subject
+from medmoco.segmentation.segmenter import Segmenter
 
 Warn = Callable[[str], None]
+Network: TypeAlias = Encoder | Classifier | Segmenter
+"""What can be exported."""
 
 _REAL_IMAGES, _REAL_VOLUMES = 4, 1  # a volume takes as long as a hundred images
 
@@ -45,7 +48,7 @@ class Surroundings:
     views: list[NDArray[Any]] = field(default_factory=list)
 
 
-def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) -> Surroundings:
+def surroundings(network: Network, subject: Subject, warn: Warn) -> Surroundings:
     """Collect the context of a network; the manifest is read once.
 
     Args:
@@ -60,7 +63,7 @@ def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) ->
     splits = _read_splits(settings, warn) if settings else {}
     names = {**local_names(*_folders(network, settings)), **(manifest_names(splits.values()) if settings else {})}
     plain = partial(card.write_plain_card, subject)
-    if settings is None or isinstance(network, Classifier):
+    if settings is None or not isinstance(network, Encoder):
         return Surroundings(names, plain)
     train = _rows_trained_on(splits.get("train"), settings)
     views = _real_views(settings, network.preprocessing.size, train)
@@ -71,12 +74,13 @@ def surroundings(network: Encoder | Classifier, subject: Subject, warn: Warn) ->
     return Surroundings(names, partial(card.write_card, facts), views)
 
 
-def _settings_of(network: Encoder | Classifier, warn: Warn) -> RunSettings | None:
+def _settings_of(network: Network, warn: Warn) -> RunSettings | None:
     """Return the settings with the network's manifest; None if there are none."""
     settings, unknown = network.settings, "no settings name the encoder's manifest"
-    if isinstance(network, Classifier):
+    if not isinstance(network, Encoder):
+        what = "classifier" if isinstance(network, Classifier) else "segmentation network"
         run = run_around(network.folder) if network.folder else None
-        settings, unknown = load_run(run) if run else settings, "the classifier is not in a run folder"
+        settings, unknown = load_run(run) if run else settings, f"the {what} is not in a run folder"
     if settings is None or settings.data.manifest == NO_DATA:
         warn(f"{unknown}, so the export is not searched for its Paths and IDs")
         return None
@@ -92,7 +96,7 @@ def _read_splits(settings: RunSettings, warn: Warn) -> dict[str, Split]:
         return {}
 
 
-def _folders(network: Encoder | Classifier, settings: RunSettings | None) -> list[Path]:
+def _folders(network: Network, settings: RunSettings | None) -> list[Path]:
     """Return the folders whose names must not appear in the export."""
     own = [network.folder] if network.folder else []
     if settings is None:

@@ -1,4 +1,4 @@
-"""The network to export: an encoder, alone or with a classifier's head, and its preprocessing."""
+"""The network to export: an encoder, alone, with a classifier's head or under a decoder, and its preprocessing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from medmoco.config import Tree
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.errors import CheckpointError
 from medmoco.evaluation.features.encoder import Encoder
+from medmoco.evaluation.features.encoder_files import Provenance
 from medmoco.evaluation.supervised.classifier import Classifier
 from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone
 from medmoco.models.interop.naming import has_conv_stem, timm_model
 from medmoco.models.interop.state_dicts import plain_tensors
+from medmoco.models.maps import Level, levels_of
 from medmoco.models.networks.conv_stem import conv_stem_widths
-from medmoco.models.networks.volumes import NETWORKS, TO_IMPORT, VolumeNetwork
+from medmoco.models.networks.volumes import NETWORKS, TO_IMPORT, VolumeNetwork, layers_of
+from medmoco.segmentation.networks import SegmentationNetwork
+from medmoco.segmentation.segmenter import Segmenter, state_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,6 +48,8 @@ class Subject:
         encoder: Network without a head, its preprocessing and provenance.
         head: (L, F), returns log-odds; None for an encoder alone.
         classifier: Content of classifier.json; None for an encoder alone.
+        segmentation: The encoder under its decoder; None if there is none.
+        segmenter: Content of segmenter.json; None likewise.
         licence: Licence of the weights.
         scored_stages: `evaluate.stages` of an encoder's scores; the exported network returns features of the last only.
     """
@@ -51,6 +57,8 @@ class Subject:
     encoder: Encoder
     head: nn.Linear | None = None
     classifier: Tree | None = None
+    segmentation: SegmentationNetwork | None = None
+    segmenter: Tree | None = None
     licence: str = NOT_STATED
     scored_stages: int = 1
 
@@ -67,11 +75,13 @@ class Subject:
     @property
     def stem(self) -> str:
         """Name of its files, without the suffix."""
-        return "encoder" if self.head is None else "classifier"
+        return "classifier" if self.classifier else "segmenter" if self.segmenter else "encoder"
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of its outputs."""
+        if self.segmenter:
+            return ("probabilities",)
         if self.head is None:
             return ("features",)
         return ("logits", "probabilities") if self.top_patches is None else ("logits", "probabilities", "patch_scores")
@@ -85,13 +95,16 @@ class Subject:
     def build(self) -> dict[str, Any]:
         """How to build the plain network of timm, MONAI or nnU-Net that loads `state` with strict=True.
 
-        For a classifier of patches it is the encoder alone, because the plain network has no such head.
+        For a classifier of patches it is the encoder alone, because the plain network has no such head. For a segmenter
+        it is the encoder, with what network.py needs besides.
         """
-        return _build(self)
+        return _build(self) | _decoder(self)
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The state dict of the plain network."""
+        """The state dict of the plain network, or of that of network.py."""
+        if self.segmentation is not None:
+            return state_of(self.segmentation)
         state = dict(self.backbone.net.state_dict())
         if self.head is not None:
             state |= {f"{classifier_name(self)}.{name}": value for name, value in self.head.state_dict().items()}
@@ -111,20 +124,22 @@ class Subject:
     @property
     def graph(self) -> nn.Module:
         """The computation from images to all outputs, for formats that contain it."""
-        return GraphNetwork(self)
+        return GraphNetwork(self) if self.segmentation is None else SegmentationGraph(self.segmentation)
 
 
-def subject_of(network: Encoder | Classifier, licence: str = NOT_STATED) -> Subject:
+def subject_of(network: Encoder | Classifier | Segmenter, licence: str = NOT_STATED) -> Subject:
     """Return a copy of a network, as formats take it."""
-    encoder, head, facts = network, None, None
+    if isinstance(network, Segmenter):
+        whole, known = _frozen(network.module), network.facts.model_dump(mode="json")
+        encoder = Encoder(whole.backbone, network.preprocessing, Provenance(known["encoder"]["kind"]))
+        return Subject(encoder, segmentation=whole, segmenter=known, licence=licence)
     if isinstance(network, Classifier):
         encoder, facts = network.encoder, network.facts.model_dump(mode="json")
         head = _frozen(network.module.head)
-    assert isinstance(encoder, Encoder)
-    module, stages = _frozen(encoder.module), 1
-    if head is None:
-        module, stages = module.of_last_stage(), module.stages
-    return Subject(replace(encoder, module=module), head, facts, licence, stages)
+        return Subject(replace(encoder, module=_frozen(encoder.module)), head, facts, licence=licence)
+    module = _frozen(network.module)
+    encoder = replace(network, module=module.of_last_stage())
+    return Subject(encoder, licence=licence, scored_stages=module.stages)
 
 
 def _frozen(module: Module) -> Module:
@@ -168,8 +183,24 @@ class GraphNetwork(nn.Module):
         return probabilities
 
 
+class SegmentationGraph(nn.Module):
+    """The computation from windows to the probabilities of background and classes, for formats that contain it."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return probabilities, (B, C, S, ...) -> (B, 1 + classes, S, ...)."""
+        scores: Tensor = self.network(images)
+        return scores.softmax(1)
+
+
 def refuse_other_heads(subject: Subject) -> str | None:
     """Return why a format with only the weights of a plain network cannot hold the subject; None if it can."""
+    if subject.segmenter:
+        return "it has no place for the decoder of a segmentation network; use onnx, program or monai-bundle"
     if subject.top_patches is not None:
         return "the head scores patches, but the plain network pools features first; use onnx or program"
     if subject.backbone.stages > 1:
@@ -231,6 +262,22 @@ def _build_of_volumes(network: VolumeNetwork, channels: int) -> dict[str, Any]:
         "classes": [key for key in TO_IMPORT if network.arguments.get(key)],
         "features": _FEATURES.get(name, "outputs"),
     }
+
+
+def _decoder(subject: Subject) -> dict[str, Any]:
+    """Return what network.py needs to build a segmentation network, besides its encoder; nothing for other networks."""
+    backbone, facts = subject.backbone, subject.segmenter
+    if facts is None:
+        return {}
+    own = {
+        "dimensions": backbone.dimensions,
+        "scores": 1 + len(facts["classes"]),
+        "layers": layers_of(backbone.name) if backbone.dimensions == 3 else [],
+    }
+    if backbone.name.startswith("nnunet/"):
+        return own
+    levels = [Level(1, backbone.channels), *levels_of(backbone)]
+    return own | {"levels": [[level.stride, level.width] for level in levels], "channels": facts["channels"]}
 
 
 def refusal_by_name(subject: Subject) -> str | None:

@@ -24,6 +24,7 @@ from medmoco.segmentation.annotated.crops import CropDataset
 from medmoco.segmentation.annotated.grids import onto_image
 from medmoco.segmentation.masks.masks import IGNORED, Numbers
 from medmoco.segmentation.networks import SegmentationNetwork
+from medmoco.segmentation.windows import blended, padded
 from medmoco.training.context import RunContext
 from medmoco.training.device import autocast
 from medmoco.training.distributed import gradients_stay_here
@@ -111,9 +112,7 @@ _SHARE_OF_BATCH = {2: 1, 3: 8}
 def probabilities_of(
     model: SegmentationNetwork, canvas: NDArray[Any], settings: RunSettings, device: torch.device, precision: str
 ) -> Probabilities:
-    """Return the probabilities of background and classes on a canvas, from overlapping windows.
-
-    The mean of the windows is weighted by a Gaussian about their centres. Source: nnU-Net; the code is MONAI's.
+    """Return the probabilities of background and classes on a canvas, from overlapping windows; see `windows.blended`.
 
     Args:
         model: The network, on `device`.
@@ -125,15 +124,9 @@ def probabilities_of(
     Returns:
         (1 + C, H, W) or (1 + C, X, Y, Z), on the CPU.
     """
-    from monai.inferers import sliding_window_inference  # not at the top, because importing MONAI takes seconds
-
     dimensions, size = settings.data.dimensions, settings.views.size
-    views = canvas[None, None] if dimensions == 3 else channels_first([canvas])
-    around = [(0, 0), (0, 0)]
-    for side in views.shape[2:]:  # black, as in training; MONAI would pad the normalised image
-        missing = max(0, size - side)
-        around.append((missing // 2, missing - missing // 2))
-    images = to_float(torch.from_numpy(np.pad(views, around)), settings.views, device, channels_last=False)
+    views, inside = padded(canvas[None, None] if dimensions == 3 else channels_first([canvas]), size)
+    images = to_float(torch.from_numpy(views), settings.views, device, channels_last=False)
     batch = max(1, settings.evaluate.batch_size // _SHARE_OF_BATCH[dimensions])
 
     def predict(windows: Tensor) -> Tensor:
@@ -143,13 +136,8 @@ def probabilities_of(
 
     model.eval()
     with torch.inference_mode():
-        found: Any = sliding_window_inference(
-            images, (size,) * dimensions, batch, predict, settings.segmentation.overlap, mode="gaussian", device="cpu"
-        )
-    inside = tuple(
-        slice(before, before + side) for (before, _), side in zip(around[2:], views.shape[2:], strict=True)
-    )  # fmt: skip
-    probabilities: Probabilities = found[0][(slice(None), *inside)].numpy()
+        found = blended(predict, images, size, settings.segmentation.overlap, batch)
+    probabilities: Probabilities = found[(slice(None), *inside)]
     if not np.isfinite(probabilities).all():
         raise CheckpointError("the network's scores are not finite; its training diverged, so lower segmentation.lr")
     return probabilities

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from torch import Tensor
 
 from medmoco import __version__
 from medmoco.config import ConfigSource, Float, Fraction, Int, ModelSettings, RunSettings, Settings, load
-from medmoco.data.loading.preprocessing import CanvasPart, NormalisationPart, without_data
+from medmoco.data.loading.preprocessing import CanvasPart, NormalisationPart, Preprocessing, without_data
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.supervised.model_folder import ModelFolder
 from medmoco.models.backbones import create_backbone
@@ -89,6 +90,7 @@ class Segmenter:
         classes: The classes, and their values in files.
         facts: How it was made.
         settings: Those that it prepares images with.
+        folder: Folder that it was loaded from.
 
     Examples:
         >>> import medmoco
@@ -100,6 +102,12 @@ class Segmenter:
     classes: Classes
     facts: SegmenterFacts
     settings: RunSettings
+    folder: Path | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From an image to the levels of a window."""
+        return Preprocessing(**dict(self.facts.data), **dict(self.facts.views), size=self.facts.size)
 
     def segment(self, image: PathLike, *, frame: int = 1, series: str = "", device: str | None = None) -> PredictedMask:
         """Return the class of each pixel or voxel of an image, on its own grid.
@@ -146,8 +154,7 @@ def save_segmenter(
     Raises:
         CheckpointError: the weights are not finite, or the folder cannot be written.
     """
-    state = {name.replace("backbone.net.", "backbone."): value for name, value in model.state_dict().items()}
-    _FOLDER.write(folder, state, SegmenterFacts, {
+    _FOLDER.write(folder, state_of(model), SegmenterFacts, {
         "format": 1,
         "classes": dict(zip(classes.names, classes.values, strict=True)),
         "ignore": classes.ignore,
@@ -162,6 +169,21 @@ def save_segmenter(
         "seed": settings.seed,
         "medmoco": __version__,
     })  # fmt: skip
+
+
+def state_of(model: SegmentationNetwork) -> dict[str, Tensor]:
+    """Return the weights; those of the encoder are named as its library does, after "backbone."."""
+    return {name.replace("backbone.net.", "backbone.", 1): value for name, value in model.state_dict().items()}
+
+
+def is_segmenter(folder: Path) -> bool:
+    """Return whether a folder, or its subfolder segmenter, contains a segmenter."""
+    return (_folder_of(folder) / FACTS).is_file()
+
+
+def _folder_of(folder: Path) -> Path:
+    """Return the folder of the segmenter in a run folder; any other folder as it is."""
+    return folder / SEGMENTER if (folder / SEGMENTER / FACTS).is_file() else folder
 
 
 def load_segmenter(folder: PathLike, config: ConfigSource | None = None) -> Segmenter:
@@ -183,8 +205,7 @@ def load_segmenter(folder: PathLike, config: ConfigSource | None = None) -> Segm
         >>> segmenter = medmoco.load_segmenter("runs/masks")  # doctest: +SKIP
         >>> segmenter.segment("case.nii.gz").numbers.shape  # doctest: +SKIP
     """
-    path = Path(folder)
-    path = path / SEGMENTER if (path / SEGMENTER / FACTS).is_file() else path
+    path = _folder_of(Path(folder))
     facts = _FOLDER.read_facts(path, SegmenterFacts)
     content = _FOLDER.read_weights(path, facts.sha256)
     settings = facts.apply_to(without_data() if config is None else load(config))
@@ -203,4 +224,4 @@ def load_segmenter(folder: PathLike, config: ConfigSource | None = None) -> Segm
         raise CheckpointError(f"{path / FACTS}: {error}") from None
     except (SafetensorError, RuntimeError):
         raise _FOLDER.mismatch(path, f"{facts.backbone} with {len(facts.classes)} classes") from None
-    return Segmenter(network.eval(), classes, facts, settings)
+    return Segmenter(network.eval(), classes, facts, settings, path)

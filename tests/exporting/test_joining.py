@@ -89,7 +89,7 @@ def run(text: str) -> dict[str, object]:
 
 def test_joined__renames_what_two_modules_define_differently(make: Make) -> None:
     modules = make(FIRST, SECOND)
-    text = joined(modules, entry="main")
+    text = joined(modules, entries=["main"])
     found = run(text)
     assert found["main"](8.0) == modules[-1].main(8.0) == (4.0, 25.0)  # type: ignore[operator]
     assert "def _first_load" in text
@@ -98,7 +98,7 @@ def test_joined__renames_what_two_modules_define_differently(make: Make) -> None
 
 
 def test_joined__copies_only_what_the_entry_needs(make: Make) -> None:
-    text = joined(make(FIRST, SECOND), entry="main")
+    text = joined(make(FIRST, SECOND), entries=["main"])
     assert "unused" not in text
     assert "import os" not in text
     assert "import math" in text
@@ -108,18 +108,18 @@ def test_joined__copies_only_what_the_entry_needs(make: Make) -> None:
 
 def test_joined__equal_definitions_are_copied_once(make: Make) -> None:
     both = SECOND.replace("number + 1", "number + SCALE")
-    assert joined(make(FIRST, both), entry="main").count("SCALE = 2.0") == 1
+    assert joined(make(FIRST, both), entries=["main"]).count("SCALE = 2.0") == 1
 
 
 def test_joined__refuses_a_variable_with_a_renamed_name(make: Make) -> None:
     hidden = SECOND.replace("return number + 1", "return number + (lambda _load: 1)(number) + 0 * len(str(_load))")
     with pytest.raises(AssertionError, match="_load is both"):
-        joined(make(FIRST, hidden), entry="main")
+        joined(make(FIRST, hidden), entries=["main"])
 
 
 def test_joined__definitions_before_take_the_place_of_others(make: Make) -> None:
     _, second = make(FIRST, SECOND.replace(" + first._load(number)", ""))
-    text = joined([second], entry="main", before="def square_root(number: float) -> float:\n    return -number")
+    text = joined([second], entries=["main"], before="def square_root(number: float) -> float:\n    return -number")
     assert run(text)["main"](8.0) == (-8.0, 9.0)  # type: ignore[operator]
 
 

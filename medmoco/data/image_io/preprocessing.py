@@ -55,7 +55,7 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
     """
     canvas, resize, normalise = contract["canvas"], contract["resize"], contract["normalise"]
     with quiet():
-        decoded = _read_by_contract(file, contract, frame)
+        decoded = read_by_contract(file, contract, frame)
     bits = int(canvas["white"]).bit_length()
     planes = []
     for plane in [decoded.pixels] if decoded.pixels.ndim == 2 else cv2.split(decoded.pixels):
@@ -67,7 +67,8 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
     return prepared
 
 
-def _read_by_contract(file: str | Path, contract: Mapping[str, Any], frame: int) -> GrayImage:
+def read_by_contract(file: str | Path, contract: Mapping[str, Any], frame: int) -> GrayImage:
+    """Return the levels of a file, decoded as the contract says; see `image`."""
     if "bands" in contract:
         step = contract["bands"]
         return levels_of(band_values(Path(file), step["channels"], frame), step["scale"], step["ranges"])

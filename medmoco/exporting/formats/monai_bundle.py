@@ -22,7 +22,8 @@ import torch
 from medmoco import __version__
 from medmoco.data.loading.preprocessing import Preprocessing
 from medmoco.exporting.contract import first_step
-from medmoco.exporting.standalone import standalone_source
+from medmoco.exporting.segmentation_bundle import inference_of_masks, metadata_of_masks, readme_of_masks
+from medmoco.exporting.standalone import network_source, standalone_source
 from medmoco.exporting.subject import Subject, refusal_by_name, refuse_other_heads
 from medmoco.exporting.volume_contract import packages_of_volumes, steps_read
 from medmoco.models.interop.state_dicts import plain_tensors
@@ -49,7 +50,7 @@ _MEAN_OF_WINDOWS = (
 
 def refusal(subject: Subject) -> str | None:
     """A bundle can hold every network that has a name, except with a head of patches or stages."""
-    return refusal_by_name(subject) or refuse_other_heads(subject)
+    return None if subject.segmenter else refusal_by_name(subject) or refuse_other_heads(subject)
 
 
 def write(subject: Subject, folder: Path) -> list[Path]:
@@ -58,15 +59,19 @@ def write(subject: Subject, folder: Path) -> list[Path]:
     for name in ("configs", "docs", "models", "scripts"):
         (root / name).mkdir(parents=True)
     torch.save(plain_tensors(subject.state), root / "models/model.pt")
+    masks = subject.segmenter is not None
     texts = {
         "LICENSE": _LICENCE.format(licence=subject.licence),
-        "configs/inference.json": _json(inference(subject)),
+        "configs/inference.json": _json(
+            inference_of_masks(subject, contract_of(subject), _files_in(subject)) if masks else inference(subject)
+        ),
         "configs/logging.conf": _LOGGING,
         "configs/metadata.json": _json(metadata(subject)),
-        "docs/README.md": _readme(subject),
+        "docs/README.md": readme_of_masks(subject, _packages(subject)) if masks else _readme(subject),
         "docs/data_license.txt": f"Licence of the training data: {_NOT_STATED}\n",
         "scripts/__init__.py": "",
-        "scripts/prepare.py": standalone_source(subject.preprocessing.dimensions),
+        "scripts/prepare.py": standalone_source(subject.preprocessing.dimensions, masks=masks),
+        **({"scripts/network.py": network_source()} if masks else {}),
     }
     for name, text in texts.items():
         (root / name).write_text(text, encoding="utf-8")
@@ -83,7 +88,7 @@ def describe(subject: Subject) -> dict[str, Any]:
             f'parser.read_config("{FOLDER}/configs/inference.json")',
             'net = parser.get_parsed_content("network_def")',
             f'net.load_state_dict(torch.load("{FOLDER}/models/model.pt", weights_only=True))',
-            "outputs = net.eval()(images)",
+            "probabilities = net.eval()(images).softmax(1)" if subject.segmenter else "outputs = net.eval()(images)",
         ],
     }
 
@@ -121,14 +126,14 @@ def inference(subject: Subject) -> dict[str, Any]:
         **plain,
         "network_def": network_def,
         "network": "$@network_def.to(@device)",
-        "contract": _contract(subject),
+        "contract": contract_of(subject),
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [{"_target_": "Lambdad", "keys": "image", "func": called, "track_meta": False}],
         },
         "dataset": {
             "_target_": "Dataset",
-            "data": _VOLUMES if is_volume else _IMAGES,
+            "data": _files_in(subject),
             "transform": "@preprocessing",
         },
         "dataloader": {
@@ -166,6 +171,10 @@ def inference(subject: Subject) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _files_in(subject: Subject) -> str:
+    return _VOLUMES if subject.preprocessing.dimensions == 3 else _IMAGES
+
+
 def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
     """Return the entries that the network's definition refers to, and the definition."""
     build = subject.build
@@ -182,7 +191,7 @@ def _network(subject: Subject) -> tuple[dict[str, Any], dict[str, Any] | str]:
     return {"plain_network": definition}, f"${dropped} or @plain_network"  # set_submodule returns None
 
 
-def _contract(subject: Subject) -> dict[str, Any]:
+def contract_of(subject: Subject) -> dict[str, Any]:
     """Return the part of preprocessing.json that scripts/prepare.py reads."""
     prepared = subject.preprocessing
     normalise = {"mean": prepared.mean, "std": prepared.std}
@@ -245,10 +254,14 @@ def metadata(subject: Subject) -> dict[str, Any]:
     """Return the metadata that the specification requires; what only the author knows is "not stated"."""
     labels, prepared, name = _labels(subject), subject.preprocessing, subject.backbone.name
     outputs = f"{_width(subject)} features" if labels is None else f"log-odds of {', '.join(labels)}"
+    task = f"Features of medical {prepared.images}" if labels is None else f"Probabilities of {', '.join(labels)}"
     pred: dict[str, Any] = {
         "type": "tuples", "format": "latent", "num_channels": _width(subject), "spatial_shape": [], "dtype": "float32",
         "value_range": [], "is_patch_data": False, "channel_def": {},
     }  # fmt: skip
+    if subject.segmenter:
+        outputs, task, own = metadata_of_masks(subject)
+        pred |= own
     images = {
         "type": "image", "format": "magnitude", "modality": "n/a", "num_channels": subject.backbone.channels,
         "spatial_shape": [prepared.size] * prepared.dimensions, "dtype": "float32",
@@ -256,7 +269,7 @@ def metadata(subject: Subject) -> dict[str, Any]:
             min(-mean / std for mean, std in zip(prepared.means, prepared.stds, strict=True)),
             max((1 - mean) / std for mean, std in zip(prepared.means, prepared.stds, strict=True)),
         ],
-        "is_patch_data": False, "channel_def": _channels(prepared),
+        "is_patch_data": subject.segmenter is not None, "channel_def": _channels(prepared),
     }  # fmt: skip
     data_format: dict[str, Any] = {"inputs": {"image": images}, "outputs": {"pred": pred}}
     if labels is not None:
@@ -272,7 +285,7 @@ def metadata(subject: Subject) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {**_packages(subject), "pytorch-ignite": "0.5.0", "fire": "0.6.0"},
         "name": f"{name} {subject.stem}",
-        "task": f"Features of medical {prepared.images}" if labels is None else f"Probabilities of {', '.join(labels)}",
+        "task": task,
         "description": f"{name}, pretrained by momentum contrast on unlabelled {prepared.images}: {prepared.sides} "
         f"to {outputs}",
         "authors": _NOT_STATED,

@@ -77,7 +77,9 @@ _Z_SCORE = (
 
 
 def refusal(subject: Subject) -> str | None:
-    """nnU-Net has its own encoders only, and no classifiers."""
+    """nnU-Net has its own encoders only, and no classifiers; segmentation layers it makes anew."""
+    if subject.segmenter:
+        return "nnU-Net trains its own segmentation layers; export the encoder of the pretraining run"
     if not subject.backbone.name.startswith("nnunet/"):
         return f"{subject.backbone.name} is not an encoder of nnU-Net; those are nnunet/resenc and its smaller variants"
     return None

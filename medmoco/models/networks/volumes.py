@@ -11,7 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,19 +177,29 @@ def pooled_of_stages(net: nn.Module, name: str, stages: int, volumes: Tensor) ->
 def maps_of_stages(net: nn.Module, name: str, volumes: Tensor, *, stem: bool = True) -> list[Tensor]:
     """Return the maps of a network's stages, finest first, (B, C, X, Y, Z) -> (B, F_i, X / s_i, Y / s_i, Z / s_i).
 
-    What a layer returns is seen by a hook, so that networks of any library keep their own code and names.
-
     Args:
         net: The network.
         name: Its name.
         volumes: Its input.
         stem: Start with the map before the first stage, if the network has one of another size.
     """
+    return maps_of_layers(net, layers_of(name, stem=stem), volumes)
+
+
+def layers_of(name: str, *, stem: bool = True) -> list[str]:
+    """Return the layers of a network whose outputs are the maps of its stages; none if it returns the maps itself."""
     network = NETWORKS[name]
-    names = [network.stem, *network.layers] if stem and network.stem else [*network.layers]
+    return [network.stem, *network.layers] if stem and network.stem else [*network.layers]
+
+
+def maps_of_layers(net: nn.Module, layers: Sequence[str], volumes: Tensor) -> list[Tensor]:
+    """Return the outputs of some layers of a network; if none are named, the network's own list of maps.
+
+    What a layer returns is seen by a hook, so that networks of any library keep their own code and names.
+    """
     maps: list[Tensor] = []
     hooks = [
-        net.get_submodule(layer).register_forward_hook(lambda _, __, output: maps.append(output)) for layer in names
+        net.get_submodule(layer).register_forward_hook(lambda _, __, output: maps.append(output)) for layer in layers
     ]
     try:
         outputs = net(volumes)
