@@ -18,7 +18,9 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
+from medmoco.evaluation.records import FROM_SCRATCH
 from medmoco.evaluation.scoring.trained import VAL_ONLY, Scoring, paired_names, record_test
+from medmoco.evaluation.scoring.trained_records import SegmentationScore
 from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
 from medmoco.segmentation.annotated.cases import truth_of
 from medmoco.segmentation.drawing import choose, draw_contours
@@ -31,7 +33,7 @@ from medmoco.segmentation.learning import (
 )
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
 from medmoco.segmentation.scores.metrics import Measures, score_case, stack
-from medmoco.segmentation.scores.records import CaseFacts, SegmentationScore, write_cases
+from medmoco.segmentation.scores.records import CaseFacts, write_cases
 from medmoco.segmentation.scores.records import read_cases as read_scores
 from medmoco.segmentation.scores.scoring import Segmented, differences_of, layout, records_of, score
 from medmoco.segmentation.segmenter import SEGMENTER, save_segmenter
@@ -48,7 +50,7 @@ from medmoco.training.runlog import explaining_disk_errors
 _UNUSED = ("method.", "evaluate.", "finetune.", "detection.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "segmentation."))
-_NAMES = {"random": "from scratch"}  # name of an encoder in the table, if it is not the kind of its source
+_NAMES = {"random": FROM_SCRATCH}  # name of an encoder in the table, if it is not the kind of its source
 
 
 def segment(

@@ -19,8 +19,9 @@ import pandas as pd
 from medmoco.evaluation.metrics.auroc import Interval, bootstrap_sums, interval, or_none, ratio, share_interval
 from medmoco.evaluation.record_files import SavedRecords, to_frame
 from medmoco.evaluation.scoring.table import MACRO, figure, span
+from medmoco.evaluation.scoring.trained_records import SegmentationDifference, SegmentationScore
 from medmoco.segmentation.scores.metrics import Flags, Floats, Measures
-from medmoco.segmentation.scores.records import Integers, SegmentationDifference, SegmentationScore
+from medmoco.segmentation.scores.records import Integers
 
 Cell = tuple[float | None, float | None, float | None]  # value and interval
 
