@@ -20,6 +20,11 @@ from medmoco.training.runlog import write_json
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
+PREDICTIONS = {
+    "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": float, "score": float,
+}  # fmt: skip
+"""Columns of predictions.csv. Rows are counted as in a spreadsheet; target is 1 or 0, or with method ridge a number."""
+
 
 def write_records(file: Path, records: Sequence[Record] | Mapping[str, Record]) -> None:
     """Write a list of records, or records by name, so that readers never see an incomplete file."""

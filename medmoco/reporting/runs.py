@@ -22,7 +22,7 @@ from medmoco.data.manifest.row_filter import where_words
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
 from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.leakage.ledger import LEDGER, LedgerEntry, read_ledger
-from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records, shown_split
+from medmoco.evaluation.record_files import PREDICTIONS, AnyRecord, read_named_records, read_records, shown_split
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
@@ -35,7 +35,6 @@ from medmoco.evaluation.records import (
     Subgroup,
     primary_of,
 )
-from medmoco.evaluation.results import PREDICTIONS
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
 from medmoco.reporting.blocks import Block, Text
 
