@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 NOTHING = "–"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
+APART = {"gain": "gains over", "loss": "loses against", "unclear": "cannot be told apart from"}
+"""Words between what an answer compares, by its kind."""
+SPLITS = {"val": "the validation set", "test": "the test set"}
 
 
 @dataclass(frozen=True)
