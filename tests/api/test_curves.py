@@ -19,12 +19,13 @@ def test_curve__of_masks_is_saved_with_that_of_labels(
     made = make_segmentation_curve(tmp_path / "made")
 
     def replaced(*args: Any, **options: Any) -> medmoco.Curve:
+        args[2].mkdir(exist_ok=True)
         made.save(args[2])
         return made
 
     monkeypatch.setattr(module, "segmentation_curve", replaced)
     config = (
-        medmoco.load_config("config.yaml") if has_labels else medmoco.load_config("config.yaml", data={"labels": {}})
+        medmoco.load_config("config.yaml") if has_labels else medmoco.load_config("config.yaml", data={"labels": []})
     )
     found = medmoco.curve(config, "runs/phantoms", tmp_path / "curve", draws=1, segment=True)
     again = medmoco.Curve.load(tmp_path / "curve")

@@ -16,14 +16,14 @@ from medmoco.evaluation.scoring.trained_records import (
 )
 
 SEGMENTATION, DETECTION = "segmentation network", "detector"
+TrainedScore = SegmentationScore | DetectionScore
+TrainedDifference = SegmentationDifference | DetectionDifference
+
 # The file that describes the predictions, the metric in training, and the records.
-_KINDS = {
+_KINDS: dict[str, tuple[str, str, type[TrainedScore], type[TrainedDifference]]] = {
     SEGMENTATION: ("cases.json", "val_dice", SegmentationScore, SegmentationDifference),
     DETECTION: ("detections.json", "val_ap", DetectionScore, DetectionDifference),
 }
-
-TrainedScore = SegmentationScore | DetectionScore
-TrainedDifference = SegmentationDifference | DetectionDifference
 
 
 @dataclass(frozen=True)

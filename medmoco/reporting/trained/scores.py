@@ -28,11 +28,11 @@ Cell = tuple[float | None, float | None, float | None]
 
 def trained_section(runs: Sequence[Run]) -> Section:
     """Show scores and paired differences; without content if no run is of detection or segmentation."""
-    shown = [run for run in runs if run.trained and run.trained.scores]
+    shown = [run for run in runs if _scores(run)]
     blocks: list[Block] = [text for run in shown for text in _protocol(run)]
     if forest := _forest(shown):
         blocks.append(forest)
-    splits = {score.split for run in shown for score in run.trained.scores} if shown else set()
+    splits = {score.split for run in shown for score in _scores(run)}
     first, *others = sorted(splits, key=lambda split: (split != "test", split)) or [""]
     sections = [
         Section(f"{class_words(label)}, {first}", list(_label(shown, label, first))) for label in _labels(shown, first)
