@@ -258,6 +258,11 @@ def _caveats(runs: Sequence[Run], found: Sequence[Finding]) -> Iterable[str]:
             "Scores on the validation set are optimistic, because it was used to choose the regularisation of the"
             " probe. Confirm them once on the test set, with `--test`."
         )
+    if any(run.curve_segmentation and shown_split(run.curve_segmentation) == "val" for run in runs):
+        yield (
+            "Scores of segmentation on the validation set are optimistic, because it also chose the epoch. Confirm them"
+            " once on the test set, with `--test`."
+        )
     if len({run.environment.get("manifest_sha256") for run in runs}) > 1:
         yield "The runs have different manifests: compare their scores only if they were scored on the same images."
     for run in runs:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import FROM_SCRATCH
+from medmoco.evaluation.scoring.trained_records import SegmentationDifference
 from medmoco.evaluation.verdict import against_best_dice, dice_verdict, name_of, reading
 from medmoco.reporting.blocks import APART, SPLITS, Answer, number, span
 from medmoco.reporting.runs import Run
@@ -37,7 +38,8 @@ def _of_run(run: Run, of: str) -> Iterable[Answer]:
     if trained is None or trained.network != SEGMENTATION:
         return
     split = trained.split
-    own = [d for d in trained.differences if (d.split, d.metric) == (split, "dice")]
+    gains = [d for d in trained.differences if isinstance(d, SegmentationDifference)]
+    own = [d for d in gains if (d.split, d.metric) == (split, "dice")]
     if not own or own[-1].difference is None:
         return
     gain = own[-1]  # the mean over classes, if there are several

@@ -43,6 +43,7 @@ def test_points__of_several_draws_are_their_means() -> None:
     ]
     for place, point in enumerate(both):
         assert point.dice == pytest.approx(np.mean([each[place].dice for each in alone]))
+        assert point.dice is not None
         assert point.dice_low is not None
         assert point.dice_high is not None
         assert point.dice_low < point.dice < point.dice_high
