@@ -50,7 +50,8 @@ def test_trained_section__without_test_the_scores_are_optimistic(run_folder: Pat
 
 def test_trained_section__shows_a_detector(run_folder: Path, tmp_path: Path) -> None:
     folder = make_segmentation_run(run_folder, tmp_path / "boxes")
-    (folder / "cases.json").rename(folder / "detections.json")
+    (folder / "cases.json").unlink()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.5, "val_ap": 0.4}\n')
     write_record(folder / "detections.json", CaseFacts(
         classes=("Mass",), tolerance=1.0, masks_sha256="", splits={}, encoder={}))  # fmt: skip
     write_records(folder / "scores.json", [
