@@ -108,6 +108,7 @@ class Answer:
         effect: The difference.
         interval: Its 95 % interval.
         text: One sentence with the task, the labels, the split and the control.
+        metric: Of which the effect is a difference.
     """
 
     kind: str
@@ -115,6 +116,7 @@ class Answer:
     effect: str
     interval: str
     text: str
+    metric: str = "AUROC"
 
 
 Block = Text | Table | Plot | Listing | Picture | Html | Fold | Group | Answer

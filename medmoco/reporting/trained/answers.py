@@ -65,4 +65,4 @@ def _answer(
 ) -> Answer:
     title = f"{name[0].upper()}{name[1:]} {APART[kind]} {control}"
     value, low, high = gain
-    return Answer(kind, title, f"{number(value, sign='+')} Dice", span(low, high, sign="+"), text)
+    return Answer(kind, title, number(value, sign="+"), span(low, high, sign="+"), text, "Dice")

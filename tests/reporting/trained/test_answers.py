@@ -13,7 +13,7 @@ def test_answers__of_a_run_are_its_difference_from_the_other_run(run_folder: Pat
     (found,) = segmentation_answers([run])
     assert found.title == "The pretrained encoder gains over training from scratch"
     assert found.kind == "gain"
-    assert found.effect.endswith(" Dice")
+    assert found.metric == "Dice"
     assert found.text.startswith("Mean over classes on the test set, with all masks: the Dice is 0.")
     assert answers([run]) == [found]
     assert not list(segmentation_answers([read_run(run_folder)]))

@@ -75,5 +75,6 @@ def test_report__of_a_segmentation_run_does_not_ask_for_labels(run_folder: Path,
     assert "<h1>Segmentation network trained on" in page
     assert "Scores of detection and segmentation" in page
     assert "Validation Dice" in page
+    assert "Dice AUROC" not in page
     assert "has not been evaluated" not in page
     assert "pretrained by momentum contrast" not in page
