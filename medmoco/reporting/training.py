@@ -52,7 +52,7 @@ def overview(runs: Sequence[Run]) -> Table:
         "Kind": lambda run: _KINDS.get(run.kind, f"training of a {run.kind}"),
         "Network": lambda run: str(run.settings.get("model.backbone", NOTHING)),
         "State": _progress,
-        "Training images": lambda run: count(len(run.splits["train"])) if run.splits else "unknown",
+        "Training images": _training_images,
         "Method": lambda run: NOTHING if run.trained else str(run.settings.get("method.name", NOTHING)),
         "Epochs": lambda run: str(run.settings.get("train.epochs", NOTHING)),
         "Batch": lambda run: str(run.settings.get("train.global_batch_size", NOTHING)),
@@ -62,6 +62,12 @@ def overview(runs: Sequence[Run]) -> Table:
     }
     rows = [[name, *(fact(run) for run in runs)] for name, fact in facts.items()]
     return Table("How the encoders were made", ["", *(run.name for run in runs)], rows)
+
+
+def _training_images(run: Run) -> str:
+    if run.trained:  # only some rows are annotated
+        return NOTHING
+    return count(len(run.splits["train"])) if run.splits else "unknown"
 
 
 def _progress(run: Run) -> str:
