@@ -47,6 +47,7 @@ segmentation/       classes of pixels and voxels, with few masks
     annotated/      canvases with class numbers, and training crops
     scores/         predicted and true masks to metrics
 reporting/          runs to one offline page
+    trained/        runs of detection and segmentation
 exporting/          encoder to files that other software loads
     formats/        one module for each format
 api/                public functions that join several subpackages; `__init__.pyi` lists all public names

@@ -1,3 +1,4 @@
+from .api.curves import curve as curve
 from .api.data import Packed as Packed
 from .api.data import check as check
 from .api.data import load_config as load_config
@@ -19,7 +20,6 @@ from .datasets.phantoms.phantom import phantom as phantom
 from .datasets.prepare import prepare as prepare
 from .datasets.resources import chest_films as chest_films
 from .errors import MedmocoError as MedmocoError
-from .evaluation.curve import curve as curve
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.features.encoder import Encoder as Encoder
 from .evaluation.features.encoder import load_encoder as load_encoder

@@ -55,12 +55,20 @@ def curve(
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Also train end to end, from the encoder and from scratch (slow).")
     ] = False,
+    segment: Annotated[
+        bool,
+        typer.Option(
+            "--segment", help="Also train segmentation networks on masks, from every encoder and from scratch (slow)."
+        ),
+    ] = False,
     test: Test = False,
     overrides: Overrides = None,
 ) -> None:
-    """Measure label efficiency: evaluate encoders with the labels of 1 to 100 % of the patients."""
+    """Measure label efficiency: evaluate encoders with the labels or masks of 1 to 100 % of the patients."""
     settings = load(config_file, overrides)
-    found = medmoco.curve(settings, named(encoder), out, draws=draws, finetune=finetune, test=test, log=log)
+    found = medmoco.curve(
+        settings, named(encoder), out, draws=draws, finetune=finetune, segment=segment, test=test, log=log
+    )
     print(found.table)
 
 

@@ -32,9 +32,9 @@ from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
-from medmoco.evaluation.records import DetectionScore
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.evaluation.scoring.trained import VAL_ONLY, Scoring, paired_names, record_test
+from medmoco.evaluation.scoring.trained_records import DetectionScore
 from medmoco.training.agreement import count_sharing, on_first, together
 from medmoco.training.context import RunContext, prepare_context
 from medmoco.training.device import memory_explained

@@ -15,8 +15,8 @@ from medmoco.detection.learning import Detections
 from medmoco.detection.matching import OVERLAPS, Matches, match
 from medmoco.evaluation.metrics.auroc import auroc, bootstrap_auroc, interval, or_none, share_interval
 from medmoco.evaluation.record_files import SavedRecords, to_frame
-from medmoco.evaluation.records import DetectionDifference, DetectionScore
 from medmoco.evaluation.scoring.table import MACRO, span
+from medmoco.evaluation.scoring.trained_records import DetectionDifference, DetectionScore
 
 Floats = NDArray[np.float64]
 Cell = tuple[float | None, float | None, float | None]  # value and interval

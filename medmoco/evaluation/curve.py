@@ -53,28 +53,7 @@ def curve(
 ) -> Curve:
     """Measure label efficiency: linear probes, and on request fine-tuning, at every fraction in `evaluate.fractions`.
 
-    The patients of a smaller fraction are a subset of those of a larger one, and the draws are the same for all
-    encoders and methods. An inverse power law forecasts the scores with 2 and 5 times the labels, and the labels with
-    which each control would reach the primary encoder.
-
-    Args:
-        config: Settings of the data and the protocol, see `load_config`; `evaluate.label_fraction` and
-            `evaluate.label_draws` are not used.
-        encoders: As of `evaluate`.
-        out: Folder in which to save the results and fine-tuning runs; existing runs are resumed.
-        draws: Draws of patients, for fractions below 1.
-        finetune: Also train end to end on the same draws of labels or classes, from the primary encoder and from
-            scratch.
-        test: Evaluate on the test set too, which is recorded in the run's ledger.
-        log: Receives progress messages.
-
-    Raises:
-        MedmocoError: as `evaluate` and `finetune` do.
-
-    Examples:
-        >>> import medmoco
-        >>> curve = medmoco.curve("config.yaml", "runs/phantoms", "runs/phantoms/curve", draws=1)
-        >>> figure = curve.plot("Opacity")
+    `medmoco.curve` describes arguments and errors.
     """
     settings, out = load(config), Path(out)
     if finetune and not settings.data.labels and not settings.evaluate.classes:

@@ -16,7 +16,8 @@ from medmoco.evaluation.features.inputs import make_folder
 from medmoco.evaluation.features.probes import standardise
 from medmoco.evaluation.leakage.ledger import ledger_of, note_on_test, record_test_evaluation
 from medmoco.evaluation.metrics.auroc import auroc
-from medmoco.evaluation.results import PREDICTIONS, Evaluation
+from medmoco.evaluation.record_files import PREDICTIONS
+from medmoco.evaluation.results import Evaluation
 from medmoco.evaluation.scoring.classes import score_classes
 from medmoco.evaluation.scoring.clinical import describe_operating_points, fit_operating_points, score_clinically
 from medmoco.evaluation.scoring.regression import Regression, evaluate_targets

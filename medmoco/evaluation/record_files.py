@@ -15,10 +15,15 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from medmoco.errors import CheckpointError
-from medmoco.evaluation.records import VERSION, MethodRecord, Record
+from medmoco.evaluation.records import VERSION, EncoderRecord, Record
 from medmoco.training.runlog import write_json
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+PREDICTIONS = {
+    "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": float, "score": float,
+}  # fmt: skip
+"""Columns of predictions.csv. Rows are counted as in a spreadsheet; target is 1 or 0, or with method ridge a number."""
 
 
 def write_records(file: Path, records: Sequence[Record] | Mapping[str, Record]) -> None:
@@ -90,7 +95,7 @@ def to_frame(records: Iterable[Record]) -> pd.DataFrame:
     return frame[[*first, *frame.columns.drop(first)]]
 
 
-def shown_split(records: Sequence[MethodRecord]) -> str:
+def shown_split(records: Sequence[EncoderRecord]) -> str:
     """Return the split to show by default: test if it was evaluated, else val."""
     present = {record.split for record in records}
     return "test" if "test" in present or "val" not in present else "val"

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 VERSION = 1
 CONTROLS = UNTRAINED, PIXELS = "untrained", "pixels"  # always scored: the untrained network and raw pixels
+FROM_SCRATCH = "from scratch"
+"""Name of a randomly initialised encoder in a segmentation network, which is trained with it."""
 UNNAMED = "run"
 """Name of an encoder to which the user gave none; it has no special meaning."""
 
@@ -86,7 +88,7 @@ class MethodRecord(EncoderRecord):
     """A record about one encoder and one method."""
 
     method: Text
-    """linear (probe), knn or finetune; ridge for numeric targets."""
+    """linear (probe), knn or finetune; ridge for numeric targets, segment for masks."""
 
 
 class Overlap(Part):
@@ -353,44 +355,6 @@ class ExternalScore(Record):
     """Internal minus external AUROC."""
     drop_low: GapLow | None
     drop_high: GapHigh | None
-
-
-class DetectionScore(PrimaryRecord):
-    """One record of a detection run's scores.json."""
-
-    metric: Text
-    """ap, ap50, ap75, froc, auroc, or sensitivity_at_ followed by false positives per image."""
-    value: Share | None
-    """Value of the metric."""
-    low: Low | None
-    high: High | None
-    bootstrap: Count
-    """Bootstrap draws of patients for the interval."""
-    bootstrap_left_out: Count
-    """Draws in which the metric was not defined."""
-    n: Images
-    """Images."""
-    n_patients: Patients
-    """Patients of the images."""
-    n_boxes: Annotated[int, unit_of("boxes")]
-    """Boxes of the label."""
-    n_positive: Images
-    """Images with a box of the label."""
-
-
-class DetectionDifference(EncoderRecord):
-    """One record of a detection run's differences.json: one detector minus another, paired by draws."""
-
-    metric: Text
-    """See `DetectionScore`."""
-    control: Text
-    """Name of the encoder that is subtracted."""
-    difference: Gap | None
-    """Difference of the values."""
-    low: GapLow | None
-    high: GapHigh | None
-    bootstrap_left_out: Count
-    """Draws in which the difference was not defined."""
 
 
 def primary_of(records: Sequence[EncoderRecord]) -> str | None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pandas as pd
 
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.discrimination import Kind, discrimination_figure
 from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
-from medmoco.evaluation.record_files import SavedRecords, shown_split, to_frame
+from medmoco.evaluation.record_files import PREDICTIONS, SavedRecords, shown_split, to_frame
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
@@ -29,16 +29,12 @@ from medmoco.evaluation.records import (
     primary_of,
 )
 from medmoco.evaluation.scoring.table import MACRO, sized_names, summary_cells
+from medmoco.evaluation.scoring.trained_records import SegmentationCurveDifference, SegmentationPoint
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
-from medmoco.evaluation.verdict import Verdict, curve_verdict, verdicts
+from medmoco.evaluation.verdict import Verdict, curve_verdict, dice_verdict, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PREDICTIONS = {
-    "split": str, "row": int, "label": str, "method": str, "encoder": str, "draw": int, "target": float, "score": float,
-}  # fmt: skip
-"""Columns of predictions.csv. Rows are counted as in a spreadsheet; target is 1 or 0, or with method ridge a number."""
 
 _TARGET_FILES: tuple[tuple[str, str, type[Record]], ...] = (
     ("classes", "classes.json", ClassScore),
@@ -47,6 +43,8 @@ _TARGET_FILES: tuple[tuple[str, str, type[Record]], ...] = (
 )
 """Files that are written only if there are classes or numeric targets."""
 
+CurveMetric = Literal["auroc", "r2", "dice", "surface_dice"]
+_FIGURES = {"auroc": "curve", "r2": "curve"}  # how names of files start, if it is not the metric
 _CURVE_CSV = [
     "label", "split", "method", "encoder", "fraction", "draws", "n_train", "n_train_patients", "auroc", "auroc_low",
     "auroc_high", "average_precision", "undefined", "n", "n_positive", "n_patients",
@@ -63,7 +61,7 @@ class _WithTargets(SavedRecords):
         regression_differences: Differences between the primary encoder and each control, the training mean included.
     """
 
-    _OPTIONAL = ("classes", "regression", "regression_differences")
+    _OPTIONAL: ClassVar[tuple[str, ...]] = ("classes", "regression", "regression_differences")
 
     classes: tuple[ClassScore, ...] = ()
     regression: tuple[RegressionScore, ...] = ()
@@ -235,7 +233,7 @@ class Evaluation(_WithTargets):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Curve(_WithTargets):
-    """Label efficiency: scores by the fraction of labelled patients, also in `classes` and `regression`.
+    """Label efficiency: scores by the fraction of labelled patients, also in `classes`, `regression`, `segmentation`.
 
     Attributes:
         points: Scores of every label, split, method, encoder and fraction.
@@ -243,6 +241,8 @@ class Curve(_WithTargets):
         table: Table that `medmoco curve` prints.
         forecast: Forecasts for more labels than there are; they assume more patients of the same kind.
         labels_needed: Labels with which each control would have the scores of the primary encoder.
+        segmentation: Dice and surface Dice of segmentation networks by the fraction of patients with masks.
+        segmentation_differences: Differences between the networks of the primary encoder and of each other one.
         folder: Folder in which the results are saved, if they are.
 
     Examples:
@@ -250,7 +250,6 @@ class Curve(_WithTargets):
         >>> curve = medmoco.Curve.load("runs/phantoms/curve")
         >>> sorted(curve.to_frame()["fraction"].unique().tolist())
         [0.5, 1.0]
-        >>> figure = curve.plot("Opacity")
     """
 
     _FILES = (
@@ -258,8 +257,11 @@ class Curve(_WithTargets):
         ("differences", "curve_differences.json", CurveDifference),
         ("forecast", "forecast.json", Forecast),
         ("labels_needed", "labels_needed.json", LabelsNeeded),
+        ("segmentation", "segmentation.json", SegmentationPoint),
+        ("segmentation_differences", "segmentation_differences.json", SegmentationCurveDifference),
         *_TARGET_FILES,
     )
+    _OPTIONAL = (*_WithTargets._OPTIONAL, "segmentation", "segmentation_differences")
 
     points: tuple[CurvePoint, ...]
     differences: tuple[CurveDifference, ...]
@@ -267,16 +269,19 @@ class Curve(_WithTargets):
     folder: Path | None = None
     forecast: tuple[Forecast, ...] = ()
     labels_needed: tuple[LabelsNeeded, ...] = ()
+    segmentation: tuple[SegmentationPoint, ...] = ()
+    segmentation_differences: tuple[SegmentationCurveDifference, ...] = ()
 
     @property
     def primary(self) -> str | None:
         """Name of the primary encoder; the others are controls."""
-        return primary_of(self.points or self.regression)
+        return primary_of(self.points or self.regression or self.segmentation)
 
     @property
     def verdict(self) -> str:
         """What the primary encoder gains over its strongest control with the fewest labels, and whether only then."""
-        return curve_verdict(self.points, self.differences, shown_split(self.points))
+        masks = dice_verdict(self.segmentation, self.segmentation_differences, shown_split(self.segmentation))
+        return f"{curve_verdict(self.points, self.differences, shown_split(self.points))} {masks}".strip()
 
     @classmethod
     def load(cls, folder: str | Path) -> Curve:
@@ -288,57 +293,62 @@ class Curve(_WithTargets):
         return cls(**cls._read(Path(folder)))
 
     def save(self, folder: Path) -> None:
-        """Write the JSON files of the records, curve.csv, forecast.csv, table.txt, and a figure per split and label."""
+        """Write the JSON files of the records, their CSV files, table.txt, and a figure for each split and label."""
         from medmoco.plotting.style import save
 
         super().save(folder)
-        frame = self.to_frame()
+        frame = to_frame(self.points)
         columns = [*_CURVE_CSV, *({"preprocessing"} & {*frame})]
         tables = {"curve": frame.reindex(columns=columns), "forecast": to_frame(self.forecast)}
+        tables |= {"segmentation": to_frame(self.segmentation)} if self.segmentation else {}
         for name, frame in tables.items():
             frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-        for split, label in dict.fromkeys((p.split, p.label) for p in self._points()):
-            if label != MACRO or self.classes:
-                name = re.sub(r"[^0-9A-Za-z]+", "_", label)
-                save(self._figure(label, split), folder / f"curve_{split}_{name}.svg")
+        for metric, points in self._by_metric().items():
+            for split, label in dict.fromkeys((p.split, p.label) for p in points):
+                if label != MACRO or self.classes or metric != "auroc":
+                    name = f"{split}_{re.sub(r'[^0-9A-Za-z]+', '_', label)}.svg"
+                    save(self._figure(label, split, metric), folder / f"{_FIGURES.get(metric, metric)}_{name}")
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each point."""
-        return to_frame(self.points)
+        """Return one row for each point; those of segmentation follow, with columns of their own."""
+        return to_frame([*self.points, *self.segmentation])
 
-    def plot(self, label: str | None = None, *, split: str | None = None) -> Figure:
-        """Draw AUROC, or R2 of a target, by fraction of labelled patients, with a curve for each encoder and method.
+    def plot(self, label: str | None = None, *, split: str | None = None, metric: CurveMetric | None = None) -> Figure:
+        """Draw a score by fraction of labelled patients, with a curve for each encoder and method.
 
         Args:
-            label: Label, class or target to draw; by default the mean over labels, or the only label.
+            label: Label, class or target to draw; by default the mean over labels or classes, or the only label.
             split: By default test if it was evaluated, else val.
+            metric: auroc, r2, dice or surface_dice; by default the first of them that the label has.
 
         Raises:
             SettingsError: there are no scores with these names.
         """
-        labels = list(dict.fromkeys(point.label for point in self._points()))
-        label = label or (MACRO if MACRO in labels else labels[0])
-        split = split or shown_split(self._points())
-        defined = (p for p in self.points if p.auroc is not None), (p for p in self.regression if p.r2 is not None)
-        if not any((p.label, p.split) == (label, split) for p in chain(*defined)):
+        chosen = {name: [p for p in points if label in (None, p.label)] for name, points in self._by_metric().items()}
+        known: list[CurveMetric] = [*(name for name, points in chosen.items() if points), "auroc"]
+        shown = metric or known[0]
+        found = [p for p in chosen[shown] if getattr(p, shown) is not None]
+        split, labels = split or shown_split(found), [p.label for p in found]
+        label = label or (MACRO if MACRO in labels else next(iter(labels), ""))
+        if not any((p.label, p.split) == (label, split) for p in found):
             raise SettingsError(f"there is no curve of {label!r} on split {split!r}")
-        return self._figure(label, split)
+        return self._figure(label, split, shown)
 
-    def _points(self) -> tuple[CurvePoint | RegressionScore, ...]:
-        return (*self.points, *self.regression)
+    def _by_metric(self) -> dict[CurveMetric, Sequence[CurvePoint | RegressionScore | SegmentationPoint]]:
+        masks = self.segmentation
+        return {"auroc": self.points, "r2": self.regression, "dice": masks, "surface_dice": masks}
 
-    def _figure(self, label: str, split: str) -> Figure:
+    def _figure(self, label: str, split: str, metric: CurveMetric) -> Figure:
         from medmoco.plotting.figures import curve_figure
 
-        is_target = label not in {point.label for point in self.points}
-        names = sized_names(self._points())
-        return curve_figure(self._points(), label, split, "r2" if is_target else "auroc", self.forecast, names)
+        points = self._by_metric()[metric]
+        return curve_figure(points, label, split, metric, self.forecast, sized_names(points))
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.table)}</pre>"
 
     def __repr__(self) -> str:
-        return f"Curve(primary={self.primary!r}, {len(self.points)} points)"
+        return f"Curve(primary={self.primary!r}, {len(self.points) + len(self.segmentation)} points)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 from medmoco.evaluation.record_files import shown_split
 from medmoco.evaluation.records import (
+    FROM_SCRATCH,
     PIXELS,
     UNNAMED,
     UNTRAINED,
@@ -26,9 +27,15 @@ from medmoco.evaluation.records import (
     unit_of,
 )
 from medmoco.evaluation.scoring.table import MACRO, span
+from medmoco.evaluation.scoring.trained_records import (
+    SegmentationCurveDifference,
+    SegmentationDifference,
+    SegmentationPoint,
+)
 from medmoco.evaluation.target_records import RegressionDifference
 
-_CONTROLS = {UNTRAINED: "the untrained network", PIXELS: "raw pixels"}
+_CONTROLS = {UNTRAINED: "the untrained network", PIXELS: "raw pixels", FROM_SCRATCH: "training from scratch"}
+AnyDifference = Compared | RegressionDifference | SegmentationDifference
 _AS_WELL = 0.05
 """Gain in AUROC over raw pixels that the interval has to rule out before they count as equally good."""
 _HIGH = 0.8
@@ -96,19 +103,19 @@ def _do_as_well(pixels: Score, gain: Difference, scores: dict[str, Score]) -> bo
     return best <= (pixels.auroc_high or pixels.auroc or 0.0)
 
 
-def is_clear(found: Compared | RegressionDifference) -> bool:
+def is_clear(found: AnyDifference) -> bool:
     """Return whether the interval of a difference excludes 0."""
     return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
 
 
-def reading(found: Compared) -> Literal["gain", "loss", "unclear"]:
+def reading(found: AnyDifference) -> Literal["gain", "loss", "unclear"]:
     """Return what a difference shows, by its interval."""
     if not is_clear(found):
         return "unclear"
     return "gain" if (found.difference or 0) > 0 else "loss"
 
 
-def _with_interval(found: Compared) -> str:
+def _with_interval(found: Compared | SegmentationDifference) -> str:
     return f"{found.difference:+.3f} (95 % interval {span(found.low, found.high, '+')})"
 
 
@@ -221,8 +228,63 @@ def _key(record: MethodRecord) -> tuple[str, str, str]:
     return record.label, record.split, record.method
 
 
-def patients_of(point: CurvePoint) -> str:
-    """Return the patients whose labels were used, in words."""
+def dice_verdict(
+    points: Sequence[SegmentationPoint], differences: Sequence[SegmentationCurveDifference], split: str
+) -> str:
+    """Compare segmentations with the fewest masks, and add a sentence if a gain is not seen with the most.
+
+    It is about the mean over classes, or the only class, and the control with the best Dice.
+
+    Args:
+        points: Scores of a label-efficiency curve.
+        differences: Differences between its primary encoder and each control.
+        split: Split of the scores, such as test.
+
+    Returns:
+        The sentences; empty if the encoder and a control were not both scored.
+    """
+    few, most = (against_best_dice(points, differences, split, choose) for choose in (min, max))
+    if not few or not most:
+        return ""
+    own, best, gain = few
+    doubt = "" if is_clear(gain) else "; this interval contains 0, so the difference may be due to chance"
+    what = "Mean over classes" if own.label == MACRO else own.label
+    text = (
+        f"{what}, with the masks of {patients_of(own)}: {name_of(own.encoder)} has a Dice of {own.dice:.3f} on {split},"
+        f" {name_of(best.encoder)} {best.dice:.3f}; the difference is {_with_interval(gain)}{doubt}."
+    )
+    if reading(gain) == "gain" and not is_clear(most[2]):
+        text += (
+            f" With the masks of {patients_of(most[0])}, there is no evidence of a difference from"
+            f" {name_of(most[1].encoder)}: {_with_interval(most[2])}; the gain is only with few masks."
+        )
+    return text
+
+
+def against_best_dice(
+    points: Sequence[SegmentationPoint],
+    differences: Sequence[SegmentationCurveDifference],
+    split: str,
+    choose: Callable[[Iterable[float]], float],
+) -> tuple[SegmentationPoint, SegmentationPoint, SegmentationCurveDifference] | None:
+    """Return the primary encoder, the control with the best Dice, and their difference, at one fraction."""
+    label = next((point.label for point in reversed(points) if point.split == split), "")  # the mean comes last
+    gains = {
+        (found.fraction, found.control): found
+        for found in differences
+        if (found.split, found.label, found.metric) == (split, label, "dice") and found.difference is not None
+    }
+    if not gains:
+        return None
+    fraction = choose(fraction for fraction, _ in gains)
+    at = [point for point in points if (point.split, point.label, point.fraction) == (split, label, fraction)]
+    best = max((point for point in at if (fraction, point.encoder) in gains), key=lambda point: point.dice or 0.0)
+    own = next(point for point in at if point.primary)
+    return own, best, gains[fraction, best.encoder]
+
+
+def patients_of(point: CurvePoint | SegmentationPoint) -> str:
+    """Return the patients whose labels or masks were used, in words."""
     share = f"{100 * point.fraction:g} %"
     if point.n_train_patients is None:
         return f"{share} of the patients"

@@ -139,7 +139,7 @@ def curve_figure(
     points: Sequence[Point],
     label: str,
     split: str,
-    metric: Literal["auroc", "r2"] = "auroc",
+    metric: Literal["auroc", "r2", "dice", "surface_dice"] = "auroc",
     forecasts: Sequence[Forecast] = (),
     names: Mapping[str, str] | None = None,
 ) -> Figure:
@@ -192,7 +192,7 @@ def curve_figure(
     axes.set_xticks(sorted(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
-    name = {"auroc": "AUROC", "r2": "R²"}[metric]
+    name = {"auroc": "AUROC", "r2": "R²", "dice": "Dice", "surface_dice": "surface Dice"}[metric]
     axes.set(xlabel="labelled training patients, %", ylabel=name, title=f"{label}, {split}")
     _legend(figure, axes)
     return figure

@@ -29,7 +29,11 @@ from medmoco.reporting.blocks import (
     with_interval,
 )
 from medmoco.reporting.runs import Run
+from medmoco.reporting.trained.results import SEGMENTATION, Trained
 
+_TRAINED = {
+    "encoder": "pretrained by momentum contrast without labels", "classifier": "fine-tuned end to end on labels"
+}  # fmt: skip
 OPEN = "To be filled in by the authors"
 CHECKLISTS = pd.read_csv(Path(__file__).parent / "templates/checklists.csv", dtype=str, keep_default_na=False)
 
@@ -107,7 +111,7 @@ def _of_model(run: Run) -> dict[str, str]:
     chosen, libraries = run.settings, run.environment.get("libraries")
     size, canvas = chosen.get("views.size"), chosen.get("data.canvas_size")
     network = chosen.get("model.backbone")
-    kind = "fine-tuned end to end on labels" if run.is_finetuned else "pretrained by momentum contrast without labels"
+    kind = _TRAINED.get(run.kind, f"under a {run.kind}, trained on the annotated images")
     channels = chosen.get("data.channels", "gray")
     gray, window = channels == "gray", chosen.get("data.window")
     levels = f"One gray channel, window {window}" if gray else f"Channels: {channels}"
@@ -126,7 +130,10 @@ def _of_model(run: Run) -> dict[str, str]:
     if isinstance(libraries, dict):
         versions = ", ".join(f"{name} {version}" for name, version in libraries.items())
         facts["software"] = f"Python {run.environment.get('python')}, {versions}. medmoco is Apache-2.0."
-    if run.is_finetuned:
+    if run.trained:
+        metric = "Dice" if run.trained.network == SEGMENTATION else "average precision"
+        facts["selection"] = f"The epoch with the best validation {metric}."
+    elif run.is_finetuned:
         facts["selection"] = "The epoch with the best validation AUROC."
     elif run.evaluation.scores:
         step = (
@@ -140,7 +147,7 @@ def _of_model(run: Run) -> dict[str, str]:
 
 
 def _start(run: Run) -> str:
-    if run.is_finetuned:
+    if run.kind != "encoder":
         return "Weights from another run or a file, if the user gave one"
     return "Weights from a file" if run.has_weights else "Random weights"
 
@@ -170,6 +177,8 @@ def _of_scores(run: Run) -> dict[str, str]:
         best = [score for score in own if score.method == "linear"] or own
         parts = [f"{score.label} {with_interval(score.auroc, score.auroc_low, score.auroc_high)}" for score in best[:8]]
         facts["scores"] = f"AUROC on {found.split}: {'; '.join(parts)}. Scores has all of them." if parts else ""
+    if run.trained and run.trained.scores:
+        facts |= _of_trained(run.trained)
     if found.operating:
         requested = sorted({number(point.specificity_wanted, 2) for point in found.operating})
         facts["thresholds"] = f"Probabilities; thresholds for a specificity of {', '.join(requested)} on validation."
@@ -190,3 +199,25 @@ def _of_scores(run: Run) -> dict[str, str]:
     if run.ledger is not None:
         facts["tests"] = f"The test split was scored {several(len(run.ledger), 'time')}; see Test-set evaluations."
     return facts
+
+
+def _of_trained(trained: Trained) -> dict[str, str]:
+    is_segmentation = trained.network == SEGMENTATION
+    measures = (
+        "Dice, surface Dice, 95th percentile of the Hausdorff distance, bias, limits of agreement and concordance of"
+        " volumes, by class"
+        if is_segmentation
+        else "Average precision, FROC and AUROC by label"
+    )
+    draws = count(trained.scores[0].bootstrap)
+    metric, name = ("dice", "Dice") if is_segmentation else ("ap", "Average precision")
+    parts = [
+        f"{score.label} {with_interval(score.value, score.low, score.high)}"
+        for score in trained.scores
+        if (score.split, score.metric) == (trained.split, metric) and score.primary
+    ]
+    return {
+        "measures": f"{measures}.",
+        "uncertainty": f"95 % intervals from {draws} bootstrap draws of patients; differences on the same draws.",
+        "scores": f"{name} on {trained.split}: {'; '.join(parts)}. The section on scores has all of them.",
+    }

@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 NOTHING = "–"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
+APART = {"gain": "gains over", "loss": "loses against", "unclear": "cannot be told apart from"}
+"""Words between what an answer compares, by its kind."""
+SPLITS = {"val": "the validation set", "test": "the test set"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class Answer:
         effect: The difference.
         interval: Its 95 % interval.
         text: One sentence with the task, the labels, the split and the control.
+        metric: Of which the effect is a difference.
     """
 
     kind: str
@@ -112,6 +116,7 @@ class Answer:
     effect: str
     interval: str
     text: str
+    metric: str = "AUROC"
 
 
 Block = Text | Table | Plot | Listing | Picture | Html | Fold | Group | Answer

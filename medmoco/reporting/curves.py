@@ -30,6 +30,7 @@ from medmoco.reporting.scores import (
     subgroup_blocks,
 )
 from medmoco.reporting.targets import regression_curves
+from medmoco.reporting.trained.curves import segmentation_curves
 
 _SPECIFICITIES = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
 _SENSITIVITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -184,13 +185,15 @@ def curve_section(runs: Sequence[Run]) -> Section:
     for run in runs:
         for label in labels_of(run.curve or ()):
             parts.setdefault(label_words(label), []).extend(_curve(run, label, shown_split(run.curve or ())))
+        for part, blocks in segmentation_curves(run).items():
+            parts.setdefault(part, []).extend(blocks)
         for target, blocks in regression_curves(run).items():
             parts.setdefault(target, []).extend(blocks)
     first = next(iter(parts), "")
     at_top = parts.pop(first) if len(runs) == 1 and curve_plots(runs[0]) else []
     sections = [Section(title, found) for title, found in parts.items()]
     words = "{run} has no label-efficiency curve: `medmoco curve --out {run}/curve` computes it."
-    blocks = missing(runs, lambda run: not run.curve and not run.curve_regression, words)
+    blocks = missing(runs, lambda run: not (run.curve or run.curve_regression or run.curve_segmentation), words)
     blocks += [text for run in runs for text in preprocessing_texts(run, run.curve or ())]
     if at_top:  # the summary shows its figure
         blocks += [Text(f"The figure of {first} is in the summary.", "note"), *at_top[1:]]
@@ -198,9 +201,10 @@ def curve_section(runs: Sequence[Run]) -> Section:
 
 
 def curve_plots(run: Run) -> list[Block]:
-    """Return the plots of a run's label efficiency, one for each label."""
+    """Return the plots of a run's label efficiency, of labels and of classes that are segmented."""
     split = shown_split(run.curve or ())
-    blocks = (block for label in labels_of(run.curve or ()) for block in _curve(run, label, split))
+    blocks = [block for label in labels_of(run.curve or ()) for block in _curve(run, label, split)]
+    blocks += [block for found in segmentation_curves(run).values() for block in found]
     return [block for block in blocks if isinstance(block, Plot)]
 
 

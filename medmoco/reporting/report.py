@@ -35,6 +35,7 @@ from medmoco.reporting.runs import Run, missing, read_run, run_names
 from medmoco.reporting.scores import operating_section, scores_section, subgroups_section
 from medmoco.reporting.summary import headlines, subtitle_of, summary, title_of
 from medmoco.reporting.targets import targets_section
+from medmoco.reporting.trained.scores import trained_section
 from medmoco.reporting.training import data_section, methods_section, training_section
 from medmoco.utils.files import PathLike, replacing
 
@@ -80,8 +81,8 @@ def write_report(
 def _sections(runs: Sequence[Run], pictures: Sequence[Section]) -> list[Section]:
     """Return the results, the images, and how the runs were made; what is missing comes last."""
     results = (
-        curve_section, scores_section, targets_section, curves_section, operating_section, subgroups_section,
-        external_section,
+        curve_section, trained_section, scores_section, targets_section, curves_section, operating_section,
+        subgroups_section, external_section,
     )  # fmt: skip
     making = ledger_section, data_section, methods_section, training_section, _cards, appendix_section
     sections = [*(part(runs) for part in results), *pictures, *(part(runs) for part in making)]

@@ -22,7 +22,7 @@ from medmoco.data.manifest.row_filter import where_words
 from medmoco.errors import CheckpointError, MedmocoError, SettingsError
 from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.leakage.ledger import LEDGER, LedgerEntry, read_ledger
-from medmoco.evaluation.record_files import AnyRecord, read_named_records, read_records, shown_split
+from medmoco.evaluation.record_files import PREDICTIONS, AnyRecord, read_named_records, read_records, shown_split
 from medmoco.evaluation.records import (
     CalibrationScore,
     CurveDifference,
@@ -35,9 +35,10 @@ from medmoco.evaluation.records import (
     Subgroup,
     primary_of,
 )
-from medmoco.evaluation.results import PREDICTIONS
+from medmoco.evaluation.scoring.trained_records import SegmentationCurveDifference, SegmentationPoint
 from medmoco.evaluation.target_records import RIDGE, ClassScore, RegressionDifference, RegressionScore
 from medmoco.reporting.blocks import Block, Text
+from medmoco.reporting.trained.results import Trained, read_trained
 
 _PREDICTION = [column for column in PREDICTIONS if column != "row"]
 _LINES = 1_000_000  # of predictions.csv that are in memory at a time
@@ -87,6 +88,7 @@ class Run:
     Attributes:
         name: Name of the folder.
         is_finetuned: Whether it trained a classifier, not an encoder.
+        trained: Scores of a run that trained a detector or a segmentation network; None for others.
         has_weights: Whether it was initialised with weights provided by the user.
         settings: "group.key" -> value, without paths.
         environment: environment.json.
@@ -105,6 +107,8 @@ class Run:
         curve_forecast: forecast.json of the curve.
         labels_needed: labels_needed.json of the curve.
         curve_regression: regression.json of the curve.
+        curve_segmentation: segmentation.json of the curve.
+        curve_segmentation_differences: segmentation_differences.json of the curve.
         external: external.json.
         external_scores: Other files of the external folder.
         ledger: ledger.jsonl.
@@ -114,6 +118,7 @@ class Run:
 
     name: str
     is_finetuned: bool
+    trained: Trained | None
     has_weights: bool
     settings: Tree
     environment: Tree
@@ -132,11 +137,18 @@ class Run:
     curve_forecast: Sequence[Forecast] | None
     labels_needed: Sequence[LabelsNeeded] | None
     curve_regression: Sequence[RegressionScore] | None
+    curve_segmentation: Sequence[SegmentationPoint] | None
+    curve_segmentation_differences: Sequence[SegmentationCurveDifference] | None
     external: dict[str, ExternalScore] | None
     external_scores: Scores
     ledger: list[LedgerEntry] | None
     classifier: Tree | None
     card: str | None
+
+    @property
+    def kind(self) -> str:
+        """What was trained: an encoder, a classifier, a segmentation network or a detector."""
+        return self.trained.network if self.trained else "classifier" if self.is_finetuned else "encoder"
 
     @property
     def ended_early(self) -> bool:
@@ -151,8 +163,8 @@ class Run:
 
 
 def missing(runs: Sequence[Run], is_missing: Callable[[Run], object], words: str) -> list[Block]:
-    """Return a line for each run without certain results; {run} in its words stands for the name."""
-    return [Text(words.format(run=run.name), "missing") for run in runs if is_missing(run)]
+    """Return a line for each encoder or classifier without certain results; {run} in its words stands for the name."""
+    return [Text(words.format(run=run.name), "missing") for run in runs if not run.trained and is_missing(run)]
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -196,6 +208,7 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
     return Run(
         name=folder.resolve().name,
         is_finetuned=own is not None or any(key.startswith("val_auroc") for record in metrics for key in record),
+        trained=read_trained(folder, metrics),
         has_weights=dict(flatten(tree)).get("model.init") is not None,
         settings=_portable(tree),
         environment=environment,
@@ -214,6 +227,10 @@ def read_run(folder: Path, card: Path | None = None) -> Run:
         curve_forecast=_read_records(folder / "curve" / "forecast.json", Forecast),
         labels_needed=_read_records(folder / "curve" / "labels_needed.json", LabelsNeeded),
         curve_regression=_read_records(folder / "curve" / "regression.json", RegressionScore),
+        curve_segmentation=_read_records(folder / "curve" / "segmentation.json", SegmentationPoint),
+        curve_segmentation_differences=_read_records(
+            folder / "curve" / "segmentation_differences.json", SegmentationCurveDifference
+        ),
         external=read_named_records(other, ExternalScore) if other.is_file() else None,
         external_scores=_read_scores(other.parent),
         ledger=read_ledger(folder / LEDGER) if (folder / LEDGER).is_file() else None,

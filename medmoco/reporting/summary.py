@@ -15,8 +15,10 @@ from medmoco.evaluation.scoring.table import MACRO
 from medmoco.evaluation.verdict import against_strongest, name_of, patients_of, reading, verdicts
 from medmoco.plotting.figures import curve_figure
 from medmoco.reporting.blocks import (
+    APART,
     MINUS,
     NO_BREAK,
+    SPLITS,
     Answer,
     Block,
     Group,
@@ -32,12 +34,12 @@ from medmoco.reporting.blocks import (
 from medmoco.reporting.curves import curve_plots
 from medmoco.reporting.runs import Run, missing
 from medmoco.reporting.scores import encoder_name, label_words, labels_of, multiplicity
+from medmoco.reporting.trained.answers import segmentation_answers
 
 _READINGS = {"gain": "gain", "loss": "loss", "unclear": "no clear difference"}
-_APART = {"gain": "gains over", "loss": "loses against", "unclear": "cannot be told apart from"}
 _NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight", 9: "Nine"}
+_TRAINED = {"encoder": "pretrained", "classifier": "fine-tuned"}
 _METHODS = {"moco_v1": "MoCo v1", "moco_v2": "MoCo v2", "moco_v3": "MoCo v3"}
-_SETS = {"val": "the validation set", "test": "the test set"}
 
 _TALLY = {"gain": "with a gain", "loss": "with a loss", "unclear": "that cannot be told apart from it"}
 _MOST_ANSWERS = 3  # with a sentence each
@@ -56,18 +58,18 @@ def title_of(runs: Sequence[Run]) -> str:
     """Say what was trained on which images, without names of folders."""
     images = {_images(run) for run in runs}
     on = f"on {images.pop()}" if len(images) == 1 else "on different images"
+    kinds = {run.kind for run in runs}
+    kind = kinds.pop() if len(kinds) == 1 else "network"
     if len(runs) == 1:
-        return f"{'Classifier fine-tuned' if runs[0].is_finetuned else 'Encoder pretrained'} {on}"
-    tuned = [run.is_finetuned for run in runs]
-    thing = "classifiers fine-tuned" if all(tuned) else "networks trained" if any(tuned) else "encoders pretrained"
-    return f"{_NUMBERS.get(len(runs), len(runs))} {thing} {on}, compared"
+        return f"{kind.capitalize()} {_TRAINED.get(kind, 'trained')} {on}"
+    return f"{_NUMBERS.get(len(runs), len(runs))} {kind}s {_TRAINED.get(kind, 'trained')} {on}, compared"
 
 
 def _images(run: Run) -> str:
     train = run.splits["train"] if run.splits else None
     kind = f"synthetic {_kind(train)} (phantoms)" if is_synthetic(run) else _kind(train)
-    # A condition on the rows leaves out some of them, and it is not evaluated here.
-    return kind if train is None or run.settings.get("data.where") else f"{len(train):,} {kind}"
+    # A condition on the rows leaves out some of them, and so do missing masks; neither is evaluated here.
+    return kind if train is None or run.trained or run.settings.get("data.where") else f"{len(train):,} {kind}"
 
 
 def _kind(split: Split | None) -> str:
@@ -101,6 +103,10 @@ def _same(runs: Sequence[Run], part: Any) -> str:
 
 
 def _method(run: Run) -> str:
+    if run.trained:
+        fraction = run.settings.get("segmentation.label_fraction", 1.0)
+        share = f", with the masks of {100 * fraction:g} % of the patients" if fraction != 1 else ""
+        return f"{'with a frozen encoder' if run.settings.get('segmentation.frozen') else 'trained end to end'}{share}"
     if run.is_finetuned:
         return "fine-tuned with labels"
     decoder = " with a decoder" if run.settings.get("decoder.weight") else ""
@@ -112,7 +118,7 @@ def _backbone(run: Run) -> str:
 
 
 def _duration(run: Run) -> str:
-    if run.is_finetuned or run.step is None or run.steps is None:
+    if run.kind != "encoder" or run.step is None or run.steps is None:
         return ""
     epochs = run.settings.get("train.epochs")
     return several(epochs, "epoch") if run.step == run.steps and isinstance(epochs, int) else (
@@ -122,7 +128,7 @@ def _duration(run: Run) -> str:
 
 def _patients(run: Run) -> str:
     train = run.splits["train"] if run.splits else None
-    if train is None or PATIENT not in train.table or run.settings.get("data.where"):
+    if train is None or run.trained or PATIENT not in train.table or run.settings.get("data.where"):
         return ""
     return f"images of {several(len(set(train.patients)), 'patient')}"
 
@@ -172,11 +178,12 @@ def _evaluated(run: Run) -> Iterable[Finding]:
 
 
 def answers(runs: Sequence[Run]) -> list[Answer]:
-    """Return the main result of each run: the first label, with the fewest labels."""
+    """Return the main result of each run: the first label, with the fewest labels; and of its segmentation."""
     found = [findings(run) for run in runs]
-    return [
+    labels = [
         answer(few, [one for one in more if one.own.label == few.own.label], runs) for few, *more in filter(None, found)
     ]
+    return [*labels, *segmentation_answers(runs)]
 
 
 def answer(finding: Finding, more: Sequence[Finding], runs: Sequence[Run]) -> Answer:
@@ -193,13 +200,13 @@ def answer(finding: Finding, more: Sequence[Finding], runs: Sequence[Run]) -> An
     name += f" of {finding.run.name}" if len(runs) > 1 else ""
     other = _control(finding)
     text = (
-        f"{label_words(own.label)} on {_SETS.get(own.split, own.split)}, with the labels of {finding.labels}: the"
+        f"{label_words(own.label)} on {SPLITS.get(own.split, own.split)}, with the labels of {finding.labels}: the"
         f" linear probe has an AUROC of {number(own.auroc)} on {name}, and of {number(control.auroc)} on {other}, the"
         " strongest control."
     )
     text = " ".join([text, *(_with_more(one) for one in more if one.kind != finding.kind)])
     start = f"The{name[3:]}" if own.encoder == UNNAMED else name  # a user's name stays as it is
-    apart = f"{start} {_APART[finding.kind]} {other}"
+    apart = f"{start} {APART[finding.kind]} {other}"
     return Answer(finding.kind, apart, number(gain.difference, sign="+"), span(gain.low, gain.high, sign="+"), text)
 
 
@@ -223,7 +230,7 @@ def summary(runs: Sequence[Run]) -> list[Block]:
     """Return the answer, the figure that shows it, and the same comparison for every label."""
     found = [finding for run in runs for finding in findings(run)]
     words = "{run} has not been evaluated, so its worth is unknown: `medmoco evaluate --encoder {run}`."
-    notes = missing(runs, lambda run: not findings(run), words)
+    notes = missing(runs, lambda run: not findings(run) and not run.curve_segmentation, words)
     main = answers(runs)
     left: list[Block] = [*main] if len(main) <= _MOST_ANSWERS else [_tally(main)]
     left += [Text(line) for line in _caveats(runs, found)]
@@ -250,6 +257,11 @@ def _caveats(runs: Sequence[Run], found: Sequence[Finding]) -> Iterable[str]:
         yield (
             "Scores on the validation set are optimistic, because it was used to choose the regularisation of the"
             " probe. Confirm them once on the test set, with `--test`."
+        )
+    if any(run.curve_segmentation and shown_split(run.curve_segmentation) == "val" for run in runs):
+        yield (
+            "Scores of segmentation on the validation set are optimistic, because it also chose the epoch. Confirm them"
+            " once on the test set, with `--test`."
         )
     if len({run.environment.get("manifest_sha256") for run in runs}) > 1:
         yield "The runs have different manifests: compare their scores only if they were scored on the same images."

@@ -114,7 +114,7 @@ def _regression(run: Run, runs: Sequence[Run], rows: Rows[RegressionScore]) -> I
         )
         cells.append([
             row.name(runs), gain, row.record.undefined or _interval(row.record, "r2"), p_gain,
-            error, _in_unit(row.record.mae, row.record.mae_low, row.record.mae_high), p_error,
+            error, in_unit(row.record.mae, row.record.mae_low, row.record.mae_high), p_error,
         ])  # fmt: skip
     head = ["features", "R2: primary minus this", "R2", "p (Holm)", "error: primary minus this", "mean absolute error",
             "p (Holm)"]  # fmt: skip
@@ -127,11 +127,11 @@ def _difference(found: RegressionDifference | None) -> list[str]:
     if found is None:
         return [NOTHING, NOTHING]
     values = (found.difference, found.low, found.high)
-    written = with_interval(*values, sign="+") if found.metric == "r2" else _in_unit(*values, sign="+")
+    written = with_interval(*values, sign="+") if found.metric == "r2" else in_unit(*values, sign="+")
     return [written, p_value(found.p if found.p_holm is None else found.p_holm)]
 
 
-def _in_unit(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+def in_unit(value: float | None, low: float | None = None, high: float | None = None, sign: str = "") -> str:
     """Write a number of any unit with its 95 % interval."""
     if value is None or low is None or high is None:
         return NOTHING if value is None else _figure(value, sign)
@@ -156,7 +156,7 @@ def regression_curves(run: Run) -> dict[str, list[Block]]:
         ]
         cells = [
             [f"{100 * point.fraction:g} %", point.encoder, count(point.draws),
-             point.undefined or _interval(point, "r2"), _in_unit(point.mae, point.mae_low, point.mae_high)]
+             point.undefined or _interval(point, "r2"), in_unit(point.mae, point.mae_low, point.mae_high)]
             for point in points
         ]  # fmt: skip
         title = f"R2 by fraction of labelled patients, {target} on {split}, {run.name}"

@@ -31,10 +31,12 @@ from medmoco.reporting.blocks import (
     several,
 )  # fmt: skip
 from medmoco.reporting.runs import Run
+from medmoco.reporting.trained.results import DETECTION, SEGMENTATION
 from medmoco.training.runlog import KNN
 
 _LEAST = 20  # patients in a group, or its count is hidden; Source: evaluate.least_patients
 _DESCRIBED = ("Sex", "ViewPosition", "Laterality")
+_KINDS = {"encoder": "pretraining without labels", "classifier": "fine-tuning with labels"}
 _POINTS = 12  # of a curve in its table
 _MOST_LINES = 4  # whose course a caption gives one by one
 
@@ -47,11 +49,11 @@ def methods_section(runs: Sequence[Run]) -> Section:
 def overview(runs: Sequence[Run]) -> Table:
     """Return the main facts about each run, one column per run."""
     facts: dict[str, Callable[[Run], str]] = {
-        "Kind": lambda run: "fine-tuning with labels" if run.is_finetuned else "pretraining without labels",
+        "Kind": lambda run: _KINDS.get(run.kind, f"training of a {run.kind}"),
         "Network": lambda run: str(run.settings.get("model.backbone", NOTHING)),
         "State": _progress,
-        "Training images": lambda run: count(len(run.splits["train"])) if run.splits else "unknown",
-        "Method": lambda run: str(run.settings.get("method.name", NOTHING)),
+        "Training images": _training_images,
+        "Method": lambda run: NOTHING if run.trained else str(run.settings.get("method.name", NOTHING)),
         "Epochs": lambda run: str(run.settings.get("train.epochs", NOTHING)),
         "Batch": lambda run: str(run.settings.get("train.global_batch_size", NOTHING)),
         "Seed": lambda run: str(run.settings.get("seed", NOTHING)),
@@ -60,6 +62,12 @@ def overview(runs: Sequence[Run]) -> Table:
     }
     rows = [[name, *(fact(run) for run in runs)] for name, fact in facts.items()]
     return Table("How the encoders were made", ["", *(run.name for run in runs)], rows)
+
+
+def _training_images(run: Run) -> str:
+    if run.trained:  # only some rows are annotated
+        return NOTHING
+    return count(len(run.splits["train"])) if run.splits else "unknown"
 
 
 def _progress(run: Run) -> str:
@@ -157,6 +165,7 @@ def _exclusions(run: Run) -> Iterable[Block]:
 
 # ---- curves ----
 
+_KEPT = "The best epoch was kept."
 _CONTRAST = "contrast"
 _CURVES = (
     (_CONTRAST, "Contrastive loss", "It does not measure the quality of the features."),
@@ -173,7 +182,9 @@ _CURVES = (
 
 def training_section(runs: Sequence[Run]) -> Section:
     """Plot the metrics of training, each for all runs."""
-    pretrained, finetuned = ([run for run in runs if run.is_finetuned is kind] for kind in (False, True))
+    pretrained, finetuned, segmented, detecting = (
+        [run for run in runs if run.kind == kind] for kind in ("encoder", "classifier", SEGMENTATION, DETECTION)
+    )
     knn = _keys(pretrained, KNN)
     if len(knn) == 2 and KNN in knn:  # the mean over one label repeats it
         knn.remove(KNN)
@@ -189,7 +200,11 @@ def training_section(runs: Sequence[Run]) -> Section:
             selections,
         ),
         _plot(finetuned, ["loss"], "Classification loss", "On the training split."),
-        _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", "The best epoch was kept."),
+        _plot(finetuned, _keys(finetuned, "val_auroc"), "Validation AUROC", _KEPT),
+        _plot(segmented, ["loss"], "Segmentation loss", "Cross-entropy and Dice on crops of the training images."),
+        _plot(segmented, _keys(segmented, "val_dice"), "Validation Dice", _KEPT),
+        _plot(detecting, ["loss"], "Detection loss", "On the training split."),
+        _plot(detecting, _keys(detecting, "val_ap"), "Validation average precision", _KEPT),
     ]
     blocks = plots_first([plot for plot in plots if plot])
     if folded := [plot for plot in diagnostics if plot]:
@@ -270,7 +285,7 @@ def _plot(
             points = [(step, value) for step, value in found if _is_number(value)]
             if not points:
                 continue
-            name = run.name if len(keys) == 1 else f"{run.name}, {key.partition('auroc')[2].strip('_/. ') or 'mean'}"
+            name = run.name if len(keys) == 1 else f"{run.name}, {key.partition('/')[2] or 'mean'}"
             x, y = zip(*points, strict=True)
             # A colour for each run or, if there is only one run, for each label.
             colour, dashes = (at, dash if len(keys) > 1 else at) if len(runs) > 1 else (dash, dash)

@@ -18,7 +18,9 @@ from medmoco.data.manifest.manifest import Split
 from medmoco.errors import SettingsError
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.features import fingerprint
+from medmoco.evaluation.records import FROM_SCRATCH
 from medmoco.evaluation.scoring.trained import VAL_ONLY, Scoring, paired_names, record_test
+from medmoco.evaluation.scoring.trained_records import SegmentationScore
 from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
 from medmoco.segmentation.annotated.cases import truth_of
 from medmoco.segmentation.drawing import choose, draw_contours
@@ -31,7 +33,7 @@ from medmoco.segmentation.learning import (
 )
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
 from medmoco.segmentation.scores.metrics import Measures, score_case, stack
-from medmoco.segmentation.scores.records import CaseFacts, SegmentationScore, write_cases
+from medmoco.segmentation.scores.records import CaseFacts, write_cases
 from medmoco.segmentation.scores.records import read_cases as read_scores
 from medmoco.segmentation.scores.scoring import Segmented, differences_of, layout, records_of, score
 from medmoco.segmentation.segmenter import SEGMENTER, save_segmenter
@@ -48,7 +50,7 @@ from medmoco.training.runlog import explaining_disk_errors
 _UNUSED = ("method.", "evaluate.", "finetune.", "detection.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "segmentation."))
-_NAMES = {"random": "from scratch"}  # name of an encoder in the table, if it is not the kind of its source
+_NAMES = {"random": FROM_SCRATCH}  # name of an encoder in the table, if it is not the kind of its source
 
 
 def segment(
@@ -112,7 +114,7 @@ def segment(
     )
     with memory_explained(settings.train), ExitStack() as stack_:
         selection = train_and_select(stack_, context, job, start)
-        return on_first(group, lambda: scorer.finish(selection, other, scoring.pictures), patiently=True)
+        return on_first(group, lambda: scorer.finish(selection, other, scoring), patiently=True)
 
 
 def settings_of_run(settings: RunSettings, out: Path, processes: int = 1) -> RunSettings:
@@ -211,7 +213,7 @@ class _Scorer:
         }
 
     def finish(
-        self, selection: Selection, other: tuple[dict[str, Measures], str] | None, pictures: Path | None
+        self, selection: Selection, other: tuple[dict[str, Measures], str] | None, scoring: Scoring
     ) -> Segmented:
         """Evaluate the weights of the best epoch, and write the network, the scores and the table."""
         best, out = selection.best, self.settings.out
@@ -221,12 +223,12 @@ class _Scorer:
             val_dice=best.score,
         )  # fmt: skip
         measures = {name: self._measures(name) for name in self.annotations.scored}
-        segmented = self._compare(measures, other)  # records a test evaluation before any score is written
+        segmented = self._compare(measures, other, scoring)  # records a test evaluation before any score is written
         write_cases(out, measures, _rows_of(self.annotations), self.facts)
         with explaining_disk_errors():
             segmented.save(out)
-        if pictures:
-            self._draw(pictures)
+        if scoring.pictures:
+            self._draw(scoring.pictures)
         return segmented
 
     def _measures(self, name: str) -> Measures:
@@ -249,7 +251,9 @@ class _Scorer:
         predicted = segment_cases(self.model, cases, self.settings, self.context.device)
         draw_contours(annotated, dict(zip(positions, predicted, strict=True)), self.settings.data, pictures)
 
-    def _compare(self, measures: Mapping[str, Measures], other: tuple[dict[str, Measures], str] | None) -> Segmented:
+    def _compare(
+        self, measures: Mapping[str, Measures], other: tuple[dict[str, Measures], str] | None, scoring: Scoring
+    ) -> Segmented:
         name, control = paired_names(self.source["kind"], other[1] if other else "", _NAMES)
         records, differences = self._records(measures, name), []
         if other:
@@ -259,11 +263,10 @@ class _Scorer:
                     split, (measures[split], other[0][split]), self._patients(split), self.facts.classes,
                     (name, control), draws=self.settings.evaluate.bootstrap, seed=self.settings.seed,
                 )  # fmt: skip
-        test = self.annotations.splits.get("test")
-        note = record_test(
-            "segment", self.settings, self.encoder, test.rows.split if test is not None else None, records, "dice"
-        )
-        notes = ["val also chose the epoch: only test is an unbiased score", note]
+        notes = ["val also chose the epoch: only test is an unbiased score"]
+        if scoring.in_ledger:
+            test = self.annotations.splits["test"].rows.split if scoring.test else None
+            notes.append(record_test("segment", self.settings, self.encoder, test, records, "dice"))
         units = ("mm", "mL") if self.settings.data.dimensions == 3 else ("pixels", "pixels")
         table = layout(records, differences, self._head(), notes, length_unit=units[0], volume_unit=units[1])
         return Segmented(tuple(records), tuple(differences), table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
@@ -294,17 +294,26 @@ def _source(name: str, encoder: PathLike | Encoder) -> str:
     return str(encoder.folder) if is_own else f"{encoder.folder}@{size}"
 
 
+def refuse_sizes(sources: Iterable[str], setting: str) -> None:
+    """Refuse sources with a size of their own, where a setting is that of all encoders.
+
+    Raises:
+        SettingsError: a source has one.
+    """
+    for source in sources:
+        if split_size(source)[1]:
+            raise SettingsError(
+                f"{source}: here all encoders take images of {setting}; leave out @ and the number after it"
+            )
+
+
 def load_controls(sources: Mapping[str, str], settings: RunSettings, log: Callable[[str], None]) -> dict[str, Backbone]:
     """Load encoders by name, and after them the untrained one; "random" is the same network.
 
     Raises:
         SettingsError: a source has a size of its own, or as `load_encoder`.
     """
-    for source in sources.values():
-        if split_size(source)[1]:
-            raise SettingsError(
-                f"{source}: here all encoders take images of evaluate.size; leave out @ and the number after it"
-            )
+    refuse_sizes(sources.values(), "evaluate.size")
     named = {name: source for name, source in sources.items() if source != RANDOM} | {"untrained": RANDOM}
     return {name: load_encoder(source, settings, log=log).module for name, source in named.items()}
 

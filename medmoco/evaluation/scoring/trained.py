@@ -21,11 +21,13 @@ class Scoring:
         test: Also evaluate on the test set, which is recorded in the ledger.
         against: Folder of another run on the same images, for paired differences.
         pictures: PNG file to write, with truth and predictions on a few images.
+        in_ledger: Whether the run records its test evaluation; a curve does so once for all of its runs.
     """
 
     test: bool = False
     against: Path | None = None
     pictures: Path | None = None
+    in_ledger: bool = True
 
 
 VAL_ONLY = Scoring()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medmoco.config import RunSettings, Tree
 from medmoco.data.manifest.splits import fraction_size, nested_places
@@ -14,10 +15,10 @@ from medmoco.errors import ManifestError, SettingsError
 from medmoco.evaluation.features.inputs import load_splits
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.scoring.table import MACRO
-from medmoco.segmentation.annotated.cases import Annotated, read_cases
+from medmoco.segmentation.annotated.cases import Annotated, Case, read_cases
 from medmoco.segmentation.masks.mask_rows import MaskedRows, class_values, masked_rows
 from medmoco.segmentation.masks.masks import Classes, unnamed_classes
-from medmoco.segmentation.scores.records import CaseFacts, CaseSplit
+from medmoco.segmentation.scores.records import CaseFacts, CaseSplit, Integers
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ def load_annotations(settings: RunSettings, encoder: str, test: bool) -> Annotat
         classes = unnamed_classes(class_values(rows["train"], data, chosen.ignore), chosen.ignore)
     if MACRO in classes.names:
         raise SettingsError(f"'{MACRO}' is the mean over classes in every table; rename that class")
-    drawn = {**rows, "train": _draw(rows["train"], settings)}
-    annotated = {name: read_cases(own, classes, data) for name, own in drawn.items()}
+    kept = drawn(rows["train"].split.patients, settings.seed, chosen.label_fraction, chosen.label_draw)
+    used = {**rows, "train": _select(rows["train"], kept)}
+    annotated = {name: read_cases(own, classes, data) for name, own in used.items()}
     _refuse_nothing_to_learn(annotated, classes)
     notes = [notice for split in splits.values() for notice in split.notices]
     notes += [
@@ -80,29 +82,42 @@ def load_annotations(settings: RunSettings, encoder: str, test: bool) -> Annotat
     return Annotations(classes, annotated, notes)
 
 
-def _draw(rows: MaskedRows, settings: RunSettings) -> MaskedRows:
-    """Return the rows of a fraction of the patients; smaller fractions are subsets of larger ones."""
-    chosen = settings.segmentation
-    patients, inverse = np.unique(rows.split.patients, return_inverse=True)
-    places = nested_places(patients, seed=settings.seed, draw=chosen.label_draw)[inverse]
-    kept = places < fraction_size(chosen.label_fraction, patients.size)
+def drawn(patients: Integers, seed: int, fraction: float, draw: int) -> NDArray[np.bool_]:
+    """Return which rows belong to a fraction of the patients; smaller fractions are subsets of larger ones.
+
+    Args:
+        patients: (N,) patient of each row.
+        seed: Seed of the draws.
+        fraction: Fraction of the patients.
+        draw: Number of the draw.
+    """
+    own, inverse = np.unique(patients, return_inverse=True)
+    kept: NDArray[np.bool_] = nested_places(own, seed=seed, draw=draw)[inverse] < fraction_size(fraction, own.size)
+    return kept
+
+
+def _select(rows: MaskedRows, kept: NDArray[np.bool_]) -> MaskedRows:
     sources = tuple(source for source, keep in zip(rows.sources, kept.tolist(), strict=True) if keep)
     return replace(rows, split=rows.split.select(kept), sources=sources)
 
 
 def _refuse_nothing_to_learn(splits: Mapping[str, Annotated], classes: Classes) -> None:
     """Refuse a class that train does not show, or val that shows none."""
-    shown = {name: {value for case in own.cases for value in case.values} for name, own in splits.items()}
-    for number, name in enumerate(classes.names, 1):
-        if number not in shown["train"]:
-            raise ManifestError(
-                f"{splits['train'].rows.split.csv.name}: no mask of the {len(splits['train'])} training images shows"
-                f" the class '{name}';\nremove it from segmentation.classes, or raise segmentation.label_fraction"
-            )
-    if not shown["val"] & set(range(1, 1 + len(classes))):
+    if unseen := unseen_classes(splits["train"].cases, classes):
+        raise ManifestError(
+            f"{splits['train'].rows.split.csv.name}: no mask of the {len(splits['train'])} training images shows"
+            f" the class '{unseen[0]}';\nremove it from segmentation.classes, or raise segmentation.label_fraction"
+        )
+    if len(unseen_classes(splits["val"].cases, classes)) == len(classes):
         raise ManifestError(
             f"{splits['val'].rows.split.csv.name}: no mask of val shows a class, so the best epoch cannot be chosen"
         )
+
+
+def unseen_classes(cases: Iterable[Case], classes: Classes) -> list[str]:
+    """Return the names of the classes that no mask shows."""
+    shown = {value for case in cases for value in case.values}
+    return [name for number, name in enumerate(classes.names, 1) if number not in shown]
 
 
 def _describe(splits: Mapping[str, Annotated], classes: Classes) -> str:

@@ -1,4 +1,4 @@
-"""Records of segmentation, and the file with the scores of each image, which other runs read for comparison."""
+"""The file with the scores of each image, which other runs read for comparison, and the facts about them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,8 @@ from medmoco.data.manifest.manifest import read_table
 from medmoco.errors import CheckpointError, DataError, SettingsError
 from medmoco.evaluation.metrics.auroc import or_none
 from medmoco.evaluation.record_files import read_record, write_record
-from medmoco.evaluation.records import (
-    Count,
-    EncoderRecord,
-    Images,
-    Part,
-    Patients,
-    PrimaryRecord,
-    Record,
-    Share,
-    Text,
-    end_of,
-    unit_of,
-)
+from medmoco.evaluation.records import Count, Part, Record, Share, Text, unit_of
+from medmoco.evaluation.scoring.trained_records import Distance
 from medmoco.segmentation.scores.metrics import Measures
 from medmoco.training.runlog import explaining_disk_errors
 from medmoco.utils.files import replacing
@@ -34,56 +23,7 @@ from medmoco.utils.files import replacing
 CASES, FACTS = "cases.csv", "cases.json"
 
 Integers = NDArray[np.int64]
-Distance = Annotated[float, unit_of("mm")]
 Volume = Annotated[float, unit_of("mL; mm2 in 2-D")]
-Value = Annotated[float, unit_of("that of the metric")]
-ValueLow = Annotated[float, end_of("Lower", "that of the metric")]
-ValueHigh = Annotated[float, end_of("Upper", "that of the metric")]
-
-
-class SegmentationScore(PrimaryRecord):
-    """One record of a segmentation run's scores.json; `label` is the class, and "macro" the mean over classes."""
-
-    metric: Text
-    """dice or surface_dice (0 to 1), hd95 (mm), concordance of volumes (-1 to 1), or volume_bias, or limit_low or
-    limit_high of agreement (mL; mm2 in 2-D)."""
-    tolerance: Distance | None
-    """Distance up to which surfaces agree; None for other metrics than surface_dice."""
-    value: Value | None
-    """Mean over images; for limits and concordance, of all images together."""
-    low: ValueLow | None
-    high: ValueHigh | None
-    bootstrap: Count
-    """Bootstrap draws of patients for the interval."""
-    bootstrap_left_out: Count
-    """Draws in which the metric was not defined."""
-    n: Images
-    """Images with the class in either mask; for macro, with any class."""
-    n_patients: Patients
-    """Patients of these images."""
-    n_worst: Images
-    """Those with the class in only one mask, which have the worst scores."""
-    n_empty: Images
-    """Images with the class in neither mask, which do not count."""
-
-
-class SegmentationDifference(EncoderRecord):
-    """One record of a segmentation run's differences.json: one run minus another, on the images that both score."""
-
-    metric: Text
-    """See `SegmentationScore`."""
-    control: Text
-    """Name of the encoder that is subtracted."""
-    difference: Value | None
-    """Difference of the values on these images."""
-    low: ValueLow | None
-    high: ValueHigh | None
-    bootstrap_left_out: Count
-    """Draws in which the difference was not defined."""
-    n: Images
-    """Images with the class in the truth or in both predictions; for macro, with any such class."""
-    n_patients: Patients
-    """Patients of these images."""
 
 
 class CaseScore(Part):

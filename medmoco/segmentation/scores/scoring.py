@@ -19,8 +19,9 @@ import pandas as pd
 from medmoco.evaluation.metrics.auroc import Interval, bootstrap_sums, interval, or_none, ratio, share_interval
 from medmoco.evaluation.record_files import SavedRecords, to_frame
 from medmoco.evaluation.scoring.table import MACRO, figure, span
+from medmoco.evaluation.scoring.trained_records import SegmentationDifference, SegmentationScore
 from medmoco.segmentation.scores.metrics import Flags, Floats, Measures
-from medmoco.segmentation.scores.records import Integers, SegmentationDifference, SegmentationScore
+from medmoco.segmentation.scores.records import Integers
 
 Cell = tuple[float | None, float | None, float | None]  # value and interval
 
@@ -69,7 +70,9 @@ def score(measures: Measures, patients: Integers, classes: Sequence[str], *, dra
         for place, label in enumerate(classes)
     }
     if len(classes) > 1:
-        scores[MACRO] = {metric: Score(float(_mean(values[metric])), _mean(drawn[metric])) for metric in MEANS}
+        scores[MACRO] = {
+            metric: Score(float(mean_of_defined(values[metric])), mean_of_defined(drawn[metric])) for metric in MEANS
+        }
     return scores
 
 
@@ -114,8 +117,8 @@ def _metrics(sums: Floats) -> dict[str, Floats]:
     }
 
 
-def _mean(values: Floats) -> Floats:
-    """Return the mean over defined classes of (..., C); nan if none is."""
+def mean_of_defined(values: Floats) -> Floats:
+    """Return the mean of the defined values along the last axis of (..., C); nan if none is."""
     known = ~np.isnan(values)
     return ratio(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1))
 
@@ -163,8 +166,8 @@ def records_of(
     primary: bool = True,
 ) -> list[SegmentationScore]:
     """Return one record per class and metric; those of this run, not of the run in comparison, are primary."""
-    known = _by_label(~np.isnan(measures.dice), classes)
-    one_sided = _by_label((measures.volume == 0) ^ (measures.truth == 0), classes)
+    known = by_label(~np.isnan(measures.dice), classes)
+    one_sided = by_label((measures.volume == 0) ^ (measures.truth == 0), classes)
     records = []
     for label, by_metric in scores.items():
         for metric, own in by_metric.items():
@@ -179,10 +182,20 @@ def records_of(
     return records
 
 
-def _by_label(flags: Flags, classes: Sequence[str]) -> dict[str, Flags]:
+def by_label(flags: Flags, classes: Sequence[str]) -> dict[str, Flags]:
     """Return flags (N, C) by class, and those of images with any class."""
     any_class: Flags = np.any(flags, axis=1)
     return {label: flags[:, place] for place, label in enumerate(classes)} | {MACRO: any_class}
+
+
+def score_both(
+    pair: tuple[Measures, Measures], patients: Integers, classes: Sequence[str], *, draws: int, seed: int
+) -> tuple[Flags, Scores, Scores]:
+    """Return which scores both runs have, (N, C), and the scores of both on these; the arguments are as of `score`."""
+    both: Flags = ~np.isnan(pair[0].dice) & ~np.isnan(pair[1].dice)
+    kept = [Measures(*(np.where(both, column, np.nan) for column in measures)) for measures in pair]
+    first, other = (score(measures, patients, classes, draws=draws, seed=seed) for measures in kept)
+    return both, first, other
 
 
 def differences_of(
@@ -209,10 +222,8 @@ def differences_of(
         draws: Number of draws, D.
         seed: Random seed.
     """
-    both = ~np.isnan(pair[0].dice) & ~np.isnan(pair[1].dice)
-    kept = [Measures(*(np.where(both, column, np.nan) for column in measures)) for measures in pair]
-    first, other = (score(measures, patients, classes, draws=draws, seed=seed) for measures in kept)
-    counted = _by_label(both, classes)
+    both, first, other = score_both(pair, patients, classes, draws=draws, seed=seed)
+    counted = by_label(both, classes)
     records = []
     for label, by_metric in first.items():
         for metric in (metric for metric in COMPARED if metric in by_metric):

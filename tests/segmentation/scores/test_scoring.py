@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from medmoco.evaluation.metrics.auroc import draw_counts
 from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.scoring.trained_records import SegmentationScore
 from medmoco.segmentation.scores.metrics import Measures
-from medmoco.segmentation.scores.records import SegmentationScore
 from medmoco.segmentation.scores.scoring import Segmented, differences_of, layout, records_of, score
 
 CLASSES = ("Liver", "Tumour")
