@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -18,17 +17,13 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from medmoco.config import DataSettings
-from medmoco.data.image_io.formats.bands import npy_header
-from medmoco.data.image_io.formats.png_jpeg import png_header, upright
 from medmoco.data.image_io.images import reading
-from medmoco.data.image_io.intensity import DAMAGED, Unreadable
-from medmoco.data.image_io.limits import Limits, limits_of, within
-from medmoco.data.volume_io.headers import without_header_values
+from medmoco.data.image_io.limits import limits_of
 from medmoco.data.volume_io.reading import read_volume
 from medmoco.errors import ImageError, SettingsError
+from medmoco.segmentation.masks.mask_values import stored_numbers
 from medmoco.segmentation.masks.run_lengths import Runs, decode_runs
 
 Numbers = NDArray[np.uint8]  # (H, W) or (X, Y, Z): 0 background, 1 to C classes, IGNORED
@@ -47,8 +42,6 @@ _LIKE, _LIKE_DEGREES = 1e-3, 0.1  # differences of spacing (a share) and of dire
 VALUES = (-(2**15), 2**16 - 1)
 """Smallest and largest value of a class: those of 16-bit files."""
 _LARGEST = 2.0**53  # values beyond are of no class whatever they are, and some would not fit an integer
-_PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
-_GREY, _PALETTE = 0, 3  # colour types of PNG. Source: PNG, third edition, section 11.2.1
 
 
 @dataclass(frozen=True)
@@ -264,45 +257,5 @@ def _values(source: str, data: DataSettings) -> tuple[Values, NDArray[np.float64
     if data.dimensions == 3:
         volume = read_volume(source, limits=limits)
         return volume.values, volume.affine
-    path = Path(source)
-    with reading(path, limits):
-        with path.open("rb") as stream:
-            start = stream.read(8)
-        if start == _PNG:
-            return _png_values(path.read_bytes(), limits), None
-        if start.startswith(_NPY):
-            return _npy_values(path, limits), None
-        raise Unreadable(
-            "the mask is neither PNG nor .npy; convert it to PNG, from the original if it was saved as JPEG, which\n"
-            "changes values"
-        )
-
-
-def _png_values(content: bytes, limits: Limits) -> Values:
-    """Return the stored numbers of a PNG file: grey levels, or indices of a palette."""
-    header = png_header(content)
-    within(limits)(header.width, header.height, 1)
-    if content[25] not in (_GREY, _PALETTE):
-        raise Unreadable(
-            "the mask has colours or transparency; save it as a grayscale PNG file, with a number for each class"
-        )
-    # Not OpenCV, which replaces the indices of a palette by its colours.
-    with without_header_values("PNG"), Image.open(BytesIO(content), formats=["PNG"]) as picture:
-        values = np.asarray(picture)
-    if content[25] == _GREY and header.bits in (2, 4):
-        values = values // (255 // (2**header.bits - 1))  # Pillow stretches them to 8 bits
-    return upright(values, header.orientation)  # as the image's reader
-
-
-def _npy_values(path: Path, limits: Limits) -> Values:
-    shape, _ = npy_header(path)
-    if len(shape) != 2:
-        raise Unreadable(f"the mask has {len(shape)} axes; that of an image has two: height and width")
-    within(limits)(shape[1], shape[0], 1)
-    try:
-        values: Values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
-        raise Unreadable(f"the NumPy array cannot be read; {DAMAGED}") from None
-    if not np.isfinite(values).all():
-        raise Unreadable("the mask has values that are not finite; a class is a whole number")
-    return values
+    with reading(Path(source), limits):
+        return stored_numbers(Path(source), limits), None
