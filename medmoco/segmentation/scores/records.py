@@ -34,21 +34,25 @@ from medmoco.utils.files import replacing
 CASES, FACTS = "cases.csv", "cases.json"
 
 Integers = NDArray[np.int64]
-Distance = Annotated[float, unit_of("mm")]
-Volume = Annotated[float, unit_of("mL; mm2 in 2-D")]
-Value = Annotated[float, unit_of("that of the metric")]
-ValueLow = Annotated[float, end_of("Lower", "that of the metric")]
-ValueHigh = Annotated[float, end_of("Upper", "that of the metric")]
+Distance = Annotated[float, unit_of("mm, or pixels")]
+Volume = Annotated[float, unit_of("mL; in 2-D mm2, or pixels")]
+Value = Annotated[float, unit_of("see unit")]
+ValueLow = Annotated[float, end_of("Lower", "see unit")]
+ValueHigh = Annotated[float, end_of("Upper", "see unit")]
 
 
 class SegmentationScore(PrimaryRecord):
     """One record of a segmentation run's scores.json; `label` is the class, and "macro" the mean over classes."""
 
     metric: Text
-    """dice or surface_dice (0 to 1), hd95 (mm), concordance of volumes (-1 to 1), or volume_bias, or limit_low or
-    limit_high of agreement (mL; mm2 in 2-D)."""
+    """dice or surface_dice (0 to 1), hd95, concordance of volumes (-1 to 1), or volume_bias, or limit_low or limit_high
+    of agreement."""
+    unit: Text | None
+    """Unit of value, low and high: mm or pixels of hd95; mL, mm2 or pixels of volumes and areas; None of the others."""
     tolerance: Distance | None
     """Distance up to which surfaces agree; None for other metrics than surface_dice."""
+    tolerance_unit: Text | None
+    """Unit of the tolerance, that of hd95."""
     value: Value | None
     """Mean over images; for limits and concordance, of all images together."""
     low: ValueLow | None
@@ -71,6 +75,8 @@ class SegmentationDifference(EncoderRecord):
     """One record of a segmentation run's differences.json: one run minus another, on the images that both score."""
 
     metric: Text
+    """See `SegmentationScore`."""
+    unit: Text | None
     """See `SegmentationScore`."""
     control: Text
     """Name of the encoder that is subtracted."""
@@ -122,7 +128,11 @@ class CaseFacts(Record):
     classes: tuple[str, ...]
     """Names of the classes 1 to C."""
     tolerance: float
-    """Distance up to which surfaces agree, mm."""
+    """Distance up to which surfaces agree, in length_unit."""
+    length_unit: str
+    """Unit of distances: mm, or pixels if some scored image does not state its pixel spacing."""
+    volume_unit: str
+    """Unit of volumes, mL; of areas in 2-D, mm2 or pixels."""
     masks_sha256: str
     """SHA-256 of what defines the true masks."""
     splits: dict[str, CaseSplit]
@@ -186,7 +196,7 @@ def read_cases(folder: Path, facts: CaseFacts, rows: Mapping[str, Integers]) -> 
 
     Raises:
         CheckpointError: the folder has no scores, or they are damaged.
-        SettingsError: they are for other images, masks or classes, or another tolerance.
+        SettingsError: they are for other images, masks or classes, or have another tolerance or other units.
     """
     if not all((folder / name).is_file() for name in (FACTS, CASES)):
         raise CheckpointError(
@@ -217,6 +227,7 @@ def _check_same(theirs: CaseFacts, own: CaseFacts) -> None:
         "masks": theirs.masks_sha256 == own.masks_sha256,
         "classes": theirs.classes == own.classes,
         "tolerance": theirs.tolerance == own.tolerance,
+        "units": (theirs.length_unit, theirs.volume_unit) == (own.length_unit, own.volume_unit),
     }
     if not all(same.values()):
         raise _other(" and ".join(name for name, equal in same.items() if not equal))
