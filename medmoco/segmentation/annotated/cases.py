@@ -125,8 +125,8 @@ def place_image(file: str | Path, data: DataSettings, *, frame: int = 1, series:
     height, width = image.pixels.shape[:2]
     scaled, side = to_canvas(image, data.canvas_size, data.bit_depth), data.canvas_size
     grid = Grid((height, width), (slice(0, height), slice(0, width)), (scaled.height, scaled.width))
-    canvas = replace(scaled, height=side, width=side, rgb=data.channels == "rgb")
-    return Placed(canvas, grid, grid_of_image(Path(file), frame, (height, width), limits_of(data)))
+    whole = replace(scaled, height=side, width=side, rgb=data.channels == "rgb")
+    return Placed(whole, grid, grid_of_image(Path(file), frame, (height, width), limits_of(data)))
 
 
 def _read_case(rows: MaskedRows, classes: Classes, data: DataSettings, position: int) -> Case:

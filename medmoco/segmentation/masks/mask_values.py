@@ -78,7 +78,8 @@ def _page_numbers(page: TiffPage) -> Values:
     if picture.info.get("compression") in _LOSSY:
         raise Unreadable("its compression may have changed values; save the mask again, from the original, without it")
     page.check_whole()
-    inverted = picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and not deep  # Pillow inverts up to 8 bits
+    photometric = picture.tag_v2.get(_PHOTOMETRIC)  # type: ignore[attr-defined]
+    inverted = photometric == _WHITE_IS_ZERO and not deep  # Pillow inverts up to 8 bits
     values = np.asarray(picture).astype(np.uint16 if deep else np.uint8)
     most = 2**page.bits - 1
     if picture.mode == "L":

@@ -337,8 +337,11 @@ def test_read_mask__slices_of_a_series_as_images(tmp_path: Path, series: Path) -
             np.testing.assert_array_equal(image_mask(each, image, (6, 7)), plane)
         assert distinct_values(str(each), IMAGES, (str(files[4]), 1)) - {0} == {1}
         assert "is of several images" in refusal(each, ImageGrid((6, 7)), IMAGES)
-    moved = write_seg(tmp_path / "c.dcm", files, planes, positions=positions_of(range(5), (0, 0, 2.5)))
-    assert "reaches beyond" in refusal(moved, image_grid(files[0], (6, 7)), IMAGES)
+    dataset = pydicom.dcmread(file)
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        groups.PlanePositionSequence[0].ImagePositionPatient[2] += 2.5
+    dataset.save_as(tmp_path / "c.dcm")
+    assert "reaches beyond" in refusal(tmp_path / "c.dcm", image_grid(files[0], (6, 7)), IMAGES)
 
 
 def test_read_mask__a_frame_of_an_enhanced_file(tmp_path: Path) -> None:
@@ -367,10 +370,8 @@ def test_read_mask__damaged_and_other_dicom_files(tmp_path: Path, series: Path) 
     dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:-1]
     dataset.save_as(tmp_path / "c.dcm")
     assert "frames are not all described" in refusal(tmp_path / "c.dcm", grid)
-    dataset = pydicom.dcmread(file)
-    for groups in dataset.PerFrameFunctionalGroupsSequence:
-        del groups.PlanePositionSequence
-    dataset.save_as(tmp_path / "d.dcm")
+    image = radiograph(tmp_path / "image.dcm", "1.2.3.99")
+    write_seg(tmp_path / "d.dcm", [image], random_numbers((8, 9))[None])
     assert "its header lacks a valid ImagePositionPatient" in refusal(tmp_path / "d.dcm", grid)
     dataset = pydicom.dcmread(file, stop_before_pixels=True)
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"
