@@ -332,8 +332,9 @@ class SegmentationSettings(Settings):
     """Overlap of neighbouring windows when whole images are segmented. Source: nnU-Net."""
 
     tolerance: Positive = 1.0
-    """Distance, in mm up to which surfaces agree, for the surface Dice; in pixels for images. Choose what two readers
-    differ by. Source: Nikolov et al. 2018 (arXiv:1809.04430)."""
+    """Distance, in mm up to which surfaces agree, for the surface Dice; for images in pixels, unless all scored ones
+    state their pixel spacing in DICOM. Choose what two readers differ by. Source: Nikolov et al. 2018
+    (arXiv:1809.04430)."""
 
     @field_validator("zoom")
     @classmethod

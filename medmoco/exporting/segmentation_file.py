@@ -118,7 +118,7 @@ def prepared(
         volume = read_volume(path, series=series, limits=limits)
         canvas, _, box = canvas_and_box(volume, rules_of(contract, limits))
         levels, affine = canvas.pixels[None], volume.affine
-        grid = Grid(volume.values.shape, box, canvas.shape, volume.spacing)
+        grid = Grid(volume.values.shape, box, canvas.shape)
     else:
         levels, grid = _image_canvas(path, contract, frame)
         affine = None
@@ -163,7 +163,7 @@ def _image_canvas(path: str | Path, contract: Mapping[str, Any], frame: int) -> 
     (height, width), size = decoded.pixels.shape[:2], scaled.shape[1:]
     levels = np.zeros((len(planes), side, side), scaled.dtype)
     levels[:, : size[0], : size[1]] = scaled
-    return levels, Grid((height, width), (slice(0, height), slice(0, width)), size, (1.0, 1.0))
+    return levels, Grid((height, width), (slice(0, height), slice(0, width)), size)
 
 
 def _normalised(levels: NDArray[Any], contract: Mapping[str, Any]) -> NDArray[np.float32]:

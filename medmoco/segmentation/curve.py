@@ -67,7 +67,8 @@ class _Study:
         """What is scored, and how."""
         settings, patients = self.settings, {name: self.splits[name].patients for name in self.facts.splits}
         bootstrap = settings.evaluate.bootstrap
-        return Scored(self.facts.classes, patients, settings.segmentation.tolerance, bootstrap, settings.seed)
+        tolerance, unit = settings.segmentation.tolerance, self.facts.length_unit
+        return Scored(self.facts.classes, patients, tolerance, unit, bootstrap, settings.seed)
 
 
 def segmentation_curve(
@@ -207,7 +208,7 @@ def _table(study: _Study, found: Curve, recorded: str) -> str:
         f" seed {settings.seed}; scores are means over draws; 95 % intervals: {settings.evaluate.bootstrap} draws of"
         " patients"
     )
-    blocks = layout(found.segmentation, found.segmentation_differences, "mm" if is_volumes else "pixels")
+    blocks = layout(found.segmentation, found.segmentation_differences)
     notes = [found.verdict, *study.notes, "val also chose the epochs: only scores on test are unbiased", recorded]
     return "\n".join([*_wrapped([head]), "", *blocks, *_wrapped(notes)]) + "\n"
 

@@ -22,7 +22,7 @@ from medmoco.evaluation.records import FROM_SCRATCH
 from medmoco.evaluation.scoring.trained import VAL_ONLY, Scoring, paired_names, record_test
 from medmoco.evaluation.scoring.trained_records import SegmentationScore
 from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
-from medmoco.segmentation.annotated.cases import truth_of
+from medmoco.segmentation.annotated.cases import Case, truth_of
 from medmoco.segmentation.drawing import choose, draw_contours
 from medmoco.segmentation.learning import (
     Segmenting,
@@ -32,7 +32,7 @@ from medmoco.segmentation.learning import (
     segment_cases,
 )
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
-from medmoco.segmentation.scores.metrics import Measures, score_case, stack
+from medmoco.segmentation.scores.metrics import IN_PIXELS, OF_IMAGES, Measures, Units, score_case, stack
 from medmoco.segmentation.scores.records import CaseFacts, write_cases
 from medmoco.segmentation.scores.records import read_cases as read_scores
 from medmoco.segmentation.scores.scoring import Segmented, differences_of, layout, records_of, score
@@ -50,6 +50,11 @@ from medmoco.training.runlog import explaining_disk_errors
 _UNUSED = ("method.", "evaluate.", "finetune.", "detection.", "data.labels")
 _USED = ("evaluate.where",)
 _HARMLESS = tuple(key for key in HARMLESS if key not in ("evaluate.", "segmentation."))
+_UNIT_NOTES = {
+    OF_IMAGES: "distances are in mm by the pixel spacing in the DICOM headers; of a radiograph without calibration, at"
+    " the detector",
+    IN_PIXELS: "distances are in pixels, because not every scored image states its pixel spacing in a DICOM header",
+}
 _NAMES = {"random": FROM_SCRATCH}  # name of an encoder in the table, if it is not the kind of its source
 
 
@@ -237,11 +242,19 @@ class _Scorer:
         predicted = segment_cases(self.model, annotated.cases, self.settings, self.context.device)
         return stack([
             score_case(
-                numbers, truth_of(annotated, position, classes, self.settings.data), case.grid.spacing, len(classes),
-                self.settings.segmentation.tolerance,
+                numbers, truth_of(annotated, position, classes, self.settings.data), self._spacing(case),
+                len(classes), self.settings.segmentation.tolerance,
             )
             for position, (numbers, case) in enumerate(zip(predicted, annotated.cases, strict=True))
         ])  # fmt: skip
+
+    @property
+    def _units(self) -> Units:
+        return Units(self.facts.length_unit, self.facts.volume_unit)
+
+    def _spacing(self, case: Case) -> tuple[float, ...]:
+        spacing = case.image.spacing
+        return spacing if spacing and self._units != IN_PIXELS else (1.0,) * len(case.image.shape)
 
     def _draw(self, pictures: Path) -> None:
         """Segment a few images again, as the masks of all would fill the memory, and draw their contours."""
@@ -261,14 +274,15 @@ class _Scorer:
             for split in measures:
                 differences += differences_of(
                     split, (measures[split], other[0][split]), self._patients(split), self.facts.classes,
-                    (name, control), draws=self.settings.evaluate.bootstrap, seed=self.settings.seed,
+                    (name, control), units=self._units, draws=self.settings.evaluate.bootstrap, seed=self.settings.seed,
                 )  # fmt: skip
         notes = ["val also chose the epoch: only test is an unbiased score"]
+        if self._units in _UNIT_NOTES:
+            notes.insert(0, _UNIT_NOTES[self._units])
         if scoring.in_ledger:
             test = self.annotations.splits["test"].rows.split if scoring.test else None
             notes.append(record_test("segment", self.settings, self.encoder, test, records, "dice"))
-        units = ("mm", "mL") if self.settings.data.dimensions == 3 else ("pixels", "pixels")
-        table = layout(records, differences, self._head(), notes, length_unit=units[0], volume_unit=units[1])
+        table = layout(records, differences, self._head(), notes, units=self._units)
         return Segmented(tuple(records), tuple(differences), table)
 
     def _patients(self, split: str) -> Any:
@@ -283,8 +297,8 @@ class _Scorer:
             patients = self._patients(split)
             found = score(own, patients, classes, draws=settings.evaluate.bootstrap, seed=settings.seed)
             records += records_of(
-                split, own, patients, classes, found, tolerance=settings.segmentation.tolerance, encoder=encoder,
-                primary=primary,
+                split, own, patients, classes, found, units=self._units, tolerance=settings.segmentation.tolerance,
+                encoder=encoder, primary=primary,
             )  # fmt: skip
         return records
 

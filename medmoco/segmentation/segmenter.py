@@ -125,7 +125,8 @@ class Segmenter:
         where = choose_device(self.settings.train) if device is None else torch.device(device)
         placed = place_image(Path(image), self.settings.data, frame=frame, series=series)
         scores = probabilities_of(self.module.to(where), placed.canvas.pixels, self.settings, where, "fp32")
-        return PredictedMask(onto_image(scores, placed.grid), placed.affine)
+        affine = placed.image.affine if self.facts.data.dimensions == 3 else None
+        return PredictedMask(onto_image(scores, placed.grid), affine)
 
     def __repr__(self) -> str:
         what = "volumes" if self.facts.data.dimensions == 3 else "images"

@@ -20,6 +20,7 @@ from medmoco.segmentation.learning import (
     segment_cases,
     segmentation_losses,
 )
+from medmoco.segmentation.masks.image_grid import ImageGrid
 from medmoco.segmentation.masks.masks import IGNORED
 from tests.helpers.blobs import make_settings
 
@@ -44,8 +45,8 @@ def settings_of(dimensions: int, *overrides: str) -> RunSettings:
 
 def case_of(pixels: np.ndarray, numbers: np.ndarray) -> Case:
     side = pixels.shape[0]
-    grid = Grid(numbers.shape, tuple(slice(0, n) for n in numbers.shape), numbers.shape, (1.0, 1.0))
-    return Case(Canvas(pixels, side, side), numbers, grid, (0, 1), (), "")
+    grid = Grid(numbers.shape, tuple(slice(0, n) for n in numbers.shape), numbers.shape)
+    return Case(Canvas(pixels, side, side), numbers, grid, ImageGrid(numbers.shape), (0, 1), (), "")
 
 
 def oracle_losses(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -103,8 +104,8 @@ def test_probabilities_of__windows_cover_the_canvas(dimensions: int, shape: tupl
 def test_segment_cases__puts_the_classes_on_the_image() -> None:
     pixels = np.zeros((32, 32), np.uint8)
     pixels[4:12, 6:20] = 255
-    grid = Grid((64, 64), (slice(0, 64), slice(0, 64)), (32, 32), (1.0, 1.0))
-    case = Case(Canvas(pixels, 32, 32), (pixels > 0).astype(np.uint8), grid, (0, 1), (), "")
+    grid = Grid((64, 64), (slice(0, 64), slice(0, 64)), (32, 32))
+    case = Case(Canvas(pixels, 32, 32), (pixels > 0).astype(np.uint8), grid, ImageGrid((64, 64)), (0, 1), (), "")
     (numbers,) = segment_cases(Brightness(), [case], settings_of(2), CPU)  # type: ignore[arg-type]
     assert numbers.shape == (64, 64)
     assert numbers[9:23, 13:39].all()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from medmoco import config
@@ -26,6 +29,7 @@ from medmoco.training.checkpoint import load_checkpoint
 from medmoco.training.distributed import Group
 from medmoco.training.run_folder import StartMode
 from tests.helpers.blobs import SECRET, make_settings, write_blobs
+from tests.helpers.dicom_files import save_dicom
 from tests.helpers.runs import assert_same
 from tests.helpers.together import run_together, through_a_stop
 
@@ -197,6 +201,52 @@ def test_segment__a_frozen_encoder_stays_as_it_is(manifest: Path) -> None:
     after = checkpoint(manifest.parent / "run")["model"]
     for name, value in before.items():
         assert_same(value, after[f"backbone.net.{name}"])
+
+
+def with_spacing(manifest: Path, target: Path, spacing: list[float], splits: Sequence[str]) -> Path:
+    """Copy the images of some splits as DICOM files that state their pixel spacing; masks stay PNG."""
+    shutil.copytree(manifest, target)
+    for split in splits:
+        for image in (target / split).glob("*[0-9].png"):
+            save_dicom(image.with_suffix(".dcm"), np.asarray(Image.open(image)), 8, PixelSpacing=spacing)
+        table = (target / f"{split}.csv").read_text()
+        (target / f"{split}.csv").write_text(re.sub(r"^([^,]*)\.png", r"\1.dcm", table, flags=re.MULTILINE))
+    return target
+
+
+def test_segment__distances_are_in_mm_if_every_scored_image_states_its_spacing(manifest: Path) -> None:
+    """With pixels of half a millimetre, every distance is half the number of pixels, and every area a quarter."""
+    sets = {
+        "pixels": manifest,
+        "mm": with_spacing(manifest, manifest.parent / "dicom", [0.5, 0.5], ["val", "test"]),
+        "mixed": with_spacing(manifest, manifest.parent / "mixed", [0.5, 0.5], ["val"]),
+    }
+    found = {}
+    for name, folder in sets.items():
+        tolerance = 1.0 if name == "mm" else 2.0
+        settings = make_settings(folder, 2, "segmentation.epochs=1", f"segmentation.tolerance={tolerance}")
+        run = manifest.parent / f"run-{name}"
+        result = segment(settings, "random", run, scoring=Scoring(test=True))
+        assert result
+        facts = read(run / "cases.json")
+        unit, area = ("mm", "mm2") if name == "mm" else ("pixels", "pixels")
+        assert (facts["length_unit"], facts["volume_unit"]) == (unit, area)
+        assert f"surface Dice at {tolerance:g} {unit}" in result.table
+        assert f"HD95 {unit}" in result.table
+        assert f"area bias {area}" in result.table
+        assert f"distances are in {unit}" in (run / "table.txt").read_text()
+        found[name] = {(r.split, r.label, r.metric): r.value for r in result.scores}
+        units = {r.metric: r.unit for r in result.scores}
+        assert (units["hd95"], units["volume_bias"], units["dice"]) == (unit, area, None)
+    assert found["mixed"] == found["pixels"]
+    scale = {"hd95": 0.5, "volume_bias": 0.25, "limit_low": 0.25, "limit_high": 0.25}
+    for key, value in found["pixels"].items():
+        assert found["mm"][key] == (None if value is None else pytest.approx(value * scale.get(key[2], 1), abs=1e-9))
+    with pytest.raises(SettingsError, match="scored with other images and units"):
+        segment(
+            make_settings(sets["mm"], 2, "segmentation.epochs=1", "segmentation.tolerance=2"), "random",
+            manifest.parent / "again", scoring=Scoring(test=True, against=manifest.parent / "run-pixels"),
+        )  # fmt: skip
 
 
 @pytest.mark.slow

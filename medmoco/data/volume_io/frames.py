@@ -114,10 +114,16 @@ def frames_of(file: DicomFile, limits: Limits) -> list[Frame]:
                 if not groups
                 else f"its {count} frames have {len(groups)} descriptions; {DAMAGED}"
             )
-        return [_frame(file, number) for number in range(1, count + 1)]
+        return [frame_at(file, number) for number in range(1, count + 1)]
 
 
-def _frame(file: DicomFile, number: int) -> Frame:
+def frame_at(file: DicomFile, number: int) -> Frame:
+    """Return a slice, counted from 1.
+
+    Raises:
+        Unreadable: the header does not state where it lies.
+    """
+
     def numbers(group: str, name: str, count: int) -> Floats:
         value = windowing._group(file.header, number, group).get(name)
         values = np.array([] if value is None else value, np.float64).reshape(-1)

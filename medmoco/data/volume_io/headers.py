@@ -77,6 +77,7 @@ class StoredVolume:
         modality: As for `VolumeHeader`.
         faults: What is wrong with it.
         files: The files it is read from.
+        frame_of_reference: As for `Volume`.
     """
 
     shape: tuple[int, int, int]
@@ -86,6 +87,7 @@ class StoredVolume:
     modality: str = ""
     faults: tuple[VolumeFault, ...] = ()
     files: tuple[Path, ...] = ()
+    frame_of_reference: str = ""
 
 
 NO_ORIENTATION = VolumeFault(

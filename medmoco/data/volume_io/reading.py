@@ -99,7 +99,7 @@ def _load(stored: StoredVolume, header: VolumeHeader) -> Volume:
     notices = [fault.text for fault in header.faults]
     if values.min() == values.max():
         notices.append(CONSTANT)
-    return Volume(values, header.affine, header.slice_axis, header.modality, tuple(notices))
+    return Volume(values, header.affine, header.slice_axis, header.modality, tuple(notices), stored.frame_of_reference)
 
 
 def _open(path: Path, series: str, limits: Limits) -> StoredVolume:

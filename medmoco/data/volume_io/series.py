@@ -140,6 +140,7 @@ def _open(files: list[DicomFile], limits: Limits, warnings: list[VolumeFault]) -
         modality=str(first.file.header.get("Modality") or "").strip().upper(),
         faults=(*faults, *warnings),
         files=tuple(file.path for file in files),
+        frame_of_reference=str(first.file.header.get("FrameOfReferenceUID") or "").strip(),
     )
 
 

@@ -7,7 +7,7 @@ third to the head (superior). Source: NIfTI and MONAI use the same; DICOM's coor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ class Volume:
             largest spacing, and among equals the last.
         modality: "CT", "MR" or another DICOM modality; blank if the file does not tell.
         notices: Remarks of the reader, without paths or patient data.
+        frame_of_reference: DICOM's FrameOfReferenceUID, for comparison only; blank if the file does not tell.
     """
 
     values: NDArray[np.float32]
@@ -36,6 +37,7 @@ class Volume:
     slice_axis: int = 2
     modality: str = ""
     notices: tuple[str, ...] = ()
+    frame_of_reference: str = field(default="", repr=False)
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -22,10 +22,10 @@ from medmoco.evaluation.records import (
     unit_of,
 )
 
-Distance = Annotated[float, unit_of("mm")]
-Value = Annotated[float, unit_of("that of the metric")]
-ValueLow = Annotated[float, end_of("Lower", "that of the metric")]
-ValueHigh = Annotated[float, end_of("Upper", "that of the metric")]
+Distance = Annotated[float, unit_of("mm, or pixels")]
+Value = Annotated[float, unit_of("see unit")]
+ValueLow = Annotated[float, end_of("Lower", "see unit")]
+ValueHigh = Annotated[float, end_of("Upper", "see unit")]
 
 
 class DetectionScore(PrimaryRecord):
@@ -70,10 +70,14 @@ class SegmentationScore(PrimaryRecord):
     """One record of a segmentation run's scores.json; `label` is the class, and "macro" the mean over classes."""
 
     metric: Text
-    """dice or surface_dice (0 to 1), hd95 (mm), concordance of volumes (-1 to 1), or volume_bias, or limit_low or
-    limit_high of agreement (mL; mm2 in 2-D)."""
+    """dice or surface_dice (0 to 1), hd95, concordance of volumes (-1 to 1), or volume_bias, or limit_low or limit_high
+    of agreement."""
+    unit: Text | None
+    """Unit of value, low and high: mm or pixels of hd95; mL, mm2 or pixels of volumes and areas; None of the others."""
     tolerance: Distance | None
     """Distance up to which surfaces agree; None for other metrics than surface_dice."""
+    tolerance_unit: Text | None
+    """Unit of the tolerance, that of hd95."""
     value: Value | None
     """Mean over images; for limits and concordance, of all images together."""
     low: ValueLow | None
@@ -96,6 +100,8 @@ class SegmentationDifference(EncoderRecord):
     """One record of a segmentation run's differences.json: one run minus another, on the images that both score."""
 
     metric: Text
+    """See `SegmentationScore`."""
+    unit: Text | None
     """See `SegmentationScore`."""
     control: Text
     """Name of the encoder that is subtracted."""
@@ -132,6 +138,8 @@ class SegmentationPoint(MethodRecord, PrimaryRecord):
     surface_dice_high: High | None
     tolerance: Distance
     """Distance up to which surfaces agree."""
+    tolerance_unit: Text
+    """Its unit."""
     bootstrap: Count
     """Bootstrap draws of patients for the intervals."""
     n: Images

@@ -29,9 +29,9 @@ def _curve(run: Run, label: str) -> Iterable[Block]:
         for point in run.curve_segmentation or ()
         if (point.label, point.split) == (label, split)
     ]
-    unit = "mm" if run.settings.get("data.dimensions") == 3 else "pixels"
     yield _plot(run, points, "dice", "Dice", label, split)
-    yield _plot(run, points, "surface_dice", f"surface Dice at {points[0].tolerance:g} {unit}", label, split)
+    tolerance = f"{points[0].tolerance:g} {points[0].tolerance_unit}"
+    yield _plot(run, points, "surface_dice", f"surface Dice at {tolerance}", label, split)
     differences = [
         [f"{100 * found.fraction:g} %, {_name(run, found.control)}",
          with_interval(found.difference, found.low, found.high, sign="+"),

@@ -129,15 +129,21 @@ def _heads(run: Run, scores: Sequence[TrainedScore]) -> dict[str, str]:
     metrics = {score.metric for score in scores}
     if not run.trained or run.trained.network != SEGMENTATION:
         return {metric: title for metric, title in _DETECTION.items() if metric in metrics}
-    length, volume = ("mm", "mL") if run.settings.get("data.dimensions") == 3 else ("pixels", "pixels")
-    tolerance = next((s.tolerance for s in scores if isinstance(s, SegmentationScore) and s.tolerance is not None), 0)
-    titles = {
-        "dice": "Dice", "surface_dice": f"surface Dice at {tolerance:g} {length}", "hd95": f"HD95, {length}",
+    own = {score.metric: score for score in scores if isinstance(score, SegmentationScore)}
+    surface, length = own["surface_dice"], own["hd95"].unit
+    heads = {
+        "dice": "Dice",
+        "surface_dice": f"surface Dice at {surface.tolerance:g} {surface.tolerance_unit}",
+        "hd95": f"HD95, {length}",
+    }
+    if "volume_bias" not in own:  # the mean over classes has none
+        return heads
+    volume = own["volume_bias"].unit
+    return heads | {
         "volume_bias": f"volume bias, {volume}",
-    }  # fmt: skip
-    titles = {metric: title for metric, title in titles.items() if metric in metrics}
-    limits = {_LIMITS: f"95 % limits of agreement, {volume}", "concordance": "concordance of volumes"}
-    return titles | (limits if "concordance" in metrics else {})
+        _LIMITS: f"95 % limits of agreement, {volume}",
+        "concordance": "concordance of volumes",
+    }
 
 
 def _cells(records: Iterable[TrainedScore | TrainedDifference]) -> dict[str, Cell]:

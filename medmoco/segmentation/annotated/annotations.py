@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +16,10 @@ from medmoco.evaluation.features.inputs import load_splits
 from medmoco.evaluation.leakage.leakage import find_leaks, find_pretraining, leak_lines, refuse_leaks
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.segmentation.annotated.cases import Annotated, Case, read_cases
+from medmoco.segmentation.masks.image_grid import ImageGrid
 from medmoco.segmentation.masks.mask_rows import MaskedRows, class_values, masked_rows
 from medmoco.segmentation.masks.masks import Classes, unnamed_classes
+from medmoco.segmentation.scores.metrics import IN_PIXELS, OF_IMAGES, OF_VOLUMES, Units
 from medmoco.segmentation.scores.records import CaseFacts, CaseSplit, Integers
 
 
@@ -134,7 +136,15 @@ def case_facts(settings: RunSettings, annotations: Annotations, encoder: Tree) -
     masks = [(own.rows.split.name, [case.mask_sha256 for case in own.cases]) for own in scored]
     digest = hashlib.sha256(repr((annotations.classes, masks)).encode()).hexdigest()
     splits = {own.rows.split.name: CaseSplit(manifest_sha256=own.rows.split.sha256, images=len(own)) for own in scored}
+    units = units_of([case.image for own in scored for case in own.cases])
     return CaseFacts(
-        classes=annotations.classes.names, tolerance=chosen.tolerance, masks_sha256=digest, splits=splits,
-        encoder=encoder,
+        classes=annotations.classes.names, tolerance=chosen.tolerance, length_unit=units.length,
+        volume_unit=units.volume, masks_sha256=digest, splits=splits, encoder=encoder,
     )  # fmt: skip
+
+
+def units_of(images: Sequence[ImageGrid]) -> Units:
+    """Return the units of scores: mm if every image states its spacing, else pixels for all, so that none are mixed."""
+    if all(len(image.shape) == 3 for image in images):
+        return OF_VOLUMES
+    return OF_IMAGES if all(image.spacing for image in images) else IN_PIXELS

@@ -24,6 +24,7 @@ from medmoco.data.volume_io.reading import read_volume
 from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError
 from medmoco.segmentation.annotated.grids import Grid, onto_canvas
+from medmoco.segmentation.masks.image_grid import ImageGrid, grid_of_image, grid_of_volume
 from medmoco.segmentation.masks.mask_rows import MaskedRows, naming_row, read_row
 from medmoco.segmentation.masks.masks import IGNORED, Classes, Numbers, check_mask
 
@@ -37,12 +38,12 @@ class Placed:
     Attributes:
         canvas: Its canvas. That of an image counts as a whole, with its padding.
         grid: Where the canvas lies in the image.
-        affine: (4, 4) RAS matrix of a volume; None for an image.
+        image: Where the image lies.
     """
 
     canvas: Canvas | VolumeCanvas
     grid: Grid
-    affine: NDArray[np.float64] | None
+    image: ImageGrid
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Case:
         canvas: See `Placed`.
         numbers: Class numbers on the canvas.
         grid: Where the canvas lies in the image.
+        image: Where the image lies.
         values: The class numbers that occur, 0 and IGNORED included, ascending.
         places: For each class in it, positions of some of its pixels or voxels, (M, 2 or 3).
         mask_sha256: SHA-256 of the class numbers of the image, on its own grid.
@@ -61,6 +63,7 @@ class Case:
     canvas: Canvas | VolumeCanvas
     numbers: Numbers
     grid: Grid
+    image: ImageGrid
     values: tuple[int, ...]
     places: tuple[NDArray[np.int32], ...]
     mask_sha256: str
@@ -99,8 +102,7 @@ def read_cases(rows: MaskedRows, classes: Classes, data: DataSettings) -> Annota
 
 def truth_of(annotated: Annotated, position: int, classes: Classes, data: DataSettings) -> Numbers:
     """Return the class numbers of an image on its own grid."""
-    shape = annotated.cases[position].grid.shape
-    return read_row(annotated.rows, position, classes, data, (shape[0], shape[1])).numbers
+    return read_row(annotated.rows, position, classes, data, annotated.cases[position].image).numbers
 
 
 def place_image(file: str | Path, data: DataSettings, *, frame: int = 1, series: str = "") -> Placed:
@@ -118,12 +120,13 @@ def place_image(file: str | Path, data: DataSettings, *, frame: int = 1, series:
     if data.dimensions == 3:
         volume = read_volume(file, series=series, limits=limits_of(data))
         canvas, _, box = canvas_and_box(volume, data)
-        return Placed(canvas, Grid(volume.values.shape, box, canvas.shape, volume.spacing), volume.affine)
+        return Placed(canvas, Grid(volume.values.shape, box, canvas.shape), grid_of_volume(volume))
     image = read_as_set(file, frame, data)
     height, width = image.pixels.shape[:2]
     scaled, side = to_canvas(image, data.canvas_size, data.bit_depth), data.canvas_size
-    grid = Grid((height, width), (slice(0, height), slice(0, width)), (scaled.height, scaled.width), (1.0, 1.0))
-    return Placed(replace(scaled, height=side, width=side, rgb=data.channels == "rgb"), grid, None)
+    grid = Grid((height, width), (slice(0, height), slice(0, width)), (scaled.height, scaled.width))
+    whole = replace(scaled, height=side, width=side, rgb=data.channels == "rgb")
+    return Placed(whole, grid, grid_of_image(Path(file), frame, (height, width), limits_of(data)))
 
 
 def _read_case(rows: MaskedRows, classes: Classes, data: DataSettings, position: int) -> Case:
@@ -134,15 +137,15 @@ def _read_case(rows: MaskedRows, classes: Classes, data: DataSettings, position:
         )  # fmt: skip
     except ImageError as error:
         raise ImageError(f"{where(split, position)}: {error}") from None
-    grid = placed.grid
-    mask = read_row(rows, position, classes, data, (grid.shape[0], grid.shape[1]))
+    grid, image = placed.grid, placed.image
+    mask = read_row(rows, position, classes, data, image)
     with naming_row(rows, position):
-        check_mask(mask, grid.shape, placed.affine)
+        check_mask(mask, image.shape, image.affine)
     numbers = onto_canvas(mask.numbers, grid, placed.canvas.pixels.shape[: len(grid.shape)])
     values = np.unique(numbers).tolist()
     places = (_some_places(numbers == value) for value in values if value not in (0, IGNORED))
     digest = hashlib.sha256(mask.numbers.tobytes()).hexdigest()
-    return Case(placed.canvas, numbers, grid, tuple(values), tuple(places), digest)
+    return Case(placed.canvas, numbers, grid, image, tuple(values), tuple(places), digest)
 
 
 def _some_places(chosen: NDArray[np.bool_]) -> NDArray[np.int32]:

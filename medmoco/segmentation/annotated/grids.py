@@ -28,13 +28,11 @@ class Grid:
         shape: Shape of the image, (H, W) or (X, Y, Z).
         box: The part of the image that the canvas shows.
         size: Shape of that part in the canvas, from its first pixel or voxel; the rest of it is padding.
-        spacing: Distances between the image's pixels or voxels, in mm; 1 if unknown.
     """
 
     shape: tuple[int, ...]
     box: tuple[slice, ...]
     size: tuple[int, ...]
-    spacing: tuple[float, ...]
 
 
 def onto_canvas(numbers: Numbers, grid: Grid, shape: Sequence[int]) -> Numbers:

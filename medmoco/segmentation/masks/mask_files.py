@@ -7,8 +7,6 @@ each class, named like it, and refers to the image from which it was predicted.
 from __future__ import annotations
 
 import gzip
-import importlib
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ from medmoco.data.volume_io.frames import frames_of, read_header
 from medmoco.data.volume_io.headers import library, without_header_values
 from medmoco.data.volume_io.series import open_file, open_folder
 from medmoco.errors import ImageError, SettingsError
+from medmoco.segmentation.masks.dicom_seg import highdicom_library, silent_highdicom
 from medmoco.segmentation.masks.masks import Classes, Numbers, size_words, stored_values
 from medmoco.utils.files import replacing
 
@@ -177,7 +176,7 @@ def write_dicom_seg(
         ImageError: the image cannot be read, has another shape than the mask, or lacks what a segmentation must copy.
         SettingsError: highdicom is not installed.
     """
-    highdicom = _highdicom()
+    highdicom = highdicom_library()
     with as_image_errors():
         if numbers.ndim == 3:
             headers, planes = _series(numbers, source, series, limits)
@@ -206,23 +205,11 @@ def write_dicom_seg(
         segmentation.save_as(temporary, enforce_file_format=True)
 
 
-def _highdicom() -> Any:
-    try:
-        return importlib.import_module("highdicom")
-    except ImportError:
-        raise SettingsError(
-            "DICOM segmentations need highdicom: pip install medmoco[segmentation]; or write another format"
-        ) from None
-
-
 @contextmanager
 def _as_refusals() -> Iterator[None]:
     """Silence highdicom and replace its exceptions, as both quote the header."""
-    logger = logging.getLogger("highdicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
     try:
-        with quiet():
+        with silent_highdicom():
             yield
     except (MemoryError, SettingsError):
         raise
@@ -231,8 +218,6 @@ def _as_refusals() -> Iterator[None]:
             f"no DICOM segmentation can be made for the image ({type(error).__name__}), as its header is incomplete or"
             " unusual;\nwrite NIfTI or PNG instead"
         ) from None
-    finally:
-        logger.setLevel(level)
 
 
 def _descriptions(highdicom: Any, classes: Classes) -> list[Any]:

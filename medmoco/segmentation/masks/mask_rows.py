@@ -19,6 +19,7 @@ from medmoco.data.manifest.file_checks import check_files
 from medmoco.data.manifest.manifest import Split, require_column
 from medmoco.data.manifest.tables.paths import path_fault, relative, slashed
 from medmoco.errors import ImageError, ManifestError, SettingsError
+from medmoco.segmentation.masks.image_grid import ImageGrid
 from medmoco.segmentation.masks.masks import MOST_CLASSES, VALUES, Classes, Mask, distinct_values, read_mask
 from medmoco.segmentation.masks.run_lengths import Runs, looks_like_runs
 
@@ -93,7 +94,7 @@ def _files(rows: Split, cells: list[str], data: DataSettings, column: str) -> li
 
 
 def read_row(
-    rows: MaskedRows, position: int, classes: Classes, data: DataSettings, shape: tuple[int, int] | None = None
+    rows: MaskedRows, position: int, classes: Classes, data: DataSettings, grid: ImageGrid | None = None
 ) -> Mask:
     """Read the mask of a row; arguments are those of `read_mask`.
 
@@ -101,7 +102,7 @@ def read_row(
         ImageError: see `read_mask`; names the row.
     """
     with naming_row(rows, position):
-        return read_mask(rows.sources[position], classes, data=data, shape=shape, runs=rows.runs)
+        return read_mask(rows.sources[position], classes, data=data, grid=grid, runs=rows.runs)
 
 
 @contextmanager
@@ -128,7 +129,8 @@ def class_values(rows: MaskedRows, data: DataSettings, ignore: int | None = None
     found: set[int] = set()
     for position, source in enumerate(rows.sources):
         with naming_row(rows, position):
-            found |= distinct_values(source, data) - {0, ignore}
+            image = str(rows.split.files[position]), int(rows.split.frames[position])
+            found |= distinct_values(source, data, image) - {0, ignore}
             _refuse_no_classes(found)
     if not found:
         raise ManifestError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -18,17 +17,15 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from medmoco.config import DataSettings
-from medmoco.data.image_io.formats.bands import npy_header
-from medmoco.data.image_io.formats.png_jpeg import png_header, upright
 from medmoco.data.image_io.images import reading
-from medmoco.data.image_io.intensity import DAMAGED, Unreadable
-from medmoco.data.image_io.limits import Limits, limits_of, within
-from medmoco.data.volume_io.headers import without_header_values
+from medmoco.data.image_io.limits import as_image_errors, check_file, limits_of
 from medmoco.data.volume_io.reading import read_volume
 from medmoco.errors import ImageError, SettingsError
+from medmoco.segmentation.masks.dicom_seg import is_segmentation, read_segmentation, segments_in
+from medmoco.segmentation.masks.image_grid import SAME_PLACE, ImageGrid, reference_of
+from medmoco.segmentation.masks.mask_values import stored_numbers
 from medmoco.segmentation.masks.run_lengths import Runs, decode_runs
 
 Numbers = NDArray[np.uint8]  # (H, W) or (X, Y, Z): 0 background, 1 to C classes, IGNORED
@@ -39,16 +36,11 @@ IGNORED = 255
 _UNKNOWN = 254  # number of a value without a class, before it is refused
 MOST_CLASSES = 253
 
-SAME_PLACE = 0.1
-"""Largest distance between a voxel of a mask and the same one of its image, in voxels. Source: our choice; rounding in
-headers moves voxels by less than 0.01, and an origin at the corner of a voxel instead of its centre by 0.5."""
 _LIKE, _LIKE_DEGREES = 1e-3, 0.1  # differences of spacing (a share) and of direction that a message does not mention
 
 VALUES = (-(2**15), 2**16 - 1)
 """Smallest and largest value of a class: those of 16-bit files."""
 _LARGEST = 2.0**53  # values beyond are of no class whatever they are, and some would not fit an integer
-_PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
-_GREY, _PALETTE = 0, 3  # colour types of PNG. Source: PNG, third edition, section 11.2.1
 
 
 @dataclass(frozen=True)
@@ -115,25 +107,34 @@ def read_mask(
     classes: Classes,
     *,
     data: DataSettings,
-    shape: tuple[int, int] | None = None,
+    grid: ImageGrid | None = None,
     runs: Runs | None = None,
 ) -> Mask:
     """Read a mask.
 
     Args:
-        source: A file: PNG (grey or palette, of which the stored numbers count, not the colours) or .npy (H, W) of an
-            image; any file of `read_volume` of a volume. Or run lengths, see `decode_runs`, whose pixels have value 1.
+        source: A file: PNG, TIFF (grey or palette, of which the stored numbers count, not the colours) or .npy (H, W)
+            of an image; any file of `read_volume` of a volume; a DICOM segmentation of either, whose values are the
+            numbers of its segments. Or run lengths, see `decode_runs`, whose pixels have value 1.
         classes: What the values mean.
         data: Data settings: dimensions and limits.
-        shape: Height and width of the image, for run lengths.
+        grid: That of the image, for run lengths and DICOM segmentations.
         runs: How run lengths count; None if `source` is a file.
 
     Raises:
-        ImageError: the mask cannot be read, or has a value that is neither 0, nor of a class, nor ignored.
+        ImageError: the mask cannot be read, or has a value that is neither 0, nor of a class, nor ignored; a DICOM
+            segmentation is not on the grid of the image.
+        SettingsError: a library is not installed.
     """
     if runs:
-        assert shape is not None
-        return Mask(_numbered(decode_runs(source, shape, runs), classes))
+        assert grid is not None
+        height, width = grid.shape
+        return Mask(_numbered(decode_runs(source, (height, width), runs), classes))
+    if _is_dicom_seg(source, data):
+        assert grid is not None
+        with as_image_errors():
+            values = read_segmentation(Path(source), grid, limits_of(data))
+        return Mask(_numbered(values, classes), grid.affine if data.dimensions == 3 else None)
     values, affine = _values(source, data)
     return Mask(_numbered(values, classes), affine)
 
@@ -230,8 +231,19 @@ def _no_class(value: int, classes: Classes) -> ImageError:
     )
 
 
-def distinct_values(source: str, data: DataSettings) -> set[int]:
-    """Return the values in the file of a mask; errors are those of `read_mask`, except that any value is accepted."""
+def distinct_values(source: str, data: DataSettings, image: tuple[str, int] | None = None) -> set[int]:
+    """Return the values in the file of a mask; errors are those of `read_mask`, except that any value is accepted.
+
+    Args:
+        source: The file.
+        data: Data settings: dimensions and limits.
+        image: File and frame of an image, for a DICOM segmentation that is also of others.
+    """
+    if _is_dicom_seg(source, data):
+        limits = limits_of(data)
+        reference = reference_of(Path(image[0]), image[1], limits) if image and data.dimensions == 2 else None
+        with as_image_errors():
+            return segments_in(Path(source), reference, limits)
     found: set[int] = set()
     for plane in _planes(_values(source, data)[0]):
         found.update(pd.unique(_whole(plane).ravel()).tolist())
@@ -258,51 +270,18 @@ def _whole(plane: Values) -> NDArray[np.int64]:
     return np.clip(plane, -_LARGEST, _LARGEST).astype(np.int64)
 
 
+def _is_dicom_seg(source: str, data: DataSettings) -> bool:
+    if not Path(source).is_dir():
+        check_file(Path(source), limits_of(data))
+    with as_image_errors():
+        return is_segmentation(Path(source))
+
+
 def _values(source: str, data: DataSettings) -> tuple[Values, NDArray[np.float64] | None]:
     """Return what a file stores, (H, W) or (X, Y, Z), and the matrix of a volume."""
     limits = limits_of(data)
     if data.dimensions == 3:
         volume = read_volume(source, limits=limits)
         return volume.values, volume.affine
-    path = Path(source)
-    with reading(path, limits):
-        with path.open("rb") as stream:
-            start = stream.read(8)
-        if start == _PNG:
-            return _png_values(path.read_bytes(), limits), None
-        if start.startswith(_NPY):
-            return _npy_values(path, limits), None
-        raise Unreadable(
-            "the mask is neither PNG nor .npy; convert it to PNG, from the original if it was saved as JPEG, which\n"
-            "changes values"
-        )
-
-
-def _png_values(content: bytes, limits: Limits) -> Values:
-    """Return the stored numbers of a PNG file: grey levels, or indices of a palette."""
-    header = png_header(content)
-    within(limits)(header.width, header.height, 1)
-    if content[25] not in (_GREY, _PALETTE):
-        raise Unreadable(
-            "the mask has colours or transparency; save it as a grayscale PNG file, with a number for each class"
-        )
-    # Not OpenCV, which replaces the indices of a palette by its colours.
-    with without_header_values("PNG"), Image.open(BytesIO(content), formats=["PNG"]) as picture:
-        values = np.asarray(picture)
-    if content[25] == _GREY and header.bits in (2, 4):
-        values = values // (255 // (2**header.bits - 1))  # Pillow stretches them to 8 bits
-    return upright(values, header.orientation)  # as the image's reader
-
-
-def _npy_values(path: Path, limits: Limits) -> Values:
-    shape, _ = npy_header(path)
-    if len(shape) != 2:
-        raise Unreadable(f"the mask has {len(shape)} axes; that of an image has two: height and width")
-    within(limits)(shape[1], shape[0], 1)
-    try:
-        values: Values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
-        raise Unreadable(f"the NumPy array cannot be read; {DAMAGED}") from None
-    if not np.isfinite(values).all():
-        raise Unreadable("the mask has values that are not finite; a class is a whole number")
-    return values
+    with reading(Path(source), limits):
+        return stored_numbers(Path(source), limits), None

@@ -32,6 +32,7 @@ class Scored:
         classes: Names of the C classes.
         patients: (N,) patient of each image, by split.
         tolerance: Distance up to which surfaces agree.
+        unit: Its unit.
         bootstrap: Number of bootstrap draws.
         seed: Random seed.
     """
@@ -39,6 +40,7 @@ class Scored:
     classes: tuple[str, ...]
     patients: Mapping[str, Integers]
     tolerance: float
+    unit: str
     bootstrap: int
     seed: int
 
@@ -81,8 +83,9 @@ def points_of(trained: Trained, scored: Scored) -> Iterator[SegmentationPoint]:
             yield SegmentationPoint(
                 label=label, split=split, method=METHOD, encoder=trained.encoder, primary=trained.primary,
                 fraction=trained.fraction, draws=len(draws), n_train=trained.n_train,
-                n_train_patients=trained.n_train_patients, tolerance=scored.tolerance, bootstrap=scored.bootstrap,
-                n=int(known[label].sum()), n_patients=int(np.unique(patients[known[label]]).size),
+                n_train_patients=trained.n_train_patients, tolerance=scored.tolerance, tolerance_unit=scored.unit,
+                bootstrap=scored.bootstrap, n=int(known[label].sum()),
+                n_patients=int(np.unique(patients[known[label]]).size),
                 n_worst=float(np.mean([own[label].sum() for own in worst])), **cells,
             )  # fmt: skip
 
@@ -101,9 +104,10 @@ def differences_between(trained: Trained, control: Trained, scored: Scored) -> I
                 other = _mean([second[label][metric] for _, _, second in pairs])
                 low, high, left_out = interval(own.draws - other.draws)
                 yield SegmentationCurveDifference(
-                    split=split, label=label, metric=metric, encoder=trained.encoder, control=control.encoder,
-                    fraction=trained.fraction, difference=or_none(own.value - other.value), low=or_none(low),
-                    high=or_none(high), bootstrap_left_out=left_out, n=int(counted[label].sum()),
+                    split=split, label=label, metric=metric, unit=None, encoder=trained.encoder,
+                    control=control.encoder, fraction=trained.fraction,
+                    difference=or_none(own.value - other.value), low=or_none(low), high=or_none(high),
+                    bootstrap_left_out=left_out, n=int(counted[label].sum()),
                     n_patients=int(np.unique(patients[counted[label]]).size),
                 )  # fmt: skip
 
@@ -114,15 +118,12 @@ def _mean(scores: Sequence[Score]) -> Score:
     return Score(float(values), mean_of_defined(np.stack([each.draws for each in scores], axis=-1)))
 
 
-def layout(
-    points: Sequence[SegmentationPoint], differences: Sequence[SegmentationCurveDifference], unit: str
-) -> list[str]:
+def layout(points: Sequence[SegmentationPoint], differences: Sequence[SegmentationCurveDifference]) -> list[str]:
     """Return a block of lines for each split, class and metric, with a line per encoder and fraction.
 
     Args:
         points: Points, ordered by split, class and encoder.
         differences: Differences between the primary encoder and the others.
-        unit: Unit of the tolerance.
     """
     against = {(d.split, d.label, d.metric, d.control, d.fraction): d for d in differences}
     width, lines = name_width(point.encoder for point in points), list[str]()
@@ -130,7 +131,7 @@ def layout(
     for (split, label), group in groupby(points, lambda point: (point.split, point.label)):
         block = list(group)
         name = "mean over classes" if label == MACRO else label
-        titles = {"dice": "Dice", "surface_dice": f"surface Dice at {block[0].tolerance:g} {unit}"}
+        titles = {"dice": "Dice", "surface_dice": f"surface Dice at {block[0].tolerance:g} {block[0].tolerance_unit}"}
         for metric, title in titles.items():
             lines += [
                 f"{split}: {name}, {title}  ({block[0].n} images of {block[0].n_patients} patients)",

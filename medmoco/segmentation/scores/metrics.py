@@ -29,10 +29,23 @@ from scipy import ndimage
 from medmoco.segmentation.masks.masks import IGNORED, Numbers
 
 _PERCENTILE = 95
-_ROUNDING = 1e-6  # mm, so that a distance of three voxels of 0.1 mm is within a tolerance of 0.3 mm
+_ROUNDING = 1e-6  # so that a distance of three voxels of 0.1 mm is within a tolerance of 0.3 mm
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+
+
+class Units(NamedTuple):
+    """Units of distances and of volumes."""
+
+    length: str
+    """Unit of distances, and of the tolerance: mm or pixels."""
+    volume: str
+    """mL; of images mm2 or pixels."""
+
+
+OF_VOLUMES, OF_IMAGES, IN_PIXELS = Units("mm", "mL"), Units("mm", "mm2"), Units("pixels", "pixels")
+"""Units of volumes, of images with pixel spacing, and of images without."""
 
 
 class Measures(NamedTuple):
@@ -43,9 +56,9 @@ class Measures(NamedTuple):
     surface_dice: Floats
     """Normalised surface Dice, 0 to 1."""
     hd95: Floats
-    """95th percentile of the Hausdorff distance in mm."""
+    """95th percentile of the Hausdorff distance, in the unit of the spacing."""
     volume: Floats
-    """Predicted volume in mL; in 2-D, area in mm2."""
+    """Predicted volume in mL; in 2-D, area in the square of that unit."""
     truth: Floats
     """True volume or area."""
 
@@ -72,9 +85,9 @@ def score_case(
     Args:
         predicted: (H, W) or (X, Y, Z), 0 is background, 1 to C are classes.
         truth: Of the same shape, also with `IGNORED`.
-        spacing: Size of a voxel along each axis, mm.
+        spacing: Size of a voxel along each axis, in mm; ones to measure in pixels.
         classes: Number of classes without background, C.
-        tolerance: Distance up to which surfaces agree, mm.
+        tolerance: Distance up to which surfaces agree, in the unit of the spacing.
 
     Returns:
         Scores of the classes 1 to C, (C,).

@@ -23,7 +23,7 @@ from medmoco.utils.files import replacing
 CASES, FACTS = "cases.csv", "cases.json"
 
 Integers = NDArray[np.int64]
-Volume = Annotated[float, unit_of("mL; mm2 in 2-D")]
+Volume = Annotated[float, unit_of("mL; in 2-D mm2, or pixels")]
 
 
 class CaseScore(Part):
@@ -62,7 +62,11 @@ class CaseFacts(Record):
     classes: tuple[str, ...]
     """Names of the classes 1 to C."""
     tolerance: float
-    """Distance up to which surfaces agree, mm."""
+    """Distance up to which surfaces agree, in length_unit."""
+    length_unit: str
+    """Unit of distances: mm, or pixels if some scored image does not state its pixel spacing."""
+    volume_unit: str
+    """Unit of volumes, mL; of areas in 2-D, mm2 or pixels."""
     masks_sha256: str
     """SHA-256 of what defines the true masks."""
     splits: dict[str, CaseSplit]
@@ -126,7 +130,7 @@ def read_cases(folder: Path, facts: CaseFacts, rows: Mapping[str, Integers]) -> 
 
     Raises:
         CheckpointError: the folder has no scores, or they are damaged.
-        SettingsError: they are for other images, masks or classes, or another tolerance.
+        SettingsError: they are for other images, masks or classes, or have another tolerance or other units.
     """
     if not all((folder / name).is_file() for name in (FACTS, CASES)):
         raise CheckpointError(
@@ -157,6 +161,7 @@ def _check_same(theirs: CaseFacts, own: CaseFacts) -> None:
         "masks": theirs.masks_sha256 == own.masks_sha256,
         "classes": theirs.classes == own.classes,
         "tolerance": theirs.tolerance == own.tolerance,
+        "units": (theirs.length_unit, theirs.volume_unit) == (own.length_unit, own.volume_unit),
     }
     if not all(same.values()):
         raise _other(" and ".join(name for name, equal in same.items() if not equal))

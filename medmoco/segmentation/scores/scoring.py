@@ -20,7 +20,7 @@ from medmoco.evaluation.metrics.auroc import Interval, bootstrap_sums, interval,
 from medmoco.evaluation.record_files import SavedRecords, to_frame
 from medmoco.evaluation.scoring.table import MACRO, figure, span
 from medmoco.evaluation.scoring.trained_records import SegmentationDifference, SegmentationScore
-from medmoco.segmentation.scores.metrics import Flags, Floats, Measures
+from medmoco.segmentation.scores.metrics import OF_VOLUMES, Flags, Floats, Measures, Units
 from medmoco.segmentation.scores.records import Integers
 
 Cell = tuple[float | None, float | None, float | None]  # value and interval
@@ -161,6 +161,7 @@ def records_of(
     classes: Sequence[str],
     scores: Scores,
     *,
+    units: Units,
     tolerance: float,
     encoder: str,
     primary: bool = True,
@@ -173,13 +174,20 @@ def records_of(
         for metric, own in by_metric.items():
             low, high, left_out = _interval(metric, own)
             records.append(SegmentationScore(
-                split=split, label=label, metric=metric, encoder=encoder, primary=primary,
-                tolerance=tolerance if metric == "surface_dice" else None, value=or_none(own.value), low=or_none(low),
-                high=or_none(high), bootstrap=len(own.draws), bootstrap_left_out=left_out, n=int(known[label].sum()),
-                n_patients=int(np.unique(patients[known[label]]).size), n_worst=int(one_sided[label].sum()),
-                n_empty=int((~known[label]).sum()),
+                split=split, label=label, metric=metric, unit=_unit(metric, units), encoder=encoder, primary=primary,
+                tolerance=tolerance if metric == "surface_dice" else None,
+                tolerance_unit=units.length if metric == "surface_dice" else None, value=or_none(own.value),
+                low=or_none(low), high=or_none(high), bootstrap=len(own.draws), bootstrap_left_out=left_out,
+                n=int(known[label].sum()), n_patients=int(np.unique(patients[known[label]]).size),
+                n_worst=int(one_sided[label].sum()), n_empty=int((~known[label]).sum()),
             ))  # fmt: skip
     return records
+
+
+def _unit(metric: str, units: Units) -> str | None:
+    if metric == "hd95":
+        return units.length
+    return None if metric in (*SHARES, "concordance") else units.volume
 
 
 def by_label(flags: Flags, classes: Sequence[str]) -> dict[str, Flags]:
@@ -205,6 +213,7 @@ def differences_of(
     classes: Sequence[str],
     names: tuple[str, str],
     *,
+    units: Units,
     draws: int,
     seed: int,
 ) -> list[SegmentationDifference]:
@@ -219,6 +228,7 @@ def differences_of(
         patients: (N,), as in `score`.
         classes: C names.
         names: Names of the encoders.
+        units: Those of the scores.
         draws: Number of draws, D.
         seed: Random seed.
     """
@@ -230,7 +240,7 @@ def differences_of(
             own, theirs = by_metric[metric], other[label][metric]
             low, high, left_out = interval(own.draws - theirs.draws)
             records.append(SegmentationDifference(
-                split=split, label=label, metric=metric, encoder=names[0], control=names[1],
+                split=split, label=label, metric=metric, unit=_unit(metric, units), encoder=names[0], control=names[1],
                 difference=or_none(own.value - theirs.value), low=or_none(low), high=or_none(high),
                 bootstrap_left_out=left_out, n=int(counted[label].sum()),
                 n_patients=int(np.unique(patients[counted[label]]).size),
@@ -244,8 +254,7 @@ def layout(
     head: Sequence[str],
     notes: Sequence[str],
     *,
-    length_unit: str = "mm",
-    volume_unit: str = "mL",
+    units: Units,
 ) -> str:
     """Lay out a block per split and class, with two lines per encoder and difference, and a line on volumes.
 
@@ -254,18 +263,18 @@ def layout(
         differences: Differences between them.
         head: Lines above the blocks.
         notes: Lines below.
-        length_unit: Unit of distances, such as "pixels" if their size is unknown.
-        volume_unit: Unit of volumes, such as "mm2" in 2-D.
+        units: Those of the scores.
     """
     lines = [*head, ""]
     for split, label in dict.fromkeys((each.split, each.label) for each in scores):
         own = [each for each in scores if (each.split, each.label) == (split, label)]
         tolerance = next(each.tolerance for each in own if each.metric == "surface_dice")
+        what = "volume" if units == OF_VOLUMES else "area"
         titles = {
             "dice": "Dice",
-            "surface_dice": f"surface Dice at {tolerance:g} {length_unit}",
-            "hd95": f"HD95 {length_unit}",
-            "volume_bias": f"volume bias {volume_unit}",
+            "surface_dice": f"surface Dice at {tolerance:g} {units.length}",
+            "hd95": f"HD95 {units.length}",
+            "volume_bias": f"{what} bias {units.volume}",
         }
         titles = {metric: title for metric, title in titles.items() if metric in {each.metric for each in own}}
         lines += [f"{split}: {label}  ({_counts(own[0])})", _line("", titles, titles)]
@@ -273,7 +282,7 @@ def layout(
         for name in dict.fromkeys(each.encoder for each in own):
             cells = {each.metric: (each.value, each.low, each.high) for each in own if each.encoder == name}
             lines += _rows(name, cells, titles)
-            volumes += _volumes(name, cells, volume_unit)
+            volumes += _volumes(name, cells, what, units.volume)
         there = [found for found in differences if (found.split, found.label) == (split, label)]
         if there:
             cells = {found.metric: (found.difference, found.low, found.high) for found in there}
@@ -315,11 +324,11 @@ def _three(value: float, sign: str) -> str:
     return f"{value:{sign}.3f}"
 
 
-def _volumes(name: str, cells: Mapping[str, Cell], unit: str) -> Iterator[str]:
-    """Yield a line on the agreement of predicted and true volumes, if it is defined."""
+def _volumes(name: str, cells: Mapping[str, Cell], what: str, unit: str) -> Iterator[str]:
+    """Yield a line on the agreement of predicted and true volumes or areas, if it is defined."""
     if "concordance" not in cells or cells["limit_low"][0] is None or cells["limit_high"][0] is None:
         return
     value, low, high = cells["concordance"]
     concordance = "undefined" if value is None else f"{value:.3f} ({span(low, high)})"
     limits = f"{figure(cells['limit_low'][0], '+')} to {figure(cells['limit_high'][0], '+')} {unit}"
-    yield f"  {name}: 95 % limits of agreement of volumes {limits}, concordance {concordance}"
+    yield f"  {name}: 95 % limits of agreement of {what}s {limits}, concordance {concordance}"

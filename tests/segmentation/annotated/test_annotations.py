@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from medmoco.errors import ManifestError, SettingsError
-from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
+from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations, units_of
+from medmoco.segmentation.masks.image_grid import ImageGrid
+from medmoco.segmentation.scores.metrics import IN_PIXELS, OF_IMAGES, OF_VOLUMES
 from medmoco.segmentation.segment import settings_of_run
 from tests.helpers.blobs import SECRET, make_settings, write_blobs
 
@@ -75,3 +77,10 @@ def test_case_facts__tell_masks_apart(manifest: Path) -> None:
     after = case_facts(settings, load(manifest), {})
     assert after.masks_sha256 != before.masks_sha256
     assert after.splits == before.splits
+
+
+def test_units_of__millimetres_only_if_every_image_states_its_spacing() -> None:
+    stated, unstated = ImageGrid((4, 5), spacing=(0.2, 0.1)), ImageGrid((4, 5))
+    assert units_of([stated, stated]) == OF_IMAGES
+    assert units_of([stated, unstated]) == units_of([unstated]) == IN_PIXELS
+    assert units_of([ImageGrid((4, 5, 6), np.eye(4), (1, 1, 1))]) == OF_VOLUMES

@@ -59,7 +59,8 @@ def test_truth_of__is_on_the_grid_of_the_image(settings: RunSettings) -> None:
     for position, case in enumerate(annotated.cases):
         truth = truth_of(annotated, position, CLASSES, settings.data)
         assert truth.shape == case.grid.shape
-        assert case.grid.spacing == (SPACING if truth.ndim == 3 else (1.0, 1.0))
+        assert case.image.shape == case.grid.shape
+        assert case.image.spacing == (SPACING if truth.ndim == 3 else None)
         share = (truth == 1).mean() / (case.numbers[tuple(map(slice, case.grid.size))] == 1).mean()
         assert share == pytest.approx(1, abs=0.15)
 

@@ -15,7 +15,7 @@ def one_hot(numbers: np.ndarray, classes: int) -> np.ndarray:
 
 @given(arrays(np.uint8, (7, 5, 6), elements=st.integers(0, 3)))
 def test_onto_canvas__on_the_same_grid_nothing_changes(numbers: np.ndarray) -> None:
-    grid = Grid((7, 5, 6), (slice(1, 6), slice(0, 5), slice(2, 6)), (5, 5, 4), (1, 1, 1))
+    grid = Grid((7, 5, 6), (slice(1, 6), slice(0, 5), slice(2, 6)), (5, 5, 4))
     canvas = onto_canvas(numbers, grid, (5, 5, 4))
     np.testing.assert_array_equal(canvas, numbers[grid.box])
     back, outside = onto_image(one_hot(canvas, 4), grid), numbers.copy()
@@ -29,7 +29,7 @@ def test_onto_canvas__where_it_becomes_coarser_the_class_with_most_voxels_wins()
     numbers[:2, :2, :2] = 1
     numbers[0, 0, 0] = 2
     numbers[2:, 2:, 2:] = 255
-    grid = Grid((4, 4, 4), (slice(0, 4),) * 3, (2, 2, 2), (1, 1, 1))
+    grid = Grid((4, 4, 4), (slice(0, 4),) * 3, (2, 2, 2))
     expected = np.zeros((2, 2, 2), np.uint8)
     expected[0, 0, 0], expected[1, 1, 1] = 1, 255
     np.testing.assert_array_equal(onto_canvas(numbers, grid, (2, 2, 2)), expected)
@@ -40,7 +40,7 @@ def test_onto_image__a_box_comes_back_where_it_was(factor: int) -> None:
     """Coarser canvases round corners, but move no border."""
     numbers = np.zeros((24, 36), np.uint8)
     numbers[6:18, 12:24] = 1
-    grid = Grid((24, 36), (slice(0, 24), slice(0, 36)), (24 // factor, 36 // factor), (1, 1))
+    grid = Grid((24, 36), (slice(0, 24), slice(0, 36)), (24 // factor, 36 // factor))
     canvas = onto_canvas(numbers, grid, (16, 18))
     assert canvas[24 // factor :].max() == 0  # padding
     back = onto_image(np.pad(one_hot(canvas, 2), ((0, 0), (0, 4), (0, 4))), grid)

@@ -8,10 +8,15 @@ import pytest
 from PIL import Image
 
 from medmoco.config import DataSettings
+from medmoco.data.image_io.limits import DEFAULT_LIMITS
 from medmoco.data.manifest.manifest import Split, load_manifest
 from medmoco.errors import ImageError, ManifestError, SettingsError
+from medmoco.segmentation.masks.image_grid import ImageGrid, grid_of_image
+from medmoco.segmentation.masks.mask_files import write_dicom_seg
 from medmoco.segmentation.masks.mask_rows import MaskedRows, class_values, masked_rows, read_row
 from medmoco.segmentation.masks.masks import Classes, check_mask, unnamed_classes
+from tests.helpers.dicom_files import save_dicom
+from tests.helpers.volume_files import random_pixels
 
 SECRET = "secret-4711"
 LESION = Classes(("lesion",), (255,))
@@ -108,12 +113,12 @@ def test_masked_rows__run_lengths_are_never_guessed(tmp_path: Path) -> None:
     rows = masked_rows(split, data, runs="absolute")
     assert rows.sources == ("1 2 9 1", "-1")
     assert class_values(rows, data) == (1,)
-    mask = read_row(rows, 0, unnamed_classes((1,)), data, (3, 4))
+    mask = read_row(rows, 0, unnamed_classes((1,)), data, ImageGrid((3, 4)))
     assert mask.affine is None
     assert mask.numbers.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]
-    assert not read_row(rows, 1, unnamed_classes((1,)), data, (3, 4)).numbers.any()
+    assert not read_row(rows, 1, unnamed_classes((1,)), data, ImageGrid((3, 4))).numbers.any()
     with pytest.raises(ImageError, match=r"^train\.csv row 2, column Mask: its runs end at pixel 9"):
-        read_row(rows, 0, unnamed_classes((1,)), data, (2, 4))
+        read_row(rows, 0, unnamed_classes((1,)), data, ImageGrid((2, 4)))
     volumes = data_of(tmp_path, dimensions=3, window="percentiles")
     with pytest.raises(SettingsError, match=r"segmentation\.runs: run lengths are of 2-D images"):
         masked_rows(split, volumes, runs="relative")
@@ -170,3 +175,26 @@ def test_masked_rows__real_hippocampi(shared: Path) -> None:
         np.testing.assert_array_equal(mask.numbers == 2, stored == 1)
         assert mask.numbers.any()
         check_mask(mask, image.shape, image.affine)
+
+
+def test_read_row__dicom_segmentations_name_the_row(tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    image = save_dicom(
+        tmp_path / f"{SECRET}-0.png", random_pixels(1)[0], Modality="CR", StudyInstanceUID="1.2",
+        SeriesInstanceUID="1.2.3",
+    )  # fmt: skip
+    save_dicom(tmp_path / f"{SECRET}-1.png", random_pixels(1)[0], SOPInstanceUID="1.2.3.5")
+    numbers = np.random.default_rng(0).integers(0, 2, (6, 7)).astype(np.uint8)
+    write_dicom_seg(tmp_path / "seg.dcm", numbers, image, unnamed_classes((1,)))
+    data = data_of(tmp_path)
+    rows = masked_rows(split_of(data, ["seg.dcm", "seg.dcm"]), data)
+    own = grid_of_image(image, 1, (6, 7), DEFAULT_LIMITS)
+    np.testing.assert_array_equal(read_row(rows, 0, unnamed_classes((1,)), data, own).numbers, numbers)
+    for read in (
+        lambda: class_values(rows, data),
+        lambda: read_row(
+            rows, 1, unnamed_classes((1,)), data, grid_of_image(Path(rows.split.files[1]), 1, (6, 7), DEFAULT_LIMITS)
+        ),
+    ):
+        with pytest.raises(ImageError, match=r"^train\.csv row 3, column Mask: the DICOM segmentation does not refer"):
+            read()

@@ -179,8 +179,7 @@ def test_read_mask__what_is_no_mask(tmp_path: Path) -> None:
 
     for mode in ("RGB", "RGBA", "LA"):
         assert "colours or transparency" in refusal(written("a.png", mode))
-    assert "neither PNG nor .npy" in refusal(written("b.jpg", "L"))
-    assert "neither PNG nor .npy" in refusal(written("c.png", "L", format="TIFF"))
+    assert "is a JPEG file; save it as a grayscale PNG or TIFF" in refusal(written("b.jpg", "L"))
     content = grey_png(np.random.default_rng(0).integers(0, 2, (90, 90)), 8)
     (tmp_path / "d.png").write_bytes(content[: len(content) // 2])
     assert "cannot be decoded" in refusal(tmp_path / "d.png")

@@ -11,7 +11,7 @@ import pytest
 from medmoco.errors import CheckpointError, SettingsError
 from medmoco.evaluation.record_files import read_records, write_records
 from medmoco.evaluation.scoring.trained_records import SegmentationDifference, SegmentationScore
-from medmoco.segmentation.scores.metrics import Measures
+from medmoco.segmentation.scores.metrics import OF_VOLUMES, Measures
 from medmoco.segmentation.scores.records import (
     CASES,
     FACTS,
@@ -27,6 +27,8 @@ ROWS = {"val": np.array([2, 5]), "test": np.array([3])}
 FACTS_OF = CaseFacts(
     classes=("Liver", "Tumour"),
     tolerance=0.1 + 0.2,
+    length_unit="mm",
+    volume_unit="mL",
     masks_sha256="ab",
     splits={"val": CaseSplit(manifest_sha256="1", images=2), "test": CaseSplit(manifest_sha256="2", images=1)},
     encoder={"kind": "run", "step": 10},
@@ -72,7 +74,7 @@ def test_cases__in_another_order_are_of_the_same_images(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again["val"].dice, measures["val"].dice[::-1])
 
 
-def test_read_cases__refuses_other_images_masks_classes_and_tolerances(tmp_path: Path) -> None:
+def test_read_cases__refuses_other_images_masks_classes_tolerances_and_units(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="name the folder of a finished segmentation run") as error:
         read_cases(tmp_path, FACTS_OF, ROWS)
     assert str(tmp_path) not in str(error.value)
@@ -80,6 +82,7 @@ def test_read_cases__refuses_other_images_masks_classes_and_tolerances(tmp_path:
     for change, named in (
         ({"classes": ("Tumour", "Liver")}, "classes"),
         ({"tolerance": 0.3}, "tolerance"),
+        ({"length_unit": "pixels", "volume_unit": "pixels"}, "units"),
         ({"masks_sha256": "cd", "tolerance": 2.0}, "masks and tolerance"),
         ({"splits": {"val": CaseSplit(manifest_sha256="9", images=2)}}, "images"),
         ({"splits": {"train": CaseSplit(manifest_sha256="1", images=2)}}, "images"),
@@ -127,9 +130,13 @@ def test_read_cases__refuses_damaged_facts(tmp_path: Path) -> None:
 def test_scores_and_differences__are_read_as_they_were_written(tmp_path: Path) -> None:
     measures, patients = measures_of(4), np.arange(4)
     scores = score(measures, patients, FACTS_OF.classes, draws=20, seed=0)
-    records = records_of("val", measures, patients, FACTS_OF.classes, scores, tolerance=1.0, encoder="run")
+    records = records_of(
+        "val", measures, patients, FACTS_OF.classes, scores, units=OF_VOLUMES, tolerance=1.0, encoder="run"
+    )
     names = ("run", "random")
-    differences = differences_of("val", (measures, measures), patients, FACTS_OF.classes, names, draws=20, seed=0)
+    differences = differences_of(
+        "val", (measures, measures), patients, FACTS_OF.classes, names, units=OF_VOLUMES, draws=20, seed=0
+    )
     write_records(tmp_path / "scores.json", records)
     write_records(tmp_path / "differences.json", differences)
     assert list(read_records(tmp_path / "scores.json", SegmentationScore)) == records

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from medmoco.evaluation.metrics.auroc import draw_counts
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.evaluation.scoring.trained_records import SegmentationScore
-from medmoco.segmentation.scores.metrics import Measures
+from medmoco.segmentation.scores.metrics import IN_PIXELS, OF_IMAGES, OF_VOLUMES, Measures, Units
 from medmoco.segmentation.scores.scoring import Segmented, differences_of, layout, records_of, score
 
 CLASSES = ("Liver", "Tumour")
@@ -99,7 +99,7 @@ def test_score__concordance_falls_with_bias_and_scale() -> None:
 
 def test_records__count_images_patients_and_empty_masks() -> None:
     scores = score(MEASURES, PATIENTS, CLASSES, draws=200, seed=0)
-    records = records_of("val", MEASURES, PATIENTS, CLASSES, scores, tolerance=2, encoder="run")
+    records = records_of("val", MEASURES, PATIENTS, CLASSES, scores, units=OF_VOLUMES, tolerance=2, encoder="run")
     found = {(record.label, record.metric): record for record in records}
     tumour = found["Tumour", "dice"]
     assert (tumour.n, tumour.n_patients, tumour.n_worst, tumour.n_empty) == (4, 3, 1, 1)
@@ -126,15 +126,17 @@ def test_records__a_class_without_masks_is_undefined_and_perfect_scores_have_no_
         column[:, 1] = NAN
     measures = Measures(*columns)
     scores = score(measures, PATIENTS, CLASSES, draws=50, seed=0)
-    records = records_of("val", measures, PATIENTS, CLASSES, scores, tolerance=1.5, encoder="run")
+    records = records_of("val", measures, PATIENTS, CLASSES, scores, units=OF_VOLUMES, tolerance=1.5, encoder="run")
     tumour = [record for record in records if record.label == "Tumour"]
     assert all((each.value, each.low, each.high, each.n) == (None, None, None, 0) for each in tumour)
     assert all(each.bootstrap_left_out == 50 for each in tumour)
     perfect = next(record for record in records if record.metric == "dice" and record.label == "Liver")
     assert (perfect.value, perfect.low, perfect.high) == (1, None, None)
     assert next(record for record in records if record.label == MACRO and record.metric == "dice").value == 1
-    differences = differences_of("val", (measures, measures), PATIENTS, CLASSES, ("run", "other"), draws=50, seed=0)
-    text = layout(records, differences, ["head"], ["note"])
+    differences = differences_of(
+        "val", (measures, measures), PATIENTS, CLASSES, ("run", "other"), units=OF_VOLUMES, draws=50, seed=0
+    )
+    text = layout(records, differences, ["head"], ["note"], units=OF_VOLUMES)
     assert "val: Tumour  (0 images of 0 patients; 5 without it do not count)" in text
     assert "undefined" in text
     assert "no interval" in text
@@ -142,10 +144,14 @@ def test_records__a_class_without_masks_is_undefined_and_perfect_scores_have_no_
 
 
 def test_differences__are_paired_and_of_the_images_that_both_score() -> None:
-    same = differences_of("val", (MEASURES, MEASURES), PATIENTS, CLASSES, ("run", "other"), draws=100, seed=0)
+    same = differences_of(
+        "val", (MEASURES, MEASURES), PATIENTS, CLASSES, ("run", "other"), units=OF_VOLUMES, draws=100, seed=0
+    )
     assert all((each.difference, each.low, each.high) == (0, 0, 0) for each in same)
     worse = MEASURES._replace(dice=MEASURES.dice - 0.1)
-    better = differences_of("val", (MEASURES, worse), PATIENTS, CLASSES, ("run", "other"), draws=100, seed=0)
+    better = differences_of(
+        "val", (MEASURES, worse), PATIENTS, CLASSES, ("run", "other"), units=OF_VOLUMES, draws=100, seed=0
+    )
     dice = next(each for each in better if (each.label, each.metric) == ("Liver", "dice"))
     # Every image differs by the same, so every draw does, which only paired draws show.
     assert (dice.difference, dice.low, dice.high) == pytest.approx((0.1, 0.1, 0.1))
@@ -155,7 +161,9 @@ def test_differences__are_paired_and_of_the_images_that_both_score() -> None:
         column[2, 1] = value  # the other run finds a tumour where there is none
     for column in other:
         column[0, 0] = NAN
-    found = differences_of("val", (MEASURES, other), PATIENTS, CLASSES, ("run", "other"), draws=100, seed=0)
+    found = differences_of(
+        "val", (MEASURES, other), PATIENTS, CLASSES, ("run", "other"), units=OF_VOLUMES, draws=100, seed=0
+    )
     assert all(each.difference == 0 for each in found)
     assert [each.n for each in found if each.metric == "dice"] == [4, 4, 5]
     assert {each.metric for each in found if each.label == MACRO} == {"dice", "surface_dice", "hd95"}
@@ -166,11 +174,15 @@ def test_layout__reads_well() -> None:
     worse = MEASURES._replace(dice=np.maximum(MEASURES.dice - 0.1, 0))
     other = score(worse, PATIENTS, CLASSES, draws=200, seed=0)
     records = [
-        *records_of("test", MEASURES, PATIENTS, CLASSES, scores, tolerance=2.5, encoder="run"),
-        *records_of("test", worse, PATIENTS, CLASSES, other, tolerance=2.5, encoder="untrained", primary=False),
+        *records_of("test", MEASURES, PATIENTS, CLASSES, scores, units=OF_VOLUMES, tolerance=2.5, encoder="run"),
+        *records_of(
+            "test", worse, PATIENTS, CLASSES, other, units=OF_VOLUMES, tolerance=2.5, encoder="untrained", primary=False
+        ),
     ]
-    differences = differences_of("test", (MEASURES, worse), PATIENTS, CLASSES, ("run", "untrained"), draws=200, seed=0)
-    text = layout(records, differences, ["head"], ["note"])
+    differences = differences_of(
+        "test", (MEASURES, worse), PATIENTS, CLASSES, ("run", "untrained"), units=OF_VOLUMES, draws=200, seed=0
+    )
+    text = layout(records, differences, ["head"], ["note"], units=OF_VOLUMES)
     assert (
         "test: Tumour  (4 images of 3 patients; in 1 of them, only one mask has it; 1 without it does not count)"
         in text
@@ -184,7 +196,31 @@ def test_layout__reads_well() -> None:
     assert text.startswith("head\n")
     assert text.endswith("note\n")
     assert max(map(len, text.splitlines())) <= 120
-    flat = layout(records, (), [], [], length_unit="pixels", volume_unit="pixels2")
-    assert "HD95 pixels" in flat
-    assert "mm" not in flat
-    assert "mL" not in flat
+
+
+@pytest.mark.parametrize(("units", "other"), [(IN_PIXELS, "mm"), (OF_IMAGES, "pixels")])
+def test_layout__of_images(units: Units, other: str) -> None:
+    scores = score(MEASURES, PATIENTS, CLASSES, draws=200, seed=0)
+    records = records_of("test", MEASURES, PATIENTS, CLASSES, scores, units=units, tolerance=2.5, encoder="run")
+    text = layout(records, (), [], [], units=units)
+    for words in (f"surface Dice at 2.5 {units.length} ", f"HD95 {units.length}", f"area bias {units.volume}",
+                  f"limits of agreement of areas -120.8 to +120.8 {units.volume},"):  # fmt: skip
+        assert words in text
+    assert not any(word in text for word in (other, "mL", "volume"))
+
+
+@pytest.mark.parametrize("units", [OF_VOLUMES, OF_IMAGES, IN_PIXELS])
+def test_records__state_the_unit_of_each_number(units: Units) -> None:
+    scores = score(MEASURES, PATIENTS, CLASSES, draws=20, seed=0)
+    records = records_of("val", MEASURES, PATIENTS, CLASSES, scores, units=units, tolerance=2, encoder="run")
+    differences = differences_of(
+        "val", (MEASURES, MEASURES), PATIENTS, CLASSES, ("run", "other"), units=units, draws=20, seed=0
+    )
+    expected = {
+        "dice": None, "surface_dice": None, "concordance": None, "hd95": units.length, "volume_bias": units.volume,
+        "limit_low": units.volume, "limit_high": units.volume,
+    }  # fmt: skip
+    assert {record.metric: record.unit for record in records} == expected
+    assert all(record.unit == expected[record.metric] for record in differences)
+    for record in records:
+        assert record.tolerance_unit == (units.length if record.metric == "surface_dice" else None)

@@ -84,7 +84,7 @@ class TiffPage:
 
     def samples(self) -> Pixels:
         """Return the decoded page, (C, H, W): WhiteIsZero is inverted, and a palette replaced by its colours."""
-        self._check_whole()
+        self.check_whole()
         plain = self.picture.convert("RGBA") if self.picture.mode == "P" else self.picture
         pixels = np.asarray(plain.convert("L") if plain.mode == "1" else plain)
         if self._tags.get(_PHOTOMETRIC) == 0 and self.bits > 8:
@@ -93,7 +93,7 @@ class TiffPage:
             pixels = 2**self.bits - 1 - pixels
         return np.atleast_3d(pixels).transpose(2, 0, 1)
 
-    def _check_whole(self) -> None:
+    def check_whole(self) -> None:
         """Refuse rows that are shorter than the image, since Pillow would read the rest from later data."""
         tags, (height, width) = self._tags, self.picture.size[::-1]
         if tags.get(_ORIENTATION, 1) >= 5:
