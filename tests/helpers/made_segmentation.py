@@ -12,7 +12,7 @@ from medmoco.evaluation.record_files import write_record, write_records
 from medmoco.evaluation.records import FROM_SCRATCH
 from medmoco.evaluation.results import Curve
 from medmoco.segmentation.scores.curve_points import Scored, Trained, differences_between, points_of
-from medmoco.segmentation.scores.metrics import Measures
+from medmoco.segmentation.scores.metrics import OF_VOLUMES, Measures
 from medmoco.segmentation.scores.records import CaseFacts
 from medmoco.segmentation.scores.scoring import differences_of, records_of, score
 
@@ -50,21 +50,25 @@ def make_segmentation_run(source: Path, folder: Path, *, splits: tuple[str, ...]
         for measures, name in ((ours, "run"), (theirs, FROM_SCRATCH)):
             found = score(measures, PATIENTS, CLASSES, draws=200, seed=0)
             records += records_of(
-                split, measures, PATIENTS, CLASSES, found, tolerance=2.0, encoder=name, primary=name == "run"
-            )
+                split, measures, PATIENTS, CLASSES, found, units=OF_VOLUMES, tolerance=2.0, encoder=name,
+                primary=name == "run",
+            )  # fmt: skip
         differences += differences_of(
-            split, (ours, theirs), PATIENTS, CLASSES, ("run", FROM_SCRATCH), draws=200, seed=0
+            split, (ours, theirs), PATIENTS, CLASSES, ("run", FROM_SCRATCH), units=OF_VOLUMES, draws=200, seed=0
         )
     write_records(folder / "scores.json", records)
     write_records(folder / "differences.json", differences)
-    facts = CaseFacts(classes=CLASSES, tolerance=2.0, masks_sha256="0" * 64, splits={}, encoder={"kind": "run"})
+    facts = CaseFacts(
+        classes=CLASSES, tolerance=2.0, length_unit="mm", volume_unit="mL", masks_sha256="0" * 64, splits={},
+        encoder={"kind": "run"},
+    )  # fmt: skip
     write_record(folder / "cases.json", facts)
     return folder
 
 
 def make_segmentation_curve(folder: Path) -> Curve:
     """Write a label-efficiency curve in which the encoder gains with few masks, but not with all."""
-    scored = Scored(CLASSES, {"val": PATIENTS}, 2.0, 200, 0)
+    scored = Scored(CLASSES, {"val": PATIENTS}, 2.0, "mm", 200, 0)
     points, differences = [], []
     for fraction, skills, draws in ((0.1, (0.75, 0.6), 2), (1.0, (0.8, 0.8), 1)):
         trained = [

@@ -10,7 +10,7 @@ from medmoco.segmentation.scores.curve_points import Scored, Trained, difference
 from medmoco.segmentation.scores.scoring import differences_of, records_of, score
 from tests.helpers.made_segmentation import CLASSES, PATIENTS, made_measures
 
-SCORED = Scored(CLASSES, {"val": PATIENTS}, 2.0, 100, 0)
+SCORED = Scored(CLASSES, {"val": PATIENTS}, 2.0, "mm", 100, 0)
 
 
 def trained(name: str, skill: float, draws: int = 1, fraction: float = 1.0) -> Trained:
@@ -71,7 +71,7 @@ def test_layout__has_a_block_for_each_class_and_metric() -> None:
         key=lambda point: ([*CLASSES, MACRO].index(point.label), point.encoder != "run", point.fraction),
     )
     differences = [found for place in (0, 1) for found in differences_between(runs[place], runs[place + 2], SCORED)]
-    text = "\n".join(layout(points, differences, "mm"))
+    text = "\n".join(layout(points, differences))
     assert "val: anterior, Dice  (24 images of 12 patients)" in text
     assert "val: mean over classes, surface Dice at 2 mm" in text
     assert "run minus it, 95 % interval" in text
