@@ -250,6 +250,7 @@ class Curve(_WithTargets):
         >>> curve = medmoco.Curve.load("runs/phantoms/curve")
         >>> sorted(curve.to_frame()["fraction"].unique().tolist())
         [0.5, 1.0]
+        >>> figure = curve.plot("Opacity")
     """
 
     _FILES = (
@@ -365,8 +366,7 @@ class External(SavedRecords):
 
     Examples:
         >>> import medmoco
-        >>> found = medmoco.External.load("external")  # doctest: +SKIP
-        >>> found.to_frame()  # doctest: +SKIP
+        >>> medmoco.External.load("external").to_frame()  # doctest: +SKIP
     """
 
     _FILES = (

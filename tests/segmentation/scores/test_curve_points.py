@@ -7,6 +7,7 @@ import pytest
 
 from medmoco.evaluation.scoring.table import MACRO
 from medmoco.segmentation.scores.curve_points import Scored, Trained, differences_between, layout, points_of
+from medmoco.segmentation.scores.metrics import OF_VOLUMES
 from medmoco.segmentation.scores.scoring import differences_of, records_of, score
 from tests.helpers.made_segmentation import CLASSES, PATIENTS, made_measures
 
@@ -23,7 +24,9 @@ def test_points__of_one_draw_are_the_scores_of_its_run() -> None:
     alone = score(measures, PATIENTS, CLASSES, draws=100, seed=0)
     records = {
         (record.label, record.metric): record
-        for record in records_of("val", measures, PATIENTS, CLASSES, alone, tolerance=2.0, encoder="run")
+        for record in records_of(
+            "val", measures, PATIENTS, CLASSES, alone, units=OF_VOLUMES, tolerance=2.0, encoder="run"
+        )
     }
     points = list(points_of(trained("run", 0.8), SCORED))
     assert [point.label for point in points] == [*CLASSES, MACRO]
@@ -54,7 +57,9 @@ def test_differences__are_paired_and_means_over_draws() -> None:
     pair = made_measures(0.8), made_measures(0.7)
     alone = {
         (found.label, found.metric): found
-        for found in differences_of("val", pair, PATIENTS, CLASSES, ("run", "other"), draws=100, seed=0)
+        for found in differences_of(
+            "val", pair, PATIENTS, CLASSES, ("run", "other"), units=OF_VOLUMES, draws=100, seed=0
+        )
     }
     for found in differences_between(trained("run", 0.8), trained("other", 0.7), SCORED):
         own = alone[found.label, found.metric]
