@@ -263,7 +263,7 @@ class SegmentationSettings(Settings):
 
     classes: dict[str, Annotated[Int, Field(ge=1, le=65535)]] = Field(default={})
     """Name of each class and its value in the masks, such as {anterior: 1, posterior: 2}; 0 is the background. By
-    default, every value in the masks of train is a class, named by its value."""
+    default, every value in the masks of train is a class, such as "class 1"."""
 
     ignore: Annotated[Int, Field(ge=1, le=65535)] | None = None
     """Value in the masks of what is neither learned nor scored, such as 255."""

@@ -138,11 +138,12 @@ def _heads(run: Run, scores: Sequence[TrainedScore]) -> dict[str, str]:
     }
     if "volume_bias" not in own:  # the mean over classes has none
         return heads
-    volume = own["volume_bias"].unit
+    unit = own["volume_bias"].unit
+    what = "volume" if unit == "mL" else "area"
     return heads | {
-        "volume_bias": f"volume bias, {volume}",
-        _LIMITS: f"95 % limits of agreement, {volume}",
-        "concordance": "concordance of volumes",
+        "volume_bias": f"{what} bias, {unit}",
+        _LIMITS: f"95 % limits of agreement, {unit}",
+        "concordance": f"concordance of {what}s",
     }
 
 

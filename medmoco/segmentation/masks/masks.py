@@ -94,9 +94,9 @@ class Mask:
 
 
 def unnamed_classes(values: Iterable[int], ignore: int | None = None) -> Classes:
-    """Return a class for each value, named by it."""
+    """Return a class for each value, named by it, such as "class 1"."""
     values = tuple(values)
-    return Classes(tuple(str(value) for value in values), values, ignore)
+    return Classes(tuple(f"class {value}" for value in values), values, ignore)
 
 
 # Masks

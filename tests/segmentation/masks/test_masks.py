@@ -101,7 +101,7 @@ def test_classes__what_they_cannot_be(classes: Any, message: str) -> None:
 
 
 def test_unnamed_classes__are_named_by_their_values() -> None:
-    assert unnamed_classes([4, 9], ignore=7) == Classes(("4", "9"), (4, 9), 7)
+    assert unnamed_classes([4, 9], ignore=7) == Classes(("class 4", "class 9"), (4, 9), 7)
     assert len(unnamed_classes(range(1, MOST_CLASSES + 1))) == MOST_CLASSES
 
 
