@@ -19,7 +19,7 @@ from tests.helpers.segmenters import make_segmenter
 
 BUNDLES = [
     (2, "test_resnet"),
-    (3, "nnunet/resenc_4stages_quarter"),
+    pytest.param(3, "nnunet/resenc_4stages_quarter", marks=pytest.mark.slow),
     pytest.param(3, "monai/resnet10_quarter", marks=pytest.mark.slow),
 ]
 

@@ -124,6 +124,7 @@ def test_segment__refuses_with_a_value_error(shipped: ModuleType, tmp_path: Path
             assert dimensions == 2 or isinstance(raised.value, shipped.ImageError)
 
 
+@pytest.mark.slow
 def test_segment__without_medmoco(tmp_path: Path) -> None:
     segmenter = make_segmenter(tmp_path / "segmenter", 3)
     contract = contract_of(segmenter, tmp_path / "contract")

@@ -24,7 +24,7 @@ def test_segmentation_curves__show_dice_surface_dice_and_differences(run_folder:
         "Dice by fraction of patients with masks, posterior on val (23 images of 12 patients), run;"
     )
     assert dice.table.rows[0][0] == "10 %, run"
-    assert surface.table.head[1] == "surface Dice at 2 pixels (95 % interval)"
+    assert surface.table.head[1] == "surface Dice at 2 mm (95 % interval)"
     assert [row[0] for row in fold.blocks[0].rows][:2] == ["10 %, from scratch"] * 2  # type: ignore[union-attr]
     titles = [part.title for part in curve_section([run]).sections]
     assert titles[-2:] == ["Segmentation: anterior", "Segmentation: posterior"]

@@ -27,11 +27,11 @@ def test_trained_section__shows_each_class_with_the_difference(run_folder: Path,
     assert [row[0] for row in table.rows] == [
         "pretrained encoder", "from scratch", "pretrained encoder minus from scratch",
     ]  # fmt: skip
-    assert table.head[1:3] == ["Dice", "surface Dice at 2 pixels"]
+    assert table.head[1:3] == ["Dice", "surface Dice at 2 mm"]
     assert table.rows[2][1].startswith("+0.")
     (mean,) = section.sections[2].blocks
     assert isinstance(mean, Table)
-    assert mean.head[-1] == "HD95, pixels"  # volumes have no mean
+    assert mean.head[-1] == "HD95, mm"  # volumes have no mean
     (fold,) = section.sections[3].blocks
     assert isinstance(fold, Fold)
     assert fold.summary == "Scores on val, which also chose the epoch"
@@ -53,7 +53,9 @@ def test_trained_section__shows_a_detector(run_folder: Path, tmp_path: Path) -> 
     (folder / "cases.json").unlink()
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.5, "val_ap": 0.4}\n')
     write_record(folder / "detections.json", CaseFacts(
-        classes=("Mass",), tolerance=1.0, masks_sha256="", splits={}, encoder={}))  # fmt: skip
+        classes=("Mass",), tolerance=1.0, length_unit="pixels", volume_unit="pixels", masks_sha256="", splits={},
+        encoder={},
+    ))  # fmt: skip
     write_records(folder / "scores.json", [
         DetectionScore(
             label="Mass", split="val", encoder="run", primary=True, metric=metric, value=0.5, low=0.4, high=0.6,

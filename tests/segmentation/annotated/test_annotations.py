@@ -26,7 +26,7 @@ def load(manifest: Path, *overrides: str, test: bool = False, **classes: str) ->
 
 def test_load_annotations__classes_are_by_default_the_values_of_the_masks(manifest: Path) -> None:
     classes = load(manifest, classes="{}").classes
-    assert (classes.names, classes.values, classes.ignore) == (("10", "20"), (10, 20), 99)
+    assert (classes.names, classes.values, classes.ignore) == (("class 10", "class 20"), (10, 20), 99)
 
 
 def test_load_annotations__reads_test_only_when_asked(manifest: Path) -> None:

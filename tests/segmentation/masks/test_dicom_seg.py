@@ -235,7 +235,7 @@ def test_read_mask__values_are_segment_numbers(tmp_path: Path, series: Path) -> 
     file = write_seg(tmp_path / "a.dcm", sorted(series.iterdir()), planes, segments=6, kind="LABELMAP")
     found = volume_mask(file, series, Classes(("a", "b"), (6, 3)))
     np.testing.assert_array_equal(found, np.array([0, 2, 1])[random_numbers()])
-    assert ", which is that of no class (1: 1, 2: 2)" in refusal(file, grid_of_volume(read_volume(series)))
+    assert ", which is that of no class (class 1: 1, class 2: 2)" in refusal(file, grid_of_volume(read_volume(series)))
 
 
 # ---- real series ----
