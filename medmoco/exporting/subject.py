@@ -23,10 +23,9 @@ from medmoco.evaluation.supervised.heads import ClassifierNetwork
 from medmoco.models.backbones import Backbone
 from medmoco.models.interop.naming import has_conv_stem, timm_model
 from medmoco.models.interop.state_dicts import plain_tensors
-from medmoco.models.maps import Level, levels_of
 from medmoco.models.networks.conv_stem import conv_stem_widths
 from medmoco.models.networks.volumes import NETWORKS, TO_IMPORT, VolumeNetwork, layers_of
-from medmoco.segmentation.networks import SegmentationNetwork
+from medmoco.segmentation.networks import SegmentationNetwork, UNetDecoder
 from medmoco.segmentation.segmenter import Segmenter, state_of
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -267,17 +266,17 @@ def _build_of_volumes(network: VolumeNetwork, channels: int) -> dict[str, Any]:
 def _decoder(subject: Subject) -> dict[str, Any]:
     """Return what network.py needs to build a segmentation network, besides its encoder; nothing for other networks."""
     backbone, facts = subject.backbone, subject.segmenter
-    if facts is None:
+    if subject.segmentation is None or facts is None:
         return {}
     own = {
         "dimensions": backbone.dimensions,
         "scores": 1 + len(facts["classes"]),
         "layers": layers_of(backbone.name) if backbone.dimensions == 3 else [],
     }
-    if backbone.name.startswith("nnunet/"):
+    decoder = subject.segmentation.decoder
+    if not isinstance(decoder, UNetDecoder):
         return own
-    levels = [Level(1, backbone.channels), *levels_of(backbone)]
-    return own | {"levels": [[level.stride, level.width] for level in levels], "channels": facts["channels"]}
+    return own | {"levels": [[level.stride, level.width] for level in decoder.levels], "channels": decoder.finest}
 
 
 def refusal_by_name(subject: Subject) -> str | None:

@@ -59,20 +59,25 @@ class UNetDecoder(nn.Module):
     """The decoder of a U-Net, of MONAI's blocks, for maps whose strides are any powers of two.
 
     Source: Ronneberger et al. 2015 (arXiv:1505.04597).
+
+    Attributes:
+        levels: Those of the maps, finest first; the first is the image, with a stride of 1.
+        finest: Channels at full resolution.
     """
 
     def __init__(self, levels: list[Level], dimensions: int, scores: int, finest: int) -> None:
         """Build it.
 
         Args:
-            levels: Those of the maps, finest first; the first is the image, with a stride of 1.
+            levels: See the class.
             dimensions: 2 or 3.
             scores: Number of scores of each pixel.
-            finest: Channels at full resolution.
+            finest: See the class.
         """
         from monai.networks.nets.basic_unet import UpCat  # not at the top, because importing MONAI takes seconds
 
         super().__init__()
+        self.levels, self.finest = levels, finest
         number_at = {level.stride: number for number, level in enumerate(levels)}  # the deeper one of equals
         stride, width = levels[-1].stride, levels[-1].width
         blocks: list[nn.Module] = []
