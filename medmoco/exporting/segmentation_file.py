@@ -15,24 +15,24 @@ for NRRD and MetaImage. medmoco segments with the same code, so that a deployed 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmoco.data.image_io.intensity import on_canvas, quiet
+from medmoco.data.augment.views import channels_first
+from medmoco.data.image_io.images import to_canvas
+from medmoco.data.image_io.intensity import quiet
 from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits
-from medmoco.data.image_io.preprocessing import read_by_contract
+from medmoco.data.image_io.preprocessing import normalised, read_by_contract
 from medmoco.data.volume_io.canvases import canvas_and_box
 from medmoco.data.volume_io.reading import read_volume
 from medmoco.exporting.volume_file import rules_of
-from medmoco.segmentation.annotated.grids import Grid, onto_image
-from medmoco.segmentation.masks.mask_files import write_nifti, write_png
-from medmoco.segmentation.masks.masks import Classes, Numbers
+from medmoco.segmentation.annotated.grids import Grid, grid_of_canvas, onto_image
+from medmoco.segmentation.masks.mask_files import stem_of, write_mask
+from medmoco.segmentation.masks.masks import Classes, PredictedMask
 from medmoco.segmentation.windows import blended, padded
 
 _BATCH = 4  # windows at a time
@@ -57,19 +57,6 @@ class Prepared(NamedTuple):
     affine: NDArray[np.float64] | None
 
 
-class Mask(NamedTuple):
-    """The mask of an image, on its own grid.
-
-    Attributes:
-        numbers: (H, W) or (X, Y, Z) class numbers in the order of the contract, 0 for background; volumes have the axes
-            of RAS.
-        affine: (4, 4), from voxel indices to RAS coordinates in mm; None for an image.
-    """
-
-    numbers: Numbers
-    affine: NDArray[np.float64] | None
-
-
 def segment(
     path: str | Path,
     contract: Mapping[str, Any],
@@ -78,7 +65,7 @@ def segment(
     frame: int = 1,
     series: str = "",
     limits: Limits = DEFAULT_LIMITS,
-) -> Mask:
+) -> PredictedMask:
     """Return the class of each pixel of an image, or voxel of a volume; arguments as for `prepared`, and the network.
 
     Raises:
@@ -120,18 +107,21 @@ def prepared(
         levels, affine = canvas.pixels[None], volume.affine
         grid = Grid(volume.values.shape, box, canvas.shape)
     else:
-        levels, grid = _image_canvas(path, contract, frame)
-        affine = None
+        with quiet():
+            image = read_by_contract(path, contract, frame, whole=True)  # a mask has the size of its image
+        shown = to_canvas(image, contract["canvas"]["longer_side"], int(contract["canvas"]["white"]).bit_length())
+        levels, affine = channels_first([shown.pixels])[0], None
+        grid = grid_of_canvas(image.pixels.shape, shown)
     views, inside = padded(levels[None], contract["windows"]["size"][0])
-    return Prepared(_normalised(views[0], contract), inside, grid, affine)
+    return Prepared(normalised(views[0], contract), inside, grid, affine)
 
 
-def to_mask(probabilities: NDArray[np.float32], own: Prepared) -> Mask:
+def to_mask(probabilities: NDArray[np.float32], own: Prepared) -> PredictedMask:
     """Return the most probable class at each place of an image, from the probabilities (1 + K, ...) on `own.image`."""
-    return Mask(onto_image(probabilities[(slice(None), *own.inside)], own.grid), own.affine)
+    return PredictedMask(onto_image(probabilities[(slice(None), *own.inside)], own.grid), own.affine)
 
 
-def save(mask: Mask, folder: str | Path, contract: Mapping[str, Any], like: str | Path) -> Path:
+def save(mask: PredictedMask, folder: str | Path, contract: Mapping[str, Any], like: str | Path) -> Path:
     """Write a mask with the values that the training masks had, named like its image, and return the file.
 
     Args:
@@ -142,34 +132,5 @@ def save(mask: Mask, folder: str | Path, contract: Mapping[str, Any], like: str 
     """
     known, image = contract["segmenter"], Path(like)
     classes = Classes(tuple(known["classes"]), tuple(known["classes"].values()), known["ignore"])
-    name = image.name if image.is_dir() else image.name.removesuffix(".gz").rsplit(".", 1)[0]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if mask.affine is None:
-        file = Path(folder, f"{name}.png")
-        write_png(file, mask.numbers, classes)
-    else:
-        file = Path(folder, f"{name}.nii.gz")
-        write_nifti(file, mask.numbers, mask.affine, classes, like=image)
-    return file
-
-
-def _image_canvas(path: str | Path, contract: Mapping[str, Any], frame: int) -> tuple[NDArray[Any], Grid]:
-    """Return the square canvas (C, S, S) of an image, and where it lies in the image."""
-    with quiet():
-        decoded = read_by_contract(path, contract, frame)
-    side, bits = contract["canvas"]["longer_side"], int(contract["canvas"]["white"]).bit_length()
-    planes = [decoded.pixels] if decoded.pixels.ndim == 2 else cv2.split(decoded.pixels)
-    scaled = np.stack([on_canvas(replace(decoded, pixels=plane), side, bits) for plane in planes])
-    (height, width), size = decoded.pixels.shape[:2], scaled.shape[1:]
-    levels = np.zeros((len(planes), side, side), scaled.dtype)
-    levels[:, : size[0], : size[1]] = scaled
-    return levels, Grid((height, width), (slice(0, height), slice(0, width)), size)
-
-
-def _normalised(levels: NDArray[Any], contract: Mapping[str, Any]) -> NDArray[np.float32]:
-    white, normalise = contract["canvas"]["white"], contract["normalise"]
-    shape = (-1, *[1] * (levels.ndim - 1))
-    mean, std = (np.reshape(np.asarray(normalise[name], np.float64), shape) for name in ("mean", "std"))
-    factor, shift = ((1 / (white * std)).astype(np.float32), (mean / std).astype(np.float32))
-    image: NDArray[np.float32] = levels.astype(np.float32) * factor - shift
-    return image
+    return write_mask(Path(folder, stem_of(image)), mask.numbers, mask.affine, classes, like=image)

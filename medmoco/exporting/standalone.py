@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal
 
-from medmoco.data.augment import parameters, volume_views, volume_warps, warps
-from medmoco.data.image_io import file_format, intensity, limits, preprocessing, windowing
+from medmoco.data.augment import parameters, views, volume_views, volume_warps, warps
+from medmoco.data.image_io import file_format, images, intensity, limits, preprocessing, windowing
 from medmoco.data.image_io.formats import bands, dicom, jpeg2000, png_jpeg, tiff
 from medmoco.data.volume_io import (
     canvases,
@@ -33,14 +33,15 @@ _IMAGES = (intensity, file_format, png_jpeg, tiff, bands, windowing, jpeg2000, d
 """The modules, each after those that it imports."""
 
 _VOLUMES = (
-    intensity, limits, png_jpeg, bands, windowing, jpeg2000, dicom, volume, headers, geometry, nifti, nrrd_metaimage,
-    frames, series, reading, canvases, portable_math, parameters, warps, volume_warps, volume_views, volume_file,
+    intensity, limits, file_format, png_jpeg, tiff, bands, windowing, jpeg2000, dicom, preprocessing, volume, headers,
+    geometry, nifti, nrrd_metaimage, frames, series, reading, canvases, portable_math, parameters, warps, volume_warps,
+    volume_views, volume_file,
 )  # fmt: skip
 
 _MASKS = (
-    intensity, limits, file_format, png_jpeg, tiff, bands, windowing, jpeg2000, dicom, preprocessing, volume, headers,
-    geometry, nifti, nrrd_metaimage, frames, series, reading, canvases, portable_math, parameters, warps, volume_warps,
-    volume_views, volume_file, files, grids, mask_values, mask_files, windows, segmentation_file,
+    intensity, limits, file_format, png_jpeg, tiff, bands, windowing, jpeg2000, dicom, preprocessing, images, volume,
+    headers, geometry, nifti, nrrd_metaimage, frames, series, reading, canvases, portable_math, parameters, warps,
+    views, volume_warps, volume_views, volume_file, files, grids, mask_values, mask_files, windows, segmentation_file,
 )  # fmt: skip
 
 _NETWORK = (reload, volumes, maps, networks, network_file)

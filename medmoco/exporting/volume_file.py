@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medmoco.data.augment.volume_views import whole_view, windows
 from medmoco.data.image_io.limits import DEFAULT_LIMITS, Limits
+from medmoco.data.image_io.preprocessing import normalised
 from medmoco.data.volume_io.canvases import to_volume_canvas
 from medmoco.data.volume_io.reading import read_volume
 
@@ -59,9 +60,7 @@ def volume(
         levels = windows(canvas, contract["windows"]["size"][0])[:, None]
     else:
         levels = whole_view(canvas, contract["resize"]["size"][0])[None]
-    white, (mean, std) = contract["canvas"]["white"], (contract["normalise"][name] for name in ("mean", "std"))
-    prepared: NDArray[np.float32] = levels.astype(np.float32) * np.float32(1 / (white * std)) - np.float32(mean / std)
-    return prepared
+    return normalised(levels, contract)
 
 
 def rules_of(contract: Mapping[str, Any], limits: Limits) -> Rules:

@@ -12,7 +12,7 @@ from medmoco.data.loading.quarantine import where
 from medmoco.errors import ImageError, SettingsError
 from medmoco.evaluation.features.image_sets import files_in, volumes_in
 from medmoco.evaluation.features.inputs import load_unlabelled
-from medmoco.segmentation.masks.mask_files import write_dicom_seg, write_nifti, write_png
+from medmoco.segmentation.masks.mask_files import stem_of, write_dicom_seg, write_mask
 from medmoco.segmentation.segmenter import Segmenter, load_segmenter
 from medmoco.utils.progress import track
 
@@ -88,7 +88,7 @@ def predict_masks_of_files(
         except ImageError as error:
             raise ImageError(f"--images {image}: {error}") from None
     files = list(dict.fromkeys(files))
-    names = [_stem(file) for file in files]
+    names = [stem_of(file) for file in files]
     if len(set(names)) < len(names):
         raise SettingsError(
             "--images: several files are named alike, and so would their masks be;\nname one folder at a time"
@@ -112,25 +112,15 @@ def _begin(out: Path) -> None:
         raise SettingsError(f"--out {out} cannot be a folder for masks: {error.strerror}") from None
 
 
-def _stem(file: Path) -> str:
-    """Return the name of a file without its suffixes; of a folder, as it is."""
-    if file.is_dir():
-        return file.name
-    return file.name.removesuffix(".gz").rsplit(".", 1)[0] if file.suffix == ".gz" else file.stem
-
-
 def _write(segmenter: Segmenter, file: Path, out: Path, dicom_seg: bool, *, frame: int = 1, series: str = "") -> None:
     """Write the mask of one image, whose name gets the suffix of its format."""
     numbers, affine = segmenter.segment(file, frame=frame, series=series)
-    suffix = ".dcm" if dicom_seg else ".png" if affine is None else ".nii.gz"
-    mask, classes = out.with_name(out.name + suffix), segmenter.classes
+    classes = segmenter.classes
     try:
         if dicom_seg:
-            limits = limits_of(segmenter.settings.data)
+            limits, mask = limits_of(segmenter.settings.data), out.with_name(f"{out.name}.dcm")
             write_dicom_seg(mask, numbers, file, classes, series=series, limits=limits)
-        elif affine is None:
-            write_png(mask, numbers, classes)
         else:
-            write_nifti(mask, numbers, affine, classes, like=file)
-    except OSError as error:
-        raise SettingsError(f"{mask} cannot be written: {error.strerror}") from None
+            write_mask(out, numbers, affine, classes, like=file)
+    except OSError as error:  # without the name, which may be that of a patient
+        raise SettingsError(f"no mask can be written to --out {out.parent}: {error.strerror}") from None

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -28,7 +26,7 @@ from medmoco.models.backbones import create_backbone
 from medmoco.segmentation.annotated.cases import place_image
 from medmoco.segmentation.annotated.grids import onto_image
 from medmoco.segmentation.learning import probabilities_of
-from medmoco.segmentation.masks.masks import Classes, Numbers
+from medmoco.segmentation.masks.masks import Classes, PredictedMask
 from medmoco.segmentation.networks import SegmentationNetwork, create_network
 from medmoco.training.device import choose_device
 from medmoco.utils.files import PathLike
@@ -67,18 +65,6 @@ class SegmenterFacts(Settings):
                 update={"channels": self.channels, "overlap": self.overlap, "frozen": False}
             ),
         })  # fmt: skip
-
-
-class PredictedMask(NamedTuple):
-    """The predicted mask of an image.
-
-    Attributes:
-        numbers: (H, W) or (X, Y, Z) uint8 class numbers, 0 for background; volumes have the axes of RAS.
-        affine: (4, 4), from voxel indices to RAS coordinates in mm; None for an image.
-    """
-
-    numbers: Numbers
-    affine: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,7 +19,9 @@ from medmoco.evaluation.evaluate import evaluate
 from medmoco.evaluation.features.encoder import load_encoder
 from medmoco.evaluation.features.monitor import knn_monitor
 from medmoco.evaluation.supervised.classifier import load_classifier
+from medmoco.exporting.contract import preprocessing
 from medmoco.exporting.export import export
+from medmoco.exporting.subject import subject_of
 from medmoco.exporting.verify import verify
 from medmoco.inspection.neighbours import neighbours
 from medmoco.inspection.projection import projection
@@ -68,6 +70,17 @@ def settings_of(folder: Path, overrides: list[str]) -> config.RunSettings:
         "train.device=cpu", "evaluate.bootstrap=100",
     ]  # fmt: skip
     return config.load(None, [*given, *overrides])
+
+
+def test_image__gray_files_for_a_network_of_colours(tmp_path: Path) -> None:
+    """Also with one mean for all channels, which does not make three planes of one."""
+    gray = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 7), np.uint8), (70, 60))
+    cv2.imwrite(str(tmp_path / "gray.png"), gray)
+    encoder = load_encoder("random", settings_of(tmp_path, ["data.channels=rgb", "views.mean=0.5", "views.std=0.25"]))
+    contract = preprocessing(subject_of(encoder), {}, tmp_path)
+    prepared = shipped().image(tmp_path / "gray.png", contract)
+    assert prepared.shape == (3, 32, 32)
+    np.testing.assert_array_equal(prepared, encoder.preprocess(tmp_path / "gray.png"))
 
 
 @pytest.mark.slow

@@ -45,7 +45,8 @@ def test_bundle__monai_segments_a_folder_as_medmoco_does(
     assert workflow.check_properties() == []  # what MONAI's own programs look for is there
     workflow.run()
     suffix = ".png" if dimensions == 2 else ".nii.gz"
-    assert sorted(file.name for file in out.iterdir()) == [f"{letter}{suffix}" for letter in "abc"]
+    letters = "abcde" if dimensions == 2 else "abc"
+    assert sorted(file.name for file in out.iterdir()) == [f"{letter}{suffix}" for letter in letters]
     table = np.array([0, *segmenter.classes.values])
     for image in images:
         file = str(out / (image.name.partition(".")[0] + suffix))

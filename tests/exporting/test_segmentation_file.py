@@ -27,6 +27,7 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "images": (2, []),
     "images, smaller windows, 16 bits": (2, ["data.canvas_size=48", "data.bit_depth=16"]),
     "colours": (2, ["data.channels=rgb", "views.mean=[0.4, 0.5, 0.6]", "views.std=[0.2, 0.3, 0.25]"]),
+    "colours, one mean": (2, ["data.channels=rgb"]),
     "volumes": (3, []),
     "volumes of MONAI": (3, ["model.backbone=monai/resnet10_quarter", "views.size=32", "segmentation.overlap=0.25"]),
 }
@@ -56,6 +57,9 @@ def write_images(folder: Path, dimensions: int) -> list[Path]:
         cv2.imwrite(str(folder / "a.png"), cv2.resize(small, (90, 131)))
         cv2.imwrite(str(folder / "b.jpg"), cv2.resize(small, (33, 20))[..., 0])
         save_dicom(folder / "c.dcm", rng.integers(0, 4096, (40, 70), np.uint16))
+        large = cv2.resize(small[..., 1], (300, 200))  # for a canvas, readers would reduce these while decoding
+        cv2.imwrite(str(folder / "d.jpg"), large)
+        save_dicom(folder / "e.dcm", large.astype(np.uint16) * 16)
     else:
         oblique = np.diag([-1.2, 0.9, 2.1, 1])
         oblique[:3, 3] = 7, -8, 9

@@ -53,7 +53,7 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
     Raises:
         ValueError: the file has another type or cannot be read as an image; gives the reason.
     """
-    canvas, resize, normalise = contract["canvas"], contract["resize"], contract["normalise"]
+    canvas, resize = contract["canvas"], contract["resize"]
     with quiet():
         decoded = read_by_contract(file, contract, frame)
     bits = int(canvas["white"]).bit_length()
@@ -61,20 +61,39 @@ def image(file: str | Path, contract: Mapping[str, Any], frame: int = 1) -> NDAr
     for plane in [decoded.pixels] if decoded.pixels.ndim == 2 else cv2.split(decoded.pixels):
         pixels = halved(on_canvas(replace(decoded, pixels=plane), canvas["longer_side"], bits), resize["height"])
         planes.append(cv2.resize(pixels, (resize["width"], resize["height"]), interpolation=cv2.INTER_LINEAR))
-    mean, std = (np.reshape(np.asarray(normalise[name], np.float64), (-1, 1, 1)) for name in ("mean", "std"))
-    shares = np.stack(planes).astype(np.float32) * (1 / (canvas["white"] * std)).astype(np.float32)
-    prepared: NDArray[np.float32] = shares - (mean / std).astype(np.float32)
+    return normalised(np.stack(planes), contract)
+
+
+def normalised(levels: Pixels, contract: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return levels (C, ...), or (N, 1, ...) of one channel, normalised: (level / white - mean) / std."""
+    white, shape = contract["canvas"]["white"], (-1, *[1] * (levels.ndim - 1))
+    mean, std = (np.reshape(np.asarray(contract["normalise"][name], np.float64), shape) for name in ("mean", "std"))
+    prepared: NDArray[np.float32] = levels.astype(np.float32) * (1 / (white * std)).astype(np.float32)
+    prepared -= (mean / std).astype(np.float32)
     return prepared
 
 
-def read_by_contract(file: str | Path, contract: Mapping[str, Any], frame: int) -> GrayImage:
-    """Return the levels of a file, decoded as the contract says; see `image`."""
+def read_by_contract(file: str | Path, contract: Mapping[str, Any], frame: int, *, whole: bool = False) -> GrayImage:
+    """Return the levels of a file, (H, W) or (H, W, C), decoded as the contract says.
+
+    Args:
+        file: See `image`.
+        contract: Content of preprocessing.json.
+        frame: See `image`.
+        whole: Decode at full size, although the canvas is smaller.
+    """
     if "bands" in contract:
         step = contract["bands"]
         return levels_of(band_values(Path(file), step["channels"], frame), step["scale"], step["ranges"])
     window = contract["colour" if "colour" in contract else "grayscale"]["window"]
-    rgb, at_least = "colour" in contract, contract["canvas"]["longer_side"]
-    return read(Path(file), frame, _window_of(window), rgb=rgb, at_least=at_least)
+    rgb, at_least = "colour" in contract, None if whole else contract["canvas"]["longer_side"]
+    decoded = read(Path(file), frame, _window_of(window), rgb=rgb, at_least=at_least)
+    return replace(decoded, pixels=_three_planes(decoded.pixels)) if rgb else decoded
+
+
+def _three_planes(pixels: Pixels) -> Pixels:
+    """Return red, green and blue (H, W, 3); of a gray image three equal planes."""
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
 def _window_of(given: Window | Sequence[float]) -> Window:
@@ -99,8 +118,7 @@ def colours(file: str | Path, window: Window | Sequence[float] = "voi", frame: i
     """Return (H, W, 3) red, green and blue of 8 or 16 bits, and the level of white; arguments as for `gray`."""
     with quiet():
         decoded = read(Path(file), frame, _window_of(window), rgb=True)
-    pixels = decoded.pixels if decoded.pixels.ndim == 3 else np.repeat(decoded.pixels[..., None], 3, 2)
-    return pixels, 2**decoded.bits - 1
+    return _three_planes(decoded.pixels), 2**decoded.bits - 1
 
 
 def bands(file: str | Path, step: Mapping[str, Any]) -> tuple[Pixels, int]:

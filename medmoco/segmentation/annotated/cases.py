@@ -23,7 +23,7 @@ from medmoco.data.volume_io.canvases import canvas_and_box
 from medmoco.data.volume_io.reading import read_volume
 from medmoco.data.volume_io.volume import VolumeCanvas
 from medmoco.errors import ImageError
-from medmoco.segmentation.annotated.grids import Grid, onto_canvas
+from medmoco.segmentation.annotated.grids import Grid, grid_of_canvas, onto_canvas
 from medmoco.segmentation.masks.image_grid import ImageGrid, grid_of_image, grid_of_volume
 from medmoco.segmentation.masks.mask_rows import MaskedRows, naming_row, read_row
 from medmoco.segmentation.masks.masks import IGNORED, Classes, Numbers, check_mask
@@ -122,11 +122,11 @@ def place_image(file: str | Path, data: DataSettings, *, frame: int = 1, series:
         canvas, _, box = canvas_and_box(volume, data)
         return Placed(canvas, Grid(volume.values.shape, box, canvas.shape), grid_of_volume(volume))
     image = read_as_set(file, frame, data)
-    height, width = image.pixels.shape[:2]
     scaled, side = to_canvas(image, data.canvas_size, data.bit_depth), data.canvas_size
-    grid = Grid((height, width), (slice(0, height), slice(0, width)), (scaled.height, scaled.width))
+    height, width = image.pixels.shape[:2]
     whole = replace(scaled, height=side, width=side, rgb=data.channels == "rgb")
-    return Placed(whole, grid, grid_of_image(Path(file), frame, (height, width), limits_of(data)))
+    place = grid_of_image(Path(file), frame, (height, width), limits_of(data))
+    return Placed(whole, grid_of_canvas(image.pixels.shape, scaled), place)
 
 
 def _read_case(rows: MaskedRows, classes: Classes, data: DataSettings, position: int) -> Case:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medmoco.data.image_io.images import Canvas
 from medmoco.data.volume_io.canvases import resize
 from medmoco.segmentation.masks.masks import Numbers
 
@@ -33,6 +34,12 @@ class Grid:
     shape: tuple[int, ...]
     box: tuple[slice, ...]
     size: tuple[int, ...]
+
+
+def grid_of_canvas(shape: Sequence[int], canvas: Canvas) -> Grid:
+    """Return where the canvas of an image lies in it: it shows all of the image, (H, W) or (H, W, C)."""
+    height, width = shape[:2]
+    return Grid((height, width), (slice(0, height), slice(0, width)), (canvas.height, canvas.width))
 
 
 def onto_canvas(numbers: Numbers, grid: Grid, shape: Sequence[int]) -> Numbers:

@@ -146,6 +146,36 @@ def write_png(file: Path, numbers: Numbers, classes: Classes) -> None:
         temporary.write_bytes(content)
 
 
+def write_mask(
+    out: Path, numbers: Numbers, affine: NDArray[np.float64] | None, classes: Classes, *, like: Path
+) -> Path:
+    """Write the mask of an image as PNG, or of a volume as compressed NIfTI, and return the file.
+
+    Args:
+        out: The file without its suffix.
+        numbers: (H, W) or (X, Y, Z), 0 to C.
+        affine: That of a volume, see `write_nifti`; None for an image.
+        classes: The classes, whose values are written.
+        like: The image.
+
+    Raises:
+        ImageError, SettingsError: see `write_nifti` and `write_png`.
+    """
+    file = out.with_name(out.name + (".png" if affine is None else ".nii.gz"))
+    if affine is None:
+        write_png(file, numbers, classes)
+    else:
+        write_nifti(file, numbers, affine, classes, like=like)
+    return file
+
+
+def stem_of(file: Path) -> str:
+    """Return the name of a file without its suffixes; of a folder, as it is."""
+    if file.is_dir():
+        return file.name
+    return file.name.removesuffix(".gz").rsplit(".", 1)[0] if file.suffix == ".gz" else file.stem
+
+
 # DICOM segmentations
 
 

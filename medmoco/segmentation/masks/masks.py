@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -91,6 +91,18 @@ class Mask:
 
     numbers: Numbers
     affine: NDArray[np.float64] | None = None
+
+
+class PredictedMask(NamedTuple):
+    """The predicted mask of an image.
+
+    Attributes:
+        numbers: (H, W) or (X, Y, Z) uint8 class numbers, 0 for background; volumes have the axes of RAS.
+        affine: (4, 4), from voxel indices to RAS coordinates in mm; None for an image.
+    """
+
+    numbers: Numbers
+    affine: NDArray[np.float64] | None
 
 
 def unnamed_classes(values: Iterable[int], ignore: int | None = None) -> Classes:
