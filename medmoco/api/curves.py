@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,12 +65,4 @@ def curve(
         if has_labels or finetune
         else None
     )
-    masks = segmentation_curve(settings, encoders, Path(out), draws=draws, test=test, log=log)
-    if labels is None:
-        return masks
-    found = replace(
-        labels, table=f"{labels.table}\n{masks.table}", segmentation=masks.segmentation,
-        segmentation_differences=masks.segmentation_differences,
-    )  # fmt: skip
-    found.save(Path(out))
-    return found
+    return segmentation_curve(settings, encoders, Path(out), draws=draws, test=test, labels=labels, log=log)

@@ -78,6 +78,7 @@ def segmentation_curve(
     *,
     draws: int = 5,
     test: bool = False,
+    labels: Curve | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> Curve:
     """Train segmentation networks at every fraction in `evaluate.fractions`, from the encoders and from scratch.
@@ -91,6 +92,7 @@ def segmentation_curve(
         out: Folder in which to save the results and the runs.
         draws: Draws of patients, for fractions below 1.
         test: Evaluate on the test set too, which is recorded once, in the ledger of the primary encoder.
+        labels: Results on labels, which the returned and saved results include.
         log: Receives progress messages.
 
     Raises:
@@ -109,13 +111,23 @@ def segmentation_curve(
         differences += [
             found for name in controls for found in differences_between(trained[primary], trained[name], study.scored)
         ]
-    labels, names = [*study.facts.classes, MACRO], list(study.sources)
-    points.sort(key=lambda p: (p.split != "val", labels.index(p.label), names.index(p.encoder), p.fraction))
+    classes, names = [*study.facts.classes, MACRO], list(study.sources)
+    points.sort(key=lambda p: (p.split != "val", classes.index(p.label), names.index(p.encoder), p.fraction))
     recorded = _record_test(study, points, out)  # before any score is shown
-    found = Curve((), (), "", folder=out, segmentation=tuple(points), segmentation_differences=tuple(differences))
-    found = replace(found, table=_table(study, found, recorded))
+    own = Curve((), (), "", folder=out, segmentation=tuple(points), segmentation_differences=tuple(differences))
+    found = with_labels(replace(own, table=_table(study, own, recorded)), labels)
     found.save(out)
     return found
+
+
+def with_labels(masks: Curve, labels: Curve | None) -> Curve:
+    """Return the results on masks together with those on labels, if there are any."""
+    if labels is None:
+        return masks
+    return replace(
+        labels, table=f"{labels.table}\n{masks.table}", segmentation=masks.segmentation,
+        segmentation_differences=masks.segmentation_differences,
+    )  # fmt: skip
 
 
 def _sources(encoders: Encoders) -> dict[str, str]:

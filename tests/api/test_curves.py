@@ -20,8 +20,9 @@ def test_curve__of_masks_is_saved_with_that_of_labels(
 
     def replaced(*args: Any, **options: Any) -> medmoco.Curve:
         args[2].mkdir(exist_ok=True)
-        made.save(args[2])
-        return made
+        found = module.with_labels(made, options["labels"])
+        found.save(args[2])
+        return found
 
     monkeypatch.setattr(module, "segmentation_curve", replaced)
     config = (
