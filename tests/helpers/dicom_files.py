@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
 from medmoco.data.image_io.images import read_image
 from medmoco.errors import ImageError
@@ -71,3 +72,16 @@ def refusal(path: Path, **options: Any) -> str:
     assert "4711" not in message
     assert len(message.splitlines()) <= 4
     return message
+
+
+def with_uids(folder: Path, target: Path) -> Path:
+    """Copy a series whose UIDs were removed, with new ones."""
+    study, series = generate_uid(), generate_uid()
+    target.mkdir()
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
+        dataset.save_as(target / file.name)
+    return target

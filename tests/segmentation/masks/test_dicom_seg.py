@@ -21,7 +21,7 @@ from medmoco.errors import ImageError, SettingsError
 from medmoco.segmentation.masks.image_grid import ImageGrid, grid_of_image, grid_of_volume
 from medmoco.segmentation.masks.mask_files import _header, write_dicom_seg
 from medmoco.segmentation.masks.masks import Classes, check_mask, distinct_values, read_mask, unnamed_classes
-from tests.helpers.dicom_files import save_dicom
+from tests.helpers.dicom_files import save_dicom, with_uids
 from tests.helpers.volume_files import AXIAL, random_pixels, save_enhanced, save_series, save_slice
 
 hd = pytest.importorskip("highdicom")
@@ -239,19 +239,6 @@ def test_read_mask__values_are_segment_numbers(tmp_path: Path, series: Path) -> 
 
 
 # ---- real series ----
-
-
-def with_uids(folder: Path, target: Path) -> Path:
-    """Copy a series whose UIDs were removed, with new ones."""
-    study, series = generate_uid(), generate_uid()
-    target.mkdir()
-    for file in folder.iterdir():
-        dataset = pydicom.dcmread(file)
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-        dataset.save_as(target / file.name)
-    return target
 
 
 @pytest.mark.parametrize("name", ["mr_series/HFS", "mr_series/HFDR", "ct_series"])

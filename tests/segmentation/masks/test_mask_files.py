@@ -14,7 +14,6 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
-from pydicom.uid import generate_uid
 
 from medmoco.config import DataSettings
 from medmoco.data.image_io.limits import Limits
@@ -22,7 +21,7 @@ from medmoco.data.volume_io.reading import read_volume
 from medmoco.errors import ImageError, SettingsError
 from medmoco.segmentation.masks.mask_files import write_dicom_seg, write_nifti, write_png
 from medmoco.segmentation.masks.masks import Classes, check_mask, read_mask
-from tests.helpers.dicom_files import save_dicom
+from tests.helpers.dicom_files import save_dicom, with_uids
 from tests.helpers.volume_files import AXIAL, CORONAL, SAGITTAL, random_pixels, save_enhanced, save_series
 
 nib = pytest.importorskip("nibabel")
@@ -230,19 +229,6 @@ def sparse_numbers(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     numbers[0, 0, 0], numbers[-1, -1, -1], numbers[0, -1, 0] = 1, 2, 2
     numbers[1] = numbers[:, :, 1] = 0
     return numbers
-
-
-def with_uids(folder: Path, target: Path) -> Path:
-    """Copy a series whose UIDs were removed, with new ones."""
-    study, series = generate_uid(), generate_uid()
-    target.mkdir()
-    for file in folder.iterdir():
-        dataset = pydicom.dcmread(file)
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study, series
-        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
-        dataset.save_as(target / file.name)
-    return target
 
 
 @pytest.mark.parametrize("name", ["mr_series/HFS", "mr_series/HFDR", "ct_series"])
