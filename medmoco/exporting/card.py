@@ -148,7 +148,7 @@ def write_plain_card(subject: Subject, contract: Tree, parity: Tree) -> str:
     if subject.segmenter:
         return _render(
             contract, parity, what="segmentation network", backbone=subject.backbone.name, segmenter=subject.segmenter,
-            origin="trained on masks", start=_start(subject.segmenter["encoder"]),
+            start=_start(subject.segmenter["encoder"]),
         )  # fmt: skip
     sources = {"export": "from an export", "import": "from weights imported from another project"}
     return _render(
