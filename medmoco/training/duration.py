@@ -6,9 +6,9 @@ The trial steps train a copy of the networks on noise, so the run itself stays b
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter
 
 import cv2
 import torch
@@ -140,7 +140,7 @@ class Pace:
         """Return the mean duration of a step, once, when enough steps were timed; call it after every step."""
         if self._known:
             return None
-        now = time.perf_counter()
+        now = perf_counter()
         if self._start is None:
             self._start = now
             return None
@@ -159,11 +159,11 @@ def _seconds_per_image(split: Split, settings: RunSettings) -> float:
     dataset = ViewDataset(split, settings)
     with one_thread():
         for samples in (first.samples[:1], first.samples[-_IMAGES:]):  # the first is a warm-up
-            start = time.perf_counter()
+            start = perf_counter()
             batch = dataset[BatchKey(first.step, first.epoch, samples)]
             if isinstance(batch, MedmocoError):
                 raise batch
-            seconds = (time.perf_counter() - start) / len(samples)
+            seconds = (perf_counter() - start) / len(samples)
     return seconds
 
 
@@ -204,7 +204,7 @@ def _seconds_of_training(split: Split, context: RunContext, enough: float) -> fl
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return perf_counter()
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from time import monotonic
 from typing import TypeVar
 
 from rich.console import Console
@@ -32,7 +32,7 @@ def track(
         size: Returns the size of an item.
     """
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-    start = printed = time.monotonic()
+    start = printed = monotonic()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.0f}/s"), TimeRemainingColumn())
     with Progress(TextColumn(what), *columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, rate=0.0)
@@ -40,7 +40,7 @@ def track(
         for item in items:
             yield item
             done += size(item)
-            now = time.monotonic()
+            now = monotonic()
             rate = done / max(now - start, 1e-9)
             bar.update(task, completed=done, rate=rate)
             if not console.is_terminal and now - printed >= _SECONDS:

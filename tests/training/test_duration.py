@@ -56,7 +56,7 @@ def test_seconds_per_step__grow_linearly_with_the_batch(
         sizes.append(len(batch.samples))
         clock[0] += 0.02 + 0.01 * len(batch.samples)
 
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
     monkeypatch.setattr("medmoco.training.engine.Loop.step", step)
     monkeypatch.setattr(module, "_seconds_per_image", lambda *_: 0.001)
     large = config.load(settings, ["train.global_batch_size=200", "method.batch_norm_splits=5"])
@@ -116,7 +116,7 @@ def test_warning_before_start__needs_few_steps_to_rule_a_long_run_out(
         tried.append(len(batch.samples))
         clock[0] += per_image * len(batch.samples)
 
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
     monkeypatch.setattr("medmoco.training.engine.Loop.step", step)
     monkeypatch.setattr(module, "_seconds_per_image", lambda *_: 0.001)
     large = config.load(data[1], ["train.global_batch_size=200", "method.batch_norm_splits=5"])
@@ -132,6 +132,6 @@ def test_pace__is_that_of_a_few_steps_after_the_first(
 ) -> None:
     ends = iter([0.0, *(100 + number * step for number in range(9))])
     next(ends)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ends))
+    monkeypatch.setattr(module, "perf_counter", lambda: next(ends))
     pace = Pace()
     assert [pace.after_step() for _ in range(9)] == found + [None] * 5

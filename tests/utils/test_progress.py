@@ -12,7 +12,7 @@ from medmoco.utils.progress import track
 
 def test_track__passes_all_on_and_says_a_line_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 10))  # ten seconds pass between two looks at it
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     text = io.StringIO()
     assert list(track("abcdefgh", 8, "reading", Console(file=text, soft_wrap=True))) == list("abcdefgh")
     lines = text.getvalue().rstrip().splitlines()  # rich before 15 ends with an empty line
@@ -39,7 +39,7 @@ def test_track__nothing_is_said_of_a_short_pass() -> None:
 
 def test_track__counts_the_sizes_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 20))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
     text = io.StringIO()
     batches = ["aaaa", "bbbb", "cc"]
     assert list(track(batches, 10, "images", Console(file=text, soft_wrap=True), size=len)) == batches
