@@ -127,13 +127,20 @@ def test_intervals__every_size_and_metric(monkeypatch: pytest.MonkeyPatch, capsy
     assert last == ["AUROC: 4 draws", "average precision: 4 draws", "DeLong: two scores"]
 
 
+@pytest.mark.slow
 def test_startup__every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for statement in startup.STATEMENTS.values():
         exec(statement, {})
     shrink(monkeypatch, startup, ROUNDS=1, STATEMENTS=dict.fromkeys(startup.STATEMENTS, "import sys"))
     startup.run()
-    lines = capsys.readouterr().out.splitlines()[3:]
-    assert [line[:24].strip() for line in lines] == [*startup.STATEMENTS]
+    printed = capsys.readouterr().out
+    lines = printed[printed.index("starting a command") :].splitlines()[2:]
+    assert [line[:24].strip() for line in lines] == [*startup.STATEMENTS, startup.FIRST_STEP]
+
+
+def test_startup__says_why_there_was_no_first_step(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="missing"):
+        startup.to_first_step(tmp_path / "missing.yaml")
 
 
 @pytest.mark.parametrize("name", growth.WORK)
