@@ -77,7 +77,8 @@ def segment(
         return torch.from_numpy(network(windows.numpy()))
 
     shown = contract["windows"]
-    return to_mask(blended(predict, torch.from_numpy(own.image[None]), shown["size"][0], shown["overlap"], _BATCH), own)
+    found = blended(predict, torch.from_numpy(own.image[None]), shown["size"][0], shown["overlap"], _BATCH)
+    return to_mask(found[0], own)
 
 
 def prepared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from medmoco.segmentation.annotated.crops import CropDataset
 from medmoco.segmentation.annotated.grids import onto_image
 from medmoco.segmentation.masks.masks import IGNORED, Numbers
 from medmoco.segmentation.networks import SegmentationNetwork
-from medmoco.segmentation.windows import blended, padded
+from medmoco.segmentation.windows import blended, number_of_windows, padded
 from medmoco.training.context import RunContext
 from medmoco.training.device import autocast
 from medmoco.training.distributed import gradients_stay_here
@@ -110,24 +111,30 @@ _SHARE_OF_BATCH = {2: 1, 3: 8}
 
 
 def probabilities_of(
-    model: SegmentationNetwork, canvas: NDArray[Any], settings: RunSettings, device: torch.device, precision: str
+    model: SegmentationNetwork,
+    canvases: Sequence[NDArray[Any]],
+    settings: RunSettings,
+    device: torch.device,
+    precision: str,
 ) -> Probabilities:
-    """Return the probabilities of background and classes on a canvas, from overlapping windows; see `windows.blended`.
+    """Return the probabilities of background and classes on canvases, from overlapping windows; see `windows.blended`.
 
     Args:
         model: The network, on `device`.
-        canvas: (H, W) or (H, W, C) of an image or (X, Y, Z) of a volume, uint8 or uint16.
+        canvases: B of one shape: (H, W) or (H, W, C) of images or (X, Y, Z) of volumes, uint8 or uint16.
         settings: `views.size` is the side of a window, `segmentation.overlap` their overlap.
         device: Device of the network.
         precision: Precision of its arithmetic.
 
     Returns:
-        (1 + C, H, W) or (1 + C, X, Y, Z), on the CPU.
+        (B, 1 + C, H, W) or (B, 1 + C, X, Y, Z), on the CPU.
+
+    Raises:
+        CheckpointError: they are not finite.
     """
-    dimensions, size = settings.data.dimensions, settings.views.size
-    views, inside = padded(canvas[None, None] if dimensions == 3 else channels_first([canvas]), size)
+    whole = np.stack(canvases)[:, None] if settings.data.dimensions == 3 else channels_first(canvases)
+    views, inside = padded(whole, settings.views.size)
     images = to_float(torch.from_numpy(views), settings.views, device, channels_last=False)
-    batch = max(1, settings.evaluate.batch_size // _SHARE_OF_BATCH[dimensions])
 
     def predict(windows: Tensor) -> Tensor:
         with autocast(device, precision):
@@ -136,11 +143,15 @@ def probabilities_of(
 
     model.eval()
     with torch.inference_mode():
-        found = blended(predict, images, size, settings.segmentation.overlap, batch)
-    probabilities: Probabilities = found[(slice(None), *inside)]
+        found = blended(predict, images, settings.views.size, settings.segmentation.overlap, _windows_at_once(settings))
+    probabilities: Probabilities = found[(slice(None), slice(None), *inside)]
     if not np.isfinite(probabilities).all():
         raise CheckpointError("the network's scores are not finite; its training diverged, so lower segmentation.lr")
     return probabilities
+
+
+def _windows_at_once(settings: RunSettings) -> int:
+    return max(1, settings.evaluate.batch_size // _SHARE_OF_BATCH[settings.data.dimensions])
 
 
 def probabilities_of_cases(
@@ -157,10 +168,19 @@ def probabilities_of_cases(
         CheckpointError: they are not finite.
         Stopped: `stop_asked` returned True.
     """
-    for case in cases:
+    for canvases in _of_one_shape([case.canvas.pixels for case in cases], settings):
         if stop_asked():
             raise Stopped("stopped during prediction")
-        yield probabilities_of(model, case.canvas.pixels, settings, device, precision)
+        yield from probabilities_of(model, canvases, settings, device, precision)
+
+
+def _of_one_shape(canvases: Sequence[NDArray[Any]], settings: RunSettings) -> Iterator[Sequence[NDArray[Any]]]:
+    """Yield neighbours of one shape, as many as fill a batch of windows: one by one, small images take far longer."""
+    for shape, alike in groupby(canvases, key=lambda canvas: canvas.shape):
+        own, sides = list(alike), shape[: settings.data.dimensions]
+        windows = number_of_windows(sides, settings.views.size, settings.segmentation.overlap)
+        count = max(1, _windows_at_once(settings) // windows)
+        yield from (own[start : start + count] for start in range(0, len(own), count))
 
 
 def segment_cases(

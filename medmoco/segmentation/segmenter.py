@@ -110,7 +110,7 @@ class Segmenter:
         """
         where = choose_device(self.settings.train) if device is None else torch.device(device)
         placed = place_image(Path(image), self.settings.data, frame=frame, series=series)
-        scores = probabilities_of(self.module.to(where), placed.canvas.pixels, self.settings, where, "fp32")
+        scores = probabilities_of(self.module.to(where), [placed.canvas.pixels], self.settings, where, "fp32")[0]
         affine = placed.image.affine if self.facts.data.dimensions == 3 else None
         return PredictedMask(onto_image(scores, placed.grid), affine)
 

@@ -94,11 +94,45 @@ def test_probabilities_of__windows_cover_the_canvas(dimensions: int, shape: tupl
     """Canvases larger and smaller than a window: every pixel gets the score of its own brightness."""
     pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     settings = settings_of(dimensions)
-    found = probabilities_of(Brightness(), pixels, settings, CPU, "fp32")  # type: ignore[arg-type]
+    (found,) = probabilities_of(Brightness(), [pixels], settings, CPU, "fp32")  # type: ignore[arg-type]
     assert found.shape == (3, *shape)
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
     expected = 1 / (1 + np.exp(-20 * (pixels / 255 - settings.views.mean) / settings.views.std))
     np.testing.assert_allclose(found[1], expected, atol=1e-4)
+
+
+class Counted(Brightness):
+    """Notes how many windows it is given at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.windows.append(len(images))
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "shapes", "windows"),
+    [
+        # Windows of 32 pixels that overlap by half: 4 in the larger canvases; 6 at a time.
+        (2, [(20, 32)] * 7 + [(40, 48)] + [(32, 32)] * 2 + [(48, 48)] * 2, [6, 1, 4, 2, 4, 4]),
+        (3, [(8, 8, 8)] * 3 + [(24, 16, 16)], [2, 1, 2]),
+    ],
+)
+def test_probabilities_of_cases__neighbours_of_one_shape_share_batches(
+    dimensions: int, shapes: list[tuple[int, ...]], windows: list[int]
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, shape).astype(np.uint8) for shape in shapes]
+    cases = [case_of(own, np.zeros_like(own)) for own in pixels]
+    settings = settings_of(dimensions, f"evaluate.batch_size={6 if dimensions == 2 else 16}")
+    network: Any = Counted()
+    found = list(probabilities_of_cases(network, cases, settings, CPU))
+    assert network.windows == windows
+    for own, alone in zip(found, pixels, strict=True):
+        np.testing.assert_array_equal(own, probabilities_of(network, [alone], settings, CPU, "fp32")[0])
 
 
 def test_segment_cases__puts_the_classes_on_the_image() -> None:
