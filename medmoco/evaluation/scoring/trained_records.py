@@ -97,7 +97,7 @@ class SegmentationScore(PrimaryRecord):
 
 
 class SegmentationDifference(EncoderRecord):
-    """One record of a segmentation run's differences.json: one run minus another, on the images that both score."""
+    """One record of a segmentation run's differences.json: one run minus another."""
 
     metric: Text
     """See `SegmentationScore`."""
@@ -106,13 +106,13 @@ class SegmentationDifference(EncoderRecord):
     control: Text
     """Name of the encoder that is subtracted."""
     difference: Value | None
-    """Difference of the values on these images."""
+    """Difference of the two scores."""
     low: ValueLow | None
     high: ValueHigh | None
     bootstrap_left_out: Count
     """Draws in which the difference was not defined."""
     n: Images
-    """Images with the class in the truth or in both predictions; for macro, with any such class."""
+    """Images with the class in the true mask or in either prediction; for macro, with any class."""
     n_patients: Patients
     """Patients of these images."""
 

@@ -19,7 +19,7 @@ from medmoco.evaluation.scoring.table import MACRO, name_width, span
 from medmoco.evaluation.scoring.trained_records import SegmentationCurveDifference, SegmentationPoint
 from medmoco.segmentation.scores.metrics import Measures
 from medmoco.segmentation.scores.records import Integers
-from medmoco.segmentation.scores.scoring import SHARES, Score, by_label, mean_of_defined, score, score_both
+from medmoco.segmentation.scores.scoring import SHARES, Score, by_label, mean_of_defined, score
 
 METHOD = "segment"
 
@@ -91,17 +91,19 @@ def points_of(trained: Trained, scored: Scored) -> Iterator[SegmentationPoint]:
 
 
 def differences_between(trained: Trained, control: Trained, scored: Scored) -> Iterator[SegmentationCurveDifference]:
-    """Yield one encoder minus another for each split, class and metric, on the images that both score in each draw."""
+    """Yield one encoder minus another for each split, class and metric; see `scoring.differences_of`."""
     for split, patients in scored.patients.items():
-        pairs = [
-            score_both((own[split], other[split]), patients, scored.classes, draws=scored.bootstrap, seed=scored.seed)
-            for own, other in zip(trained.measures, control.measures, strict=True)
-        ]
-        counted = by_label(np.any([both for both, _, _ in pairs], axis=0), scored.classes)
-        for label in pairs[0][1]:
+        measures = [[own[split] for own in runs.measures] for runs in (trained, control)]
+        first, second = (
+            [score(own, patients, scored.classes, draws=scored.bootstrap, seed=scored.seed) for own in runs]
+            for runs in measures
+        )
+        known = [~np.isnan(own.dice) for runs in measures for own in runs]
+        counted = by_label(np.any(known, axis=0), scored.classes)
+        for label in first[0]:
             for metric in SHARES:
-                own = _mean([first[label][metric] for _, first, _ in pairs])
-                other = _mean([second[label][metric] for _, _, second in pairs])
+                own = _mean([each[label][metric] for each in first])
+                other = _mean([each[label][metric] for each in second])
                 low, high, left_out = interval(own.draws - other.draws)
                 yield SegmentationCurveDifference(
                     split=split, label=label, metric=metric, unit=None, encoder=trained.encoder,

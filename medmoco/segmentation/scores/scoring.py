@@ -196,16 +196,6 @@ def by_label(flags: Flags, classes: Sequence[str]) -> dict[str, Flags]:
     return {label: flags[:, place] for place, label in enumerate(classes)} | {MACRO: any_class}
 
 
-def score_both(
-    pair: tuple[Measures, Measures], patients: Integers, classes: Sequence[str], *, draws: int, seed: int
-) -> tuple[Flags, Scores, Scores]:
-    """Return which scores both runs have, (N, C), and the scores of both on these; the arguments are as of `score`."""
-    both: Flags = ~np.isnan(pair[0].dice) & ~np.isnan(pair[1].dice)
-    kept = [Measures(*(np.where(both, column, np.nan) for column in measures)) for measures in pair]
-    first, other = (score(measures, patients, classes, draws=draws, seed=seed) for measures in kept)
-    return both, first, other
-
-
 def differences_of(
     split: str,
     pair: tuple[Measures, Measures],
@@ -217,10 +207,10 @@ def differences_of(
     draws: int,
     seed: int,
 ) -> list[SegmentationDifference]:
-    """Return one run minus another for each class and metric, on the images that both score, paired by draws.
+    """Return one run minus another for each class and metric: the difference of their scores, paired by draws.
 
-    Both score a class in an image if it is in the truth or in both predictions. So a class that is not in the truth,
-    but in one prediction, does not count here.
+    Each score is over the images of its own run, as a class that is found where there is none must count against the
+    run that finds it.
 
     Args:
         split: Name of the split.
@@ -232,8 +222,8 @@ def differences_of(
         draws: Number of draws, D.
         seed: Random seed.
     """
-    both, first, other = score_both(pair, patients, classes, draws=draws, seed=seed)
-    counted = by_label(both, classes)
+    first, other = (score(measures, patients, classes, draws=draws, seed=seed) for measures in pair)
+    counted = by_label(~np.isnan(pair[0].dice) | ~np.isnan(pair[1].dice), classes)
     records = []
     for label, by_metric in first.items():
         for metric in (metric for metric in COMPARED if metric in by_metric):

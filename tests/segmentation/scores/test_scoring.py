@@ -143,7 +143,7 @@ def test_records__a_class_without_masks_is_undefined_and_perfect_scores_have_no_
     assert "limits of agreement" not in text[text.index("Tumour") : text.index("macro")]
 
 
-def test_differences__are_paired_and_of_the_images_that_both_score() -> None:
+def test_differences__are_paired() -> None:
     same = differences_of(
         "val", (MEASURES, MEASURES), PATIENTS, CLASSES, ("run", "other"), units=OF_VOLUMES, draws=100, seed=0
     )
@@ -156,17 +156,24 @@ def test_differences__are_paired_and_of_the_images_that_both_score() -> None:
     # Every image differs by the same, so every draw does, which only paired draws show.
     assert (dice.difference, dice.low, dice.high) == pytest.approx((0.1, 0.1, 0.1))
     assert (dice.n, dice.n_patients, dice.control) == (5, 4, "other")
+    assert {each.metric for each in same if each.label == MACRO} == {"dice", "surface_dice", "hd95"}
+
+
+def test_differences__what_one_run_finds_where_there_is_nothing_counts_against_it() -> None:
     other = Measures(*(column.copy() for column in MEASURES))
     for column, value in zip(other, (0, 0, 200, 3, 0), strict=True):
         column[2, 1] = value  # the other run finds a tumour where there is none
-    for column in other:
-        column[0, 0] = NAN
     found = differences_of(
         "val", (MEASURES, other), PATIENTS, CLASSES, ("run", "other"), units=OF_VOLUMES, draws=100, seed=0
     )
-    assert all(each.difference == 0 for each in found)
-    assert [each.n for each in found if each.metric == "dice"] == [4, 4, 5]
-    assert {each.metric for each in found if each.label == MACRO} == {"dice", "surface_dice", "hd95"}
+    own, theirs = (score(each, PATIENTS, CLASSES, draws=100, seed=0) for each in (MEASURES, other))
+    for each in found:
+        expected = own[each.label][each.metric].value - theirs[each.label][each.metric].value
+        assert each.difference == pytest.approx(expected)
+    dice = {each.label: each for each in found if each.metric == "dice"}
+    mean = np.nanmean(MEASURES.dice[:, 1])
+    assert dice["Tumour"].difference == pytest.approx(mean - mean * 4 / 5)
+    assert [each.n for each in dice.values()] == [5, 5, 5]
 
 
 def test_layout__reads_well() -> None:
