@@ -194,16 +194,17 @@ def segment_cases(
 def dice_on_canvases(
     probabilities: Iterable[Probabilities], cases: Sequence[Case], classes: int
 ) -> NDArray[np.float64]:
-    """Return the mean Dice of each class over the images that show it, (C,), on the grid of the canvases.
+    """Return the mean Dice of each class, (C,), on the grid of the canvases.
 
-    It chooses the epoch; scores are on the grids of the images.
+    It chooses the epoch; scores are on the grids of the images. Both are over the images with the class in the truth or
+    in the prediction, so that what is found where there is nothing counts as 0.
     """
     found = np.full((len(cases), classes), np.nan)
     for i, (own, case) in enumerate(zip(probabilities, cases, strict=True)):
         predicted, counts = own.argmax(0), case.numbers != IGNORED
         for place in range(classes):
             truth, shown = case.numbers == place + 1, (predicted == place + 1) & counts
-            if truth.any():
+            if truth.any() or shown.any():
                 found[i, place] = 2 * (truth & shown).sum() / (truth.sum() + shown.sum())
     known = ~np.isnan(found)
     return ratio(np.where(known, found, 0).sum(0), known.sum(0))
