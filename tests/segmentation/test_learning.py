@@ -157,16 +157,12 @@ def test_dice_on_canvases__is_that_of_what_counts() -> None:
     pixels[:16], numbers[8:24] = 255, 1
     pixels[24:28], numbers[24:28] = 255, IGNORED
     empty = np.zeros_like(numbers)
-    cases = [
-        case_of(pixels, numbers),
-        case_of(pixels, empty),
-        case_of(empty, empty),
-    ]  # the last is right, and not counted
+    cases = [case_of(pixels, numbers), case_of(pixels, empty), case_of(empty, empty)]
 
     def measure(**changes: Any) -> np.ndarray:
         network: Any = Brightness()
         return dice_on_canvases(probabilities_of_cases(network, cases, settings_of(2), CPU, **changes), cases, 2)
 
-    np.testing.assert_allclose(measure(), [(2 * 8 / 32 + 0) / 2, np.nan])
+    np.testing.assert_allclose(measure(), [(2 * 8 / 32 + 0) / 2, np.nan])  # the last image is right, and does not count
     with pytest.raises(Stopped):
         measure(stop_asked=lambda: True)
