@@ -87,6 +87,7 @@ def test_jpeg__every_size_and_quality(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert rates(capsys.readouterr().out) == ["decoded whole", "at reduced size"] * 6
 
 
+@pytest.mark.slow
 def test_step__every_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     shrink(monkeypatch, step, SIZES=((32, 16, 64), (48, 16, 128)), ROUNDS=1, STEPS=1)
     step.run()
@@ -95,6 +96,7 @@ def test_step__every_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert rates(text) == ["floor: bare encoders", "medmoco", "medmoco, 8 batch-norm groups"] * 2
 
 
+@pytest.mark.slow
 def test_loading__every_number_of_workers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = (
         "model.backbone=test_resnet", "views.size=32", "data.canvas_size=32", "train.global_batch_size=8",
@@ -240,6 +242,7 @@ def test_volume_packs__every_storage(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert volume_packs.OURS in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_volume_costs__every_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     shrink(
         monkeypatch, volume_costs, SIZES=(32,), PATIENTS=(3, 5), IMAGE_SIZE=64, BACKBONE="monai/resnet10_quarter",

@@ -35,9 +35,12 @@ def _examples() -> Iterator[doctest.DocTest]:
 
 
 EXAMPLES = {example.name: example for example in _examples()}
+LONG = {"dry_run", "export", "verify"}  # seconds each; tests/api covers the same calls
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in EXAMPLES]
+)
 def test_examples__run(name: str, workspace: Path) -> None:
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     printed: list[str] = []

@@ -205,6 +205,7 @@ def test_phantom__options_of_volumes(call: Call, monkeypatch: pytest.MonkeyPatch
     assert given["image_size"] == 64
 
 
+@pytest.mark.slow
 def test_phantom__writes_volumes(call: Call, tmp_path: Path) -> None:
     call("phantom", "--out", tmp_path / "ct", "--volumes", "--patients", 10, "--image-size", 64, "--format", "dicom")
     assert len(list((tmp_path / "ct" / "train").glob("PHANTOM-*/study1_series1/*.dcm"))) > 6 * 50

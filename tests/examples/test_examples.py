@@ -86,6 +86,7 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_own_loop__leaves_weights_that_medmoco_loads(phantoms: Path, tmp_path: Path) -> None:
     printed = run("own_loop.py", "--data", phantoms, "--out", tmp_path / "encoder.pt")
     assert "epoch 1: loss" in printed

@@ -103,7 +103,14 @@ def test_class_maps__agree_with_the_formula(name: str) -> None:
     assert scores == pytest.approx(made(views)[:, 1].tolist(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "monai/resnet10_quarter",
+        pytest.param("monai/densenet121", marks=pytest.mark.slow),
+        pytest.param("nnunet/resenc_4stages", marks=pytest.mark.slow),
+    ],
+)
 def test_class_maps__of_volumes_agree_with_the_formula(name: str) -> None:
     backbone = create_backbone(ModelSettings(backbone=name), seed=1, size=48, dimensions=3)
     made = ClassifierNetwork(backbone, nn.Linear(backbone.feature_dim, 2)).eval()
