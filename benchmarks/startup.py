@@ -25,8 +25,6 @@ STATEMENTS = {
     "medmoco evaluate": "import medmoco; medmoco.evaluate",
     "medmoco export": "import medmoco; medmoco.export",
 }
-
-
 FIRST_STEP = "pretrain, to first step"
 CONFIG = """
 out: {folder}/run
@@ -39,8 +37,8 @@ train: {{global_batch_size: 16, log_every: 1, knn_every: 0}}
 
 def run() -> None:
     """Print the median seconds of each, and its ratio to importing torch: median [lowest-highest] over the rounds."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         phantom(folder / "phantoms", patients=30, image_size=64, formats=["png"])
         (folder / "config.yaml").write_text(CONFIG.format(folder=folder))
         starts = {

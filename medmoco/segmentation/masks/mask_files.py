@@ -173,7 +173,7 @@ def stem_of(file: Path) -> str:
     """Return the name of a file without its suffixes; of a folder, as it is."""
     if file.is_dir():
         return file.name
-    return file.name.removesuffix(".gz").rsplit(".", 1)[0] if file.suffix == ".gz" else file.stem
+    return Path(file.name.removesuffix(".gz")).stem
 
 
 # DICOM segmentations

@@ -19,7 +19,7 @@ from medmoco.evaluation.scoring.table import MACRO, name_width, span
 from medmoco.evaluation.scoring.trained_records import SegmentationCurveDifference, SegmentationPoint
 from medmoco.segmentation.scores.metrics import Measures
 from medmoco.segmentation.scores.records import Integers
-from medmoco.segmentation.scores.scoring import SHARES, Score, by_label, mean_of_defined, score
+from medmoco.segmentation.scores.scoring import SHARES, Score, Scores, by_label, mean_of_defined, score
 
 METHOD = "segment"
 
@@ -69,8 +69,7 @@ class Trained:
 def points_of(trained: Trained, scored: Scored) -> Iterator[SegmentationPoint]:
     """Yield a point for each split and class."""
     for split, patients in scored.patients.items():
-        draws = [own[split] for own in trained.measures]
-        found = [score(own, patients, scored.classes, draws=scored.bootstrap, seed=scored.seed) for own in draws]
+        draws, found = [own[split] for own in trained.measures], _scores_of(trained, split, scored)
         known = by_label(np.any([~np.isnan(own.dice) for own in draws], axis=0), scored.classes)
         worst = [by_label((own.volume == 0) ^ (own.truth == 0), scored.classes) for own in draws]
         for label in found[0]:
@@ -93,12 +92,8 @@ def points_of(trained: Trained, scored: Scored) -> Iterator[SegmentationPoint]:
 def differences_between(trained: Trained, control: Trained, scored: Scored) -> Iterator[SegmentationCurveDifference]:
     """Yield one encoder minus another for each split, class and metric; see `scoring.differences_of`."""
     for split, patients in scored.patients.items():
-        measures = [[own[split] for own in runs.measures] for runs in (trained, control)]
-        first, second = (
-            [score(own, patients, scored.classes, draws=scored.bootstrap, seed=scored.seed) for own in runs]
-            for runs in measures
-        )
-        known = [~np.isnan(own.dice) for runs in measures for own in runs]
+        first, second = (_scores_of(runs, split, scored) for runs in (trained, control))
+        known = [~np.isnan(own[split].dice) for own in (*trained.measures, *control.measures)]
         counted = by_label(np.any(known, axis=0), scored.classes)
         for label in first[0]:
             for metric in SHARES:
@@ -112,6 +107,14 @@ def differences_between(trained: Trained, control: Trained, scored: Scored) -> I
                     bootstrap_left_out=left_out, n=int(counted[label].sum()),
                     n_patients=int(np.unique(patients[counted[label]]).size),
                 )  # fmt: skip
+
+
+def _scores_of(trained: Trained, split: str, scored: Scored) -> list[Scores]:
+    """Return the scores of each run on a split, on the same bootstrap draws."""
+    return [
+        score(own[split], scored.patients[split], scored.classes, draws=scored.bootstrap, seed=scored.seed)
+        for own in trained.measures
+    ]
 
 
 def _mean(scores: Sequence[Score]) -> Score:
