@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -104,9 +105,11 @@ def without_names(error: BaseException) -> str:
     return message if message.startswith(f"{kind}: ") else f"{kind}: {message}"
 
 
-# The part of a frame's path before the package or the standard library, which may name a user or a project.
+# The part of a frame's path before this package, another one or the standard library, which may name a user or a
+# project. Of a file elsewhere, only the name stays: a user's own folder may be called medmoco, too.
 _INSTALLATION = re.compile(
-    r'(?<=  File ")(?:[^"\n]*[/\\](?=(?:medmoco|site-packages|dist-packages|python3\.\d+)[/\\])|[^"\n]*[/\\])'
+    rf'(?<=  File ")(?:{re.escape(str(Path(__file__).parents[1]))}[/\\](?=medmoco[/\\])'
+    r'|[^"\n]*[/\\](?=(?:site-packages|dist-packages|python3\.\d+)[/\\])|[^"\n]*[/\\])'
 )
 
 

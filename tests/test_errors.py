@@ -25,7 +25,8 @@ def test_tree__docstring_draws_every_class_under_its_base_with_its_exit_code() -
         assert match[3] or base, f"{name} has no exit code"
         drawn[name] = (base, int(match[3]) if match[3] else drawn[base or ""][1])
         ancestors.append((depth, name))
-    classes = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    classes = {name: kind for name, kind in kinds.items() if issubclass(kind, Exception)}
     assert drawn == {
         name: (kind.__base__.__name__ if kind is not errors.MedmocoError else None, kind.exit_code)
         for name, kind in classes.items()
@@ -73,3 +74,17 @@ def test_traceback_of__names_files_from_their_package_on() -> None:
     assert 'File "test_errors.py"' in text
     for folder in (sys.prefix, sys.base_prefix, str(Path(__file__).parent)):
         assert folder not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        (str(Path(errors.__file__).parent / "data" / "packs.py"), str(Path("medmoco", "data", "packs.py"))),
+        ("/home/alice/medmoco/patient_smith/run.py", "run.py"),
+        (r"C:\Users\alice\medmoco\run.py", "run.py"),
+    ],
+)
+def test_traceback_of__a_folder_of_the_users_is_left_out_whatever_its_name(file: str, shown: str) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("1 / 0", file, "exec"))
+    assert f'File "{shown}", line 1' in errors.traceback_of(caught.value)
