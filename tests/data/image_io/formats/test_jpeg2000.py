@@ -10,8 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
-from pydicom.encaps import get_frame
-from pydicom.uid import JPEG2000Lossless
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.uid import HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless
 
 from medmoco.data.image_io.formats.jpeg2000 import decode_reduced
 from medmoco.data.image_io.images import read_image, to_canvas
@@ -149,6 +149,19 @@ def test_read_image__real_files_are_close_to_full(shared: Path) -> None:
             assert np.percentile(found, 99.9) <= 6, path.name
             reduced += 1
     assert reduced >= 14
+
+
+@pytest.mark.parametrize("syntax", [HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL])
+def test_read_image__high_throughput_files_are_decoded_in_full_or_reduced(tmp_path: Path, syntax: str) -> None:
+    pixels = film(256, 144, 8)
+    dataset = pydicom.dcmread(save_dicom(tmp_path / "a.dcm", pixels, 8, WindowCenter=128, WindowWidth=256))
+    # Written by OpenJPH 0.26.3 through imagecodecs 2026.3.6: `htj2k_encode(film(256, 144, 8), reversible=True)`.
+    dataset.PixelData = encapsulate([Path(__file__).with_name("openjph.j2c").read_bytes()])
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "b.dcm")
+    found, expected = (read_image(tmp_path / name).pixels.astype(np.int64) for name in ("b.dcm", "a.dcm"))
+    assert np.abs(found - expected).max() <= 1  # lossless, but OpenCV may round `film` differently on another CPU
+    assert errors(tmp_path / "b.dcm").mean() < 0.5
 
 
 def test_read_image__a_palette_is_decoded_in_full(tmp_path: Path) -> None:
