@@ -80,8 +80,8 @@ def test_traceback_of__names_files_from_their_package_on() -> None:
     ("file", "shown"),
     [
         (str(Path(errors.__file__).parent / "data" / "packs.py"), str(Path("medmoco", "data", "packs.py"))),
-        ("/home/alice/medmoco/patient_smith/run.py", "run.py"),
-        (r"C:\Users\alice\medmoco\run.py", "run.py"),
+        ("/data/alice/medmoco/patient_smith/run.py", "run.py"),
+        (r"C:\data\alice\medmoco\run.py", "run.py"),
     ],
 )
 def test_traceback_of__a_folder_of_the_users_is_left_out_whatever_its_name(file: str, shown: str) -> None:

@@ -15,6 +15,7 @@ from medmoco.data.manifest.overlap import counted, patient_ids
 from medmoco.evaluation.forecast_records import Forecast, LabelsNeeded
 from medmoco.evaluation.leakage.leakage import leak_lines
 from medmoco.evaluation.records import Compared, Counts, Difference, PrimaryRecord, Record, Score
+from medmoco.evaluation.scoring.trained_records import SegmentationScore
 from medmoco.evaluation.target_records import ClassScore, RegressionDifference, RegressionScore
 
 MACRO = "macro"
@@ -284,6 +285,18 @@ def sized_names(records: Iterable[PrimaryRecord]) -> dict[str, str]:
 def patients_in(score: Counts | ClassScore | RegressionScore) -> str:
     """Return ", 80 patients", to follow the images; empty if each has its own patient, as if patients are unknown."""
     return f", {score.n_patients} patients" if score.n_patients != score.n else ""
+
+
+def found_words(score: SegmentationScore) -> str | None:
+    """Return in how many images a class was found, such as "found in 8 of 9 images that show it"; None without need.
+
+    There is no need if it was found in all images and all show it, and for the mean over classes.
+    """
+    if score.label == MACRO or not (score.n_missed or score.n_false or score.n_empty):
+        return None
+    shown, without = score.n - score.n_false, score.n_false + score.n_empty
+    words = f"found in {shown - score.n_missed} of {shown} images that show it"
+    return f"{words}, and in {score.n_false} of {without} that do not" if without else words
 
 
 def _block_head(rows: Sequence[Score], width: int) -> list[str]:

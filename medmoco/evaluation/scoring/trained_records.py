@@ -90,8 +90,10 @@ class SegmentationScore(PrimaryRecord):
     """Images with the class in either mask; for macro, with any class."""
     n_patients: Patients
     """Patients of these images."""
-    n_worst: Images
-    """Those with the class in only one mask, which have the worst scores."""
+    n_missed: Images
+    """Those that show the class, and where it was not found; for macro, where some class was not found."""
+    n_false: Images
+    """Those that do not show the class, and where it was found; for macro, where some class was found."""
     n_empty: Images
     """Images with the class in neither mask, which do not count."""
 
@@ -146,8 +148,10 @@ class SegmentationPoint(MethodRecord, PrimaryRecord):
     """Images with the class in the true mask or in that of any draw; for macro, with any class."""
     n_patients: Patients
     """Patients of these images."""
-    n_worst: Annotated[float, unit_of("images")]
-    """Those with the class in only one mask, which have the worst scores; mean over draws."""
+    n_missed: Annotated[float, unit_of("images")]
+    """Images that show the class, and where it was not found; mean over draws."""
+    n_false: Annotated[float, unit_of("images")]
+    """Images that do not show the class, and where it was found; mean over draws."""
 
 
 class SegmentationCurveDifference(SegmentationDifference):

@@ -58,12 +58,13 @@ def _plot(
         [
             f"{100 * point.fraction:g} %, {point.encoder}",
             with_interval(*(getattr(point, f"{metric}{end}") for end in ("", "_low", "_high"))),
-            count(point.n_train_patients), count(point.n_train), count(point.draws), count(point.n_worst),
+            count(point.n_train_patients), count(point.n_train), count(point.draws), count(point.n_missed),
+            count(point.n_false),
         ]
         for point in points
     ]  # fmt: skip
     head = ["masks, encoder", f"{metric_words} (95 % interval)", "training patients", "training images", "draws",
-            "images with the class in only one mask"]  # fmt: skip
+            "images where the class was missed", "where it was found, but is not"]  # fmt: skip
     counts = f"{points[0].n} images of {points[0].n_patients} patients"
     title = f"{metric_words} by fraction of patients with masks, {class_words(label)} on {split} ({counts}), {run.name}"
     title = title[0].upper() + title[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from medmoco.evaluation.scoring.table import MACRO
+from medmoco.evaluation.scoring.table import MACRO, found_words
 from medmoco.evaluation.scoring.trained_records import SegmentationScore
 from medmoco.plotting.figures import Estimate
 from medmoco.reporting.blocks import NOTHING, Block, Fold, Plot, Section, Table, Text, count, several, with_interval
@@ -122,6 +122,15 @@ def _label(runs: Sequence[Run], label: str, split: str) -> Iterable[Block]:
         yield Table(
             f"{class_words(label)} on {split}: {_counts(own[0])}{of}", ["", *heads.values()], rows, decisive=True
         )
+        yield from _found(run, own, runs)
+
+
+def _found(run: Run, scores: Sequence[TrainedScore], runs: Sequence[Run]) -> Iterable[Text]:
+    """Yield in how many images each encoder finds the class, if that says more than its scores."""
+    first = {score.encoder: found_words(score) for score in scores if isinstance(score, SegmentationScore)}
+    words = [f"{_name(run, encoder, runs)}: {found}" for encoder, found in first.items() if found]
+    if words:
+        yield Text(f"{'; '.join(words)}.", "note")
 
 
 def _heads(run: Run, scores: Sequence[TrainedScore]) -> dict[str, str]:
@@ -177,9 +186,7 @@ def _counts(score: TrainedScore) -> str:
     text = f"{several(score.n, 'image')} of {several(score.n_patients, 'patient')}"
     if not isinstance(score, SegmentationScore):
         return f"{text}, {count(score.n_boxes)} boxes in {several(score.n_positive, 'image')}"
-    what, some = ("any class", "a class") if score.label == MACRO else ("it", "it")
-    if score.n_worst:
-        text += f"; in {count(score.n_worst)} of them, only one mask has {some}"
     if score.n_empty:
+        what = "any class" if score.label == MACRO else "it"
         text += f"; {several(score.n_empty, 'image')} without {what} {'does' if score.n_empty == 1 else 'do'} not count"
     return text

@@ -71,7 +71,7 @@ def points_of(trained: Trained, scored: Scored) -> Iterator[SegmentationPoint]:
     for split, patients in scored.patients.items():
         draws, found = [own[split] for own in trained.measures], _scores_of(trained, split, scored)
         known = by_label(np.any([~np.isnan(own.dice) for own in draws], axis=0), scored.classes)
-        worst = [by_label((own.volume == 0) ^ (own.truth == 0), scored.classes) for own in draws]
+        missed, false = ([by_label(getattr(own, kind), scored.classes) for own in draws] for kind in ("missed", "false"))
         for label in found[0]:
             cells: dict[str, Any] = {}
             for metric in SHARES:
@@ -85,7 +85,8 @@ def points_of(trained: Trained, scored: Scored) -> Iterator[SegmentationPoint]:
                 n_train_patients=trained.n_train_patients, tolerance=scored.tolerance, tolerance_unit=scored.unit,
                 bootstrap=scored.bootstrap, n=int(known[label].sum()),
                 n_patients=int(np.unique(patients[known[label]]).size),
-                n_worst=float(np.mean([own[label].sum() for own in worst])), **cells,
+                n_missed=float(np.mean([own[label].sum() for own in missed])),
+                n_false=float(np.mean([own[label].sum() for own in false])), **cells,
             )  # fmt: skip
 
 

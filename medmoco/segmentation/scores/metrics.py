@@ -62,6 +62,18 @@ class Measures(NamedTuple):
     truth: Floats
     """True volume or area."""
 
+    @property
+    def missed(self) -> Flags:
+        """Whether the image shows the class, and it was not found."""
+        flags: Flags = (self.truth > 0) & (self.volume == 0)
+        return flags
+
+    @property
+    def false(self) -> Flags:
+        """Whether the class was found in an image that does not show it."""
+        flags: Flags = (self.truth == 0) & (self.volume > 0)
+        return flags
+
 
 def stack(cases: Sequence[Measures]) -> Measures:
     """Stack the scores of N images (C,) to (N, C)."""

@@ -18,7 +18,7 @@ import pandas as pd
 
 from medmoco.evaluation.metrics.auroc import Interval, bootstrap_sums, interval, or_none, ratio, share_interval
 from medmoco.evaluation.record_files import SavedRecords, to_frame
-from medmoco.evaluation.scoring.table import MACRO, figure, span
+from medmoco.evaluation.scoring.table import MACRO, figure, found_words, span
 from medmoco.evaluation.scoring.trained_records import SegmentationDifference, SegmentationScore
 from medmoco.segmentation.scores.metrics import OF_VOLUMES, Flags, Floats, Measures, Units
 from medmoco.segmentation.scores.records import Integers
@@ -168,7 +168,7 @@ def records_of(
 ) -> list[SegmentationScore]:
     """Return one record per class and metric; those of this run, not of the run in comparison, are primary."""
     known = by_label(~np.isnan(measures.dice), classes)
-    one_sided = by_label((measures.volume == 0) ^ (measures.truth == 0), classes)
+    missed, false = by_label(measures.missed, classes), by_label(measures.false, classes)
     records = []
     for label, by_metric in scores.items():
         for metric, own in by_metric.items():
@@ -179,7 +179,7 @@ def records_of(
                 tolerance_unit=units.length if metric == "surface_dice" else None, value=or_none(own.value),
                 low=or_none(low), high=or_none(high), bootstrap=len(own.draws), bootstrap_left_out=left_out,
                 n=int(known[label].sum()), n_patients=int(np.unique(patients[known[label]]).size),
-                n_worst=int(one_sided[label].sum()), n_empty=int((~known[label]).sum()),
+                n_missed=int(missed[label].sum()), n_false=int(false[label].sum()), n_empty=int((~known[label]).sum()),
             ))  # fmt: skip
     return records
 
@@ -246,7 +246,7 @@ def layout(
     *,
     units: Units,
 ) -> str:
-    """Lay out a block per split and class, with two lines per encoder and difference, and a line on volumes.
+    """Lay out a block per split and class: two lines per encoder and difference, then what was found, and volumes.
 
     Args:
         scores: Scores of one or two runs.
@@ -268,28 +268,28 @@ def layout(
         }
         titles = {metric: title for metric, title in titles.items() if metric in {each.metric for each in own}}
         lines += [f"{split}: {label}  ({_counts(own[0])})", _line("", titles, titles)]
-        volumes: list[str] = []
+        below: list[str] = []
         for name in dict.fromkeys(each.encoder for each in own):
             cells = {each.metric: (each.value, each.low, each.high) for each in own if each.encoder == name}
             lines += _rows(name, cells, titles)
-            volumes += _volumes(name, cells, what, units.volume)
-        there = [found for found in differences if (found.split, found.label) == (split, label)]
+            found = found_words(next(each for each in own if each.encoder == name))
+            below += [f"  {name}: {found}"] if found else []
+            below += _volumes(name, cells, what, units.volume)
+        there = [each for each in differences if (each.split, each.label) == (split, label)]
         if there:
-            cells = {found.metric: (found.difference, found.low, found.high) for found in there}
+            cells = {each.metric: (each.difference, each.low, each.high) for each in there}
             lines += _rows(f"{there[0].encoder} minus {there[0].control}", cells, titles, "+")
-        lines += [*volumes, ""]
+        lines += [*below, ""]
     return "\n".join([*lines, *notes]) + "\n"
 
 
 def _counts(own: SegmentationScore) -> str:
     """Return what a block counts, such as "20 images of 18 patients; 2 images without it do not count"."""
-    what, some = ("any class", "a class") if own.label == MACRO else ("it", "it")
-    counts = [f"{own.n} images of {own.n_patients} patients"]
-    if own.n_worst:
-        counts.append(f"in {own.n_worst} of them, only one mask has {some}")
+    counts = f"{own.n} images of {own.n_patients} patients"
     if own.n_empty:
-        counts.append(f"{own.n_empty} without {what} {'does' if own.n_empty == 1 else 'do'} not count")
-    return "; ".join(counts)
+        what = "any class" if own.label == MACRO else "it"
+        counts += f"; {own.n_empty} without {what} {'does' if own.n_empty == 1 else 'do'} not count"
+    return counts
 
 
 def _line(name: str, cells: Mapping[str, str], titles: Mapping[str, str]) -> str:

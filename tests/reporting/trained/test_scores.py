@@ -18,11 +18,13 @@ def test_trained_section__shows_each_class_with_the_difference(run_folder: Path,
     assert [part.title for part in section.sections] == [
         "anterior, test", "posterior, test", "Mean over classes, test", "Split val",
     ]  # fmt: skip
-    (table,) = section.sections[1].blocks
+    table, found = section.sections[1].blocks
     assert isinstance(table, Table)
-    assert table.caption == (
-        "posterior on test: 23 images of 12 patients; in 1 of them, only one mask has it; 1 image without it does not"
-        " count"
+    assert table.caption == "posterior on test: 23 images of 12 patients; 1 image without it does not count"
+    assert found == Text(
+        "pretrained encoder: found in 22 of 23 images that show it, and in 0 of 1 that do not; from scratch: found in"
+        " 22 of 23 images that show it, and in 0 of 1 that do not.",
+        "note",
     )
     assert [row[0] for row in table.rows] == [
         "pretrained encoder", "from scratch", "pretrained encoder minus from scratch",

@@ -34,7 +34,8 @@ def test_points__of_one_draw_are_the_scores_of_its_run() -> None:
         dice, surface = records[point.label, "dice"], records[point.label, "surface_dice"]
         assert (point.dice, point.dice_low, point.dice_high) == (dice.value, dice.low, dice.high)
         assert (point.surface_dice, point.surface_dice_low) == (surface.value, surface.low)
-        assert (point.n, point.n_patients, point.n_worst) == (dice.n, dice.n_patients, dice.n_worst)
+        assert (point.n, point.n_patients) == (dice.n, dice.n_patients)
+        assert (point.n_missed, point.n_false) == (dice.n_missed, dice.n_false)
         assert (point.method, point.tolerance, point.draws) == ("segment", 2.0, 1)
 
 

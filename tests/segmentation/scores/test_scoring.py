@@ -102,9 +102,9 @@ def test_records__count_images_patients_and_empty_masks() -> None:
     records = records_of("val", MEASURES, PATIENTS, CLASSES, scores, units=OF_VOLUMES, tolerance=2, encoder="run")
     found = {(record.label, record.metric): record for record in records}
     tumour = found["Tumour", "dice"]
-    assert (tumour.n, tumour.n_patients, tumour.n_worst, tumour.n_empty) == (4, 3, 1, 1)
+    assert (tumour.n, tumour.n_patients, tumour.n_missed, tumour.n_false, tumour.n_empty) == (4, 3, 1, 0, 1)
     macro = found[MACRO, "dice"]
-    assert (macro.n, macro.n_patients, macro.n_worst, macro.n_empty) == (5, 4, 1, 0)
+    assert (macro.n, macro.n_patients, macro.n_missed, macro.n_false, macro.n_empty) == (5, 4, 1, 0, 0)
     for record in records:
         assert record.low is not None
         assert record.value is not None
@@ -190,11 +190,10 @@ def test_layout__reads_well() -> None:
         "test", (MEASURES, worse), PATIENTS, CLASSES, ("run", "untrained"), units=OF_VOLUMES, draws=200, seed=0
     )
     text = layout(records, differences, ["head"], ["note"], units=OF_VOLUMES)
-    assert (
-        "test: Tumour  (4 images of 3 patients; in 1 of them, only one mask has it; 1 without it does not count)"
-        in text
-    )
-    assert "test: macro  (5 images of 4 patients; in 1 of them, only one mask has a class)" in text
+    assert "test: Tumour  (4 images of 3 patients; 1 without it does not count)" in text
+    assert "  run: found in 3 of 4 images that show it, and in 0 of 1 that do not\n" in text
+    assert "found" not in text[: text.index("test: Tumour")]  # the liver is in all images, and was found in all
+    assert "test: macro  (5 images of 4 patients)" in text
     assert "surface Dice at 2.5 mm" in text
     assert "volume bias mL" in text
     assert "run minus untrained     +0.100" in text
