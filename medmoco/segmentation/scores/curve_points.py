@@ -71,7 +71,8 @@ def points_of(trained: Trained, scored: Scored) -> Iterator[SegmentationPoint]:
     for split, patients in scored.patients.items():
         draws, found = [own[split] for own in trained.measures], _scores_of(trained, split, scored)
         known = by_label(np.any([~np.isnan(own.dice) for own in draws], axis=0), scored.classes)
-        missed, false = ([by_label(getattr(own, kind), scored.classes) for own in draws] for kind in ("missed", "false"))
+        missed = [by_label(own.missed, scored.classes) for own in draws]
+        false = [by_label(own.false, scored.classes) for own in draws]
         for label in found[0]:
             cells: dict[str, Any] = {}
             for metric in SHARES:
