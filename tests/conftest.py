@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,18 @@ settings.load_profile("medmoco")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest test: as the last one it would keep one worker busy while the other has nothing to do."""
     items.sort(key=lambda item: not item.name.startswith("test_chest_films__pretrain"))
+
+
+def pytest_collection() -> None:
+    """Collect tests without garbage collection, which would search their million objects again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, except among what stays until the end."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
