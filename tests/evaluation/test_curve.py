@@ -165,6 +165,7 @@ def test_curve__targets_alone_and_nothing_to_fine_tune(settings: Callable[..., R
         curve(chosen, {"run": "random"}, tmp_path, finetune=True)
 
 
+@pytest.mark.slow
 def test_curve__says_how_images_of_a_control_were_prepared(
     settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tests.helpers.segmenters import make_segmenter
 BACKBONES = [
     (2, "test_resnet", 32),
     pytest.param(2, "convnext_atto", 32, marks=pytest.mark.slow),
-    (3, "nnunet/resenc_4stages_quarter", 16),
+    pytest.param(3, "nnunet/resenc_4stages_quarter", 16, marks=pytest.mark.slow),
     (3, "monai/resnet10_quarter", 32),
     pytest.param(3, "monai/densenet121", 32, marks=pytest.mark.slow),
     pytest.param(3, "monai/swin_unetr", 32, marks=pytest.mark.slow),

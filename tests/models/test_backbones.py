@@ -217,7 +217,7 @@ def test_check_size__of_volumes(name: str, size: int, words: str) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 40, 96])
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/swin_unetr", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/swin_unetr", "nnunet/resenc_4stages_quarter"])
 def test_check_size__of_volumes_computes_shapes_alone(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = create_backbone(ModelSettings(backbone=name), seed=0, size=size, dimensions=3)
     devices: list[str] = []
@@ -241,8 +241,8 @@ def test_create_backbone__networks_for_volumes_do_not_take_images() -> None:
         ("monai/resnet10_quarter", ["layer2", "layer3"]),
         pytest.param("monai/resnet50", ["layer2", "layer3"], marks=pytest.mark.slow),
         ("monai/densenet121", ["features.denseblock2", "features.denseblock3"]),
-        ("nnunet/resenc_4stages", ["stages.1", "stages.2"]),
-        ("monai/swin_unetr", None),
+        ("nnunet/resenc_4stages_quarter", ["stages.1", "stages.2"]),
+        pytest.param("monai/swin_unetr", None, marks=pytest.mark.slow),
     ],
 )
 def test_create_backbone__features_of_more_stages_of_volumes(name: str, earlier: list[str] | None) -> None:
@@ -272,7 +272,7 @@ def test_create_backbone__stages_of_volumes_that_there_are_not() -> None:
 
 @pytest.mark.parametrize(
     ("name", "library"),
-    [("monai/resnet10_quarter", "monai"), ("monai/swin_unetr", "monai"), ("nnunet/resenc_4stages", "nnU-Net")],
+    [("monai/resnet10_quarter", "monai"), ("monai/swin_unetr", "monai"), ("nnunet/resenc_4stages_quarter", "nnU-Net")],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_create_backbone__of_volumes_starts_from_a_file(tmp_path: Path, name: str, library: str, suffix: str) -> None:

@@ -60,6 +60,7 @@ def test_init__of_class_folders_trains(place: Path) -> None:
     _assert_trains(started)
 
 
+@pytest.mark.slow
 def test_init__of_twenty_images_trains(place: Path) -> None:
     write_images(place / "pngs", [f"{n}.png" for n in range(20)])
     started = medmoco.init("pngs", minutes=SHORT)
@@ -135,6 +136,7 @@ def test_init__what_was_not_decoded_is_put_in_quarantine_and_trains(
     _assert_trains(started)
 
 
+@pytest.mark.slow
 def test_init__slow_decoding_makes_a_pack_and_trains(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(place / "pngs", [f"{n}.png" for n in range(20)])
     monkeypatch.setattr(init_module, "_images_per_second", lambda *_: 10**6)

@@ -129,7 +129,7 @@ DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
     ("processes", "method", "overrides"),
     [
         (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
-        (4, V3, []),
+        pytest.param(4, V3, [], marks=pytest.mark.slow),
         (2, DECODER, ["train.accumulation_steps=2"]),
         pytest.param(2, AUTOENCODER, [], marks=pytest.mark.slow),
     ],

@@ -167,7 +167,7 @@ FAMILY: dict[str, tuple[str, ...]] = {
     "autoencoder": ("decoder={weight: 1, contrast: 0, channels: 32}",),
     "other-images": ("method.negatives=other_images", "method.queue_size=50"),
 }  # fmt: skip
-QUICK = ("v3-conv-stem", "symmetric-patient", "decoder")
+QUICK = ("symmetric-patient", "decoder")
 
 
 def of_the_family(manifest: Path, out: str, name: str) -> config.RunSettings:

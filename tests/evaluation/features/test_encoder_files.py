@@ -53,7 +53,7 @@ def export_of(folder: Path, name: str = "test_resnet", **changes: Any) -> Encode
         ("moco-v3/vit_conv_tiny", {}),
         ("monai/resnet10_quarter", VOLUMES),
         ("monai/densenet121", VOLUMES | {"volumes": "resized", "window": "percentiles", "spacing": None}),
-        ("nnunet/resenc_4stages", VOLUMES | {"mirror": False, "bit_depth": 8}),
+        ("nnunet/resenc_4stages_quarter", VOLUMES | {"mirror": False, "bit_depth": 8}),
     ],
 )
 def test_export__comes_back_as_the_encoder_it_is(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:

@@ -112,6 +112,7 @@ def moco_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_begin__controls_have_their_own_network_normalisation_and_size(
     real: Callable[..., RunSettings], tmp_path: Path, moco_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_begin__controls_have_their_own_network_normalisation_and_size(
     assert not without.others
 
 
+@pytest.mark.slow
 def test_begin__hashes_each_file_once_for_all_encoders(
     real: Callable[..., RunSettings], tmp_path: Path, moco_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def test_begin__a_control_larger_than_the_canvases_of_a_pack_is_read_from_the_fi
         begin(packed, {"run": str(moco_file), "large": f"{moco_file}@64"}, test=False)
 
 
+@pytest.mark.slow
 def test_begin__a_control_of_unknown_normalisation_has_that_of_the_settings(
     real: Callable[..., RunSettings], tmp_path: Path
 ) -> None:

@@ -202,7 +202,7 @@ def test_readme__says_how_to_run_and_verify(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("volumes", ["sliding", "resized"])
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "nnunet/resenc_4stages_quarter"])
 def test_write__an_encoder_of_volumes_gives_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, volumes: str
 ) -> None:
@@ -224,7 +224,7 @@ def test_write__an_encoder_of_volumes_gives_features(
     assert np.ptp(wanted, 0).max() > 0.01 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages_quarter"])
 def test_write__of_volumes_is_verified_by_monai(tmp_path: Path, name: str) -> None:
     monai_bundle.write(volume_subject(name), tmp_path)
     root = tmp_path / monai_bundle.FOLDER

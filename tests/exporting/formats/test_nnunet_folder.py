@@ -20,7 +20,7 @@ from medmoco.exporting.formats import nnunet_folder
 from medmoco.exporting.subject import Subject
 from tests.helpers.volume_subjects import CT, head_like, volume_subject
 
-NAME = "nnunet/resenc_4stages"
+NAME = "nnunet/resenc_4stages_quarter"
 
 needs_nnunet = pytest.mark.skipif(
     importlib.util.find_spec("nnunetv2") is None, reason="nnunetv2 is not installed; it is no dependency of medmoco"

@@ -46,7 +46,7 @@ def test_describe__lines_of_the_card_run(
     torch.testing.assert_close(scope["outputs"], subject.backbone(images))
 
 
-@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages"])
+@pytest.mark.parametrize("name", ["monai/resnet10_quarter", "monai/densenet121", "nnunet/resenc_4stages_quarter"])
 def test_describe__code_for_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     subject = volume_subject(name)
     safetensors_file.write(subject, tmp_path)
@@ -61,7 +61,7 @@ def test_describe__code_for_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "name", ["monai/resnet10_quarter", pytest.param("nnunet/resenc_4stages", marks=pytest.mark.slow)]
+    "name", ["monai/resnet10_quarter", pytest.param("nnunet/resenc_4stages_quarter", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "program", "monai-bundle", "nnunet"])
 def test_write__every_format_of_volumes_reads_back(tmp_path: Path, read_back, form: str, name: str) -> None:

@@ -151,10 +151,8 @@ def test_fit__efficientnets_of_lukemelas(name: str, tmp_path: Path) -> None:
     assert difference(backbone, source) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("registers", "name"),
-    [pytest.param(0, "vit_small_patch14_dinov2", marks=pytest.mark.slow), (4, "vit_small_patch14_reg4_dinov2")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("registers", "name"), [(0, "vit_small_patch14_dinov2"), (4, "vit_small_patch14_reg4_dinov2")])
 def test_fit__dinov2_of_its_authors_and_of_transformers(registers: int, name: str, tmp_path: Path) -> None:
     source = foreign.dinov2_vit(registers)
     files: dict[str, foreign.State] = {
