@@ -54,8 +54,8 @@ def grey(header: Dataset, pixels: Pixels, frame: int, window: Window, halve_to: 
     stored = int(header.BitsStored)
     lowest = -(2 ** (stored - 1)) if int(header.PixelRepresentation) == 1 else 0
     possible = np.arange(lowest, lowest + 2**stored)
-    first, last = _padding(header, lowest, stored)
-    values = _modality_values(header, possible, frame)
+    first, last = padding_values(header, lowest, stored)
+    values = modality_values(header, possible, frame)
 
     def actual_range() -> Floats:
         anatomy = pixels[(pixels < first) | (pixels > last)] if first <= last else pixels
@@ -93,7 +93,7 @@ def may_average(header: Dataset, frame: int, window: Window) -> bool:
         width = stated[2]
     else:
         return True
-    first, last = _modality_values(header, np.array([0, 2**stored - 1]), frame)
+    first, last = modality_values(header, np.array([0, 2**stored - 1]), frame)
     return bool(width >= abs(last - first) / 4)
 
 
@@ -104,7 +104,7 @@ def needs_extremes(header: Dataset, frame: int, window: Window) -> bool:
     return _window_in(header, frame) is None
 
 
-def _padding(header: Dataset, lowest: int, stored: int) -> tuple[int, int]:
+def padding_values(header: Dataset, lowest: int, stored: int) -> tuple[int, int]:
     """Return the first and last stored value of padding, which is not part of the image and is shown in black.
 
     The numbers have the type of the pixels, regardless of their VR. Source: DICOM PS3.3 C.7.5.1.1.2.
@@ -121,7 +121,7 @@ def _padding(header: Dataset, lowest: int, stored: int) -> tuple[int, int]:
     return min(ends), max(ends)
 
 
-def _group(header: Dataset, frame: int, name: str) -> Dataset:
+def functional_group(header: Dataset, frame: int, name: str) -> Dataset:
     """Return the frame's functional group of that name, the shared one, or the header itself."""
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
@@ -131,11 +131,11 @@ def _group(header: Dataset, frame: int, name: str) -> Dataset:
     return header
 
 
-def _modality_values(header: Dataset, stored: Pixels, frame: int) -> Floats:
+def modality_values(header: Dataset, stored: Pixels, frame: int) -> Floats:
     """Return stored values in the manufacturer's units. Source: DICOM PS3.3 C.11.1."""
     if tables := header.get("ModalityLUTSequence"):
         return _look_up(header, tables[0], stored)[0]
-    source = _group(header, frame, "PixelValueTransformationSequence")
+    source = functional_group(header, frame, "PixelValueTransformationSequence")
     slope, intercept = source.get("RescaleSlope"), source.get("RescaleIntercept")
     values: Floats = stored * float(1 if slope is None else slope) + float(0 if intercept is None else intercept)
     return values
@@ -166,7 +166,7 @@ def _voi_shares(
 
 def _window_in(header: Dataset, frame: int) -> tuple[str, float, float] | None:
     """Return the function, centre and width of the header's window; None without a valid one."""
-    source = _group(header, frame, "FrameVOILUTSequence")
+    source = functional_group(header, frame, "FrameVOILUTSequence")
     centre, width = _first(source.get("WindowCenter")), _first(source.get("WindowWidth"))
     function = str(source.get("VOILUTFunction") or "LINEAR").upper()
     if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
@@ -223,7 +223,7 @@ def _lut_start(first: int, count: int, values: Pixels) -> int:
 
 # Aspect ratio
 
-_MOST_OBLONG = 16
+MOST_OBLONG = 16
 
 
 def pixel_aspect(header: Dataset, frame: int) -> tuple[float, tuple[str, ...]]:
@@ -231,7 +231,7 @@ def pixel_aspect(header: Dataset, frame: int) -> tuple[float, tuple[str, ...]]:
 
     Source: DICOM PS3.3 C.7.6.3.1.7: the aspect ratio is used only if there is no spacing.
     """
-    measures = _group(header, frame, "PixelMeasuresSequence")
+    measures = functional_group(header, frame, "PixelMeasuresSequence")
     plain = ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
     for spacing in (measures.get("PixelSpacing"), *(header.get(name) for name in plain)):
         try:
@@ -241,7 +241,7 @@ def pixel_aspect(header: Dataset, frame: int) -> tuple[float, tuple[str, ...]]:
         if not (0 < down < math.inf and 0 < across < math.inf):
             continue
         aspect = down / across
-        if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+        if not 1 / MOST_OBLONG <= aspect <= MOST_OBLONG:
             return 1.0, (NOT_BELIEVED,)
         return (1.0, ()) if abs(aspect - 1) < 0.01 else (aspect, (NOT_SQUARE,))
     return 1.0, ()

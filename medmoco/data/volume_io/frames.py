@@ -66,7 +66,7 @@ def is_dicom(path: Path) -> bool:
 
 def series_of(path: Path) -> str:
     """Return the SeriesInstanceUID of a DICOM file, reading its header no further; blank if it has none."""
-    with without_header_values("DICOM"), dicom._BoundedReader(FileIO(path)) as stream:
+    with without_header_values("DICOM"), dicom.BoundedReader(FileIO(path)) as stream:
         start = read_partial(stream, stop_when=lambda tag, vr, length: tag > _SERIES_TAG)
         return str(start.get(SERIES) or "").strip()
 
@@ -77,8 +77,8 @@ def read_header(path: Path, limits: Limits) -> DicomFile:
     Raises:
         Unreadable: it is damaged, or its transfer syntax is not supported.
     """
-    with without_header_values("DICOM"), dicom._BoundedReader(FileIO(path)) as stream:
-        header, source, syntax = dicom._header(stream, limits.inflated_bytes)
+    with without_header_values("DICOM"), dicom.BoundedReader(FileIO(path)) as stream:
+        header, source, syntax = dicom.parse_header(stream, limits.inflated_bytes)
         return DicomFile(path, header, syntax, stream.tell() if source is stream else None)
 
 
@@ -90,7 +90,7 @@ def frame_count(file: DicomFile, limits: Limits) -> int:
         ImageError: it exceeds the limits.
     """
     with without_header_values("DICOM"):
-        width, height, count = dicom._check_header(file.header, file.syntax)
+        width, height, count = dicom.check_header(file.header, file.syntax)
         within(limits)(width, height, count)
         if not str(file.header.PhotometricInterpretation).startswith("MONOCHROME"):
             raise Unreadable("its pixels are colours; volumes have one channel: convert it to MONOCHROME2")
@@ -125,7 +125,7 @@ def frame_at(file: DicomFile, number: int) -> Frame:
     """
 
     def numbers(group: str, name: str, count: int) -> Floats:
-        value = windowing._group(file.header, number, group).get(name)
+        value = windowing.functional_group(file.header, number, group).get(name)
         values = np.array([] if value is None else value, np.float64).reshape(-1)
         if len(values) != count or not np.isfinite(values).all():
             raise Unreadable(
@@ -152,7 +152,9 @@ def is_reflected(frame: Frame) -> bool:
     Those of MONOCHROME1 are, unless they have a unit. Source: DICOM PS3.3 C.7.6.3.1.2.
     """
     header = frame.file.header
-    unit = str(windowing._group(header, frame.number, "PixelValueTransformationSequence").get("RescaleType") or "US")
+    unit = str(
+        windowing.functional_group(header, frame.number, "PixelValueTransformationSequence").get("RescaleType") or "US"
+    )
     return (
         header.PhotometricInterpretation == "MONOCHROME1"
         and str(header.get("Modality")) not in _UNIT_MODALITIES
@@ -167,22 +169,22 @@ def frame_values(frame: Frame, limits: Limits) -> NDArray[Any]:
         Unreadable: the file is damaged or truncated, or has no free decoder.
     """
     header, syntax, at = frame.file.header, frame.file.syntax, frame.file.pixels_at
-    with without_header_values("DICOM"), dicom._BoundedReader(FileIO(frame.file.path)) as stream:
+    with without_header_values("DICOM"), dicom.BoundedReader(FileIO(frame.file.path)) as stream:
         if at is None:
-            _, source, _ = dicom._header(stream, limits.inflated_bytes)
+            _, source, _ = dicom.parse_header(stream, limits.inflated_bytes)
         else:
             stream.seek(at)
             source = stream
         frames = int(header.get("NumberOfFrames") or 1)
-        cells = dicom._decoded(header, source, syntax, frame.number, frames, None)
-        stored = dicom._stored(header, cells, syntax)
+        cells = dicom.decode_frame(header, source, syntax, frame.number, frames, None)
+        stored = dicom.sample_values(header, cells, syntax)
         bits = int(header.BitsStored)
         lowest = -(2 ** (bits - 1)) if int(header.PixelRepresentation) == 1 else 0
-        first, last = windowing._padding(header, lowest, bits)
+        first, last = windowing.padding_values(header, lowest, bits)
         padding = (stored >= first) & (stored <= last) if first <= last else None
         if is_reflected(frame):
             stored = 2 * lowest + 2**bits - 1 - stored.astype(np.int32)
-        values: Pixels = windowing._modality_values(header, stored, frame.number)
+        values: Pixels = windowing.modality_values(header, stored, frame.number)
         if padding is not None and 0 < np.count_nonzero(padding) < padding.size:
             values[padding] = values[~padding].min()
     return values

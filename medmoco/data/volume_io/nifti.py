@@ -65,7 +65,7 @@ def open_nifti(path: Path, version: int, limits: Limits) -> StoredVolume:
         ImageError: it exceeds the limits.
     """
     with without_header_values("NIfTI"):
-        header = _header(path, version)
+        header = raw_header(path, version)
         shape = three_axes(tuple(int(length) for length in header.get_data_shape()))
         dtype = header.get_data_dtype()
         if dtype.kind not in "uif" or dtype.itemsize > 8:
@@ -104,7 +104,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, inflated)
 
 
-def _header(path: Path, version: int) -> Any:
+def raw_header(path: Path, version: int) -> Any:
     """Return nibabel's header, without extensions, which may be long and name the patient."""
     nibabel = library("nibabel")
     kind = nibabel.Nifti1Header if version == 1 else nibabel.Nifti2Header

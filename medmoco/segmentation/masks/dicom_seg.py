@@ -25,7 +25,7 @@ from pydicom.filereader import read_file_meta_info
 
 from medmoco.data.image_io.intensity import DAMAGED, Unreadable, quiet
 from medmoco.data.image_io.limits import Limits, within
-from medmoco.data.image_io.windowing import _group
+from medmoco.data.image_io.windowing import functional_group
 from medmoco.data.volume_io.frames import DicomFile, Frame, frame_at, is_dicom, read_header
 from medmoco.data.volume_io.geometry import LPS_TO_RAS
 from medmoco.data.volume_io.headers import without_header_values
@@ -162,7 +162,7 @@ class _Segments:
                 "the DICOM segmentation is FRACTIONAL and has probabilities between 0 and 1;\n"
                 "threshold them, and save it as BINARY"
             )
-        segment = _group(self.file.header, number, "SegmentIdentificationSequence").ReferencedSegmentNumber
+        segment = functional_group(self.file.header, number, "SegmentIdentificationSequence").ReferencedSegmentNumber
         return np.where(stored == most, int(segment), 0).astype(np.uint16)
 
 
@@ -237,7 +237,7 @@ def _placement(file: DicomFile, number: int, grid: ImageGrid) -> _Placement:
     Raises:
         Unreadable: its pixels are not pixels or voxels of the image.
     """
-    has_position = "ImagePositionPatient" in _group(file.header, number, "PlanePositionSequence")
+    has_position = "ImagePositionPatient" in functional_group(file.header, number, "PlanePositionSequence")
     if len(grid.shape) == 3 or (has_position and grid.affine is not None):
         return _by_position(frame_at(file, number), grid)
     size = int(file.header.Rows), int(file.header.Columns)

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from medmoco.data.image_io.intensity import Floats
 from medmoco.data.image_io.limits import Limits, as_image_errors
-from medmoco.data.image_io.windowing import _MOST_OBLONG, _group
+from medmoco.data.image_io.windowing import MOST_OBLONG, functional_group
 from medmoco.data.volume_io.frames import DicomFile, frames_of, is_dicom, read_header
 from medmoco.data.volume_io.geometry import LPS_TO_RAS
 from medmoco.data.volume_io.headers import without_header_values
@@ -104,13 +104,13 @@ def pixel_spacing(header: Dataset, frame: int) -> tuple[float, float] | None:
 
     Source: DICOM PS3.3 10.7.1.1 (which decides) and 10.7.1.3 (their order).
     """
-    stated = _group(header, frame, "PixelMeasuresSequence").get("PixelSpacing")
+    stated = functional_group(header, frame, "PixelMeasuresSequence").get("PixelSpacing")
     for pair in (stated, header.get("ImagerPixelSpacing"), header.get("NominalScannedPixelSpacing")):
         with suppress(TypeError, ValueError):
             down, across = (float(number) for number in pair or ())
             if 0 < down < math.inf and 0 < across < math.inf:
                 # As for the aspect ratio of the image, others are not believed.
-                return (down, across) if 1 / _MOST_OBLONG <= down / across <= _MOST_OBLONG else None
+                return (down, across) if 1 / MOST_OBLONG <= down / across <= MOST_OBLONG else None
     return None
 
 

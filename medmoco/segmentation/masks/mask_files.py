@@ -98,7 +98,7 @@ def _nifti_version(like: Path | None) -> int:
 def _like_nifti(nibabel: Any, values: NDArray[Any], like: Path, version: int) -> Any:
     """Return an image in memory on the grid of a NIfTI file, whose qform and sform it keeps bit by bit."""
     with as_image_errors(), without_header_values("NIfTI"):
-        header = nifti._header(like, version)
+        header = nifti.raw_header(like, version)
     affine = header.get_best_affine()
     own = _on_grid(values, affine)
     shape = header.get_data_shape()

@@ -115,10 +115,10 @@ def read_dicom(
     Raises:
         Unreadable: the file is damaged, truncated, not an image, inconsistent, or has no free decoder.
     """
-    with _BoundedReader(FileIO(path)) as stream:
+    with BoundedReader(FileIO(path)) as stream:
         with _without_header_values():
-            header, source, syntax = _header(stream, inflate_to)
-            width, height, frames = _check_header(header, syntax)
+            header, source, syntax = parse_header(stream, inflate_to)
+            width, height, frames = check_header(header, syntax)
         admit(width, height, frames)
         check_frame(frame, frames)
         with _without_header_values():
@@ -126,18 +126,18 @@ def read_dicom(
             # Twice the size, so that an area filter follows, as after a full decode.
             halve_to = 2 * at_least if at_least and averages else None
             decode_to = None if halve_to and needs_extremes(header, frame, window) else halve_to
-            pixels = _decoded(header, source, syntax, frame, frames, decode_to)
+            pixels = decode_frame(header, source, syntax, frame, frames, decode_to)
             image = (
                 coloured(header, pixels, rgb=rgb)
                 if pixels.ndim == 3
-                else grey(header, _stored(header, pixels, syntax), frame, window, halve_to)
+                else grey(header, sample_values(header, pixels, syntax), frame, window, halve_to)
             )
             aspect, notices = pixel_aspect(header, frame)
     full_size = None if aspect == 1 and image.pixels.shape[:2] == (height, width) else (height * aspect, float(width))
     return replace(image, full_size=full_size, notices=(*image.notices, *notices, *of_several(frame, frames)))
 
 
-class _BoundedReader(BufferedReader):
+class BoundedReader(BufferedReader):
     """A reader that allocates no more than the file has: Python would reserve gigabytes if a damaged length says so."""
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -158,7 +158,7 @@ def _without_header_values() -> Iterator[None]:
         raise Unreadable(f"the DICOM file cannot be decoded ({type(error).__name__}); {DAMAGED}") from None
 
 
-def _header(stream: BinaryIO, inflate_to: int) -> tuple[Dataset, BinaryIO, UID]:
+def parse_header(stream: BinaryIO, inflate_to: int) -> tuple[Dataset, BinaryIO, UID]:
     """Return the header, a stream positioned at the pixel data element, and the transfer syntax."""
     stream.seek(132)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
@@ -190,7 +190,7 @@ def _inflated_dataset(stream: BinaryIO, most: int) -> bytes:
     return plain
 
 
-def _check_header(header: Dataset, syntax: UID) -> tuple[int, int, int]:
+def check_header(header: Dataset, syntax: UID) -> tuple[int, int, int]:
     """Refuse files that are not readable images or have an inconsistent header; return width, height and frames."""
     if kind := NO_IMAGE_CLASSES.get(str(header.get("SOPClassUID"))):
         raise Unreadable(f"it is {kind}, not an image; remove the row from the CSV")
@@ -237,7 +237,9 @@ def _shift(header: Dataset) -> int:
     return 0 if high is None else int(high) + 1 - int(header.BitsStored)
 
 
-def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames: int, decode_to: int | None) -> Pixels:
+def decode_frame(
+    header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames: int, decode_to: int | None
+) -> Pixels:
     """Return a frame: (H, W) cells as stored, or (H, W, 3) RGB; of JPEG 2000 perhaps reduced."""
     vr, length = _value_of_pixels(stream, header)
     options = as_pixel_options(
@@ -271,7 +273,7 @@ def _decoded(header: Dataset, stream: BinaryIO, syntax: UID, frame: int, frames:
             raise
         raise _undecodable_syntax(syntax) from None
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        pixels = apply_color_lut(_stored(header, pixels, syntax), header)
+        pixels = apply_color_lut(sample_values(header, pixels, syntax), header)
         header.BitsStored = 8 * pixels.dtype.itemsize
     return pixels
 
@@ -386,7 +388,7 @@ def _undecodable_syntax(syntax: UID) -> Unreadable:
     )
 
 
-def _stored(header: Dataset, cells: Pixels, syntax: UID) -> Pixels:
+def sample_values(header: Dataset, cells: Pixels, syntax: UID) -> Pixels:
     """Return the sample values, without the unused bits of their cells, which may be arbitrary."""
     stored, shift, signed = int(header.BitsStored), _shift(header), int(header.PixelRepresentation) == 1
     lowest = -(2 ** (stored - 1)) if signed else 0
