@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from medmoco.evaluation.features.features import fingerprint
 from medmoco.evaluation.records import FROM_SCRATCH
 from medmoco.evaluation.scoring.trained import VAL_ONLY, Scoring, paired_names, record_test
 from medmoco.evaluation.scoring.trained_records import SegmentationScore
-from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations
+from medmoco.segmentation.annotated.annotations import Annotations, case_facts, load_annotations, masks_digest
 from medmoco.segmentation.annotated.cases import Case, truth_of
 from medmoco.segmentation.drawing import choose, draw_contours
 from medmoco.segmentation.learning import (
@@ -105,7 +104,7 @@ def segment(
     cases = annotations.splits["train"].cases
     job = SupervisedJob(
         split=_repeated(annotations.splits["train"].rows.split, settings),
-        facts=_facts(settings, annotations, facts_of_cases, f"{source['kind']}, SHA-256 {encoder_hash}"),
+        facts=_facts(settings, annotations, f"{source['kind']}, SHA-256 {encoder_hash}"),
         create_state=lambda: _create_state(model, context),
         notices=annotations.notes,
         warnings=warnings,
@@ -160,17 +159,19 @@ def _create_state(model: SegmentationNetwork, context: RunContext) -> TrainState
     return TrainState(model, create_optimizer(context.settings.train, model), context.scaler())
 
 
-def _facts(settings: RunSettings, annotations: Annotations, cases: CaseFacts, encoder: str) -> Tree:
-    """Return the facts to store in checkpoints; a run must be resumed with the same encoder, masks and val."""
+def _facts(settings: RunSettings, annotations: Annotations, encoder: str) -> Tree:
+    """Return the facts to store in checkpoints; a run must be resumed with the same encoder, masks and val.
+
+    Nothing of test is among them, so that a run can be scored on it later.
+    """
     train, val = (annotations.splits[name].rows.split for name in ("train", "val"))
     facts = facts_of(settings, train)
     used = {key: value for key, value in facts["settings"].items() if key in _USED or not key.startswith(_UNUSED)}
-    digest = hashlib.sha256(repr([case.mask_sha256 for case in annotations.splits["train"].cases]).encode()).hexdigest()
     used |= {
         "encoder": encoder,
-        "masks": f"SHA-256 {digest[:16]}",
+        "masks": f"SHA-256 {masks_digest(annotations, ['train'])[:16]}",
         "validation manifest": f"{len(val)} rows, SHA-256 {val.sha256[:16]}",
-        "validation masks": f"SHA-256 {cases.masks_sha256[:16]}",
+        "validation masks": f"SHA-256 {masks_digest(annotations, ['val'])[:16]}",
     }
     return {**facts, "settings": used}
 

@@ -120,6 +120,9 @@ def test_detect__resumed_is_bitwise_the_uninterrupted_run(
         assert_same(one[part], other[part])
     for name in ("detections.csv", "scores.json", "table.txt"):
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
+    later = detect(settings, "random", runs[0], scoring=Scoring(test=True), start=RESUME)
+    assert later is not None
+    assert {score.split for score in later.scores} == {"val", "test"}
 
 
 def _detect(group: Group, manifest: Path, out: Path, stop_at: int) -> str:

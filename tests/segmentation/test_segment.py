@@ -127,6 +127,9 @@ def test_segment__resumed_is_bitwise_the_uninterrupted_run(
         assert_same(one[part], other[part])
     for name in ("cases.csv", "scores.json", "table.txt"):
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes()
+    later = segment(settings, "random", runs[0], scoring=Scoring(test=True), start=RESUME)
+    assert later is not None
+    assert {score.split for score in later.scores} == {"val", "test"}
 
 
 def test_segment__number_of_workers_does_not_matter(manifest: Path) -> None:

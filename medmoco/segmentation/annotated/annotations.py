@@ -129,17 +129,22 @@ def _describe(splits: Mapping[str, Annotated], classes: Classes) -> str:
     return f"{'; '.join(counts)}; classes {', '.join(classes.names)}"
 
 
+def masks_digest(annotations: Annotations, names: Iterable[str]) -> str:
+    """Return the SHA-256 of what defines the masks of some splits: their class numbers and the classes."""
+    masks = [(name, [case.mask_sha256 for case in annotations.splits[name].cases]) for name in names]
+    return hashlib.sha256(repr((annotations.classes, masks)).encode()).hexdigest()
+
+
 def case_facts(settings: RunSettings, annotations: Annotations, encoder: Tree) -> CaseFacts:
     """Return the facts about the scores of each image; `encoder` is the `Provenance.record` of the run's encoder."""
     chosen = settings.segmentation
     scored = [annotations.splits[name] for name in annotations.scored]
-    masks = [(own.rows.split.name, [case.mask_sha256 for case in own.cases]) for own in scored]
-    digest = hashlib.sha256(repr((annotations.classes, masks)).encode()).hexdigest()
     splits = {own.rows.split.name: CaseSplit(manifest_sha256=own.rows.split.sha256, images=len(own)) for own in scored}
     units = units_of([case.image for own in scored for case in own.cases])
     return CaseFacts(
         classes=annotations.classes.names, tolerance=chosen.tolerance, length_unit=units.length,
-        volume_unit=units.volume, masks_sha256=digest, splits=splits, encoder=encoder,
+        volume_unit=units.volume, masks_sha256=masks_digest(annotations, annotations.scored), splits=splits,
+        encoder=encoder,
     )  # fmt: skip
 
 
