@@ -20,7 +20,7 @@ STATEMENTS = {
     "medmoco check": "import medmoco.data.quality.audit, medmoco.evaluation.leakage.shortcuts",
     "medmoco pack": "import medmoco.data.pack.pack_writing",
     "medmoco slurm": "import medmoco.training.slurm",
-    "medmoco report": "import medmoco; medmoco.report",
+    "medmoco report": "import medmoco.reporting.report",
     "medmoco pretrain": "import medmoco.training.pretrain",
     "medmoco evaluate": "import medmoco; medmoco.evaluate",
     "medmoco export": "import medmoco; medmoco.export",
