@@ -210,6 +210,7 @@ def test_forecast__every_form_and_observed_score(
     assert re.search(r"^\| Bright, .+, 50% \| 100% \|", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_probes__both_are_scored(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

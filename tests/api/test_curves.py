@@ -12,7 +12,8 @@ from medmoco.segmentation import curve as module
 from tests.helpers.made_segmentation import make_segmentation_curve
 
 
-@pytest.mark.parametrize("has_labels", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("has_labels", [True, False])
 def test_curve__of_masks_is_saved_with_that_of_labels(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_labels: bool
 ) -> None:

@@ -19,6 +19,7 @@ def test_report__shows_images_only_when_asked(workspace: Path) -> None:
     assert "Nearest neighbours on the val split" in page
 
 
+@pytest.mark.slow
 def test_report__shows_the_images_of_each_run_even_if_their_folders_have_the_same_name(workspace: Path) -> None:
     namesake = shutil.copytree("runs/phantoms", "more/phantoms")
     page = medmoco.report(["runs/phantoms", namesake], "both.html", images=True).read_text()

@@ -184,6 +184,7 @@ def _gradients(group: Group, settings: RunSettings) -> dict[str, NDArray[np.floa
     return {name: value.numpy() for name, value in found.items()}
 
 
+@pytest.mark.slow
 def test_detecting__two_processes_come_to_the_gradient_of_one(manifest: Path) -> None:
     """With batch norms in encoder and pyramid, and an encoder that ends in layers no level needs."""
     settings = settings_of(manifest, "detection.global_batch_size=8", "model.backbone=test_efficientnet")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
@@ -18,6 +19,7 @@ def test_views__are_drawn(tmp_path: Path) -> None:
         assert len(picture.convert("L").getcolors() or ()) > 100
 
 
+@pytest.mark.slow
 def test_reports__the_answer_and_its_figure_are_photographed(browser: Browser, tmp_path: Path) -> None:
     medmoco.report(OLD, tmp_path / "report.html")
     pictures.photograph(browser, tmp_path / "report.html", tmp_path / "report.png")

@@ -61,6 +61,7 @@ def test_bundle__monai_segments_a_folder_as_medmoco_does(
     )
 
 
+@pytest.mark.slow
 def test_export__onnx_of_a_run(tmp_path: Path) -> None:
     make_segmenter(tmp_path / "run" / "segmenter", 2)
     lines: list[str] = []

@@ -154,7 +154,8 @@ def check(found: NDArray[Any], expected: torch.Tensor, tolerance: float) -> None
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("kind", ["phantoms", pytest.param("real", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["phantoms", "real"])
 def test_use__films_to_features_and_probabilities_without_torch(
     place: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:

@@ -80,6 +80,7 @@ def test_two_runs__the_second_is_refused_and_the_first_unharmed(settings: Path, 
     assert_same_result(out, straight)
 
 
+@pytest.mark.slow
 def test_two_runs__one_that_was_killed_keeps_nobody_out(settings: Path, straight: Path, tmp_path: Path) -> None:
     """Its data workers live on for a while; they do not hold the folder."""
     out = tmp_path / "run"

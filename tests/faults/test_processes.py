@@ -30,6 +30,7 @@ def assert_same_weights(out: Path, other: Path) -> None:
         assert_same(one[part], two[part])
 
 
+@pytest.mark.slow
 def test_processes__two_leave_one_run_folder(settings: Path, together: Path, straight: Path) -> None:
     assert {file.name for file in together.iterdir()} == {file.name for file in straight.iterdir()}
     assert status(together)["state"] == "done"

@@ -11,7 +11,13 @@ import pytest
 from tests.helpers.runs import Run, assert_same_result, checkpoints, pretrain, status, steps
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        *(pytest.param(number, id=number.name, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGINT)),
+    ],
+)
 def test_stop__saves_and_the_printed_command_goes_on_to_the_same_weights(
     settings: Path, straight: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

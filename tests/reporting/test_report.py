@@ -94,7 +94,7 @@ def test_report__is_no_wider_than_the_screen(browser: Browser, pages: dict[str, 
      *(pytest.param(name, scheme, marks=pytest.mark.slow)
        for name, scheme in (("one", "light"), ("one", "dark"), ("several", "light"), ("several", "dark")))],
 )  # fmt: skip
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [390, pytest.param(1440, marks=pytest.mark.slow)])
 def test_report__axe_finds_nothing(
     browser: Browser, pages: dict[str, Path], name: str, scheme: str, width: int
 ) -> None:

@@ -51,6 +51,7 @@ def _assert_trains(started: Started) -> None:
 # ---- every plan trains ----
 
 
+@pytest.mark.slow
 def test_init__of_class_folders_trains(place: Path) -> None:
     _class_folders(place / "oct")
     started = medmoco.init("oct", minutes=SHORT)

@@ -144,7 +144,14 @@ def test_pretrain__patience_at_the_last_step_is_no_early_stop(manifest: Path) ->
     assert "done: 12 steps" in log_of(settings)
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 5], ids=["first", "best", "last"])
+@pytest.mark.parametrize(
+    "stop_at",
+    [
+        pytest.param(0, id="first", marks=pytest.mark.slow),
+        pytest.param(1, id="best"),
+        pytest.param(5, id="last", marks=pytest.mark.slow),
+    ],
+)
 def test_pretrain__stopped_while_scoring_then_resumed_is_the_uninterrupted_run(manifest: Path, stop_at: int) -> None:
     straight, broken = (settings_of(manifest, out) for out in ("straight", "broken"))
     run(straight)

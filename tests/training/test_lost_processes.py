@@ -36,6 +36,7 @@ def test_explaining_lost__a_process_that_died() -> None:
     assert survivor.exit_code == 6
 
 
+@pytest.mark.slow
 def test_explaining_lost__a_process_that_hangs_is_named_with_its_step() -> None:
     waiting, _ = run_together(2, _one_leaves, "hangs", hang_seconds=2.0)
     assert isinstance(waiting, DistributedError)

@@ -130,7 +130,7 @@ DECODER = (*AUTOENCODER, "decoder.contrast=0.5", "method.projector=mlp")
     [
         (2, OTHER_PATIENTS, ["train.accumulation_steps=2"]),
         pytest.param(4, V3, [], marks=pytest.mark.slow),
-        (2, DECODER, ["train.accumulation_steps=2"]),
+        pytest.param(2, DECODER, ["train.accumulation_steps=2"], marks=pytest.mark.slow),
         pytest.param(2, AUTOENCODER, [], marks=pytest.mark.slow),
     ],
 )

@@ -125,7 +125,7 @@ def test_loader__refuses_a_batch_without_images(folder: Path) -> None:
         of(folder).loader(14)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_loader__an_unreadable_image_is_named_by_its_row_alone(folder: Path, workers: int) -> None:
     (folder / "train-7.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"^train\.csv row 9: ") as caught:

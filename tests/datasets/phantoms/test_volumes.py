@@ -112,6 +112,7 @@ def test_write_series__orders(tmp_path, values):
     assert mixed[1] != up[1]
 
 
+@pytest.mark.slow
 def test_phantoms__workers_do_not_change_a_byte(tmp_path, phantoms):
     phantom(tmp_path / "again", volumes=True, patients=6, image_size=32, seed=5, workers=2)
     assert contents(tmp_path / "again") == contents(phantoms)
