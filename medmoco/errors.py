@@ -17,9 +17,9 @@ and settings keys, but never a patient ID or an image path.
 
 from __future__ import annotations
 
+import pathlib
 import re
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def without_names(error: BaseException) -> str:
 # The part of a frame's path before this package, another one or the standard library, which may name a user or a
 # project. Of a file elsewhere, only the name stays: a user's own folder may be called medmoco, too.
 _INSTALLATION = re.compile(
-    rf'(?<=  File ")(?:{re.escape(str(Path(__file__).parents[1]))}[/\\](?=medmoco[/\\])'
+    rf'(?<=  File ")(?:{re.escape(str(pathlib.Path(__file__).parents[1]))}[/\\](?=medmoco[/\\])'
     r'|[^"\n]*[/\\](?=(?:site-packages|dist-packages|python3\.\d+)[/\\])|[^"\n]*[/\\])'
 )
 

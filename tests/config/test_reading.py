@@ -180,7 +180,7 @@ _SCRAPS: Any = st.lists(
     ]) | st.text(max_size=4),
     max_size=20,
 ).map("".join)  # fmt: skip
-_FUZZ = effort(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_FUZZ = effort(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _is_read_or_refused(file: Path, *words: str) -> None:

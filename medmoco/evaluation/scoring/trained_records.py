@@ -91,9 +91,9 @@ class SegmentationScore(PrimaryRecord):
     n_patients: Patients
     """Patients of these images."""
     n_missed: Images
-    """Those that show the class, and where it was not found; for macro, where some class was not found."""
+    """Images that show the class, but in which it was not found; for macro, at least one class."""
     n_false: Images
-    """Those that do not show the class, and where it was found; for macro, where some class was found."""
+    """Images that do not show the class, but in which it was found; for macro, at least one class."""
     n_empty: Images
     """Images with the class in neither mask, which do not count."""
 
@@ -149,9 +149,9 @@ class SegmentationPoint(MethodRecord, PrimaryRecord):
     n_patients: Patients
     """Patients of these images."""
     n_missed: Annotated[float, unit_of("images")]
-    """Images that show the class, and where it was not found; mean over draws."""
+    """Images that show the class, but in which it was not found; mean over draws."""
     n_false: Annotated[float, unit_of("images")]
-    """Images that do not show the class, and where it was found; mean over draws."""
+    """Images that do not show the class, but in which it was found; mean over draws."""
 
 
 class SegmentationCurveDifference(SegmentationDifference):

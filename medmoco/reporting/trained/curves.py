@@ -64,7 +64,7 @@ def _plot(
         for point in points
     ]  # fmt: skip
     head = ["masks, encoder", f"{metric_words} (95 % interval)", "training patients", "training images", "draws",
-            "images where the class was missed", "where it was found, but is not"]  # fmt: skip
+            "images in which it was missed", "images without it in which it was found"]  # fmt: skip
     counts = f"{points[0].n} images of {points[0].n_patients} patients"
     title = f"{metric_words} by fraction of patients with masks, {class_words(label)} on {split} ({counts}), {run.name}"
     title = title[0].upper() + title[1:]
